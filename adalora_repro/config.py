@@ -1,0 +1,143 @@
+"""The typed schema of the configuration and what can be told from a composed one without torch.
+
+Hydra composes ``conf/`` into ``Config``: a misspelt or ill-typed key fails before anything is loaded. ``method`` is the
+one open node: its keys are those of the chosen method's YAML (Hydra refuses others) and its types those of the method's
+``Options`` dataclass, so that a new method needs no change here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from adalora_repro.errors import InputError, one_of
+
+GROUPS = ("task", "method", "budget", "backbone", "data", "protocol", "tuned")
+
+
+@dataclass
+class TaskConfig:
+    """One task of a family; which fields matter is the family's business (``tasks/<family>.py``)."""
+
+    name: str = MISSING
+    family: str = MISSING  # module in tasks/: glue, squad, summarization
+    budgets: str = MISSING  # budget family: glue, qa, nlg
+    hub: str = MISSING  # data set on the hub, its configuration and pinned revision
+    hub_config: str | None = None
+    revision: str = MISSING
+    text_columns: list[str] = field(default_factory=list)
+    label_column: str = "label"
+    num_labels: int = 2  # 1: regression
+    label_range: list[float] = field(default_factory=list)  # regression only: smallest and largest label
+    metrics: list[str] = field(default_factory=list)
+    primary_metric: str = MISSING
+    validation: dict[str, str] = field(default_factory=lambda: {"": "validation"})  # metric suffix -> split
+    max_length: int = MISSING
+    max_target_length: int | None = None
+    stride: int | None = None
+    num_beams: int | None = None
+    classifier_dropout: float | None = None
+    rows: dict[str, int] = field(default_factory=dict)  # official sizes: T is known before any download
+    total_steps: int = MISSING  # T of the paper: what method.schedule=scaled scales from
+
+
+@dataclass
+class BudgetConfig:
+    label: str = MISSING
+    family: str = MISSING
+
+
+@dataclass
+class BackboneConfig:
+    name: str = MISSING
+    source: str = MISSING  # hub | package | random
+    hub: str | None = None
+    revision: str | None = None
+    package: str | None = None  # installed Python package that carries the files
+    sha256: str | None = None  # of model.safetensors, checked when loading from a package
+    path: str | None = None  # a local folder instead of the hub
+    tokenizer: str = MISSING  # hub | package | bytes
+    architecture: dict[str, Any] = field(default_factory=dict)  # transformers' configuration: plans need no network
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class DataConfig:
+    source: str = MISSING  # hub | local | sample
+    dir: str | None = None
+    cache_dir: str = "~/.cache/adalora-repro"  # tokenized data; not part of the result
+    sample_rows: int = 1500
+    sample_validation_rows: int = 400
+    sample_seed: int = 0
+
+
+@dataclass
+class ProtocolConfig:
+    name: str = MISSING  # paper | released
+
+
+@dataclass
+class TrainConfig:
+    epochs: float = 3.0
+    max_steps: int | None = None  # wins over epochs
+    batch_size: int = 32  # examples of one optimizer step, whatever grad_accumulation is
+    grad_accumulation: int = 1
+    eval_steps: int | None = None  # null: once per epoch
+    save_steps: int = 500
+    log_steps: int = 50
+    precision: str = "fp32"  # fp32 | bf16
+    padding: str = "longest"  # longest (length-grouped batches) | max_length (as the released scripts)
+    num_workers: int = 0
+    device: str = "auto"  # auto | cpu | cuda
+
+
+@dataclass
+class OptimConfig:
+    lr: float = MISSING
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+
+@dataclass
+class EvalConfig:
+    batch_size: int = 64
+    max_examples: int | None = None  # a quick look: such a record enters no table unless asked
+
+
+@dataclass
+class ResultsConfig:
+    dir: str = "results"
+
+
+@dataclass
+class Config:
+    task: TaskConfig = field(default_factory=TaskConfig)
+    method: dict[str, Any] = field(default_factory=dict)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    results: ResultsConfig = field(default_factory=ResultsConfig)
+    seed: int = 0
+    dry_run: bool = False
+    force: bool = False
+
+
+def resource(name: str) -> Path:
+    """Folder ``conf`` or ``sweeps``: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    return package / name if (package / name).is_dir() else package.parent / name

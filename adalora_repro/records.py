@@ -1,0 +1,237 @@
+"""RunRecord <-> metrics.json: what one run measured, with provenance.
+
+Standard library only: the report reads thousands of records and must start fast. A record is written atomically
+(temporary file, fsync, rename), so a reader never sees half of one and a full disk never costs the record that was
+there before. A reader refuses what it cannot validate and says which file and why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+STATUSES = ("running", "ok", "failed", "cancelled")
+RECORD_NAME = "metrics.json"
+
+KEY_FIELDS: dict[str, tuple[type, ...]] = {
+    "backbone": (str,),
+    "task": (str,),
+    "method": (str,),
+    "budget": (str,),
+    "protocol": (str,),
+    "data": (str,),
+    "lr": (int, float),
+    "seed": (int,),
+    "total_steps": (int,),
+    "max_examples": (int, type(None)),
+    "variant": (str,),
+    "hash": (str,),
+}
+
+
+class RecordError(ValueError):
+    """A file is not a record of this program; the message names the file and the reason."""
+
+
+@dataclass
+class RunRecord:
+    """One run (design.md section 4). Units: seconds, bytes, counts; GLUE metrics as fractions of 1.
+
+    Attributes:
+        status: ``running``, ``ok``, ``failed`` or ``cancelled``; ``error`` says why a run failed.
+        key: what identifies the run, see ``KEY_FIELDS``. ``hash`` covers every result-relevant setting, ``variant``
+            the same settings without learning rate and seed: runs of one variant differ in those two only.
+        primary_metric: name of the metric that selects and ranks, a key of ``final["metrics"]``.
+        final: ``{"metrics": {name: float}, "step": int}`` at the last step; ``best`` likewise, the best evaluation by
+            the primary metric among those at the final budget (None until one exists).
+        params: trained parameters: ``method`` (after pruning), ``head``, ``total`` (their sum), ``at_init`` (method
+            parameters at the initial budget), ``backbone`` (the frozen model, for shares).
+        budget: ``b_0``, ``b_T``, ``n``, the schedule's ``t_i``, ``t_f``, ``delta_t``; None without a schedule.
+        rank_pattern: adapted matrix -> triplets kept at the end; None for methods without ranks.
+        progress: ``step``, ``total_steps``, ``updated`` (Unix time) and who holds the run (``host``, ``pid``).
+        settings: every result-relevant setting, flat (``optim.lr`` -> value): what ``key.hash`` hashes.
+    """
+
+    key: dict[str, Any]
+    primary_metric: str
+    status: str = "running"
+    error: str | None = None
+    final: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    params: dict[str, int] = field(default_factory=dict)
+    budget: dict[str, Any] | None = None
+    rank_pattern: dict[str, int] | None = None
+    progress: dict[str, Any] = field(default_factory=dict)
+    time: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON types, its identity first so that a person sees it first."""
+        first = ("schema_version", "status", "error", "key", "primary_metric", "final", "best")
+        values = dataclasses.asdict(self)
+        return {name: values.pop(name) for name in first} | values
+
+    def measured(self) -> dict[str, Any]:
+        """What must be identical when the same run is repeated or resumed: all but clocks, machine and progress."""
+        volatile = ("time", "memory", "environment", "progress")
+        return {name: value for name, value in self.to_json().items() if name not in volatile}
+
+
+def validate(values: Any, where: str) -> RunRecord:
+    """JSON values -> RunRecord.
+
+    Raises:
+        RecordError: naming ``where`` and the first thing that is wrong.
+    """
+
+    def refuse(why: str) -> RecordError:
+        return RecordError(f"{where}: {why}")
+
+    if not isinstance(values, dict):
+        raise refuse("not a JSON object")
+    version = values.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise refuse(f"schema_version {version!r}, this program reads {SCHEMA_VERSION}")
+    known = {f.name for f in dataclasses.fields(RunRecord)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise refuse(f"unknown field '{unknown[0]}'")
+    if values.get("status") not in STATUSES:
+        raise refuse(f"status {values.get('status')!r} is none of {', '.join(STATUSES)}")
+    key = values.get("key")
+    if not isinstance(key, dict):
+        raise refuse("no key")
+    for name, types in KEY_FIELDS.items():
+        if name not in key:
+            raise refuse(f"key.{name} is missing")
+        if not isinstance(key[name], types) or isinstance(key[name], bool):
+            raise refuse(f"key.{name} is {key[name]!r}")
+    if not isinstance(values.get("primary_metric"), str):
+        raise refuse("no primary_metric")
+    for name in ("final", "best"):
+        if values.get(name) is not None:
+            _check_evaluation(values[name], name, refuse)
+    for name in ("params", "progress", "time", "memory", "environment", "data", "settings"):
+        if not isinstance(values.get(name, {}), dict):
+            raise refuse(f"{name} is not an object")
+    for name in ("budget", "rank_pattern"):
+        if not isinstance(values.get(name), dict | None):
+            raise refuse(f"{name} is not an object")
+    for name, count in values.get("params", {}).items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise refuse(f"params.{name} is {count!r}")
+    if values["status"] == "ok":
+        if values.get("final") is None:
+            raise refuse("status ok without a final evaluation")
+        if values["primary_metric"] not in values["final"]["metrics"]:
+            raise refuse(f"final has no metric '{values['primary_metric']}'")
+    return RunRecord(**values)
+
+
+def _check_evaluation(value: Any, name: str, refuse: Any) -> None:
+    if not isinstance(value, dict) or not isinstance(value.get("metrics"), dict) or "step" not in value:
+        raise refuse(f"{name} has no metrics and step")
+    for metric, number in value["metrics"].items():
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise refuse(f"{name}.metrics.{metric} is {number!r}")
+
+
+def read(path: Path) -> RunRecord:
+    """Reads and validates one record.
+
+    Raises:
+        RecordError: damaged, foreign or from another schema version; the message names the file and why.
+        FileNotFoundError: there is none.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: {error}") from None
+    return validate(values, str(path))
+
+
+def write(record: RunRecord, folder: Path) -> Path:
+    """Writes ``folder/metrics.json`` atomically and returns its path.
+
+    Raises:
+        RecordError: the record would not be readable (checked before anything is written).
+        OSError: the disk is full or the folder not writable; the record that was there survives.
+    """
+    path = folder / RECORD_NAME
+    values = record.to_json()
+    validate(values, str(path))
+    write_atomic(path, json.dumps(values, indent=1, allow_nan=False).encode() + b"\n")
+    return path
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replaces ``path`` by ``content``: after a crash or a full disk either the old or the new file is there, whole."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def find(results: Path) -> Iterator[Path]:
+    """Paths of all records below ``results/runs``, in a fixed order. Records set aside by ``force`` are not found."""
+    runs = results / "runs"
+    for folder, folders, files in os.walk(runs):
+        folders.sort()
+        if RECORD_NAME in files:
+            yield Path(folder) / RECORD_NAME
+
+
+def read_all(results: Path) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
+    """All readable records below ``results/runs`` and, for each file refused, one line that names it and says why.
+
+    A record counts only in the folder that its key names: a copy elsewhere would be averaged in twice.
+    """
+    records, refused = [], []
+    for path in find(results):
+        try:
+            record = read(path)
+            expected = run_folder(results, record.key)
+            if path.parent != expected:
+                raise RecordError(f"{path}: its key belongs in {expected}, a copied or renamed run is not counted")
+        except FileNotFoundError:
+            continue  # replaced or moved while we walked
+        except RecordError as error:
+            refused.append(str(error))
+        else:
+            records.append((path, record))
+    return records, refused
+
+
+def run_folder(results: Path, key: dict[str, Any]) -> Path:
+    """results/runs/<backbone>/<task>/<method>/<budget>/<protocol>-<data>-lr<lr>-seed<seed>-<hash>.
+
+    Raises:
+        RecordError: a part of the key would leave ``results`` (a separator, ``..``, empty).
+    """
+    leaf = f"{key['protocol']}-{key['data']}-lr{key['lr']:g}-seed{key['seed']}-{key['hash']}"
+    parts = [str(key[name]) for name in ("backbone", "task", "method", "budget")] + [leaf]
+    for part in parts:
+        if not part or part.startswith(".") or any(c in part for c in "/\\\0"):
+            raise RecordError(f"'{part}' cannot be a folder name")
+    return results.joinpath("runs", *parts)
