@@ -102,7 +102,7 @@ def validate(values: Any, where: str) -> RunRecord:
     if not isinstance(values, dict):
         raise refuse("not a JSON object")
     version = values.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise refuse(f"schema_version {version!r}, this program reads {SCHEMA_VERSION}")
     known = {f.name for f in dataclasses.fields(RunRecord)}
     unknown = sorted(set(values) - known)
@@ -118,6 +118,10 @@ def validate(values: Any, where: str) -> RunRecord:
             raise refuse(f"key.{name} is missing")
         if not isinstance(key[name], types) or isinstance(key[name], bool):
             raise refuse(f"key.{name} is {key[name]!r}")
+    if not _finite(key["lr"]):
+        raise refuse(f"key.lr is {key['lr']!r}")
+    if not isinstance(values.get("error"), str | None):
+        raise refuse("error is not text")
     if not isinstance(values.get("primary_metric"), str):
         raise refuse("no primary_metric")
     for name in ("final", "best"):
@@ -137,6 +141,8 @@ def validate(values: Any, where: str) -> RunRecord:
             raise refuse("status ok without a final evaluation")
         if values["primary_metric"] not in values["final"]["metrics"]:
             raise refuse(f"final has no metric '{values['primary_metric']}'")
+        if values.get("best") is not None and values["primary_metric"] not in values["best"]["metrics"]:
+            raise refuse(f"best has no metric '{values['primary_metric']}'")
     return RunRecord(**values)
 
 
@@ -144,8 +150,15 @@ def _check_evaluation(value: Any, name: str, refuse: Any) -> None:
     if not isinstance(value, dict) or not isinstance(value.get("metrics"), dict) or "step" not in value:
         raise refuse(f"{name} has no metrics and step")
     for metric, number in value["metrics"].items():
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not _finite(number):
             raise refuse(f"{name}.metrics.{metric} is {number!r}")
+
+
+def _finite(number: int | float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer beyond any float
+        return False
 
 
 def read(path: Path) -> RunRecord:
@@ -159,7 +172,7 @@ def read(path: Path) -> RunRecord:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: {error}") from None
     return validate(values, str(path))
 

@@ -1,0 +1,153 @@
+"""adalora-report: records below results/ -> the paper's tables with our numbers in them, and what is still missing.
+
+Reads only ``metrics.json`` files, imports neither torch nor Hydra, and starts at once. A table is a module of
+``tables/`` with a ``SPEC``: it becomes a subcommand by being there.
+
+Exit codes: 0 printed (files refused are named on stderr), 2 wrong input (one line on stderr).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from adalora_repro import records, tables
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError, one_of
+from adalora_repro.records import RunRecord
+from adalora_repro.tables.base import CHECKPOINTS, DATA_SOURCES, PROTOCOLS, Scope, Spec, choose_scope, compile_table
+from adalora_repro.tables.render import FORMATS, clean, render
+from adalora_repro.tables.status import render_status
+
+EXAMPLES = """\
+examples:
+  adalora-report table1                                  the paper's backbone, the records of ./results
+  adalora-report table1 --backbone minilm --data local   another backbone, files of a local folder
+  adalora-report table1 --format latex --out table1.tex  also csv, html, markdown
+  adalora-report table1 --select best                    best evaluation at the final budget, not the last step
+  adalora-report status                                  done, running, failed, missing
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line, like every other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def discover() -> dict[str, Spec]:
+    """Tables by name: the modules of ``tables/`` that have a ``SPEC``."""
+    names = sorted(module.name for module in pkgutil.iter_modules(tables.__path__))
+    modules = [importlib.import_module(f"{tables.__name__}.{name}") for name in names]
+    return {module.SPEC.name: module.SPEC for module in modules if hasattr(module, "SPEC")}
+
+
+def parser_of(specs: dict[str, Spec]) -> Parser:
+    parser = Parser(
+        prog="adalora-report",
+        description="Compile the paper's tables from the records of adalora-run, ours beside the paper's.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="report", metavar="REPORT", title="reports")
+    for spec in specs.values():
+        table = commands.add_parser(spec.name, help=spec.title, description=spec.title, allow_abbrev=False)
+        add_scope(table)
+        table.add_argument("--select", choices=CHECKPOINTS, default="final", help="checkpoint (default: %(default)s)")
+        table.add_argument("--format", choices=FORMATS, default="markdown", help="default: %(default)s")
+        table.add_argument("--include-partial", action="store_true", help="show runs with eval.max_examples too")
+        table.add_argument("--only-filled", action="store_true", help="leave out rows and columns without a record")
+        table.add_argument("--out", metavar="FILE", help="write there instead of to the terminal")
+    status = commands.add_parser("status", help="what is done, running, failed, missing", allow_abbrev=False)
+    add_scope(status)
+    return parser
+
+
+def add_scope(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", metavar="NAME", help="default: the paper's, or the only one with records")
+    parser.add_argument("--data", choices=DATA_SOURCES, help="default: the first of these with records; never mixed")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="default: %(default)s")
+    parser.add_argument("--results", metavar="DIR", help="folder with runs/ in it (default: results)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    try:
+        return report(argv)
+    except InputError as error:
+        print(f"adalora-report: error: {clean(str(error))}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+
+
+def report(argv: Sequence[str] | None) -> int:
+    specs = discover()
+    args = parser_of(specs).parse_args(argv)
+    if args.report is None:
+        raise InputError(f"say which report; valid: {', '.join([*specs, 'status'])} (--help shows examples)")
+    results = results_folder(args.results)
+    found, refused = records.read_all(results)
+    known_backbone(args.backbone, found, specs)
+    if args.report == "status":
+        wish = Scope("", "", args.protocol, include_partial=True, results=results)
+        scopes = [(spec, choose_scope(spec, found, args.backbone, args.data, wish)) for spec in specs.values()]
+        text, out = render_status(scopes, found), None
+    else:
+        spec = specs[args.report]
+        wish = Scope("", "", args.protocol, args.select, args.include_partial, results)
+        table = compile_table(spec, found, choose_scope(spec, found, args.backbone, args.data, wish))
+        refused += table.refused
+        text, out = render(table, args.format, args.only_filled), args.out
+    for line in refused:
+        print(f"adalora-report: skipped: {clean(line)}", file=sys.stderr)
+    deliver(text, out)
+    return EXIT_OK
+
+
+def results_folder(name: str | None) -> Path:
+    """The folder asked for, which must exist; the default one may not exist yet: then the paper speaks alone."""
+    if name is None:
+        return Path("results")
+    if not Path(name).is_dir():
+        raise InputError(f"--results: no folder '{name}'")
+    return Path(name)
+
+
+def known_backbone(name: str | None, found: Sequence[tuple[Path, RunRecord]], specs: dict[str, Spec]) -> None:
+    """A backbone is known when it has records or a configuration: a misspelt one must not look like an empty table."""
+    if name is None or name in {record.key["backbone"] for _, record in found}:
+        return
+    from adalora_repro.config import resource  # imports OmegaConf: only here
+
+    configured = {path.stem for path in (resource("conf") / "backbone").glob("*.yaml")}
+    choices = configured | {record.key["backbone"] for _, record in found} | {spec.backbone for spec in specs.values()}
+    if name not in choices:
+        raise one_of("backbone", name, sorted(choices))
+
+
+def deliver(text: str, out: str | None) -> None:
+    """To the terminal, or whole or not at all to a file."""
+    if out is None:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")  # a terminal without "±" is no reason to fail
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    try:
+        records.write_atomic(Path(out), text.encode())
+    except OSError as error:
+        raise InputError(f"--out: cannot write '{out}': {error.strerror}") from None
+    print(f"wrote {clean(out)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,447 @@
+"""What the tables share: which records belong in a cell, which of them are shown, and the numbers of a cell.
+
+A table is one module of this package with a ``SPEC``; nothing else knows it. Standard library only, no printing:
+``layout.py`` puts a compiled table into words and lines, ``render.py`` into markdown, LaTeX, CSV and HTML.
+
+The rule of a cell (task, method, budget) is ``RULE``, printed under every table; its runs have one backbone, one data
+source and one protocol.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from adalora_repro.records import RunRecord
+
+DATA_SOURCES = ("hub", "local", "sample")  # in the order they are preferred; never mixed in one table
+PROTOCOLS = ("paper", "released")
+CHECKPOINTS = ("final", "best")
+FIXED_SIZE = ("full", "bitfit")  # methods whose size is no choice: their ``budget`` is their own name
+METHOD_NAMES = {
+    "full": "Full FT",
+    "bitfit": "BitFit",
+    "houlsby": "HAdapter (Houlsby)",
+    "pfeiffer": "PAdapter (Pfeiffer)",
+    "lora": "LoRA",
+    "adalora": "AdaLoRA",
+}
+RULE = (
+    "Rule of a cell: finished runs only. Among settings that differ in more than learning rate and seed: the most "
+    "training steps, then the most seeds, then the best mean. Then the learning rate with the best mean over seeds of "
+    "the task's primary metric; ties: more seeds, then the smaller learning rate."
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One task of a table: ``metrics`` are names in a record, ``paper`` the columns of the paper's CSV for them."""
+
+    task: str
+    heading: str
+    unit: str
+    metrics: tuple[str, ...]
+    paper: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One table of the paper.
+
+    Attributes:
+        paper_file: in ``tables/paper``; columns ``method``, ``budget``, ``params_label`` and those of ``columns``.
+        backbone: the one the paper used, and the default of the report.
+        average: {paper column: score} -> the table's own mean, or None; ``average_column`` is its name in the CSV.
+        notes: rules of this table alone.
+    """
+
+    name: str
+    title: str
+    paper_file: str
+    backbone: str
+    columns: tuple[Column, ...]
+    average: Callable[[Mapping[str, float]], float] | None = None
+    average_column: str = ""
+    average_heading: tuple[str, str] = ("", "")
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which records a table is about; ``said`` tells the reader what was chosen for him."""
+
+    backbone: str
+    data: str
+    protocol: str = "paper"
+    select: str = "final"
+    include_partial: bool = False
+    results: Path = Path("results")
+    said: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record with its file. ``scores`` are the metrics of the checkpoint that the table shows, as percentages."""
+
+    path: Path
+    record: RunRecord
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return self.record.key
+
+
+@dataclass(frozen=True)
+class Value:
+    """Mean and sample standard deviation (ddof = 1) over seeds, in percent; None where there is none."""
+
+    mean: float | None
+    sd: float | None = None
+    paper: float | None = None
+    best: bool = False
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.mean is None or self.paper is None else self.mean - self.paper
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task of one row. Without ``runs`` it holds the paper's numbers alone."""
+
+    values: tuple[Value, ...]
+    runs: tuple[Run, ...] = ()
+    lrs: tuple[float, ...] = ()  # all that were tried with the chosen setting
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.key["seed"] for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one budget; ``cells`` in the order of the table's columns."""
+
+    method: str
+    budget: str
+    params_label: str | None
+    cells: tuple[Cell, ...]
+    average: Value | None = None
+    average_seeds: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        name = METHOD_NAMES.get(self.method, self.method)
+        return name if self.budget == self.method else f"{name} {self.budget}"
+
+    @property
+    def in_paper(self) -> bool:
+        return self.params_label is not None
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(run for cell in self.cells for run in cell.runs)
+
+    def params(self, what: str) -> tuple[int, int] | None:
+        """Smallest and largest count of ``method``, ``head`` or ``total`` among the runs shown.
+
+        They differ between tasks (labels of the head) and, for AdaLoRA, between seeds (final ranks).
+        """
+        counts = [run.record.params[what] for run in self.runs if what in run.record.params]
+        return (min(counts), max(counts)) if counts else None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A compiled table; ``refused`` names records that could not be used, one line each."""
+
+    spec: Spec
+    scope: Scope
+    rows: tuple[Row, ...]
+    left_out: Mapping[str, int]
+    refused: tuple[str, ...]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(run for row in self.rows for run in row.runs)
+
+
+def paper_rows(name: str) -> list[dict[str, str]]:
+    """The paper's own numbers, as printed there, from ``tables/paper/<name>``."""
+    text = (files("adalora_repro.tables") / "paper" / name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def number(text: str | None) -> float | None:
+    """A number of the paper's CSV; None where the paper has none."""
+    return float(text) if text else None
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (ddof = 1; None for one value), independent of the order of ``values``."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def compile_table(spec: Spec, records: Iterable[tuple[Path, RunRecord]], scope: Scope) -> Table:
+    """Records -> numbers of the table, by ``RULE``."""
+    cells, left_out, refused = sort_in(spec, records, scope)
+    rows = []
+    for method, budget, paper in row_specs(spec, cells):
+        shown = [cell_of(column, cells.get((method, budget, column.task), []), paper) for column in spec.columns]
+        average, seeds = average_of(spec, shown, paper)
+        rows.append(Row(method, budget, paper.get("params_label"), tuple(shown), average, seeds))
+    return Table(spec, scope, tuple(mark_best(rows)), left_out, tuple(refused))
+
+
+CellKey = tuple[str, str, str]
+
+
+def sort_in(
+    spec: Spec, records: Iterable[tuple[Path, RunRecord]], scope: Scope
+) -> tuple[dict[CellKey, list[Run]], dict[str, int], list[str]]:
+    """Records of the scope by (method, budget, task); how many were left out and why; what was refused."""
+    columns = {column.task: column for column in spec.columns}
+    cells: dict[CellKey, list[Run]] = defaultdict(list)
+    left_out: dict[str, int] = defaultdict(int)
+    refused = []
+    for path, record in records:
+        key = record.key
+        if key["task"] not in columns or not in_scope(record, scope):
+            continue
+        reason = left_out_because(record, scope)
+        if reason:
+            left_out[reason] += 1
+            continue
+        evaluation = record.final if scope.select == "final" else record.best
+        metrics: Mapping[str, float] = evaluation["metrics"] if evaluation else {}
+        wrong = wrong_metrics(metrics, {*columns[key["task"]].metrics, record.primary_metric})
+        if wrong:
+            refused.append(f"{path}: {wrong}")
+            continue
+        run = Run(path, record, {name: 100.0 * value for name, value in metrics.items()})
+        cells[key["method"], key["budget"], key["task"]].append(run)
+    return dict(cells), dict(left_out), refused
+
+
+def in_scope(record: RunRecord, scope: Scope) -> bool:
+    key = record.key
+    return bool(key["backbone"] == scope.backbone and key["data"] == scope.data and key["protocol"] == scope.protocol)
+
+
+def left_out_because(record: RunRecord, scope: Scope) -> str | None:
+    """Why a record of the scope is in no cell, as a phrase that a count can precede; None if it is in one."""
+    if record.status != "ok":
+        return record.status
+    if record.key["max_examples"] is not None and not scope.include_partial:
+        return "evaluated on a part of the examples (eval.max_examples; --include-partial shows them)"
+    if scope.select == "best" and record.best is None:
+        return "without an evaluation at the final budget (no 'best')"
+    return None
+
+
+def wrong_metrics(metrics: Mapping[str, float], needed: set[str]) -> str | None:
+    """What makes the metrics of a record unusable here; GLUE's are fractions, so 87.3 is a percentage gone astray."""
+    for name in sorted(needed):
+        if name not in metrics:
+            return f"no metric '{name}'"
+        if not -1.0 <= metrics[name] <= 1.0:
+            return f"{name} is {metrics[name]!r}, not a fraction of 1"
+    return None
+
+
+def row_specs(spec: Spec, cells: Iterable[CellKey]) -> list[tuple[str, str, dict[str, str]]]:
+    """(method, budget, paper's row) in the paper's order; then, in its budget's group, what only our records have."""
+    rows = [(row["method"], row["budget"], row) for row in paper_rows(spec.paper_file)]
+    known = {(method, budget) for method, budget, _ in rows}
+    order = {budget: place for place, (_, budget, _) in reversed(list(enumerate(rows)))}
+    extra = sorted({(method, budget) for method, budget, _ in cells} - known)
+    rows += [(method, budget, {}) for method, budget in extra]
+    return sorted(rows, key=lambda row: order.get(row[1], len(rows)))
+
+
+def cell_of(column: Column, runs: Sequence[Run], paper: Mapping[str, str]) -> Cell:
+    """The runs that ``RULE`` chooses, and their numbers beside the paper's."""
+    printed = [number(paper.get(name)) for name in column.paper]
+    if not runs:
+        return Cell(tuple(Value(None, paper=value) for value in printed))
+    settings = by_setting(runs)
+    chosen = max(settings, key=lambda group: setting_rank(settings[group]))
+    by_lr = settings[chosen]
+    lr = choose_lr(by_lr)
+    shown = tuple(sorted(by_lr[lr], key=lambda run: run.key["seed"]))
+    stats = [mean_sd([run.scores[metric] for run in shown]) for metric in column.metrics]
+    values = tuple(Value(mean, sd, value) for (mean, sd), value in zip(stats, printed, strict=True))
+    others = [next(iter(group.values()))[0] for name, group in settings.items() if name != chosen]
+    notes = setting_notes(shown[0], others) + lr_notes(lr, by_lr) + duplicate_notes(runs, settings)
+    return Cell(values, shown, tuple(sorted(by_lr)), tuple(notes))
+
+
+Setting = tuple[bool, int, str]
+ByLr = dict[float, list[Run]]
+
+
+def by_setting(runs: Iterable[Run]) -> dict[Setting, ByLr]:
+    """Runs by (every example evaluated, steps, variant) and learning rate; a seed counts once in a group."""
+    groups: dict[Setting, dict[float, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
+    for run in sorted(runs, key=lambda run: str(run.path)):
+        setting = (run.key["max_examples"] is None, run.key["total_steps"], run.key["variant"])
+        groups[setting][float(run.key["lr"])].setdefault(run.key["seed"], run)
+    return {
+        setting: {lr: list(seeds.values()) for lr, seeds in sorted(by_lr.items())}
+        for setting, by_lr in sorted(groups.items())
+    }
+
+
+def primary_mean(runs: Sequence[Run]) -> float:
+    return statistics.fmean(run.scores[run.record.primary_metric] for run in runs)
+
+
+def choose_lr(by_lr: Mapping[float, Sequence[Run]]) -> float:
+    """The learning rate with the best mean over seeds; ties: more seeds, then the smaller one."""
+    return max(by_lr, key=lambda lr: (primary_mean(by_lr[lr]), len(by_lr[lr]), -lr))
+
+
+def setting_rank(by_lr: ByLr) -> tuple[bool, int, int, float]:
+    """What settings are compared by: evaluated whole, training steps, seeds, mean at their best learning rate."""
+    key = next(iter(by_lr.values()))[0].key
+    seeds = {run.key["seed"] for runs in by_lr.values() for run in runs}
+    return key["max_examples"] is None, key["total_steps"], len(seeds), primary_mean(by_lr[choose_lr(by_lr)])
+
+
+def setting_notes(shown: Run, others: Sequence[Run]) -> list[str]:
+    """Names the setting shown when a cell had several, and what the others do differently."""
+    if not others:
+        return []
+    ours = shown.record.settings
+    told = []
+    for other in others:
+        theirs = other.record.settings
+        names = sorted(
+            name
+            for name in ours.keys() | theirs.keys()
+            if name not in ("optim.lr", "seed") and ours.get(name) != theirs.get(name)
+        )
+        differs = ", ".join(f"{name}={short(theirs.get(name))} not {short(ours.get(name))}" for name in names[:3])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        told.append(f"{other.key['variant']} ({other.key['total_steps']:,} steps{'; ' * bool(names)}{differs}{more})")
+    key = shown.key
+    return [f"shows setting {key['variant']} ({key['total_steps']:,} steps); also found: {', '.join(told)}"]
+
+
+def short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def lr_text(lr: float) -> str:
+    """5e-4, 1.2e-3: as the paper and the configuration write learning rates."""
+    mantissa, _, exponent = f"{lr:.6e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def lr_notes(lr: float, by_lr: ByLr) -> list[str]:
+    """Warns when a learning rate won on fewer seeds than another one had: the best of few is a lucky draw."""
+    most = max(len(runs) for runs in by_lr.values())
+    if len(by_lr[lr]) == most:
+        return []
+    return [f"lr {lr_text(lr)} won with {len(by_lr[lr])} seed(s), another lr has {most}"]
+
+
+def duplicate_notes(runs: Sequence[Run], settings: Mapping[Setting, ByLr]) -> list[str]:
+    counted = sum(len(group) for by_lr in settings.values() for group in by_lr.values())
+    return [f"{len(runs) - counted} record(s) repeat a seed and are not counted"] if counted < len(runs) else []
+
+
+def average_of(spec: Spec, cells: Sequence[Cell], paper: Mapping[str, str]) -> tuple[Value | None, tuple[int, ...]]:
+    """The table's own mean, only when every task is there; its sd only when all tasks have the same seeds."""
+    if spec.average is None:
+        return None, ()
+    printed = number(paper.get(spec.average_column))
+    if not all(cell.runs for cell in cells):
+        return Value(None, paper=printed), ()
+    names = [name for column in spec.columns for name in column.paper]
+    means = [value.mean for cell in cells for value in cell.values]
+    mean = spec.average({name: value for name, value in zip(names, means, strict=True) if value is not None})
+    seeds = cells[0].seeds
+    if any(cell.seeds != seeds for cell in cells):
+        return Value(mean, None, printed), ()
+    metrics = [(cell, metric) for cell, column in zip(cells, spec.columns, strict=True) for metric in column.metrics]
+    of_seed = [
+        spec.average({name: cell.runs[i].scores[metric] for name, (cell, metric) in zip(names, metrics, strict=True)})
+        for i in range(len(seeds))
+    ]
+    return Value(mean, mean_sd(of_seed)[1], printed), seeds
+
+
+def mark_best(rows: Sequence[Row]) -> list[Row]:
+    """Marks the best of ours in each column, to the two decimals shown; a column with one row has no best."""
+    best: dict[tuple[int, int], float] = {}
+    count: dict[tuple[int, int], int] = defaultdict(int)
+    for row in rows:
+        for place, value in values_of(row):
+            if value.mean is not None:
+                best[place] = max(best.get(place, value.mean), value.mean)
+                count[place] += 1
+
+    def marked(place: tuple[int, int], value: Value) -> Value:
+        wins = value.mean is not None and count[place] > 1 and f"{value.mean:.2f}" == f"{best[place]:.2f}"
+        return replace(value, best=wins)
+
+    done = []
+    for row in rows:
+        cells = tuple(
+            replace(cell, values=tuple(marked((i, j), value) for j, value in enumerate(cell.values)))
+            for i, cell in enumerate(row.cells)
+        )
+        average = None if row.average is None else marked((-1, 0), row.average)
+        done.append(replace(row, cells=cells, average=average))
+    return done
+
+
+def values_of(row: Row) -> list[tuple[tuple[int, int], Value]]:
+    """((column, metric), value) of a row; its average as column -1."""
+    values = [((i, j), value) for i, cell in enumerate(row.cells) for j, value in enumerate(cell.values)]
+    return values if row.average is None else [*values, ((-1, 0), row.average)]
+
+
+def choose_scope(
+    spec: Spec,
+    records: Sequence[tuple[Path, RunRecord]],
+    backbone: str | None,
+    data: str | None,
+    wish: Scope,
+) -> Scope:
+    """Fills in the backbone and the data source that the user left open, and says what it chose.
+
+    Backbone: the paper's; if that has no record and exactly one other has, that one. Data: the first of hub, local,
+    sample with a record of this backbone. Finished runs decide; only where there are none do the others.
+    """
+    tasks = {column.task for column in spec.columns}
+    ours = [record for _, record in records if record.key["task"] in tasks and record.key["protocol"] == wish.protocol]
+    finished = [record for record in ours if left_out_because(record, wish) is None]
+    said = []
+    if backbone is None:
+        have = sorted({record.key["backbone"] for record in finished or ours})
+        backbone = have[0] if len(have) == 1 else spec.backbone
+        if have and backbone != spec.backbone:
+            said.append(f"No record of {spec.backbone}: this is {backbone}, the only backbone with records.")
+        elif have and spec.backbone not in have:
+            said.append(
+                f"No record of {spec.backbone}; --backbone chooses among those with records: {', '.join(have)}."
+            )
+    if data is None:
+        of_backbone = [record for record in finished if record.key["backbone"] == backbone]
+        of_backbone = of_backbone or [record for record in ours if record.key["backbone"] == backbone]
+        have = [source for source in DATA_SOURCES if any(record.key["data"] == source for record in of_backbone)]
+        data = have[0] if have else DATA_SOURCES[0]
+        if len(have) > 1:
+            said.append(f"Data {data}; there are also records with --data {' and --data '.join(have[1:])}.")
+    return replace(wish, backbone=backbone, data=data, said=tuple(said))

@@ -1,0 +1,367 @@
+"""A compiled table -> what a person reads: lines, caption, notes, commands. Plain text; ``render.py`` escapes it.
+
+Each row of a table is up to four lines, so that figures to compare stand under each other: ours, its spread and seeds,
+the paper's, and the difference. A row without a record of ours is the paper's line alone.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from adalora_repro.tables.base import FIXED_SIZE, RULE, Cell, Row, Run, Scope, Table, Value, lr_text
+
+NONE = "–"  # noqa: RUF001
+OURS, SPREAD, PAPER, DIFFERENCE = "ours", "± sd (seeds)", "paper", "difference"
+
+
+class Part(NamedTuple):
+    """One figure of a cell that may hold two (m/mm); figures of a cell are joined by a slash."""
+
+    text: str
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    label: str
+    cells: tuple[tuple[Part, ...], ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One row of the table with its lines."""
+
+    name: str
+    budget: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    title: str
+    caption: str
+    heading: tuple[tuple[str, str], ...]
+    blocks: tuple[Block, ...]
+    notes: tuple[str, ...]
+    commands: tuple[str, ...]
+
+
+def sheet_of(table: Table, only_filled: bool = False) -> Sheet:
+    """Everything a rendered table says. ``only_filled`` leaves out rows and columns without a record of ours."""
+    filled = filled_columns(table) if only_filled else set(range(len(table.spec.columns)))
+    rows = [row for row in table.rows if row.runs or not only_filled]
+    with_average = table.spec.average is not None and len(filled) == len(table.spec.columns)
+    heading = [("# Params", ""), ("with", "head")]
+    heading += [(c.heading, c.unit) for i, c in enumerate(table.spec.columns) if i in filled]
+    heading += [table.spec.average_heading] if with_average else []
+    return Sheet(
+        title=table.spec.title,
+        caption=caption_of(table),
+        heading=tuple(heading),
+        blocks=tuple(block_of(row, filled, with_average) for row in rows),
+        notes=tuple(notes_of(table)),
+        commands=() if only_filled else tuple(commands_of(table)),
+    )
+
+
+def filled_columns(table: Table) -> set[int]:
+    return {i for row in table.rows for i, cell in enumerate(row.cells) if cell.runs}
+
+
+def block_of(row: Row, columns: set[int], with_average: bool) -> Block:
+    cells = [cell for i, cell in enumerate(row.cells) if i in columns]
+    groups = [(cell.values, cell.seeds) for cell in cells]
+    if with_average and row.average is not None:
+        groups.append(((row.average,), row.average_seeds))
+    lines = []
+    if row.runs:
+        counts = ((Part(count_range(row.params("method"))),), (Part(count_range(row.params("total"))),))
+        blank = ((Part(""),), (Part(""),))
+        lines.append(Line(OURS, counts + tuple(ours(values) for values, _ in groups)))
+        lines.append(Line(SPREAD, blank + tuple(spread(values, seeds) for values, seeds in groups)))
+    if any(value.paper is not None for values, _ in groups for value in values):
+        label = ((Part(row.params_label or NONE),), (Part(""),))
+        lines.append(Line(PAPER, label + tuple(tuple(Part(two(v.paper)) for v in values) for values, _ in groups)))
+        if row.runs:
+            lines.append(Line(DIFFERENCE, blank + tuple(differences(values) for values, _ in groups)))
+    return Block(row.name, row.budget, tuple(lines))
+
+
+def ours(values: Sequence[Value]) -> tuple[Part, ...]:
+    if all(value.mean is None for value in values):
+        return (Part(NONE),)
+    return tuple(Part(two(value.mean), value.best) for value in values)
+
+
+def spread(values: Sequence[Value], seeds: Sequence[int]) -> tuple[Part, ...]:
+    """ "0.31 (5)", with two figures "0.31/0.29 (5)", for one seed "(1)"; empty without a record."""
+    deviations = [value.sd for value in values]
+    known = [f"{sd:.2f}" for sd in deviations if sd is not None]
+    return (Part(" ".join([*(["/".join(known)] if known else []), *([f"({len(seeds)})"] if seeds else [])])),)
+
+
+def differences(values: Sequence[Value]) -> tuple[Part, ...]:
+    if all(value.difference is None for value in values):
+        return (Part(""),)
+    return tuple(Part(signed(value.difference)) for value in values)
+
+
+def two(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}"
+
+
+def signed(value: float | None) -> str:
+    """Two decimals with a sign; what rounds to nothing is +0.00, never -0.00."""
+    return NONE if value is None else f"{round(value, 2) + 0.0:+.2f}"
+
+
+def count_text(count: int) -> str:
+    """A parameter count as the paper writes it, 1.33M; below 0.1M in thousands, for small backbones."""
+    if count >= 100_000_000:
+        return f"{count / 1e6:.0f}M"
+    return f"{count / 1e6:.2f}M" if count >= 100_000 else f"{count / 1e3:.1f}K"
+
+
+def count_range(counts: tuple[int, int] | None) -> str:
+    if counts is None:
+        return NONE
+    low, high = (count_text(count) for count in counts)
+    return low if low == high else f"{low}–{high}"  # noqa: RUF001
+
+
+def seeds_text(seeds: Iterable[int]) -> str:
+    """ "0-4" for consecutive seeds, otherwise a list."""
+    known = sorted(set(seeds))
+    if len(known) > 2 and known[-1] - known[0] == len(known) - 1:
+        return f"{known[0]} to {known[-1]}"
+    return ", ".join(map(str, known))
+
+
+CAVEATS = {
+    "local": " Scores on subsets of the data are not comparable with the paper's.",
+    "sample": " Sample data are generated English, NOT GLUE: differences from the paper mean nothing.",
+}
+
+
+def caption_of(table: Table) -> str:
+    """What the numbers are: backbone, data, protocol, checkpoint, records, seeds."""
+    scope = table.scope
+    checkpoint = "the last step" if scope.select == "final" else "the best evaluation at the final budget"
+    runs = table.runs
+    used = f"{plural(len(runs), 'record')}, {seed_phrase(runs)}" if runs else "no record yet: the paper's numbers alone"
+    warning = CAVEATS.get(scope.data, "") if runs else ""
+    warning += " Evaluations on a part of the examples are included." if scope.include_partial else ""
+    return (
+        f"{table.spec.title}. Backbone {scope.backbone}; data {scope.data}; protocol {scope.protocol}; checkpoint "
+        f"{scope.select} ({checkpoint}); {used}.{warning}"
+    )
+
+
+def seed_phrase(runs: Sequence[Run]) -> str:
+    seeds = {run.key["seed"] for run in runs}
+    return f"seed{'s' * (len(seeds) > 1)} {seeds_text(seeds)}"
+
+
+def plural(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def notes_of(table: Table) -> list[str]:
+    """All that a reader must know not to misread the figures, the most surprising first."""
+    notes = [*table.scope.said, *data_notes(table), *comparison_notes(table), *cell_notes(table)]
+    notes += [f"Not in the table: {plural(count, 'record')} {why}." for why, count in sorted(table.left_out.items())]
+    if table.refused:
+        notes.append(f"Refused and not counted: {plural(len(table.refused), 'record')}, named on stderr.")
+    notes.append(
+        "ours: mean over seeds; ± sd: sample standard deviation; (n): number of seeds; paper: as printed there; "
+        "difference: ours - paper, in points. Bold: best of ours in a column, over all budgets, where two rows have it."
+    )
+    notes.append(
+        "Counts: # Params are the trainable parameters of the method, counted in the run; with head: with the task's "
+        "head, which trains in every method; a range where tasks or seeds differ (--format csv has the exact counts)."
+    )
+    if table.scope.select == "best":
+        notes.append("checkpoint best is a maximum over evaluations on the data reported here: optimistic.")
+    notes += table.spec.notes
+    notes.append(RULE)
+    notes += shown_notes(table)
+    return notes
+
+
+def data_notes(table: Table) -> list[str]:
+    scope, runs = table.scope, table.runs
+    if not runs:
+        return []
+    notes = []
+    if scope.data == "local":
+        rows = "; ".join(rows_text(table, place) for place in sorted(filled_columns(table)))
+        notes.append(f"Rows of the local data: {rows}.")
+    if scope.backbone != table.spec.backbone:
+        notes.append(
+            f"The paper's numbers are of {table.spec.backbone}, ours of {scope.backbone}: the difference is also one of "
+            "backbones."
+        )
+    return notes
+
+
+def rows_text(table: Table, place: int) -> str:
+    """Rows per split of one task, as the records have them."""
+    runs = [run for row in table.rows for run in row.cells[place].runs]
+    found = {tuple(sorted(counts.items())) for run in runs if isinstance(counts := run.record.data.get("rows"), dict)}
+    name = table.spec.columns[place].heading
+    if len(found) != 1:
+        return f"{name} {'differ between records' if found else 'not recorded'}"
+    return f"{name} {', '.join(f'{split} {amount(count)}' for split, count in sorted(found.pop(), key=split_order))}"
+
+
+def split_order(item: tuple[str, Any]) -> tuple[bool, str]:
+    return not item[0].startswith("train"), item[0]
+
+
+def amount(count: Any) -> str:
+    return f"{count:,}" if isinstance(count, int) else str(count)
+
+
+def comparison_notes(table: Table) -> list[str]:
+    """Columns whose rows were not trained equally long: their ranking is not one of methods."""
+    notes = []
+    for place, column in enumerate(table.spec.columns):
+        steps = {run.key["total_steps"] for row in table.rows for run in row.cells[place].runs}
+        if len(steps) > 1:
+            notes.append(f"{column.heading}: rows were trained for {min(steps):,} to {max(steps):,} steps, not alike.")
+    return notes
+
+
+def cell_notes(table: Table) -> list[str]:
+    return [
+        f"{row.name}, {column.heading}: {note}."
+        for row in table.rows
+        for column, cell in zip(table.spec.columns, row.cells, strict=True)
+        for note in cell.notes
+    ]
+
+
+def shown_notes(table: Table) -> list[str]:
+    """Learning rate and steps of every cell, and where its records lie."""
+    if not table.runs:
+        return []
+    scope = table.scope
+    lines = []
+    for row in table.rows:
+        tasks: dict[str, list[str]] = defaultdict(list)
+        for column, cell in zip(table.spec.columns, row.cells, strict=True):
+            if cell.runs:
+                tasks[cell_settings(cell)].append(column.heading)
+        if tasks:
+            told = "; ".join(f"{', '.join(headings)} {settings}" for settings, headings in tasks.items())
+            lines.append(f"Shown for {row.name}: {told}.")
+    place = f"TASK/METHOD/BUDGET/{scope.protocol}-{scope.data}-lrLR-seedSEED-HASH/metrics.json"
+    return [*lines, f"Records: {scope.results}/runs/{scope.backbone}/{place} (--format csv names each)."]
+
+
+def cell_settings(cell: Cell) -> str:
+    run = cell.runs[0]
+    tried = f" of {len(cell.lrs)}" if len(cell.lrs) > 1 else ""
+    steps = plural(run.key["total_steps"], "step")
+    return f"(lr {lr_text(run.key['lr'])}{tried}, {steps}, {seed_phrase(cell.runs)})"
+
+
+def commands_of(table: Table) -> list[str]:
+    """The fewest commands that fill the empty cells of the paper's rows: equal gaps share one (Hydra's comma lists)."""
+    gaps: dict[tuple[str, str], tuple[str, ...]] = {}
+    for row in table.rows:
+        columns = zip(table.spec.columns, row.cells, strict=True)
+        tasks = tuple(column.task for column, cell in columns if not cell.runs)
+        if tasks and row.in_paper:
+            gaps[row.method, row.budget] = tasks
+    by_budget: dict[tuple[tuple[str, ...], str], list[str]] = defaultdict(list)
+    for (method, budget), tasks in gaps.items():
+        by_budget[tasks, "" if method in FIXED_SIZE else budget].append(method)
+    merged: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = defaultdict(list)
+    for (tasks, budget), methods in by_budget.items():
+        merged[tasks, tuple(methods)].append(budget)
+    return [
+        command(tasks, methods, budgets if budgets != [""] else [], table.scope)
+        for (tasks, methods), budgets in merged.items()
+    ]
+
+
+def command(tasks: Sequence[str], methods: Sequence[str], budgets: Sequence[str], scope: Scope) -> str:
+    """One ``adalora-run`` line; ``-m`` (one run per combination) where a list has more than one entry."""
+    many = len(tasks) * len(methods) * max(1, len(budgets)) > 1
+    words = ["adalora-run", *(["-m"] if many else []), f"task={','.join(tasks)}", f"method={','.join(methods)}"]
+    words += [f"budget={','.join(budgets)}"] if budgets else []
+    words += [f"backbone={scope.backbone}", f"data={scope.data}"]
+    words += ["data.dir=DIR"] if scope.data == "local" else []
+    words += [f"protocol={scope.protocol}"] if scope.protocol != "paper" else []
+    words += [f"results.dir={scope.results}"] if str(scope.results) != "results" else []
+    return shlex.join(words)
+
+
+def long_rows(table: Table) -> list[dict[str, Any]]:
+    """One dictionary per figure of the table, with everything that is known of it (the CSV)."""
+    rows = []
+    for row in table.rows:
+        for column, cell in zip(table.spec.columns, row.cells, strict=True):
+            fill = "" if cell.runs else command([column.task], [row.method], budgets_of(row), table.scope)
+            for metric, value in zip(column.metrics, cell.values, strict=True):
+                rows.append({**common(table, row, column.task, metric, value, cell.seeds), **details(cell, fill)})
+        if row.average is not None:
+            name = table.spec.average_column
+            values = common(table, row, "all", name, row.average, row.average_seeds)
+            rows.append({**values, **details(Cell((row.average,)), "")})
+    return rows
+
+
+def budgets_of(row: Row) -> list[str]:
+    return [] if row.method in FIXED_SIZE else [row.budget]
+
+
+def common(table: Table, row: Row, task: str, metric: str, value: Value, seeds: Sequence[int]) -> dict[str, Any]:
+    scope = table.scope
+    return {
+        "table": table.spec.name,
+        "backbone": scope.backbone,
+        "data": scope.data,
+        "protocol": scope.protocol,
+        "checkpoint": scope.select,
+        "method": row.method,
+        "method_name": row.name,
+        "budget": row.budget,
+        "task": task,
+        "metric": metric,
+        "mean": value.mean,
+        "sd": value.sd,
+        "n_seeds": len(seeds),
+        "seeds": " ".join(map(str, seeds)),
+        "paper": value.paper,
+        "difference": value.difference,
+        "best": value.best,
+        "params_paper": row.params_label,
+    }
+
+
+def details(cell: Cell, fill: str) -> dict[str, Any]:
+    """Counts, settings and files of the runs in a cell; empty fields without runs."""
+    runs = cell.runs
+    counts: dict[str, int | None] = {}
+    for name in ("method", "head", "total"):
+        known = [run.record.params[name] for run in runs if name in run.record.params]
+        counts[f"params_{name}_min"] = min(known) if known else None
+        counts[f"params_{name}_max"] = max(known) if known else None
+    key = runs[0].key if runs else {}
+    return {
+        **counts,
+        "lr": key.get("lr"),
+        "lrs_tried": " ".join(lr_text(lr) for lr in cell.lrs),
+        "total_steps": key.get("total_steps"),
+        "max_examples": key.get("max_examples"),
+        "variant": key.get("variant"),
+        "note": "; ".join(cell.notes),
+        "records": " ".join(str(run.path) for run in runs),
+        "command": fill,
+    }
