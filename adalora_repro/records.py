@@ -224,9 +224,7 @@ def read_all(results: Path) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
     for path in find(results):
         try:
             record = read(path)
-            expected = run_folder(results, record.key)
-            if path.parent != expected:
-                raise RecordError(f"{path}: its key belongs in {expected}, a copied or renamed run is not counted")
+            _check_place(path, results, record)
         except FileNotFoundError:
             continue  # replaced or moved while we walked
         except RecordError as error:
@@ -234,6 +232,15 @@ def read_all(results: Path) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
         else:
             records.append((path, record))
     return records, refused
+
+
+def _check_place(path: Path, results: Path, record: RunRecord) -> None:
+    try:
+        expected = run_folder(results, record.key)
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from None
+    if path.parent != expected:
+        raise RecordError(f"{path}: its key belongs in {expected}, a copied or renamed run is not counted")
 
 
 def run_folder(results: Path, key: dict[str, Any]) -> Path:

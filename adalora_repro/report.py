@@ -26,11 +26,12 @@ from adalora_repro.tables.status import render_status
 
 EXAMPLES = """\
 examples:
-  adalora-report table1                                  the paper's backbone, the records of ./results
-  adalora-report table1 --backbone minilm --data local   another backbone, files of a local folder
-  adalora-report table1 --format latex --out table1.tex  also csv, html, markdown
-  adalora-report table1 --select best                    best evaluation at the final budget, not the last step
-  adalora-report status                                  done, running, failed, missing
+  adalora-report table1                                   the paper's backbone, the records of ./results
+  adalora-report table1 --backbone minilm --data local    another backbone, files of a local folder
+  adalora-report table1 --only-filled                     only rows and columns that have records
+  adalora-report table1 --format latex --out table1.tex   also csv, html, markdown
+  adalora-report table1 --select best                     best evaluation at the final budget, not the last step
+  adalora-report status                                   done, running, failed, missing
 """
 
 

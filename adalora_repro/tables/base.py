@@ -352,7 +352,7 @@ def lr_notes(lr: float, by_lr: ByLr) -> list[str]:
     most = max(len(runs) for runs in by_lr.values())
     if len(by_lr[lr]) == most:
         return []
-    return [f"lr {lr_text(lr)} won with {len(by_lr[lr])} seed(s), another lr has {most}"]
+    return [f"lr {lr_text(lr)} won with fewer seeds ({len(by_lr[lr])}) than another lr has ({most})"]
 
 
 def duplicate_notes(runs: Sequence[Run], settings: Mapping[Setting, ByLr]) -> list[str]:

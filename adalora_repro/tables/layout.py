@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from adalora_repro.tables.base import FIXED_SIZE, RULE, Cell, Row, Run, Scope, Table, Value, lr_text
+from adalora_repro.tables.base import FIXED_SIZE, RULE, Cell, Row, Run, Scope, Table, Value, lr_text, short
 
 NONE = "–"  # noqa: RUF001
 OURS, SPREAD, PAPER, DIFFERENCE = "ours", "± sd (seeds)", "paper", "difference"
@@ -202,8 +202,8 @@ def data_notes(table: Table) -> list[str]:
         notes.append(f"Rows of the local data: {rows}.")
     if scope.backbone != table.spec.backbone:
         notes.append(
-            f"The paper's numbers are of {table.spec.backbone}, ours of {scope.backbone}: the difference is also one of "
-            "backbones."
+            f"The paper's numbers are of {table.spec.backbone}, ours of {scope.backbone}: "
+            "the difference is also one of backbones."
         )
     return notes
 
@@ -211,11 +211,13 @@ def data_notes(table: Table) -> list[str]:
 def rows_text(table: Table, place: int) -> str:
     """Rows per split of one task, as the records have them."""
     runs = [run for row in table.rows for run in row.cells[place].runs]
-    found = {tuple(sorted(counts.items())) for run in runs if isinstance(counts := run.record.data.get("rows"), dict)}
+    found = [counts for run in runs if isinstance(counts := run.record.data.get("rows"), dict)]
     name = table.spec.columns[place].heading
-    if len(found) != 1:
+    if not found or any(counts != found[0] for counts in found):
         return f"{name} {'differ between records' if found else 'not recorded'}"
-    return f"{name} {', '.join(f'{split} {amount(count)}' for split, count in sorted(found.pop(), key=split_order))}"
+    return (
+        f"{name} {', '.join(f'{split} {amount(count)}' for split, count in sorted(found[0].items(), key=split_order))}"
+    )
 
 
 def split_order(item: tuple[str, Any]) -> tuple[bool, str]:
@@ -223,7 +225,7 @@ def split_order(item: tuple[str, Any]) -> tuple[bool, str]:
 
 
 def amount(count: Any) -> str:
-    return f"{count:,}" if isinstance(count, int) else str(count)
+    return f"{count:,}" if isinstance(count, int) else short(count)
 
 
 def comparison_notes(table: Table) -> list[str]:

@@ -78,8 +78,10 @@ def modified(path: Path) -> float:
 
 
 def real(value: Any) -> float | None:
-    """A number, or None for anything else that a record's free fields may hold."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """A finite number, or None for anything else that a record's free fields may hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
+        return None
+    return float(value)
 
 
 def seconds_left(record: RunRecord, updated: float, now: float) -> float | None:

@@ -1,0 +1,264 @@
+"""adalora-report from the outside: what it prints, what it refuses, how it exits, what it must not import."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_records import METRICS, make, save
+
+import adalora_repro
+from adalora_repro import report, tables
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
+
+ROOT = Path(adalora_repro.__file__).parent.parent
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with results/ of a few runs."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("results")
+    for seed, score in enumerate((0.21, 0.23)):
+        save(folder, make(score, seed=seed))
+    save(folder, make(0.25, method="adalora"))
+    save(folder, make(0.40, method="full", budget="full"))
+    return folder
+
+
+def run(*words: str) -> int:
+    return report.main(list(words))
+
+
+def subprocess_report(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "adalora_repro.report", *words]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_table1(results: Path, capsys: Captured) -> None:
+    assert run("table1") == EXIT_OK
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "Backbone minilm; data local; protocol paper; checkpoint final" in out
+    assert "4 records, seeds 0, 1" in out
+    assert "22.00" in out
+    assert "1.41 (2)" in out
+    assert "**40.00**" in out
+    assert "adalora-run -m task=mnli,sst2,cola,qqp,qnli,rte,mrpc,stsb method=bitfit backbone=minilm data=local" in out
+
+
+def test_without_results_the_paper_speaks_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("table1") == EXIT_OK
+    out = capsys.readouterr().out
+    assert "no record yet" in out
+    assert "88.86" in out
+    assert "ours  " not in out
+    assert run("status") == EXIT_OK
+    assert "0 of the paper's 96 cells done; 0 runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["markdown", "latex", "csv", "html"])
+def test_out_writes_what_would_be_printed(results: Path, capsys: Captured, form: str) -> None:
+    assert run("table1", "--format", form) == EXIT_OK
+    printed = capsys.readouterr().out
+    assert run("table1", "--format", form, "--out", "table") == EXIT_OK
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "wrote table\n")
+    assert Path("table").read_text(encoding="utf-8") == printed
+
+
+def test_results_folder_elsewhere(results: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert run("table1", "--results", str(tmp_path / "results")) == EXIT_OK
+    out = capsys.readouterr().out
+    assert "4 records" in out
+    assert f"results.dir={tmp_path / 'results'}" in out
+
+
+def test_damaged_and_copied_files_are_named_and_not_averaged_in(results: Path, capsys: Captured) -> None:
+    damaged = results / "runs" / "x" / "metrics.json"
+    damaged.parent.mkdir()
+    damaged.write_text('{"final": ')
+    good = next((results / "runs").glob("minilm/cola/lora/*/*seed0*/metrics.json"))
+    copied = good.parent.with_name("copy") / "metrics.json"
+    copied.parent.mkdir()
+    copied.write_bytes(good.read_bytes())
+    percent = save(results, make(99.0, seed=9))
+    assert run("table1") == EXIT_OK
+    out, err = capsys.readouterr()
+    assert "22.00" in out
+    assert "4 records" in out
+    lines = err.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("adalora-report: skipped: ") for line in lines)
+    for path in (damaged, copied, percent):
+        assert sum(str(path) in line.split(": ")[2] for line in lines) == 1
+
+
+def test_select_best_data_and_protocol(results: Path, capsys: Captured) -> None:
+    best = {"metrics": {"matthews_correlation": 0.33}, "step": 50}
+    save(results, make(0.31, data="sample", best=best))
+    save(results, make(0.77, protocol="released"))
+    assert run("table1", "--data", "sample", "--select", "best", "--format", "csv") == EXIT_OK
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["mean"] for row in rows if row["mean"]] == ["33.0"]
+    assert {(row["data"], row["checkpoint"]) for row in rows} == {("sample", "best")}
+    assert run("table1", "--data", "sample") == EXIT_OK
+    assert "NOT GLUE" in capsys.readouterr().out
+    assert run("table1", "--protocol", "released", "--format", "csv") == EXIT_OK
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["mean"] for row in rows if row["mean"]] == ["77.0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], ["say which report", "table1, status"]),
+        (["tabel1"], ["tabel1", "table1", "status"]),
+        (["table1", "--format", "pdf"], ["pdf", "markdown", "latex", "csv", "html"]),
+        (["table1", "--select", "last"], ["last", "final", "best"]),
+        (["table1", "--data", "web"], ["web", "hub", "local", "sample"]),
+        (["table1", "--protocol", "x"], ["paper", "released"]),
+        (["table1", "--backbone", "minilmm"], ["unknown backbone 'minilmm'", "minilm", "deberta-v3-base"]),
+        (["status", "--backbone", "minilmm"], ["unknown backbone 'minilmm'"]),
+        (["table1", "--results", "nowhere"], ["no folder 'nowhere'"]),
+        (["table1", "--out", "no/such/folder/t.md"], ["cannot write 'no/such/folder/t.md'", "No such file"]),
+        (["table1", "--colour"], ["--colour"]),
+        (["table1", "--back", "minilm"], ["--back"]),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    results: Path, capsys: Captured, words: list[str], says: list[str]
+) -> None:
+    assert run(*words) == EXIT_BAD_INPUT
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("adalora-report: error: ")
+    assert len(err.splitlines()) == 1
+    for text in says:
+        assert text in err
+
+
+def test_a_backbone_of_the_configuration_needs_no_record(results: Path, capsys: Captured) -> None:
+    assert run("table1", "--backbone", "deberta-v3-base") == EXIT_OK
+    assert "no record yet" in capsys.readouterr().out
+
+
+def test_a_failing_write_keeps_the_old_table(results: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    Path("t.md").write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert run("table1", "--out", "t.md") == EXIT_BAD_INPUT
+    assert "No space left on device" in capsys.readouterr().err
+    assert Path("t.md").read_text() == "old"
+    assert sorted(os.listdir()) == ["results", "t.md"]
+
+
+def test_status(results: Path, capsys: Captured) -> None:
+    progress = {"step": 5, "total_steps": 100, "updated": time.time(), "host": "elsewhere", "pid": 1}
+    save(results, make(task="rte", status="running", progress=progress))
+    save(results, make(task="mrpc", status="running", progress=progress | {"updated": time.time() - 3600}))
+    save(results, make(task="stsb", status="failed", error="loss is nan at step 3"))
+    assert run("status") == EXIT_OK
+    out = capsys.readouterr().out
+    lora = next(line for line in out.splitlines() if line.startswith("LoRA 0.3M"))
+    assert lora.split()[2:] == [".", ".", "2", ".", ".", "r1", "i1", "f1"]
+    assert "rte lora 0.3M lr 1e-3 seed 0: step 5/100" in out
+    assert "silent for 1 h 00 min" in out
+    assert "loss is nan at step 3" in out
+    assert "3 of the paper's 96 cells done" in out
+
+
+def test_help_shows_examples_and_every_report(capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run("--help")
+    assert exit_.value.code == EXIT_OK
+    out = capsys.readouterr().out
+    assert "examples:" in out
+    for name in ("table1", "status"):
+        assert f"\n    {name} " in out
+    for line in out.splitlines():
+        if line.startswith("  adalora-report "):
+            words = line.split("   ")[0].split()[1:]
+            report.parser_of(report.discover()).parse_args(words)
+
+
+def test_a_module_with_a_spec_is_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "table99.py").write_text(
+        "import dataclasses\nfrom adalora_repro.tables.table1 import SPEC as ONE\n"
+        "SPEC = dataclasses.replace(ONE, name='table99')\n"
+    )
+    monkeypatch.setattr(tables, "__path__", [*tables.__path__, str(tmp_path)])
+    try:
+        assert {"table1", "table99"} <= set(report.discover())
+    finally:
+        sys.modules.pop("adalora_repro.tables.table99", None)
+
+
+def test_runs_as_a_program_and_leaves_a_closed_pipe_alone(results: Path, tmp_path: Path) -> None:
+    done = subprocess_report("table1", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (EXIT_OK, "")
+    assert "4 records" in done.stdout
+    assert subprocess_report("nonsense", cwd=tmp_path).returncode == EXIT_BAD_INPUT
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "adalora_repro.report", "table1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with os.fdopen(writer, "wb") as pipe:
+        broken = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=pipe, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert (broken.returncode, broken.stderr) == (EXIT_OK, b"")
+
+
+def test_imports_nothing_heavy(results: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, json; from adalora_repro import report; "
+        "code = report.main(['table1']) or report.main(['status']); "
+        "print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    exit_code, modules = json.loads(done.stderr)
+    assert exit_code == EXIT_OK
+    heavy = {"torch", "transformers", "hydra", "omegaconf", "pandas", "numpy", "scipy", "datasets", "matplotlib"}
+    assert not heavy & set(modules)
+
+
+def test_five_thousand_records_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # what makes a record safe makes 5,000 slow
+    ranks = {f"encoder.layer.{i}.attention.self.query_proj": i % 4 for i in range(72)}
+    for task in METRICS:
+        for lr in range(1, 26):
+            for seed in range(25):
+                save(tmp_path, make(0.5 + lr / 1000, task=task, lr=lr * 1e-4, seed=seed, rank_pattern=ranks))
+    assert run("table1", "--results", str(tmp_path), "--format", "csv") == EXIT_OK
+    out, err = capsys.readouterr()
+    assert err == ""
+    rows = [row for row in csv.DictReader(io.StringIO(out)) if row["mean"] and row["task"] != "all"]
+    assert len(rows) == 10
+    assert {(row["mean"], row["n_seeds"], row["lr"]) for row in rows} == {("52.5", "25", "0.0025")}
+    assert all(len(row["lrs_tried"].split()) == 25 for row in rows)

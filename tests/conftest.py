@@ -1,0 +1,1 @@
+"""Being here puts ``tests/`` on the import path: helpers that several tests share lie beside this file."""

@@ -1,0 +1,64 @@
+"""Records as the training side writes them, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from adalora_repro.records import RunRecord, run_folder, write
+
+METRICS = {
+    "mnli": ("accuracy_m", "accuracy_mm"),
+    "sst2": ("accuracy",),
+    "cola": ("matthews_correlation",),
+    "qqp": ("accuracy", "f1"),
+    "qnli": ("accuracy",),
+    "rte": ("accuracy",),
+    "mrpc": ("accuracy", "f1"),
+    "stsb": ("corr", "pearson", "spearman"),
+}
+
+
+def make(score: float | dict[str, float] = 0.5, **changes: Any) -> RunRecord:
+    """A finished run. ``score`` is of every metric or by name; keyword arguments change the key or the record."""
+    key: dict[str, Any] = {
+        "backbone": "minilm",
+        "task": "cola",
+        "method": "lora",
+        "budget": "0.3M",
+        "protocol": "paper",
+        "data": "local",
+        "lr": 1e-3,
+        "seed": 0,
+        "total_steps": 100,
+        "max_examples": None,
+        "variant": "v1",
+        "hash": "",
+    }
+    for name in list(changes):
+        if name in key and not isinstance(changes[name], dict):  # ``budget`` is a label in the key, a dict outside
+            key[name] = changes.pop(name)
+    key["hash"] = key["hash"] or f"{key['variant']}h{key['seed']}"
+    names = METRICS[key["task"]]
+    metrics = score if isinstance(score, dict) else dict.fromkeys(names, score)
+    record = RunRecord(
+        key=key,
+        primary_metric=names[0],
+        status="ok",
+        final={"metrics": metrics, "step": key["total_steps"]},
+        params={"method": 331_776, "head": 592_130, "total": 923_906, "at_init": 331_776, "backbone": 183_831_552},
+        data={"source": "local", "rows": {"train": 8551, "validation": 1043}},
+        settings={"optim.lr": key["lr"], "seed": key["seed"]},
+    )
+    for name, value in changes.items():
+        if not hasattr(record, name):
+            raise TypeError(name)
+        setattr(record, name, value)
+    return record
+
+
+def save(results: Path, record: RunRecord) -> Path:
+    """Writes the record where it belongs; its path."""
+    folder = run_folder(results, record.key)
+    folder.mkdir(parents=True, exist_ok=True)
+    return write(record, folder)
