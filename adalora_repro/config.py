@@ -29,6 +29,8 @@ class TaskConfig:
     name: str = MISSING
     family: str = MISSING  # module in tasks/: glue, squad, summarization
     budgets: str = MISSING  # budget family: glue, qa, nlg
+    auto_model: str = MISSING  # transformers' auto class that carries the right head
+    head: dict[str, Any] = field(default_factory=dict)  # what the model's configuration must know of the task
     hub: str = MISSING  # data set on the hub, its configuration and pinned revision
     hub_config: str | None = None
     revision: str = MISSING

@@ -1,0 +1,42 @@
+"""One module per fine-tuning method; a YAML in ``conf/method/`` names its module and sets its options."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from adalora_repro.errors import InputError, one_of
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from adalora_repro.methods.base import BaseMethod
+
+
+def load(cfg: DictConfig) -> BaseMethod:
+    """The chosen method, its options checked against its ``Options`` dataclass.
+
+    Raises:
+        InputError: no such module, an option the method does not have, a value of the wrong type or out of range.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    name = cfg.method.module
+    modules = [m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and not m.name.startswith("_")]
+    if name not in modules:
+        raise one_of("method.module", name, modules)
+    module: Any = importlib.import_module(f"{__name__}.{name}")
+    known = [f.name for f in fields(module.Options)]
+    given = {key: value for key, value in cfg.method.items() if key != "sizes"}
+    for key in given:
+        if key not in known:
+            raise InputError(f"method.{key} is not an option of method '{cfg.method.name}'; valid: {', '.join(known)}")
+    try:
+        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(module.Options), given))
+    except OmegaConfBaseException as error:
+        raise InputError(f"method.{error.full_key}: {str(error.msg).splitlines()[0]}") from None
+    method: BaseMethod = module.Method(options, cfg.protocol.name)
+    return method

@@ -8,12 +8,65 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adalora_repro.backbones import MATRIX_ROLES, matching
+from adalora_repro.errors import InputError
+
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
     from adalora_repro.backbones import Site
+
+
+@dataclass
+class BaseOptions:
+    """What every method's YAML has: its id in the tables, its module, and how step counts meet another T.
+
+    ``schedule``: ``absolute`` takes t_i, t_f, delta_t and warm-up steps as they are; ``scaled`` takes them as counts at
+    the paper's T of the task (``task.total_steps``) and scales them to the run's T.
+    """
+
+    name: str
+    module: str
+    schedule: str = "absolute"
+
+
+@dataclass
+class LowRankOptions(BaseOptions):
+    """Options of the methods that adapt weight matrices.
+
+    ``targets``: roles (null: all the backbone has); ``layers``: layer numbers (null: all).
+    """
+
+    alpha: float = 16.0
+    init_std: float = 0.02
+    targets: list[str] | None = None
+    layers: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "alpha", "init_std")
+        for role in self.targets or ():
+            if role not in MATRIX_ROLES:
+                raise InputError(f"method.targets: unknown role '{role}'; valid: {', '.join(MATRIX_ROLES)}")
+
+    def matrices(self, sites: Sequence[Site]) -> list[Site]:
+        """The adapted matrices, in the order of ``sites``."""
+        present = {site.role for site in sites}
+        roles = self.targets if self.targets is not None else [role for role in MATRIX_ROLES if role in present]
+        return matching(sites, roles, self.layers)
+
+
+def require_positive(options: object, *names: str) -> None:
+    """Raises InputError for a size that is missing, zero or negative."""
+    for name in names:
+        value = getattr(options, name)
+        if value is None:
+            raise InputError(f"method.{name} is not set: choose a budget that has it, or set method.{name}=…")
+        if not value > 0:
+            raise InputError(f"method.{name} must be positive, not {value}")
 
 
 class BaseMethod:
@@ -24,15 +77,22 @@ class BaseMethod:
     ``optimizer.step()``. Gradients are alive in both, unscaled and summed over processes.
     """
 
-    #: roles of the weight matrices the method works on (backbones.SITES); empty: it needs none
-    roles: Sequence[str] = ()
-
-    def inject(self, model: nn.Module, sites: Sequence[Site]) -> None:
+    def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         """Replaces modules of ``model`` and leaves ``requires_grad`` only on what trains; before an optimizer exists."""
         raise NotImplementedError
 
+    def plan(self, total_steps: int) -> dict[str, Any]:
+        """After ``inject`` on a model without weights: what the dry run shows and the record keeps (``b_0``, ``b_T``, …).
+
+        ``params_final``, if there, is the method's parameter count at the final budget.
+
+        Raises:
+            InputError: the schedule does not fit into T.
+        """
+        return {}
+
     def on_train_start(self, total_steps: int) -> None:
-        """T as the loop counts it."""
+        """T as the loop counts it; the model is on its device."""
 
     def regularizer(self) -> Tensor | None:
         """gamma * R as a scalar with a gradient, or None; never part of an evaluation loss."""
@@ -65,5 +125,5 @@ class BaseMethod:
             raise ValueError(f"{type(self).__module__} keeps no state, but the checkpoint has {sorted(state)}")
 
     def summary(self) -> dict[str, Any]:
-        """``rank_pattern`` and ``budget`` for the record where the method has them; ``params`` if pruning changed it."""
+        """For the record: ``rank_pattern``, and ``params`` where pruning changed the method's parameter count."""
         return {}

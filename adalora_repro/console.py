@@ -1,0 +1,95 @@
+"""Progress for people: a rich bar on a terminal, plain lines anywhere else; and clean stops on signals."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM; ``exit_code`` is 130 or 143."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_TERMINATED
+
+
+class StopSignal:
+    """Turns SIGINT and SIGTERM into ``Interrupted``: at once, or, inside ``deferred``, where ``check`` is called.
+
+    A second signal does not wait.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._deferred = False
+
+    @contextmanager
+    def installed(self) -> Iterator[StopSignal]:
+        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def check(self) -> None:
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+    def _handle(self, signum: int, frame: Any) -> None:
+        if self._deferred and self._received is None:
+            self._received = signum
+            return
+        raise Interrupted(signum)
+
+
+class Progress:
+    """``update`` once per step costs a comparison; what is shown changes a few times a second, or per logged line."""
+
+    def __init__(self, title: str, start: int, total: int) -> None:
+        self._title, self._total, self._start, self._began = title, total, start, time.monotonic()
+        self._bar: Any = None
+        self._shown = 0.0
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._bar = Bar(TextColumn("{task.description}"), *columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(title, total=total, completed=start)
+
+    def update(self, step: int) -> None:
+        if self._bar is not None and (now := time.monotonic()) - self._shown > 0.2:
+            self._bar.update(self._task, completed=step)
+            self._shown = now
+
+    def line(self, step: int, text: str) -> None:
+        """A line that stays: above the bar, or plain with the time left."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=self._title)
+            self._bar.console.print(f"step {step:,}  {text}", highlight=False, markup=False)
+            return
+        done = step - self._start
+        left = (time.monotonic() - self._began) / done * (self._total - step) if done > 0 else 0.0
+        print(f"step {step:,}/{self._total:,}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,63 @@
+"""Importance of a triplet, eqs. (7)-(11), and who survives, eq. (6): functions of tensors only.
+
+The averages work on lists of tensors with ``torch._foreach_*``, so that one call serves all matrices of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Tensors = Sequence[Tensor]
+
+
+def sensitivity(weights: Tensors, grads: Tensors) -> list[Tensor]:
+    """I(w) = |w ∇_w L| for every entry, eq. (8)."""
+    products = torch._foreach_mul(weights, grads)
+    torch._foreach_abs_(products)
+    return list(products)
+
+
+def update_averages_(average: Tensors, uncertainty: Tensors, current: Tensors, beta1: float, beta2: float) -> None:
+    """Ī ← β1 Ī + (1 - β1) I, eq. (9); then Ū ← β2 Ū + (1 - β2) |I - Ī| with the new Ī, eq. (10). In place."""
+    torch._foreach_lerp_(average, current, 1 - beta1)
+    deviation = torch._foreach_sub(current, average)
+    torch._foreach_abs_(deviation)
+    torch._foreach_lerp_(uncertainty, deviation, 1 - beta2)
+
+
+def smoothed_importance(average: Tensors, uncertainty: Tensors) -> list[Tensor]:
+    """s = Ī Ū for every entry, eq. (11)."""
+    return list(torch._foreach_mul(average, uncertainty))
+
+
+def triplet_score(s_E: Tensor, s_P: Tensor, s_Q: Tensor) -> Tensor:
+    """S_k,i = s(λ_k,i) + mean_j s(P_k,ji) + mean_j s(Q_k,ij), eq. (7).
+
+    Args:
+        s_E: (…, r, 1); s_P: (…, d_out, r); s_Q: (…, r, d_in).
+
+    Returns:
+        (…, r). The means keep the score from growing with the size of the matrix.
+    """
+    return s_E.squeeze(-1) + s_P.mean(-2) + s_Q.mean(-1)
+
+
+def keep_top(scores: Tensor, budget: int) -> Tensor:
+    """Mask of exactly ``budget`` of the scores (N,), the largest; of equal ones the first survive, eq. (6)."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    return torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, order[:budget], True)
+
+
+def keep_above_threshold(scores: Tensor, budget: int) -> Tensor:
+    """The released code's rule: all scores above the (N - budget)-th smallest survive.
+
+    Entries that tie with the threshold fall too, so fewer than ``budget`` may survive (fidelity F13). With nothing to
+    prune, where the released code raises, all survive.
+    """
+    pruned = scores.numel() - budget
+    if pruned <= 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    return scores > torch.kthvalue(scores, pruned).values

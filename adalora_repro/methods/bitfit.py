@@ -1,0 +1,32 @@
+"""BitFit (Ben Zaken et al., 2022): every bias of the backbone trains, LayerNorm's and the embeddings' among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adalora_repro.inject import freeze_backbone
+from adalora_repro.methods.base import BaseMethod, BaseOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from adalora_repro.backbones import Site
+
+
+@dataclass
+class Options(BaseOptions):
+    pass
+
+
+class Method(BaseMethod):
+    def __init__(self, options: Options, protocol: str) -> None:
+        del options, protocol  # nothing to choose
+
+    def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
+        freeze_backbone(model)
+        for module in model.base_model.modules():
+            bias = dict(module.named_parameters(recurse=False)).get("bias")
+            if bias is not None:
+                bias.requires_grad_(True)

@@ -1,0 +1,41 @@
+"""Houlsby adapters (Houlsby et al., 2019): after attention and after the FFN, each before its residual and LayerNorm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import nn
+
+from adalora_repro.backbones import matching
+from adalora_repro.inject import freeze_backbone, replace
+from adalora_repro.methods._adapter import Adapter, AdapterOptions
+from adalora_repro.methods.base import BaseMethod
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from adalora_repro.backbones import Site
+
+
+@dataclass
+class Options(AdapterOptions):
+    pass
+
+
+class Method(BaseMethod):
+    def __init__(self, options: Options, protocol: str) -> None:
+        del protocol  # paper and released code agree
+        self.options = options
+
+    def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
+        freeze_backbone(model)
+        options, width = self.options, model.config.hidden_size
+
+        def behind(site: Site, old: nn.Module) -> nn.Module:
+            # swish, as in the released code (fidelity F26)
+            return nn.Sequential(old, Adapter(width, options.d, F.silu, options.init_std).to(model.device))
+
+        replace(model, matching(sites, ["after_attn", "after_ffn"]), behind)

@@ -1,0 +1,341 @@
+"""Everything knowable before training: T, phases, exact parameter counts, memory, the run's folder; the dry run.
+
+``resolve`` needs no torch: it checks the composed configuration, fills in what follows from others (sizes from the
+budget, step counts from T) and names the run, so that a finished run is recognized at once. ``count`` builds the model
+on the meta device: no weights, no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from adalora_repro import records
+from adalora_repro.config import GROUPS, resource
+from adalora_repro.errors import InputError, one_of
+from adalora_repro.tasks import sources
+
+#: settings that change where, how fast or how observed, but not what is measured: left out of the run's identity
+NOT_RESULT = (
+    "dry_run force results.dir data.dir data.cache_dir train.save_steps train.log_steps train.num_workers train.device "
+    "method.sizes task.rows task.auto_model task.head"
+).split()
+
+
+@dataclass
+class Plan:
+    """One run before it starts.
+
+    Attributes:
+        cfg: the configuration with sizes and step counts filled in.
+        key, settings: as in ``records.RunRecord``.
+        folder: results/runs/…, the same for the same configuration.
+        total_steps: T; ``steps_per_epoch`` likewise in optimizer steps.
+        origins: setting -> where its value comes from, for the settings of ``SHOWN``.
+        method: what the method says of itself (``BaseMethod.plan``), after ``count``.
+        params: ``method`` (at the final budget), ``at_init``, ``head``, ``total``, ``backbone``; after ``count``.
+    """
+
+    cfg: DictConfig
+    key: dict[str, Any]
+    settings: dict[str, Any]
+    folder: Path
+    total_steps: int
+    steps_per_epoch: int
+    origins: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    method: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, int] = field(default_factory=dict)
+
+
+# -- checking and completing a configuration -----------------------------------------------------------------------
+
+
+def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Plan:
+    """Composed configuration -> plan without counts.
+
+    Args:
+        cfg: as Hydra composed it; not changed.
+        choices: group -> chosen file, and ``overrides`` as typed: only for the origins shown.
+
+    Raises:
+        InputError: a value out of range, a budget of another task family, missing data.
+    """
+    _check_values(cfg)
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
+    label = _apply_budget(cfg)
+    sources.check(cfg)
+    steps_per_epoch = math.ceil(sources.train_rows(cfg) / cfg.train.batch_size)
+    total_steps = cfg.train.max_steps or math.ceil(cfg.train.epochs * steps_per_epoch)
+    origins = {key: _origin(key, choices or {}, overrides) for key in _shown(cfg)}
+    if cfg.method.schedule == "scaled":
+        _scale_steps(cfg, total_steps, origins)
+    notes = []
+    if cfg.optim.warmup_steps >= total_steps:
+        notes.append(
+            f"warm-up takes {cfg.optim.warmup_steps} of T = {total_steps} steps, so the learning rate never reaches "
+            "optim.lr; method.schedule=scaled keeps the paper's fraction"
+        )
+
+    settings = result_settings(cfg)
+    settings["data.fingerprint"] = sources.fingerprint(cfg)
+    if label == cfg.method.name:  # a fixed size: every budget is the same run
+        settings = {name: value for name, value in settings.items() if not name.startswith("budget.")}
+    shared = {name: value for name, value in settings.items() if name not in ("optim.lr", "seed")}
+    key = {
+        "backbone": cfg.backbone.name,
+        "task": cfg.task.name,
+        "method": cfg.method.name,
+        "budget": label,
+        "protocol": cfg.protocol.name,
+        "data": cfg.data.source,
+        "lr": float(cfg.optim.lr),
+        "seed": cfg.seed,
+        "total_steps": total_steps,
+        "max_examples": cfg.eval.max_examples,
+        "variant": digest(shared),
+        "hash": digest(settings),
+    }
+    try:
+        folder = records.run_folder(Path(cfg.results.dir).expanduser(), key)
+    except records.RecordError as error:
+        raise InputError(str(error)) from None
+    return Plan(cfg, key, settings, folder, total_steps, steps_per_epoch, origins, notes)
+
+
+def _check_values(cfg: DictConfig) -> None:
+    positive = (
+        "train.epochs train.max_steps train.batch_size train.grad_accumulation train.eval_steps train.save_steps "
+        "train.log_steps optim.lr optim.max_grad_norm optim.eps eval.batch_size eval.max_examples task.max_length "
+        "data.sample_rows data.sample_validation_rows"
+    ).split()
+    not_negative = "seed optim.warmup_steps optim.weight_decay train.num_workers".split()
+    for name in positive + not_negative:
+        value = OmegaConf.select(cfg, name)
+        if value is None:
+            continue
+        if not math.isfinite(value) or value < 0 or (value == 0 and name in positive):
+            raise InputError(f"{name} must be {'positive' if name in positive else '0 or more'}, not {value}")
+    choices = {
+        "train.precision": ("fp32", "bf16"),
+        "train.padding": ("longest", "max_length"),
+        "train.device": ("auto", "cpu", "cuda"),
+        "method.schedule": ("absolute", "scaled"),
+        "protocol.name": ("paper", "released"),
+    }
+    for name, valid in choices.items():
+        if OmegaConf.select(cfg, name) not in valid:
+            raise one_of(name, OmegaConf.select(cfg, name), valid)
+    if cfg.train.grad_accumulation > cfg.train.batch_size:
+        raise InputError(
+            f"train.grad_accumulation={cfg.train.grad_accumulation} splits the {cfg.train.batch_size} examples of a "
+            "step (train.batch_size) into more parts than there are"
+        )
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise InputError(f"{missing[0]} is not set")
+
+
+def _apply_budget(cfg: DictConfig) -> str:
+    """Takes the method's size from the budget where it is not given; returns the budget's name in keys and tables."""
+    sizes = cfg.method.get("sizes")
+    if sizes is None:
+        return str(cfg.method.name)
+    label = cfg.budget.label
+    if cfg.budget.family != cfg.task.budgets:
+        valid = [name for name, family in budget_families().items() if family == cfg.task.budgets]
+        raise InputError(f"budget '{label}' does not exist for task '{cfg.task.name}'; valid: {', '.join(valid)}")
+    if label not in sizes:
+        raise one_of(f"budget for method '{cfg.method.name}'", label, sizes)
+    for name, size in sizes[label].items():
+        if cfg.method[name] is None:
+            cfg.method[name] = size
+    return str(label)
+
+
+def budget_families() -> dict[str, str]:
+    """Budget label -> family, from ``conf/budget``, smallest first."""
+    budgets = [yaml.safe_load(path.read_text()) for path in (resource("conf") / "budget").glob("*.yaml")]
+    budgets.sort(key=lambda budget: (budget["family"], float(budget["label"].rstrip("%M"))))
+    return {budget["label"]: budget["family"] for budget in budgets}
+
+
+def _scale_steps(cfg: DictConfig, total_steps: int, origins: dict[str, str]) -> None:
+    """Step counts at the paper's T of the task -> at this run's T; a phase that exists keeps at least one step."""
+    paper = cfg.task.total_steps
+    for name, least in (("method.t_i", 0), ("method.t_f", 1), ("method.delta_t", 1), ("optim.warmup_steps", 0)):
+        value = OmegaConf.select(cfg, name)
+        if isinstance(value, int):
+            scaled = max(min(least, value), round(value * total_steps / paper))
+            OmegaConf.update(cfg, name, scaled)
+            origins[name] = f"{value} x {total_steps}/{paper}, scaled; {origins.get(name, '')}".rstrip("; ")
+
+
+def result_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Flat ``group.setting`` -> value of all that changes the result."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        for name, value in node.items():
+            path = f"{prefix}{name}"
+            if path in NOT_RESULT:
+                continue
+            if isinstance(value, dict) and value:
+                walk(value, f"{path}.")
+            else:
+                flat[path] = value
+
+    walk(OmegaConf.to_container(cfg, resolve=True), "")
+    return flat
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits that identify settings; 32 and 32.0 are the same setting."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    content = json.dumps({name: plain(value) for name, value in settings.items()}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:10]
+
+
+# -- where a value comes from --------------------------------------------------------------------------------------
+
+
+def _shown(cfg: DictConfig) -> list[str]:
+    """The settings the dry run explains."""
+    common = (
+        "optim.lr optim.warmup_steps optim.weight_decay optim.max_grad_norm train.epochs train.max_steps "
+        "train.batch_size train.eval_steps train.precision train.padding task.max_length task.classifier_dropout"
+    ).split()
+    own = [f"method.{name}" for name in cfg.method if name not in ("name", "module", "sizes")]
+    return [name for name in common + own if OmegaConf.select(cfg, name) is not None]
+
+
+def _origin(key: str, choices: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """The last place that sets ``key``: the command line, or a YAML file with line and the comment on that line."""
+    if any(override.lstrip("+").split("=")[0] == key for override in overrides):
+        return "command line"
+    for group in ("script", *reversed(GROUPS)):
+        choice = choices.get(group)
+        path = resource("conf") / group / f"{choice}.yaml"
+        if choice and path.is_file() and (found := _find_in_yaml(path, group, key)):
+            return found
+    return "default (config.py)"
+
+
+def _find_in_yaml(path: Path, group: str, key: str) -> str | None:
+    text = path.read_text()
+    parts = key.split(".")
+    if "@package _global_" not in text.splitlines()[0]:
+        if parts.pop(0) != group:
+            return None
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    line = 0
+    for part in parts:
+        children = node.value if isinstance(node, yaml.MappingNode) else []
+        match = next(((k, v) for k, v in children if k.value == part), None)
+        if match is None:
+            return None
+        line, node = match[0].start_mark.line, match[1]
+    budget = group == "method" and isinstance(node, yaml.ScalarNode) and node.value == "null"
+    comment = text.splitlines()[line].partition("#")[2].strip()
+    where = f"conf/{group}/{path.name}:{line + 1}"
+    if budget:
+        return f"budget ({where})" if "budget" in comment else where
+    return f"{where} ({comment})" if comment else where
+
+
+# -- counting ------------------------------------------------------------------------------------------------------
+
+
+def count(plan: Plan) -> Plan:
+    """Fills ``method`` and ``params`` from the model on the meta device, with the method injected.
+
+    Raises:
+        InputError: an option of the method is wrong, the backbone lacks its sites, T is too short for its schedule.
+    """
+    from adalora_repro import methods
+    from adalora_repro.backbones import find_sites, meta_model
+    from adalora_repro.inject import count as count_parameters
+    from adalora_repro.inject import count_trained
+
+    method = methods.load(plan.cfg)
+    model = meta_model(plan.cfg)
+    backbone = count_parameters(model.base_model.parameters())
+    method.inject(model, find_sites(model))
+    trained = count_trained(model)
+    plan.method = method.plan(plan.total_steps)
+    final = plan.method.pop("params_final", trained["method"])
+    plan.params = {
+        "method": final,
+        "head": trained["head"],
+        "total": final + trained["head"],
+        "at_init": trained["method"],
+        "backbone": backbone,
+    }
+    return plan
+
+
+def describe(plan: Plan) -> str:
+    """The plan as text: what the dry run prints."""
+    key, params, method = plan.key, plan.params, plan.method
+    share = f"{params['method'] / params['backbone']:.3%} of the backbone's {params['backbone']:,}"
+    lines = [
+        f"plan: task={key['task']} method={key['method']} budget={key['budget']} backbone={key['backbone']} "
+        f"protocol={key['protocol']} data={key['data']} seed={key['seed']}",
+        "",
+        "trained parameters",
+    ]
+    rows = []
+    if params["at_init"] != params["method"]:
+        rows.append(("method, initial budget", f"{params['at_init']:,}", "what the optimizer trains until pruned"))
+        rows.append(
+            ("method, final budget", f"{params['method']:,}", f"{share}; mean, the exact count follows from the ranks")
+        )
+    else:
+        rows.append(("method", f"{params['method']:,}", share))
+    rows.append(("head", f"{params['head']:,}", "trains in every method, counted apart"))
+    rows.append(("total", f"{params['total']:,}", ""))
+    gib = (4 * params["backbone"] + 12 * (params["at_init"] + params["head"])) / 2**30
+    rows.append(("memory", f"{gib:.2f} GiB", "fp32 weights, gradients and AdamW's averages; activations come on top"))
+    lines += _table(rows) + ["", "steps"]
+    epochs = plan.total_steps / plan.steps_per_epoch
+    rows = [("T", f"{plan.total_steps:,}", f"{epochs:g} epochs of {plan.steps_per_epoch:,} optimizer steps")]
+    names = {
+        "n": "adapted matrices",
+        "r": "rank of every matrix",
+        "b_0": "initial budget, triplets",
+        "b_T": "final budget, triplets",
+        "alpha_over_r": "scaling alpha/r, r the rank at the start",
+        "gamma": "weight of the orthogonality penalty R",
+        "mask_events": "masks until the set is fixed at T - t_f",
+    }
+    if "t_f" in method:
+        t_i, final = method["t_i"], plan.total_steps - method["t_f"]
+        rows += [
+            ("warm-up", f"0 … {t_i - 1:,}" if t_i else "none", f"t_i = {t_i:,}, all b_0 triplets"),
+            ("pruning", f"{t_i:,} … {final - 1:,}", f"a mask every delta_t = {method['delta_t']} steps"),
+            ("final phase", f"{final:,} … {plan.total_steps - 1:,}", f"t_f = {method['t_f']:,}, b_T triplets"),
+        ]
+    rows += [(name, f"{method[name]:,g}", text) for name, text in names.items() if name in method]
+    lines += _table(rows) + ["", "settings and where they come from"]
+    rows = [(name, f"{OmegaConf.select(plan.cfg, name)}", origin) for name, origin in plan.origins.items()]
+    lines += _table(rows) + ["", f"folder: {plan.folder}"]
+    lines += [f"note: {note}" for note in plan.notes]
+    return "\n".join(lines)
+
+
+def _table(rows: list[tuple[str, str, str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return [f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {text}".rstrip() for name, value, text in rows]

@@ -1,0 +1,57 @@
+"""Where and with what a run was made: part of every record, never of its identity."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adalora_repro import __version__
+
+LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "hydra-core", "tokenizers", "numpy")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device, threads and the state of the source tree."""
+    commit, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return {
+        "versions": {"adalora-repro": __version__, "python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "git": {"commit": commit, "dirty": None if dirty is None else bool(dirty)},
+    }
+
+
+def peak_memory(device: torch.device) -> dict[str, Any]:
+    """Bytes: the CUDA allocator's peak, or the process's peak resident set on a CPU."""
+    if device.type == "cuda":
+        return {"peak": torch.cuda.max_memory_allocated(device), "of": "cuda allocator"}
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "of": "resident set"}
+
+
+def _processor() -> str:
+    """The CPU's model as Linux names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in this package's checkout; None outside one."""
+    root = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,166 @@
+"""adalora-run: Hydra's main -> one run (or a multirun) -> exit code."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from adalora_repro import plan as planning
+from adalora_repro import records
+from adalora_repro.config import GROUPS, Config, resource
+from adalora_repro.tasks import load_family
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, InputError
+
+
+def main() -> int:
+    """Console entry point; the exit codes are those of ``errors``."""
+    _register()
+    codes: list[int] = []
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            codes.append(run(cfg))
+        except InputError as error:
+            print(f"adalora-run: error: {error}", file=sys.stderr)
+            codes.append(EXIT_BAD_INPUT)
+
+    try:
+        with _raising_hydra():
+            hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        print(f"adalora-run: error: {explain(error)}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return max(codes, default=EXIT_OK)
+
+
+def run(cfg: DictConfig) -> int:
+    """One configuration -> exit code. A finished run is recognized before torch is imported.
+
+    Raises:
+        InputError: wrong input, found before anything is trained.
+    """
+    hydra_cfg = HydraConfig.get()
+    plan = planning.resolve(cfg, hydra_cfg.runtime.choices, hydra_cfg.overrides.task)
+    if cfg.dry_run:
+        print(planning.describe(planning.count(plan)))
+        return EXIT_OK
+    if not cfg.force and (score := _finished(plan)):
+        print(f"already done: {plan.folder} ({score}); force=true runs it again")
+        return EXIT_OK
+    for note in plan.notes:
+        print(f"adalora-run: note: {note}", file=sys.stderr)
+    load_family(plan.cfg)
+    planning.count(plan)  # fails on a wrong option before any download
+
+    from adalora_repro.train import train
+
+    return train(plan)
+
+
+def _finished(plan: planning.Plan) -> str | None:
+    """The score of a finished run in the plan's folder, or None.
+
+    Raises:
+        InputError: there is a record that cannot be read; it is not overwritten.
+    """
+    try:
+        record = records.read(plan.folder / records.RECORD_NAME)
+    except FileNotFoundError:
+        return None
+    except records.RecordError as error:
+        raise InputError(f"{error}; move it away, or force=true keeps it beside the new one") from None
+    if record.status != "ok" or record.final is None:
+        return None
+    return f"{record.primary_metric} {record.final['metrics'][record.primary_metric]:.4f}"
+
+
+# -- Hydra ---------------------------------------------------------------------------------------------------------
+
+
+def _register() -> None:
+    """The typed schema, and every file of ``sweeps/`` as a choice of the group ``sweep``."""
+    store = ConfigStore.instance()
+    store.store(name="base_config", node=Config)
+    for path in sorted(resource("sweeps").glob("*.yaml")):
+        store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
+
+
+@contextmanager
+def _raising_hydra() -> Iterator[None]:
+    """Hydra prints errors over many lines and exits with 1, unless it is told to raise them: told here, for us."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def explain(error: Exception) -> str:
+    """One line for one of Hydra's or OmegaConf's errors: what, where, the valid choices."""
+    text = str(error)
+    if error.__cause__ is not None and type(error).__name__ == "ConfigCompositionException":
+        text += f"\n{error.__cause__}"
+    if match := re.search(r"Could not find '(\w+)/(.+?)'", text):
+        return _unknown_choice(match[1], match[2])
+    if match := re.search(r"You must specify '(\w+)'", text):
+        return f"choose a {match[1]}: {match[1]}=…; valid: {', '.join(_choices(match[1]))}"
+    if match := re.search(r"Could not override '([\w.@/]+)'", text):
+        return _unknown_setting(match[1])
+    if match := re.search(r"full_key: ([\w.]+)", text):
+        lines = [line for line in text.splitlines() if line and not line.startswith("Error merging")]
+        return f"{match[1]}: {lines[0]}" if "not in" not in text else _unknown_setting(match[1])
+    text = re.sub(r"See https?://\S+.*", "", text)
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (resource("conf") / group).glob("*.yaml"))
+
+
+def _unknown_choice(group: str, choice: str) -> str:
+    valid = _choices(group) if group != "sweep" else sorted(path.stem for path in resource("sweeps").glob("*.yaml"))
+    return f"unknown {group} '{choice}'; valid: {', '.join(valid)}"
+
+
+def _unknown_setting(key: str) -> str:
+    """Names the settings beside the misspelt one; those of a method are in its YAML."""
+    node: Any = OmegaConf.structured(Config)
+    parent, _, name = key.rpartition(".")
+    try:
+        node = OmegaConf.select(node, parent) if parent else node
+    except OmegaConfBaseException:
+        node = None
+    valid = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    if not parent:
+        valid += [group for group in GROUPS if group not in valid]
+    if parent == "method":
+        chosen = next((arg.split("=", 1)[1] for arg in sys.argv[1:] if arg.startswith("method=")), "adalora")
+        path = resource("conf") / "method" / f"{chosen}.yaml"
+        valid = list(OmegaConf.load(path).method) if path.is_file() else []
+    close = difflib.get_close_matches(name, valid, n=1)
+    hint = f" (did you mean {parent + '.' if parent else ''}{close[0]}?)" if close else ""
+    return f"no setting '{key}'{hint}; valid: {', '.join(f'{parent}.{n}' if parent else n for n in valid) or 'none'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
