@@ -478,7 +478,8 @@ def unescaped_latex(text: str) -> str:
 
 
 def test_latex_is_balanced_and_every_row_has_all_columns() -> None:
-    for table in (example(), evil(), compiled([])):
+    starts = compiled([make(method="[2pt]"), make(method="*")])  # read as an argument of the line break before
+    for table in (example(), evil(), starts, compiled([])):
         text = render.render(table, "latex")
         stack = []
         for kind, name in re.findall(r"\\(begin|end)\{([a-z*]+)\}", text.replace(r"\textbackslash{}end", "")):
