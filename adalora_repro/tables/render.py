@@ -97,7 +97,7 @@ LATEX = {
     "#": r"\#",
     "%": r"\%",
     "_": r"\_",
-    "[": "{[}",  # after a line break in a table, a bracket or star would be read as its argument
+    "[": "{[}",  # bare, it would be read as an argument of the line break or rule before it
     "]": "{]}",
     "*": "{*}",
     "~": r"\textasciitilde{}",
