@@ -40,7 +40,7 @@ class TaskConfig:
     label_range: list[float] = field(default_factory=list)  # regression only: smallest and largest label
     metrics: list[str] = field(default_factory=list)
     primary_metric: str = MISSING
-    validation: dict[str, str] = field(default_factory=lambda: {"": "validation"})  # metric suffix -> split
+    validation: dict[str, str] = field(default_factory=dict)  # metric suffix -> split (a default would be merged in)
     max_length: int = MISSING
     max_target_length: int | None = None
     stride: int | None = None
