@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -75,14 +76,17 @@ class RankAllocator:
         self.score, self.protocol = score, protocol
 
         self._groups = stack_by_shape(list(self.layers.values()))
-        names = {id(layer): name for name, layer in self.layers.items()}
-        self._names = [names[id(layer)] for group in self._groups for layer in group]  # the order of scores and masks
-        self._ranks = [layer.r for group in self._groups for layer in group]
+        self._ranks = [layer.r for layer in self.layers.values()]
+        # scores and masks are flat, in the order of `layers`; the stacks hold them group by group
+        start = dict(zip(map(id, self.layers.values()), accumulate(self._ranks, initial=0), strict=False))
+        stacked = [start[id(layer)] + i for group in self._groups for layer in group for i in range(layer.r)]
         # per group one tensor each for Λ (n, r, 1), P (n, d_out, r) and Q (n, r, d_in), in this order
-        self._average = [torch.zeros_like(stacked) for stacked in self._weights()]
-        self._uncertainty = [torch.zeros_like(stacked) for stacked in self._weights()]
+        self._average = [torch.zeros_like(weights) for weights in self._weights()]
+        self._uncertainty = [torch.zeros_like(weights) for weights in self._weights()]
+        device = self._average[0].device
+        self._from_stacks = torch.argsort(torch.tensor(stacked)).to(device)
         self._scores: Tensor | None = None
-        self._mask = torch.ones(total, dtype=torch.bool, device=self._average[0].device)
+        self._mask = torch.ones(total, dtype=torch.bool, device=device)
         self._budget = total
 
     # -- what is due when ------------------------------------------------------------------------------------------
@@ -146,8 +150,8 @@ class RankAllocator:
 
     def rank_pattern(self) -> dict[str, int]:
         """Layer name -> triplets kept by the last mask, in the order of ``layers``."""
-        kept = dict(zip(self._names, (int(m.sum()) for m in self._mask.cpu().split(self._ranks)), strict=True))
-        return {name: kept[name] for name in self.layers}
+        kept = torch.split(self._mask.cpu(), self._ranks)
+        return {name: int(mask.sum()) for name, mask in zip(self.layers, kept, strict=True)}
 
     @contextmanager
     def masked(self) -> Iterator[None]:
@@ -165,7 +169,7 @@ class RankAllocator:
     def state_dict(self) -> dict[str, Any]:
         """Averages, mask and names: all that resuming needs beside the parameters (F40)."""
         return {
-            "names": list(self._names),
+            "names": list(self.layers),
             "average": [tensor.clone() for tensor in self._average],
             "uncertainty": [tensor.clone() for tensor in self._uncertainty],
             "mask": self._mask.clone(),
@@ -177,7 +181,7 @@ class RankAllocator:
         Raises:
             ValueError: it belongs to other layers, names or ranks.
         """
-        if list(state["names"]) != self._names or state["mask"].shape != self._mask.shape:
+        if list(state["names"]) != list(self.layers) or state["mask"].shape != self._mask.shape:
             raise ValueError("the allocator's state belongs to other layers")
         for kept, loaded in ((self._average, state["average"]), (self._uncertainty, state["uncertainty"])):
             if [tensor.shape for tensor in kept] != [tensor.shape for tensor in loaded]:
@@ -190,31 +194,26 @@ class RankAllocator:
     # -- stacked tensors -------------------------------------------------------------------------------------------
 
     def _weights(self) -> list[Tensor]:
-        parameters = ((layer.lora_E, layer.lora_B, layer.lora_A) for layer in self._ordered())
-        return self._stack([tuple(p.detach() for p in triple) for triple in parameters])
+        return self._stacks(lambda parameter: parameter.detach())
 
     def _grads(self) -> list[Tensor]:
-        triples = []
-        for name, layer in zip(self._names, self._ordered(), strict=True):
-            grads = (layer.lora_E.grad, layer.lora_B.grad, layer.lora_A.grad)
-            if any(grad is None for grad in grads):
-                raise RuntimeError(f"no gradient reached '{name}': it takes no part in the loss and cannot be scored")
-            triples.append(grads)
-        return self._stack(triples)  # type: ignore[arg-type]
+        return self._stacks(self._grad_of)
 
-    def _ordered(self) -> Iterator[SVDLinear]:
-        return (layer for group in self._groups for layer in group)
+    def _grad_of(self, parameter: Tensor) -> Tensor:
+        if parameter.grad is None:
+            name = next(name for name, layer in self.layers.items() if any(p is parameter for p in layer.parameters()))
+            raise RuntimeError(f"no gradient reached '{name}': it takes no part in the loss and cannot be scored")
+        return parameter.grad
 
-    def _stack(self, triples: list[tuple[Tensor, ...]]) -> list[Tensor]:
-        stacked, start = [], 0
-        for group in self._groups:
-            part = triples[start : start + len(group)]
-            stacked += [torch.stack(tensors) for tensors in zip(*part, strict=True)]
-            start += len(group)
-        return stacked
+    def _stacks(self, get: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        return [
+            torch.stack([get(getattr(layer, part)) for layer in group])
+            for group in self._groups
+            for part in ("lora_E", "lora_B", "lora_A")
+        ]
 
     def _score_triplets(self, raw: list[Tensor] | None) -> Tensor:
-        """S of every triplet, flat, in the order of ``_names``."""
+        """S of every triplet, flat, in the order of ``layers``."""
         if self.score == "magnitude":
             return torch.cat([value.detach().flatten() for value in self._values()]).abs()
         if self.score == "importance":
@@ -224,11 +223,11 @@ class RankAllocator:
         else:
             entries = self._average
         triples = zip(entries[0::3], entries[1::3], entries[2::3], strict=True)
-        return torch.cat([importance.triplet_score(*triple).flatten() for triple in triples])
+        return torch.cat([importance.triplet_score(*triple).flatten() for triple in triples])[self._from_stacks]
 
     def _values(self) -> list[Tensor]:
-        return [layer.lora_E for layer in self._ordered()]
+        return [layer.lora_E for layer in self.layers.values()]
 
     def _apply_mask(self) -> None:
-        kept = self._mask.to(self._average[0].dtype).unsqueeze(1).split(self._ranks)
-        torch._foreach_mul_(self._values(), list(kept))
+        kept = self._mask.to(self._average[0].dtype).unsqueeze(1)  # (N, 1): a slice of it has the shape of a Λ
+        torch._foreach_mul_(self._values(), list(torch.split(kept, self._ranks)))

@@ -5,12 +5,10 @@ The averages work on lists of tensors with ``torch._foreach_*``, so that one cal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-Tensors = Sequence[Tensor]
+Tensors = list[Tensor]
 
 
 def sensitivity(weights: Tensors, grads: Tensors) -> list[Tensor]:

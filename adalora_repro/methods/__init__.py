@@ -30,10 +30,10 @@ def load(cfg: DictConfig) -> BaseMethod:
         raise one_of("method.module", name, modules)
     module: Any = importlib.import_module(f"{__name__}.{name}")
     known = [f.name for f in fields(module.Options)]
-    given = {key: value for key, value in cfg.method.items() if key != "sizes"}
-    for key in given:
-        if key not in known:
+    for key in cfg.method:
+        if key not in known and key != "sizes":
             raise InputError(f"method.{key} is not an option of method '{cfg.method.name}'; valid: {', '.join(known)}")
+    given = {key: value for key, value in cfg.method.items() if key in known and value is not None}
     try:
         options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(module.Options), given))
     except OmegaConfBaseException as error:

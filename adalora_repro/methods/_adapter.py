@@ -14,7 +14,7 @@ from adalora_repro.methods.base import BaseOptions, require_positive
 class AdapterOptions(BaseOptions):
     """``d``: bottleneck width, from the budget; ``init_std``: of both projections (biases start at 0, fidelity F26)."""
 
-    d: int | None = None
+    d: int = 0
     init_std: float = 0.02
 
     def __post_init__(self) -> None:

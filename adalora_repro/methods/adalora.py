@@ -13,7 +13,7 @@ from adalora_repro.errors import InputError, one_of
 from adalora_repro.inject import freeze_backbone, replace
 from adalora_repro.lowrank import BudgetSchedule, RankAllocator, SVDLinear, orthogonality_penalty
 from adalora_repro.lowrank.layers import drop_left_factors, share_left_factors
-from adalora_repro.lowrank.orthogonality import orthogonality_errors
+from adalora_repro.lowrank.orthogonality import Form, orthogonality_errors
 from adalora_repro.lowrank.schedule import mask_due
 from adalora_repro.methods.base import BaseMethod, LowRankOptions, require_positive
 
@@ -32,12 +32,12 @@ class Options(LowRankOptions):
     eqs. (9), (10); ``score``: importance | sensitivity | magnitude.
     """
 
-    target_r: int | None = None
-    init_r: int | None = None
+    target_r: int = 0
+    init_r: int = 0
     gamma: float = 0.1
-    t_i: int | None = None
-    t_f: int | None = None
-    delta_t: int | None = None
+    t_i: int = -1
+    t_f: int = 0
+    delta_t: int = 0
     beta1: float = 0.85
     beta2: float = 0.85
     score: str = "importance"
@@ -45,9 +45,9 @@ class Options(LowRankOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "target_r", "init_r", "t_f", "delta_t")
-        if self.t_i is None or self.t_i < 0:
-            raise InputError(f"method.t_i must be 0 or more, not {self.t_i}")
-        if self.target_r > self.init_r:  # type: ignore[operator]
+        if self.t_i < 0:
+            raise InputError(f"method.t_i must be 0 or more, not {self.t_i}; conf/tuned/ sets it")
+        if self.target_r > self.init_r:
             raise InputError(f"method.target_r={self.target_r} exceeds method.init_r={self.init_r}")
         if self.gamma < 0:
             raise InputError(f"method.gamma must be 0 or more, not {self.gamma}")
@@ -72,7 +72,7 @@ class Method(BaseMethod):
         options = self.options
 
         def make(site: Site, old: nn.Module) -> nn.Module:
-            return SVDLinear(old, options.init_r, options.alpha, options.init_std)  # type: ignore[arg-type]
+            return SVDLinear(cast(nn.Linear, old), options.init_r, options.alpha, options.init_std)
 
         self.layers = cast(dict[str, SVDLinear], replace(model, options.matrices(sites), make))
 
@@ -85,10 +85,10 @@ class Method(BaseMethod):
         n, options = len(self.layers), self.options
         try:
             return BudgetSchedule(
-                b_0=n * options.init_r,  # type: ignore[operator]
-                b_T=n * options.target_r,  # type: ignore[operator]
-                t_i=options.t_i,  # type: ignore[arg-type]
-                t_f=options.t_f,  # type: ignore[arg-type]
+                b_0=n * options.init_r,
+                b_T=n * options.target_r,
+                t_i=options.t_i,
+                t_f=options.t_f,
                 total_steps=total_steps,
             )
         except ValueError as error:
@@ -100,7 +100,7 @@ class Method(BaseMethod):
     def plan(self, total_steps: int) -> dict[str, Any]:
         schedule, options = self.schedule(total_steps), self.options
         per_triplet = [layer.base.in_features + layer.base.out_features + 1 for layer in self.layers.values()]
-        masks = sum(mask_due(schedule, options.delta_t or 1, self.protocol, t) for t in range(schedule.final_step + 1))
+        masks = sum(mask_due(schedule, options.delta_t, self.protocol, t) for t in range(schedule.final_step + 1))
         return {
             "n": len(self.layers),
             "b_0": schedule.b_0,
@@ -110,7 +110,7 @@ class Method(BaseMethod):
             "delta_t": options.delta_t,
             "mask_events": masks,
             "alpha": options.alpha,
-            "alpha_over_r": options.alpha / (options.init_r or 1),
+            "alpha_over_r": options.alpha / options.init_r,
             "gamma": options.gamma,
             "params_final": round(schedule.b_T * sum(per_triplet) / len(per_triplet)),
         }
@@ -120,7 +120,7 @@ class Method(BaseMethod):
         self._allocator = RankAllocator(
             self.layers,
             self.schedule(total_steps),
-            options.delta_t,  # type: ignore[arg-type]
+            options.delta_t,
             options.beta1,
             options.beta2,
             options.score,  # type: ignore[arg-type]
@@ -137,7 +137,7 @@ class Method(BaseMethod):
     def regularizer(self) -> Tensor | None:
         if self.options.gamma == 0:
             return None
-        form = "sum_squared" if self.protocol == "paper" else "mean_norm"
+        form: Form = "sum_squared" if self.protocol == "paper" else "mean_norm"
         return self.options.gamma * orthogonality_penalty(self.layers.values(), form)
 
     def before_update(self, t: int) -> None:

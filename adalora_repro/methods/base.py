@@ -60,13 +60,11 @@ class LowRankOptions(BaseOptions):
 
 
 def require_positive(options: object, *names: str) -> None:
-    """Raises InputError for a size that is missing, zero or negative."""
+    """Raises InputError for a size that is zero, negative or not set (0 by default)."""
     for name in names:
         value = getattr(options, name)
-        if value is None:
-            raise InputError(f"method.{name} is not set: choose a budget that has it, or set method.{name}=…")
         if not value > 0:
-            raise InputError(f"method.{name} must be positive, not {value}")
+            raise InputError(f"method.{name} must be positive, not {value}; the budget, conf/tuned/ or method.{name}=… sets it")
 
 
 class BaseMethod:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Options(LowRankOptions):
     """``r``: rank of every matrix, from the budget."""
 
-    r: int | None = None
+    r: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,13 +40,13 @@ class Method(BaseMethod):
         options = self.options
 
         def make(site: Site, old: nn.Module) -> nn.Module:
-            return LoRALinear(old, options.r, options.alpha, options.init_std)  # type: ignore[arg-type]
+            return LoRALinear(cast(nn.Linear, old), options.r, options.alpha, options.init_std)
 
         self.names = list(replace(model, options.matrices(sites), make))
 
     def plan(self, total_steps: int) -> dict[str, Any]:
-        r = self.options.r or 0
-        return {"n": len(self.names), "r": r, "alpha": self.options.alpha, "alpha_over_r": self.options.alpha / r}
+        r, alpha = self.options.r, self.options.alpha
+        return {"n": len(self.names), "r": r, "alpha": alpha, "alpha_over_r": alpha / r}
 
     def summary(self) -> dict[str, Any]:
         return {"rank_pattern": dict.fromkeys(self.names, self.options.r)}

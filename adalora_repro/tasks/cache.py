@@ -66,6 +66,9 @@ def cached(root: Path, name: str, build: Callable[[], Dataset]) -> Dataset:
     try:
         _write(dataset, entry)
     except OSError as error:
+        found = _read(entry)  # another run may have been faster
+        if found is not None:
+            return found
         logger.warning("tokenized data are not kept: %s (data.cache_dir chooses another folder)", error)
         return dataset
     return _read(entry) or dataset

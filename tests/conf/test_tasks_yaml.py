@@ -1,0 +1,229 @@
+"""The tasks' YAML files against the paper's tables, the schema, and the promises of their own headers."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from task_configs import CONF, ROOT, TASKS, task_config
+
+PAPER = ROOT / "adalora_repro" / "tables" / "paper"
+SCRIPTS = sorted(path.stem for path in (CONF / "script").glob("*.yaml"))
+RECIPES = sorted(path for group in ("task", "tuned", "script") for path in (CONF / group).glob("*.yaml"))
+TABLE = {"glue": "Table 8", "qa": "Table 10", "nlg": "Table 13"}
+ORIGIN = re.compile(r"^ +(\w+): .*  # (paper, (?:Table (?:8|10|13)|section 4\.3)|released script\b.*)$")
+
+
+def table(name: str) -> list[dict[str, str]]:
+    with (PAPER / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def values(path: Path) -> dict[str, Any]:
+    """``section.key`` -> value of a file, resolved within itself."""
+    loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    assert isinstance(loaded, dict)
+    return {f"{section}.{key}": value for section, keys in loaded.items() for key, value in keys.items()}
+
+
+def origins(path: Path) -> dict[str, str]:
+    """Key -> origin that its end-of-line comment names."""
+    found = (ORIGIN.match(line) for line in path.read_text().splitlines())
+    return {match[1]: match[2] for match in found if match}
+
+
+def tuned(task: str) -> Path:
+    return CONF / "tuned" / f"{task}_adalora.yaml"
+
+
+def test_the_paper_s_tasks_are_there() -> None:
+    rows = [row["task"] for row in table("table8_10_13_hyperparameters.csv")]
+    assert sorted(rows) == TASKS
+    assert sorted(path.stem for path in (CONF / "tuned").glob("*.yaml")) == sorted(f"{task}_adalora" for task in rows)
+
+
+@pytest.mark.parametrize("row", table("table8_10_13_hyperparameters.csv"), ids=lambda row: row["task"])
+def test_tuned_files_hold_the_paper_s_hyperparameters(row: dict[str, str]) -> None:
+    ours = values(tuned(row["task"]))
+    columns = {
+        "optim.lr": "learning_rate",
+        "train.batch_size": "batch_size",
+        "train.epochs": "epochs",
+        "method.gamma": "gamma",
+        "method.t_i": "t_i",
+        "method.delta_t": "delta_T",
+        "method.t_f": "t_f",
+    }
+    assert {key: ours[key] for key in columns} == {key: float(row[column]) for key, column in columns.items()}
+    from_scripts = {"optim.warmup_steps", "optim.weight_decay", "method.alpha", "task.max_length"}
+    assert set(ours) - {"task.classifier_dropout"} == set(columns) | from_scripts
+    named = origins(tuned(row["task"]))
+    label = f"paper, {TABLE[task_config(row['task']).task.budgets]}"
+    for key in ours:
+        expected = label if key in columns else "released script"
+        assert named[key.partition(".")[2]].startswith(expected), key
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_values_of_the_task_are_the_same_for_every_method(task: str) -> None:
+    shared, recipe = values(CONF / "task" / f"{task}.yaml"), values(tuned(task))
+    common = set(shared) & set(recipe)
+    assert common >= {"train.batch_size", "train.epochs", "optim.warmup_steps", "optim.weight_decay", "task.max_length"}
+    assert {key: shared[key] for key in common} == {key: recipe[key] for key in common}
+    assert ("task.classifier_dropout" in shared) == ("task.classifier_dropout" in recipe)
+
+
+# fidelity.md, table of script settings: alpha, length, warm-up, weight decay, classifier dropout, evaluations per run
+RELEASED = {
+    "mnli": (16, 256, 1000, 0, 0.15, 28),
+    "rte": (32, 320, 200, 0.01, 0.20, 39),
+    "qnli": (32, 512, 500, 0.01, 0.10, 16),
+    "mrpc": (32, 320, 345, 0.01, 0, 11),
+    "qqp": (16, 320, 2000, 0.01, 0.15, 18),
+    "sst2": (16, 128, 1000, 0.01, 0, 16),
+    "cola": (32, 64, 100, 0, 0.10, 67),
+    "stsb": (32, 128, 100, 0.1, 0.2, 45),
+    "squad_v2": (16, 384, 1000, 0, None, None),
+    "xsum": (32, 768, 3000, 0, None, None),
+    "cnn_dailymail": (32, 1024, 3000, 0, None, None),
+}
+
+
+@pytest.mark.parametrize("task", RELEASED)
+def test_where_the_paper_is_silent_the_released_scripts_speak(task: str) -> None:
+    alpha, length, warmup, decay, dropout, evaluations = RELEASED[task]
+    ours = values(tuned(task))
+    assert ours["method.alpha"] == alpha
+    assert ours["task.max_length"] == length
+    assert (ours["optim.warmup_steps"], ours["optim.weight_decay"]) == (warmup, decay)
+    assert ours.get("task.classifier_dropout") == dropout
+    cfg = task_config(task)
+    if evaluations is not None:
+        assert cfg.task.total_steps // cfg.train.eval_steps == evaluations
+
+
+def test_squad_takes_what_squad_v2_s_script_says() -> None:
+    keys = ("optim.warmup_steps", "optim.weight_decay", "method.alpha", "task.max_length")
+    first, second = values(tuned("squad")), values(tuned("squad_v2"))
+    assert [first[key] for key in keys] == [second[key] for key in keys]
+    assert "none for 1.1" in origins(tuned("squad"))["warmup_steps"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_total_steps_follow_from_rows_and_hold_the_schedule(task: str) -> None:
+    cfg, recipe = task_config(task), values(tuned(task))
+    steps = cfg.train.epochs * math.ceil(cfg.task.rows["train"] / cfg.train.batch_size)
+    if cfg.task.family == "squad":  # features, of which long contexts give several
+        assert steps < cfg.task.total_steps < 1.02 * steps
+    else:
+        assert cfg.task.total_steps == steps
+    assert recipe["method.t_i"] + recipe["method.t_f"] < cfg.task.total_steps
+    assert set(cfg.task.validation.values()) | {"train"} <= set(cfg.task.rows)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tasks_fit_the_schema(task: str) -> None:
+    cfg = task_config(task)
+    assert isinstance(cfg, DictConfig)
+    assert cfg.task.name == task
+    assert re.fullmatch(r"[0-9a-f]{40}", cfg.task.revision)
+    assert cfg.task.budgets == {"glue": "glue", "squad": "qa", "summarization": "nlg"}[cfg.task.family]
+    names = {f"{metric}{suffix}" for metric in cfg.task.metrics for suffix in cfg.task.validation}
+    assert cfg.task.primary_metric in names
+    assert len(cfg.task.validation) == (2 if task == "mnli" else 1)
+    assert "qa" != cfg.task.budgets or cfg.task.stride
+
+
+def test_scripts_that_differ_from_the_paper() -> None:
+    assert {name: values(CONF / "script" / f"{name}.yaml") for name in SCRIPTS} == {
+        "released_qnli_adalora": {"optim.lr": 5e-4},
+        "released_qqp_adalora": {"optim.lr": 8e-4},
+        "released_cola_adalora": {"optim.lr": 8e-4, "method.gamma": 0.1},
+        "released_stsb_adalora": {"method.gamma": 0.3},
+        "released_xsum_adalora": {"method.gamma": 1.0, "method.t_f": 25000},
+        "released_cnn_dailymail_adalora": {"method.gamma": 1.0},
+    }
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_s_file_names_the_value_of_the_paper(name: str) -> None:
+    path = CONF / "script" / f"{name}.yaml"
+    recipe = values(tuned(name.removeprefix("released_").removesuffix("_adalora")))
+    for key, value in values(path).items():
+        assert value != recipe[key]
+        assert float(origins(path)[key.partition(".")[2]].rpartition(": ")[2]) == recipe[key]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_headers_and_origins(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    header = lines[: next(index for index, line in enumerate(lines) if not line.startswith("#"))]
+    assert header[0] == "# @package _global_"
+    text = "\n".join(header)
+    assert "# Score to expect" in text
+    assert path.parent.name == "script" or "not yet measured" in text
+    task = next(name for name in sorted(TASKS, key=len, reverse=True) if name in path.stem)
+    command = next(line for line in header if line.startswith("# Command: adalora-run ")).split()[3:]
+    overrides = {item.key_or_group: item.value() for item in OverridesParser.create().parse_overrides(command)}
+    assert overrides["task"] == task
+    assert overrides.get("protocol") == ("released" if path.parent.name == "script" else None)
+    assert (CONF / "budget" / f"{overrides['budget']}.yaml").is_file()
+    named = origins(path)
+    settings = {key for key in values(path) if not key.startswith("task.")}
+    settings |= {key for key in values(path) if key in ("task.max_length", "task.classifier_dropout", "task.stride")}
+    assert {key.partition(".")[2] for key in settings} <= set(named)
+
+
+COLUMNS = {
+    "mnli": ["mnli_m", "mnli_mm"],
+    "sst2": ["sst2_acc"],
+    "cola": ["cola_mcc"],
+    "qqp": ["qqp_acc", "qqp_f1"],
+    "qnli": ["qnli_acc"],
+    "rte": ["rte_acc"],
+    "mrpc": ["mrpc_acc"],
+    "stsb": ["stsb_corr"],
+    "squad": ["squad_em", "squad_f1"],
+    "squad_v2": ["squad_v2_em", "squad_v2_f1"],
+    "xsum": ["xsum_r1", "xsum_r2", "xsum_rl"],
+    "cnn_dailymail": ["cnn_dailymail_r1", "cnn_dailymail_r2", "cnn_dailymail_rl"],
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_scores_to_expect_are_the_paper_s(task: str) -> None:
+    source = {"glue": "table1_glue.csv", "qa": "table2_squad.csv", "nlg": "table3_summarization.csv"}
+    rows = {row["budget"]: row for row in table(source[task_config(task).task.budgets]) if row["method"] == "adalora"}
+    for path in (CONF / "task" / f"{task}.yaml", tuned(task)):
+        line = next(line for line in path.read_text().splitlines() if line.startswith("# Score to expect"))
+        found = re.findall(r"([\d.]+(?: / [\d.]+)*) at ([\d.]+[M%])", line)
+        assert len(found) == 2
+        for scores, budget in found:
+            assert scores.split(" / ") == [rows[budget][column] for column in COLUMNS[task]]
+
+
+def test_budgets_are_those_of_the_paper_s_tables() -> None:
+    budgets = {path.stem: OmegaConf.load(path) for path in (CONF / "budget").glob("*[M%].yaml")}
+    families: dict[str, list[str]] = {"glue": [], "qa": [], "nlg": []}
+    for label, budget in budgets.items():
+        assert budget == {"label": label, "family": budget.family}
+        families[budget.family].append(label)
+    assert {family: sorted(labels, key=lambda label: float(label[:-1])) for family, labels in families.items()} == {
+        "glue": ["0.3M", "0.6M", "1.2M"],
+        "qa": ["0.08%", "0.16%", "0.32%", "0.65%"],
+        "nlg": ["0.13%", "0.26%", "1.10%", "2.20%"],
+    }
+
+
+@pytest.mark.parametrize("source", ["hub", "local", "sample"])
+def test_data_sources_fit_the_schema(source: str) -> None:
+    cfg = task_config("rte")
+    cfg.data = OmegaConf.merge(cfg.data, OmegaConf.load(CONF / "data" / f"{source}.yaml"))
+    assert cfg.data.source == source
+    assert cfg.data.sample_rows >= 1

@@ -1,0 +1,79 @@
+"""AdaLoRA's allocation written straight from the equations, entry by entry, with Python floats only.
+
+Shares no code and no data layout with the package: matrices are lists of lists, the model is a list of (P, λ, Q).
+"""
+
+from __future__ import annotations
+
+Matrix = list[list[float]]
+
+
+def schedule(t: int, b_0: int, b_T: int, t_i: int, t_f: int, T: int) -> int:  # noqa: N803 - the paper's symbols
+    if t < t_i:
+        return b_0
+    if t >= T - t_f:
+        return b_T
+    return int(b_T + (b_0 - b_T) * (1 - (t - t_i) / (T - t_i - t_f)) ** 3)
+
+
+class SlowAllocator:
+    """One triplet after the other: sensitivity (8), averages (9)-(10), s (11), score (7), pruning (6)."""
+
+    def __init__(self, shapes: list[tuple[int, int, int]], beta1: float, beta2: float) -> None:
+        self.shapes, self.beta1, self.beta2 = shapes, beta1, beta2
+        self.average: dict[tuple, float] = {}
+        self.uncertainty: dict[tuple, float] = {}
+
+    def update(self, weights: list[tuple[Matrix, list[float], Matrix]], grads: list) -> None:
+        for key, w, g in self._entries(weights, grads):
+            sensitivity = abs(w * g)  # (8)
+            mean = self.beta1 * self.average.get(key, 0.0) + (1 - self.beta1) * sensitivity  # (9)
+            self.uncertainty[key] = self.beta2 * self.uncertainty.get(key, 0.0) + (1 - self.beta2) * abs(
+                sensitivity - mean
+            )  # (10)
+            self.average[key] = mean
+
+    def scores(self) -> list[list[float]]:
+        out = []
+        for k, (d_out, d_in, r) in enumerate(self.shapes):
+
+            def s(key: tuple) -> float:
+                return self.average[key] * self.uncertainty[key]  # (11)
+
+            out.append(
+                [
+                    s((k, "E", i))
+                    + sum(s((k, "P", j, i)) for j in range(d_out)) / d_out
+                    + sum(s((k, "Q", i, j)) for j in range(d_in)) / d_in
+                    for i in range(r)
+                ]
+            )  # (7)
+        return out
+
+    def _entries(self, weights: list, grads: list):
+        for k, ((P, E, Q), (gP, gE, gQ)) in enumerate(zip(weights, grads, strict=True)):
+            for i in range(len(E)):
+                yield (k, "E", i), E[i], gE[i]
+                for j in range(len(P)):
+                    yield (k, "P", j, i), P[j][i], gP[j][i]
+                for j in range(len(Q[i])):
+                    yield (k, "Q", i, j), Q[i][j], gQ[i][j]
+
+
+def keep_exactly(scores: list[list[float]], budget: int) -> list[list[bool]]:
+    """(6): the top-b(t) of all triplets; of equal scores the earlier matrix and index."""
+    ranked = sorted(((-s, k, i) for k, row in enumerate(scores) for i, s in enumerate(row)))
+    kept = {(k, i) for _, k, i in ranked[:budget]}
+    return [[(k, i) in kept for i in range(len(row))] for k, row in enumerate(scores)]
+
+
+def penalty(P: Matrix, Q: Matrix) -> float:
+    """(4): ||PᵀP - I||² + ||QQᵀ - I||², Frobenius."""
+    r = len(Q)
+    total = 0.0
+    for i in range(r):
+        for j in range(r):
+            eye = 1.0 if i == j else 0.0
+            total += (sum(row[i] * row[j] for row in P) - eye) ** 2
+            total += (sum(a * b for a, b in zip(Q[i], Q[j], strict=True)) - eye) ** 2
+    return total

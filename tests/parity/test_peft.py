@@ -1,0 +1,132 @@
+"""Parity with HF PEFT: the layers compute the same, and protocol=released makes the same masks from the same gradients."""
+
+import pytest
+import torch
+from torch import nn
+
+from adalora_repro.lowrank import BudgetSchedule, LoRALinear, RankAllocator, SVDLinear, orthogonality_penalty
+
+peft = pytest.importorskip("peft")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(6, 10), nn.Linear(10, 6), nn.Linear(6, 6)
+        self.config = {"model_type": "custom"}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.three(torch.tanh(self.two(torch.tanh(self.one(x)))))
+
+
+NAMES = ("one", "two", "three")
+
+
+def pair(init_r: int, target_r: int, steps: int, t_i: int, t_f: int, delta_t: int):
+    """The same network twice: with our layers and allocator, and as a PEFT model, with equal parameters."""
+    torch.manual_seed(0)
+    ours, theirs = Net(), Net()
+    theirs.load_state_dict(ours.state_dict())
+    layers = {}
+    for name in NAMES:
+        layers[name] = SVDLinear(getattr(ours, name), init_r, alpha=16.0)
+        setattr(ours, name, layers[name])
+    config = peft.AdaLoraConfig(
+        target_modules=list(NAMES),
+        init_r=init_r,
+        target_r=target_r,
+        lora_alpha=16,
+        tinit=t_i,
+        tfinal=t_f,
+        deltaT=delta_t,
+        total_step=steps,
+        beta1=0.85,
+        beta2=0.85,
+        orth_reg_weight=0.1,
+    )
+    model = peft.get_peft_model(theirs, config)
+    adapted = {name: model.base_model.model.get_submodule(name) for name in NAMES}
+    with torch.no_grad():
+        for name in NAMES:
+            adapted[name].lora_A["default"].copy_(layers[name].lora_A)
+            adapted[name].lora_B["default"].copy_(layers[name].lora_B)
+            adapted[name].lora_E["default"].copy_(layers[name].lora_E)
+    n = len(NAMES)
+    schedule = BudgetSchedule(n * init_r, n * target_r, t_i, t_f, steps)
+    return ours, layers, RankAllocator(layers, schedule, delta_t, protocol="released"), model, adapted
+
+
+@pytest.mark.parametrize("delta_t", [1, 2, 3])
+def test_released_protocol_makes_the_masks_of_peft(delta_t):
+    steps, t_i, t_f = 40, 5, 12
+    ours, layers, allocator, model, adapted = pair(6, 2, steps, t_i, t_f, delta_t)
+    mine = [p for p in ours.parameters() if p.requires_grad]
+    yours = [p for p in model.parameters() if p.requires_grad]
+    optimizers = torch.optim.AdamW(mine, lr=0.02), torch.optim.AdamW(yours, lr=0.02)
+    generator = torch.Generator().manual_seed(1)
+    pruned = 0
+    for t in range(steps):
+        x = torch.randn(16, 6, generator=generator)
+        for net, optimizer in zip((ours, model), optimizers, strict=True):
+            optimizer.zero_grad()
+            (net(x) - x.flip(1)).square().mean().backward()
+        # PEFT computes the same gradients up to rounding; give both the same, so that ties cannot be broken by it
+        for name in NAMES:
+            for part in ("lora_A", "lora_B", "lora_E"):
+                got, want = getattr(layers[name], part).grad, getattr(adapted[name], part)["default"].grad
+                torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
+                want.copy_(got)
+        for optimizer in optimizers:
+            optimizer.step()
+        allocator.observe(t)
+        allocator.allocate(t)
+        model.base_model.rankallocator.update_and_allocate(model.base_model, t)
+        for name in NAMES:
+            theirs, our = adapted[name].lora_E["default"], layers[name].lora_E
+            assert torch.equal(theirs == 0, our == 0), f"{name} at t={t}"
+            torch.testing.assert_close(our, theirs, rtol=1e-4, atol=1e-7)
+            pruned += int((our == 0).sum()) if t else 0
+    assert pruned > 0
+    assert allocator.budget == 6
+    assert sum(allocator.rank_pattern().values()) == 6
+
+
+def test_forward_and_merge_equal_peft():
+    ours, layers, _, model, adapted = pair(4, 2, 40, 5, 12, 1)
+    x = torch.randn(3, 5, 6)
+    with torch.no_grad():
+        for name in NAMES:
+            layers[name].lora_E.normal_()
+            adapted[name].lora_E["default"].copy_(layers[name].lora_E)
+        # PEFT divides by the rank plus 1e-5 (fidelity F17), hence the tolerance
+        torch.testing.assert_close(ours(x), model(x), rtol=1e-4, atol=1e-5)
+        delta = adapted["two"].get_delta_weight("default")
+        torch.testing.assert_close(layers["two"].delta_weight(), delta, rtol=1e-4, atol=1e-6)
+
+
+def test_penalty_mean_norm_equals_peft():
+    _, layers, _, model, adapted = pair(4, 2, 40, 5, 12, 1)
+    total, count = 0.0, 0
+    for name in NAMES:
+        for part, transpose in (("lora_A", False), ("lora_B", True)):
+            matrix = adapted[name].__getattr__(part)["default"]
+            gram = matrix.T @ matrix if transpose else matrix @ matrix.T
+            total += torch.linalg.norm(gram - torch.eye(gram.shape[0]), ord="fro")
+            count += 1
+    torch.testing.assert_close(orthogonality_penalty(layers.values(), "mean_norm"), total / count)
+
+
+def test_lora_forward_equals_peft():
+    torch.manual_seed(0)
+    net = Net()
+    layer = LoRALinear(nn.Linear(6, 10), 4, alpha=8.0)
+    layer.base.load_state_dict(net.one.state_dict())
+    model = peft.get_peft_model(net, peft.LoraConfig(target_modules=["one"], r=4, lora_alpha=8))
+    theirs = model.base_model.model.one
+    with torch.no_grad():
+        layer.lora_B.normal_()
+        theirs.lora_A["default"].weight.copy_(layer.lora_A)
+        theirs.lora_B["default"].weight.copy_(layer.lora_B)
+    x = torch.randn(2, 3, 6)
+    torch.testing.assert_close(layer(x), theirs(x))
+    torch.testing.assert_close(layer.merge()(x), theirs(x), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,42 @@
+"""Configurations of tasks as Hydra composes them, but without the rest of conf/; real data where there are some."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from adalora_repro.config import Config
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
+GLUE = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
+
+REAL_DATA = Path(os.environ.get("ADALORA_TEST_DATA", ROOT.parent / "shared" / "data"))
+needs_real_data = pytest.mark.skipif(
+    not (REAL_DATA / "cola" / "train.jsonl.gz").is_file(), reason="no real data (ADALORA_TEST_DATA names their folder)"
+)
+
+
+def task_config(task: str, source: str = "sample", **options: Any) -> DictConfig:
+    """The task's YAML over the schema, ``data.source`` and dotted options: ``task_config("rte", data__dir="x")``."""
+    cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(CONF / "task" / f"{task}.yaml"))
+    assert isinstance(cfg, DictConfig)
+    for name, value in {"data__source": source, **options}.items():
+        OmegaConf.update(cfg, name.replace("__", "."), value)
+    return cfg
+
+
+def write_jsonl(path: Path, lines: Iterable[Any], compress: bool = True) -> Path:
+    """Writes objects as JSON and texts as they are, one a line."""
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode()) if compress else text.encode())
+    return path

@@ -1,0 +1,393 @@
+"""The GLUE family: metrics against scikit-learn and scipy, loss against torch, batches, and the cache of tokenized data."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import DictConfig
+from task_configs import GLUE, REAL_DATA, needs_real_data, task_config, write_jsonl
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from adalora_repro.errors import InputError
+from adalora_repro.tasks import cache, glue, load_family, sources
+from adalora_repro.tasks.base import TaskData
+
+
+def tiny_tokenizer(words: str = "the film is not good bad a dog", limit: int = 512) -> PreTrainedTokenizerFast:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {word: index for index, word in enumerate([*special, *words.split()])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=limit,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def small(tmp_path: Path, task: str = "rte", **options: Any) -> DictConfig:
+    sizes = {"data__sample_rows": 40, "data__sample_validation_rows": 12}
+    return task_config(task, **sizes | {"data__cache_dir": str(tmp_path / "cache")} | options)
+
+
+def loaded(cfg: DictConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> tuple[glue.Task, TaskData]:
+    task = glue.Task(cfg)
+    return task, task.load(tokenizer or tiny_tokenizer())
+
+
+# Metrics
+
+
+def evaluate(task: str, labels: list[Any], predicted: list[Any], batch: int = 7) -> dict[str, float]:
+    cfg = task_config(task)
+    batches = [
+        {"label": np.array(labels[start : start + batch]), "prediction": np.array(predicted[start : start + batch])}
+        for start in range(0, len(labels), batch)
+    ]
+    return glue.Task(cfg).metrics({split: iter(batches) for split in cfg.task.validation.values()})
+
+
+def pairs(value: st.SearchStrategy[Any], other: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[Any]:
+    return st.lists(st.tuples(value, value if other is None else other), min_size=2, max_size=40)
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")  # scikit-learn's, of the expected value
+@given(pairs(st.integers(0, 1)))
+def test_two_classes_equal_scikit_learn(cases: list[tuple[int, int]]) -> None:
+    labels, predicted = map(list, zip(*cases, strict=True))
+    assert evaluate("qqp", labels, predicted) == {
+        "accuracy": pytest.approx(sklearn.metrics.accuracy_score(labels, predicted), abs=1e-12),
+        "f1": pytest.approx(sklearn.metrics.f1_score(labels, predicted, zero_division=0), abs=1e-12),
+    }
+    matthews = sklearn.metrics.matthews_corrcoef(labels, predicted)
+    assert evaluate("cola", labels, predicted) == {"matthews_correlation": pytest.approx(matthews, abs=1e-12)}
+
+
+@given(pairs(st.integers(0, 2)))
+def test_mnli_has_one_accuracy_per_split(cases: list[tuple[int, int]]) -> None:
+    labels, predicted = map(list, zip(*cases, strict=True))
+    expected = pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
+    assert evaluate("mnli", labels, predicted) == {"accuracy_m": expected, "accuracy_mm": expected}
+
+
+# Steps of a fifth, as in STS-B: ties are common, and what is left is far from the precision of a float
+@given(pairs(st.integers(0, 25), st.integers(-10, 60)))
+def test_correlations_equal_scipy(cases: list[tuple[int, int]]) -> None:
+    labels, predicted = (np.array(values) / 5 for values in zip(*cases, strict=True))
+    figures = evaluate("stsb", list(labels), list(predicted))
+    if len(set(labels)) == 1 or len(set(predicted)) == 1:
+        assert figures == {"pearson": 0.0, "spearman": 0.0, "corr": 0.0}
+        return
+    pearson = scipy.stats.pearsonr(labels, predicted)[0]
+    spearman = scipy.stats.spearmanr(labels, predicted)[0]
+    assert figures["pearson"] == pytest.approx(pearson, abs=1e-9)
+    assert figures["spearman"] == pytest.approx(spearman, abs=1e-9)
+    assert figures["corr"] == pytest.approx((pearson + spearman) / 2, abs=1e-9)
+
+
+@pytest.mark.parametrize("constant", [0, 1])
+def test_constant_predictions_are_worth_nothing(constant: int) -> None:
+    assert evaluate("cola", [0, 1, 1], [constant] * 3) == {"matthews_correlation": 0.0}
+    assert evaluate("stsb", [0.0, 1.0, 4.0], [float(constant)] * 3)["corr"] == 0.0
+    assert evaluate("mrpc", [0, 0, 0], [0, 0, 0]) == {"accuracy": 1.0, "f1": 0.0}
+
+
+def test_batches_are_joined_in_order() -> None:
+    labels, predicted = [0, 1, 1, 0, 1], [0, 1, 0, 1, 1]
+    assert evaluate("sst2", labels, predicted, batch=2) == evaluate("sst2", labels, predicted) == {"accuracy": 0.6}
+
+
+def test_predictions_that_are_not_finite_are_no_result() -> None:
+    with pytest.raises(FloatingPointError, match="1 of 3 predictions on validation are not finite"):
+        evaluate("stsb", [0.0, 1.0, 2.0], [0.0, float("nan"), 1.0])
+    with pytest.raises(FloatingPointError, match="1 of 2 predictions"):
+        evaluate("rte", [0, 1], [0, -1])
+
+
+def test_an_unknown_metric_is_refused() -> None:
+    with pytest.raises(InputError, match="unknown metric 'bleu'; valid: accuracy, f1"):
+        glue.Task(task_config("rte", task__metrics=["bleu"]))
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_the_primary_metric_is_measured(name: str) -> None:
+    task = load_family(task_config(name))
+    labels = [0.0, 1.0, 2.5] if name == "stsb" else [0, 1, 1]
+    assert task.primary_metric in evaluate(name, labels, labels)
+    assert evaluate(name, labels, labels)[task.primary_metric] == pytest.approx(1.0)
+
+
+# Batches, loss, predictions
+
+
+class Fixed(nn.Module):
+    """A model that answers with given logits and refuses labels, as one without a loss of its own."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits)
+
+
+def batch_of(labels: list[Any]) -> dict[str, Tensor]:
+    ids = torch.ones(len(labels), 4, dtype=torch.int64)
+    return {"input_ids": ids, "attention_mask": ids, "labels": torch.tensor(labels)}
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_classification_loss_is_the_mean_cross_entropy_in_float32(kind: torch.dtype) -> None:
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(kind)
+    loss, terms = glue.Task(task_config("mnli")).loss(Fixed(logits), batch_of([0, 1, 2, 2, 0]))
+    probabilities = logits.float().softmax(-1)[range(5), [0, 1, 2, 2, 0]]
+    assert terms == 5
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, -probabilities.log().mean())
+
+
+def test_regression_loss_is_the_mean_squared_error() -> None:
+    loss, terms = glue.Task(task_config("stsb")).loss(Fixed(torch.tensor([[1.0], [4.0]])), batch_of([3.0, 5.0]))
+    assert (loss.item(), terms) == ((4.0 + 1.0) / 2, 2)
+
+
+def test_predictions() -> None:
+    logits = torch.tensor([[0.0, 2.0], [3.0, 1.0], [float("nan"), 0.0], [float("inf"), 0.0]])
+    found = glue.Task(task_config("rte")).predict(Fixed(logits), batch_of([1, 1, 0, 0]))
+    assert found["prediction"].tolist() == [1, 0, -1, -1]
+    assert found["label"].tolist() == [1, 1, 0, 0]
+    found = glue.Task(task_config("stsb")).predict(Fixed(torch.tensor([[1.5], [2.5]])), batch_of([1.0, 2.0]))
+    assert found["prediction"].tolist() == [1.5, 2.5]
+
+
+def test_rows_are_those_of_the_tokenizer(tmp_path: Path) -> None:
+    cfg = small(tmp_path, "rte", task__max_length=12)
+    tokenizer = tiny_tokenizer()
+    _, data = loaded(cfg, tokenizer)
+    rows = sources.load_split(cfg, "train")
+    assert len(data.train) == 40
+    assert sorted(data.train.column_names) == ["attention_mask", "input_ids", "labels", "length", "token_type_ids"]
+    for row, source in zip(data.train, rows, strict=True):
+        expected = tokenizer(source["sentence1"], source["sentence2"], truncation=True, max_length=12)
+        assert {name: row[name] for name in expected} == dict(expected)
+        assert row["labels"] == source["label"]
+        assert row["length"] == len(row["input_ids"]) <= 12
+    assert max(data.train["length"]) == 12
+    assert set(map(tuple, data.train["token_type_ids"])) != {(0,) * 12}  # the second text is told apart
+
+
+def test_collate_pads_to_the_longest_row_in_eights(tmp_path: Path) -> None:
+    task, data = loaded(small(tmp_path, "rte"))
+    rows = [data.train[index] for index in range(6)]
+    batch = task.collate(rows)
+    longest = max(row["length"] for row in rows)
+    assert batch["input_ids"].shape == (6, -(-longest // 8) * 8)
+    assert sorted(batch) == ["attention_mask", "input_ids", "labels", "token_type_ids"]
+    for index, row in enumerate(rows):
+        kept = batch["attention_mask"][index].bool()
+        assert batch["input_ids"][index][kept].tolist() == row["input_ids"]
+        assert set(batch["input_ids"][index][~kept].tolist()) <= {0}
+    assert batch["labels"].tolist() == [row["labels"] for row in rows]
+    assert batch["labels"].dtype == torch.int64
+
+
+def test_collate_pads_to_the_maximum_on_demand_and_never_beyond(tmp_path: Path) -> None:
+    task, data = loaded(small(tmp_path, "stsb", train__padding="max_length", task__max_length=30))
+    batch = task.collate([data.train[0]])
+    assert batch["input_ids"].shape == (1, 30)
+    assert batch["labels"].dtype == torch.float32
+    task, data = loaded(small(tmp_path, "rte", task__max_length=13), tiny_tokenizer(limit=11))
+    batch = task.collate([data.train[index] for index in range(8)])
+    assert batch["input_ids"].shape == (8, 11)  # what the model takes, though 11 is no multiple of 8
+
+
+def test_a_quick_look_cuts_only_what_is_evaluated(tmp_path: Path) -> None:
+    _, whole = loaded(small(tmp_path, "mnli"))
+    _, data = loaded(small(tmp_path, "mnli", eval__max_examples=5))
+    assert {split: len(rows) for split, rows in data.evaluation.items()} == {
+        "validation_matched": 5,
+        "validation_mismatched": 5,
+    }
+    assert data.evaluation["validation_matched"][:] == whole.evaluation["validation_matched"][:5]
+    assert data.provenance["rows"] == {"train": 40, "validation_matched": 5, "validation_mismatched": 5}
+    assert whole.provenance["rows"]["validation_matched"] == 12
+    _, data = loaded(small(tmp_path, "mnli", eval__max_examples=500))
+    assert len(data.evaluation["validation_matched"]) == 12
+
+
+# The cache
+
+
+@pytest.fixture
+def tokenizations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of rows whenever a split is tokenized."""
+    calls: list[int] = []
+    tokenize = glue.tokenize
+
+    def counted(rows: Dataset, *args: Any) -> Dataset:
+        calls.append(len(rows))
+        return tokenize(rows, *args)
+
+    monkeypatch.setattr(glue, "tokenize", counted)
+    return calls
+
+
+def contents(data: TaskData) -> list[dict[str, Any]]:
+    return [data.train[:], *(rows[:] for rows in data.evaluation.values())]
+
+
+def test_a_second_run_reads_the_cache(tmp_path: Path, tokenizations: list[int]) -> None:
+    _, first = loaded(small(tmp_path))
+    assert tokenizations == [40, 12]
+    tokenizer = tiny_tokenizer()
+    tokenizer("the film", truncation=True, padding="max_length", max_length=3)  # leaves its mark on the tokenizer
+    _, second = loaded(small(tmp_path), tokenizer)
+    assert tokenizations == [40, 12]
+    assert contents(second) == contents(first)
+    assert [path.name for path in (tmp_path / "cache" / "tokenized").iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_cached_local_file_is_neither_parsed_nor_trusted_under_other_labels(tmp_path: Path) -> None:
+    row = {"premise": "a", "hypothesis": "b", "label": 2}
+    for split in ("train", "validation_matched", "validation_mismatched"):
+        write_jsonl(tmp_path / "mnli" / f"{split}.jsonl.gz", [row])
+    cfg = small(tmp_path, "mnli", data__source="local", data__dir=str(tmp_path))
+    loaded(cfg)
+    cfg.task.num_labels = 2
+    with pytest.raises(InputError, match="label 2 is out of range"):
+        loaded(cfg)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cfg, tokenizer: (cfg.task.__setattr__("max_length", 9), tokenizer)[1],
+        lambda cfg, tokenizer: (cfg.data.__setattr__("sample_seed", 1), tokenizer)[1],
+        lambda cfg, tokenizer: (cfg.task.__setattr__("text_columns", ["sentence2", "sentence1"]), tokenizer)[1],
+        lambda cfg, tokenizer: tiny_tokenizer("another vocabulary"),
+    ],
+)
+def test_whatever_changes_the_tokens_changes_the_entry(
+    tmp_path: Path, tokenizations: list[int], change: Callable[..., PreTrainedTokenizerFast]
+) -> None:
+    loaded(small(tmp_path))
+    cfg = small(tmp_path)
+    loaded(cfg, change(cfg, tiny_tokenizer()))
+    assert tokenizations == [40, 12] * 2
+
+
+def damage_a_byte(entry: Path) -> None:
+    arrow = next(entry.glob("*.arrow"))
+    content = bytearray(arrow.read_bytes())
+    content[len(content) // 2] ^= 1
+    arrow.write_bytes(content)
+
+
+def lose_a_file(entry: Path) -> None:
+    next(entry.glob("*.arrow")).unlink()
+
+
+def cut_the_manifest(entry: Path) -> None:
+    manifest = entry / cache.MANIFEST
+    manifest.write_bytes(manifest.read_bytes()[:-5])
+
+
+def bless_nonsense(entry: Path) -> None:
+    """Sums that fit files which are no data set."""
+    (entry / "dataset_info.json").write_text("{")
+    (entry / "state.json").write_text("[]")
+    (entry / cache.MANIFEST).write_text(json.dumps(cache._sums(entry)))
+
+
+@pytest.mark.parametrize("damage", [damage_a_byte, lose_a_file, cut_the_manifest, bless_nonsense])
+def test_a_damaged_entry_is_made_again(
+    tmp_path: Path, tokenizations: list[int], damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, whole = loaded(small(tmp_path))
+    expected = contents(whole)
+    del whole
+    for entry in (tmp_path / "cache" / "tokenized").iterdir():
+        damage(entry)
+    with caplog.at_level(logging.WARNING):
+        _, data = loaded(small(tmp_path))
+    assert contents(data) == expected
+    assert tokenizations == [40, 12] * 2
+    assert "damaged" in caplog.text
+    loaded(small(tmp_path))
+    assert tokenizations == [40, 12] * 2  # and it is whole now
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    tmp_path: Path, tokenizations: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with caplog.at_level(logging.WARNING):
+        _, data = loaded(small(tmp_path))
+    assert len(data.train) == 40
+    assert "are not kept" in caplog.text
+
+
+def test_writers_of_the_same_entry_do_not_meet(tmp_path: Path) -> None:
+    built = Dataset.from_dict({"x": list(range(100))})
+    barrier = threading.Barrier(4)
+    found: list[Any] = []
+
+    def build() -> Dataset:
+        barrier.wait()  # nobody has written when the last one starts to
+        return built
+
+    def run() -> None:
+        found.append(cache.cached(tmp_path, "entry", build)[:])
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [built[:]] * 4
+    assert [path.name for path in tmp_path.iterdir()] == ["entry"]
+    assert cache.cached(tmp_path, "entry", lambda: pytest.fail("not cached"))[:] == built[:]
+
+
+def test_tokenizers_without_a_serializable_backend_have_a_hash() -> None:
+    from transformers import ByT5Tokenizer
+
+    assert cache.tokenizer_hash(ByT5Tokenizer()) == cache.tokenizer_hash(ByT5Tokenizer())
+    assert cache.tokenizer_hash(ByT5Tokenizer()) != cache.tokenizer_hash(ByT5Tokenizer(extra_ids=5))
+
+
+@needs_real_data
+@pytest.mark.parametrize("name", ["cola", "stsb"])
+def test_real_data_load(tmp_path: Path, name: str) -> None:
+    cfg = task_config(name, "local", data__dir=str(REAL_DATA), data__cache_dir=str(tmp_path))
+    task, data = loaded(cfg)
+    assert {"train": len(data.train)} | {split: len(rows) for split, rows in data.evaluation.items()} == cfg.task.rows
+    assert data.train["labels"][:] == sources.load_split(cfg, "train")["label"][:]
+    assert data.provenance["sha256"].keys() == {"train", "validation"}
+    batch = task.collate([data.train[index] for index in range(32)])
+    assert batch["input_ids"].shape[1] <= cfg.task.max_length
