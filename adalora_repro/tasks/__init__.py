@@ -27,4 +27,4 @@ def load_family(cfg: DictConfig) -> Task:
             f"task={name}: its family '{family}' cannot be trained yet, the code comes with a later release; "
             "dry_run=true prints its plan"
         )
-    return importlib.import_module(module).Task(cfg)  # type: ignore[no-any-return]
+    return importlib.import_module(module).Task(cfg)

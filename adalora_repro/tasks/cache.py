@@ -83,7 +83,7 @@ def _read(entry: Path) -> Dataset | None:
         manifest = json.loads((entry / MANIFEST).read_bytes())
         if manifest != _sums(entry):
             raise ValueError("a file differs from what was written")
-        return load_from_disk(entry)  # type: ignore[return-value]
+        return load_from_disk(entry)
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors or OSErrors
         logger.warning("cache entry %s is damaged and made again: %s", entry, error)
         return None

@@ -540,17 +540,20 @@ def _mrpc(rng: Random) -> Row:
         "{p} said that {a} shares were up {n} percent on {d} , and {b} shares were down .",
         "There was a drop in the price of {b} on {d} but {a} climbed by {n} percent , said {p} .",
     ]
-    form, form_2 = rng.sample(rng.choice((forms, other_forms)), 2)
+    same, other = rng.sample((forms, other_forms), 2)
+    form, form_2 = rng.sample(same, 2)
     values: dict[str, Any] = {"a": first, "b": second, "n": amount, "d": day, "p": boss}
     changed = dict(values)
     if not equivalent:
-        change = rng.choice(("roles", "roles", "amount", "day", "person"))
+        change = rng.choice(("roles", "event", "figures", "company"))
         if change == "roles":
             changed |= {"a": second, "b": first}
+        elif change == "event":
+            form_2 = rng.choice(other)
+        elif change == "figures":
+            changed |= {"n": amount_2, "d": day_2}
         else:
-            slot, value = {"amount": ("n", amount_2), "day": ("d", day_2), "person": ("p", _person(rng))}[change]
-            changed[slot] = value
-    equivalent = changed == values  # a person drawn twice
+            changed["a"] = rng.choice([name for name in COMPANIES if name not in (first, second)])
     return {
         "sentence1": form.format(**values),
         "sentence2": form_2.format(**changed),
@@ -571,30 +574,34 @@ ACTORS = [["man", "boy", "guy"], ["woman", "girl", "lady"], ["dog", "puppy"], ["
 
 
 def _stsb(rng: Random) -> Row:
-    """5 less 1.4 for another actor, 1 to 2.6 for another activity, 0.8 for another place, and a little noise."""
+    """5 less 1.4 for another actor, 1 or 2.6 for another activity, 0.8 for another place, less for near ones; noise.
+
+    Three pairs in ten have nothing in common.
+    """
     topic = rng.choice(SCENES)
     activity, near = _two(rng, topic)
     far = rng.choice(rng.choice([scene for scene in SCENES if scene is not topic]))
     actors, others = rng.sample(ACTORS, 2)
     place, place_2 = _two(rng, PLACES)
     adjective = rng.choice(["", "", *ADJECTIVES])
+    unrelated = rng.random() < 0.3
     score = 5.0
     actor, actor_2 = _two(rng, actors) if rng.random() < 0.5 else (actors[0], actors[0])
-    if actor != actor_2:
-        score -= 0.4
-    if rng.random() < 0.4:
+    if unrelated or rng.random() < 0.2:
         actor_2, score = rng.choice(others), score - 1.4
+    elif actor != actor_2:
+        score -= 0.4
     activity_2 = activity
-    draw = rng.random()
-    if draw < 0.25:
-        activity_2, score = near, score - 1.0
-    elif draw < 0.55:
+    draw = 1.0 if unrelated else rng.random()
+    if draw > 0.7:
         activity_2, score = far, score - 2.6
-    where = rng.random()
+    elif draw > 0.4:
+        activity_2, score = near, score - 1.0
     first_place, second_place = f" in the {place}", f" in the {place}"
-    if where < 0.3:
+    where = 1.0 if unrelated else rng.random()
+    if where > 0.75:
         second_place, score = f" in the {place_2}", score - 0.8
-    elif where < 0.5:
+    elif where > 0.5:
         second_place, score = "", score - 0.4
     subject = f"{adjective} {actor}".strip()
     first = _sentence(f"{_article(subject)} is {activity}{first_place}")

@@ -1,4 +1,4 @@
-"""The GLUE family: metrics against scikit-learn and scipy, loss against torch, batches, and the cache of tokenized data."""
+"""The GLUE family: metrics against scikit-learn and scipy, loss against torch, batches, the cache of tokenized data."""
 
 from __future__ import annotations
 
