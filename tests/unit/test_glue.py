@@ -16,7 +16,7 @@ import scipy.stats
 import sklearn.metrics
 import torch
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 from task_configs import GLUE, REAL_DATA, needs_real_data, task_config, write_jsonl
@@ -77,6 +77,7 @@ def pairs(value: st.SearchStrategy[Any], other: st.SearchStrategy[Any] | None = 
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")  # scikit-learn's, of the expected value
+@settings(deadline=None)  # imports and shared processors
 @given(pairs(st.integers(0, 1)))
 def test_two_classes_equal_scikit_learn(cases: list[tuple[int, int]]) -> None:
     labels, predicted = map(list, zip(*cases, strict=True))
@@ -88,6 +89,7 @@ def test_two_classes_equal_scikit_learn(cases: list[tuple[int, int]]) -> None:
     assert evaluate("cola", labels, predicted) == {"matthews_correlation": pytest.approx(matthews, abs=1e-12)}
 
 
+@settings(deadline=None)  # imports and shared processors
 @given(pairs(st.integers(0, 2)))
 def test_mnli_has_one_accuracy_per_split(cases: list[tuple[int, int]]) -> None:
     labels, predicted = map(list, zip(*cases, strict=True))
@@ -96,6 +98,7 @@ def test_mnli_has_one_accuracy_per_split(cases: list[tuple[int, int]]) -> None:
 
 
 # Steps of a fifth, as in STS-B: ties are common, and what is left is far from the precision of a float
+@settings(deadline=None)  # imports and shared processors
 @given(pairs(st.integers(0, 25), st.integers(-10, 60)))
 def test_correlations_equal_scipy(cases: list[tuple[int, int]]) -> None:
     labels, predicted = (np.array(values) / 5 for values in zip(*cases, strict=True))
