@@ -144,6 +144,7 @@ def deliver(text: str, out: str | None) -> None:
         sys.stdout.flush()
         return
     try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         records.write_atomic(Path(out), text.encode())
     except OSError as error:
         raise InputError(f"--out: cannot write '{out}': {error.strerror}") from None
