@@ -1,0 +1,222 @@
+"""Every method on every tiny backbone: one table of expectations (count, identity, gradients, plan, state)."""
+
+import copy
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from adalora_repro import backbones, inject, methods, plan
+from adalora_repro.backbones import Site
+from adalora_repro.config import resource
+from adalora_repro.errors import InputError
+from adalora_repro.lowrank import LoRALinear, SVDLinear
+from adalora_repro.run import _register
+
+BACKBONES = ("tiny-deberta", "tiny-bert", "tiny-roberta", "tiny-bart")
+METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")
+# width 32, feed-forward 64: a bottleneck of 8, and a rank of 2 (AdaLoRA starts at 4) at budget 0.3M
+HOULSBY, PFEIFFER = 2 * 32 * 8 + 8 + 32, 2 * 32 * 16 + 16 + 32
+PER_RANK = {"encoder": 4 * 64 + 2 * 96, "decoder": 8 * 64 + 2 * 96}
+BART_RANK = 2 * (PER_RANK["encoder"] + PER_RANK["decoder"])
+EXPECTED = {  # trained parameters of the method, head apart
+    ("tiny-deberta", "houlsby"): 4 * HOULSBY,
+    ("tiny-deberta", "pfeiffer"): 2 * PFEIFFER,
+    ("tiny-deberta", "lora"): 2 * 2 * PER_RANK["encoder"],
+    ("tiny-deberta", "adalora"): 4 * (2 * PER_RANK["encoder"] + 12),
+    ("tiny-bart", "houlsby"): (2 * 2 + 2 * 3) * HOULSBY,
+    ("tiny-bart", "pfeiffer"): 4 * PFEIFFER,
+    ("tiny-bart", "lora"): 2 * BART_RANK,
+    ("tiny-bart", "adalora"): 4 * (BART_RANK + 32),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra():
+    _register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(resource("conf")), version_base="1.3"):
+        yield
+
+
+def resolved(backbone: str, method: str, *overrides: str) -> plan.Plan:
+    task = "xsum" if overrides and overrides[0] == "task=xsum" else "rte"
+    options = [f"task={task}", f"backbone={backbone}", f"method={method}", "data=sample", "train.max_steps=40"]
+    rest = [o for o in overrides if o != "task=xsum"]
+    return plan.resolve(compose("config", [*options, "method.schedule=scaled", *rest]))
+
+
+def injected(backbone: str, method: str, *overrides: str):
+    cfg = resolved(backbone, method, *overrides).cfg
+    torch.manual_seed(0)
+    model = backbones.load_model(cfg)
+    plain = copy.deepcopy(model)
+    sites = backbones.find_sites(model)
+    chosen = methods.load(cfg)
+    chosen.inject(model, sites)
+    return model.eval(), plain.eval(), chosen
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    tokens = torch.randint(5, 261, (3, 12), generator=torch.Generator().manual_seed(0))
+    tokens[:, -1] = 2  # BART's classifier reads the last end-of-sequence token
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("method", METHODS)
+def test_count_is_the_plan_and_gradients_reach_exactly_what_trains(backbone, method):
+    counted = plan.count(resolved(backbone, method))
+    model, plain, chosen = injected(backbone, method)
+    assert inject.count_trained(model) == {"method": counted.params["at_init"], "head": counted.params["head"]}
+    family = "tiny-bart" if backbone == "tiny-bart" else "tiny-deberta"
+    if (family, method) in EXPECTED:
+        assert counted.params["at_init"] == EXPECTED[family, method]
+    if method == "full":
+        assert counted.params["total"] == inject.count(plain.parameters())
+
+    chosen.on_train_start(40)
+    with torch.no_grad():  # away from the zero start, where half of the low-rank gradients vanish
+        for parameter in inject.trained(model).values():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model(**inputs(), labels=torch.tensor([0, 1, 0])).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    if backbone != "tiny-bart":  # BART's encoder has position rows that three short texts do not use
+        silent = [n for n, p in inject.trained(model).items() if not p.grad.any()]
+        assert all("embeddings" in name or "key" in name for name in silent), silent  # a key's bias cancels in softmax
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_low_rank_methods_start_bit_identical(backbone, method):
+    model, plain, _ = injected(backbone, method)
+    assert torch.equal(model(**inputs()).logits, plain(**inputs()).logits)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("method", ["houlsby", "pfeiffer"])
+def test_adapters_start_near_the_identity_and_exactly_on_it_without_their_output(backbone, method):
+    model, plain, _ = injected(backbone, method)
+    torch.testing.assert_close(model(**inputs()).logits, plain(**inputs()).logits, atol=0.05, rtol=0)
+    assert not torch.equal(model(**inputs()).logits, plain(**inputs()).logits)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".up." in name:
+                parameter.zero_()
+    assert torch.equal(model(**inputs()).logits, plain(**inputs()).logits)
+
+
+def test_adapters_sit_where_the_papers_put_them():
+    houlsby, _, _ = injected("tiny-bert", "houlsby")
+    layer = houlsby.bert.encoder.layer[0]
+    for place in (layer.attention.output.dropout, layer.output.dropout):  # before the residual and LayerNorm
+        assert [type(m).__name__ for m in place] == ["Dropout", "Adapter"]
+        assert place[1].activation is torch.nn.functional.silu
+    pfeiffer, _, _ = injected("tiny-bert", "pfeiffer")
+    layer = pfeiffer.bert.encoder.layer[0]
+    assert [type(m).__name__ for m in layer.output.LayerNorm] == ["LayerNorm", "Adapter"]
+    assert layer.output.LayerNorm[1].activation is torch.nn.functional.relu
+    assert type(layer.attention.output.LayerNorm).__name__ == "LayerNorm"
+
+
+def test_released_pfeiffer_applies_its_layer_norm_twice_with_the_same_weights():
+    released, _, _ = injected("tiny-bert", "pfeiffer", "protocol=released")
+    first, _, second = released.bert.encoder.layer[0].output.LayerNorm
+    assert first is second
+    paper = plan.count(resolved("tiny-bert", "pfeiffer"))
+    assert plan.count(resolved("tiny-bert", "pfeiffer", "protocol=released")).params == paper.params
+
+
+def test_bitfit_trains_every_bias_of_the_backbone_and_nothing_else_there():
+    model, _, _ = injected("tiny-deberta", "bitfit")
+    for name, parameter in model.base_model.named_parameters():
+        assert parameter.requires_grad == name.endswith("bias"), name
+    assert model.base_model.embeddings.LayerNorm.bias.requires_grad
+    assert model.classifier.weight.requires_grad
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_head_trains_in_every_method_berts_pooler_included(method):
+    model, _, _ = injected("tiny-bert", method)
+    assert set(backbones.head_parameters(model)) == {
+        "bert.pooler.dense.weight",
+        "bert.pooler.dense.bias",
+        "classifier.weight",
+        "classifier.bias",
+    }
+    assert all(p.requires_grad for p in backbones.head_parameters(model).values())
+
+
+def test_targets_and_layers_choose_the_matrices():
+    model, _, _ = injected("tiny-deberta", "lora", "method.targets=[q,v]", "method.layers=[1]")
+    adapted = [name for name, module in model.named_modules() if isinstance(module, LoRALinear)]
+    prefix = "deberta.encoder.layer.1.attention.self"
+    assert adapted == [f"{prefix}.query_proj", f"{prefix}.value_proj"]
+    with pytest.raises(InputError, match=r"no layer 7; valid: 0 to 1"):
+        injected("tiny-deberta", "lora", "method.layers=[7]")
+    with pytest.raises(InputError, match=r"cross_q.*valid: q, k"):
+        injected("tiny-deberta", "lora", "method.targets=[cross_q]")
+
+
+def test_bart_is_adapted_in_encoder_decoder_and_cross_attention():
+    model, _, chosen = injected("tiny-bart", "adalora")
+    assert len(chosen.layers) == 2 * 6 + 2 * 10
+    assert "decoder.1.cross_out" in chosen.layers
+    assert all(isinstance(layer, SVDLinear) for layer in chosen.layers.values())
+    assert sum(isinstance(m, SVDLinear) for m in model.modules()) == 32
+
+
+def test_a_renamed_module_is_an_error_not_a_smaller_method():
+    model, _, _ = injected("tiny-bert", "full")
+    attention = model.bert.encoder.layer[1].attention.self
+    attention.renamed = attention.query
+    del attention.query
+    with pytest.raises(InputError, match="1 modules match role 'q'.* asks for 2"):
+        backbones.find_sites(model)
+
+
+def test_adalora_reports_ranks_and_the_exact_parameter_count():
+    model, _, chosen = injected("tiny-deberta", "adalora", "method.t_i=0", "method.t_f=1341")
+    chosen.on_train_start(40)
+    optimizer = torch.optim.AdamW(inject.trained(model).values(), lr=1e-2)
+    for t in range(40):
+        model(**inputs(), labels=torch.tensor([0, 1, 0])).loss.backward()
+        chosen.regularizer().backward()
+        chosen.before_update(t)
+        optimizer.step()
+        chosen.after_update(t)
+        optimizer.zero_grad()
+    summary = chosen.summary()
+    assert sum(summary["rank_pattern"].values()) == 24
+    expected = sum(
+        rank * (97 if "ffn" in name else 65) for name, rank in summary["rank_pattern"].items()
+    )
+    assert summary["params"] == expected
+    survivors = sum(int((layer.lora_E != 0).sum()) for layer in chosen.layers.values())
+    assert survivors == 24
+
+
+def test_a_method_without_state_refuses_another_methods_state():
+    _, _, chosen = injected("tiny-bert", "lora")
+    chosen.load_state_dict({})
+    with pytest.raises(ValueError, match="keeps no state"):
+        chosen.load_state_dict({"mask": 1})
+
+
+def test_site_names_do_not_depend_on_the_backbone():
+    names = {}
+    for backbone in ("tiny-deberta", "tiny-bert", "tiny-roberta"):
+        model, _, _ = injected(backbone, "full")
+        names[backbone] = [site.name for site in backbones.find_sites(model)]
+    assert names["tiny-deberta"] == names["tiny-bert"] == names["tiny-roberta"]
+    assert Site("q", "encoder", 3, "x").name == "encoder.3.q"
+
+
+def test_summarization_head_is_tied_and_counts_as_backbone():
+    counted = plan.count(resolved("tiny-bart", "lora", "task=xsum", "budget=0.26%"))
+    assert counted.params["head"] == 0
+    assert counted.params["method"] == 2 * BART_RANK
+    assert OmegaConf.select(counted.cfg, "method.r") == 2
