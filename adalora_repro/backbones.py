@@ -180,7 +180,13 @@ def _head_options(cfg: DictConfig) -> dict[str, Any]:
 def meta_model(cfg: DictConfig) -> PreTrainedModel:
     """The model without weights, on the meta device: enough to find sites and count."""
     import torch
+    from omegaconf import OmegaConf
 
+    from adalora_repro import skeleton
+
+    architecture: dict[str, Any] = OmegaConf.to_container(cfg.backbone.architecture)  # type: ignore[assignment]
+    if model := skeleton.build(architecture, cfg.task.auto_model, cfg.task.num_labels):
+        return model  # type: ignore[return-value]
     with torch.device("meta"):
         return _auto_model(cfg).from_config(model_config(cfg))
 
@@ -292,7 +298,7 @@ def _from_hub(cfg: DictConfig, load: Any) -> Any:
     logging.disable_progress_bar()
     try:
         return load()
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:  # ValueError: not a model's files
         name = cfg.backbone.path or cfg.backbone.hub or cfg.backbone.package
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(

@@ -21,14 +21,16 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from datasets import disable_progress_bars
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -41,12 +43,14 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputErro
 from adalora_repro.tasks import load_family
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedModel
 
     from adalora_repro.methods.base import BaseMethod
     from adalora_repro.plan import Plan
     from adalora_repro.tasks.base import Batch, Task, TaskData
+
+
+HEARTBEAT_S = 60.0  # a running record is renewed at least this often, at the next logged step
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -173,7 +177,8 @@ def _train_held(plan: Plan, stop: StopSignal) -> int:
             run_loop(loop, record, stop)
         status, error, code = "ok", None, EXIT_OK
     except Interrupted as signal:
-        status, error, code = "cancelled", f"{signal}: the same command resumes it", signal.exit_code
+        again = "without force=true the same command" if plan.cfg.force else "the same command"
+        status, error, code = "cancelled", f"{signal}: {again} resumes it", signal.exit_code
     except Exception as problem:
         if _disk_full(problem):
             raise
@@ -200,6 +205,7 @@ def _held(folder: Path) -> Iterator[None]:
     Raises:
         InputError: the folder cannot be written, or another process trains there.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -212,8 +218,13 @@ def _held(folder: Path) -> Iterator[None]:
             raise InputError(f"{folder}: another process is training this run") from None
         except OSError:
             pass  # a file system without locks: two writers then differ in nothing but time
-        yield
-        (folder / ".lock").unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            (folder / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):  # what failed before it wrote anything leaves nothing
+                for path in made:
+                    path.rmdir()
 
 
 def _set_aside(folder: Path) -> None:
@@ -238,6 +249,10 @@ def build(plan: Plan) -> Loop:
     )
     if cfg.train.device == "cuda" and accelerator.device.type != "cuda":
         raise InputError("train.device=cuda, but torch finds no GPU here; train.device=auto uses the CPU")
+    if not sys.stderr.isatty():
+        disable_progress_bars()  # plain lines only
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()  # a log file wants lines
     task = load_family(cfg)
     set_seed(cfg.seed)
     data = task.load(backbones.load_tokenizer(cfg))
@@ -294,6 +309,8 @@ def run_loop(loop: Loop, record: records.RunRecord, stop: StopSignal) -> None:
                 progress.update(loop.t)
                 if loop.t % cfg.log_steps == 0 or loop.t == total:
                     _log_step(loop, grad_norm, log, progress)
+                    if time.time() - record.progress["updated"] > HEARTBEAT_S:
+                        _write(loop, record, "running")
                 if loop.t % eval_steps == 0 or loop.t == total:
                     _evaluate(loop, log, progress)
                 if loop.t % cfg.save_steps == 0 and loop.t < total:
@@ -375,7 +392,7 @@ def _loader(loop: Loop, batches: list[list[int]], parts: int) -> Iterator[tuple[
         yield rows, [next(micro) for _ in step_rows]
 
 
-def _to_device(loop: Loop, rows: Dataset, batches: list[list[int]]) -> Iterator[Batch]:
+def _to_device(loop: Loop, rows: datasets.Dataset, batches: list[list[int]]) -> Iterator[Batch]:
     device, workers = loop.accelerator.device, loop.plan.cfg.train.num_workers
     loader: Any = DataLoader(
         rows,  # type: ignore[arg-type]

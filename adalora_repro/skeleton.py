@@ -1,0 +1,142 @@
+"""The module trees of ``SITES`` on the meta device, built with torch alone.
+
+A plan needs names, shapes and types of modules, no weights and no forward pass. Importing transformers' models for that
+takes longer than everything else a dry run does, so the four architectures are spelled out here; a test compares every
+parameter's name and shape with transformers' own model. Anything else falls back to transformers (``None``).
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+PREFIXES = {"bert": "bert", "roberta": "roberta", "deberta-v2": "deberta", "bart": "model"}
+CLASSIFIER, SPANS, SEQ2SEQ = (
+    f"AutoModelFor{head}" for head in ("SequenceClassification", "QuestionAnswering", "Seq2SeqLM")
+)
+
+
+class Skeleton(nn.Module):
+    """As much of a ``PreTrainedModel`` as sites, injection and counting look at."""
+
+    def __init__(self, config: SimpleNamespace) -> None:
+        super().__init__()
+        self.config = config
+        self.base_model_prefix = PREFIXES[config.model_type]
+        self.device = torch.device("meta")
+
+    @property
+    def base_model(self) -> nn.Module:
+        return self.get_submodule(self.base_model_prefix)
+
+
+def build(architecture: dict[str, Any], auto_model: str, num_labels: int) -> Skeleton | None:
+    """The tree of ``auto_model`` for an architecture of ``conf/backbone``; None if it is not one of those known here."""
+    config = SimpleNamespace(**architecture)
+    if config.model_type not in PREFIXES:
+        return None
+    with torch.device("meta"):
+        if config.model_type == "bart":
+            config.hidden_size = config.d_model
+            base, head = _bart(config), _bart_head(config, auto_model, num_labels)
+        else:
+            base, head = _encoder(config), _encoder_head(config, auto_model, num_labels)
+        if head is None:
+            return None
+        model = Skeleton(config)
+        prefix = model.base_model_prefix
+        for path, module in ({f"{prefix}.{path}": module for path, module in base.items()} | head).items():
+            _put(model, path, module)
+    if config.model_type == "bart":
+        _tie(model, auto_model)
+    return model
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        if not hasattr(model, parent):
+            model.add_module(parent, nn.Module())
+        model = getattr(model, parent)
+    model.add_module(name, module)
+
+
+def _encoder(c: SimpleNamespace) -> dict[str, nn.Module]:
+    """BERT, RoBERTa, DeBERTa-v2/v3: they differ in embeddings and in the names of three projections."""
+    h, deberta = c.hidden_size, c.model_type == "deberta-v2"
+    modules: dict[str, nn.Module] = {"embeddings.word_embeddings": nn.Embedding(c.vocab_size, h)}
+    if not deberta or c.position_biased_input:
+        modules["embeddings.position_embeddings"] = nn.Embedding(c.max_position_embeddings, h)
+    if c.type_vocab_size > 0:
+        modules["embeddings.token_type_embeddings"] = nn.Embedding(c.type_vocab_size, h)
+    modules["embeddings.LayerNorm"] = nn.LayerNorm(h)
+    if deberta:
+        modules["encoder.rel_embeddings"] = nn.Embedding(2 * c.position_buckets, h)
+        modules["encoder.LayerNorm"] = nn.LayerNorm(h)
+    projections = [f"{name}_proj" if deberta else name for name in ("query", "key", "value")]
+    for i in range(c.num_hidden_layers):
+        modules |= {f"encoder.layer.{i}.attention.self.{name}": nn.Linear(h, h) for name in projections} | {
+            f"encoder.layer.{i}.attention.output.dense": nn.Linear(h, h),
+            f"encoder.layer.{i}.attention.output.LayerNorm": nn.LayerNorm(h),
+            f"encoder.layer.{i}.attention.output.dropout": nn.Dropout(),
+            f"encoder.layer.{i}.intermediate.dense": nn.Linear(h, c.intermediate_size),
+            f"encoder.layer.{i}.output.dense": nn.Linear(c.intermediate_size, h),
+            f"encoder.layer.{i}.output.LayerNorm": nn.LayerNorm(h),
+            f"encoder.layer.{i}.output.dropout": nn.Dropout(),
+        }
+    return modules
+
+
+def _encoder_head(c: SimpleNamespace, auto_model: str, labels: int) -> dict[str, nn.Module] | None:
+    h = c.hidden_size
+    if auto_model == SPANS:
+        return {"qa_outputs": nn.Linear(h, labels)}
+    if auto_model != CLASSIFIER:
+        return None
+    if c.model_type == "roberta":
+        return {"classifier.dense": nn.Linear(h, h), "classifier.out_proj": nn.Linear(h, labels)}
+    pooler = "bert.pooler.dense" if c.model_type == "bert" else "pooler.dense"
+    return {pooler: nn.Linear(h, h), "classifier": nn.Linear(h, labels)}
+
+
+def _bart(c: SimpleNamespace) -> dict[str, nn.Module]:
+    d = c.d_model
+    modules: dict[str, nn.Module] = {"shared": nn.Embedding(c.vocab_size, d)}
+    for stack, attentions in (("encoder", ("self_attn",)), ("decoder", ("self_attn", "encoder_attn"))):
+        modules[f"{stack}.embed_tokens"] = nn.Embedding(c.vocab_size, d)  # tied to `shared`
+        modules[f"{stack}.embed_positions"] = nn.Embedding(c.max_position_embeddings + 2, d)
+        modules[f"{stack}.layernorm_embedding"] = nn.LayerNorm(d)
+        for i in range(getattr(c, f"{stack}_layers")):
+            layer, ffn = f"{stack}.layers.{i}", getattr(c, f"{stack}_ffn_dim")
+            for attention in attentions:
+                modules |= {
+                    f"{layer}.{attention}.{name}": nn.Linear(d, d) for name in ("k_proj", "v_proj", "q_proj", "out_proj")
+                }
+                modules[f"{layer}.{attention}_layer_norm"] = nn.LayerNorm(d)
+            modules |= {f"{layer}.fc1": nn.Linear(d, ffn), f"{layer}.fc2": nn.Linear(ffn, d)}
+            modules[f"{layer}.final_layer_norm"] = nn.LayerNorm(d)
+    return modules
+
+
+def _bart_head(c: SimpleNamespace, auto_model: str, labels: int) -> dict[str, nn.Module] | None:
+    d = c.d_model
+    if auto_model == SEQ2SEQ:
+        return {"lm_head": nn.Linear(d, c.vocab_size, bias=False)}  # tied to `shared`
+    if auto_model == SPANS:
+        return {"qa_outputs": nn.Linear(d, labels)}
+    if auto_model == CLASSIFIER:
+        head = "classification_head"
+        return {f"{head}.dense": nn.Linear(d, d), f"{head}.out_proj": nn.Linear(d, labels)}
+    return None
+
+
+def _tie(model: nn.Module, auto_model: str) -> None:
+    base: Any = model.get_submodule("model")
+    tied = [base.encoder.embed_tokens, base.decoder.embed_tokens]
+    if auto_model == SEQ2SEQ:
+        tied.append(model.get_submodule("lm_head"))
+    for module in tied:
+        module.weight = base.shared.weight

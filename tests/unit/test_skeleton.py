@@ -1,0 +1,45 @@
+"""The skeletons against transformers' own models: same parameters, same shapes, same sites."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from adalora_repro import backbones, skeleton
+from task_configs import CONF, task_config
+
+BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
+TASKS = {"rte": "two labels", "mnli": "three labels", "stsb": "regression", "squad": "spans", "xsum": "seq2seq"}
+
+
+def configured(backbone: str, task: str):
+    cfg = task_config(task)
+    cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / f"{backbone}.yaml"))
+    return cfg
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("task", TASKS)
+def test_skeleton_is_the_model_of_transformers(backbone, task, monkeypatch):
+    cfg = configured(backbone, task)
+    if task == "xsum" and "bart" not in backbone:
+        assert skeleton.build(dict(cfg.backbone.architecture), cfg.task.auto_model, 2) is None
+        return
+    ours = backbones.meta_model(cfg)
+    assert isinstance(ours, skeleton.Skeleton)
+    monkeypatch.setattr(skeleton, "build", lambda *_: None)
+    theirs = backbones.meta_model(cfg)
+    assert not isinstance(theirs, skeleton.Skeleton)
+
+    def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+    assert shapes(ours) == shapes(theirs)
+    assert backbones.find_sites(ours) == backbones.find_sites(theirs)
+    assert set(backbones.head_parameters(ours)) == set(backbones.head_parameters(theirs))
+    for site in backbones.find_sites(ours):
+        mine, yours = ours.get_submodule(site.path), theirs.get_submodule(site.path)
+        assert type(mine).__name__ == type(yours).__name__
+
+
+def test_an_architecture_that_is_not_spelled_out_is_left_to_transformers():
+    assert skeleton.build({"model_type": "t5"}, "AutoModelForSeq2SeqLM", 2) is None
