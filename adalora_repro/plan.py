@@ -24,10 +24,21 @@ from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import sources
 
 #: settings that change where, how fast or how observed, but not what is measured: left out of the run's identity
-NOT_RESULT = (
-    "dry_run force results.dir data.dir data.cache_dir train.save_steps train.log_steps train.num_workers train.device "
-    "method.sizes task.rows task.auto_model task.head"
-).split()
+NOT_RESULT = [
+    "dry_run",
+    "force",
+    "results.dir",
+    "data.dir",
+    "data.cache_dir",
+    "train.save_steps",
+    "train.log_steps",
+    "train.num_workers",
+    "train.device",
+    "method.sizes",
+    "task.rows",
+    "task.auto_model",
+    "task.head",
+]
 
 
 @dataclass
@@ -86,6 +97,9 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         )
 
     settings = result_settings(cfg)
+    for name, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name} must be finite, not {value}")
     settings["data.fingerprint"] = sources.fingerprint(cfg)
     if label == cfg.method.name:  # a fixed size: every budget is the same run
         settings = {name: value for name, value in settings.items() if not name.startswith("budget.")}
@@ -112,18 +126,37 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
 
 
 def _check_values(cfg: DictConfig) -> None:
-    positive = (
-        "train.epochs train.max_steps train.batch_size train.grad_accumulation train.eval_steps train.save_steps "
-        "train.log_steps optim.lr optim.max_grad_norm optim.eps eval.batch_size eval.max_examples task.max_length "
-        "data.sample_rows data.sample_validation_rows"
-    ).split()
-    not_negative = "seed optim.warmup_steps optim.weight_decay train.num_workers".split()
+    positive = [
+        "train.epochs",
+        "train.max_steps",
+        "train.batch_size",
+        "train.grad_accumulation",
+        "train.eval_steps",
+        "train.save_steps",
+        "train.log_steps",
+        "optim.lr",
+        "optim.max_grad_norm",
+        "optim.eps",
+        "eval.batch_size",
+        "eval.max_examples",
+        "task.max_length",
+        "task.num_labels",
+        "task.total_steps",
+        "data.sample_rows",
+        "data.sample_validation_rows",
+    ]
+    fractions = ["optim.beta1", "optim.beta2", "task.classifier_dropout"]
+    not_negative = ["seed", "optim.warmup_steps", "optim.weight_decay", "train.num_workers", *fractions]
     for name in positive + not_negative:
         value = OmegaConf.select(cfg, name)
         if value is None:
             continue
         if not math.isfinite(value) or value < 0 or (value == 0 and name in positive):
             raise InputError(f"{name} must be {'positive' if name in positive else '0 or more'}, not {value}")
+        if name in fractions and value >= 1:
+            raise InputError(f"{name} must be below 1, not {value}")
+    if cfg.seed >= 2**32:  # what NumPy's generators take
+        raise InputError(f"seed must be below 2^32, not {cfg.seed}")
     choices = {
         "train.precision": ("fp32", "bf16"),
         "train.padding": ("longest", "max_length"),
@@ -142,6 +175,9 @@ def _check_values(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise InputError(f"{missing[0]} is not set")
+    measured = [f"{metric}{suffix}" for suffix in cfg.task.validation for metric in cfg.task.metrics]
+    if cfg.task.primary_metric not in measured:
+        raise one_of("task.primary_metric", cfg.task.primary_metric, measured)
 
 
 def _apply_budget(cfg: DictConfig) -> str:
@@ -149,6 +185,8 @@ def _apply_budget(cfg: DictConfig) -> str:
     sizes = cfg.method.get("sizes")
     if sizes is None:
         return str(cfg.method.name)
+    if not isinstance(sizes, DictConfig):
+        raise InputError(f"method.sizes must hold sizes per budget, not {sizes}")
     label = cfg.budget.label
     if cfg.budget.family != cfg.task.budgets:
         valid = [name for name, family in budget_families().items() if family == cfg.task.budgets]
@@ -173,7 +211,7 @@ def _scale_steps(cfg: DictConfig, total_steps: int, origins: dict[str, str]) -> 
     paper = cfg.task.total_steps
     for name, least in (("method.t_i", 0), ("method.t_f", 1), ("method.delta_t", 1), ("optim.warmup_steps", 0)):
         value = OmegaConf.select(cfg, name)
-        if isinstance(value, int):
+        if isinstance(value, int) and value > 0:  # the method refuses others
             scaled = max(min(least, value), round(value * total_steps / paper))
             OmegaConf.update(cfg, name, scaled)
             origins[name] = f"{value} x {total_steps}/{paper}, scaled; {origins.get(name, '')}".rstrip("; ")
@@ -214,10 +252,20 @@ def digest(settings: Mapping[str, Any]) -> str:
 
 def _shown(cfg: DictConfig) -> list[str]:
     """The settings the dry run explains."""
-    common = (
-        "optim.lr optim.warmup_steps optim.weight_decay optim.max_grad_norm train.epochs train.max_steps "
-        "train.batch_size train.eval_steps train.precision train.padding task.max_length task.classifier_dropout"
-    ).split()
+    common = [
+        "optim.lr",
+        "optim.warmup_steps",
+        "optim.weight_decay",
+        "optim.max_grad_norm",
+        "train.epochs",
+        "train.max_steps",
+        "train.batch_size",
+        "train.eval_steps",
+        "train.precision",
+        "train.padding",
+        "task.max_length",
+        "task.classifier_dropout",
+    ]
     own = [f"method.{name}" for name in cfg.method if name not in ("name", "module", "sizes")]
     return [name for name in common + own if OmegaConf.select(cfg, name) is not None]
 

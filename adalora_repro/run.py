@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -20,33 +21,48 @@ from omegaconf.errors import OmegaConfBaseException
 from adalora_repro import plan as planning
 from adalora_repro import records
 from adalora_repro.config import GROUPS, Config, resource
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, InputError
 from adalora_repro.tasks import load_family
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, InputError
 
 
 def main() -> int:
     """Console entry point; the exit codes are those of ``errors``."""
     _register()
     codes: list[int] = []
+    inside = False  # what a job raises beyond wrong input is its own failure, not Hydra's
 
     def job(cfg: DictConfig) -> None:
+        nonlocal inside
+        inside = True
         try:
-            codes.append(run(cfg))
+            code = run(cfg)
         except InputError as error:
-            print(f"adalora-run: error: {error}", file=sys.stderr)
-            codes.append(EXIT_BAD_INPUT)
+            code = _refuse(str(error))
+        except OmegaConfBaseException as error:
+            code = _refuse(explain(error))
+        inside = False
+        codes.append(code)
+        if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+            raise KeyboardInterrupt  # or Hydra would begin the next job of a sweep
 
     try:
+        _check_options()
         with _raising_hydra():
             hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
+    except InputError as error:
+        return _refuse(str(error))
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        if inside or os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        print(f"adalora-run: error: {explain(error)}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return _refuse(explain(error))
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return max(EXIT_INTERRUPTED, *codes)
     return max(codes, default=EXIT_OK)
+
+
+def _refuse(problem: str) -> int:
+    print(f"adalora-run: error: {problem}", file=sys.stderr)
+    return EXIT_BAD_INPUT
 
 
 def run(cfg: DictConfig) -> int:
@@ -56,17 +72,22 @@ def run(cfg: DictConfig) -> int:
         InputError: wrong input, found before anything is trained.
     """
     hydra_cfg = HydraConfig.get()
+    # +key=value goes past Hydra's own check of names
+    OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
     plan = planning.resolve(cfg, hydra_cfg.runtime.choices, hydra_cfg.overrides.task)
     if cfg.dry_run:
         print(planning.describe(planning.count(plan)))
         return EXIT_OK
+    existing = next(path for path in plan.folder.parents if os.path.exists(path))
+    if not existing.is_dir():
+        raise InputError(f"results.dir={cfg.results.dir}: {existing} is not a folder")
     if not cfg.force and (score := _finished(plan)):
         print(f"already done: {plan.folder} ({score}); force=true runs it again")
         return EXIT_OK
-    for note in plan.notes:
-        print(f"adalora-run: note: {note}", file=sys.stderr)
     load_family(plan.cfg)
     planning.count(plan)  # fails on a wrong option before any download
+    for note in plan.notes:
+        print(f"adalora-run: note: {note}", file=sys.stderr)
 
     from adalora_repro.train import train
 
@@ -101,6 +122,21 @@ def _register() -> None:
         store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
 
 
+def _check_options() -> None:
+    """Hydra's parser answers an option it does not know with a page of usage, and one after the settings with a riddle.
+
+    Raises:
+        InputError: naming the word.
+    """
+    _, unknown = get_args_parser().parse_known_args()
+    if not unknown:
+        return
+    option = next((word for word in unknown if word.startswith("-")), None)
+    if option is None:
+        raise InputError(f"'{unknown[0]}' comes too late: options (-m, --cfg job) go before the settings")
+    raise InputError(f"no option '{option}'; settings are written key=value (task=sst2), --help shows them")
+
+
 @contextmanager
 def _raising_hydra() -> Iterator[None]:
     """Hydra prints errors over many lines and exits with 1, unless it is told to raise them: told here, for us."""
@@ -116,19 +152,26 @@ def _raising_hydra() -> Iterator[None]:
 
 
 def explain(error: Exception) -> str:
-    """One line for one of Hydra's or OmegaConf's errors: what, where, the valid choices."""
+    """One line for one of the errors met while composing: what, where, the valid choices."""
     text = str(error)
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return f"results.dir: cannot write {error.filename}: {error.strerror}"
+    if "Config group override must be" in text:  # budget=0.5, method=null
+        words = (word.partition("=") for word in sys.argv[1:])
+        for group, _, choice in words:
+            if group in GROUPS and choice not in _choices(group):
+                return _unknown_choice(group, choice)
     if error.__cause__ is not None and type(error).__name__ == "ConfigCompositionException":
         text += f"\n{error.__cause__}"
     if match := re.search(r"Could not find '(\w+)/(.+?)'", text):
         return _unknown_choice(match[1], match[2])
     if match := re.search(r"You must specify '(\w+)'", text):
         return f"choose a {match[1]}: {match[1]}=…; valid: {', '.join(_choices(match[1]))}"
-    if match := re.search(r"Could not override '([\w.@/]+)'", text):
-        return _unknown_setting(match[1])
     if match := re.search(r"full_key: ([\w.]+)", text):
         lines = [line for line in text.splitlines() if line and not line.startswith("Error merging")]
         return f"{match[1]}: {lines[0]}" if "not in" not in text else _unknown_setting(match[1])
+    if match := re.search(r"Could not override '([\w.@/]+)'", text):
+        return _unknown_setting(match[1])
     text = re.sub(r"See https?://\S+.*", "", text)
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
@@ -157,7 +200,7 @@ def _unknown_setting(key: str) -> str:
         chosen = next((arg.split("=", 1)[1] for arg in sys.argv[1:] if arg.startswith("method=")), "adalora")
         path = resource("conf") / "method" / f"{chosen}.yaml"
         valid = list(OmegaConf.load(path).method) if path.is_file() else []
-    close = difflib.get_close_matches(name, valid, n=1)
+    close = difflib.get_close_matches(name, valid, n=1) if name not in valid else []
     hint = f" (did you mean {parent + '.' if parent else ''}{close[0]}?)" if close else ""
     return f"no setting '{key}'{hint}; valid: {', '.join(f'{parent}.{n}' if parent else n for n in valid) or 'none'}"
 

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from datasets import disable_progress_bars
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -244,13 +244,12 @@ def build(plan: Plan) -> Loop:
         InputError: data or backbone cannot be had or are not what the plan counted.
     """
     cfg = plan.cfg
+    AcceleratorState._reset_state(reset_partial_state=True)  # the run before in a sweep may have had another precision
     accelerator = Accelerator(
         cpu=cfg.train.device == "cpu", mixed_precision={"fp32": "no", "bf16": "bf16"}[cfg.train.precision]
     )
     if cfg.train.device == "cuda" and accelerator.device.type != "cuda":
         raise InputError("train.device=cuda, but torch finds no GPU here; train.device=auto uses the CPU")
-    if not sys.stderr.isatty():
-        disable_progress_bars()  # plain lines only
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()  # a log file wants lines
     task = load_family(cfg)
@@ -386,7 +385,9 @@ def _grouped(cfg: Any) -> bool:
 
 def _loader(loop: Loop, batches: list[list[int]], parts: int) -> Iterator[tuple[list[int], list[Batch]]]:
     """(rows, micro-batches on the device) per optimizer step."""
-    split = [[rows[i : i + -(-len(rows) // parts)] for i in range(0, len(rows), -(-len(rows) // parts))] for rows in batches]
+    split = [
+        [rows[i : i + -(-len(rows) // parts)] for i in range(0, len(rows), -(-len(rows) // parts))] for rows in batches
+    ]
     micro = iter(_to_device(loop, loop.data.train, [rows for step_rows in split for rows in step_rows]))
     for rows, step_rows in zip(batches, split, strict=True):
         yield rows, [next(micro) for _ in step_rows]

@@ -51,12 +51,16 @@ class LowRankOptions(BaseOptions):
         for role in self.targets or ():
             if role not in MATRIX_ROLES:
                 raise InputError(f"method.targets: unknown role '{role}'; valid: {', '.join(MATRIX_ROLES)}")
+        for name in ("targets", "layers"):
+            if getattr(self, name) == []:
+                raise InputError(f"method.{name} is empty; null stands for all")
 
     def matrices(self, sites: Sequence[Site]) -> list[Site]:
         """The adapted matrices, in the order of ``sites``."""
-        present = {site.role for site in sites}
+        matrices = [site for site in sites if site.role in MATRIX_ROLES]
+        present = {site.role for site in matrices}
         roles = self.targets if self.targets is not None else [role for role in MATRIX_ROLES if role in present]
-        return matching(sites, roles, self.layers)
+        return matching(matrices, roles, self.layers)
 
 
 def require_positive(options: object, *names: str) -> None:
@@ -64,7 +68,9 @@ def require_positive(options: object, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if not value > 0:
-            raise InputError(f"method.{name} must be positive, not {value}; the budget, conf/tuned/ or method.{name}=… sets it")
+            raise InputError(
+                f"method.{name} must be positive, not {value}; the budget, conf/tuned/ or method.{name}=… sets it"
+            )
 
 
 class BaseMethod:
@@ -76,11 +82,11 @@ class BaseMethod:
     """
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
-        """Replaces modules of ``model`` and leaves ``requires_grad`` only on what trains; before an optimizer exists."""
+        """Replaces modules and leaves ``requires_grad`` on what trains; called before an optimizer exists."""
         raise NotImplementedError
 
     def plan(self, total_steps: int) -> dict[str, Any]:
-        """After ``inject`` on a model without weights: what the dry run shows and the record keeps (``b_0``, ``b_T``, …).
+        """After ``inject`` on a model without weights: what the dry run shows and the record keeps.
 
         ``params_final``, if there, is the method's parameter count at the final budget.
 

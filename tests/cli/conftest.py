@@ -1,0 +1,107 @@
+"""adalora-run in this process: importing torch and transformers once, not once per test."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+from adalora_repro import records, run
+
+ROOT = Path(run.__file__).parents[1]
+
+#: settings of a run that takes a second; T = 6 optimizer steps
+TINY = (
+    "backbone=tiny-bert task.max_length=32 data=sample data.sample_rows=64 data.sample_validation_rows=32 "
+    "train.batch_size=8 train.max_steps=6 train.log_steps=2 train.device=cpu method.schedule=scaled"
+).split()
+
+
+@dataclass
+class Outcome:
+    """What a call of adalora-run left behind for its caller."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Run:
+    """One run folder on disk."""
+
+    folder: Path
+
+    @property
+    def record(self) -> records.RunRecord:
+        return records.read(self.folder / records.RECORD_NAME)
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        return [line for line in self.log if "loss" in line]
+
+
+def find_runs(results: str | Path = "results") -> list[Run]:
+    return [Run(path.parent) for path in records.find(Path(results))]
+
+
+def only_run(results: str | Path = "results") -> Run:
+    (found,) = find_runs(results)
+    return found
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Calls ``adalora-run`` with these words in an empty folder; nothing it changes in Hydra or the shell stays."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+
+    def call(*words: str) -> Outcome:
+        store, config = ConfigStore.instance(), HydraConfig.instance()
+        repo, before = dict(store.repo), config.cfg
+        GlobalHydra.instance().clear()
+        options = [] if any(word.startswith("--") for word in words) else [cache]
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["adalora-run", *words, *options])
+            try:
+                code = run.main()
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 1
+            finally:
+                store.repo, config.cfg = repo, before
+                GlobalHydra.instance().clear()
+        assert "HYDRA_FULL_ERROR" not in os.environ
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def tiny(cli: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """``cli`` with the settings of a tiny run; a word given again wins."""
+
+    def call(*words: str) -> Outcome:
+        keys = {word.lstrip("+").split("=")[0] for word in words}
+        return cli(*[word for word in TINY if word.split("=")[0] not in keys], *words)
+
+    return call
