@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one file with all that continuing needs, written so that a kill at any moment leaves a good one.
+"""Checkpoints of a run: one file with all that continuing needs; a kill at any moment leaves a good one.
 
 The file before the last is kept: a checkpoint that cannot be read (a torn disk, a truncated copy) falls back to it.
 """

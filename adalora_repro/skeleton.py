@@ -34,7 +34,7 @@ class Skeleton(nn.Module):
 
 
 def build(architecture: dict[str, Any], auto_model: str, num_labels: int) -> Skeleton | None:
-    """The tree of ``auto_model`` for an architecture of ``conf/backbone``; None if it is not one of those known here."""
+    """The tree of ``auto_model`` for an architecture of ``conf/backbone``; None if it is not spelled out here."""
     config = SimpleNamespace(**architecture)
     if config.model_type not in PREFIXES:
         return None
@@ -113,7 +113,8 @@ def _bart(c: SimpleNamespace) -> dict[str, nn.Module]:
             layer, ffn = f"{stack}.layers.{i}", getattr(c, f"{stack}_ffn_dim")
             for attention in attentions:
                 modules |= {
-                    f"{layer}.{attention}.{name}": nn.Linear(d, d) for name in ("k_proj", "v_proj", "q_proj", "out_proj")
+                    f"{layer}.{attention}.{name}": nn.Linear(d, d)
+                    for name in ("k_proj", "v_proj", "q_proj", "out_proj")
                 }
                 modules[f"{layer}.{attention}_layer_norm"] = nn.LayerNorm(d)
             modules |= {f"{layer}.fc1": nn.Linear(d, ffn), f"{layer}.fc2": nn.Linear(ffn, d)}

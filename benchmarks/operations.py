@@ -2,9 +2,9 @@
 
     python benchmarks/operations.py
 
-Setting: a 12-layer DeBERTaV3-base shape (small vocabulary, which changes no count), batch 4 x 32 tokens, rank 12, a mask
-at every step. A step is forward, backward, regularizer, clipping, AdamW, importance and mask. The count is a property of
-the code, not of the machine; it is what an accelerator's launch queue sees.
+Setting: a 12-layer DeBERTaV3-base shape (small vocabulary, which changes no count), batch 4 x 32 tokens, rank 12, a
+mask at every step. A step is forward, backward, regularizer, clipping, AdamW, importance and mask. The count is a
+property of the code, not of the machine; it is what an accelerator's launch queue sees.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def add_low_rank(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scaling: float = 1.0) -> Tensor:
-    """y + scaling * (x downᵀ) upᵀ for y (…, d_out), x (…, d_in), down (r, d_in), up (d_out, r); two products, no copy."""
+    """y + scaling * (x downᵀ) upᵀ for y (…, d_out), x (…, d_in), down (r, d_in), up (d_out, r), with one fused product."""
     hidden = F.linear(x, down).flatten(0, -2)
     return torch.addmm(y.flatten(0, -2), hidden, up.t(), alpha=scaling).view(y.shape)
 
@@ -174,7 +174,7 @@ def share_left_factors(layers: Sequence[SVDLinear]) -> None:
     """
     for group in stack_by_shape(layers):
         scaling = torch.tensor([layer.scaling for layer in group]).view(-1, 1, 1).to(group[0].lora_E)
-        factors = _LeftFactors.apply(
+        factors = _LeftFactors.apply(  # type: ignore[no-untyped-call]
             scaling, len(group), *(layer.lora_B for layer in group), *(layer.lora_E for layer in group)
         )
         for layer, factor in zip(group, factors, strict=True):

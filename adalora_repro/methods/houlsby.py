@@ -1,4 +1,4 @@
-"""Houlsby adapters (Houlsby et al., 2019): after attention and after the FFN, each before its residual and LayerNorm."""
+"""Houlsby adapters (Houlsby et al., 2019): after attention and after the FFN, before residual and LayerNorm."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 Matrix = list[list[float]]
 
 
-def schedule(t: int, b_0: int, b_T: int, t_i: int, t_f: int, T: int) -> int:  # noqa: N803 - the paper's symbols
+def schedule(t: int, b_0: int, b_T: int, t_i: int, t_f: int, T: int) -> int:
     if t < t_i:
         return b_0
     if t >= T - t_f:

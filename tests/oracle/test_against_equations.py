@@ -40,7 +40,7 @@ def as_lists(layers: dict[str, SVDLinear], grad: bool = False) -> list:
     # 0 makes every uncertainty 0, hence every score equal: ties go to the first triplets
     betas=st.tuples(*[st.sampled_from([0.0, 0.3, 0.85, 0.95])] * 2),
 )
-def test_paper_protocol_equals_algorithm_1(seed, t_i, t_f, delta_t, b_T, betas):  # noqa: N803
+def test_paper_protocol_equals_algorithm_1(seed, t_i, t_f, delta_t, b_T, betas):
     layers = make_layers(seed)
     parameters = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.05)

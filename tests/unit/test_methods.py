@@ -174,7 +174,7 @@ def test_a_renamed_module_is_an_error_not_a_smaller_method():
     attention = model.bert.encoder.layer[1].attention.self
     attention.renamed = attention.query
     del attention.query
-    with pytest.raises(InputError, match="1 modules match role 'q'.* asks for 2"):
+    with pytest.raises(InputError, match=r"1 modules match role 'q'.* asks for 2"):
         backbones.find_sites(model)
 
 
@@ -191,9 +191,7 @@ def test_adalora_reports_ranks_and_the_exact_parameter_count():
         optimizer.zero_grad()
     summary = chosen.summary()
     assert sum(summary["rank_pattern"].values()) == 24
-    expected = sum(
-        rank * (97 if "ffn" in name else 65) for name, rank in summary["rank_pattern"].items()
-    )
+    expected = sum(rank * (97 if "ffn" in name else 65) for name, rank in summary["rank_pattern"].items())
     assert summary["params"] == expected
     survivors = sum(int((layer.lora_E != 0).sum()) for layer in chosen.layers.values())
     assert survivors == 24

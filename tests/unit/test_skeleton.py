@@ -3,9 +3,9 @@
 import pytest
 import torch
 from omegaconf import OmegaConf
+from task_configs import CONF, task_config
 
 from adalora_repro import backbones, skeleton
-from task_configs import CONF, task_config
 
 BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
 TASKS = {"rte": "two labels", "mnli": "three labels", "stsb": "regression", "squad": "spans", "xsum": "seq2seq"}
