@@ -187,6 +187,7 @@ def _train_held(plan: Plan, stop: StopSignal) -> int:
     _write(loop, record, status, error)
     if status == "ok":
         checkpoint.remove(folder)
+        (folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
         figures = ", ".join(f"{name} {value:.4f}" for name, value in record.final["metrics"].items())  # type: ignore[index]
         print(f"done: {figures}  ({folder / records.RECORD_NAME})")
     else:

@@ -64,9 +64,7 @@ def only_run(results: str | Path = "results") -> Run:
 
 
 @pytest.fixture
-def cli(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Calls ``adalora-run`` with these words in an empty folder; nothing it changes in Hydra or the shell stays."""
     work = tmp_path / "work"
     work.mkdir()
@@ -102,6 +100,8 @@ def tiny(cli: Callable[..., Outcome]) -> Callable[..., Outcome]:
 
     def call(*words: str) -> Outcome:
         keys = {word.lstrip("+").split("=")[0] for word in words}
-        return cli(*[word for word in TINY if word.split("=")[0] not in keys], *words)
+        options = [word for word in words if word.startswith("-")]
+        settings = [word for word in TINY if word.split("=")[0] not in keys]
+        return cli(*options, *settings, *[word for word in words if word not in options])
 
     return call

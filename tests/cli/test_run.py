@@ -1,0 +1,474 @@
+"""adalora-run from the outside: what one command leaves on disk, and what a second one makes of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, TINY, Outcome, find_runs, only_run
+from omegaconf import OmegaConf
+
+from adalora_repro import checkpoint, records
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.tasks import glue
+
+Cli = Callable[..., Outcome]
+METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")
+QUIET = [f"+backbone.architecture.{name}=0" for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
+
+
+# One run
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_command_makes_one_record(tiny: Cli, method: str) -> None:
+    done = tiny("task=cola", f"method={method}", "optim.lr=1e-3", "train.eval_steps=3")
+    assert done.code == EXIT_OK, done.err
+    run = only_run()
+    record = run.record
+    assert record.status == "ok"
+    assert record.error is None
+    assert done.out == f"done: matthews_correlation {record.final['metrics']['matthews_correlation']:.4f}  (" + (
+        f"{run.folder / 'metrics.json'})\n"
+    )
+    assert record.key | {"variant": "", "hash": ""} == {
+        "backbone": "tiny-bert",
+        "task": "cola",
+        "method": method,
+        "budget": method if method in ("full", "bitfit") else "0.3M",
+        "protocol": "paper",
+        "data": "sample",
+        "lr": 1e-3,
+        "seed": 0,
+        "total_steps": 6,
+        "max_examples": None,
+        "variant": "",
+        "hash": "",
+    }
+    assert run.folder == records.run_folder(Path("results"), record.key)
+    assert record.final["step"] == 6
+    assert record.best is not None
+    assert record.best["step"] in (3, 6)
+    assert record.params["total"] == record.params["method"] + record.params["head"]
+    assert record.data["rows"] == {"train": 64, "validation": 32}
+    assert record.time["train_s"] > 0
+    assert record.memory["peak"] > 0
+    assert record.progress["step"] == 6
+    ranks = record.rank_pattern and sum(record.rank_pattern.values())
+    assert ranks == (12 * 2 if method in ("lora", "adalora") else None)
+    assert (record.budget or {}).get("b_T") == (12 * 2 if method == "adalora" else None)
+
+    assert [line["t"] for line in run.steps] == [2, 4, 6]
+    assert [line["t"] for line in run.log if "evaluation" in line] == [3, 6]
+    assert run.log[-1]["evaluation"] == record.final["metrics"]
+    for line in run.steps:
+        assert set(line) >= {"t", "loss", "regularizer", "lr", "grad_norm"}
+        assert (line["regularizer"] is not None) == ("b_t" in line) == (method == "adalora")
+    assert run.steps[-1]["lr"] == 0  # linear decay ends at T
+
+    written = OmegaConf.load(run.folder / "config.yaml")
+    assert (written.optim.lr, written.seed, written.method.name) == (1e-3, 0, method)
+    assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "log.jsonl", "metrics.json"]
+    assert [path.name for path in Path().iterdir()] == ["results"]
+
+
+def test_what_is_shown_in_a_file_is_plain_lines(tiny: Cli) -> None:
+    done = tiny("task=sst2", "method=lora")
+    assert [line.partition("  ")[0] for line in done.err.splitlines()] == ["step 2/6", "step 4/6", "step 6/6"] + [
+        "step 6/6"
+    ]
+    assert "\r" not in done.err
+    assert "\x1b" not in done.err
+
+
+@pytest.mark.parametrize("task", ["mnli", "stsb", "mrpc"])
+def test_other_kinds_of_task_run(tiny: Cli, task: str) -> None:
+    assert tiny(f"task={task}", "method=adalora", "train.max_steps=4").code == EXIT_OK
+    record = only_run().record
+    metrics = {
+        "mnli": {"accuracy_m", "accuracy_mm"},
+        "stsb": {"pearson", "spearman", "corr"},
+        "mrpc": {"accuracy", "f1"},
+    }[task]
+    assert set(record.final["metrics"]) == metrics
+
+
+# The same command again
+
+
+def test_a_finished_run_is_not_run_again(tiny: Cli) -> None:
+    assert tiny("task=sst2", "method=lora").code == EXIT_OK
+    path = only_run().folder / "metrics.json"
+    before = path.stat().st_mtime_ns, path.read_bytes()
+    again = tiny("task=sst2", "method=lora")
+    assert again.code == EXIT_OK
+    assert again.err == ""
+    (line,) = again.out.splitlines()
+    assert line.startswith(f"already done: {path.parent} (accuracy ")
+    assert line.endswith("force=true runs it again")
+    assert (path.stat().st_mtime_ns, path.read_bytes()) == before
+
+    # recognizing it takes no torch, so going through a finished sweep is quick
+    words = [*TINY, "task=sst2", "method=lora"]
+    code = (
+        f"import sys; sys.argv = ['adalora-run', *{words!r}]\n"
+        "from adalora_repro.run import main\n"
+        "code = main()\n"
+        "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)), code)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert child.stdout.splitlines() == [line, "[] 0"]
+    assert (path.stat().st_mtime_ns, path.read_bytes()) == before
+
+
+def test_force_keeps_the_old_record_and_measures_the_same(tiny: Cli) -> None:
+    command = ("task=sst2", "method=adalora", "optim.lr=1e-2")
+    tiny(*command)
+    run = only_run()
+    first, log = run.record, run.log
+    assert tiny(*command, "force=true").code == EXIT_OK
+    assert records.read(run.folder / "metrics.old-1.json").to_json() == first.to_json()
+    assert only_run().record.measured() == first.measured()
+    assert only_run().log == log
+    assert tiny(*command, "force=true").code == EXIT_OK
+    assert (run.folder / "metrics.old-2.json").is_file()
+    assert (run.folder / "log.old-1.jsonl").is_file()
+
+
+@pytest.mark.parametrize("method", ["adalora", "houlsby", "full"])
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_run(tiny: Cli, method: str) -> None:
+    command = ("task=cola", f"method={method}", "optim.lr=1e-3")
+    for folder in ("a", "b"):
+        assert tiny(*command, f"results.dir={folder}").code == EXIT_OK
+    first, second = only_run("a"), only_run("b")
+    assert first.record.measured() == second.record.measured()
+    assert first.log == second.log
+    tiny(*command, "results.dir=a", "seed=1")
+    runs = find_runs("a")
+    assert len(runs) == 2
+    assert runs[0].record.key["variant"] == runs[1].record.key["variant"]
+    assert runs[0].record.key["hash"] != runs[1].record.key["hash"]
+    assert runs[0].log != runs[1].log
+
+
+# Options of the loop
+
+
+def test_accumulation_changes_memory_not_mathematics(tiny: Cli) -> None:
+    command = ("task=cola", "method=adalora", "optim.lr=1e-3", "task.classifier_dropout=0", "train.log_steps=1", *QUIET)
+    for parts in (1, 2, 3):  # 3 does not divide the 8 examples of a step
+        assert tiny(*command, f"train.grad_accumulation={parts}", f"results.dir=r{parts}").code == EXIT_OK
+    whole = only_run("r1")
+    assert len({line["loss"] for line in whole.steps}) == 6
+    for parts in (2, 3):
+        run = only_run(f"r{parts}")
+        assert [x["loss"] for x in run.steps] == pytest.approx([x["loss"] for x in whole.steps], rel=1e-4)
+        assert [x["grad_norm"] for x in run.steps] == pytest.approx([x["grad_norm"] for x in whole.steps], rel=1e-2)
+        assert [x["regularizer"] for x in run.steps] == pytest.approx([x["regularizer"] for x in whole.steps], rel=1e-3)
+        assert run.record.rank_pattern == whole.record.rank_pattern
+
+
+def test_bf16_runs_and_is_another_run(tiny: Cli) -> None:
+    done = tiny("-m", "task=sst2", "method=adalora", "train.precision=fp32,bf16")
+    assert done.code == EXIT_OK, done.err
+    runs = {run.record.settings["train.precision"]: run for run in find_runs()}
+    assert set(runs) == {"fp32", "bf16"}
+    losses = [[line["loss"] for line in runs[precision].steps] for precision in ("fp32", "bf16")]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+
+
+def test_padding_to_the_maximum_pads_every_batch(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+    collate = glue.Task.collate
+
+    def spy(self: Any, rows: Any) -> Any:
+        batch = collate(self, rows)
+        widths.append(batch["input_ids"].shape[1])
+        return batch
+
+    monkeypatch.setattr(glue.Task, "collate", spy)
+    assert tiny("task=sst2", "method=lora", "train.padding=max_length", "task.max_length=160").code == EXIT_OK
+    assert set(widths) == {160}
+    widths.clear()
+    assert tiny("task=sst2", "method=lora", "task.max_length=160").code == EXIT_OK
+    assert max(widths) < 160
+    assert len(set(widths)) > 1
+
+
+def test_the_released_protocol_is_another_run_of_the_same_budget(tiny: Cli) -> None:
+    command = ("task=cola", "method=adalora", "optim.lr=1e-2", "method.gamma=0.5")
+    for protocol in ("paper", "released"):
+        assert tiny(*command, f"protocol={protocol}").code == EXIT_OK
+    paper, released = find_runs()
+    assert [run.record.key["protocol"] for run in (paper, released)] == ["paper", "released"]
+    assert [x["regularizer"] for x in paper.steps] != [x["regularizer"] for x in released.steps]
+    assert sum(released.record.rank_pattern.values()) == released.record.budget["b_T"]
+
+
+def test_a_quick_look_evaluates_fewer_examples_and_says_so(tiny: Cli) -> None:
+    assert tiny("task=sst2", "method=bitfit", "eval.max_examples=5").code == EXIT_OK
+    record = only_run().record
+    assert record.key["max_examples"] == 5
+    assert record.data["rows"] == {"train": 64, "validation": 5}
+
+
+def test_what_only_changes_how_it_runs_changes_nothing_measured(tiny: Cli) -> None:
+    tiny("task=sst2", "method=adalora", "optim.lr=1e-2", "results.dir=a")
+    options = ("train.save_steps=1", "train.num_workers=1", "data.cache_dir=elsewhere")
+    assert tiny("task=sst2", "method=adalora", "optim.lr=1e-2", "results.dir=b", *options).code == EXIT_OK
+    assert only_run("a").record.measured() == only_run("b").record.measured()
+    assert only_run("a").log == only_run("b").log
+
+
+# Several runs
+
+
+def test_a_multirun_makes_one_record_per_seed(tiny: Cli) -> None:
+    done = tiny("-m", "task=sst2", "method=lora", "seed=0,1")
+    assert done.code == EXIT_OK, done.err
+    assert sorted(run.record.key["seed"] for run in find_runs()) == [0, 1]
+    again = tiny("-m", "task=sst2", "method=lora", "seed=0,1")
+    assert [line.partition(":")[0] for line in again.out.splitlines()] == ["already done"] * 2
+
+
+def test_a_bad_job_does_not_stop_the_others(tiny: Cli) -> None:
+    done = tiny("-m", "task=sst2", "method=lora", "train.batch_size=8,0,16")
+    assert done.code == EXIT_BAD_INPUT
+    assert [line for line in done.err.splitlines() if "error" in line] == [
+        "adalora-run: error: train.batch_size must be positive, not 0"
+    ]
+    assert sorted(run.record.settings["train.batch_size"] for run in find_runs()) == [8, 16]
+
+
+def test_a_sweep_file_is_a_multirun(tiny: Cli) -> None:
+    done = tiny("-m", "+sweep=seeds", "task=sst2", "method=lora", "dry_run=true")
+    assert done.code == EXIT_OK, done.err
+    seeds = [word for word in done.out.split() if word.startswith("seed=")]
+    assert seeds == [f"seed={seed}" for seed in range(5)]
+    done = tiny("-m", "+sweep=lr", "task=sst2", "method=lora", "dry_run=true")
+    assert done.out.count("\nfolder: ") == 8
+
+
+def test_an_interrupted_job_ends_the_sweep(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adalora_repro import train
+
+    monkeypatch.setattr(train, "step", _killing(train.step, at=3))
+    done = tiny("-m", "task=sst2", "method=lora", "seed=0,1")
+    assert done.code == EXIT_TERMINATED
+    assert only_run().record.key["seed"] == 0
+    assert only_run().record.status == "cancelled"
+
+
+def _killing(step: Any, at: int, signum: int | None = None) -> Any:
+    """``step`` that sends its own process a signal after step ``at``."""
+    import signal
+
+    def killed(loop: Any, batches: Any) -> Any:
+        norm = step(loop, batches)
+        if loop.t == at:
+            os.kill(os.getpid(), signum or signal.SIGTERM)
+        return norm
+
+    return killed
+
+
+# What goes wrong on the way
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, calls = glue.Task.loss, []
+
+    def spoilt(self: Any, model: Any, batch: Any) -> Any:
+        value, n = loss(self, model, batch)
+        calls.append(n)
+        return (value * float("nan") if len(calls) == 4 else value), n
+
+    monkeypatch.setattr(glue.Task, "loss", spoilt)
+    done = tiny("task=sst2", "method=adalora", "train.save_steps=1", "train.log_steps=100")
+    assert done.code == EXIT_FAILED
+    run = only_run()
+    record = run.record
+    assert record.status == "failed"
+    assert record.error == "NonFiniteLossError: the loss is nan at step 3; a lower optim.lr may help"
+    assert record.final is None
+    assert done.err.splitlines()[-1] == f"adalora-run: failed: {record.error}  ({run.folder})"
+    assert "NonFiniteLossError" in (run.folder / "error.txt").read_text()
+    state, _ = checkpoint.load(run.folder, record.key["hash"])
+    assert state is not None
+    assert state["t"] == 3  # the last step before
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+    monkeypatch.setattr(glue.Task, "loss", loss)
+    assert tiny("task=sst2", "method=adalora").code == EXIT_OK
+    assert only_run().record.status == "ok"
+    assert not (run.folder / "error.txt").exists()
+
+
+def test_a_learning_rate_beyond_reason_fails_before_it_is_evaluated(tiny: Cli) -> None:
+    done = tiny("task=sst2", "method=lora", "optim.lr=1e30", "optim.warmup_steps=0", "train.log_steps=100")
+    assert done.code == EXIT_FAILED
+    record = only_run().record
+    assert record.status == "failed"
+    assert "at step" in record.error
+    assert (record.final, record.best) == (None, None)
+    assert not list(only_run().folder.glob("*.pt"))
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "checkpoint.new.pt", "config.yaml"])
+def test_a_full_disk_costs_nothing_that_was_saved(tiny: Cli, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    command = ("task=sst2", "method=adalora", "train.save_steps=2")
+    write_atomic, replaced = records.write_atomic, []
+
+    def full(path: Path, content: bytes) -> None:
+        replaced.append(path.name)
+        if path.name == name and replaced.count(name) == (2 if name.startswith(("metrics", "check")) else 1):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", _no_space)
+                write_atomic(path, content)
+        write_atomic(path, content)
+
+    for module in (records, checkpoint):
+        monkeypatch.setattr(module, "write_atomic", full)
+    done = tiny(*command)
+    assert done.code == EXIT_BAD_INPUT
+    (line,) = [line for line in done.err.splitlines() if not line.startswith("step ")]
+    assert line.startswith("adalora-run: error: no space left in results/")
+    monkeypatch.setattr(records, "write_atomic", write_atomic)
+    monkeypatch.setattr(checkpoint, "write_atomic", write_atomic)
+    if name != "config.yaml":
+        run = only_run()
+        assert run.record.status == "running"
+        state, problems = checkpoint.load(run.folder, run.record.key["hash"])
+        assert state is not None
+        assert (state["t"], problems) == (2, [])
+        assert not [path.name for path in run.folder.iterdir() if path.name.startswith(".")]
+
+    again = tiny(*command)
+    assert again.code == EXIT_OK
+    assert ("resuming" in again.err) == (name != "config.yaml")
+    tiny(*command, "results.dir=undisturbed")
+    assert only_run().record.measured() == only_run("undisturbed").record.measured()
+    assert only_run().log == only_run("undisturbed").log
+
+
+def _no_space(handle: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_while_forcing_leaves_the_old_record(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny("task=sst2", "method=lora")
+    before = (only_run().folder / "metrics.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _no_space)
+        assert tiny("task=sst2", "method=lora", "force=true").code == EXIT_BAD_INPUT
+    kept = [path.read_bytes() for path in Path("results").rglob("metrics*.json")]
+    assert kept == [before]
+
+
+# Interrupted and resumed, in this process; tests/cli/test_kill.py kills real ones
+
+
+@pytest.mark.parametrize(("signum", "code"), [(15, EXIT_TERMINATED), (2, EXIT_INTERRUPTED)])
+def test_a_signal_ends_cleanly_and_the_same_command_resumes(
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch, signum: int, code: int
+) -> None:
+    from adalora_repro import train
+
+    command = ("task=cola", "method=adalora", "optim.lr=1e-2", "train.eval_steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "step", _killing(train.step, at=3, signum=signum))
+        stopped = tiny(*command)
+    assert stopped.code == code
+    record = only_run().record
+    assert record.status == "cancelled"
+    assert record.progress["step"] == 3
+    assert "the same command resumes it" in record.error
+    resumed = tiny(*command)
+    assert resumed.code == EXIT_OK
+    assert resumed.err.startswith(f"resuming {only_run().folder} at step 3 of 6\n")
+    tiny(*command, "results.dir=undisturbed")
+    assert only_run().record.measured() == only_run("undisturbed").record.measured()
+    assert only_run().log == only_run("undisturbed").log
+
+
+@pytest.fixture
+def stopped(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """A command whose run was stopped after step 5, with checkpoints of steps 4 and 5."""
+    from adalora_repro import train
+
+    command = ("task=cola", "method=adalora", "optim.lr=1e-2", "train.save_steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "step", _killing(train.step, at=5))
+        assert tiny(*command).code == EXIT_TERMINATED
+    tiny(*command, "results.dir=undisturbed")
+    return command
+
+
+def _same_as_undisturbed() -> bool:
+    found, expected = only_run(), only_run("undisturbed")
+    return found.record.measured() == expected.record.measured() and found.log == expected.log
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(tiny: Cli, stopped: tuple[str, ...]) -> None:
+    newest = only_run().folder / "checkpoint.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    done = tiny(*stopped)
+    assert done.code == EXIT_OK
+    lines = done.err.splitlines()
+    assert f"{newest} cannot be read" in lines[0]
+    assert "at step 4 of 6" in lines[1]
+    assert _same_as_undisturbed()
+
+
+def test_without_a_readable_checkpoint_it_starts_over(tiny: Cli, stopped: tuple[str, ...]) -> None:
+    for name in checkpoint.NAMES:
+        (only_run().folder / name).write_bytes(b"not a checkpoint")
+    done = tiny(*stopped)
+    assert done.code == EXIT_OK
+    assert done.err.count("cannot be read") == 2
+    assert "resuming" not in done.err
+    assert _same_as_undisturbed()
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tiny: Cli, stopped: tuple[str, ...]) -> None:
+    folder = only_run().folder
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"hash": "0123456789"}, folder / "checkpoint.pt")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = tiny(*stopped)
+    assert done.code == EXIT_BAD_INPUT
+    assert done.err == (
+        f"adalora-run: error: {folder / 'checkpoint.pt'} is from another configuration (0123456789, this one is "
+        f"{state['hash']}); move it away to start over\n"
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_force_starts_over_despite_a_checkpoint(tiny: Cli, stopped: tuple[str, ...]) -> None:
+    done = tiny(*stopped, "force=true")
+    assert done.code == EXIT_OK
+    assert "resuming" not in done.err
+    assert _same_as_undisturbed()
+    assert not list(only_run().folder.glob("*.pt"))
+
+
+def test_two_processes_do_not_train_the_same_run(tiny: Cli, stopped: tuple[str, ...]) -> None:
+    import fcntl
+
+    folder = only_run().folder
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = tiny(*stopped)
+        assert done.code == EXIT_BAD_INPUT
+        assert done.err == f"adalora-run: error: {folder}: another process is training this run\n"
+        assert (folder / ".lock").exists()
+    assert tiny(*stopped).code == EXIT_OK
