@@ -40,7 +40,7 @@ install: $(VENV)/.installed  ## create .venv and install the pinned versions
 
 quickstart: $(VENV)/.installed  ## six methods on one task with an embedded model and generated text, then Table 1
 	@for method in full bitfit houlsby pfeiffer lora adalora; do \
-	  case $$method in full) lr=5e-5;; adalora) lr=3e-3;; *) lr=1e-3;; esac; \
+	  case $$method in full) lr=5e-5;; adalora) lr=2e-2;; *) lr=2e-3;; esac; \
 	  $(RUN) task=sst2 method=$$method budget=0.3M backbone=minilm data=sample optim.lr=$$lr method.schedule=scaled \
 	    train.max_steps=60 train.log_steps=20 results.dir=$(QUICK) || exit $$?; \
 	done

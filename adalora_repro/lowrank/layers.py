@@ -134,10 +134,11 @@ class SVDLinear(_LowRankLinear):
 
 
 def stack_by_shape(layers: Sequence[SVDLinear]) -> list[list[SVDLinear]]:
-    """Groups layers of equal (d_out, d_in, r), in order of first appearance: their tensors can be stacked."""
-    groups: dict[tuple[int, int, int], list[SVDLinear]] = {}
+    """Groups layers of equal (d_out, d_in, r, scaling), in order of first appearance: their tensors can be stacked."""
+    groups: dict[tuple[int, int, int, float], list[SVDLinear]] = {}
     for layer in layers:
-        groups.setdefault((layer.base.out_features, layer.base.in_features, layer.r), []).append(layer)
+        key = (layer.base.out_features, layer.base.in_features, layer.r, layer.scaling)
+        groups.setdefault(key, []).append(layer)
     return list(groups.values())
 
 
@@ -151,10 +152,10 @@ class _LeftFactors(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, scaling: Tensor, n: int, *parameters: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, scaling: float, n: int, *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.P = torch.stack(parameters[:n])  # (n, d_out, r)
         ctx.scaled = torch.stack(parameters[n:]).transpose(1, 2) * scaling  # s Λ as a row, (n, 1, r)
-        ctx.scaling = scaling  # (n, 1, 1)
+        ctx.scaling = scaling
         return (ctx.P * ctx.scaled).unbind()
 
     @staticmethod
@@ -173,9 +174,8 @@ def share_left_factors(layers: Sequence[SVDLinear]) -> None:
     every parameter update, in train mode (a gradient must be wanted).
     """
     for group in stack_by_shape(layers):
-        scaling = torch.tensor([layer.scaling for layer in group]).view(-1, 1, 1).to(group[0].lora_E)
         factors = _LeftFactors.apply(  # type: ignore[no-untyped-call]
-            scaling, len(group), *(layer.lora_B for layer in group), *(layer.lora_E for layer in group)
+            group[0].scaling, len(group), *(layer.lora_B for layer in group), *(layer.lora_E for layer in group)
         )
         for layer, factor in zip(group, factors, strict=True):
             layer._shared = factor, layer._versions()
