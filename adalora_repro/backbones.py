@@ -186,7 +186,7 @@ def meta_model(cfg: DictConfig) -> PreTrainedModel:
     architecture: dict[str, Any] = OmegaConf.to_container(cfg.backbone.architecture)  # type: ignore[assignment]
     with _buildable(cfg):
         if model := skeleton.build(architecture, cfg.task.auto_model, cfg.task.num_labels):
-            return model  # type: ignore[return-value]
+            return model
         with torch.device("meta"):
             return _auto_model(cfg).from_config(model_config(cfg))
 

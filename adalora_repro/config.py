@@ -7,17 +7,11 @@ one open node: its keys are those of the chosen method's YAML (Hydra refuses oth
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from adalora_repro.errors import InputError, one_of
+from omegaconf import MISSING
 
 GROUPS = ("task", "method", "budget", "backbone", "data", "protocol", "tuned")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def add_low_rank(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scaling: float = 1.0) -> Tensor:
-    """y + scaling * (x downᵀ) upᵀ for y (…, d_out), x (…, d_in), down (r, d_in), up (d_out, r), with one fused product."""
+    """y + scaling * (x downᵀ) upᵀ for y (…, d_out), x (…, d_in), down (r, d_in) and up (d_out, r)."""
     hidden = F.linear(x, down).flatten(0, -2)
     return torch.addmm(y.flatten(0, -2), hidden, up.t(), alpha=scaling).view(y.shape)
 
