@@ -133,6 +133,11 @@ class Config:
     force: bool = False
 
 
+def choices_of(group: str) -> list[str]:
+    """The files of a configuration group."""
+    return sorted(path.stem for path in (resource("conf") / group).glob("*.yaml"))
+
+
 def resource(name: str) -> Path:
     """Folder ``conf`` or ``sweeps``: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).parent

@@ -19,7 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from adalora_repro import records
-from adalora_repro.config import GROUPS, resource
+from adalora_repro.config import GROUPS, choices_of, resource
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import sources
 
@@ -80,6 +80,8 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     Raises:
         InputError: a value out of range, a budget of another task family, missing data.
     """
+    if OmegaConf.is_missing(cfg.task, "name"):
+        raise InputError(f"choose a task: task=…; valid: {', '.join(choices_of('task'))}")
     _check_values(cfg)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
     label = _apply_budget(cfg)
@@ -101,7 +103,9 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name} must be finite, not {value}")
     settings["data.fingerprint"] = sources.fingerprint(cfg)
-    if label == cfg.method.name:  # a fixed size: every budget is the same run
+    if cfg.backbone.path is not None:
+        settings["backbone.path"] = weights_fingerprint(Path(cfg.backbone.path).expanduser())
+    if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
         settings = {name: value for name, value in settings.items() if not name.startswith("budget.")}
     shared = {name: value for name, value in settings.items() if name not in ("optim.lr", "seed")}
     key = {
@@ -181,7 +185,10 @@ def _check_values(cfg: DictConfig) -> None:
 
 
 def _apply_budget(cfg: DictConfig) -> str:
-    """Takes the method's size from the budget where it is not given; returns the budget's name in keys and tables."""
+    """Takes the method's size from the budget where it is not given; returns the budget's name in keys and tables.
+
+    A size of one's own is no longer that budget: it is named by the size, so that it never enters the budget's cell.
+    """
     sizes = cfg.method.get("sizes")
     if sizes is None:
         return str(cfg.method.name)
@@ -193,10 +200,13 @@ def _apply_budget(cfg: DictConfig) -> str:
         raise InputError(f"budget '{label}' does not exist for task '{cfg.task.name}'; valid: {', '.join(valid)}")
     if label not in sizes:
         raise one_of(f"budget for method '{cfg.method.name}'", label, sizes)
+    given = {name: cfg.method[name] for name in sizes[label]}
     for name, size in sizes[label].items():
-        if cfg.method[name] is None:
+        if given[name] is None:
             cfg.method[name] = size
-    return str(label)
+    if all(cfg.method[name] == size for name, size in sizes[label].items()):
+        return str(label)
+    return "-".join(f"{name}{cfg.method[name]}" for name in sizes[label])
 
 
 def budget_families() -> dict[str, str]:
@@ -233,6 +243,22 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
 
     walk(OmegaConf.to_container(cfg, resolve=True), "")
     return flat
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """16 hexadecimal digits of the weights in a folder: another place for the same files is the same run.
+
+    Raises:
+        InputError: there is no such folder, or no weights in it.
+    """
+    files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".bin"))
+    if not files:
+        raise InputError(f"backbone.path={folder} is not a folder with a model (*.safetensors or *.bin)")
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
 
 def digest(settings: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro import plan as planning
 from adalora_repro import records
-from adalora_repro.config import GROUPS, Config, resource
+from adalora_repro.config import GROUPS, Config, choices_of, resource
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, InputError
 from adalora_repro.tasks import load_family
 
@@ -51,6 +51,9 @@ def main() -> int:
             hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")(job)()
     except InputError as error:
         return _refuse(str(error))
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         if inside or os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -72,6 +75,8 @@ def run(cfg: DictConfig) -> int:
         InputError: wrong input, found before anything is trained.
     """
     hydra_cfg = HydraConfig.get()
+    if OmegaConf.is_missing(cfg.task, "name"):
+        raise InputError(f"choose a task: task=…; valid: {', '.join(_choices('task'))}")
     # +key=value goes past Hydra's own check of names
     OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
     plan = planning.resolve(cfg, hydra_cfg.runtime.choices, hydra_cfg.overrides.task)
@@ -159,14 +164,14 @@ def explain(error: Exception) -> str:
     if "Config group override must be" in text:  # budget=0.5, method=null
         words = (word.partition("=") for word in sys.argv[1:])
         for group, _, choice in words:
-            if group in GROUPS and choice not in _choices(group):
+            if group in GROUPS and choice not in choices_of(group):
                 return _unknown_choice(group, choice)
     if error.__cause__ is not None and type(error).__name__ == "ConfigCompositionException":
         text += f"\n{error.__cause__}"
     if match := re.search(r"Could not find '(\w+)/(.+?)'", text):
         return _unknown_choice(match[1], match[2])
     if match := re.search(r"You must specify '(\w+)'", text):
-        return f"choose a {match[1]}: {match[1]}=…; valid: {', '.join(_choices(match[1]))}"
+        return f"choose a {match[1]}: {match[1]}=…; valid: {', '.join(choices_of(match[1]))}"
     if match := re.search(r"full_key: ([\w.]+)", text):
         lines = [line for line in text.splitlines() if line and not line.startswith("Error merging")]
         return f"{match[1]}: {lines[0]}" if "not in" not in text else _unknown_setting(match[1])
@@ -176,12 +181,8 @@ def explain(error: Exception) -> str:
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (resource("conf") / group).glob("*.yaml"))
-
-
 def _unknown_choice(group: str, choice: str) -> str:
-    valid = _choices(group) if group != "sweep" else sorted(path.stem for path in resource("sweeps").glob("*.yaml"))
+    valid = choices_of(group) if group != "sweep" else sorted(path.stem for path in resource("sweeps").glob("*.yaml"))
     return f"unknown {group} '{choice}'; valid: {', '.join(valid)}"
 
 

@@ -23,7 +23,6 @@ from adalora_repro.records import RunRecord
 DATA_SOURCES = ("hub", "local", "sample")  # in the order they are preferred; never mixed in one table
 PROTOCOLS = ("paper", "released")
 CHECKPOINTS = ("final", "best")
-FIXED_SIZE = ("full", "bitfit")  # methods whose size is no choice: their ``budget`` is their own name
 METHOD_NAMES = {
     "full": "Full FT",
     "bitfit": "BitFit",
@@ -140,7 +139,12 @@ class Row:
     @property
     def name(self) -> str:
         name = METHOD_NAMES.get(self.method, self.method)
-        return name if self.budget == self.method else f"{name} {self.budget}"
+        return name if self.fixed_size else f"{name} {self.budget}"
+
+    @property
+    def fixed_size(self) -> bool:
+        """The method's size is no choice: its ``budget`` is its own name."""
+        return self.budget == self.method
 
     @property
     def in_paper(self) -> bool:

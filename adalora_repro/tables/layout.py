@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from adalora_repro.tables.base import FIXED_SIZE, RULE, Cell, Row, Run, Scope, Table, Value, lr_text, short
+from adalora_repro.tables.base import RULE, Cell, Row, Run, Scope, Table, Value, lr_text, short
 
 NONE = "–"  # noqa: RUF001
 OURS, SPREAD, PAPER, DIFFERENCE = "ours", "± sd (seeds)", "paper", "difference"
@@ -282,7 +282,7 @@ def commands_of(table: Table) -> list[str]:
             gaps[row.method, row.budget] = tasks
     by_budget: dict[tuple[tuple[str, ...], str], list[str]] = defaultdict(list)
     for (method, budget), tasks in gaps.items():
-        by_budget[tasks, "" if method in FIXED_SIZE else budget].append(method)
+        by_budget[tasks, "" if method == budget else budget].append(method)
     merged: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = defaultdict(list)
     for (tasks, budget), methods in by_budget.items():
         merged[tasks, tuple(methods)].append(budget)
@@ -320,7 +320,7 @@ def long_rows(table: Table) -> list[dict[str, Any]]:
 
 
 def budgets_of(row: Row) -> list[str]:
-    return [] if row.method in FIXED_SIZE else [row.budget]
+    return [] if row.fixed_size else [row.budget]
 
 
 def common(table: Table, row: Row, task: str, metric: str, value: Value, seeds: Sequence[int]) -> dict[str, Any]:

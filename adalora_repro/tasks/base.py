@@ -37,12 +37,6 @@ class Task(Protocol):
 
     #: name of the metric that selects and ranks
     primary_metric: str
-    #: transformers' auto class that carries the right head, e.g. "AutoModelForSequenceClassification"
-    auto_model: str
-
-    def model_options(self) -> dict[str, Any]:
-        """What the model's configuration must know of the task: number of labels, problem type."""
-        ...
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
         """Reads, validates and tokenizes all splits.

@@ -34,16 +34,11 @@ class Task:
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
         self.primary_metric: str = cfg.task.primary_metric
-        self.auto_model: str = cfg.task.auto_model
         self.regression: bool = cfg.task.num_labels == 1
         for name in cfg.task.metrics:
             if name not in METRICS:
                 raise one_of("metric", name, METRICS)
         self._tokenizer: PreTrainedTokenizerBase | None = None
-
-    def model_options(self) -> dict[str, Any]:
-        """``task.head``: number of labels and problem type."""
-        return {str(name): value for name, value in self.cfg.task.head.items()}
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
         """Tokenized splits, from the cache where an earlier run left them; see ``sources.load_split`` for errors."""
