@@ -75,8 +75,6 @@ def run(cfg: DictConfig) -> int:
         InputError: wrong input, found before anything is trained.
     """
     hydra_cfg = HydraConfig.get()
-    if OmegaConf.is_missing(cfg.task, "name"):
-        raise InputError(f"choose a task: task=…; valid: {', '.join(_choices('task'))}")
     # +key=value goes past Hydra's own check of names
     OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
     plan = planning.resolve(cfg, hydra_cfg.runtime.choices, hydra_cfg.overrides.task)
@@ -170,8 +168,6 @@ def explain(error: Exception) -> str:
         text += f"\n{error.__cause__}"
     if match := re.search(r"Could not find '(\w+)/(.+?)'", text):
         return _unknown_choice(match[1], match[2])
-    if match := re.search(r"You must specify '(\w+)'", text):
-        return f"choose a {match[1]}: {match[1]}=…; valid: {', '.join(choices_of(match[1]))}"
     if match := re.search(r"full_key: ([\w.]+)", text):
         lines = [line for line in text.splitlines() if line and not line.startswith("Error merging")]
         return f"{match[1]}: {lines[0]}" if "not in" not in text else _unknown_setting(match[1])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,10 +21,18 @@ from adalora_repro import records, run
 ROOT = Path(run.__file__).parents[1]
 
 #: settings of a run that takes a second; T = 6 optimizer steps
-TINY = (
-    "backbone=tiny-bert task.max_length=32 data=sample data.sample_rows=64 data.sample_validation_rows=32 "
-    "train.batch_size=8 train.max_steps=6 train.log_steps=2 train.device=cpu method.schedule=scaled"
-).split()
+TINY = [
+    "backbone=tiny-bert",
+    "task.max_length=32",
+    "data=sample",
+    "data.sample_rows=64",
+    "data.sample_validation_rows=32",
+    "train.batch_size=8",
+    "train.max_steps=6",
+    "train.log_steps=2",
+    "train.device=cpu",
+    "method.schedule=scaled",
+]
 
 
 @dataclass
@@ -70,6 +79,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # read from the environment on import
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     cache = f"data.cache_dir={tmp_path / 'cache'}"
 

