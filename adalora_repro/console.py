@@ -47,6 +47,10 @@ class StopSignal:
         finally:
             self._deferred = False
 
+    @property
+    def requested(self) -> bool:
+        return self._received is not None
+
     def check(self) -> None:
         if self._received is not None:
             raise Interrupted(self._received)

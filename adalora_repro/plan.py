@@ -311,9 +311,8 @@ def _origin(key: str, choices: Mapping[str, Any], overrides: Sequence[str]) -> s
 def _find_in_yaml(path: Path, group: str, key: str) -> str | None:
     text = path.read_text()
     parts = key.split(".")
-    if "@package _global_" not in text.splitlines()[0]:
-        if parts.pop(0) != group:
-            return None
+    if "@package _global_" not in text.splitlines()[0] and parts.pop(0) != group:
+        return None
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     line = 0
     for part in parts:
@@ -383,7 +382,7 @@ def describe(plan: Plan) -> str:
     rows.append(("total", f"{params['total']:,}", ""))
     gib = (4 * params["backbone"] + 12 * (params["at_init"] + params["head"])) / 2**30
     rows.append(("memory", f"{gib:.2f} GiB", "fp32 weights, gradients and AdamW's averages; activations come on top"))
-    lines += _table(rows) + ["", "steps"]
+    lines += [*_table(rows), "", "steps"]
     epochs = plan.total_steps / plan.steps_per_epoch
     rows = [("T", f"{plan.total_steps:,}", f"{epochs:g} epochs of {plan.steps_per_epoch:,} optimizer steps")]
     names = {
@@ -403,9 +402,9 @@ def describe(plan: Plan) -> str:
             ("final phase", f"{final:,} … {plan.total_steps - 1:,}", f"t_f = {method['t_f']:,}, b_T triplets"),
         ]
     rows += [(name, f"{method[name]:,g}", text) for name, text in names.items() if name in method]
-    lines += _table(rows) + ["", "settings and where they come from"]
+    lines += [*_table(rows), "", "settings and where they come from"]
     rows = [(name, f"{OmegaConf.select(plan.cfg, name)}", origin) for name, origin in plan.origins.items()]
-    lines += _table(rows) + ["", f"folder: {plan.folder}"]
+    lines += [*_table(rows), "", f"folder: {plan.folder}"]
     lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(lines)
 

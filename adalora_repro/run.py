@@ -92,9 +92,9 @@ def run(cfg: DictConfig) -> int:
     for note in plan.notes:
         print(f"adalora-run: note: {note}", file=sys.stderr)
 
-    from adalora_repro.train import train
+    from adalora_repro.session import execute
 
-    return train(plan)
+    return execute(plan)
 
 
 def _finished(plan: planning.Plan) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from adalora_repro.tables.base import RULE, Cell, Row, Run, Scope, Table, Value, lr_text, short
 
-NONE = "–"  # noqa: RUF001
+NONE = "–"
 OURS, SPREAD, PAPER, DIFFERENCE = "ours", "± sd (seeds)", "paper", "difference"
 
 
@@ -130,7 +130,7 @@ def count_range(counts: tuple[int, int] | None) -> str:
     if counts is None:
         return NONE
     low, high = (count_text(count) for count in counts)
-    return low if low == high else f"{low}–{high}"  # noqa: RUF001
+    return low if low == high else f"{low}–{high}"
 
 
 def seeds_text(seeds: Iterable[int]) -> str:

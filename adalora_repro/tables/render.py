@@ -109,7 +109,7 @@ LATEX = {
     "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
     "±": r"$\pm$",
-    "–": "--",  # noqa: RUF001
+    "–": "--",
     "…": r"\dots{}",
 }
 

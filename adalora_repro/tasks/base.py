@@ -5,7 +5,7 @@ A family is one module of this package with a class ``Task``; a task of a known 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,6 +58,6 @@ class Task(Protocol):
         """What ``metrics`` needs of one evaluation batch, on the model's device (first dimension: examples)."""
         ...
 
-    def metrics(self, predictions: dict[str, Iterable[dict[str, Any]]]) -> dict[str, float]:
+    def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> dict[str, float]:
         """Evaluation split -> its batches of predictions (numpy, in the order of the split) -> named figures."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +96,7 @@ class Task:
         best = logits.argmax(-1)
         return {"prediction": best.where(logits.isfinite().all(-1), -1), "label": batch["labels"]}
 
-    def metrics(self, predictions: dict[str, Iterable[dict[str, Any]]]) -> dict[str, float]:
+    def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> dict[str, float]:
         """Every metric of the task on every split, as ``<metric><suffix>`` (MNLI: accuracy_m, accuracy_mm).
 
         Raises:

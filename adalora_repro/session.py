@@ -1,0 +1,219 @@
+"""One run from plan to record: its folder, its parts, resuming, and how it ended. The loop itself is ``train.py``."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import math
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from omegaconf import OmegaConf
+from transformers import get_linear_schedule_with_warmup
+
+from adalora_repro import backbones, checkpoint, inject, methods, provenance, records
+from adalora_repro.console import Interrupted, StopSignal
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
+from adalora_repro.plan import Plan
+from adalora_repro.tasks import load_family
+from adalora_repro.train import Loop, run_loop
+
+
+def execute(plan: Plan) -> int:
+    """Trains, or goes on where the run was interrupted, and writes the record; returns the exit code.
+
+    Raises:
+        InputError: something a user can put right; what was on disk before is untouched.
+    """
+    stop = StopSignal()
+    try:
+        with stop.installed(), _held(plan.folder):
+            return _execute_held(plan, stop)
+    except Interrupted as signal:
+        print(f"adalora-run: {signal}, nothing was lost: the same command starts it", file=sys.stderr)
+        return signal.exit_code
+    except OSError as error:
+        if not _disk_full(error):
+            raise
+        print(
+            f"adalora-run: error: no space left in {plan.folder}; what was saved there is whole: free some space and "
+            "repeat the command to go on",
+            file=sys.stderr,
+        )
+        return EXIT_BAD_INPUT
+
+
+def _execute_held(plan: Plan, stop: StopSignal) -> int:
+    loop = build(plan)  # nothing on disk has changed when this fails
+    folder = plan.folder
+    state, problems = (None, []) if plan.cfg.force else checkpoint.load(folder, plan.key["hash"])
+    for problem in problems:
+        print(f"adalora-run: {problem}", file=sys.stderr)
+    if state is None:
+        _set_aside(folder)
+    else:
+        loop.load_state_dict(state)
+        print(f"resuming {folder} at step {loop.t:,} of {plan.total_steps:,}", file=sys.stderr)
+    record = records.RunRecord(
+        key=plan.key,
+        primary_metric=loop.task.primary_metric,
+        params=plan.params,
+        budget={k: v for k, v in plan.method.items() if not k.startswith("alpha")} or None,
+        data=loop.data.provenance,
+        settings=plan.settings,
+        environment=provenance.environment(loop.accelerator.device),
+    )
+    nested = OmegaConf.create()
+    for name, value in plan.settings.items():
+        OmegaConf.update(nested, name, value)
+    records.write_atomic(folder / "config.yaml", OmegaConf.to_yaml(nested).encode())
+    try:
+        with stop.deferred():
+            run_loop(loop, stop, publish=lambda: _write(loop, record, "running"))
+        status, error, code = "ok", None, EXIT_OK
+    except Interrupted as signal:
+        again = "without force=true the same command" if plan.cfg.force else "the same command"
+        status, error, code = "cancelled", f"{signal}: {again} resumes it", signal.exit_code
+    except Exception as problem:
+        if _disk_full(problem):
+            raise
+        (folder / "error.txt").write_text(traceback.format_exc())
+        status, error, code = "failed", f"{type(problem).__name__}: {problem}".splitlines()[0], EXIT_FAILED
+    _write(loop, record, status, error)
+    if status == "ok":
+        checkpoint.remove(folder)
+        (folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in record.final["metrics"].items())  # type: ignore[index]
+        print(f"done: {figures}  ({folder / records.RECORD_NAME})")
+    else:
+        print(f"adalora-run: {status}: {error}  ({folder})", file=sys.stderr)
+    return code
+
+
+def _disk_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The run's folder, ours alone: a lock that dies with its process.
+
+    Raises:
+        InputError: the folder cannot be written, or another process trains there.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"results.dir: cannot write {error.filename}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is training this run") from None
+        except OSError:
+            pass  # a file system without locks: two writers then differ in nothing but time
+        try:
+            yield
+        finally:
+            (folder / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):  # what failed before it wrote anything leaves nothing
+                for path in made:
+                    path.rmdir()
+
+
+def _set_aside(folder: Path) -> None:
+    """A start from step 0 (``force=true``, nothing to resume) keeps what an earlier try left, under numbered names."""
+    number = 1 + len(list(folder.glob("metrics.old-*.json")))
+    for name in (records.RECORD_NAME, "log.jsonl"):
+        path = folder / name
+        if path.exists():
+            path.rename(path.with_suffix(f".old-{number}{path.suffix}"))
+    checkpoint.remove(folder)
+
+
+def build(plan: Plan) -> Loop:
+    """Data, model, method and optimizer of a plan, on their device.
+
+    Raises:
+        InputError: data or backbone cannot be had or are not what the plan counted.
+    """
+    cfg = plan.cfg
+    AcceleratorState._reset_state(reset_partial_state=True)  # the run before in a sweep may have had another precision
+    accelerator = Accelerator(
+        cpu=cfg.train.device == "cpu", mixed_precision={"fp32": "no", "bf16": "bf16"}[cfg.train.precision]
+    )
+    if cfg.train.device == "cuda" and accelerator.device.type != "cuda":
+        raise InputError("train.device=cuda, but torch finds no GPU here; train.device=auto uses the CPU")
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()  # a log file wants lines
+    task = load_family(cfg)
+    set_seed(cfg.seed)
+    data = task.load(backbones.load_tokenizer(cfg))
+    model = backbones.load_model(cfg)
+    method = methods.load(cfg)
+    method.inject(model, backbones.find_sites(model))
+    counted = inject.count_trained(model)
+    if counted != {"method": plan.params["at_init"], "head": plan.params["head"]}:
+        raise InputError(
+            f"backbone '{cfg.backbone.name}' is not the architecture of conf/backbone: {counted} trained parameters, "
+            f"planned {plan.params['at_init']:,} and {plan.params['head']:,}"
+        )
+    if math.ceil(len(data.train) / cfg.train.batch_size) != plan.steps_per_epoch:
+        raise InputError(f"the train split has {len(data.train):,} rows, which is not what the plan's T was made from")
+    if cfg.backbone.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = make_optimizer(model, cfg.optim)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    scheduler = get_linear_schedule_with_warmup(optimizer, cfg.optim.warmup_steps, plan.total_steps)
+    method.on_train_start(plan.total_steps)
+    return Loop(plan, model, method, task, data, optimizer, scheduler, accelerator)
+
+
+def make_optimizer(model: torch.nn.Module, optim: Any) -> torch.optim.AdamW:
+    """AdamW on what trains, one fused call a step; vectors (biases, norms) do not decay, as transformers does."""
+    parameters = list(inject.trained(model).values())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
+
+
+def _write(loop: Loop, record: records.RunRecord, status: str, error: str | None = None) -> None:
+    """Brings the record up to date with the loop and writes it."""
+    record.status, record.error = status, error
+    record.best, record.final = loop.best, loop.final
+    summary = loop.method.summary()
+    record.rank_pattern = summary.get("rank_pattern")
+    if loop.final is not None and "params" in summary:
+        record.params = record.params | {
+            "method": summary["params"],
+            "total": summary["params"] + record.params["head"],
+        }
+    record.time = {
+        "train_s": loop.train_s,
+        "eval_s": loop.eval_s,
+        "s_per_step": loop.train_s / loop.t if loop.t else 0.0,
+        "s_per_epoch": loop.train_s / loop.t * loop.plan.steps_per_epoch if loop.t else 0.0,
+        "tokens_per_s": loop.tokens / loop.train_s if loop.train_s else 0.0,
+    }
+    record.memory = provenance.peak_memory(loop.accelerator.device)
+    record.progress = {"step": loop.t, "total_steps": loop.plan.total_steps, "updated": time.time()}
+    if status == "running":
+        record.progress |= {"host": socket.gethostname(), "pid": os.getpid(), "train_s": loop.train_s}
+    records.write(record, loop.plan.folder)
