@@ -1,0 +1,98 @@
+"""The built wheel, installed alone: configurations and the paper's numbers travel with it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is in the dev extra")
+SOURCES = ("adalora_repro", "conf", "sweeps", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: a build leaves nothing in the checkout, and nothing in the checkout is in its way."""
+    source = tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, source / name)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    pip("wheel", str(source), "--no-deps", "--no-build-isolation", "--no-index", "-w", str(out))
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("target")
+    pip("install", "--no-deps", "--no-index", "--no-compile", "--target", str(target), str(wheel))
+    return target
+
+
+def pip(*words: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def program(target: Path, cwd: Path, name: str, *words: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(target / "bin" / name), *words]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_wheel_holds_all_that_is_needed(source: Path, wheel: Path) -> None:
+    def files(*patterns: str) -> set[str]:
+        return {str(path.relative_to(source)) for pattern in patterns for path in source.glob(pattern)}
+
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    configurations = {f"adalora_repro/{name}" for name in files("conf/**/*.yaml", "sweeps/*.yaml")}
+    numbers = files("adalora_repro/tables/paper/*.csv")
+    assert len(configurations) > 50
+    assert len(numbers) == 8
+    assert configurations | numbers | files("adalora_repro/**/*.py") == names
+
+
+def test_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
+    code = "import adalora_repro; print(adalora_repro.__file__)"
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert Path(found.stdout.strip()).is_relative_to(installed)  # and not the checkout
+    text = program(installed, tmp_path, "adalora-run", "--help")
+    assert text.startswith("adalora-run trains one cell of the AdaLoRA paper's tables")
+    assert "sweep: lr, seeds" in text
+    plan = program(installed, tmp_path, "adalora-run", "task=mnli", "method=adalora", "budget=0.3M", "dry_run=true")
+    assert "331,920" in plan
+    assert "conf/tuned/mnli_adalora.yaml" in plan
+    table = program(installed, tmp_path, "adalora-report", "table1")
+    assert "88.86" in table  # a number of the paper
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_its_version_is_the_package_s(installed: Path) -> None:
+    import adalora_repro
+
+    (distribution,) = importlib.metadata.distributions(path=[str(installed)])
+    assert distribution.name == "adalora-repro"
+    assert distribution.version == adalora_repro.__version__

@@ -1,0 +1,382 @@
+"""Every shipped YAML composes, the commands in their headers too; what a composed configuration resolves to."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from adalora_repro import plan as planning
+from adalora_repro import records, run
+from adalora_repro.config import Config, resource
+from adalora_repro.plan import NOT_RESULT, Plan
+
+ROOT = Path(run.__file__).parents[1]
+CONF, SWEEPS = resource("conf"), resource("sweeps")
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+TASKS, METHODS = names("task"), names("method")
+FAMILIES = planning.budget_families()
+#: no file is read and no size is forgotten
+FREE = ("data=sample", "data.sample_rows=64", "data.sample_validation_rows=32")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hydra() -> Iterator[None]:
+    store = ConfigStore.instance()
+    before = dict(store.repo)
+    GlobalHydra.instance().clear()
+    run._register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+    store.repo = before
+
+
+def composed(*words: str) -> DictConfig:
+    return compose("config", overrides=list(words))
+
+
+def resolved(*words: str) -> Plan:
+    return planning.resolve(composed(*words))
+
+
+def budgets_of(task: str) -> list[str]:
+    family = OmegaConf.load(CONF / "task" / f"{task}.yaml").task.budgets
+    return [label for label, of in FAMILIES.items() if of == family]
+
+
+def backbone_of(task: str) -> str:
+    return "bart-large" if "2.20%" in budgets_of(task) else "deberta-v3-base"
+
+
+# Every cell of the paper's tables
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_task_composes_with_every_method_at_every_budget(task: str, method: str) -> None:
+    backbone = backbone_of(task)
+    plans = [
+        resolved(f"task={task}", f"method={method}", f"budget={label}", f"backbone={backbone}")
+        for label in budgets_of(task)
+    ]
+    for plan, label in zip(plans, budgets_of(task), strict=True):
+        assert (plan.key["task"], plan.key["method"]) == (task, method)
+        if method in ("full", "bitfit"):
+            assert plan.key == plans[0].key  # a fixed size: the same run under every budget
+            assert plan.key["budget"] == method
+        else:
+            assert plan.key["budget"] == label
+            sizes = plan.cfg.method.sizes[label]
+            assert {name: plan.cfg.method[name] for name in sizes} == sizes
+            assert all(isinstance(size, int) and size > 0 for size in sizes.values())
+    if method not in ("full", "bitfit"):
+        assert len({plan.key["hash"] for plan in plans}) == len(plans)
+    if plans[0].cfg.task.family != "squad":
+        assert plans[0].total_steps == plans[0].cfg.task.total_steps
+
+
+SHIPPED = sorted(
+    f"{path.parent.relative_to(CONF)}/{path.stem}" for path in CONF.rglob("*.yaml") if path.name != "config.yaml"
+)
+
+
+@pytest.mark.parametrize("choice", SHIPPED)
+def test_every_file_in_conf_is_reachable(choice: str) -> None:
+    group, _, name = choice.rpartition("/")
+    words = ["task=cola", f"{group}={name}"]
+    if group == "task":
+        words = [f"task={name}"]
+    elif group in ("tuned", "script"):
+        task = next(task for task in sorted(TASKS, key=len, reverse=True) if task in name)
+        protocol = "released" if group == "script" else "paper"
+        words = [f"task={task}", "method=adalora", f"protocol={protocol}"]  # loaded without being asked for
+        values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+        cfg = composed(*words)
+        for section, keys in values.items():
+            for key, value in keys.items():
+                assert cfg[section][key] == value
+        return
+    elif group == "hydra/help":
+        return  # test_help_shows_groups_choices_and_examples
+    cfg = composed(*words)
+    assert OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg)) == cfg
+
+
+def command_lines() -> list[tuple[str, str]]:
+    found = []
+    for path in sorted([*CONF.rglob("*.yaml"), *SWEEPS.glob("*.yaml")]):
+        for line in path.read_text().splitlines():
+            if match := re.match(r"\s*(?:#\s*(?:Command:)?)?\s*(adalora-run .*)", line):
+                command = re.split(r"\s{2,}", match[1])[0]
+                if "=" in command and "=TASK" not in command:
+                    found.append((str(path.relative_to(path.parents[2])), command))
+    return found
+
+
+COMMANDS = command_lines()
+
+
+def test_headers_have_commands() -> None:
+    files = {path for path, _ in COMMANDS}
+    for group in ("task", "method", "budget", "data", "tuned", "script"):
+        assert {path.name for path in (CONF / group).glob("*.yaml")} <= {Path(name).name for name in files}, group
+    assert {path.name for path in SWEEPS.glob("*.yaml")} <= {Path(name).name for name in files}
+
+
+@pytest.mark.parametrize("command", sorted({command for _, command in COMMANDS}))
+def test_every_command_in_a_header_has_a_plan(command: str) -> None:
+    program, *words = shlex.split(command)
+    assert program == "adalora-run"
+    own_files = ("data=local", "data.dir=DIR")  # with the hub's number of rows instead
+    words = [word for word in words if word not in ("-m", *own_files)]
+    assert planning.count(resolved(*words)).params["total"] > 0
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_value_of_a_sweep_is_valid(path: Path) -> None:
+    hashes = set()
+    for key, values in OmegaConf.load(path).hydra.sweeper.params.items():
+        for value in str(values).split(","):
+            hashes.add(resolved("task=cola", "method=lora", f"{key}={value}").key["hash"])
+        assert len(hashes) == len(str(values).split(","))
+
+
+# What the command line prints
+
+
+def adalora_run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    code = (
+        f"import sys; sys.argv = ['adalora-run', *{list(words)!r}]\n"
+        "from adalora_repro.run import main\n"
+        "try:\n"
+        "    code = main()\n"
+        "except SystemExit as end:\n"
+        "    code = end.code\n"
+        "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)), code, file=sys.stderr)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=cwd, capture_output=True, text=True, check=True
+    )
+
+
+def test_help_shows_groups_choices_and_examples(tmp_path: Path) -> None:
+    done = adalora_run("--help", cwd=tmp_path)
+    assert done.stderr == "[] 0\n"  # no torch, exit code 0
+    for group in ("task", "method", "budget", "backbone", "data", "protocol"):
+        (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"{group}: "))
+        assert line.removeprefix(f"{group}: ").split(", ") == names(group)
+    assert "sweep: lr, seeds" in done.stdout
+    assert "adalora-run task=mnli method=adalora budget=0.3M dry_run=true" in done.stdout
+    for option in ("seed", "dry_run", "force", "results.dir", "eval.max_examples", "Exit codes"):
+        assert option in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cfg_job_prints_the_composed_configuration(tmp_path: Path) -> None:
+    done = adalora_run("--cfg", "job", "task=cola", "method=lora", "seed=7", cwd=tmp_path)
+    assert done.stderr == "[] 0\n"
+    cfg = OmegaConf.create(done.stdout)
+    assert cfg == composed("task=cola", "method=lora", "seed=7")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path: Path) -> None:
+    done = adalora_run("task=mnli", "method=adalora", "budget=0.3M", "dry_run=true", cwd=tmp_path)
+    text = " ".join(done.stdout.split())
+    for words in (
+        "method, initial budget 663,840",
+        "method, final budget 331,920 0.181% of the backbone's 183,831,552",
+        "head 592,899",  # three labels
+        "T 85,904 7 epochs of 12,272 optimizer steps",
+        "warm-up 0 … 7,999 t_i = 8,000",
+        "pruning 8,000 … 35,903 a mask every delta_t = 100 steps",
+        "final phase 35,904 … 85,903 t_f = 50,000, b_T triplets",
+        "n 72",
+        "b_0 288",
+        "b_T 144",
+        "alpha_over_r 4",
+        "gamma 0.1",
+        "optim.lr 0.0005 conf/tuned/mnli_adalora.yaml",
+        "method.target_r 2 budget (conf/method/adalora.yaml",
+    ):
+        assert words in text
+    assert list(tmp_path.iterdir()) == []
+
+
+# The same configuration, the same folder
+
+BASE = ("task=cola", "method=adalora", "backbone=tiny-bert", *FREE)
+
+
+def test_the_same_configuration_has_the_same_folder() -> None:
+    first = resolved(*BASE)
+    assert resolved(*reversed(BASE)).folder == first.folder
+    assert resolved(*BASE, "method.alpha=32").key == resolved(*BASE, "method.alpha=32.0").key
+    assert resolved(*BASE, "optim.lr=5e-4").key == resolved(*BASE, "optim.lr=0.0005").key == first.key
+    assert resolved(*BASE, "method.target_r=2", "method.init_r=4").key == first.key  # what the budget says, said
+    assert first.folder == records.run_folder(Path("results"), first.key)
+    assert re.fullmatch(
+        r"results/runs/tiny-bert/cola/adalora/0\.3M/paper-sample-lr0\.0005-seed0-[0-9a-f]{10}", str(first.folder)
+    )
+
+
+OTHER: dict[type, Any] = {bool: lambda x: not x, int: lambda x: x + 1, float: lambda x: x / 2 or 0.5}
+
+
+def changed(name: str, value: Any) -> str:
+    """An override that gives ``name`` another valid value."""
+    special = {
+        "train.precision": "bf16",
+        "train.padding": "max_length",
+        "train.device": "cpu",
+        "train.max_steps": 5000,
+        "train.eval_steps": 7,
+        "train.grad_accumulation": 2,
+        "method.targets": "[q]",
+        "method.layers": "[0]",
+        "method.schedule": "scaled",
+        "method.score": "magnitude",
+        "eval.max_examples": 9,
+        "data.dir": "elsewhere",
+        "results.dir": "elsewhere",
+        "data.cache_dir": "elsewhere",
+        "task.classifier_dropout": 0.3,
+        "task.rows": "{train:9000}",
+        "task.auto_model": "AutoModel",
+        "task.head": "{problem_type:other}",
+        "method.sizes": "{0.6M:{init_r:5}}",
+    }
+    return f"{name}={special[name] if name in special else OTHER[type(value)](value)}"
+
+
+@pytest.mark.parametrize("name", NOT_RESULT)
+def test_what_does_not_change_the_result_does_not_change_the_run(name: str) -> None:
+    cfg = composed(*BASE)
+    assert OmegaConf.select(cfg, name, default="absent") != "absent", "no such setting"
+    word = changed(name, OmegaConf.select(cfg, name))
+    other = resolved(*BASE, word)
+    assert OmegaConf.select(other.cfg, name) != OmegaConf.select(resolved(*BASE).cfg, name)
+    assert other.key == resolved(*BASE).key
+
+
+RESULT = [
+    f"{group}.{name}"
+    for group in ("train", "optim", "eval", "method")
+    for name in (
+        OmegaConf.structured(Config)[group]
+        if group != "method"
+        else OmegaConf.load(CONF / "method" / "adalora.yaml").method
+    )
+    if f"{group}.{name}" not in (*NOT_RESULT, "method.name", "method.module")
+]
+
+
+@pytest.mark.parametrize("name", [*RESULT, "seed", "data.sample_seed", "data.sample_rows", "task.classifier_dropout"])
+def test_what_changes_the_result_changes_the_run(name: str) -> None:
+    before = resolved(*BASE)
+    after = resolved(*BASE, changed(name, OmegaConf.select(before.cfg, name)))
+    assert after.key["hash"] != before.key["hash"]
+    assert after.folder != before.folder
+    assert (after.key["variant"] == before.key["variant"]) == (name in ("seed", "optim.lr"))
+
+
+def test_budgets_are_irrelevant_for_methods_of_a_fixed_size() -> None:
+    for method in ("full", "bitfit"):
+        command = ("task=cola", f"method={method}", *FREE)
+        assert resolved(*command, "budget=0.3M").folder == resolved(*command, "budget=1.2M").folder
+        assert resolved("task=squad", f"method={method}").key["budget"] == method  # GLUE's default budget is no error
+
+
+# Steps
+
+
+def test_steps_scale_with_the_run() -> None:
+    """CoLA's 25 epochs are T = 6,700; six epochs are 1,608."""
+    full = resolved("task=cola", "method=adalora")
+    assert (full.total_steps, full.steps_per_epoch) == (6700, 268)
+    plan = resolved("task=cola", "method=adalora", "train.epochs=6", "method.schedule=scaled")
+    assert plan.total_steps == 1608
+    method = plan.cfg.method
+    assert (method.t_i, method.t_f, method.delta_t) == (192, 840, 2)  # 800, 3,500, 10 x 1,608 / 6,700
+    assert plan.cfg.optim.warmup_steps == 24
+    assert plan.origins["method.t_i"].startswith("800 x 1608/6700, scaled")
+    same = resolved("task=cola", "method=adalora", "method.schedule=scaled")
+    assert [same.cfg.method[name] for name in ("t_i", "t_f", "delta_t")] == [800, 3500, 10]
+    tiny = resolved("task=cola", "method=adalora", "method.schedule=scaled", "train.max_steps=3")
+    assert [tiny.cfg.method[name] for name in ("t_i", "t_f", "delta_t")] == [0, 2, 1]
+    assert resolved("task=cola", "method=lora", "train.epochs=6").cfg.optim.warmup_steps == 100
+
+
+def test_total_steps_count_the_last_partial_batch_and_part_of_an_epoch() -> None:
+    words = ("task=cola", "method=lora", "data=sample", "data.sample_rows=65", "train.batch_size=8")
+    assert resolved(*words, "train.epochs=2").total_steps == 18
+    assert resolved(*words, "train.epochs=0.5").total_steps == 5
+    assert resolved(*words, "train.epochs=2", "train.max_steps=4").total_steps == 4
+
+
+def test_a_warm_up_that_never_ends_is_told() -> None:
+    plan = resolved("task=cola", "method=lora", "train.max_steps=100")
+    assert "warm-up takes 100 of T = 100 steps" in plan.notes[0]
+    assert resolved("task=cola", "method=lora", "train.max_steps=101").notes == []
+
+
+# Counts (issue: "the counts, method only")
+
+COUNTS = {
+    "bitfit": [102_912] * 3,
+    "houlsby": [313_536, 608_640, 1_198_848],
+    "pfeiffer": [304_320, 599_424, 1_189_632],
+    "lora": [331_776, 663_552, 1_327_104],
+    "adalora": [331_920, 663_840, 1_327_680],
+    "full": [183_831_552] * 3,
+}
+
+
+@pytest.mark.parametrize("method", COUNTS)
+def test_counts_on_deberta_v3_base(method: str) -> None:
+    for label, expected in zip(("0.3M", "0.6M", "1.2M"), COUNTS[method], strict=True):
+        plan = planning.count(resolved("task=sst2", f"method={method}", f"budget={label}"))
+        assert plan.params["method"] == expected
+        assert plan.params["head"] == 592_130
+        assert plan.params["total"] == expected + 592_130
+        assert plan.params["backbone"] == 183_831_552
+        if method == "adalora":
+            b_t, b_0 = {"0.3M": (144, 288), "0.6M": (288, 432), "1.2M": (576, 864)}[label]
+            assert (plan.method["n"], plan.method["b_T"], plan.method["b_0"]) == (72, b_t, b_0)
+            assert plan.params["at_init"] == expected * b_0 // b_t
+        else:
+            assert plan.params["at_init"] == expected
+
+
+@pytest.mark.parametrize(("label", "r"), [("0.13%", 1), ("0.26%", 2), ("1.10%", 8), ("2.20%", 16)])
+def test_counts_on_bart_large(label: str, r: int) -> None:
+    words = ("task=xsum", f"budget={label}", "backbone=bart-large")
+    lora = planning.count(resolved(*words, "method=lora"))
+    assert lora.params["method"] == 540_672 * r
+    assert lora.params["backbone"] == 406_291_456
+    adalora = planning.count(resolved(*words, "method=adalora"))
+    assert adalora.method["n"] == 192
+    assert adalora.method["b_T"] == 192 * r
+
+
+def test_counts_of_other_heads() -> None:
+    assert planning.count(resolved("task=squad", "method=lora", "budget=0.08%")).params["head"] == 1_538
+    assert planning.count(resolved("task=mnli", "method=lora")).params["head"] == 592_899
+    assert planning.count(resolved("task=stsb", "method=lora")).params["head"] == 591_361
