@@ -22,6 +22,7 @@ from adalora_repro import backbones, inject
 from adalora_repro.config import resource
 from adalora_repro.methods import adalora, lora
 from adalora_repro.methods.base import BaseMethod
+from adalora_repro.train import add_gradient
 
 BATCH, TOKENS, RANK = 4, 32, 12
 
@@ -92,7 +93,7 @@ def count_step(
         model.train()
         model(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels).loss.backward()
         if (penalty := method.regularizer()) is not None:
-            penalty.backward()
+            add_gradient(penalty, parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         method.before_update(t)
         optimizer.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -20,17 +20,24 @@ def gram_error(factors: Tensor) -> Tensor:
     return gram
 
 
-def _gram_errors(layers: Iterable[SVDLinear]) -> list[Tensor]:
+Layers = Iterable[SVDLinear] | Mapping[str, SVDLinear]
+
+
+def _listed(layers: Layers) -> list[SVDLinear]:
+    return list(layers.values() if isinstance(layers, Mapping) else layers)
+
+
+def _gram_errors(layers: list[SVDLinear]) -> list[Tensor]:
     """PᵀP - I and QQᵀ - I of every layer, stacked by shape: tensors (n_k, r, r)."""
     errors = []
-    for group in stack_by_shape(list(layers)):
+    for group in stack_by_shape(layers):
         errors.append(gram_error(torch.stack([layer.lora_B for layer in group]).mT))
         errors.append(gram_error(torch.stack([layer.lora_A for layer in group])))
     return errors
 
 
-def orthogonality_penalty(layers: Iterable[SVDLinear], form: Form = "sum_squared") -> Tensor:
-    """R over all layers, a differentiable scalar, pruned triplets included.
+def orthogonality_penalty(layers: Layers, form: Form = "sum_squared") -> Tensor:
+    """R over all layers (a sequence, or names to layers), a differentiable scalar, pruned triplets included.
 
     ``sum_squared`` is eq. (4): Σ_k ||P_kᵀP_k - I||²_F + ||Q_kQ_kᵀ - I||²_F. ``mean_norm`` is the released code's: the
     mean over the 2n matrices of the norm itself, not squared (fidelity F1, F2).
@@ -38,7 +45,7 @@ def orthogonality_penalty(layers: Iterable[SVDLinear], form: Form = "sum_squared
     Raises:
         ValueError: no layers, or an unknown form.
     """
-    errors = _gram_errors(layers)
+    errors = _gram_errors(_listed(layers))
     if not errors:
         raise ValueError("the orthogonality penalty needs at least one layer")
     if form == "sum_squared":
@@ -49,9 +56,9 @@ def orthogonality_penalty(layers: Iterable[SVDLinear], form: Form = "sum_squared
 
 
 @torch.no_grad()
-def orthogonality_errors(layers: Iterable[SVDLinear]) -> tuple[list[float], list[float]]:
+def orthogonality_errors(layers: Layers) -> tuple[list[float], list[float]]:
     """(||P_kᵀP_k - I||²_F, ||Q_kQ_kᵀ - I||²_F) of each layer in the order given: the curves of Figure 4."""
-    layers = list(layers)
+    layers = _listed(layers)
     errors = iter(_gram_errors(layers))
     squared: dict[int, tuple[float, float]] = {}
     for group in stack_by_shape(layers):

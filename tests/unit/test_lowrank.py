@@ -386,6 +386,8 @@ def test_penalty_is_independent_of_how_layers_are_stacked():
     mixed = [*layers_of().values(), SVDLinear(nn.Linear(9, 4), 2, alpha=1.0), *layers_of(seed=1).values()]
     apart = sum(orthogonality_penalty([layer]) for layer in mixed)
     torch.testing.assert_close(orthogonality_penalty(mixed), apart)
+    named = {str(i): layer for i, layer in enumerate(mixed)}
+    assert torch.equal(orthogonality_penalty(named), orthogonality_penalty(mixed))
     norms = [orthogonality_penalty([layer], "mean_norm") for layer in mixed]
     torch.testing.assert_close(orthogonality_penalty(mixed, "mean_norm"), sum(norms) / len(mixed))
     left, right = orthogonality_errors(mixed)
