@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -47,7 +48,9 @@ def hydra() -> Iterator[None]:
     store.repo = before
 
 
+@functools.cache
 def composed(*words: str) -> DictConfig:
+    """Shared between tests: nothing changes a composed configuration."""
     return compose("config", overrides=list(words))
 
 
@@ -71,10 +74,11 @@ def backbone_of(task: str) -> str:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_task_composes_with_every_method_at_every_budget(task: str, method: str) -> None:
     backbone = backbone_of(task)
-    plans = [
-        resolved(f"task={task}", f"method={method}", f"budget={label}", f"backbone={backbone}")
-        for label in budgets_of(task)
-    ]
+    cfg = composed(f"task={task}", f"method={method}", f"budget={budgets_of(task)[0]}", f"backbone={backbone}")
+    plans = []
+    for label in budgets_of(task):
+        budget = {"budget": OmegaConf.load(CONF / "budget" / f"{label}.yaml")}
+        plans.append(planning.resolve(OmegaConf.merge(cfg, budget)))
     for plan, label in zip(plans, budgets_of(task), strict=True):
         assert (plan.key["task"], plan.key["method"]) == (task, method)
         if method in ("full", "bitfit"):
@@ -258,12 +262,17 @@ def changed(name: str, value: Any) -> str:
         "results.dir": "elsewhere",
         "data.cache_dir": "elsewhere",
         "task.classifier_dropout": 0.3,
-        "task.rows": "{train:9000}",
+        "task.rows": "{train: 9000}",
         "task.auto_model": "AutoModel",
-        "task.head": "{problem_type:other}",
-        "method.sizes": "{0.6M:{init_r:5}}",
+        "task.head": "{problem_type: other}",
+        "method.sizes": "{0.6M: {init_r: 5}}",
     }
     return f"{name}={special[name] if name in special else OTHER[type(value)](value)}"
+
+
+def altered(word: str) -> Plan:
+    """``resolved(*BASE, word)`` without composing anew."""
+    return planning.resolve(OmegaConf.merge(composed(*BASE), OmegaConf.from_dotlist([word])))
 
 
 @pytest.mark.parametrize("name", NOT_RESULT)
@@ -271,7 +280,7 @@ def test_what_does_not_change_the_result_does_not_change_the_run(name: str) -> N
     cfg = composed(*BASE)
     assert OmegaConf.select(cfg, name, default="absent") != "absent", "no such setting"
     word = changed(name, OmegaConf.select(cfg, name))
-    other = resolved(*BASE, word)
+    other = altered(word)
     assert OmegaConf.select(other.cfg, name) != OmegaConf.select(resolved(*BASE).cfg, name)
     assert other.key == resolved(*BASE).key
 
@@ -291,7 +300,7 @@ RESULT = [
 @pytest.mark.parametrize("name", [*RESULT, "seed", "data.sample_seed", "data.sample_rows", "task.classifier_dropout"])
 def test_what_changes_the_result_changes_the_run(name: str) -> None:
     before = resolved(*BASE)
-    after = resolved(*BASE, changed(name, OmegaConf.select(before.cfg, name)))
+    after = altered(changed(name, OmegaConf.select(before.cfg, name)))
     assert after.key["hash"] != before.key["hash"]
     assert after.folder != before.folder
     assert (after.key["variant"] == before.key["variant"]) == (name in ("seed", "optim.lr"))
