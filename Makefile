@@ -49,10 +49,10 @@ quickstart: $(VENV)/.installed  ## six methods on one task with an embedded mode
 	@echo; echo "This was generated text, not GLUE. The report: $(QUICK)/tables/table1.md; the runs: $(QUICK)/runs"
 
 test: $(VENV)/.installed-dev  ## the default test suite
-	@$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not net"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not net"
 
 test-all: $(VENV)/.installed-dev  ## the slow tests too
-	@$(BIN)/python -m pytest -n 2 -m "not gpu and not net"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not net"
 
 lint: $(VENV)/.installed-dev  ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
