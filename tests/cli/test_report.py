@@ -133,7 +133,7 @@ def test_select_best_data_and_protocol(results: Path, capsys: Captured) -> None:
         (["table1", "--backbone", "minilmm"], ["unknown backbone 'minilmm'", "minilm", "deberta-v3-base"]),
         (["status", "--backbone", "minilmm"], ["unknown backbone 'minilmm'"]),
         (["table1", "--results", "nowhere"], ["no folder 'nowhere'"]),
-        (["table1", "--out", "no/such/folder/t.md"], ["cannot write 'no/such/folder/t.md'", "No such file"]),
+        (["table1", "--out", "/dev/null/t.md"], ["cannot write '/dev/null/t.md'"]),
         (["table1", "--colour"], ["--colour"]),
         (["table1", "--back", "minilm"], ["--back"]),
     ],

@@ -109,7 +109,10 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         sources.load_split(cfg, "train")
 
 
-@pytest.mark.parametrize("damage", [b"no gzip at all", gzip.compress(b'{"sentence": "x", "label": 0}\n' * 99)[:-20]])
+TRUNCATED = gzip.compress(b'{"sentence": "x", "label": 0}\n' * 99, mtime=0)[:-20]
+
+
+@pytest.mark.parametrize("damage", [b"no gzip at all", TRUNCATED], ids=["foreign", "truncated"])
 def test_a_damaged_archive_is_named(tmp_path: Path, damage: bytes) -> None:
     cfg = local(tmp_path, "sst2")
     (tmp_path / "sst2" / "train.jsonl.gz").write_bytes(damage)
