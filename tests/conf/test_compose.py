@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shlex
@@ -314,6 +315,26 @@ def test_budgets_are_irrelevant_for_methods_of_a_fixed_size() -> None:
 
 
 # Steps
+
+
+def test_a_size_of_ones_own_is_a_budget_of_its_own() -> None:
+    own = resolved("task=rte", "method=lora", "method.r=3", "data=sample")
+    assert own.key["budget"] == "r3"
+    assert own.folder == resolved("task=rte", "method=lora", "method.r=3", "budget=1.2M", "data=sample").folder
+    assert resolved("task=rte", "method=lora", "method.r=2", "data=sample").key["budget"] == "0.3M"
+    adalora = resolved("task=rte", "method=adalora", "method.init_r=5", "data=sample", "train.max_steps=5000")
+    assert adalora.key["budget"] == "target_r2-init_r5"
+
+
+def test_a_local_backbone_is_known_by_its_files_not_by_its_place(tmp_path: Path) -> None:
+    hashes = []
+    for place, content in (("here", b"weights"), ("there", b"weights"), ("else", b"others")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "model.safetensors").write_bytes(content)
+        plan = resolved("task=rte", "method=lora", "data=sample", f"backbone.path={tmp_path / place}")
+        assert str(tmp_path) not in json.dumps(plan.settings)
+        hashes.append(plan.key["hash"])
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_steps_scale_with_the_run() -> None:
