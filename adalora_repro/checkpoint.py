@@ -28,7 +28,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     torch.save(state, buffer)
     newest, previous = (folder / name for name in NAMES)
     written = folder / "checkpoint.new.pt"
-    write_atomic(written, buffer.getvalue())
+    write_atomic(written, buffer.getbuffer())
     if newest.exists():
         os.replace(newest, previous)
     os.replace(written, newest)

@@ -51,6 +51,11 @@ class StopSignal:
     def requested(self) -> bool:
         return self._received is not None
 
+    @property
+    def exit_code(self) -> int:
+        """Of the signal received; 0 without one."""
+        return 0 if self._received is None else Interrupted(self._received).exit_code
+
     def check(self) -> None:
         if self._received is not None:
             raise Interrupted(self._received)

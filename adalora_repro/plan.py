@@ -53,6 +53,7 @@ class Plan:
         origins: setting -> where its value comes from, for the settings of ``SHOWN``.
         method: what the method says of itself (``BaseMethod.plan``), after ``count``.
         params: ``method`` (at the final budget), ``at_init``, ``head``, ``total``, ``backbone``; after ``count``.
+        memory: bytes of fp32 weights, of gradients and of AdamW's two averages of what trains; after ``count``.
     """
 
     cfg: DictConfig
@@ -65,6 +66,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     method: dict[str, Any] = field(default_factory=dict)
     params: dict[str, int] = field(default_factory=dict)
+    memory: int = 0
 
 
 # -- checking and completing a configuration -----------------------------------------------------------------------
@@ -84,7 +86,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         raise InputError(f"choose a task: task=…; valid: {', '.join(choices_of('task'))}")
     _check_values(cfg)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
-    label = _apply_budget(cfg)
+    label = _apply_budget(cfg, any(word.startswith("budget=") for word in overrides))
     sources.check(cfg)
     steps_per_epoch = math.ceil(sources.train_rows(cfg) / cfg.train.batch_size)
     total_steps = cfg.train.max_steps or math.ceil(cfg.train.epochs * steps_per_epoch)
@@ -184,29 +186,35 @@ def _check_values(cfg: DictConfig) -> None:
         raise one_of("task.primary_metric", cfg.task.primary_metric, measured)
 
 
-def _apply_budget(cfg: DictConfig) -> str:
+def _apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
     """Takes the method's size from the budget where it is not given; returns the budget's name in keys and tables.
 
-    A size of one's own is no longer that budget: it is named by the size, so that it never enters the budget's cell.
+    A size of one's own is no longer that budget, nor are fewer matrices than all: such a run is named by its size, so
+    that it never enters the budget's cell.
     """
     sizes = cfg.method.get("sizes")
+    if sizes is None and not budget_typed:
+        return str(cfg.method.name)
+    if cfg.budget.family != cfg.task.budgets:
+        valid = [name for name, family in budget_families().items() if family == cfg.task.budgets]
+        raise InputError(
+            f"budget '{cfg.budget.label}' does not exist for task '{cfg.task.name}'; valid: {', '.join(valid)}"
+        )
     if sizes is None:
         return str(cfg.method.name)
     if not isinstance(sizes, DictConfig):
         raise InputError(f"method.sizes must hold sizes per budget, not {sizes}")
     label = cfg.budget.label
-    if cfg.budget.family != cfg.task.budgets:
-        valid = [name for name, family in budget_families().items() if family == cfg.task.budgets]
-        raise InputError(f"budget '{label}' does not exist for task '{cfg.task.name}'; valid: {', '.join(valid)}")
     if label not in sizes:
         raise one_of(f"budget for method '{cfg.method.name}'", label, sizes)
     given = {name: cfg.method[name] for name in sizes[label]}
     for name, size in sizes[label].items():
         if given[name] is None:
             cfg.method[name] = size
-    if all(cfg.method[name] == size for name, size in sizes[label].items()):
+    narrowed = [".".join(map(str, cfg.method[name])) for name in ("targets", "layers") if cfg.method.get(name)]
+    if not narrowed and all(cfg.method[name] == size for name, size in sizes[label].items()):
         return str(label)
-    return "-".join(f"{name}{cfg.method[name]}" for name in sizes[label])
+    return "-".join([f"{name}{cfg.method[name]}" for name in sizes[label]] + narrowed)
 
 
 def budget_families() -> dict[str, str]:
@@ -219,7 +227,7 @@ def budget_families() -> dict[str, str]:
 def _scale_steps(cfg: DictConfig, total_steps: int, origins: dict[str, str]) -> None:
     """Step counts at the paper's T of the task -> at this run's T; a phase that exists keeps at least one step."""
     paper = cfg.task.total_steps
-    for name, least in (("method.t_i", 0), ("method.t_f", 1), ("method.delta_t", 1), ("optim.warmup_steps", 0)):
+    for name, least in (("method.t_i", 0), ("method.t_f", 2), ("method.delta_t", 1), ("optim.warmup_steps", 0)):
         value = OmegaConf.select(cfg, name)
         if isinstance(value, int) and value > 0:  # the method refuses others
             scaled = max(min(least, value), round(value * total_steps / paper))
@@ -246,14 +254,15 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits of the weights in a folder: another place for the same files is the same run.
+    """16 hexadecimal digits of a saved model and its tokenizer: another place for the same files is the same run.
 
     Raises:
         InputError: there is no such folder, or no weights in it.
     """
-    files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".bin"))
-    if not files:
-        raise InputError(f"backbone.path={folder} is not a folder with a model (*.safetensors or *.bin)")
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    files = sorted([*weights, *folder.glob("*.json"), *folder.glob("*.model"), *folder.glob("*.txt")])
+    if not weights:
+        raise InputError(f"backbone.path={folder} is not a folder with a model (*.safetensors or pytorch_model*.bin)")
     digests = []
     for path in files:
         with path.open("rb") as file:
@@ -329,6 +338,25 @@ def _find_in_yaml(path: Path, group: str, key: str) -> str | None:
     return f"{where} ({comment})" if comment else where
 
 
+def finished(plan: Plan) -> str | None:
+    """The score of a finished run in the plan's folder, or None.
+
+    Raises:
+        InputError: there is a record that cannot be read; it is not overwritten.
+    """
+    try:
+        record = records.read(plan.folder / records.RECORD_NAME)
+    except FileNotFoundError:
+        return None
+    except records.RecordError as error:
+        raise InputError(f"{error}; move it away, or force=true keeps it beside the new one") from None
+    if record.key["hash"] != plan.key["hash"]:
+        raise InputError(f"{plan.folder} holds the record of another run ({record.key['hash']}); move it away")
+    if record.status != "ok" or record.final is None:
+        return None
+    return f"{record.primary_metric} {record.final['metrics'][record.primary_metric]:.4f}"
+
+
 # -- counting ------------------------------------------------------------------------------------------------------
 
 
@@ -348,6 +376,7 @@ def count(plan: Plan) -> Plan:
     backbone = count_parameters(model.base_model.parameters())
     method.inject(model, find_sites(model))
     trained = count_trained(model)
+    plan.memory = 4 * count_parameters(model.parameters()) + 12 * sum(trained.values())
     plan.method = method.plan(plan.total_steps)
     final = plan.method.pop("params_final", trained["method"])
     plan.params = {
@@ -380,7 +409,7 @@ def describe(plan: Plan) -> str:
         rows.append(("method", f"{params['method']:,}", share))
     rows.append(("head", f"{params['head']:,}", "trains in every method, counted apart"))
     rows.append(("total", f"{params['total']:,}", ""))
-    gib = (4 * params["backbone"] + 12 * (params["at_init"] + params["head"])) / 2**30
+    gib = plan.memory / 2**30
     rows.append(("memory", f"{gib:.2f} GiB", "fp32 weights, gradients and AdamW's averages; activations come on top"))
     lines += [*_table(rows), "", "steps"]
     epochs = plan.total_steps / plan.steps_per_epoch

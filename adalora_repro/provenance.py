@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import resource
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "hydra-core", "t
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device, threads and the state of the source tree."""
-    commit, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None  # not a repository we are installed in
+    commit = _git("rev-parse", "HEAD") if ours else None
+    dirty = _git("status", "--porcelain", "--", ".", "../conf", "../sweeps") if ours else None  # records do not count
     return {
         "versions": {"adalora-repro": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in LIBRARIES},
@@ -28,11 +31,24 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def reset_peak_memory() -> None:
+    """Starts the peak anew: the jobs of a sweep share a process."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(device: torch.device) -> dict[str, Any]:
     """Bytes: the CUDA allocator's peak, or the process's peak resident set on a CPU."""
     if device.type == "cuda":
         return {"peak": torch.cuda.max_memory_allocated(device), "of": "cuda allocator"}
-    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "of": "resident set"}
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak": peak * 1024, "of": "resident set"}
 
 
 def _processor() -> str:

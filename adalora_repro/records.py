@@ -54,7 +54,7 @@ class RunRecord:
             the primary metric among those at the final budget (None until one exists).
         params: trained parameters: ``method`` (after pruning), ``head``, ``total`` (their sum), ``at_init`` (method
             parameters at the initial budget), ``backbone`` (the frozen model, for shares).
-        budget: ``b_0``, ``b_T``, ``n``, the schedule's ``t_i``, ``t_f``, ``delta_t``; None without a schedule.
+        budget: ``n`` adapted matrices, ``r`` or ``b_0``, ``b_T`` and the phases; None for methods without matrices.
         rank_pattern: adapted matrix -> triplets kept at the end; None for methods without ranks.
         progress: ``step``, ``total_steps``, ``updated`` (Unix time) and who holds the run (``host``, ``pid``).
         settings: every result-relevant setting, flat (``optim.lr`` -> value): what ``key.hash`` hashes.
@@ -191,7 +191,7 @@ def write(record: RunRecord, folder: Path) -> Path:
     return path
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """Replaces ``path`` by ``content``: after a crash or a full disk either the old or the new file is there, whole."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro import plan as planning
-from adalora_repro import records
 from adalora_repro.config import GROUPS, Config, choices_of, resource
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, InputError
 from adalora_repro.tasks import load_family
@@ -84,7 +83,7 @@ def run(cfg: DictConfig) -> int:
     existing = next(path for path in plan.folder.parents if os.path.exists(path))
     if not existing.is_dir():
         raise InputError(f"results.dir={cfg.results.dir}: {existing} is not a folder")
-    if not cfg.force and (score := _finished(plan)):
+    if not cfg.force and (score := planning.finished(plan)):
         print(f"already done: {plan.folder} ({score}); force=true runs it again")
         return EXIT_OK
     load_family(plan.cfg)
@@ -95,23 +94,6 @@ def run(cfg: DictConfig) -> int:
     from adalora_repro.session import execute
 
     return execute(plan)
-
-
-def _finished(plan: planning.Plan) -> str | None:
-    """The score of a finished run in the plan's folder, or None.
-
-    Raises:
-        InputError: there is a record that cannot be read; it is not overwritten.
-    """
-    try:
-        record = records.read(plan.folder / records.RECORD_NAME)
-    except FileNotFoundError:
-        return None
-    except records.RecordError as error:
-        raise InputError(f"{error}; move it away, or force=true keeps it beside the new one") from None
-    if record.status != "ok" or record.final is None:
-        return None
-    return f"{record.primary_metric} {record.final['metrics'][record.primary_metric]:.4f}"
 
 
 # -- Hydra ---------------------------------------------------------------------------------------------------------

@@ -26,9 +26,11 @@ from transformers import get_linear_schedule_with_warmup
 from adalora_repro import backbones, checkpoint, inject, methods, provenance, records
 from adalora_repro.console import Interrupted, StopSignal
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
-from adalora_repro.plan import Plan
+from adalora_repro.plan import Plan, finished
 from adalora_repro.tasks import load_family
 from adalora_repro.train import Loop, run_loop
+
+BUDGET_FIELDS = ("b_0", "b_T", "n", "r", "t_i", "t_f", "delta_t", "mask_events", "gamma")
 
 
 def execute(plan: Plan) -> int:
@@ -56,6 +58,10 @@ def execute(plan: Plan) -> int:
 
 
 def _execute_held(plan: Plan, stop: StopSignal) -> int:
+    if not plan.cfg.force and (score := finished(plan)):  # by another process, since run.py looked
+        print(f"already done: {plan.folder} ({score})")
+        return EXIT_OK
+    provenance.reset_peak_memory()
     loop = build(plan)  # nothing on disk has changed when this fails
     folder = plan.folder
     state, problems = (None, []) if plan.cfg.force else checkpoint.load(folder, plan.key["hash"])
@@ -70,7 +76,7 @@ def _execute_held(plan: Plan, stop: StopSignal) -> int:
         key=plan.key,
         primary_metric=loop.task.primary_metric,
         params=plan.params,
-        budget={k: v for k, v in plan.method.items() if not k.startswith("alpha")} or None,
+        budget={name: plan.method[name] for name in BUDGET_FIELDS if name in plan.method} or None,
         data=loop.data.provenance,
         settings=plan.settings,
         environment=provenance.environment(loop.accelerator.device),
@@ -82,14 +88,15 @@ def _execute_held(plan: Plan, stop: StopSignal) -> int:
     try:
         with stop.deferred():
             run_loop(loop, stop, publish=lambda: _write(loop, record, "running"))
-        status, error, code = "ok", None, EXIT_OK
+        status, error, code = "ok", None, stop.exit_code or EXIT_OK  # asked to stop in the last step: no next job
     except Interrupted as signal:
         again = "without force=true the same command" if plan.cfg.force else "the same command"
         status, error, code = "cancelled", f"{signal}: {again} resumes it", signal.exit_code
     except Exception as problem:
         if _disk_full(problem):
             raise
-        (folder / "error.txt").write_text(traceback.format_exc())
+        with suppress(OSError):
+            (folder / "error.txt").write_text(traceback.format_exc())
         status, error, code = "failed", f"{type(problem).__name__}: {problem}".splitlines()[0], EXIT_FAILED
     _write(loop, record, status, error)
     if status == "ok":
@@ -113,10 +120,11 @@ def _held(folder: Path) -> Iterator[None]:
     Raises:
         InputError: the folder cannot be written, or another process trains there.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    path = folder / ".lock"
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = path.open("w")
     except OSError as error:
         raise InputError(f"results.dir: cannot write {error.filename}: {error.strerror}") from None
     with lock:
@@ -124,15 +132,19 @@ def _held(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{folder}: another process is training this run") from None
-        except OSError:
-            pass  # a file system without locks: two writers then differ in nothing but time
+        except OSError as error:
+            print(
+                f"adalora-run: {folder}: no file locks here ({error.strerror}), start one process only", file=sys.stderr
+            )
+        if not path.exists() or os.fstat(lock.fileno()).st_ino != path.stat().st_ino:
+            raise InputError(f"{folder}: another process just finished this run, repeat the command")
         try:
             yield
         finally:
-            (folder / ".lock").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             with suppress(OSError):  # what failed before it wrote anything leaves nothing
-                for path in made:
-                    path.rmdir()
+                for parent in made:
+                    parent.rmdir()
 
 
 def _set_aside(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -87,7 +88,6 @@ class RankAllocator:
         self._from_stacks = torch.argsort(torch.tensor(stacked)).to(device)
         self._scores: Tensor | None = None
         self._mask = torch.ones(total, dtype=torch.bool, device=device)
-        self._budget = total
 
     # -- what is due when ------------------------------------------------------------------------------------------
 
@@ -135,9 +135,8 @@ class RankAllocator:
         if not self._fixed(t):
             if self._scores is None:
                 raise RuntimeError(f"a mask is due at t={t}, but observe({t}) was not called")
-            self._budget = self.schedule(t)
             keep = importance.keep_top if self.protocol == "paper" else importance.keep_above_threshold
-            self._mask = keep(self._scores, self._budget)
+            self._mask = keep(self._scores, self.schedule(t))
             self._scores = None
         self._apply_mask()
 
@@ -167,8 +166,10 @@ class RankAllocator:
                 torch._foreach_copy_(values, trained)
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages, mask and names: all that resuming needs beside the parameters (F40)."""
+        """Averages and mask, and whose they are: all that resuming needs beside the parameters (F40)."""
         return {
+            "schedule": asdict(self.schedule),
+            "protocol": self.protocol,
             "names": list(self.layers),
             "average": [tensor.clone() for tensor in self._average],
             "uncertainty": [tensor.clone() for tensor in self._uncertainty],
@@ -179,8 +180,10 @@ class RankAllocator:
         """Restores ``state_dict``.
 
         Raises:
-            ValueError: it belongs to other layers, names or ranks.
+            ValueError: it belongs to other layers, names or ranks, or to another schedule or protocol.
         """
+        if state["schedule"] != asdict(self.schedule) or state["protocol"] != self.protocol:
+            raise ValueError("the allocator's state belongs to another schedule or protocol")
         if list(state["names"]) != list(self.layers) or state["mask"].shape != self._mask.shape:
             raise ValueError("the allocator's state belongs to other layers")
         for kept, loaded in ((self._average, state["average"]), (self._uncertainty, state["uncertainty"])):
@@ -188,7 +191,7 @@ class RankAllocator:
                 raise ValueError("the allocator's state belongs to layers of other shapes")
             for tensor, value in zip(kept, loaded, strict=True):
                 tensor.copy_(value)
-        self._mask = state["mask"].to(self._mask.device)
+        self._mask = state["mask"].to(self._mask.device, copy=True)
         self._scores = None
 
     # -- stacked tensors -------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 def add_low_rank(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scaling: float = 1.0) -> Tensor:
     """y + scaling * (x downᵀ) upᵀ for y (…, d_out), x (…, d_in), down (r, d_in) and up (d_out, r)."""
-    hidden = F.linear(x, down).flatten(0, -2)
-    return torch.addmm(y.flatten(0, -2), hidden, up.t(), alpha=scaling).view(y.shape)
+    hidden = F.linear(x, down).reshape(-1, len(down))
+    return torch.addmm(y.reshape(-1, len(up)), hidden, up.t(), alpha=scaling).view(y.shape)
 
 
 class _LowRankLinear(nn.Module):
@@ -171,7 +171,7 @@ def share_left_factors(layers: Sequence[SVDLinear]) -> None:
 
     Without it each layer forms its own product; with it a handful of operations serve all layers of a model, and the
     forward and backward of an ``SVDLinear`` dispatch no more operations than those of a ``LoRALinear``. Call it after
-    every parameter update, in train mode (a gradient must be wanted).
+    every parameter update, in train mode (a gradient must be wanted). A change through ``.data`` goes unnoticed.
     """
     for group in stack_by_shape(layers):
         factors = _LeftFactors.apply(  # type: ignore[no-untyped-call]

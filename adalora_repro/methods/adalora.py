@@ -83,6 +83,8 @@ class Method(BaseMethod):
             InputError: T is too short for t_i + t_f.
         """
         n, options = len(self.layers), self.options
+        if self.protocol == "released" and options.t_f < 2:
+            raise InputError("method.t_f must be at least 2 with protocol=released, which masks only after T - t_f")
         try:
             return BudgetSchedule(
                 b_0=n * options.init_r,
@@ -167,7 +169,7 @@ class Method(BaseMethod):
         """b_t and, for every matrix, the two errors of Figure 4 (in the order of ``rank_pattern``)."""
         left, right = orthogonality_errors(self.layers.values())
         return {
-            "b_t": self.allocator.schedule(t),
+            "b_t": self.allocator.budget,
             "orthogonality_P": [float(f"{error:.4g}") for error in left],
             "orthogonality_Q": [float(f"{error:.4g}") for error in right],
         }

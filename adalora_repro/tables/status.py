@@ -55,7 +55,7 @@ def state_of(
     host: str,
     alive: Callable[[int], bool] = this_host_runs,
 ) -> State:
-    """A record that says running is interrupted when it is silent for STALE_S or its process on this host is gone."""
+    """A record that says running is interrupted when its process here is gone; elsewhere, silent for STALE_S."""
     progress = record.progress
     updated = real(progress.get("updated"))
     if updated is None:
@@ -63,9 +63,11 @@ def state_of(
     status = record.status
     if status == "running":
         pid = progress.get("pid")
-        gone = progress.get("host") == host and type(pid) is int and pid > 0 and not alive(pid)
-        if gone or now - updated > STALE_S:
-            status = "interrupted"
+        if progress.get("host") == host and type(pid) is int and pid > 0:
+            gone = not alive(pid)
+        else:
+            gone = now - updated > STALE_S
+        status = "interrupted" if gone else status
     return State(path, record, status, updated)
 
 
@@ -91,7 +93,7 @@ def seconds_left(record: RunRecord, updated: float, now: float) -> float | None:
     per_step = real(record.time.get("s_per_step"))
     if per_step is None and started is not None and step:
         per_step = (updated - started) / step
-    if step is None or total is None or per_step is None or per_step < 0:
+    if not step or total is None or per_step is None or per_step < 0:
         return None
     return max(0.0, (total - step) * per_step - (now - updated))
 

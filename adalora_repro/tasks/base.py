@@ -59,5 +59,8 @@ class Task(Protocol):
         ...
 
     def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> dict[str, float]:
-        """Evaluation split -> its batches of predictions (numpy, in the order of the split) -> named figures."""
+        """Evaluation split -> its batches of predictions (numpy) -> named figures.
+
+        Batches come longest first; ``index`` of a batch has the row numbers of its examples in the split.
+        """
         ...

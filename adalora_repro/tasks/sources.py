@@ -136,12 +136,18 @@ def row_problem(task: DictConfig, row: Any) -> str | None:
             return f"column '{column}' is missing (found: {', '.join(map(str, row)) or 'none'})"
         if column != task.label_column and not isinstance(row[column], str):
             return f"column '{column}' must be text, is {_kind(row[column])}"
+        if isinstance(row[column], str) and not row[column].isascii() and _surrogate(row[column]):
+            return f"column '{column}' has half of a surrogate pair, which is no text"
     label = row[task.label_column]
     if task.family == "glue":
         return label_problem(task, label)
     if task.family == "squad":
         return _answers_problem(task.label_column, label)
     return None if isinstance(label, str) else f"column '{task.label_column}' must be text, is {_kind(label)}"
+
+
+def _surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def label_problem(task: DictConfig, label: Any) -> str | None:

@@ -52,6 +52,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ("protocol.name=nope", ["unknown protocol.name 'nope'", "valid: paper, released"]),
     ("+sweep=nope", ["unknown sweep 'nope'", "valid: lr, seeds"]),
     ("budget=0.08%", ["budget '0.08%' does not exist for task 'sst2'", "valid: 0.3M, 0.6M, 1.2M"]),
+    ("method=full budget=0.08%", ["budget '0.08%' does not exist for task 'sst2'", "valid: 0.3M, 0.6M, 1.2M"]),
     ("task=squad budget=0.3M", ["does not exist for task 'squad'", "valid: 0.08%, 0.16%, 0.32%, 0.65%"]),
     ("task=xsum budget=0.3M", ["does not exist for task 'xsum'", "valid: 0.13%, 0.26%, 1.10%, 2.20%"]),
     ("train.precision=fp8", ["train.precision 'fp8'", "valid: fp32, bf16"]),

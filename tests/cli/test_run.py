@@ -471,3 +471,30 @@ def test_two_processes_do_not_train_the_same_run(tiny: Cli, stopped: tuple[str, 
         assert done.err == f"adalora-run: error: {folder}: another process is training this run\n"
         assert (folder / ".lock").exists()
     assert tiny(*stopped).code == EXIT_OK
+
+
+def test_the_record_of_another_run_in_the_folder_is_not_taken_for_this_ones(tiny: Cli) -> None:
+    assert tiny("task=sst2", "method=lora").code == EXIT_OK
+    assert tiny("task=sst2", "method=lora", "seed=1").code == EXIT_OK
+    first, second = sorted(Path("results").glob("runs/**/metrics.json"))
+    second.write_bytes(first.read_bytes())
+    refused = [tiny("task=sst2", "method=lora", f"seed={seed}") for seed in (0, 1)]
+    assert sorted(done.code for done in refused) == [EXIT_OK, EXIT_BAD_INPUT]
+    assert any("holds the record of another run" in done.err for done in refused)
+    assert second.read_bytes() == first.read_bytes()
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_left_alone(
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adalora_repro import plan as planning
+
+    assert tiny("task=sst2", "method=lora").code == EXIT_OK
+    (path,) = Path("results").glob("runs/**/metrics.json")
+    before = path.read_bytes()
+    monkeypatch.setattr(planning, "finished", lambda plan: None)  # what run.py saw, some seconds ago
+    done = tiny("task=sst2", "method=lora")
+    assert done.code == EXIT_OK
+    assert "already done" in done.out
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob("*old*"))

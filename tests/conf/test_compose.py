@@ -324,6 +324,8 @@ def test_a_size_of_ones_own_is_a_budget_of_its_own() -> None:
     assert resolved("task=rte", "method=lora", "method.r=2", "data=sample").key["budget"] == "0.3M"
     adalora = resolved("task=rte", "method=adalora", "method.init_r=5", "data=sample", "train.max_steps=5000")
     assert adalora.key["budget"] == "target_r2-init_r5"
+    narrow = resolved("task=rte", "method=lora", "method.targets=[q,v]", "method.layers=[0,1]", "data=sample")
+    assert narrow.key["budget"] == "r2-q.v-0.1"
 
 
 def test_a_local_backbone_is_known_by_its_files_not_by_its_place(tmp_path: Path) -> None:

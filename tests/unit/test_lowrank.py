@@ -57,6 +57,14 @@ def test_forward_delta_and_merge_agree(kind):
     assert not layer.base.weight.requires_grad
 
 
+@pytest.mark.parametrize("kind", [LoRALinear, SVDLinear])
+def test_any_leading_shape_is_accepted_as_by_a_linear_layer(kind):
+    layer = kind(nn.Linear(7, 5), 3, alpha=6.0)
+    x = torch.randn(2, 3, 4, 7)
+    assert layer(x).shape == (2, 3, 4, 5)
+    assert torch.equal(layer(x[0, 0, 0]), layer.base(x[0, 0, 0]))
+
+
 def test_svd_delta_is_p_lambda_q_and_scaling_survives_pruning():
     layer = SVDLinear(nn.Linear(7, 5), 3, alpha=6.0)
     with torch.no_grad():
@@ -297,12 +305,19 @@ def test_state_resumes_exactly(protocol, cut):
         assert torch.equal(layer.lora_E, second.layers[name].lora_E)
 
 
+def released_of(schedule: BudgetSchedule) -> RankAllocator:
+    return RankAllocator(layers_of(), schedule, 3, protocol="released")
+
+
 def test_state_of_other_layers_is_refused():
     schedule = BudgetSchedule(12, 5, 2, 6, 20)
     allocator = RankAllocator(layers_of(), schedule, 3)
     renamed = {f"x{name}": layer for name, layer in layers_of().items()}
     with pytest.raises(ValueError, match="other layers"):
         allocator.load_state_dict(RankAllocator(renamed, schedule, 3).state_dict())
+    for other in (RankAllocator(layers_of(), BudgetSchedule(12, 5, 2, 5, 20), 3), released_of(schedule)):
+        with pytest.raises(ValueError, match="another schedule or protocol"):
+            allocator.load_state_dict(other.state_dict())
     wider = {f"m{k}": SVDLinear(nn.Linear(8, 5), 4, alpha=8.0) for k in range(3)}
     with pytest.raises(ValueError, match="shapes"):
         allocator.load_state_dict(RankAllocator(wider, schedule, 3).state_dict())

@@ -197,6 +197,11 @@ def test_adalora_reports_ranks_and_the_exact_parameter_count():
     assert survivors == 24
 
 
+def test_released_protocol_needs_a_final_phase_in_which_it_masks():
+    with pytest.raises(InputError, match=r"method\.t_f must be at least 2 with protocol=released"):
+        plan.count(resolved("tiny-bert", "adalora", "protocol=released", "method.schedule=absolute", "method.t_f=1"))
+
+
 def test_a_method_without_state_refuses_another_methods_state():
     _, _, chosen = injected("tiny-bert", "lora")
     chosen.load_state_dict({})

@@ -572,7 +572,7 @@ def running(**progress: Any) -> RunRecord:
         ({}, False, "interrupted"),
         ({"host": "elsewhere"}, False, "running"),
         ({"host": "elsewhere", "updated": NOW - 601}, False, "interrupted"),
-        ({"updated": NOW - 601}, True, "interrupted"),
+        ({"updated": NOW - 601}, True, "running"),  # a slow evaluation, but its process is there
         ({"updated": NOW - 599}, True, "running"),
         ({"pid": "seven"}, False, "running"),
     ],
