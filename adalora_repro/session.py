@@ -227,5 +227,5 @@ def _write(loop: Loop, record: records.RunRecord, status: str, error: str | None
     record.memory = provenance.peak_memory(loop.accelerator.device)
     record.progress = {"step": loop.t, "total_steps": loop.plan.total_steps, "updated": time.time()}
     if status == "running":
-        record.progress |= {"host": socket.gethostname(), "pid": os.getpid(), "train_s": loop.train_s}
+        record.progress |= {"host": socket.gethostname(), "pid": os.getpid()}
     records.write(record, loop.plan.folder)
