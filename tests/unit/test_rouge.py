@@ -40,7 +40,7 @@ SENTENCES = {
         "J. R. Smith met J.K. Rowling. George W. Bush did not.",
         ["J. R. Smith met J.K. Rowling.", "George W. Bush did not."],
     ),
-    "initials that are words": ("J. A. Ray met A. I. Moe.", ["J. A. Ray met A. I. Moe."]),
+    "initials that are words": ("J. A. Ray met Mr. A. I. Moe.", ["J. A. Ray met Mr. A. I. Moe."]),
     "firms": (
         "Acme Inc. and Foo Ltd. merged. Bar Corp. did not.",
         ["Acme Inc. and Foo Ltd. merged.", "Bar Corp. did not."],
