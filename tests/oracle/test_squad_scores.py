@@ -1,0 +1,350 @@
+"""SQuAD's scores against a slow second reading of the published rules: loops over characters, lists, all thresholds.
+
+Figures are compared with ``==``: the official scripts are to be met to the last digit.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from task_configs import REAL_DATA, needs_real_data
+
+from adalora_repro.tasks.squad_scores import (
+    best_thresholds,
+    example_scores,
+    normalize_answer,
+    score_all,
+    squad_metrics,
+)
+
+References = Mapping[str, Sequence[str]]
+
+
+# The second reading
+
+
+def slow_tokens(text: str) -> list[str]:
+    """The tokens of the normalized text, character by character.
+
+    An article stands between word boundaries exactly when it is a longest run of word characters; it leaves a gap.
+    """
+    kept = [c for c in text.lower() if not (33 <= ord(c) <= 47 or 58 <= ord(c) <= 64 or 91 <= ord(c) <= 96)]
+    kept = [c for c in kept if not 123 <= ord(c) <= 126]
+    pieces, position = [], 0
+    while position < len(kept):
+        end = position
+        while end < len(kept) and kept[end].isalnum():
+            end += 1
+        if end == position:
+            pieces.append(kept[position])
+            position += 1
+        else:
+            run = "".join(kept[position:end])
+            pieces.append(" " if run in ("a", "an", "the") else run)
+            position = end
+    tokens, token = [], ""
+    for character in "".join(pieces) + " ":
+        if not character.isspace():
+            token += character
+        elif token:
+            tokens.append(token)
+            token = ""
+    return tokens
+
+
+def slow_pair(predicted: list[str], gold: list[str]) -> tuple[int, float]:
+    """Exact match and F1 with one gold answer: every common token is crossed out of the gold ones."""
+    same = predicted == gold
+    if predicted == [] or gold == []:
+        return int(same), int(same)
+    left, common = list(gold), 0
+    for token in predicted:
+        if token in left:
+            left.remove(token)
+            common += 1
+    if common == 0:
+        return int(same), 0
+    precision, recall = common / len(predicted), common / len(gold)
+    return int(same), (2 * precision * recall) / (precision + recall)
+
+
+def slow_scores(prediction: str | None, answers: Sequence[str]) -> tuple[int, float]:
+    if prediction is None:
+        return 0, 0
+    golds = []
+    for answer in answers:
+        if slow_tokens(answer):
+            golds.append(slow_tokens(answer))
+    exact: int = 0
+    f1: float = 0
+    for gold in golds or [[]]:
+        pair = slow_pair(slow_tokens(prediction), gold)
+        exact = pair[0] if pair[0] > exact else exact
+        f1 = pair[1] if pair[1] > f1 else f1
+    return exact, f1
+
+
+def slow_all(predictions: Mapping[str, str], references: References) -> dict[str, tuple[int, float]]:
+    return {question: slow_scores(predictions.get(question), golds) for question, golds in references.items()}
+
+
+def slow_metrics(scores: Mapping[str, tuple[int, float]], references: References) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    groups = {
+        "": list(references),
+        "HasAns_": [question for question in references if len(references[question]) > 0],
+        "NoAns_": [question for question in references if len(references[question]) == 0],
+    }
+    for prefix, questions in groups.items():
+        if questions:
+            figures[prefix + "exact"] = 100.0 * sum([scores[question][0] for question in questions]) / len(questions)
+            figures[prefix + "f1"] = 100.0 * sum([scores[question][1] for question in questions]) / len(questions)
+            figures[prefix + "total"] = len(questions)
+    return figures
+
+
+def answered(text: str, answers: Sequence[str], part: int) -> float:
+    """What a question counts that is not predicted as no answer."""
+    if answers:
+        return slow_scores(text, answers)[part]
+    return 1 if text == "" else 0
+
+
+def score_at(
+    threshold: float, part: int, answers: Mapping[str, str], odds: Mapping[str, float], references: References
+) -> Fraction:
+    """The sum of scores with "no answer when odds > threshold", without rounding."""
+    total = Fraction(0)
+    for question, golds in references.items():
+        null = odds[question] > threshold
+        total += Fraction(int(not golds) if null else answered(answers[question], golds, part))
+    return total
+
+
+def slow_best(
+    part: int, answers: Mapping[str, str], odds: Mapping[str, float], references: References
+) -> tuple[Fraction, list[float]]:
+    """The best sum over all thresholds and those that reach it; -infinity is "never answer"."""
+    sums = {t: score_at(t, part, answers, odds, references) for t in [float("-inf"), *odds.values()]}
+    best = max(sums.values())
+    return best, [threshold for threshold, value in sums.items() if value == best]
+
+
+def slow_walk(
+    part: int, answers: Mapping[str, str], odds: Mapping[str, float], references: References
+) -> tuple[float, float]:
+    """The official walk, every stop of it counted anew from the start: (percent, threshold)."""
+    remaining, order = list(odds), []
+    while remaining:  # a stable sort: the first of the smallest
+        smallest = remaining[0]
+        for question in remaining:
+            smallest = question if odds[question] < odds[smallest] else smallest
+        remaining.remove(smallest)
+        order.append(smallest)
+    stops = []
+    for end in range(len(order) + 1):
+        value: float = len([question for question in references if not references[question]])
+        for question in order[:end]:
+            golds = references[question]
+            value += answered(answers[question], golds, part) - (0 if golds else 1)
+        stops.append(value)
+    best = stops.index(max(stops))
+    return 100.0 * stops[best] / len(references), odds[order[best - 1]] if best else 0.0
+
+
+# Predictions that look like answers, bent
+
+
+ANSWERS = [
+    *("Denver Broncos", "the Arab–Israeli conflict", "24–10", "$1,234.50", "a 3.5% share", "St. Louis, Missouri"),
+    *(
+        "“golden anniversary”",
+        "The A Team",
+        "theatre and an anthem",
+        "Éire",
+        "10 AM",
+        "the",
+        ".",
+        "rock–a–bye, the baby",
+    ),
+    *("İstanbul", "O'Neill's", "in the 10th and 11th centuries", "The The", "1 000", "A", "a\u0301 la carte", "Straße"),
+]
+SPACES = ["  ", "\t", "\n", "\u00a0", "\u2003", "\u3000", "\x1c", "\x85", "\u200b", "\u2028"]
+EDITS = {
+    "upper": lambda words, draw: [word.upper() for word in words],
+    "lower": lambda words, draw: [word.lower() for word in words],
+    "title": lambda words, draw: [word.title() for word in words],
+    "article": lambda words, draw: put(words, draw, draw.choice(["a", "an", "the", "The", "A", "a.", "–a–", "the_"])),
+    "mark": lambda words, draw: put(words, draw, draw.choice([".", ",", "–", "—", "’", "$", "_", "«", "¡", "^"])),
+    "glued mark": lambda words, draw: glue(words, draw, draw.choice([".", ",", "-", "–", "'", "’", "_", "%", ")"])),
+    "drop": lambda words, draw: [word for word in words if draw.random() < 0.6],
+    "repeat": lambda words, draw: put(words, draw, draw.choice(words)) if words else words,
+    "shuffle": lambda words, draw: draw.sample(words, len(words)),
+    "space": lambda words, draw: [draw.choice(SPACES).join(words)] if words else words,
+    "another": lambda words, draw: words + draw.choice(ANSWERS).split(" "),
+    "nothing": lambda words, draw: [],
+}
+
+
+def put(words: list[str], draw: Random, word: str) -> list[str]:
+    place = draw.randint(0, len(words))
+    return [*words[:place], word, *words[place:]]
+
+
+def glue(words: list[str], draw: Random, mark: str) -> list[str]:
+    if not words:
+        return words
+    place = draw.randrange(len(words))
+    cut = draw.randint(0, len(words[place]))
+    return [*words[:place], words[place][:cut] + mark + words[place][cut:], *words[place + 1 :]]
+
+
+def bend(text: str, edits: Sequence[str], seed: int) -> str:
+    draw, words = Random(seed), text.split(" ")
+    for edit in edits:
+        words = EDITS[edit](words, draw)
+    return " ".join(words)
+
+
+edits = st.lists(st.sampled_from(sorted(EDITS)), max_size=4)
+seeds = st.integers(0, 10**6)
+bent = st.builds(bend, st.sampled_from(ANSWERS), edits, seeds)
+odd = st.text(
+    alphabet=[*"aAnNtThHeE .,_-9", "–", "’", "é", "İ", "\u0301", "²", "\u00a0", "\x1c", "\u200b"], max_size=12
+)
+texts = st.one_of(bent, bent, bent, odd, st.just(""))
+
+
+@st.composite
+def questions(draw: st.DrawFn, size: int = 10) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """References and one prediction each, most of them near one of the gold answers."""
+    references, predictions = {}, {}
+    for index in range(draw(st.integers(1, size))):
+        golds = draw(st.lists(st.sampled_from(ANSWERS), max_size=3))
+        if golds and draw(st.booleans()):
+            golds.append(draw(bent))
+        references[f"q{index}"] = golds
+        prediction = (golds or ANSWERS)[draw(st.integers(0, len(golds or ANSWERS) - 1))]
+        near = draw(st.integers(0, 3)) > 0
+        predictions[f"q{index}"] = bend(prediction, draw(edits), draw(seeds)) if near else draw(texts)
+    return references, predictions
+
+
+@settings(max_examples=1000, deadline=None)
+@given(text=st.one_of(texts, st.text(max_size=15)))
+def test_normalization(text: str) -> None:
+    assert normalize_answer(text) == " ".join(slow_tokens(text))
+    assert normalize_answer(normalize_answer(text) + " ") == " ".join(slow_tokens(" ".join(slow_tokens(text))))
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows=questions(), gone=st.sets(st.integers(0, 9), max_size=2), extra=st.booleans())
+def test_figures(rows: tuple[dict[str, list[str]], dict[str, str]], gone: set[int], extra: bool) -> None:
+    references, predictions = rows
+    predictions = {question: text for question, text in predictions.items() if int(question[1:]) not in gone}
+    if extra:
+        predictions["unknown"] = "x"
+    expected = slow_all(predictions, references)
+    scores = score_all(predictions, references)
+    assert scores == expected
+    assert list(scores) == list(references)
+    figures = squad_metrics(predictions, references)
+    assert figures == slow_metrics(expected, references)
+    assert all(0 <= value <= 100 for name, value in figures.items() if not name.endswith("total"))
+
+
+@settings(max_examples=800, deadline=None)
+@given(prediction=texts, golds=st.lists(texts, max_size=4), seed=st.integers(0, 99))
+def test_what_holds_for_every_question(prediction: str, golds: list[str], seed: int) -> None:
+    exact, f1 = example_scores(prediction, golds)
+    assert exact in (0, 1)
+    assert exact <= f1 <= 1  # the best F1 is at least that of the gold that matches, which is 1 without rounding
+    assert example_scores(prediction, Random(seed).sample(golds, len(golds))) == (exact, f1)
+    assert example_scores(prediction, golds + golds) == (exact, f1)
+    real = [gold for gold in golds if slow_tokens(gold)]
+    assert example_scores(prediction, real) == (exact, f1)
+    for gold in real or [""]:
+        assert example_scores(gold, golds) == (1, 1.0)
+    # F1 as twice the common tokens among those of both, an equation without division of divisions
+    predicted = slow_tokens(prediction)
+    if predicted and real:
+        common = [sum(min(predicted.count(t), slow_tokens(g).count(t)) for t in set(predicted)) for g in real]
+        shares = [Fraction(2 * c, len(predicted) + len(slow_tokens(g))) for c, g in zip(common, real, strict=True)]
+        assert f1 == pytest.approx(float(max(shares)), abs=1e-14)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=questions())
+def test_a_gold_answer_for_every_question_is_100(rows: tuple[dict[str, list[str]], dict[str, str]]) -> None:
+    references, _ = rows
+    perfect = {q: next((gold for gold in golds if slow_tokens(gold)), "") for q, golds in references.items()}
+    figures = squad_metrics(perfect, references)
+    assert {value for name, value in figures.items() if not name.endswith("total")} == {100.0}
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=questions(), seed=seeds, lowest=st.sampled_from([-10.1, 0.5]))
+def test_thresholds_with_distinct_odds(
+    rows: tuple[dict[str, list[str]], dict[str, str]], seed: int, lowest: float
+) -> None:
+    """The walk finds the best of all thresholds, and its threshold gives that score when it is applied."""
+    references, answers = rows
+    draw = Random(seed)
+    values = draw.sample(range(100), len(references))
+    odds = {question: lowest + value / 5 for question, value in zip(references, values, strict=True)}
+    odds = {question: odds[question] for question in draw.sample(list(odds), len(odds))}
+    figures = best_thresholds(answers, odds, references)
+    for part, name in enumerate(("exact", "f1")):
+        percent, threshold = figures[f"best_{name}"], figures[f"best_{name}_thresh"]
+        assert (percent, threshold) == slow_walk(part, answers, odds, references)
+        best, thresholds = slow_best(part, answers, odds, references)
+        assert percent == pytest.approx(float(100 * best / len(references)), abs=1e-9)
+        if threshold in odds.values() or lowest > 0:  # else it is 0.0 for "never answer", and odds below it answer
+            reached = score_at(threshold, part, answers, odds, references)
+            assert float(reached) == pytest.approx(float(best), abs=1e-9)
+        if part == 0:  # whole numbers: the first of equal bests is known without rounding
+            assert percent == 100.0 * int(best) / len(references)
+            assert threshold == (0.0 if float("-inf") in thresholds else min(thresholds))
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=questions(), seed=seeds)
+def test_thresholds_with_equal_odds(rows: tuple[dict[str, list[str]], dict[str, str]], seed: int) -> None:
+    """Among equal odds the walk is the official one, which no threshold may reach; it never stays below the best."""
+    references, answers = rows
+    draw = Random(seed)
+    odds = {question: float(draw.randint(-1, 2)) for question in draw.sample(list(references), len(references))}
+    figures = best_thresholds(answers, odds, references)
+    for part, name in enumerate(("exact", "f1")):
+        expected = slow_walk(part, answers, odds, references)
+        assert (figures[f"best_{name}"], figures[f"best_{name}_thresh"]) == expected
+        best, _ = slow_best(part, answers, odds, references)
+        assert figures[f"best_{name}"] >= float(100 * best / len(references)) - 1e-9
+
+
+@needs_real_data
+@pytest.mark.parametrize("name", ["squad", "squad_v2"])
+def test_real_answers(name: str) -> None:
+    """Every question of the validation set, its gold answers bent: all scores and all figures."""
+    with gzip.open(REAL_DATA / name / "validation.jsonl.gz", "rt", encoding="utf-8") as file:
+        references = {row["id"]: row["answers"]["text"] for row in map(json.loads, file)}
+    draw, kinds = Random(1), sorted(EDITS)
+    predictions = {
+        question: bend(draw.choice(golds or ANSWERS), draw.choices(kinds, k=draw.randint(0, 3)), draw.randrange(10**6))
+        for question, golds in references.items()
+        if draw.random() < 0.99
+    }
+    expected = slow_all(predictions, references)
+    assert score_all(predictions, references) == expected
+    figures = squad_metrics(predictions, references)
+    assert figures == slow_metrics(expected, references)
+    assert figures["total"] == len(references) > 5000
+    assert 20 < figures["exact"] < figures["f1"] < 95  # bent, but not beyond recognition
+    assert ("NoAns_f1" in figures) == (name == "squad_v2")
