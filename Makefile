@@ -5,14 +5,13 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/adalora-run
 REPORT := $(BIN)/adalora-report
 RESULTS ?= results
-BACKBONE ?= deberta-v3-base
 # PyPI's torch for Linux brings CUDA along (gigabytes). Without a GPU, its CPU build downloads faster:
 #   make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 QUICK := results/quickstart
 
-.PHONY: help quickstart install test test-all lint types table1 status clean
+.PHONY: help quickstart install test test-all lint types table1 table2 table3 status clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -60,12 +59,27 @@ lint: $(VENV)/.installed-dev  ## ruff: rules and format
 types: $(VENV)/.installed-dev  ## mypy
 	@$(BIN)/mypy
 
-table1: $(VENV)/.installed  ## Table 1 from the records in results/, in four formats (BACKBONE=…)
-	@for format in markdown:md latex:tex csv:csv html:html; do \
-	  $(REPORT) table1 --backbone $(BACKBONE) --results $(RESULTS) --format $${format%%:*} \
-	    --out $(RESULTS)/tables/table1-$(BACKBONE).$${format##*:} > /dev/null || exit $$?; \
-	done
-	@cat $(RESULTS)/tables/table1-$(BACKBONE).md; echo; echo "written: $(RESULTS)/tables/table1-$(BACKBONE).{md,tex,csv,html}"
+# The table that the target is named by, from the records in $(RESULTS).
+TABLE = $(RESULTS)/tables/$@-$(BACKBONE)
+define table
+@for format in markdown:md latex:tex csv:csv html:html; do \
+  $(REPORT) $@ --backbone $(BACKBONE) --results $(RESULTS) --format $${format%%:*} \
+    --out $(TABLE).$${format##*:} > /dev/null || exit $$?; \
+done
+@cat $(TABLE).md; echo; echo "written: $(TABLE).{md,tex,csv,html}"
+endef
+
+table1 table2: BACKBONE ?= deberta-v3-base
+table3: BACKBONE ?= bart-large
+
+table1: $(VENV)/.installed  ## Table 1 (GLUE) from the records in results/, in four formats (BACKBONE=…)
+	$(table)
+
+table2: $(VENV)/.installed  ## Table 2 (SQuAD 1.1 and 2.0) likewise
+	$(table)
+
+table3: $(VENV)/.installed  ## Table 3 (XSum, CNN/DailyMail) likewise
+	$(table)
 
 status: $(VENV)/.installed  ## which cells are done, running, failed, missing
 	@$(REPORT) status --results $(RESULTS)

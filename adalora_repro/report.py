@@ -27,6 +27,8 @@ from adalora_repro.tables.status import render_status
 EXAMPLES = """\
 examples:
   adalora-report table1                                   the paper's backbone, the records of ./results
+  adalora-report table2                                   SQuAD 1.1 and 2.0
+  adalora-report table3 --data local                      XSum and CNN/DailyMail, data of a local folder
   adalora-report table1 --backbone minilm --data local    another backbone, files of a local folder
   adalora-report table1 --only-filled                     only rows and columns that have records
   adalora-report table1 --format latex --out table1.tex   also csv, html, markdown

@@ -7,7 +7,7 @@ from typing import Any
 
 from adalora_repro.records import RunRecord, run_folder, write
 
-METRICS = {
+GLUE = {
     "mnli": ("accuracy_m", "accuracy_mm"),
     "sst2": ("accuracy",),
     "cola": ("matthews_correlation",),
@@ -17,10 +17,24 @@ METRICS = {
     "mrpc": ("accuracy", "f1"),
     "stsb": ("corr", "pearson", "spearman"),
 }
+SQUAD_V2 = ("HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1", "best_exact", "best_f1")
+THRESHOLDS = ("best_exact_thresh", "best_f1_thresh")
+ROUGE = tuple(f"rouge{n}{end}" for n in ("1", "2", "L", "Lsum") for end in ("", "_low", "_high"))
+PERCENT = {  # percentages, where GLUE has fractions
+    "squad": ("exact", "f1"),
+    "squad_v2": ("exact", "f1", *SQUAD_V2, *THRESHOLDS),
+    "xsum": ROUGE,
+    "cnn_dailymail": ROUGE,
+}
+METRICS = GLUE | PERCENT
+PRIMARY = {"squad": "f1", "squad_v2": "f1", "xsum": "rouge2", "cnn_dailymail": "rouge2"}
 
 
 def make(score: float | dict[str, float] = 0.5, **changes: Any) -> RunRecord:
-    """A finished run. ``score`` is of every metric or by name; keyword arguments change the key or the record."""
+    """A finished run. ``score`` is of every metric or by name, in the task's unit.
+
+    Keyword arguments change the key or the record.
+    """
     key: dict[str, Any] = {
         "backbone": "minilm",
         "task": "cola",
@@ -43,7 +57,7 @@ def make(score: float | dict[str, float] = 0.5, **changes: Any) -> RunRecord:
     metrics = score if isinstance(score, dict) else dict.fromkeys(names, score)
     record = RunRecord(
         key=key,
-        primary_metric=names[0],
+        primary_metric=PRIMARY.get(key["task"], names[0]),
         status="ok",
         final={"metrics": metrics, "step": key["total_steps"]},
         params={"method": 331_776, "head": 592_130, "total": 923_906, "at_init": 331_776, "backbone": 183_831_552},

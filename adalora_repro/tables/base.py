@@ -40,13 +40,21 @@ RULE = (
 
 @dataclass(frozen=True)
 class Column:
-    """One task of a table: ``metrics`` are names in a record, ``paper`` the columns of the paper's CSV for them."""
+    """One task of a table.
+
+    Attributes:
+        metrics: names in a record; ``paper`` the columns of the paper's CSV for them.
+        percent: the records hold percentages (0 to 100); otherwise fractions of 1 (-1 to 1, for correlations).
+        more: further metrics of the same runs, in the report's CSV alone.
+    """
 
     task: str
     heading: str
     unit: str
     metrics: tuple[str, ...]
     paper: tuple[str, ...]
+    percent: bool = False
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,9 @@ class Spec:
     Attributes:
         paper_file: in ``tables/paper``; columns ``method``, ``budget``, ``params_label`` and those of ``columns``.
         backbone: the one the paper used, and the default of the report.
+        shares: the paper's # Params are shares of full fine-tuning, which its budgets are named by (``paper_file`` then
+            needs no ``params_label``); the report shows counts and shares. Otherwise both are counts.
+        decimals: of the paper's scores, as printed there.
         average: {paper column: score} -> the table's own mean, or None; ``average_column`` is its name in the CSV.
         notes: rules of this table alone.
     """
@@ -65,6 +76,8 @@ class Spec:
     paper_file: str
     backbone: str
     columns: tuple[Column, ...]
+    shares: bool = False
+    decimals: int = 2
     average: Callable[[Mapping[str, float]], float] | None = None
     average_column: str = ""
     average_heading: tuple[str, str] = ("", "")
@@ -113,12 +126,13 @@ class Value:
 
 @dataclass(frozen=True)
 class Cell:
-    """One task of one row. Without ``runs`` it holds the paper's numbers alone."""
+    """One task of one row. Without ``runs`` it holds the paper's numbers alone; ``more`` is by metric."""
 
     values: tuple[Value, ...]
     runs: tuple[Run, ...] = ()
     lrs: tuple[float, ...] = ()  # all that were tried with the chosen setting
     notes: tuple[str, ...] = ()
+    more: Mapping[str, Value] = field(default_factory=dict)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -127,7 +141,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one budget; ``cells`` in the order of the table's columns."""
+    """One method at one budget; ``cells`` in the order of the table's columns.
+
+    ``params_label`` is the paper's # Params, None for a row that it does not have.
+    """
 
     method: str
     budget: str
@@ -161,6 +178,13 @@ class Row:
         """
         counts = [run.record.params[what] for run in self.runs if what in run.record.params]
         return (min(counts), max(counts)) if counts else None
+
+    @property
+    def share(self) -> tuple[float, float] | None:
+        """Smallest and largest ``method`` count over the ``backbone``'s among the runs shown."""
+        sizes = [(run.record.params.get("method"), run.record.params.get("backbone")) for run in self.runs]
+        shares = [method / backbone for method, backbone in sizes if method is not None and backbone]
+        return (min(shares), max(shares)) if shares else None
 
 
 @dataclass(frozen=True)
@@ -201,8 +225,17 @@ def compile_table(spec: Spec, records: Iterable[tuple[Path, RunRecord]], scope: 
     for method, budget, paper in row_specs(spec, cells):
         shown = [cell_of(column, cells.get((method, budget, column.task), []), paper) for column in spec.columns]
         average, seeds = average_of(spec, shown, paper)
-        rows.append(Row(method, budget, paper.get("params_label"), tuple(shown), average, seeds))
+        rows.append(Row(method, budget, label_of(spec, paper), tuple(shown), average, seeds))
     return Table(spec, scope, tuple(mark_best(rows)), left_out, tuple(refused))
+
+
+def label_of(spec: Spec, paper: Mapping[str, str]) -> str | None:
+    """# Params of the paper's row, as printed there; a share is the budget's name, and 100% what has no budget."""
+    if not paper:
+        return None
+    if spec.shares:
+        return "100%" if paper["budget"] == paper["method"] else paper["budget"]
+    return paper.get("params_label", "")
 
 
 CellKey = tuple[str, str, str]
@@ -226,11 +259,14 @@ def sort_in(
             continue
         evaluation = record.final if scope.select == "final" else record.best
         metrics: Mapping[str, float] = evaluation["metrics"] if evaluation else {}
-        wrong = wrong_metrics(metrics, {*columns[key["task"]].metrics, record.primary_metric})
+        column = columns[key["task"]]
+        needed = {*column.metrics, record.primary_metric, *(metrics.keys() & column.more)}
+        wrong = wrong_metrics(metrics, needed, column.percent)
         if wrong:
             refused.append(f"{path}: {wrong}")
             continue
-        run = Run(path, record, {name: 100.0 * value for name, value in metrics.items()})
+        scale = 1.0 if column.percent else 100.0
+        run = Run(path, record, {name: scale * value for name, value in metrics.items()})
         cells[key["method"], key["budget"], key["task"]].append(run)
     return dict(cells), dict(left_out), refused
 
@@ -251,13 +287,14 @@ def left_out_because(record: RunRecord, scope: Scope) -> str | None:
     return None
 
 
-def wrong_metrics(metrics: Mapping[str, float], needed: set[str]) -> str | None:
-    """What makes the metrics of a record unusable here; GLUE's are fractions, so 87.3 is a percentage gone astray."""
+def wrong_metrics(metrics: Mapping[str, float], needed: set[str], percent: bool) -> str | None:
+    """What makes the metrics of a record unusable here; among fractions, 87.3 is a percentage gone astray."""
+    low, high, unit = (0.0, 100.0, "a percentage") if percent else (-1.0, 1.0, "a fraction of 1")
     for name in sorted(needed):
         if name not in metrics:
             return f"no metric '{name}'"
-        if not -1.0 <= metrics[name] <= 1.0:
-            return f"{name} is {metrics[name]!r}, not a fraction of 1"
+        if not low <= metrics[name] <= high:
+            return f"{name} is {metrics[name]!r}, not {unit}"
     return None
 
 
@@ -283,9 +320,14 @@ def cell_of(column: Column, runs: Sequence[Run], paper: Mapping[str, str]) -> Ce
     shown = tuple(sorted(by_lr[lr], key=lambda run: run.key["seed"]))
     stats = [mean_sd([run.scores[metric] for run in shown]) for metric in column.metrics]
     values = tuple(Value(mean, sd, value) for (mean, sd), value in zip(stats, printed, strict=True))
+    more = {
+        metric: Value(*mean_sd([run.scores[metric] for run in shown]))
+        for metric in column.more
+        if all(metric in run.scores for run in shown)
+    }
     others = [next(iter(group.values()))[0] for name, group in settings.items() if name != chosen]
     notes = setting_notes(shown[0], others) + lr_notes(lr, by_lr) + duplicate_notes(runs, settings)
-    return Cell(values, shown, tuple(sorted(by_lr)), tuple(notes))
+    return Cell(values, shown, tuple(sorted(by_lr)), tuple(notes), more)
 
 
 Setting = tuple[bool, int, str]

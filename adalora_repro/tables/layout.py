@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from adalora_repro.tables.base import RULE, Cell, Row, Run, Scope, Table, Value, lr_text, short
+from adalora_repro.tables.base import RULE, Cell, Row, Run, Scope, Spec, Table, Value, lr_text, short
 
 NONE = "–"
 OURS, SPREAD, PAPER, DIFFERENCE = "ours", "± sd (seeds)", "paper", "difference"
@@ -55,14 +55,14 @@ def sheet_of(table: Table, only_filled: bool = False) -> Sheet:
     filled = filled_columns(table) if only_filled else set(range(len(table.spec.columns)))
     rows = [row for row in table.rows if row.runs or not only_filled]
     with_average = table.spec.average is not None and len(filled) == len(table.spec.columns)
-    heading = [("# Params", ""), ("with", "head")]
+    heading = [("# Params", ""), *([("share of", "backbone")] if table.spec.shares else []), ("with", "head")]
     heading += [(c.heading, c.unit) for i, c in enumerate(table.spec.columns) if i in filled]
     heading += [table.spec.average_heading] if with_average else []
     return Sheet(
         title=table.spec.title,
         caption=caption_of(table),
         heading=tuple(heading),
-        blocks=tuple(block_of(row, filled, with_average) for row in rows),
+        blocks=tuple(block_of(table.spec, row, filled, with_average) for row in rows),
         notes=tuple(notes_of(table)),
         commands=() if only_filled else tuple(commands_of(table)),
     )
@@ -72,29 +72,36 @@ def filled_columns(table: Table) -> set[int]:
     return {i for row in table.rows for i, cell in enumerate(row.cells) if cell.runs}
 
 
-def block_of(row: Row, columns: set[int], with_average: bool) -> Block:
+def block_of(spec: Spec, row: Row, columns: set[int], with_average: bool) -> Block:
     cells = [cell for i, cell in enumerate(row.cells) if i in columns]
     groups = [(cell.values, cell.seeds) for cell in cells]
     if with_average and row.average is not None:
         groups.append(((row.average,), row.average_seeds))
     lines = []
+    blank = params_cells(spec, "", "", "")
     if row.runs:
-        counts = ((Part(count_range(row.params("method"))),), (Part(count_range(row.params("total"))),))
-        blank = ((Part(""),), (Part(""),))
-        lines.append(Line(OURS, counts + tuple(ours(values) for values, _ in groups)))
+        counts = (count_range(row.params("method")), share_range(row.share), count_range(row.params("total")))
+        lines.append(Line(OURS, params_cells(spec, *counts) + tuple(ours(values) for values, _ in groups)))
         lines.append(Line(SPREAD, blank + tuple(spread(values, seeds) for values, seeds in groups)))
     if any(value.paper is not None for values, _ in groups for value in values):
-        label = ((Part(row.params_label or NONE),), (Part(""),))
-        lines.append(Line(PAPER, label + tuple(tuple(Part(two(v.paper)) for v in values) for values, _ in groups)))
+        printed = row.params_label or NONE
+        label = params_cells(spec, "" if spec.shares else printed, printed, "")
+        scores = tuple(tuple(Part(fixed(v.paper, spec.decimals)) for v in values) for values, _ in groups)
+        lines.append(Line(PAPER, label + scores))
         if row.runs:
             lines.append(Line(DIFFERENCE, blank + tuple(differences(values) for values, _ in groups)))
     return Block(row.name, row.budget, tuple(lines))
 
 
+def params_cells(spec: Spec, count: str, share: str, total: str) -> tuple[tuple[Part, ...], ...]:
+    """The cells before the scores; a table of counts has no column of shares."""
+    return tuple((Part(text),) for text in ((count, share, total) if spec.shares else (count, total)))
+
+
 def ours(values: Sequence[Value]) -> tuple[Part, ...]:
     if all(value.mean is None for value in values):
         return (Part(NONE),)
-    return tuple(Part(two(value.mean), value.best) for value in values)
+    return tuple(Part(fixed(value.mean), value.best) for value in values)
 
 
 def spread(values: Sequence[Value], seeds: Sequence[int]) -> tuple[Part, ...]:
@@ -110,8 +117,8 @@ def differences(values: Sequence[Value]) -> tuple[Part, ...]:
     return tuple(Part(signed(value.difference)) for value in values)
 
 
-def two(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"
+def fixed(value: float | None, decimals: int = 2) -> str:
+    return NONE if value is None else f"{value:.{decimals}f}"
 
 
 def signed(value: float | None) -> str:
@@ -133,6 +140,14 @@ def count_range(counts: tuple[int, int] | None) -> str:
     return low if low == high else f"{low}–{high}"
 
 
+def share_range(shares: tuple[float, float] | None) -> str:
+    """Shares of the backbone to the three decimals that the dry run prints too."""
+    if shares is None:
+        return NONE
+    low, high = (f"{share:.3%}" for share in shares)
+    return low if low == high else f"{low}–{high}"
+
+
 def seeds_text(seeds: Iterable[int]) -> str:
     """ "0-4" for consecutive seeds, otherwise a list."""
     known = sorted(set(seeds))
@@ -143,7 +158,7 @@ def seeds_text(seeds: Iterable[int]) -> str:
 
 CAVEATS = {
     "local": " Scores on subsets of the data are not comparable with the paper's.",
-    "sample": " Sample data are generated English, NOT GLUE: differences from the paper mean nothing.",
+    "sample": " Sample data are generated English, NOT the paper's data: differences from the paper mean nothing.",
 }
 
 
@@ -184,6 +199,11 @@ def notes_of(table: Table) -> list[str]:
         "Counts: # Params are the trainable parameters of the method, counted in the run; with head: with the task's "
         "head, which trains in every method; a range where tasks or seeds differ (--format csv has the exact counts)."
     )
+    if table.spec.shares:
+        notes.append(
+            "Shares: ours are # Params over the parameters of the backbone, counted in the run; the paper's are the "
+            "labels it prints as # Params."
+        )
     if table.scope.select == "best":
         notes.append("checkpoint best is a maximum over evaluations on the data reported here: optimistic.")
     notes += table.spec.notes
@@ -310,7 +330,7 @@ def long_rows(table: Table) -> list[dict[str, Any]]:
     for row in table.rows:
         for column, cell in zip(table.spec.columns, row.cells, strict=True):
             fill = "" if cell.runs else command([column.task], [row.method], budgets_of(row), table.scope)
-            for metric, value in zip(column.metrics, cell.values, strict=True):
+            for metric, value in (*zip(column.metrics, cell.values, strict=True), *cell.more.items()):
                 rows.append({**common(table, row, column.task, metric, value, cell.seeds), **details(cell, fill)})
         if row.average is not None:
             name = table.spec.average_column
@@ -351,7 +371,7 @@ def details(cell: Cell, fill: str) -> dict[str, Any]:
     """Counts, settings and files of the runs in a cell; empty fields without runs."""
     runs = cell.runs
     counts: dict[str, int | None] = {}
-    for name in ("method", "head", "total"):
+    for name in ("method", "head", "total", "backbone"):
         known = [run.record.params[name] for run in runs if name in run.record.params]
         counts[f"params_{name}_min"] = min(known) if known else None
         counts[f"params_{name}_max"] = max(known) if known else None

@@ -25,6 +25,7 @@ MISSING = "."
 LEGEND = (
     "3: seeds done, as the table shows them; how many are r running, i interrupted, f failed, c cancelled; . missing"
 )
+BRIEF = "adalora-report {} lists the commands"  # of a table without a run, instead of an empty grid and pages of them
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def render_status(
     now: float | None = None,
     host: str | None = None,
 ) -> str:
-    """The state of every table, then the runs that are under way or need a hand."""
+    """The state of every table, with the runs that are under way or need a hand."""
     now = time.time() if now is None else now
     host = socket.gethostname() if host is None else host
     parts = []
@@ -130,6 +131,12 @@ def table_status(spec: Spec, scope: Scope, states: Sequence[State], now: float) 
         if state.status in SYMBOLS:
             key = state.record.key
             others[key["method"], key["budget"], key["task"]][state.status] += 1
+    head = f"{spec.title}. Backbone {clean(scope.backbone)}; data {scope.data}; protocol {scope.protocol}"
+    cells = [cell for row in table.rows if row.in_paper for cell in row.cells]
+    done = sum(bool(cell.runs) for cell in cells)
+    counts = counts_line(done, len(cells), Counter(state.status for state in states))
+    if not states:
+        return "\n".join([head, *map(clean, scope.said), f"{counts}; {BRIEF.format(spec.name)}"])
     rows = [["", *(column.heading for column in spec.columns)]]
     shown = {(row.method, row.budget): row for row in table.rows}
     names = {place: row.name for place, row in shown.items()}
@@ -141,11 +148,7 @@ def table_status(spec: Spec, scope: Scope, states: Sequence[State], now: float) 
             seeds = len(ours[place].seeds) if ours else 0
             line.append(cell_symbols(seeds, others[method, budget, column.task]))
         rows.append(line)
-    head = f"{spec.title}. Backbone {clean(scope.backbone)}; data {scope.data}; protocol {scope.protocol}"
-    lines = [head, *map(clean, scope.said), "", *aligned(rows), "", LEGEND, ""]
-    cells = [cell for row in table.rows if row.in_paper for cell in row.cells]
-    done = sum(bool(cell.runs) for cell in cells)
-    lines.append(counts_line(done, len(cells), Counter(state.status for state in states)))
+    lines = [head, *map(clean, scope.said), "", *aligned(rows), "", LEGEND, "", counts]
     lines += attention(states, now)
     gaps = commands_of(table)
     lines += ["", "Cells without a finished run are filled by:", *(f"  {clean(line)}" for line in gaps)] if gaps else []
@@ -167,7 +170,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def counts_line(done: int, cells: int, statuses: Counter[str]) -> str:
     words = {"ok": "finished"}
     order = ("ok", *SYMBOLS)
-    runs = ", ".join(f"{statuses[status]} {words.get(status, status)}" for status in order if statuses[status])
+    runs = ", ".join(f"{statuses[status]:,} {words.get(status, status)}" for status in order if statuses[status])
     total = plural(statuses.total(), "run")
     return f"{done} of the paper's {plural(cells, 'cell')} done; {total}{f': {runs}' if runs else ''}"
 

@@ -6,19 +6,22 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from fake_records import METRICS, make, save
+from fake_records import GLUE, PERCENT, make, save
 
 import adalora_repro
 from adalora_repro import report, tables
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
+from adalora_repro.tables.render import FORMATS
 
 ROOT = Path(adalora_repro.__file__).parent.parent
+TABLES = ("table1", "table2", "table3")
 Captured = pytest.CaptureFixture[str]
 
 
@@ -66,7 +69,26 @@ def test_without_results_the_paper_speaks_alone(
     assert "88.86" in out
     assert "ours  " not in out
     assert run("status") == EXIT_OK
-    assert "0 of the paper's 96 cells done; 0 runs" in capsys.readouterr().out
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert len(lines) == 2 * len(TABLES)  # no grid, no commands
+    for name, cells in zip(TABLES, (96, 34, 18), strict=True):
+        assert f"0 of the paper's {cells} cells done; 0 runs; adalora-report {name} lists the commands" in lines
+
+
+@pytest.mark.parametrize("name", ["table2", "table3"])
+def test_every_task_of_a_table_reaches_its_cell(results: Path, capsys: Captured, name: str) -> None:
+    spec = report.discover()[name]
+    for place, column in enumerate(spec.columns):
+        assert column.task in PERCENT
+        save(results, make(61.0 + place, task=column.task, method="full", budget="full", backbone=spec.backbone))
+    assert run(name, "--only-filled") == EXIT_OK
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"Backbone {spec.backbone}; data local" in out
+    assert "/".join(["61.00"] * len(spec.columns[0].metrics)) in out
+    assert "/".join(["62.00"] * len(spec.columns[1].metrics)) in out
+    assert run(name, "--select", "best") == EXIT_OK
+    assert "2 records without an evaluation at the final budget" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["markdown", "latex", "csv", "html"])
@@ -115,7 +137,7 @@ def test_select_best_data_and_protocol(results: Path, capsys: Captured) -> None:
     assert [row["mean"] for row in rows if row["mean"]] == ["33.0"]
     assert {(row["data"], row["checkpoint"]) for row in rows} == {("sample", "best")}
     assert run("table1", "--data", "sample") == EXIT_OK
-    assert "NOT GLUE" in capsys.readouterr().out
+    assert "NOT the paper's data" in capsys.readouterr().out
     assert run("table1", "--protocol", "released", "--format", "csv") == EXIT_OK
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["mean"] for row in rows if row["mean"]] == ["77.0"]
@@ -124,7 +146,7 @@ def test_select_best_data_and_protocol(results: Path, capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], ["say which report", "table1, status"]),
+        ([], ["say which report", "table1, table2, table3, status"]),
         (["tabel1"], ["tabel1", "table1", "status"]),
         (["table1", "--format", "pdf"], ["pdf", "markdown", "latex", "csv", "html"]),
         (["table1", "--select", "last"], ["last", "final", "best"]),
@@ -184,13 +206,30 @@ def test_status(results: Path, capsys: Captured) -> None:
     assert "3 of the paper's 96 cells done" in out
 
 
+def test_status_of_each_table_has_its_own_scope(results: Path, capsys: Captured) -> None:
+    save(results, make(90.0, task="squad", budget="0.08%", backbone="deberta-v3-base", data="hub"))
+    save(results, make(task="xsum", budget="0.13%", backbone="bart-large", status="failed", error="loss is nan"))
+    assert run("status") == EXIT_OK
+    glue, squad, summaries = capsys.readouterr().out.split("\n\nReproduction of ")
+    assert "Backbone minilm; data local" in glue
+    assert "Backbone deberta-v3-base; data hub" in squad
+    assert "1 of the paper's 34 cells done; 1 run: 1 finished" in squad
+    assert next(line for line in squad.splitlines() if line.startswith("LoRA 0.08%")).split()[2:] == ["1", "."]
+    assert "task=squad_v2 method=lora budget=0.08% backbone=deberta-v3-base data=hub" in squad
+    assert "Backbone bart-large; data local" in summaries
+    assert next(line for line in summaries.splitlines() if line.startswith("LoRA 0.13%")).split()[2:] == ["f1", "."]
+    assert "0 of the paper's 18 cells done; 1 run: 1 failed" in summaries
+    assert "loss is nan" in summaries
+    assert "loss is nan" not in glue + squad
+
+
 def test_help_shows_examples_and_every_report(capsys: Captured) -> None:
     with pytest.raises(SystemExit) as exit_:
         run("--help")
     assert exit_.value.code == EXIT_OK
     out = capsys.readouterr().out
     assert "examples:" in out
-    for name in ("table1", "status"):
+    for name in (*TABLES, "status"):
         assert f"\n    {name} " in out
     for line in out.splitlines():
         if line.startswith("  adalora-report "):
@@ -229,7 +268,7 @@ def test_runs_as_a_program_and_leaves_a_closed_pipe_alone(results: Path, tmp_pat
 def test_imports_nothing_heavy(results: Path, tmp_path: Path) -> None:
     code = (
         "import sys, json; from adalora_repro import report; "
-        "code = report.main(['table1']) or report.main(['status']); "
+        "code = sum(report.main([name]) for name in report.discover()) or report.main(['status']); "
         "print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -251,7 +290,7 @@ def test_imports_nothing_heavy(results: Path, tmp_path: Path) -> None:
 def test_five_thousand_records_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # what makes a record safe makes 5,000 slow
     ranks = {f"encoder.layer.{i}.attention.self.query_proj": i % 4 for i in range(72)}
-    for task in METRICS:
+    for task in GLUE:
         for lr in range(1, 26):
             for seed in range(25):
                 save(tmp_path, make(0.5 + lr / 1000, task=task, lr=lr * 1e-4, seed=seed, rank_pattern=ranks))
@@ -262,3 +301,38 @@ def test_five_thousand_records_compile(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(rows) == 10
     assert {(row["mean"], row["n_seeds"], row["lr"]) for row in rows} == {("52.5", "25", "0.0025")}
     assert all(len(row["lrs_tried"].split()) == 25 for row in rows)
+
+
+def test_make_has_a_target_for_every_table() -> None:
+    """``make table3`` is four formats of ``adalora-report table3`` with the backbone of that table."""
+    assert shutil.which("make"), "make is needed"
+
+    def make_(*words: str, **variables: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if name not in ("BACKBONE", "RESULTS")}
+        done = subprocess.run(
+            ["make", *words],
+            cwd=ROOT,
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return done.stdout
+
+    shown = make_("help")
+    specs = report.discover()
+    assert tuple(specs) == TABLES
+    for name, spec in specs.items():
+        assert f"\n  make {name} " in shown
+        text = make_("--dry-run", name)
+        assert f"adalora-report {name} --backbone {spec.backbone} --results results " in text
+        assert f"--out results/tables/{name}-{spec.backbone}." in text
+        for form in FORMATS:
+            assert f" {form}:" in text
+        for other in (
+            make_("--dry-run", name, "BACKBONE=minilm", "RESULTS=elsewhere"),
+            make_("--dry-run", name, BACKBONE="minilm", RESULTS="elsewhere"),
+        ):
+            assert f"adalora-report {name} --backbone minilm --results elsewhere " in other
+            assert f"--out elsewhere/tables/{name}-minilm." in other

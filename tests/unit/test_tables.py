@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_records import METRICS, make
+from fake_records import GLUE, make
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -272,7 +272,7 @@ def test_a_method_that_the_paper_does_not_have_gets_a_row_in_its_budget_group() 
 
 
 def test_all_average_needs_all_tasks_and_sd_needs_the_same_seeds() -> None:
-    everything = [make((50 + 10 * seed) / 100, task=task, seed=seed) for task in METRICS for seed in range(3)]
+    everything = [make((50 + 10 * seed) / 100, task=task, seed=seed) for task in GLUE for seed in range(3)]
 
     def average(records: list[RunRecord]) -> Value:
         value = next(row for row in compiled(records).rows if row.name == "LoRA 0.3M").average
@@ -542,7 +542,7 @@ def test_numbers_as_people_write_them() -> None:
 
 def test_caption_and_notes_warn_about_the_data() -> None:
     sample = layout.sheet_of(compiled([make(data="sample")], Scope("minilm", "sample")))
-    assert "NOT GLUE" in sample.caption
+    assert "NOT the paper's data" in sample.caption
     local = layout.sheet_of(compiled([make()]))
     assert "not comparable" in local.caption
     assert any("CoLA train 8,551, validation 1,043" in note for note in local.notes)
