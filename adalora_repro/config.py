@@ -37,8 +37,15 @@ class TaskConfig:
     validation: dict[str, str] = field(default_factory=dict)  # metric suffix -> split (a default would be merged in)
     max_length: int = MISSING
     max_target_length: int | None = None
-    stride: int | None = None
+    stride: int | None = None  # tokens that neighbouring windows over a long context share
+    n_best: int | None = None  # spans kept of each window, and answers kept of each question
+    max_answer_length: int | None = None  # tokens
+    null_threshold: float | None = None  # no answer where its score exceeds the best span's by more; null: never
     num_beams: int | None = None
+    length_penalty: float | None = None
+    min_target_length: int | None = None
+    no_repeat_ngram_size: int | None = None
+    early_stopping: bool | None = None
     classifier_dropout: float | None = None
     rows: dict[str, int] = field(default_factory=dict)  # official sizes: T is known before any download
     total_steps: int = MISSING  # T of the paper: what method.schedule=scaled scales from
@@ -72,6 +79,7 @@ class DataConfig:
     sample_rows: int = 1500
     sample_validation_rows: int = 400
     sample_seed: int = 0
+    skip_invalid: bool = False  # leave bad rows out, counted and reported, instead of stopping
 
 
 @dataclass
@@ -109,6 +117,7 @@ class OptimConfig:
 class EvalConfig:
     batch_size: int = 64
     max_examples: int | None = None  # a quick look: such a record enters no table unless asked
+    untrained: bool = False  # evaluate before the first step too: in log.jsonl at t 0
 
 
 @dataclass

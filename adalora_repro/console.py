@@ -11,6 +11,8 @@ from typing import Any
 
 from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
+EVALUATION_LINE_S = 60.0
+
 
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM; ``exit_code`` is 130 or 143."""
@@ -73,7 +75,7 @@ class Progress:
     def __init__(self, title: str, start: int, total: int) -> None:
         self._title, self._total, self._start, self._began = title, total, start, time.monotonic()
         self._bar: Any = None
-        self._shown = 0.0
+        self._shown = self._told = 0.0
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -88,6 +90,20 @@ class Progress:
         if self._bar is not None and (now := time.monotonic()) - self._shown > 0.2:
             self._bar.update(self._task, completed=step)
             self._shown = now
+
+    def evaluating(self, split: str, done: int, total: int) -> None:
+        """How far an evaluation is: beside the bar, or a line every ``EVALUATION_LINE_S`` seconds of it."""
+        now = time.monotonic()
+        if done == 0:
+            self._told = now
+        text = f"evaluating {split} {done}/{total} batches"
+        if self._bar is not None:
+            if done == 0 or now - self._shown > 0.2:
+                self._bar.update(self._task, description=f"{self._title}: {text}")
+                self._shown = now
+        elif now - self._told > EVALUATION_LINE_S:
+            print(text, file=sys.stderr, flush=True)
+            self._told = now
 
     def line(self, step: int, text: str) -> None:
         """A line that stays: above the bar, or plain with the time left."""

@@ -11,17 +11,17 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from adalora_repro import records
+from adalora_repro import backbones, records
 from adalora_repro.config import GROUPS, choices_of, resource
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.tasks import sources
+from adalora_repro.tasks import load_family, sources
 
 #: settings that change where, how fast or how observed, but not what is measured: left out of the run's identity
 NOT_RESULT = [
@@ -38,7 +38,19 @@ NOT_RESULT = [
     "task.rows",
     "task.auto_model",
     "task.head",
+    "eval.untrained",
 ]
+#: settings that came after the first records: at these values they leave a run's identity, and its folder, as it was
+LATER: dict[str, Any] = {
+    "data.skip_invalid": False,
+    "task.n_best": None,
+    "task.max_answer_length": None,
+    "task.null_threshold": None,
+    "task.length_penalty": None,
+    "task.min_target_length": None,
+    "task.no_repeat_ngram_size": None,
+    "task.early_stopping": None,
+}
 
 
 @dataclass
@@ -50,6 +62,8 @@ class Plan:
         key, settings: as in ``records.RunRecord``.
         folder: results/runs/…, the same for the same configuration.
         total_steps: T; ``steps_per_epoch`` likewise in optimizer steps.
+        provisional: the examples are known only when they are tokenized: a row may give several windows, bad rows are
+            left out. Until ``settle``, T and ``steps_per_epoch`` take one example for each row.
         origins: setting -> where its value comes from, for the settings of ``SHOWN``.
         method: what the method says of itself (``BaseMethod.plan``), after ``count``.
         params: ``method`` (at the final budget), ``at_init``, ``head``, ``total``, ``backbone``; after ``count``.
@@ -62,6 +76,7 @@ class Plan:
     folder: Path
     total_steps: int
     steps_per_epoch: int
+    provisional: bool = False
     origins: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     method: dict[str, Any] = field(default_factory=dict)
@@ -87,20 +102,30 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     _check_values(cfg)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
     label = _apply_budget(cfg, any(word.startswith("budget=") for word in overrides))
-    sources.check(cfg)
-    steps_per_epoch = math.ceil(sources.train_rows(cfg) / cfg.train.batch_size)
-    total_steps = cfg.train.max_steps or math.ceil(cfg.train.epochs * steps_per_epoch)
+    task = load_family(cfg)
+    _check_backbone(cfg, task.architecture)
+    sources.check(cfg, task)
+    total_steps, steps_per_epoch = _steps(cfg, sources.train_rows(cfg))
     origins = {key: _origin(key, choices or {}, overrides) for key in _shown(cfg)}
-    if cfg.method.schedule == "scaled":
+    provisional = cfg.task.stride is not None or cfg.data.skip_invalid
+    if not provisional:
+        _scale_steps(cfg, total_steps, origins)
+    settings = result_settings(cfg)
+    if provisional:  # T is no part of the run's identity then, but follows from it: nor are the counts scaled by it
         _scale_steps(cfg, total_steps, origins)
     notes = []
+    if provisional and cfg.train.max_steps is None:
+        why = "contexts longer than a window give several examples" if cfg.task.stride is not None else "bad rows go"
+        notes.append(
+            f"T = {total_steps:,} counts one example for each row; {why}, so that the run itself settles T when the "
+            f"data are tokenized (paper: about {cfg.task.total_steps:,})"
+        )
     if cfg.optim.warmup_steps >= total_steps:
         notes.append(
             f"warm-up takes {cfg.optim.warmup_steps} of T = {total_steps} steps, so the learning rate never reaches "
             "optim.lr; method.schedule=scaled keeps the paper's fraction"
         )
 
-    settings = result_settings(cfg)
     for name, value in settings.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name} must be finite, not {value}")
@@ -128,7 +153,53 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         folder = records.run_folder(Path(cfg.results.dir).expanduser(), key)
     except records.RecordError as error:
         raise InputError(str(error)) from None
-    return Plan(cfg, key, settings, folder, total_steps, steps_per_epoch, origins, notes)
+    return Plan(cfg, key, settings, folder, total_steps, steps_per_epoch, provisional, origins, notes)
+
+
+def _steps(cfg: DictConfig, examples: int) -> tuple[int, int]:
+    """T and the optimizer steps of one epoch."""
+    steps_per_epoch = math.ceil(examples / cfg.train.batch_size)
+    return cfg.train.max_steps or math.ceil(cfg.train.epochs * steps_per_epoch), steps_per_epoch
+
+
+def settle(plan: Plan, examples: int) -> Plan:
+    """The plan, counted, for the number of training examples that tokenization gave.
+
+    Raises:
+        InputError: it is not what T was made from; T is too short for the method's schedule.
+    """
+    total_steps, steps_per_epoch = _steps(plan.cfg, examples)
+    if (total_steps, steps_per_epoch) == (plan.total_steps, plan.steps_per_epoch):
+        return plan
+    if not plan.provisional:
+        raise InputError(f"the train split has {examples:,} rows, which is not what the plan's T was made from")
+    cfg = plan.cfg.copy()
+    for name in SCALED:
+        if name in plan.settings:
+            OmegaConf.update(cfg, name, plan.settings[name])
+    _scale_steps(cfg, total_steps, {})
+    key = plan.key | {"total_steps": total_steps}
+    return count(replace(plan, cfg=cfg, key=key, total_steps=total_steps, steps_per_epoch=steps_per_epoch))
+
+
+def _check_backbone(cfg: DictConfig, needed: str) -> None:
+    """An encoder does not write summaries, and what the paper does with encoder-decoders is that."""
+
+    def kind(model_type: str) -> str:
+        return "encoder-decoder" if "decoder" in backbones.architecture(model_type).stacks else "encoder"
+
+    found = kind(cfg.backbone.architecture.model_type)
+    if found == needed:
+        return
+    shipped = {
+        name: yaml.safe_load((resource("conf") / "backbone" / f"{name}.yaml").read_text())
+        for name in choices_of("backbone")
+    }
+    fitting = [name for name, backbone in shipped.items() if kind(backbone["architecture"]["model_type"]) == needed]
+    raise InputError(
+        f"task={cfg.task.name} needs an {needed}, backbone '{cfg.backbone.name}' is an {found}; "
+        f"valid: {', '.join(fitting)}"
+    )
 
 
 def _check_values(cfg: DictConfig) -> None:
@@ -150,9 +221,14 @@ def _check_values(cfg: DictConfig) -> None:
         "task.total_steps",
         "data.sample_rows",
         "data.sample_validation_rows",
+        "task.max_target_length",
+        "task.n_best",
+        "task.max_answer_length",
+        "task.num_beams",
     ]
     fractions = ["optim.beta1", "optim.beta2", "task.classifier_dropout"]
     not_negative = ["seed", "optim.warmup_steps", "optim.weight_decay", "train.num_workers", *fractions]
+    not_negative += ["task.stride", "task.min_target_length", "task.no_repeat_ngram_size"]
     for name in positive + not_negative:
         value = OmegaConf.select(cfg, name)
         if value is None:
@@ -224,10 +300,16 @@ def budget_families() -> dict[str, str]:
     return {budget["label"]: budget["family"] for budget in budgets}
 
 
+#: step counts that ``method.schedule=scaled`` scales, and the least they become
+SCALED = {"method.t_i": 0, "method.t_f": 2, "method.delta_t": 1, "optim.warmup_steps": 0}
+
+
 def _scale_steps(cfg: DictConfig, total_steps: int, origins: dict[str, str]) -> None:
     """Step counts at the paper's T of the task -> at this run's T; a phase that exists keeps at least one step."""
+    if cfg.method.schedule != "scaled":
+        return
     paper = cfg.task.total_steps
-    for name, least in (("method.t_i", 0), ("method.t_f", 2), ("method.delta_t", 1), ("optim.warmup_steps", 0)):
+    for name, least in SCALED.items():
         value = OmegaConf.select(cfg, name)
         if isinstance(value, int) and value > 0:  # the method refuses others
             scaled = max(min(least, value), round(value * total_steps / paper))
@@ -242,7 +324,7 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
     def walk(node: Any, prefix: str) -> None:
         for name, value in node.items():
             path = f"{prefix}{name}"
-            if path in NOT_RESULT:
+            if path in NOT_RESULT or (path in LATER and value == LATER[path]):
                 continue
             if isinstance(value, dict) and value:
                 walk(value, f"{path}.")

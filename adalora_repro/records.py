@@ -8,11 +8,12 @@ there before. A reader refuses what it cannot validate and says which file and w
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,20 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_files(folder: Path, files: Mapping[str, Any]) -> None:
+    """Writes what belongs beside a record, each file atomically: a JSON value, or rows of a ``*.jsonl.gz``.
+
+    The same content gives the same bytes (no time stamp in the archive).
+    """
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        if name.endswith(".jsonl.gz"):
+            lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in content)
+            write_atomic(folder / name, gzip.compress(lines.encode(), mtime=0))
+        else:
+            write_atomic(folder / name, json.dumps(content, allow_nan=False).encode() + b"\n")
 
 
 def find(results: Path) -> Iterator[Path]:

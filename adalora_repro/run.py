@@ -21,7 +21,6 @@ from omegaconf.errors import OmegaConfBaseException
 from adalora_repro import plan as planning
 from adalora_repro.config import GROUPS, Config, choices_of, resource
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, InputError
-from adalora_repro.tasks import load_family
 
 
 def main() -> int:
@@ -86,7 +85,6 @@ def run(cfg: DictConfig) -> int:
     if not cfg.force and (score := planning.finished(plan)):
         print(f"already done: {plan.folder} ({score}); force=true runs it again")
         return EXIT_OK
-    load_family(plan.cfg)
     planning.count(plan)  # fails on a wrong option before any download
     for note in plan.notes:
         print(f"adalora-run: note: {note}", file=sys.stderr)

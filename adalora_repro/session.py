@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import math
 import os
 import socket
 import sys
@@ -26,7 +25,7 @@ from transformers import get_linear_schedule_with_warmup
 from adalora_repro import backbones, checkpoint, inject, methods, provenance, records
 from adalora_repro.console import Interrupted, StopSignal
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
-from adalora_repro.plan import Plan, finished
+from adalora_repro.plan import Plan, finished, settle
 from adalora_repro.tasks import load_family
 from adalora_repro.train import Loop, run_loop
 
@@ -63,7 +62,7 @@ def _execute_held(plan: Plan, stop: StopSignal) -> int:
         return EXIT_OK
     provenance.reset_peak_memory()
     loop = build(plan)  # nothing on disk has changed when this fails
-    folder = plan.folder
+    plan, folder = loop.plan, plan.folder
     state, problems = (None, []) if plan.cfg.force else checkpoint.load(folder, plan.key["hash"])
     for problem in problems:
         print(f"adalora-run: {problem}", file=sys.stderr)
@@ -150,7 +149,7 @@ def _held(folder: Path) -> Iterator[None]:
 def _set_aside(folder: Path) -> None:
     """A start from step 0 (``force=true``, nothing to resume) keeps what an earlier try left, under numbered names."""
     number = 1 + len(list(folder.glob("metrics.old-*.json")))
-    for name in (records.RECORD_NAME, "log.jsonl"):
+    for name in (records.RECORD_NAME, "log.jsonl", "final", "best"):
         path = folder / name
         if path.exists():
             path.rename(path.with_suffix(f".old-{number}{path.suffix}"))
@@ -175,6 +174,14 @@ def build(plan: Plan) -> Loop:
     task = load_family(cfg)
     set_seed(cfg.seed)
     data = task.load(backbones.load_tokenizer(cfg))
+    plan = settle(plan, len(data.train))
+    if plan.provisional:
+        print(
+            f"adalora-run: note: {len(data.train):,} training examples, {plan.steps_per_epoch:,} steps an epoch, "
+            f"T = {plan.total_steps:,}",
+            file=sys.stderr,
+        )
+    cfg = plan.cfg
     model = backbones.load_model(cfg)
     method = methods.load(cfg)
     method.inject(model, backbones.find_sites(model))
@@ -184,8 +191,6 @@ def build(plan: Plan) -> Loop:
             f"backbone '{cfg.backbone.name}' is not the architecture of conf/backbone: {counted} trained parameters, "
             f"planned {plan.params['at_init']:,} and {plan.params['head']:,}"
         )
-    if math.ceil(len(data.train) / cfg.train.batch_size) != plan.steps_per_epoch:
-        raise InputError(f"the train split has {len(data.train):,} rows, which is not what the plan's T was made from")
     if cfg.backbone.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = make_optimizer(model, cfg.optim)

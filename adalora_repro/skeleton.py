@@ -41,7 +41,7 @@ def build(architecture: dict[str, Any], auto_model: str, num_labels: int) -> Ske
     with torch.device("meta"):
         if config.model_type == "bart":
             config.hidden_size = config.d_model
-            base, head = _bart(config), _bart_head(config, auto_model, num_labels)
+            base, head = _bart(config), _bart_head(config, auto_model)
         else:
             base, head = _encoder(config), _encoder_head(config, auto_model, num_labels)
         if head is None:
@@ -51,7 +51,7 @@ def build(architecture: dict[str, Any], auto_model: str, num_labels: int) -> Ske
         for path, module in ({f"{prefix}.{path}": module for path, module in base.items()} | head).items():
             _put(model, path, module)
     if config.model_type == "bart":
-        _tie(model, auto_model)
+        _tie(model)
     return model
 
 
@@ -122,22 +122,13 @@ def _bart(c: SimpleNamespace) -> dict[str, nn.Module]:
     return modules
 
 
-def _bart_head(c: SimpleNamespace, auto_model: str, labels: int) -> dict[str, nn.Module] | None:
-    d = c.d_model
-    if auto_model == SEQ2SEQ:
-        return {"lm_head": nn.Linear(d, c.vocab_size, bias=False)}  # tied to `shared`
-    if auto_model == SPANS:
-        return {"qa_outputs": nn.Linear(d, labels)}
-    if auto_model == CLASSIFIER:
-        head = "classification_head"
-        return {f"{head}.dense": nn.Linear(d, d), f"{head}.out_proj": nn.Linear(d, labels)}
-    return None
+def _bart_head(c: SimpleNamespace, auto_model: str) -> dict[str, nn.Module] | None:
+    if auto_model != SEQ2SEQ:  # no task puts another head on an encoder-decoder
+        return None
+    return {"lm_head": nn.Linear(c.d_model, c.vocab_size, bias=False)}  # tied to `shared`
 
 
-def _tie(model: nn.Module, auto_model: str) -> None:
+def _tie(model: nn.Module) -> None:
     base: Any = model.get_submodule("model")
-    tied = [base.encoder.embed_tokens, base.decoder.embed_tokens]
-    if auto_model == SEQ2SEQ:
-        tied.append(model.get_submodule("lm_head"))
-    for module in tied:
+    for module in (base.encoder.embed_tokens, base.decoder.embed_tokens, model.get_submodule("lm_head")):
         module.weight = base.shared.weight

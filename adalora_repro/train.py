@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from adalora_repro import checkpoint, inject
+from adalora_repro import checkpoint, inject, records
 from adalora_repro.console import Progress, StopSignal
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from adalora_repro.methods.base import BaseMethod
     from adalora_repro.plan import Plan
-    from adalora_repro.tasks.base import Batch, Task, TaskData
+    from adalora_repro.tasks.base import Batch, Evaluation, Task, TaskData
 
 HEARTBEAT_S = 60.0  # a running record is renewed at least this often, at the next logged step
 
@@ -117,7 +117,7 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
         NonFiniteLossError: a loss is not finite.
         Interrupted: asked to stop; a checkpoint of the step is saved.
     """
-    cfg, total, key = loop.plan.cfg.train, loop.plan.total_steps, loop.plan.key
+    cfg, cfg_eval, total, key = loop.plan.cfg.train, loop.plan.cfg.eval, loop.plan.total_steps, loop.plan.key
     eval_steps = cfg.eval_steps or loop.plan.steps_per_epoch
     progress = Progress(f"{key['task']} {key['method']} {key['budget']}", loop.t, total)
     log_path = loop.plan.folder / "log.jsonl"
@@ -126,6 +126,8 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
     try:
         with log_path.open("a") as log:
             publish()
+            if cfg_eval.untrained and loop.t == 0:
+                _log_evaluation(loop, evaluate(loop, progress).metrics, log, progress)
             published = began = time.perf_counter()
             for batches in training_batches(loop):
                 grad_norm = step(loop, batches)
@@ -245,22 +247,35 @@ def _to_device(loop: Loop, rows: Dataset, batches: list[list[int]]) -> Iterator[
         yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
-def evaluate(loop: Loop) -> dict[str, float]:
-    """The metrics of the model as it counts at the budget, on every evaluation split."""
-    predictions: dict[str, list[dict[str, Any]]] = {}
+def evaluate(loop: Loop, progress: Progress) -> Evaluation:
+    """The task's figures of the model as it counts at the budget, on every evaluation split."""
     loop.model.eval()
     with loop.method.masked(), torch.inference_mode(), loop.accelerator.autocast():
-        for split, rows in loop.data.evaluation.items():
-            lengths = rows["length"][:]
-            order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)  # little padding
-            size = loop.plan.cfg.eval.batch_size
-            batches = [order[i : i + size] for i in range(0, len(order), size)]
-            found = [loop.task.predict(loop.model, batch) for batch in _to_device(loop, rows, batches)]
-            predictions[split] = [
-                {name: value.cpu().numpy() for name, value in part.items()} | {"index": index}
-                for part, index in zip(found, batches, strict=True)
-            ]
-    return loop.task.metrics(predictions)
+        return loop.task.metrics({split: _predictions(loop, split, progress) for split in loop.data.evaluation})
+
+
+def _predictions(loop: Loop, split: str, progress: Progress) -> Iterator[dict[str, Any]]:
+    """Batches of predictions on the host, while they are asked for: a task keeps of them what it needs.
+
+    The next batch is under way before one is fetched, so that the device does not wait for the host.
+    """
+    rows, size = loop.data.evaluation[split], loop.plan.cfg.eval.batch_size
+    lengths = rows["length"][:]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)  # little padding, and the largest first
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    before: tuple[dict[str, Tensor], list[int]] | None = None
+    for done, (batch, index) in enumerate(zip(_to_device(loop, rows, batches), batches, strict=True)):
+        progress.evaluating(split, done, len(batches))
+        found = loop.task.predict(loop.model, batch)
+        if before is not None:
+            yield _fetched(*before)
+        before = found, index
+    if before is not None:
+        yield _fetched(*before)
+
+
+def _fetched(found: dict[str, Tensor], index: list[int]) -> dict[str, Any]:
+    return {name: value.cpu().numpy() for name, value in found.items()} | {"index": index}
 
 
 # -- writing things down -------------------------------------------------------------------------------------------
@@ -283,16 +298,22 @@ def _log_step(loop: Loop, grad_norm: Tensor, log: Any, progress: Progress) -> No
 
 def _evaluate(loop: Loop, log: Any, progress: Progress) -> None:
     began = time.perf_counter()
-    metrics = evaluate(loop)
+    evaluation = evaluate(loop, progress)
     loop.eval_s += time.perf_counter() - began
-    primary = loop.task.primary_metric
-    evaluation = {"metrics": metrics, "step": loop.t}
+    metrics, primary = evaluation.metrics, loop.task.primary_metric
+    entry = {"metrics": metrics, "step": loop.t}
     if loop.method.at_final_budget(loop.t - 1) and (
         loop.best is None or metrics[primary] > loop.best["metrics"][primary]
     ):
-        loop.best = evaluation
+        loop.best = entry
+        records.write_files(loop.plan.folder / "best", evaluation.files)
     if loop.t == loop.plan.total_steps:
-        loop.final = evaluation
+        loop.final = entry
+        records.write_files(loop.plan.folder / "final", evaluation.files)
+    _log_evaluation(loop, metrics, log, progress)
+
+
+def _log_evaluation(loop: Loop, metrics: dict[str, float], log: Any, progress: Progress) -> None:
     _append(log, {"t": loop.t, "evaluation": metrics})
     progress.line(loop.t, ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 

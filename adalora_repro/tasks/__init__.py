@@ -11,20 +11,19 @@ from adalora_repro.errors import InputError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from adalora_repro.tasks.base import Task
+    from adalora_repro.tasks.base import BaseTask
 
 
-def load_family(cfg: DictConfig) -> Task:
+def load_family(cfg: DictConfig) -> BaseTask:
     """The task of a composed configuration: class ``Task`` of ``tasks/<family>.py``, imported only now.
 
     Raises:
-        InputError: the family has no such module (yet); plans need none.
+        InputError: there is no such module; or what the class itself refuses.
     """
     name, family = cfg.task.name, cfg.task.family
     module = f"{__name__}.{family}"
-    if not family.isidentifier() or importlib.util.find_spec(module) is None:
-        raise InputError(
-            f"task={name}: its family '{family}' cannot be trained yet, the code comes with a later release; "
-            "dry_run=true prints its plan"
-        )
-    return importlib.import_module(module).Task(cfg)
+    if family.isidentifier() and importlib.util.find_spec(module) is not None:
+        task = getattr(importlib.import_module(module), "Task", None)
+        if task is not None:
+            return task(cfg)
+    raise InputError(f"task={name}: no family '{family}', which would be class Task in tasks/{family}.py")

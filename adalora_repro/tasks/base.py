@@ -1,20 +1,29 @@
-"""What the training loop asks of a task family.
+"""What the training loop asks of a task family, and what the families share.
 
-A family is one module of this package with a class ``Task``; a task of a known family is a YAML in ``conf/task/``.
+A family is one module of this package with a class ``Task``, built on ``BaseTask``; a task of a known family is a YAML
+in ``conf/task/``. Building a ``Task`` is cheap and imports nothing heavy, so that plans can do it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from adalora_repro.tasks import cache, sources
+
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
+    from omegaconf import DictConfig
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 Batch = dict[str, Any]
+MULTIPLE = 8  # padded lengths: what tensor cores like
 
 
 @dataclass
@@ -32,8 +41,22 @@ class TaskData:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Evaluation:
+    """What one evaluation found.
+
+    Attributes:
+        metrics: named figures, for the record.
+        files: file name -> what each example got, kept beside the record: a JSON value for ``*.json``, rows for
+            ``*.jsonl.gz``.
+    """
+
+    metrics: dict[str, float]
+    files: dict[str, Any] = field(default_factory=dict)
+
+
 class Task(Protocol):
-    """One task family. Built from its configuration alone, so that plans need no data and no torch."""
+    """One task, as the loop sees it."""
 
     #: name of the metric that selects and ranks
     primary_metric: str
@@ -42,7 +65,7 @@ class Task(Protocol):
         """Reads, validates and tokenizes all splits.
 
         Raises:
-            InputError: a missing file or column, a label out of range, an empty split: named.
+            InputError: a missing file or column, a bad row, an empty split: named.
         """
         ...
 
@@ -50,7 +73,7 @@ class Task(Protocol):
         """Rows of one micro-batch -> padded tensors."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int | Tensor]:
         """The task loss as a mean, and the number of terms in the mean (weights micro-batches against each other)."""
         ...
 
@@ -58,9 +81,155 @@ class Task(Protocol):
         """What ``metrics`` needs of one evaluation batch, on the model's device (first dimension: examples)."""
         ...
 
-    def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> dict[str, float]:
-        """Evaluation split -> its batches of predictions (numpy) -> named figures.
+    def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> Evaluation:
+        """Evaluation split -> its batches of predictions (numpy), made one by one while they are asked for.
 
         Batches come longest first; ``index`` of a batch has the row numbers of its examples in the split.
         """
         ...
+
+
+class BaseTask(Task):
+    """Loading and caching, the same for every family.
+
+    A family sets the class attributes and implements ``row_problem``, ``features``, ``recipe`` and ``tokenize``,
+    beside the protocol's ``collate``, ``loss``, ``predict`` and ``metrics``.
+
+    Raises:
+        InputError: a metric in the configuration that the family does not compute.
+    """
+
+    #: ``encoder`` or ``encoder-decoder``: the backbones that can do it
+    architecture: str
+    #: of the family's tokenization: raise it with every change, and cached data are made again
+    code_version: int
+    #: rows carry a unique ``id``
+    has_ids = False
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self.primary_metric: str = cfg.task.primary_metric
+        self.columns = [*(["id"] if self.has_ids else []), *cfg.task.text_columns, cfg.task.label_column]
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    def row_problem(self, row: dict[str, Any]) -> str | None:
+        """What is wrong with a row that has all columns, its text columns being text; None if nothing."""
+        raise NotImplementedError
+
+    def features(self) -> Features:
+        """Types of ``columns``."""
+        raise NotImplementedError
+
+    def recipe(self) -> list[Any]:
+        """All settings that ``row_problem`` and ``tokenize`` depend on (JSON types)."""
+        raise NotImplementedError
+
+    def tokenize(self, rows: Dataset, split: str, bad: sources.BadRows) -> Dataset:
+        """Rows -> the columns of ``TaskData``; a row that shows itself bad only now goes to ``bad``."""
+        raise NotImplementedError
+
+    def chosen(self, examples: Dataset, rows: int, limit: int) -> tuple[Dataset, int]:
+        """The quick look of ``eval.max_examples``: examples of ``limit`` of the ``rows``, and how many rows these are.
+
+        Rows are taken at equal distances, for files often have an order.
+        """
+        numbers = equal_distances(rows, limit)
+        return examples.select(numbers), len(numbers)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        assert self._tokenizer is not None, "load comes first"
+        return self._tokenizer
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of an input: as configured, or fewer where the tokenizer's model takes fewer."""
+        return min(int(self.cfg.task.max_length), int(self.tokenizer.model_max_length))
+
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
+        """Tokenized splits, from the cache where an earlier run left them; see ``sources.load_split`` for errors."""
+        self._tokenizer = tokenizer
+        splits = sources.splits(self.cfg)
+        entries = {split: self._prepared(split) for split in splits}
+        limit = self.cfg.eval.max_examples
+        data = TaskData(entries[splits[0]].dataset, {})
+        rows, skipped = {}, {}
+        for split, entry in entries.items():
+            examples, rows[split] = entry.dataset, entry.notes["rows"]
+            if entry.notes["skipped"]:
+                skipped[split] = entry.notes["skipped"]
+                self._report(split, skipped[split])
+            if split != splits[0]:
+                if limit is not None and limit < rows[split]:
+                    examples, rows[split] = self.chosen(examples, rows[split], limit)
+                data.evaluation[split] = examples
+        data.provenance = sources.provenance(self.cfg, rows)
+        if skipped:
+            data.provenance["skipped"] = {split: len(problems) for split, problems in skipped.items()}
+        return data
+
+    def _report(self, split: str, problems: list[str]) -> None:
+        more = f" and {len(problems) - 3:,} more" if len(problems) > 3 else ""
+        logger.warning(
+            "%s %s: %s bad row(s) left out (data.skip_invalid=true): %s%s",
+            *(self.cfg.task.name, split, f"{len(problems):,}", "; ".join(problems[:3]), more),
+        )
+
+    def _prepared(self, split: str) -> cache.Entry:
+        skip = bool(self.cfg.data.skip_invalid)
+        name = cache.key(
+            sources.split_fingerprint(self.cfg, split),
+            cache.tokenizer_hash(self.tokenizer),
+            [self.cfg.task.family, self.code_version, split == sources.TRAIN, skip],
+            self.columns,
+            self.max_length,
+            self.recipe(),
+        )
+
+        def build() -> cache.Entry:
+            bad = sources.BadRows(skip)
+            rows = sources.load_split(self.cfg, split, self, bad)
+            before = len(bad.problems)
+            examples = self.tokenize(rows, split, bad)
+            return cache.Entry(examples, {"rows": len(rows) - len(bad.problems) + before, "skipped": bad.problems})
+
+        return cache.cached(Path(self.cfg.data.cache_dir).expanduser() / "tokenized", name, build)
+
+
+def equal_distances(size: int, count: int) -> list[int]:
+    """At most ``count`` of the numbers 0 … size - 1, evenly spread: floor(i size / count)."""
+    count = min(count, size)
+    return [i * size // count for i in range(count)]
+
+
+def mapped(rows: Dataset, encode: Callable[..., dict[str, Any]], **options: Any) -> Dataset:
+    """``encode`` (columns of a batch of rows -> columns) over all rows, in memory: the cache keeps what comes of it."""
+    return rows.map(
+        encode,
+        batched=True,
+        remove_columns=rows.column_names,
+        keep_in_memory=True,
+        load_from_cache_file=False,
+        desc="tokenizing",
+        **options,
+    )
+
+
+def pad(
+    tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], names: Iterable[str], limit: int, to_limit: bool
+) -> Batch:
+    """Columns ``names`` of rows as padded int64 tensors (rows, length), attention mask included.
+
+    Length: the longest row's rounded up to a multiple of 8 and never beyond ``limit``; or ``limit``, if ``to_limit``.
+    """
+    from transformers.data.data_collator import pad_without_fast_tokenizer_warning
+
+    longest = max(len(row["input_ids"]) for row in rows)
+    padded = pad_without_fast_tokenizer_warning(
+        tokenizer,
+        {name: [row[name] for row in rows] for name in names},
+        padding="max_length",
+        max_length=limit if to_limit else min(-(-longest // MULTIPLE) * MULTIPLE, limit),
+        return_tensors="pt",
+    )
+    return dict(padded)

@@ -1,8 +1,8 @@
 """Tokenized splits kept between runs, in a folder that any number of runs may share.
 
-An entry is a folder named by everything its content depends on, with ``manifest.json``, the SHA-256 of each of its
-files. It is written beside its place and renamed, so a reader sees a whole entry or none, and two runs may write the
-same one. An entry whose files do not match is made again: a damaged cache must not change a result.
+An entry is a folder named by everything its content depends on, with ``manifest.json``: the SHA-256 of each of its
+files, and notes. It is written beside its place and renamed, so a reader sees a whole entry or none, and two runs may
+write the same one. An entry whose files do not match is made again: a damaged cache must not change a result.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+
+
+@dataclass
+class Entry:
+    """A tokenized split, and what its making found out (JSON types)."""
+
+    dataset: Dataset
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def key(*parts: Any) -> str:
@@ -53,54 +62,55 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return dict(tokenizer.special_tokens_map)
 
 
-def cached(root: Path, name: str, build: Callable[[], Dataset]) -> Dataset:
+def cached(root: Path, name: str, build: Callable[[], Entry]) -> Entry:
     """The entry ``root/name``, or what ``build`` returns after storing it there.
 
     A cache that cannot be written costs time, never the run: it is reported and gone without.
     """
-    entry = root / name
-    found = _read(entry)
+    folder = root / name
+    found = _read(folder)
     if found is not None:
         return found
-    dataset = build()
+    entry = build()
     try:
-        _write(dataset, entry)
+        _write(entry, folder)
     except OSError as error:
-        found = _read(entry)  # another run may have been faster
+        found = _read(folder)  # another run may have been faster
         if found is not None:
             return found
         logger.warning("tokenized data are not kept: %s (data.cache_dir chooses another folder)", error)
-        return dataset
-    return _read(entry) or dataset
+        return entry
+    return _read(folder) or entry
 
 
-def _read(entry: Path) -> Dataset | None:
+def _read(folder: Path) -> Entry | None:
     from datasets import load_from_disk
 
-    if not entry.is_dir():
+    if not folder.is_dir():
         return None
     try:
-        manifest = json.loads((entry / MANIFEST).read_bytes())
-        if manifest != _sums(entry):
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest["files"] != _sums(folder):
             raise ValueError("a file differs from what was written")
-        return load_from_disk(entry)
+        return Entry(load_from_disk(folder), manifest["notes"])
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors or OSErrors
-        logger.warning("cache entry %s is damaged and made again: %s", entry, error)
+        logger.warning("cache entry %s is damaged and made again: %s", folder, error)
         return None
 
 
-def _write(dataset: Dataset, entry: Path) -> None:
+def _write(entry: Entry, target: Path) -> None:
     """Stores an entry; one that was there was found damaged (or was written by another run meanwhile) and goes."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".new-"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
     try:
-        dataset.save_to_disk(folder / "entry")
-        (folder / "entry" / MANIFEST).write_text(json.dumps(_sums(folder / "entry")))
+        entry.dataset.save_to_disk(folder / "entry")
+        manifest = {"files": _sums(folder / "entry"), "notes": entry.notes}
+        (folder / "entry" / MANIFEST).write_text(json.dumps(manifest))
         try:
-            os.rename(folder / "entry", entry)
+            os.rename(folder / "entry", target)
         except OSError:  # there is one: put it away in one step, for another run may be writing the same
-            os.rename(entry, folder / "old")
-            os.rename(folder / "entry", entry)
+            os.rename(target, folder / "old")
+            os.rename(folder / "entry", target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -2,57 +2,77 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from adalora_repro.errors import one_of
-from adalora_repro.tasks import cache, sources
-from adalora_repro.tasks.base import Batch, TaskData
+from adalora_repro.tasks import sources
+from adalora_repro.tasks.base import BaseTask, Batch, Evaluation, mapped, pad
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
     from numpy.typing import NDArray
     from omegaconf import DictConfig
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
-
-CODE_VERSION = 1  # of the tokenization below: a change makes cached data again
-MULTIPLE = 8  # padded lengths: what tensor cores like
 
 
-class Task:
+class Task(BaseTask):
     """One task of the family, as its YAML in conf/task/ describes it (the protocol: ``tasks/base.py``).
 
     Raises:
         InputError: a metric of ``task.metrics`` that this family does not know.
     """
 
+    architecture = "encoder"
+    code_version = 2
+
     def __init__(self, cfg: DictConfig) -> None:
-        self.cfg = cfg
-        self.primary_metric: str = cfg.task.primary_metric
+        super().__init__(cfg)
         self.regression: bool = cfg.task.num_labels == 1
         for name in cfg.task.metrics:
             if name not in METRICS:
                 raise one_of("metric", name, METRICS)
-        self._tokenizer: PreTrainedTokenizerBase | None = None
 
-    def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
-        """Tokenized splits, from the cache where an earlier run left them; see ``sources.load_split`` for errors."""
-        self._tokenizer = tokenizer
-        train, *evaluation = sources.splits(self.cfg)
-        data = TaskData(self._tokenized(train), {split: self._tokenized(split) for split in evaluation})
-        limit = self.cfg.eval.max_examples
-        if limit is not None:
-            data.evaluation = {
-                split: rows.select(range(min(limit, len(rows)))) for split, rows in data.evaluation.items()
-            }
-        counts = {train: len(data.train)} | {split: len(rows) for split, rows in data.evaluation.items()}
-        data.provenance = sources.provenance(self.cfg, counts)
-        return data
+    def row_problem(self, row: dict[str, Any]) -> str | None:
+        """A class is an integer in [0, num_labels); a score (num_labels 1) is a number in label_range.
+
+        Blank text is allowed: GLUE has some.
+        """
+        task = self.cfg.task
+        name, label = task.label_column, row[task.label_column]
+        if isinstance(label, bool) or not isinstance(label, int | float):
+            return f"column '{name}' must be a number, is {sources.kind(label)}"
+        if self.regression:
+            low, high = task.label_range
+            return None if low <= label <= high else f"{name} {label} is out of range, must be {low:g} to {high:g}"
+        if not isinstance(label, int):
+            return f"{name} {label} is not an integer"
+        if not 0 <= label < task.num_labels:
+            return f"{name} {label} is out of range, must be 0 to {task.num_labels - 1}"
+        return None
+
+    def features(self) -> Features:
+        from datasets import Features, Value
+
+        types = dict.fromkeys(self.columns, Value("string"))
+        return Features(types | {self.cfg.task.label_column: Value("float32" if self.regression else "int64")})
+
+    def recipe(self) -> list[Any]:
+        return [int(self.cfg.task.num_labels), *map(float, self.cfg.task.label_range)]
+
+    def tokenize(self, rows: Dataset, split: str, bad: sources.BadRows) -> Dataset:
+        """One or two text columns -> input_ids, … cut to ``max_length`` (longest text first), labels, length."""
+        columns, label = self.cfg.task.text_columns, self.cfg.task.label_column
+
+        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            texts = (batch[column] for column in columns)
+            encoded = dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
+            lengths = [len(ids) for ids in encoded["input_ids"]]
+            return encoded | {"labels": batch[label], "length": lengths}
+
+        return mapped(rows, encode)
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """Pads to the longest row, rounded up to a multiple of 8, or to max_length (``train.padding=max_length``).
@@ -61,23 +81,11 @@ class Task:
             input_ids, attention_mask, … (rows, length) int64; labels (rows,) int64, float32 for regression.
         """
         import torch
-        from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
-        assert self._tokenizer is not None, "load comes first"
-        longest = max(len(row["input_ids"]) for row in rows)
-        length = limit = self._max_length(self._tokenizer)
-        if self.cfg.train.padding != "max_length":
-            length = min(-(-longest // MULTIPLE) * MULTIPLE, limit)
         names = [name for name in rows[0] if name not in ("labels", "length")]
-        batch = pad_without_fast_tokenizer_warning(
-            self._tokenizer,
-            {name: [row[name] for row in rows] for name in names},
-            padding="max_length",
-            max_length=length,
-            return_tensors="pt",
-        )
+        batch = pad(self.tokenizer, rows, names, self.max_length, self.cfg.train.padding == "max_length")
         kind = torch.float32 if self.regression else torch.int64
-        return dict(batch) | {"labels": torch.tensor([row["labels"] for row in rows], dtype=kind)}
+        return batch | {"labels": torch.tensor([row["labels"] for row in rows], dtype=kind)}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Mean cross entropy, or mean squared error for regression, in float32; and the number of examples."""
@@ -96,72 +104,37 @@ class Task:
         best = logits.argmax(-1)
         return {"prediction": best.where(logits.isfinite().all(-1), -1), "label": batch["labels"]}
 
-    def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> dict[str, float]:
+    def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> Evaluation:
         """Every metric of the task on every split, as ``<metric><suffix>`` (MNLI: accuracy_m, accuracy_mm).
 
         Raises:
             FloatingPointError: a prediction is not finite; names the split.
         """
-        figures = {}
+        import numpy as np
+
+        evaluation = Evaluation({})
         for suffix, split in self.cfg.task.validation.items():
             batches = list(predictions[split])
-            predicted = np.concatenate([np.asarray(batch["prediction"]) for batch in batches])
-            labels = np.concatenate([np.asarray(batch["label"]) for batch in batches])
+            predicted, labels, index = (
+                np.concatenate([np.asarray(batch[name]) for batch in batches])
+                for name in ("prediction", "label", "index")
+            )
             broken = ~np.isfinite(predicted) if self.regression else predicted < 0
             if broken.any():
                 raise FloatingPointError(f"{int(broken.sum())} of {len(broken)} predictions on {split} are not finite")
             for name in self.cfg.task.metrics:
-                figures[f"{name}{suffix}"] = METRICS[name](labels, predicted)
-        return figures
+                evaluation.metrics[f"{name}{suffix}"] = METRICS[name](labels, predicted)
+            order = np.argsort(index)
+            pairs = zip(labels[order].tolist(), predicted[order].tolist(), strict=True)
+            evaluation.files[f"predictions.{split}.jsonl.gz"] = [
+                {"label": label, "prediction": prediction} for label, prediction in pairs
+            ]
+        return evaluation
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         logits: Tensor = model(**inputs).logits
         return logits.float()
-
-    def _max_length(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        return min(int(self.cfg.task.max_length), int(tokenizer.model_max_length))
-
-    def _tokenized(self, split: str) -> Dataset:
-        assert self._tokenizer is not None
-        tokenizer, task = self._tokenizer, self.cfg.task
-        length = self._max_length(tokenizer)
-        name = cache.key(
-            sources.split_fingerprint(self.cfg, split),
-            cache.tokenizer_hash(tokenizer),
-            length,
-            [*task.text_columns, task.label_column],
-            [task.num_labels, *task.label_range],  # what the labels were checked against
-            CODE_VERSION,
-        )
-
-        def build() -> Dataset:
-            return tokenize(
-                sources.load_split(self.cfg, split), tokenizer, task.text_columns, task.label_column, length
-            )
-
-        return cache.cached(Path(self.cfg.data.cache_dir).expanduser() / "tokenized", name, build)
-
-
-def tokenize(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, text_columns: Iterable[str], label_column: str, max_length: int
-) -> Dataset:
-    """One or two text columns -> input_ids, … cut to ``max_length`` (longest text first), labels, length in tokens."""
-    columns = list(text_columns)
-
-    def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        encoded = dict(tokenizer(*(batch[column] for column in columns), truncation=True, max_length=max_length))
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        return encoded | {"labels": batch[label_column], "length": lengths}
-
-    return rows.map(
-        encode,
-        batched=True,
-        remove_columns=rows.column_names,
-        keep_in_memory=True,
-        load_from_cache_file=False,
-        desc="tokenizing",
-    )
 
 
 # Metrics: figures of (labels, predictions), fractions of 1; scikit-learn and scipy are imported when one is computed.
@@ -169,7 +142,7 @@ def tokenize(
 
 
 def accuracy(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
-    return float(np.mean(labels == predicted))
+    return float((labels == predicted).mean())
 
 
 def f1(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
@@ -212,8 +185,8 @@ def _correlation(measure: Callable[..., Any], labels: NDArray[Any], predicted: N
         return 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # almost constant predictions: the figure is what it is
-        value = float(measure(labels.astype(np.float64), predicted.astype(np.float64)))
-    return value if np.isfinite(value) else 0.0
+        value = float(measure(labels.astype("float64"), predicted.astype("float64")))
+    return value if math.isfinite(value) else 0.0
 
 
 def _constant(values: NDArray[Any]) -> bool:

@@ -11,16 +11,17 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import sample
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
     from omegaconf import DictConfig
 
 SOURCES = ("hub", "local", "sample")
@@ -35,7 +36,38 @@ def splits(cfg: DictConfig) -> list[str]:
     return [TRAIN, *dict.fromkeys(cfg.task.validation.values())]
 
 
-def check(cfg: DictConfig) -> None:
+class RowRules(Protocol):
+    """What a family says of its rows."""
+
+    columns: list[str]  # those a row must have; all are text but the task's label column
+
+    def row_problem(self, row: dict[str, Any]) -> str | None:
+        """What is wrong with a row that has its columns; None if nothing."""
+        ...
+
+    def features(self) -> Features:
+        """Types of ``columns``."""
+        ...
+
+
+class BadRows:
+    """Bad rows of one split: the first stops the run, or with ``data.skip_invalid=true`` they are left out and kept
+    here, one line each."""
+
+    def __init__(self, skip: bool) -> None:
+        self._skip = skip
+        self.problems: list[str] = []
+
+    def add(self, problem: str) -> None:
+        """Raises:
+        InputError: rows are not to be skipped.
+        """
+        if not self._skip:
+            raise InputError(f"{problem}; data.skip_invalid=true leaves such rows out")
+        self.problems.append(problem)
+
+
+def check(cfg: DictConfig, rules: RowRules) -> None:
     """What can be told about the data without reading them: fails before torch is imported.
 
     Raises:
@@ -46,8 +78,9 @@ def check(cfg: DictConfig) -> None:
     if source == "local":
         for split in splits(cfg):
             path = _file(cfg, split)
-            if next(_rows(path, cfg.task), None) is None:
-                raise InputError(f"{path}: empty, the {split} split of {cfg.task.name} needs rows")
+            bad = BadRows(cfg.data.skip_invalid)
+            if next(_checked(_lines(path), cfg, rules, bad), None) is None:
+                raise InputError(f"{path}: {_nothing_left(bad)}, the {split} split of {cfg.task.name} needs rows")
     elif source == "sample":
         sample.check(cfg.task.name, _sizes(cfg))
     elif source != "hub":
@@ -84,26 +117,35 @@ def split_fingerprint(cfg: DictConfig, split: str) -> str:
     return _short([task.hub, task.hub_config, task.revision, split])
 
 
-def load_split(cfg: DictConfig, split: str) -> Dataset:
-    """One split with the task's text columns, its label column and ``id`` where rows have one.
+def load_split(cfg: DictConfig, split: str, rules: RowRules, bad: BadRows) -> Dataset:
+    """One split with the columns of ``rules``; rows that break a rule go to ``bad``.
 
     Raises:
-        InputError: no network and nothing cached; a file that is missing, damaged or empty; a line that is not JSON,
-            lacks a column or has one of the wrong type; a label out of range. Names the file and the line (hub: row).
+        InputError: no network and nothing cached; a file that is missing, damaged or empty; and, unless ``bad`` takes
+            it, a line that is not JSON, lacks a column or has one of the wrong type, a bad label, an id that another
+            row has. Names the file and the line (hub: row), and the row's id where it has one.
     """
-    rows: Iterator[dict[str, Any]]
+    lines: Iterator[tuple[str, Any]]
     if cfg.data.source == "hub":
-        return _from_hub(cfg, split)
-    if cfg.data.source == "local":
-        where = str(_file(cfg, split))
-        rows = _rows(_file(cfg, split), cfg.task)
+        dataset, where = _from_hub(cfg, split, rules), _hub_name(cfg, split)
+        good = [i for i, _ in _checked(_hub_rows(dataset, where), cfg, rules, bad)]
+        dataset = dataset if len(good) == len(dataset) else dataset.select(good)
     else:
-        where = f"data=sample, {split}"
-        rows = iter(sample.generate(cfg.task.name, split, _sizes(cfg), cfg.data.sample_seed))
-    dataset = _dataset(rows, cfg.task)
+        if cfg.data.source == "local":
+            where = str(_file(cfg, split))
+            lines = _lines(_file(cfg, split))
+        else:
+            where = f"data=sample, {split}"
+            rows = sample.generate(cfg.task.name, split, _sizes(cfg), cfg.data.sample_seed)
+            lines = ((f"{where}, row {i}", row) for i, row in enumerate(rows))
+        dataset = _dataset((row for _, row in _checked(lines, cfg, rules, bad)), rules)
     if not len(dataset):
-        raise InputError(f"{where}: empty, the {split} split of {cfg.task.name} needs rows")
+        raise InputError(f"{where}: {_nothing_left(bad)}, the {split} split of {cfg.task.name} needs rows")
     return dataset
+
+
+def _nothing_left(bad: BadRows) -> str:
+    return f"no good row ({bad.problems[0]})" if bad.problems else "empty"
 
 
 def provenance(cfg: DictConfig, rows: dict[str, int]) -> dict[str, Any]:
@@ -121,93 +163,78 @@ def provenance(cfg: DictConfig, rows: dict[str, int]) -> dict[str, Any]:
 # Rows and what must hold of them
 
 
-def columns(task: DictConfig) -> list[str]:
-    """Columns a row must have."""
-    named = [*task.text_columns, task.label_column]
-    return named if task.family == "glue" else ["id", *named]
+class BrokenLine(str):
+    """In the place of a row: why a line is none."""
 
 
-def row_problem(task: DictConfig, row: Any) -> str | None:
-    """What is wrong with one row, or None. Blank text is allowed: GLUE has some."""
+def _checked(
+    rows: Iterable[tuple[str, Any]], cfg: DictConfig, rules: RowRules, bad: BadRows
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, row) of the good ones among (where, row)."""
+    seen: dict[str, str] = {}
+    for number, (where, row) in enumerate(rows):
+        problem = row_problem(cfg.task.label_column, rules, row)
+        name = row.get("id") if isinstance(row, dict) and "id" in rules.columns else None
+        if isinstance(name, str):
+            if problem is None and seen.setdefault(name, where) != where:
+                problem = f"the id is also that of {seen[name]}"
+            where = f"{where}: id '{name}'"
+        if problem is None:
+            yield number, row
+        else:
+            bad.add(f"{where}: {problem}")
+
+
+def row_problem(label_column: str, rules: RowRules, row: Any) -> str | None:
+    """What is wrong with one row, or None."""
+    if isinstance(row, BrokenLine):
+        return row
     if not isinstance(row, dict):
-        return f"not an object but {_kind(row)}"
-    for column in columns(task):
+        return f"not an object but {kind(row)}"
+    for column in rules.columns:
         if column not in row:
             return f"column '{column}' is missing (found: {', '.join(map(str, row)) or 'none'})"
-        if column != task.label_column and not isinstance(row[column], str):
-            return f"column '{column}' must be text, is {_kind(row[column])}"
-        if isinstance(row[column], str) and not row[column].isascii() and _surrogate(row[column]):
-            return f"column '{column}' has half of a surrogate pair, which is no text"
-    label = row[task.label_column]
-    if task.family == "glue":
-        return label_problem(task, label)
-    if task.family == "squad":
-        return _answers_problem(task.label_column, label)
-    return None if isinstance(label, str) else f"column '{task.label_column}' must be text, is {_kind(label)}"
+        if column != label_column and not isinstance(row[column], str):
+            return f"column '{column}' must be text, is {kind(row[column])}"
+        if isinstance(row[column], str) and (problem := text_problem(column, row[column])):
+            return problem
+    return rules.row_problem(row)
 
 
-def _surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+def text_problem(column: str, text: str) -> str | None:
+    """JSON can hold halves of surrogate pairs, which no tokenizer and no file takes."""
+    if text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text):
+        return None
+    return f"column '{column}' has half of a surrogate pair, which is no text"
 
 
-def label_problem(task: DictConfig, label: Any) -> str | None:
-    """A class is an integer in [0, num_labels); a score (num_labels 1) is a number in label_range."""
-    name = task.label_column
-    if isinstance(label, bool) or not isinstance(label, int | float):
-        return f"column '{name}' must be a number, is {_kind(label)}"
-    if task.num_labels == 1:
-        low, high = task.label_range
-        return None if low <= label <= high else f"{name} {label} is out of range, must be {low:g} to {high:g}"
-    if not isinstance(label, int):
-        return f"{name} {label} is not an integer"
-    if not 0 <= label < task.num_labels:
-        return f"{name} {label} is out of range, must be 0 to {task.num_labels - 1}"
-    return None
-
-
-def _answers_problem(name: str, answers: Any) -> str | None:
-    form = f"column '{name}' must be {{text: [text, …], answer_start: [integer, …]}} of equal lengths"
-    if not isinstance(answers, dict):
-        return f"{form}, is {_kind(answers)}"
-    texts, starts = answers.get("text"), answers.get("answer_start")
-    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-        return form
-    whole = all(isinstance(start, int) and not isinstance(start, bool) for start in starts)
-    return None if whole and all(isinstance(text, str) for text in texts) else form
-
-
-def _answers(answers: dict[str, Any]) -> dict[str, Any]:
-    return {"text": answers["text"], "answer_start": answers["answer_start"]}
-
-
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What a JSON value is, in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return names.get(type(value), "null")
 
 
-def _dataset(rows: Iterator[dict[str, Any]], task: DictConfig) -> Dataset:
-    from datasets import Dataset, Features, List, Value
+def _dataset(rows: Iterator[dict[str, Any]], rules: RowRules) -> Dataset:
+    """Rows as Arrow tables, a chunk at a time: as Python objects a large split would take many times its size."""
+    from datasets import Dataset, concatenate_datasets
 
-    text = Value("string")
-    label: Any = text
-    if task.family == "glue":
-        label = Value("float32") if task.num_labels == 1 else Value("int64")
-    elif task.family == "squad":
-        label = {"text": List(text), "answer_start": List(Value("int32"))}
-        rows = (row | {task.label_column: _answers(row[task.label_column])} for row in rows)
-    names = columns(task)
-    content: dict[str, list[Any]] = {name: [] for name in names}
-    for row in rows:
-        for name in names:
-            content[name].append(row[name])
-    features = Features({name: label if name == task.label_column else text for name in names})
-    return Dataset.from_dict(content, features=features)
+    features, chunks = rules.features(), []
+    while chunk := list(islice(rows, 10_000)):
+        content = {name: [row[name] for row in chunk] for name in rules.columns}
+        chunks.append(Dataset.from_dict(content, features=features))
+    empty = Dataset.from_dict({name: [] for name in rules.columns}, features=features)
+    return concatenate_datasets(chunks) if chunks else empty
 
 
 # The hub
 
 
-def _from_hub(cfg: DictConfig, split: str) -> Dataset:
+def _hub_name(cfg: DictConfig, split: str) -> str:
+    task = cfg.task
+    return f"{task.hub} ({task.hub_config}) {split}" if task.hub_config else f"{task.hub} {split}"
+
+
+def _from_hub(cfg: DictConfig, split: str, rules: RowRules) -> Dataset:
     from datasets import load_dataset
 
     task = cfg.task
@@ -220,18 +247,19 @@ def _from_hub(cfg: DictConfig, split: str) -> Dataset:
             f"data=hub: cannot load {task.hub} ({_first_line(error)}); without a network use data=local data.dir=DIR "
             "or data=sample, or run once with a network: later runs use the cache in HF_HOME"
         ) from None
-    where = f"{task.hub} ({task.hub_config}) {split}" if task.hub_config else f"{task.hub} {split}"
-    if not len(dataset):
-        raise InputError(f"{where}: empty, {task.name} needs rows")
-    missing = [name for name in columns(task) if name not in dataset.column_names]
+    missing = [name for name in rules.columns if name not in dataset.column_names]
     if missing:
-        raise InputError(f"{where}: column '{missing[0]}' is missing (found: {', '.join(dataset.column_names)})")
-    dataset = dataset.select_columns(columns(task))
-    if task.family == "glue":
-        for row, label in enumerate(dataset[task.label_column]):
-            if problem := label_problem(task, label):
-                raise InputError(f"{where}, row {row}: {problem}")
-    return dataset
+        found = ", ".join(dataset.column_names)
+        raise InputError(f"{_hub_name(cfg, split)}: column '{missing[0]}' is missing (found: {found})")
+    return dataset.select_columns(rules.columns)
+
+
+def _hub_rows(dataset: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    for batch in dataset.iter(batch_size=1_000):
+        for values in zip(*batch.values(), strict=True):
+            yield f"{where}, row {number}", dict(zip(batch, values, strict=True))
+            number += 1
 
 
 # Files of the user
@@ -251,12 +279,8 @@ def _file(cfg: DictConfig, split: str) -> Path:
     raise InputError(f"{root / cfg.task.name / (split + SUFFIXES[0])}: no such file; it must hold {FORMAT}")
 
 
-def _rows(path: Path, task: DictConfig) -> Iterator[dict[str, Any]]:
-    """Checked rows of a file; a line with nothing on it is skipped.
-
-    Raises:
-        InputError: naming the file, the line and what is wrong with it.
-    """
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(file and line, row) of a file; a line with nothing on it is skipped."""
     with _opened(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -264,10 +288,8 @@ def _rows(path: Path, task: DictConfig) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-                raise InputError(f"{path}:{number}: not JSON ({_first_line(error)}); expected {FORMAT}") from None
-            if problem := row_problem(task, row):
-                raise InputError(f"{path}:{number}: {problem}")
-            yield row
+                row = BrokenLine(f"not JSON ({_first_line(error)}); expected {FORMAT}")
+            yield f"{path}:{number}", row
 
 
 @contextmanager

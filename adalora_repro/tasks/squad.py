@@ -1,0 +1,415 @@
+"""The SQuAD family: extracting the span of a context that answers a question, or (2.0) saying that there is none.
+
+A long context is cut into windows of ``max_length`` tokens (question included) that share ``stride`` tokens. The model
+gives every token two logits, s for being the first of the answer and e for being the last. Training: cross entropy of
+the true first and last token, or of [CLS] twice where a window does not hold the whole answer. Evaluation: over all
+windows of a question
+
+    score(i, j) = s_i + e_j,  i <= j < i + max_answer_length,  both tokens of the context
+    null = min over windows of s_CLS + e_CLS
+
+the answer is the span with the best score, or none (2.0) where null - best > null_threshold.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from adalora_repro.errors import InputError
+from adalora_repro.tasks import sources
+from adalora_repro.tasks.base import BaseTask, Batch, Evaluation, equal_distances, mapped, pad
+from adalora_repro.tasks.squad_scores import best_thresholds, score_all, squad_metrics
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+    from omegaconf import DictConfig
+    from torch import Tensor, nn
+
+__all__ = ["Task", "squad_metrics"]
+
+MAX_CONTEXT = 10_000  # tokens: what is longer is no paragraph but a broken file
+SIDE = ["example", "id", "context", "answers", "first", "starts", "ends"]
+
+
+class Task(BaseTask):
+    """One task of the family, as its YAML in conf/task/ describes it.
+
+    Raises:
+        InputError: no stride, n-best size or answer length; a stride that leaves no room for a context.
+    """
+
+    architecture = "encoder"
+    code_version = 1
+    has_ids = True
+
+    def __init__(self, cfg: DictConfig) -> None:
+        super().__init__(cfg)
+        task = cfg.task
+        for name in ("stride", "n_best", "max_answer_length"):
+            if task[name] is None:
+                raise InputError(f"task.{name} is not set, {task.name} needs a number")
+        if task.stride >= task.max_length:
+            raise InputError(
+                f"task.stride={task.stride} must be below task.max_length={task.max_length}: a window has to bring "
+                "more than it shares with the one before"
+            )
+        #: whether "no answer" is one of the answers
+        self.nullable = task.null_threshold is not None
+        self._side: dict[str, Dataset] = {}
+
+    # -- rows and windows ------------------------------------------------------------------------------------------
+
+    def row_problem(self, row: dict[str, Any]) -> str | None:
+        """``answers`` are {text: [text, …], answer_start: [characters, …]}, each text found at its offset."""
+        name = self.cfg.task.label_column
+        question, context = (row[column] for column in self.cfg.task.text_columns)
+        answers = row[name]
+        if not context.strip():
+            return "the context is empty"
+        if not question.strip():
+            return "the question is empty"
+        form = f"column '{name}' must be {{text: [text, …], answer_start: [integer, …]}} of equal lengths"
+        if not isinstance(answers, dict):
+            return f"{form}, is {sources.kind(answers)}"
+        texts, starts = answers.get("text"), answers.get("answer_start")
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            return form
+        for text, start in zip(texts, starts, strict=True):
+            if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
+                return form
+            if not text.strip():
+                return "an answer is empty"
+            if start < 0 or context[start : start + len(text)] != text:
+                found = context[start : start + len(text)] if 0 <= start < len(context) else ""
+                return f"the answer '{_short(text)}' is not at its offset {start}, there is '{_short(found)}'"
+        if not texts and not self.nullable:
+            return f"no answer, but every question of {self.cfg.task.name} has one (task=squad_v2 allows none)"
+        return None
+
+    def features(self) -> Features:
+        from datasets import Features, List, Value
+
+        types: dict[str, Any] = dict.fromkeys(self.columns, Value("string"))
+        answers = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
+        return Features(types | {self.cfg.task.label_column: answers})
+
+    def recipe(self) -> list[Any]:
+        return [int(self.cfg.task.stride), self.nullable]
+
+    def tokenize(self, rows: Dataset, split: str, bad: sources.BadRows) -> Dataset:
+        """Rows -> windows: input_ids, … and length, and for training ``start`` and ``end`` (token positions).
+
+        For evaluation: ``cls`` and ``first``, the positions of [CLS] and of the first context token; ``tokens``, how
+        many these are; ``starts`` and ``ends``, the characters that each of them covers; the row's number
+        (``example``), id, context and answers.
+
+        Raises:
+            InputError: the tokenizer has no offsets.
+        """
+        if not self.tokenizer.is_fast:
+            raise InputError(
+                f"backbone '{self.cfg.backbone.name}': {type(self.tokenizer).__name__} does not tell which characters "
+                f"a token covers, which {self.cfg.task.name} needs; a fast tokenizer (tokenizer.json) does"
+            )
+        from datasets import Features
+
+        training = split == sources.TRAIN
+
+        def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
+            return self._windows(batch, numbers, training, split, bad)
+
+        # with types, for the first rows may all have no answer
+        return mapped(rows, encode, with_indices=True, features=Features(self._types(training)))
+
+    def _types(self, training: bool) -> dict[str, Any]:
+        from datasets import List, Value
+
+        number, numbers = Value("int32"), List(Value("int32"))
+        types: dict[str, Any] = dict.fromkeys(self.tokenizer.model_input_names, numbers) | {"length": number}
+        if training:
+            return types | dict.fromkeys(("start", "end"), number)
+        types |= dict.fromkeys(("cls", "first", "tokens", "example"), number) | dict.fromkeys(
+            ("starts", "ends"), numbers
+        )
+        return types | dict.fromkeys(("id", "context"), Value("string")) | {"answers": List(Value("string"))}
+
+    def _windows(
+        self, batch: dict[str, list[Any]], numbers: list[int], training: bool, split: str, bad: sources.BadRows
+    ) -> dict[str, list[Any]]:
+        task, tokenizer = self.cfg.task, self.tokenizer
+        questions, contexts = ([text.strip() for text in batch[task.text_columns[0]]], batch[task.text_columns[1]])
+        kept = []
+
+        def where(row: int) -> str:
+            return f"{task.name} {split}: id '{batch['id'][row]}'"
+
+        for row, problem in enumerate(self._token_problems(questions, contexts)):
+            if problem is None:
+                kept.append(row)
+            else:
+                bad.add(f"{where(row)}: {problem}")
+        windows: dict[str, list[Any]] = {name: [] for name in self._types(training)}
+        if not kept:
+            return windows
+        encoded = tokenizer(
+            [questions[row] for row in kept],
+            [contexts[row] for row in kept],
+            truncation="only_second",
+            max_length=self.max_length,
+            stride=task.stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        for window, kept_row in enumerate(encoded["overflow_to_sample_mapping"]):
+            row = kept[kept_row]
+            ids, sequence = encoded["input_ids"][window], encoded.sequence_ids(window)
+            if 1 not in sequence:
+                bad.add(f"{where(row)}: the context has no tokens")
+                continue
+            first, stop = sequence.index(1), len(sequence) - sequence[::-1].index(1)
+            starts, ends = (list(side) for side in zip(*encoded["offset_mapping"][window][first:stop], strict=True))
+            cls = ids.index(tokenizer.cls_token_id)
+            values = {name: encoded[name][window] for name in tokenizer.model_input_names} | {"length": len(ids)}
+            if training:
+                span = answer_span(batch[task.label_column][row], starts, ends)
+                values["start"], values["end"] = (cls, cls) if span is None else (first + span[0], first + span[1])
+            else:
+                values |= {"cls": cls, "first": first, "starts": starts, "ends": ends, "example": numbers[row]}
+                values |= {"tokens": stop - first, "id": batch["id"][row], "context": contexts[row]}
+                values["answers"] = batch[task.label_column][row]["text"]
+            for name, column in windows.items():
+                column.append(values[name])
+        return windows
+
+    def _token_problems(self, questions: list[str], contexts: list[str]) -> list[str | None]:
+        """What only the tokenizer can tell of each row."""
+        task, tokenizer = self.cfg.task, self.tokenizer
+
+        def tokens(texts: list[str]) -> list[int]:
+            return [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+
+        # every token but a few markers covers a byte or more: few contexts need to be counted
+        long = [row for row, context in enumerate(contexts) if len(context.encode()) > MAX_CONTEXT]
+        lengths = dict(zip(long, tokens([contexts[row] for row in long]) if long else [], strict=True))
+        special = tokenizer.num_special_tokens_to_add(pair=True)
+        problems: list[str | None] = []
+        for row, asked in enumerate(tokens(questions)):
+            problem = None
+            if lengths.get(row, 0) > MAX_CONTEXT:
+                problem = f"the context has {lengths[row]:,} tokens, more than {MAX_CONTEXT:,}"
+            elif self.max_length - asked - special <= task.stride:
+                problem = (
+                    f"the question has {asked} tokens, which leaves no room for a context in windows of "
+                    f"{self.max_length} tokens that share {task.stride} (task.max_length, task.stride)"
+                )
+            problems.append(problem)
+        return problems
+
+    def load(self, tokenizer: Any) -> Any:
+        data = super().load(tokenizer)
+        data.provenance["windows"] = {"train": len(data.train)}
+        for split, windows in data.evaluation.items():
+            self._side[split] = windows.select_columns(SIDE)
+            columns = ["first", *(name for name in windows.column_names if name not in SIDE)]
+            data.evaluation[split] = windows.select_columns(columns)
+            data.provenance["windows"][split] = len(windows)
+        return data
+
+    def chosen(self, examples: Dataset, rows: int, limit: int) -> tuple[Dataset, int]:
+        numbers = examples["example"][:]
+        asked = sorted(set(numbers))
+        wanted = {asked[i] for i in equal_distances(len(asked), limit)}
+        return examples.select([i for i, number in enumerate(numbers) if number in wanted]), len(wanted)
+
+    # -- the model -------------------------------------------------------------------------------------------------
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """Pads to the longest window, rounded up to a multiple of 8, or to max_length (``train.padding=max_length``).
+
+        Returns:
+            input_ids, attention_mask, … (windows, length) int64. Training: start, end (windows,) int64. Evaluation:
+            cls (windows,) int64 and context (windows, length) bool, true for tokens of the context.
+        """
+        import torch
+
+        names = [name for name in self.tokenizer.model_input_names if name in rows[0]]
+        batch = pad(self.tokenizer, rows, names, self.max_length, self.cfg.train.padding == "max_length")
+        for name in ("start", "end", "cls"):
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows])
+        if "first" in rows[0]:
+            place = torch.arange(batch["input_ids"].shape[1])
+            first, tokens = (torch.tensor([[row[name]] for row in rows]) for name in ("first", "tokens"))
+            batch["context"] = (place >= first) & (place < first + tokens)
+        return batch
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """Half the sum of the two mean cross entropies, in float32; and the number of windows."""
+        from torch.nn import functional
+
+        start, end = self._logits(model, batch)
+        loss = functional.cross_entropy(start, batch["start"]) + functional.cross_entropy(end, batch["end"])
+        return loss / 2, len(batch["start"])
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The ``n_best`` best spans of each window: score (-inf: there are no more), start, end; and null."""
+        start, end = self._logits(model, batch)
+        null = (start + end).gather(1, batch["cls"][:, None])[:, 0]
+        task = self.cfg.task
+        return best_spans(start, end, batch["context"], task.max_answer_length, task.n_best) | {"null": null}
+
+    def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        inputs = {name: batch[name] for name in self.tokenizer.model_input_names if name in batch}
+        outputs = model(**inputs)
+        return outputs.start_logits.float(), outputs.end_logits.float()
+
+    # -- answers ---------------------------------------------------------------------------------------------------
+
+    def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> Evaluation:
+        """Exact match and F1 in percent; 2.0: of both kinds of question apart, and with the best null threshold too.
+
+        Files: ``predictions.json`` (id -> answer, what SQuAD's own script reads), ``nbest.jsonl.gz`` (by question: its
+        scores and its best answers), 2.0 also ``null_odds.json`` (id -> null - best).
+
+        Raises:
+            FloatingPointError: a logit is not finite; names the split.
+        """
+        evaluation = Evaluation({})
+        for suffix, split in self.cfg.task.validation.items():
+            found = self._questions(split, predictions[split])
+            self._score(found, suffix, evaluation)
+        return evaluation
+
+    def _questions(self, split: str, batches: Iterable[dict[str, Any]]) -> list[Question]:
+        """The windows' best spans put together by question, in the order of the rows; nothing else is kept of them."""
+        questions: dict[int, Question] = {}
+        side = self._side[split]
+        for batch in batches:
+            windows = side[batch["index"]]
+            for window, example in enumerate(windows["example"]):
+                null, scores = float(batch["null"][window]), batch["score"][window].tolist()
+                if not math.isfinite(null) or any(math.isnan(score) or score == math.inf for score in scores):
+                    raise FloatingPointError(f"a prediction on {split} is not finite: id '{windows['id'][window]}'")
+                texts = (windows[name][window] for name in ("id", "context", "answers"))
+                question = questions.setdefault(example, Question(*texts))
+                question.null = min(question.null, null)
+                first, starts, ends = (windows[name][window] for name in ("first", "starts", "ends"))
+                for score, i, j in zip(
+                    scores, batch["start"][window].tolist(), batch["end"][window].tolist(), strict=True
+                ):
+                    if score > -math.inf:
+                        question.add(starts[i - first], ends[j - first], score)
+        return [questions[example] for example in sorted(questions)]
+
+    def _score(self, questions: list[Question], suffix: str, evaluation: Evaluation) -> None:
+        n_best, threshold = self.cfg.task.n_best, self.cfg.task.null_threshold
+        best = {question.id: question.best(n_best) for question in questions}
+        texts = {name: answers[0].text for name, answers in best.items()}
+        odds = {question.id: question.null - best[question.id][0].score for question in questions}
+        given = {name: "" if self.nullable and odds[name] > threshold else text for name, text in texts.items()}
+        references = {question.id: question.answers for question in questions}
+        scores = score_all(given, references)
+        figures = squad_metrics(given, references, scores=scores)
+        if self.nullable:
+            figures |= best_thresholds(texts, odds, references)
+        else:
+            figures = {name: figures[name] for name in ("exact", "f1")}
+        evaluation.metrics |= {f"{name}{suffix}": value for name, value in figures.items() if "total" not in name}
+        rows = []
+        for question in questions:
+            name = question.id
+            row: dict[str, Any] = {"id": name, "prediction": given[name]}
+            row |= dict(zip(("exact", "f1"), scores[name], strict=True))
+            row |= {"null_odds": odds[name]} if self.nullable else {}
+            rows.append(row | {"n_best": question.described(best[name], self.nullable)})
+        evaluation.files[f"predictions{suffix}.json"] = given
+        evaluation.files[f"nbest{suffix}.jsonl.gz"] = rows
+        if self.nullable:
+            evaluation.files[f"null_odds{suffix}.json"] = odds
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A span of the context in characters, its text without blanks around it, and its score."""
+
+    start: int
+    end: int
+    text: str
+    score: float
+
+
+@dataclass
+class Question:
+    """What the windows of one question found."""
+
+    id: str
+    context: str
+    answers: list[str]
+    null: float = math.inf
+    spans: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    def add(self, start: int, end: int, score: float) -> None:
+        """A span of characters; windows overlap, and of a span that two have seen the better score counts."""
+        self.spans[start, end] = max(score, self.spans.get((start, end), -math.inf))
+
+    def best(self, count: int) -> list[Answer]:
+        """The best spans, at least one; of equal scores the earlier and shorter span first."""
+        order = sorted(self.spans, key=lambda span: (-self.spans[span], span))
+        return [Answer(*span, self.context[span[0] : span[1]].strip(), self.spans[span]) for span in order[:count]]
+
+    def described(self, answers: list[Answer], nullable: bool) -> list[dict[str, Any]]:
+        """The n-best list, "no answer" among them; ``probability`` is a softmax over the list alone."""
+        rows: list[dict[str, Any]] = [
+            {"text": answer.text, "start": answer.start, "score": answer.score} for answer in answers
+        ]
+        rows += [{"text": "", "start": None, "score": self.null}] if nullable else []
+        rows.sort(key=lambda row: -row["score"])
+        weights = [math.exp(row["score"] - rows[0]["score"]) for row in rows]
+        return [row | {"probability": weight / sum(weights)} for row, weight in zip(rows, weights, strict=True)]
+
+
+def best_spans(start: Tensor, end: Tensor, context: Tensor, max_length: int, count: int) -> dict[str, Tensor]:
+    """The ``count`` best of all valid spans of each window: score(i, j) = start_i + end_j, i <= j < i + max_length.
+
+    Every valid span is looked at, in one tensor (windows, length, max_length); the usual search among the 20 best
+    starts and 20 best ends may miss some, or all.
+
+    Args:
+        start, end: logits (windows, length).
+        context: bool (windows, length): both ends of a span must be true.
+
+    Returns:
+        score, start, end (windows, k), k <= count; score is -inf where a window has no further span.
+    """
+    from torch.nn import functional
+
+    width = min(max_length, start.shape[1])
+    low = -math.inf
+    lasts = functional.pad(end.masked_fill(~context, low), (0, width - 1), value=low).unfold(1, width, 1)
+    scores = start.masked_fill(~context, low)[:, :, None] + lasts
+    score, place = scores.flatten(1).topk(min(count, scores[0].numel()))
+    first = place // width
+    return {"score": score, "start": first, "end": first + place % width}
+
+
+def answer_span(answers: dict[str, list[Any]], starts: list[int], ends: list[int]) -> tuple[int, int] | None:
+    """(first, last) token of the first answer among context tokens that cover characters [starts_i, ends_i).
+
+    None: there is no answer, or the window does not hold all of it.
+    """
+    if not answers["text"]:
+        return None
+    begin = answers["answer_start"][0]
+    stop = begin + len(answers["text"][0])
+    if starts[0] > begin or ends[-1] < stop:
+        return None
+    # a token may cover the blank before its word, and several tokens the same character
+    return bisect_right(starts, begin) - 1, bisect_left(ends, stop)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:39] + "…"
