@@ -1,8 +1,8 @@
 """Exact match and F1 of extracted answers, and the thresholds for "no answer", as SQuAD's own scripts define them.
 
 Source: the official evaluation scripts of SQuAD v1.1 and v2.0 (Rajpurkar et al., 2016; Rajpurkar, Jia and Liang, 2018).
-The figures are theirs to the last digit, for which sums go in their order and whole scores stay integers (from Python
-3.12 on the builtin ``sum`` rounds integers and floats differently). Two places depart from a script:
+The figures are theirs to the last digit: sums go in their order, and whole scores stay integers as they do there, since
+newer Pythons' ``sum`` may round floats otherwise than integers. Two places depart from a script:
 
 - a question without a prediction scores 0, the rule of v1.1; v2.0 stops there;
 - v1.1 keeps gold answers that normalize to nothing, v2.0 drops them; here they are dropped. In v1.1's validation set
