@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from omegaconf import DictConfig
-from task_configs import REAL_DATA, TASKS, needs_real_data, task_config, write_jsonl
+from task_configs import REAL_DATA, ROOT, TASKS, needs_real_data, task_config, write_jsonl
 
 from adalora_repro.errors import InputError
-from adalora_repro.tasks import load_family, sources
+from adalora_repro.tasks import load_family, sample, sources
 
 GOOD_ROWS: dict[str, dict[str, Any]] = {
     "sst2": {"sentence": "a fine film", "label": 1, "idx": 0},
@@ -40,14 +43,25 @@ def local(tmp_path: Path, task: str, train: list[Any] | None = None, validation:
     return cfg
 
 
+def check(cfg: DictConfig) -> None:
+    sources.check(cfg, load_family(cfg))
+
+
+def load(cfg: DictConfig, split: str, bad: sources.BadRows | None = None) -> Dataset:
+    """A split by the rules of its family; a bad row stops it unless ``bad`` takes it."""
+    return sources.load_split(cfg, split, load_family(cfg), bad or sources.BadRows(False))
+
+
 @pytest.mark.parametrize("task", GOOD_ROWS)
 def test_a_local_file_gives_the_columns_of_its_task(tmp_path: Path, task: str) -> None:
-    cfg = local(tmp_path, task, train=[GOOD_ROWS[task], "", GOOD_ROWS[task] | {"unused": [1]}])
-    sources.check(cfg)
-    rows = sources.load_split(cfg, "train")
-    assert sorted(rows.column_names) == sorted(sources.columns(cfg.task))
+    another = GOOD_ROWS[task] | ({"id": "2"} if "id" in GOOD_ROWS[task] else {})
+    cfg = local(tmp_path, task, train=[GOOD_ROWS[task], "", another | {"unused": [1]}])
+    check(cfg)
+    rows = load(cfg, "train")
+    ids = [] if cfg.task.family == "glue" else ["id"]
+    assert sorted(rows.column_names) == sorted([*ids, *cfg.task.text_columns, cfg.task.label_column])
     assert len(rows) == sources.train_rows(cfg) == 2  # the blank line is none
-    assert rows[1] == rows[0]
+    assert rows[1] == rows[0] | ({"id": "2"} if ids else {})
     if task == "stsb":
         assert rows[0]["label"] == 5.0
     if task == "squad":
@@ -58,8 +72,8 @@ def test_plain_files_are_read_too(tmp_path: Path) -> None:
     cfg = task_config("sst2", "local", data__dir=str(tmp_path))
     write_jsonl(tmp_path / "sst2" / "train.jsonl", [GOOD_ROWS["sst2"]] * 3, compress=False)
     write_jsonl(tmp_path / "sst2" / "validation.jsonl", [GOOD_ROWS["sst2"]], compress=False)
-    sources.check(cfg)
-    assert sources.train_rows(cfg) == len(sources.load_split(cfg, "train")) == 3
+    check(cfg)
+    assert sources.train_rows(cfg) == len(load(cfg, "train")) == 3
 
 
 BAD_LINES = [
@@ -80,7 +94,20 @@ BAD_LINES = [
     ("squad", GOOD_ROWS["squad"] | {"answers": ["France"]}, "column 'answers' must be {text"),
     ("squad", GOOD_ROWS["squad"] | {"answers": {"text": ["a"], "answer_start": []}}, "of equal lengths"),
     ("squad", GOOD_ROWS["squad"] | {"answers": {"text": ["a"], "answer_start": ["0"]}}, "column 'answers' must be"),
+    ("squad", GOOD_ROWS["squad"] | {"answers": {"text": ["a"], "answer_start": [True]}}, "column 'answers' must be"),
+    ("squad", GOOD_ROWS["squad"] | {"answers": {"text": [1], "answer_start": [0]}}, "column 'answers' must be"),
+    ("squad", GOOD_ROWS["squad"] | {"answers": {"text": ["a"]}}, "column 'answers' must be"),
+    ("squad", GOOD_ROWS["squad"] | {"answers": {"text": ["France"], "answer_start": [11]}}, "not at its offset 11"),
+    ("squad", GOOD_ROWS["squad"] | {"answers": {"text": ["e"], "answer_start": [-1]}}, "not at its offset -1"),
+    ("squad", GOOD_ROWS["squad"] | {"answers": {"text": [" "], "answer_start": [5]}}, "an answer is empty"),
+    ("squad", GOOD_ROWS["squad"] | {"answers": {"text": [], "answer_start": []}}, "no answer"),
+    ("squad", GOOD_ROWS["squad"] | {"context": " "}, "the context is empty"),
+    ("squad", GOOD_ROWS["squad"] | {"question": ""}, "the question is empty"),
+    ("squad", GOOD_ROWS["squad"] | {"id": 1}, "column 'id' must be text, is a number"),
     ("squad", {k: v for k, v in GOOD_ROWS["squad"].items() if k != "id"}, "column 'id' is missing"),
+    ("sst2", '{"sentence": "x\\ud800", "label": 0}', "column 'sentence' has half of a surrogate pair"),
+    ("sst2", "[" * 100_000, "not JSON"),
+    ("sst2", "{}", "column 'sentence' is missing (found: none)"),
     ("xsum", {"document": "x", "id": "1"}, "column 'summary' is missing"),
     ("xsum", {"document": "x", "summary": 1, "id": "1"}, "column 'summary' must be text, is a number"),
 ]
@@ -91,22 +118,30 @@ def test_a_bad_line_is_named(tmp_path: Path, task: str, line: Any, message: str)
     cfg = local(tmp_path, task, validation=[GOOD_ROWS[task], "", line])
     split = next(iter(cfg.task.validation.values()))
     with pytest.raises(InputError) as error:
-        sources.load_split(cfg, split)
+        load(cfg, split)
     assert str(error.value).startswith(f"{tmp_path / task / split}.jsonl.gz:3: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+    assert str(error.value).endswith("; data.skip_invalid=true leaves such rows out")
+    named = isinstance(line, dict) and isinstance(line.get("id"), str)
+    assert (".jsonl.gz:3: id '1': " in str(error.value)) == named
+
+    bad = sources.BadRows(True)
+    assert len(load(cfg, split, bad)) == 1
+    (problem,) = bad.problems
+    assert f"{problem}; data.skip_invalid=true leaves such rows out" == str(error.value)
 
 
 def test_blank_text_is_allowed(tmp_path: Path) -> None:
     cfg = local(tmp_path, "sst2", train=[{"sentence": "", "label": 0}])
-    assert sources.load_split(cfg, "train")[0]["sentence"] == ""
+    assert load(cfg, "train")[0]["sentence"] == ""
 
 
 def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     cfg = local(tmp_path, "sst2")
     (tmp_path / "sst2" / "train.jsonl.gz").write_bytes(gzip.compress(b'{"sentence": "\xe9", "label": 0}\n'))
     with pytest.raises(InputError, match=r"train\.jsonl\.gz:1: not JSON"):
-        sources.load_split(cfg, "train")
+        load(cfg, "train")
 
 
 TRUNCATED = gzip.compress(b'{"sentence": "x", "label": 0}\n' * 99, mtime=0)[:-20]
@@ -116,34 +151,34 @@ TRUNCATED = gzip.compress(b'{"sentence": "x", "label": 0}\n' * 99, mtime=0)[:-20
 def test_a_damaged_archive_is_named(tmp_path: Path, damage: bytes) -> None:
     cfg = local(tmp_path, "sst2")
     (tmp_path / "sst2" / "train.jsonl.gz").write_bytes(damage)
-    for read in (lambda: sources.load_split(cfg, "train"), lambda: sources.train_rows(cfg)):
+    for read in (lambda: load(cfg, "train"), lambda: sources.train_rows(cfg)):
         with pytest.raises(InputError, match=r"train\.jsonl\.gz: cannot be read .*one JSON object a line"):
             read()
 
 
 def test_an_empty_split_is_named(tmp_path: Path) -> None:
     cfg = local(tmp_path, "mnli", validation=[])
-    for read in (lambda: sources.check(cfg), lambda: sources.load_split(cfg, "validation_matched")):
+    for read in (lambda: check(cfg), lambda: load(cfg, "validation_matched")):
         with pytest.raises(InputError, match=r"validation_matched\.jsonl\.gz: empty"):
             read()
 
 
 def test_check_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data=local needs data\.dir=DIR"):
-        sources.check(task_config("rte", "local"))
+        check(task_config("rte", "local"))
     with pytest.raises(InputError, match=r"data\.dir=.*nowhere: no such folder"):
-        sources.check(task_config("rte", "local", data__dir=str(tmp_path / "nowhere")))
+        check(task_config("rte", "local", data__dir=str(tmp_path / "nowhere")))
     cfg = local(tmp_path, "mnli")
     (tmp_path / "mnli" / "validation_mismatched.jsonl.gz").unlink()
     with pytest.raises(InputError, match=r"validation_mismatched\.jsonl\.gz: no such file; it must hold one JSON"):
-        sources.check(cfg)
+        check(cfg)
     cfg = local(tmp_path, "sst2", validation=[{"sentence": "x"}])
     with pytest.raises(InputError, match=r"validation\.jsonl\.gz:1: column 'label' is missing"):
-        sources.check(cfg)
+        check(cfg)
     with pytest.raises(InputError, match=r"data\.sample_rows=0: the train split needs at least 1 row"):
-        sources.check(task_config("rte", data__sample_rows=0))
+        check(task_config("rte", data__sample_rows=0))
     with pytest.raises(InputError, match="unknown data source 'web'; valid: hub, local, sample"):
-        sources.check(task_config("rte", "web"))
+        check(task_config("rte", "web"))
 
 
 def test_a_fingerprint_changes_with_what_it_stands_for(tmp_path: Path) -> None:
@@ -166,6 +201,133 @@ def test_a_fingerprint_changes_with_what_it_stands_for(tmp_path: Path) -> None:
         )
     }
     assert len(prints) == 7
+
+
+# Bad rows left out (data.skip_invalid=true)
+
+
+def test_bad_rows_stop_or_are_kept_with_their_reasons() -> None:
+    with pytest.raises(InputError, match=r"^here: wrong; data\.skip_invalid=true leaves such rows out$"):
+        sources.BadRows(False).add("here: wrong")
+    bad = sources.BadRows(True)
+    for problem in ("a: x", "b: y"):
+        bad.add(problem)
+    assert bad.problems == ["a: x", "b: y"]
+
+
+def test_bad_rows_of_a_file_are_left_out_and_the_others_keep_their_order(tmp_path: Path) -> None:
+    good = [{"sentence": f"film {i}", "label": i % 2} for i in range(4)]
+    lines = [good[0], "{broken", good[1], good[1] | {"label": 2}, "", {"text": "x"}, good[2], "[1]", good[3]]
+    cfg = local(tmp_path, "sst2", train=lines)
+    bad = sources.BadRows(True)
+    assert load(cfg, "train", bad).to_list() == good
+    path = tmp_path / "sst2" / "train.jsonl.gz"
+    assert [problem.partition(": ")[0] for problem in bad.problems] == [f"{path}:{line}" for line in (2, 4, 6, 8)]
+    assert sources.train_rows(cfg) == 8  # counted without looking into them
+
+
+def test_bad_rows_of_the_hub_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_hub(monkeypatch, hub_rows([0, -1, 1, -1]))
+    bad = sources.BadRows(True)
+    rows = load(task_config("rte", "hub"), "validation", bad)
+    assert rows["label"][:] == [0, 1]
+    where = "nyu-mll/glue (rte) validation, row"
+    assert bad.problems == [f"{where} {row}: label -1 is out of range, must be 0 to 1" for row in (1, 3)]
+
+
+def test_rows_of_the_hub_are_checked_beyond_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = [0] * 2500
+    labels[2345] = -1
+    on_hub(monkeypatch, hub_rows(labels))
+    with pytest.raises(InputError, match=r"train, row 2345: label -1 is out of range"):
+        load(task_config("rte", "hub"), "train")
+
+
+def test_a_row_of_the_hub_is_named_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = {name: value for name, value in GOOD_ROWS["squad"].items() if name != "answers"}
+    answers = {"text": ["France"], "answer_start": [12]}
+    rows = [good | {"answers": answers}, good | {"id": "2", "answers": answers | {"answer_start": [3]}}]
+    on_hub(monkeypatch, Dataset.from_list(rows))
+    with pytest.raises(InputError, match=r"^rajpurkar/squad train, row 1: id '2': the answer 'France' is not at its"):
+        load(task_config("squad", "hub"), "train")
+    bad = sources.BadRows(True)
+    (row,) = load(task_config("squad", "hub"), "train", bad)
+    assert (row["id"], row["answers"], len(bad.problems)) == ("1", answers, 1)
+
+
+def test_bad_rows_of_the_generator_would_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = sample.generate
+
+    def spoilt(*args: Any) -> list[dict[str, Any]]:
+        rows = generate(*args)
+        rows[1]["label"] = 9
+        return rows
+
+    monkeypatch.setattr(sample, "generate", spoilt)
+    cfg = task_config("rte", data__sample_rows=5)
+    with pytest.raises(InputError, match=r"^data=sample, train, row 1: label 9 is out of range"):
+        load(cfg, "train")
+    bad = sources.BadRows(True)
+    assert len(load(cfg, "train", bad)) == 4
+    assert len(bad.problems) == 1
+
+
+@pytest.mark.parametrize("lines", [["{", "{"], [{"sentence": "x", "label": 5}]])
+def test_a_split_of_bad_rows_alone_is_refused_with_the_first_reason(tmp_path: Path, lines: list[Any]) -> None:
+    cfg = local(tmp_path, "sst2", validation=lines)
+    cfg.data.skip_invalid = True
+    path = tmp_path / "sst2" / "validation.jsonl.gz"
+    for read in (lambda: check(cfg), lambda: load(cfg, "validation", sources.BadRows(True))):
+        with pytest.raises(InputError) as error:
+            read()
+        assert str(error.value).startswith(f"{path}: no good row ({path}:1: ")
+        assert str(error.value).endswith("), the validation split of sst2 needs rows")
+        assert "\n" not in str(error.value)
+
+
+def test_the_check_looks_for_a_good_row_where_bad_ones_are_left_out(tmp_path: Path) -> None:
+    cfg = local(tmp_path, "sst2", train=["{", GOOD_ROWS["sst2"]])
+    with pytest.raises(InputError, match=r"train\.jsonl\.gz:1: not JSON"):
+        check(cfg)
+    cfg.data.skip_invalid = True
+    check(cfg)
+
+
+@pytest.mark.parametrize("task", ["squad", "xsum"])
+def test_an_id_is_refused_the_second_time(tmp_path: Path, task: str) -> None:
+    good = GOOD_ROWS[task]
+    cfg = local(tmp_path, task, train=[good, good | {"id": "2"}, good])
+    path = tmp_path / task / "train.jsonl.gz"
+    expected = f"{path}:3: id '1': the id is also that of {path}:1"
+    with pytest.raises(InputError) as error:
+        load(cfg, "train")
+    assert str(error.value).startswith(expected)
+    bad = sources.BadRows(True)
+    assert load(cfg, "train", bad)["id"][:] == ["1", "2"]
+    assert bad.problems == [expected]
+
+
+def test_an_id_of_a_bad_row_is_still_free(tmp_path: Path) -> None:
+    good = GOOD_ROWS["squad"]
+    cfg = local(tmp_path, "squad", train=[good | {"context": ""}, good])
+    bad = sources.BadRows(True)
+    assert load(cfg, "train", bad)["context"][:] == [good["context"]]
+    assert len(bad.problems) == 1
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(st.integers(-2, 3), st.sampled_from(["{", '"x"', "[]", "null"])), min_size=1, max_size=30))
+def test_good_and_bad_rows_are_all_the_rows(tmp_path: Path, rows: list[int | str]) -> None:
+    lines = [{"sentence": str(i), "label": row} if isinstance(row, int) else row for i, row in enumerate(rows)]
+    good = [line for line in lines if isinstance(line, dict) and line["label"] in (0, 1)]
+    cfg = local(tmp_path, "sst2", train=lines)
+    bad = sources.BadRows(True)
+    if not good:
+        with pytest.raises(InputError, match="no good row"):
+            load(cfg, "train", bad)
+        return
+    assert load(cfg, "train", bad).to_list() == good
+    assert len(bad.problems) == len(lines) - len(good)
 
 
 # The hub, which no test reaches
@@ -194,7 +356,7 @@ def hub_rows(labels: list[int]) -> Dataset:
 def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = on_hub(monkeypatch, hub_rows([0, 1]))
     cfg = task_config("rte", "hub")
-    assert sources.load_split(cfg, "validation")["label"] == [0, 1]
+    assert load(cfg, "validation")["label"] == [0, 1]
     assert calls == [("nyu-mll/glue", "rte", {"split": "validation", "revision": cfg.task.revision})]
     assert sources.train_rows(cfg) == 2490
     assert sources.provenance(cfg, {"train": 2})["revision"] == cfg.task.revision
@@ -203,63 +365,83 @@ def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatc
 def test_hidden_test_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     on_hub(monkeypatch, hub_rows([0, -1]))
     with pytest.raises(InputError, match=r"nyu-mll/glue \(rte\) validation, row 1: label -1 is out of range"):
-        sources.load_split(task_config("rte", "hub"), "validation")
+        load(task_config("rte", "hub"), "validation")
 
 
 def test_a_hub_data_set_that_is_empty_or_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     on_hub(monkeypatch, hub_rows([]))
     with pytest.raises(InputError, match="empty"):
-        sources.load_split(task_config("rte", "hub"), "train")
+        load(task_config("rte", "hub"), "train")
     on_hub(monkeypatch, hub_rows([0]))
     with pytest.raises(InputError, match="column 'question' is missing"):
-        sources.load_split(task_config("qnli", "hub"), "train")
+        load(task_config("qnli", "hub"), "train")
 
 
 def test_without_a_network_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     on_hub(monkeypatch, ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub\nsecond line"))
     with pytest.raises(InputError) as error:
-        sources.load_split(task_config("rte", "hub"), "train")
+        load(task_config("rte", "hub"), "train")
     for part in ("nyu-mll/glue", "data=local data.dir=DIR", "data=sample", "HF_HOME"):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
     on_hub(monkeypatch, OSError(28, "No space left on device"))
     with pytest.raises(InputError, match="cannot store nyu-mll/glue below HF_HOME"):
-        sources.load_split(task_config("rte", "hub"), "train")
+        load(task_config("rte", "hub"), "train")
 
 
 # Families
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_family_without_code_says_so(task: str) -> None:
+def test_every_task_has_its_family(task: str) -> None:
     cfg = task_config(task)
-    if cfg.task.family == "glue":
-        assert load_family(cfg).primary_metric == cfg.task.primary_metric
-        return
-    cfg.task.family = "no_such_family"  # whether or not squad and summarization exist by now
-    with pytest.raises(InputError, match=f"task={task}: .*later release; dry_run=true"):
+    family = load_family(cfg)
+    assert type(family).__module__ == f"adalora_repro.tasks.{cfg.task.family}"
+    assert family.primary_metric == cfg.task.primary_metric
+    assert family.architecture == ("encoder-decoder" if cfg.task.family == "summarization" else "encoder")
+    assert family.has_ids == (cfg.task.family != "glue")
+    assert set(family.features()) == set(family.columns)
+
+
+@pytest.mark.parametrize("family", ["no_such_family", "glue.Task", "../glue", "", "sources", "squad_scores"])
+def test_a_family_that_is_none_says_so(family: str) -> None:
+    cfg = task_config("rte", task__family=family)
+    with pytest.raises(InputError) as error:
         load_family(cfg)
+    assert str(error.value) == f"task=rte: no family '{family}', which would be class Task in tasks/{family}.py"
 
 
-def test_checks_import_nothing_heavy() -> None:
-    code = "import sys; from adalora_repro.tasks import load_family, sources; print([m for m in sys.modules])"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "adalora_repro.tasks.sources" in modules
-    assert not any(f"'{name}'" in modules for name in ("torch", "datasets", "transformers", "scipy", "sklearn"))
+def test_checks_and_families_import_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from task_configs import TASKS, task_config\n"
+        "before = {name for name in ('torch', 'datasets', 'transformers', 'numpy') if name in sys.modules}\n"
+        "from adalora_repro.tasks import load_family, sources\n"
+        "for task in TASKS: load_family(task_config(task))\n"
+        "print(before, [m for m in sys.modules])"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    modules = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert modules.startswith("set() ")
+    assert "adalora_repro.tasks.squad'" in modules
+    heavy = ("torch", "datasets", "transformers", "numpy", "scipy", "sklearn")
+    assert [name for name in heavy if f"'{name}'" in modules] == []
 
 
 @needs_real_data
 @pytest.mark.parametrize("task", ["cola", "rte", "mrpc", "stsb"])
 def test_real_files_are_the_official_data(task: str) -> None:
     cfg = task_config(task, "local", data__dir=str(REAL_DATA))
-    sources.check(cfg)
+    check(cfg)
     assert sources.train_rows(cfg) == cfg.task.rows["train"]
-    assert len(sources.load_split(cfg, "validation")) == cfg.task.rows["validation"]
+    assert len(load(cfg, "validation")) == cfg.task.rows["validation"]
 
 
 @needs_real_data
 @pytest.mark.parametrize("task", TASKS)
 def test_real_files_pass_the_check(task: str) -> None:
     cfg = task_config(task, "local", data__dir=str(REAL_DATA))
-    sources.check(cfg)
+    check(cfg)
     assert sources.train_rows(cfg) > 1000
