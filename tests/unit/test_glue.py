@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +25,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from adalora_repro.backbones import byte_tokenizer
 from adalora_repro.errors import InputError
 from adalora_repro.tasks import cache, glue, load_family, sources
-from adalora_repro.tasks.base import TaskData
+from adalora_repro.tasks.base import Evaluation, TaskData, equal_distances
 
 
 def tiny_tokenizer(words: str = "the film is not good bad a dog", limit: int = 512) -> PreTrainedTokenizerFast:
@@ -55,6 +57,10 @@ def small(tmp_path: Path, task: str = "rte", **options: Any) -> DictConfig:
     return task_config(task, **sizes | {"data__cache_dir": str(tmp_path / "cache")} | options)
 
 
+def rows_of(cfg: DictConfig, split: str) -> Dataset:
+    return sources.load_split(cfg, split, glue.Task(cfg), sources.BadRows(False))
+
+
 def loaded(cfg: DictConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> tuple[glue.Task, TaskData]:
     task = glue.Task(cfg)
     return task, task.load(tokenizer or tiny_tokenizer())
@@ -63,13 +69,21 @@ def loaded(cfg: DictConfig, tokenizer: PreTrainedTokenizerFast | None = None) ->
 # Metrics
 
 
-def evaluate(task: str, labels: list[Any], predicted: list[Any], batch: int = 7) -> dict[str, float]:
+def evaluation(
+    task: str, labels: list[Any], predicted: list[Any], batch: int = 7, order: list[int] | None = None
+) -> Evaluation:
+    """What the family makes of batches of these, in ``order`` (as the loop has them: not as in the split)."""
     cfg = task_config(task)
+    order = list(range(len(labels))) if order is None else order
+    parts = [order[start : start + batch] for start in range(0, len(labels), batch)]
     batches = [
-        {"label": np.array(labels[start : start + batch]), "prediction": np.array(predicted[start : start + batch])}
-        for start in range(0, len(labels), batch)
+        {"label": np.array(labels)[part], "prediction": np.array(predicted)[part], "index": part} for part in parts
     ]
     return glue.Task(cfg).metrics({split: iter(batches) for split in cfg.task.validation.values()})
+
+
+def evaluate(task: str, labels: list[Any], predicted: list[Any], batch: int = 7) -> dict[str, float]:
+    return evaluation(task, labels, predicted, batch).metrics
 
 
 def pairs(value: st.SearchStrategy[Any], other: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[Any]:
@@ -123,6 +137,31 @@ def test_constant_predictions_are_worth_nothing(constant: int) -> None:
 def test_batches_are_joined_in_order() -> None:
     labels, predicted = [0, 1, 1, 0, 1], [0, 1, 0, 1, 1]
     assert evaluate("sst2", labels, predicted, batch=2) == evaluate("sst2", labels, predicted) == {"accuracy": 0.6}
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_predictions_are_kept_in_the_order_of_the_split(data: st.DataObject) -> None:
+    cases = data.draw(pairs(st.integers(0, 1)))
+    labels, predicted = map(list, zip(*cases, strict=True))
+    order = data.draw(st.permutations(range(len(cases))))
+    found = evaluation("mnli", labels, predicted, data.draw(st.integers(1, 9)), order)
+    rows = [{"label": label, "prediction": prediction} for label, prediction in cases]
+    names = [f"predictions.validation_{name}.jsonl.gz" for name in ("matched", "mismatched")]
+    assert found.files == dict.fromkeys(names, rows)
+    assert json.loads(json.dumps(found.files)) == found.files  # plain integers, not NumPy's
+    assert found.metrics["accuracy_m"] == pytest.approx(np.mean([a == b for a, b in cases]))
+
+
+def test_scores_are_kept_as_numbers() -> None:
+    rows = evaluation("stsb", [1.0, 2.5, 0.0], [0.5, 2.0, 0.25], batch=2, order=[2, 0, 1]).files
+    assert rows == {
+        "predictions.validation.jsonl.gz": [
+            {"label": 1.0, "prediction": 0.5},
+            {"label": 2.5, "prediction": 2.0},
+            {"label": 0.0, "prediction": 0.25},
+        ]
+    }
 
 
 def test_predictions_that_are_not_finite_are_no_result() -> None:
@@ -192,7 +231,7 @@ def test_rows_are_those_of_the_tokenizer(tmp_path: Path) -> None:
     cfg = small(tmp_path, "rte", task__max_length=12)
     tokenizer = tiny_tokenizer()
     _, data = loaded(cfg, tokenizer)
-    rows = sources.load_split(cfg, "train")
+    rows = rows_of(cfg, "train")
     assert len(data.train) == 40
     assert sorted(data.train.column_names) == ["attention_mask", "input_ids", "labels", "length", "token_type_ids"]
     for row, source in zip(data.train, rows, strict=True):
@@ -236,11 +275,126 @@ def test_a_quick_look_cuts_only_what_is_evaluated(tmp_path: Path) -> None:
         "validation_matched": 5,
         "validation_mismatched": 5,
     }
-    assert data.evaluation["validation_matched"][:] == whole.evaluation["validation_matched"][:5]
+    chosen = [0, 2, 4, 7, 9]  # of 12, at equal distances: floor(i 12 / 5)
+    assert data.evaluation["validation_matched"][:] == whole.evaluation["validation_matched"][chosen]
+    assert data.train[:] == whole.train[:]
     assert data.provenance["rows"] == {"train": 40, "validation_matched": 5, "validation_mismatched": 5}
     assert whole.provenance["rows"]["validation_matched"] == 12
     _, data = loaded(small(tmp_path, "mnli", eval__max_examples=500))
     assert len(data.evaluation["validation_matched"]) == 12
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000))
+def test_equal_distances(size: int, count: int) -> None:
+    numbers = equal_distances(size, count)
+    assert len(numbers) == min(size, count)
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] == 0
+    assert numbers[-1] < size <= numbers[-1] + -(-size // len(numbers))  # the last part is no longer than the others
+    gaps = {b - a for a, b in pairwise(numbers)}
+    assert gaps <= {size // len(numbers), -(-size // len(numbers))}
+
+
+def test_equal_distances_of_few() -> None:
+    assert equal_distances(10, 4) == [0, 2, 5, 7]
+    assert equal_distances(3, 3) == equal_distances(3, 7) == [0, 1, 2]
+    assert equal_distances(100, 1) == [0]
+
+
+def test_a_quick_look_takes_its_questions_with_all_their_windows(tmp_path: Path) -> None:
+    """SQuAD counts rows, not windows; that a window knows its question is what finds them."""
+    options = {"data__cache_dir": str(tmp_path / "cache"), "task__max_length": 96, "task__stride": 16}
+    sizes = {"data__sample_rows": 8, "data__sample_validation_rows": 20}
+    tokenizer = byte_tokenizer()
+    whole = load_family(task_config("squad", **options, **sizes))
+    everything = whole.load(tokenizer)
+    task = load_family(task_config("squad", **options, **sizes, eval__max_examples=6))
+    data = task.load(tokenizer)
+    assert data.provenance["rows"] == {"train": 8, "validation": 6}
+    chosen = [f"sample-validation-{number}" for number in equal_distances(20, 6)]
+    assert list(dict.fromkeys(task._side["validation"]["id"])) == chosen
+    windows = [i for i, name in enumerate(whole._side["validation"]["id"]) if name in chosen]
+    assert len(windows) > 6
+    assert data.evaluation["validation"][:] == everything.evaluation["validation"][windows]
+
+
+def test_a_quick_look_at_summaries(tmp_path: Path) -> None:
+    sizes = {"data__sample_rows": 8, "data__sample_validation_rows": 20, "data__cache_dir": str(tmp_path / "cache")}
+    tokenizer = byte_tokenizer()
+    everything = load_family(task_config("xsum", **sizes)).load(tokenizer)
+    data = load_family(task_config("xsum", **sizes, eval__max_examples=6)).load(tokenizer)
+    assert data.provenance["rows"] == {"train": 8, "validation": 6}
+    assert data.evaluation["validation"][:] == everything.evaluation["validation"][equal_distances(20, 6)]
+
+
+# Bad rows left out
+
+
+def spoilt(tmp_path: Path, **options: Any) -> DictConfig:
+    """A local RTE of 6 + 5 lines, of which 2 + 1 are bad."""
+    good = [{"sentence1": f"the dog {i}", "sentence2": "is good", "label": i % 2} for i in range(4)]
+    lines = [good[0], "{broken", good[1], good[1] | {"label": 7}, good[2], good[3]]
+    write_jsonl(tmp_path / "rte" / "train.jsonl.gz", lines)
+    write_jsonl(tmp_path / "rte" / "validation.jsonl.gz", [*good, {"label": 0}])
+    return small(tmp_path, "rte", data__source="local", data__dir=str(tmp_path), **options)
+
+
+def test_bad_rows_are_counted_and_told_when_the_cache_has_the_rest_too(
+    tmp_path: Path, tokenizations: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = spoilt(tmp_path, data__skip_invalid=True)
+    path = tmp_path / "rte"
+    told = []
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            _, data = loaded(cfg)
+        assert data.provenance["rows"] == {"train": 4, "validation": 4}
+        assert data.provenance["skipped"] == {"train": 2, "validation": 1}
+        assert data.train["labels"][:] == [0, 1, 0, 1]
+        told.append(caplog.messages)
+    assert tokenizations == [4, 4]  # once each
+    assert told[0] == told[1]
+    train, validation = told[0]
+    assert train.startswith(
+        f"rte train: 2 bad row(s) left out (data.skip_invalid=true): {path / 'train.jsonl.gz'}:2: not JSON ("
+    )
+    assert train.endswith(f"; {path / 'train.jsonl.gz'}:4: label 7 is out of range, must be 0 to 1")
+    assert validation == (
+        "rte validation: 1 bad row(s) left out (data.skip_invalid=true): "
+        f"{path / 'validation.jsonl.gz'}:5: column 'sentence1' is missing (found: label)"
+    )
+
+
+def test_of_many_bad_rows_three_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = spoilt(tmp_path, data__skip_invalid=True)
+    good = {"sentence1": "a", "sentence2": "b", "label": 0}
+    write_jsonl(tmp_path / "rte" / "train.jsonl.gz", [good, *["{"] * 1500])
+    with caplog.at_level(logging.WARNING):
+        _, data = loaded(cfg)
+    assert data.provenance["skipped"]["train"] == 1500
+    assert caplog.messages[0].startswith("rte train: 1,500 bad row(s) left out")
+    assert caplog.messages[0].count("not JSON") == 3
+    assert caplog.messages[0].endswith(" and 1,497 more")
+
+
+def test_without_bad_rows_nothing_is_said_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        _, data = loaded(small(tmp_path, data__skip_invalid=True))
+    assert "skipped" not in data.provenance
+    assert caplog.messages == []
+
+
+def test_a_cache_without_the_bad_rows_does_not_hide_them_from_a_run_that_refuses_them(tmp_path: Path) -> None:
+    loaded(spoilt(tmp_path, data__skip_invalid=True))
+    with pytest.raises(InputError, match=r"train\.jsonl\.gz:2: not JSON .*; data\.skip_invalid=true leaves such rows"):
+        loaded(spoilt(tmp_path))
+
+
+def test_a_quick_look_counts_good_rows(tmp_path: Path) -> None:
+    _, data = loaded(spoilt(tmp_path, data__skip_invalid=True, eval__max_examples=3))
+    assert data.provenance["rows"] == {"train": 4, "validation": 3}
+    assert data.evaluation["validation"]["labels"][:] == [0, 1, 0]
 
 
 # The cache
@@ -250,13 +404,13 @@ def test_a_quick_look_cuts_only_what_is_evaluated(tmp_path: Path) -> None:
 def tokenizations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the number of rows whenever a split is tokenized."""
     calls: list[int] = []
-    tokenize = glue.tokenize
+    tokenize = glue.Task.tokenize
 
-    def counted(rows: Dataset, *args: Any) -> Dataset:
+    def counted(self: glue.Task, rows: Dataset, *args: Any) -> Dataset:
         calls.append(len(rows))
-        return tokenize(rows, *args)
+        return tokenize(self, rows, *args)
 
-    monkeypatch.setattr(glue, "tokenize", counted)
+    monkeypatch.setattr(glue.Task, "tokenize", counted)
     return calls
 
 
@@ -292,6 +446,7 @@ def test_a_cached_local_file_is_neither_parsed_nor_trusted_under_other_labels(tm
         lambda cfg, tokenizer: (cfg.task.__setattr__("max_length", 9), tokenizer)[1],
         lambda cfg, tokenizer: (cfg.data.__setattr__("sample_seed", 1), tokenizer)[1],
         lambda cfg, tokenizer: (cfg.task.__setattr__("text_columns", ["sentence2", "sentence1"]), tokenizer)[1],
+        lambda cfg, tokenizer: (cfg.data.__setattr__("skip_invalid", True), tokenizer)[1],
         lambda cfg, tokenizer: tiny_tokenizer("another vocabulary"),
     ],
 )
@@ -324,10 +479,15 @@ def bless_nonsense(entry: Path) -> None:
     """Sums that fit files which are no data set."""
     (entry / "dataset_info.json").write_text("{")
     (entry / "state.json").write_text("[]")
+    (entry / cache.MANIFEST).write_text(json.dumps({"files": cache._sums(entry), "notes": {}}))
+
+
+def lose_the_notes(entry: Path) -> None:
+    """An entry as it was before entries had notes."""
     (entry / cache.MANIFEST).write_text(json.dumps(cache._sums(entry)))
 
 
-@pytest.mark.parametrize("damage", [damage_a_byte, lose_a_file, cut_the_manifest, bless_nonsense])
+@pytest.mark.parametrize("damage", [damage_a_byte, lose_a_file, cut_the_manifest, bless_nonsense, lose_the_notes])
 def test_a_damaged_entry_is_made_again(
     tmp_path: Path, tokenizations: list[int], damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -356,25 +516,27 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
 
 
 def test_writers_of_the_same_entry_do_not_meet(tmp_path: Path) -> None:
-    built = Dataset.from_dict({"x": list(range(100))})
+    built = cache.Entry(Dataset.from_dict({"x": list(range(100))}), {"rows": 100, "skipped": ["a: b"]})
     barrier = threading.Barrier(4)
     found: list[Any] = []
 
-    def build() -> Dataset:
+    def build() -> cache.Entry:
         barrier.wait()  # nobody has written when the last one starts to
         return built
 
     def run() -> None:
-        found.append(cache.cached(tmp_path, "entry", build)[:])
+        entry = cache.cached(tmp_path, "entry", build)
+        found.append((entry.dataset[:], entry.notes))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [built[:]] * 4
+    assert found == [(built.dataset[:], built.notes)] * 4
     assert [path.name for path in tmp_path.iterdir()] == ["entry"]
-    assert cache.cached(tmp_path, "entry", lambda: pytest.fail("not cached"))[:] == built[:]
+    kept = cache.cached(tmp_path, "entry", lambda: pytest.fail("not cached"))
+    assert (kept.dataset[:], kept.notes) == found[0]
 
 
 def test_tokenizers_without_a_serializable_backend_have_a_hash() -> None:
@@ -390,7 +552,7 @@ def test_real_data_load(tmp_path: Path, name: str) -> None:
     cfg = task_config(name, "local", data__dir=str(REAL_DATA), data__cache_dir=str(tmp_path))
     task, data = loaded(cfg)
     assert {"train": len(data.train)} | {split: len(rows) for split, rows in data.evaluation.items()} == cfg.task.rows
-    assert data.train["labels"][:] == sources.load_split(cfg, "train")["label"][:]
+    assert data.train["labels"][:] == rows_of(cfg, "train")["label"][:]
     assert data.provenance["sha256"].keys() == {"train", "validation"}
     batch = task.collate([data.train[index] for index in range(32)])
     assert batch["input_ids"].shape[1] <= cfg.task.max_length
