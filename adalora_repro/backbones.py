@@ -158,13 +158,25 @@ def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 # -- building and loading ------------------------------------------------------------------------------------------
 
 
+#: special tokens of ``byte_tokenizer``, under the names of transformers' configurations
+BYTE_IDS = {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": 2,
+}
+
+
 def model_config(cfg: DictConfig) -> Any:
     """transformers' configuration of the shipped architecture with the task's head: no network."""
     from omegaconf import OmegaConf
     from transformers import AutoConfig
 
     options: dict[str, Any] = OmegaConf.to_container(cfg.backbone.architecture)  # type: ignore[assignment]
-    return AutoConfig.for_model(options.pop("model_type"), **options, **_head_options(cfg))
+    if cfg.backbone.tokenizer == "bytes":
+        options |= BYTE_IDS
+    return AutoConfig.for_model(options.pop("model_type"), **(options | _head_options(cfg)))
 
 
 def _head_options(cfg: DictConfig) -> dict[str, Any]:
@@ -233,19 +245,23 @@ def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
         InputError: as ``load_model``.
     """
     if cfg.backbone.tokenizer == "bytes":
-        return byte_tokenizer()
+        return byte_tokenizer(cfg.backbone.architecture.max_position_embeddings - 2)  # two are RoBERTa's offset
     from transformers import AutoTokenizer
 
     where = _location(cfg)
     return _from_hub(cfg, lambda: AutoTokenizer.from_pretrained(**where))
 
 
-def byte_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer of single bytes, built here: backbones without weights need no file and no vocabulary."""
+def byte_tokenizer(max_length: int = 512) -> PreTrainedTokenizerBase:
+    """A tokenizer of single bytes, built here: backbones without weights need no file and no vocabulary.
+
+    Args:
+        max_length: tokens that the model takes.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]  # numbered as BYTE_IDS says
     vocabulary = {token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -259,7 +275,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
         bos_token="[CLS]",
         eos_token="[SEP]",
         **{f"{name}_token": token for name, token in names.items()},
-        model_max_length=512,
+        model_max_length=max_length,
     )
 
 

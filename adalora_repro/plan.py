@@ -83,6 +83,15 @@ class Plan:
     params: dict[str, int] = field(default_factory=dict)
     memory: int = 0
 
+    @property
+    def measured(self) -> list[str]:
+        return measured(self.cfg)
+
+
+def measured(cfg: DictConfig) -> list[str]:
+    """Names of the metrics that the task is about; a record may hold more."""
+    return [f"{metric}{suffix}" for suffix in cfg.task.validation for metric in cfg.task.metrics]
+
 
 # -- checking and completing a configuration -----------------------------------------------------------------------
 
@@ -257,9 +266,8 @@ def _check_values(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise InputError(f"{missing[0]} is not set")
-    measured = [f"{metric}{suffix}" for suffix in cfg.task.validation for metric in cfg.task.metrics]
-    if cfg.task.primary_metric not in measured:
-        raise one_of("task.primary_metric", cfg.task.primary_metric, measured)
+    if cfg.task.primary_metric not in measured(cfg):
+        raise one_of("task.primary_metric", cfg.task.primary_metric, measured(cfg))
 
 
 def _apply_budget(cfg: DictConfig, budget_typed: bool) -> str:

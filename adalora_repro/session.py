@@ -27,7 +27,7 @@ from adalora_repro.console import Interrupted, StopSignal
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
 from adalora_repro.plan import Plan, finished, settle
 from adalora_repro.tasks import load_family
-from adalora_repro.train import Loop, run_loop
+from adalora_repro.train import Loop, figures, run_loop
 
 BUDGET_FIELDS = ("b_0", "b_T", "n", "r", "t_i", "t_f", "delta_t", "mask_events", "gamma")
 
@@ -101,8 +101,8 @@ def _execute_held(plan: Plan, stop: StopSignal) -> int:
     if status == "ok":
         checkpoint.remove(folder)
         (folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in record.final["metrics"].items())  # type: ignore[index]
-        print(f"done: {figures}  ({folder / records.RECORD_NAME})")
+        found = figures(plan.measured, record.final["metrics"])  # type: ignore[index]
+        print(f"done: {found}  ({folder / records.RECORD_NAME})")
     else:
         print(f"adalora-run: {status}: {error}  ({folder})", file=sys.stderr)
     return code

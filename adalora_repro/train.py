@@ -244,7 +244,10 @@ def _to_device(loop: Loop, rows: Dataset, batches: list[list[int]]) -> Iterator[
         generator=torch.Generator(),  # the loader draws a seed for its workers; not from the run's stream
     )
     for batch in loader:
-        yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        yield {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
 
 
 def evaluate(loop: Loop, progress: Progress) -> Evaluation:
@@ -315,7 +318,12 @@ def _evaluate(loop: Loop, log: Any, progress: Progress) -> None:
 
 def _log_evaluation(loop: Loop, metrics: dict[str, float], log: Any, progress: Progress) -> None:
     _append(log, {"t": loop.t, "evaluation": metrics})
-    progress.line(loop.t, ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    progress.line(loop.t, figures(loop.plan.measured, metrics))
+
+
+def figures(names: Sequence[str], metrics: dict[str, float]) -> str:
+    """The metrics of these names, for people."""
+    return ", ".join(f"{name} {metrics[name]:.4f}" for name in names)
 
 
 def _append(log: Any, line: dict[str, Any]) -> None:

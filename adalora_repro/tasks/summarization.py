@@ -1,0 +1,178 @@
+"""The summarization family: an encoder-decoder reads a document and writes its summary.
+
+Training: mean cross entropy over the tokens of the reference summary, the decoder seeing those before (teacher
+forcing). Evaluation: beam search, then ROUGE of what was written (``tasks/rouge.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from adalora_repro.errors import InputError, one_of
+from adalora_repro.tasks import rouge, sources
+from adalora_repro.tasks.base import MULTIPLE, BaseTask, Batch, Evaluation, TaskData, mapped, pad
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+    from omegaconf import DictConfig
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100  # label of padding: what torch's cross entropy leaves out
+INPUTS = ["input_ids", "attention_mask"]
+SIDE = ["id", "reference"]
+
+
+class Task(BaseTask):
+    """One task of the family, as its YAML in conf/task/ describes it.
+
+    Raises:
+        InputError: a metric that is no ROUGE, no maximum length of the summary, beams or lengths that contradict.
+    """
+
+    architecture = "encoder-decoder"
+    code_version = 1
+    has_ids = True
+
+    def __init__(self, cfg: DictConfig) -> None:
+        super().__init__(cfg)
+        task = cfg.task
+        for name in task.metrics:
+            if name not in rouge.NAMES:
+                raise one_of("metric", name, rouge.NAMES)
+        for name in ("max_target_length", "num_beams"):
+            if task[name] is None:
+                raise InputError(f"task.{name} is not set, {task.name} needs a number")
+        if (task.min_target_length or 0) >= task.max_target_length:
+            raise InputError(
+                f"task.min_target_length={task.min_target_length} must be below "
+                f"task.max_target_length={task.max_target_length}"
+            )
+        self._side: dict[str, Dataset] = {}
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def row_problem(self, row: dict[str, Any]) -> str | None:
+        """A document and its summary, both with something in them."""
+        label = self.cfg.task.label_column
+        for column in (*self.cfg.task.text_columns, label):
+            if not isinstance(row[column], str):
+                return f"column '{column}' must be text, is {sources.kind(row[column])}"
+            if not row[column].strip():
+                return f"the {column} is empty"
+        return None
+
+    def features(self) -> Features:
+        from datasets import Features, Value
+
+        return Features(dict.fromkeys(self.columns, Value("string")))
+
+    def recipe(self) -> list[Any]:
+        return [int(self.cfg.task.max_target_length)]
+
+    def tokenize(self, rows: Dataset, split: str, bad: sources.BadRows) -> Dataset:
+        """Rows -> input_ids, attention_mask cut to ``max_length``, length; for training labels, cut to
+        ``max_target_length``, for evaluation id and reference."""
+        del bad  # an empty text was found before
+        task, tokenizer = self.cfg.task, self.tokenizer
+        text, label = task.text_columns[0], task.label_column
+
+        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            encoded = tokenizer(batch[text], truncation=True, max_length=self.max_length)
+            columns = {name: encoded[name] for name in INPUTS}
+            columns["length"] = [len(ids) for ids in columns["input_ids"]]
+            if split != sources.TRAIN:
+                return columns | {"id": batch["id"], "reference": batch[label]}
+            targets = tokenizer(text_target=batch[label], truncation=True, max_length=task.max_target_length)
+            return columns | {"labels": targets["input_ids"]}
+
+        return mapped(rows, encode)
+
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
+        data = super().load(tokenizer)
+        for split, rows in data.evaluation.items():
+            self._side[split] = rows.select_columns(SIDE)
+            data.evaluation[split] = rows.remove_columns(SIDE)
+        return data
+
+    # -- the model -------------------------------------------------------------------------------------------------
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """Pads documents and summaries to the longest, rounded up to multiples of 8, or to their maximum lengths
+        (``train.padding=max_length``).
+
+        Returns:
+            input_ids, attention_mask (rows, length) int64; in training labels (rows, target length) int64, padded with
+            -100, and terms, how many of them count.
+        """
+        import torch
+
+        to_limit = self.cfg.train.padding == "max_length"
+        batch = pad(self.tokenizer, rows, INPUTS, self.max_length, to_limit)
+        if "labels" in rows[0]:
+            longest = max(len(row["labels"]) for row in rows)
+            width = self.cfg.task.max_target_length if to_limit else -(-longest // MULTIPLE) * MULTIPLE
+            padded = [row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in rows]
+            batch |= {"labels": torch.tensor(padded), "terms": sum(len(row["labels"]) for row in rows)}
+        return batch
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """Mean cross entropy over the summaries' tokens, in float32; and how many these are.
+
+        The decoder reads the labels one place to the right, its start token first.
+        """
+        from torch.nn import functional
+
+        shift: Any = model.prepare_decoder_input_ids_from_labels
+        inputs = {name: batch[name] for name in INPUTS}
+        logits = model(**inputs, decoder_input_ids=shift(labels=batch["labels"]), use_cache=False).logits
+        loss = functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten(), ignore_index=IGNORED)
+        return loss, batch["terms"]
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """``tokens`` (rows, written length): the best beam, special tokens and padding included."""
+        task = self.cfg.task
+        generate: Any = model.generate
+        options = {
+            "max_length": task.max_target_length,
+            "min_length": task.min_target_length or 0,
+            "num_beams": task.num_beams,
+            "no_repeat_ngram_size": task.no_repeat_ngram_size or 0,
+            "do_sample": False,
+        }
+        if task.num_beams > 1:  # greedy search has neither
+            options |= {"length_penalty": task.length_penalty, "early_stopping": task.early_stopping}
+        return {"tokens": generate(**{name: batch[name] for name in INPUTS}, **options)}
+
+    # -- scores ----------------------------------------------------------------------------------------------------
+
+    def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> Evaluation:
+        """ROUGE F-measures in percent with 95% intervals (``<name>_low``, ``<name>_high``), and ``written_tokens``, the
+        mean length of what was written.
+
+        Files: ``predictions.jsonl.gz``, by document: id, what was written, its scores.
+        """
+        evaluation = Evaluation({})
+        for suffix, split in self.cfg.task.validation.items():
+            texts, tokens = self._texts(predictions[split])
+            side = self._side[split]
+            scores = rouge.rouge_scores(texts, side["reference"][:])
+            figures = rouge.summarize(scores) | {"written_tokens": tokens / len(texts)}
+            evaluation.metrics |= {f"{name}{suffix}": value for name, value in figures.items()}
+            evaluation.files[f"predictions{suffix}.jsonl.gz"] = [
+                {"id": name, "prediction": text} | {metric: scores[metric][row] for metric in scores}
+                for row, (name, text) in enumerate(zip(side["id"][:], texts, strict=True))
+            ]
+        return evaluation
+
+    def _texts(self, batches: Iterable[dict[str, Any]]) -> tuple[list[str], int]:
+        """What was written, in the order of the rows, and its tokens: of a batch only its texts are kept."""
+        written: dict[int, str] = {}
+        count = 0
+        special = set(self.tokenizer.all_special_ids)
+        for batch in batches:
+            texts = self.tokenizer.batch_decode(batch["tokens"], skip_special_tokens=True)
+            written.update(zip(batch["index"], texts, strict=True))
+            count += sum(token not in special for row in batch["tokens"].tolist() for token in row)
+        return [written[row].strip() for row in sorted(written)], count
