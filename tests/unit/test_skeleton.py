@@ -21,7 +21,7 @@ def configured(backbone: str, task: str):
 @pytest.mark.parametrize("task", TASKS)
 def test_skeleton_is_the_model_of_transformers(backbone, task, monkeypatch):
     cfg = configured(backbone, task)
-    if task == "xsum" and "bart" not in backbone:
+    if (task == "xsum") != ("bart" in backbone):  # no plan gets here; transformers would have a head, or say why not
         assert skeleton.build(dict(cfg.backbone.architecture), cfg.task.auto_model, 2) is None
         return
     ours = backbones.meta_model(cfg)
