@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import errno
+import gzip
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from adalora_repro.records import (
     validate,
     write,
     write_atomic,
+    write_files,
 )
 
 
@@ -163,6 +166,76 @@ def test_readers_see_the_old_or_the_new_file_until_the_rename(tmp_path: Path, mo
     write_atomic(path, b"new")
     assert seen == [(b"old", b"new", tmp_path)]
     assert path.read_bytes() == b"new"
+
+
+# What lies beside a record
+
+FILES = {
+    "predictions.validation.jsonl.gz": [{"label": 1, "prediction": 0}, {"label": 0, "prediction": 0.25}],
+    "predictions.json": {"id-1": "an answer", "id-2": "…"},
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_files_are_rows_or_one_value_and_readable_as_such(tmp_path: Path) -> None:
+    write_files(tmp_path / "final", FILES)
+    assert sorted(contents(tmp_path / "final")) == sorted(FILES)
+    with gzip.open(tmp_path / "final" / "predictions.validation.jsonl.gz", "rt", encoding="utf-8") as file:
+        assert [json.loads(line) for line in file] == FILES["predictions.validation.jsonl.gz"]
+    assert json.loads((tmp_path / "final" / "predictions.json").read_bytes()) == FILES["predictions.json"]
+    write_files(tmp_path / "none", {"rows.jsonl.gz": []})
+    assert gzip.decompress((tmp_path / "none" / "rows.jsonl.gz").read_bytes()) == b""
+
+
+def test_the_same_files_are_the_same_bytes_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, now in (("a", 1.0), ("b", 2_000_000_000.0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda now=now: now)
+            write_files(tmp_path / name, FILES)
+    write_files(tmp_path / "b", FILES)  # over what is there
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert contents(tmp_path / "a")["predictions.validation.jsonl.gz"][4:8] == bytes(4)  # gzip's time stamp
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_leaves_every_file_old_or_new_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    old = {name: [{"x": 0}] for name in ("a.jsonl.gz", "b.json")}
+    new = {name: [{"x": 1}] for name in old}
+    for name, files in (("folder", old), ("old", old), ("new", new)):
+        write_files(tmp_path / name, files)
+    before, after = contents(tmp_path / "old"), contents(tmp_path / "new")
+    original, calls = getattr(os, step), []
+
+    def full_the_second_time(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, full_the_second_time)
+        with pytest.raises(OSError, match="No space left"):
+            write_files(tmp_path / "folder", new)
+    assert contents(tmp_path / "folder") == {"a.jsonl.gz": after["a.jsonl.gz"], "b.json": before["b.json"]}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz"])
+def test_figures_that_no_json_has_are_not_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_files(tmp_path / "final", {name: [{"score": float("nan")}]})
+    assert contents(tmp_path / "final") == {}
+
+
+def test_files_beside_a_record_are_no_records(tmp_path: Path) -> None:
+    path = save(tmp_path, make())
+    write_files(path.parent / "final", FILES)
+    assert [where for where, _ in read_all(tmp_path)[0]] == [path]
+    assert read_all(tmp_path)[1] == []
 
 
 def test_a_copied_or_renamed_run_is_not_counted(tmp_path: Path) -> None:
