@@ -44,7 +44,9 @@ class RecordError(ValueError):
 
 @dataclass
 class RunRecord:
-    """One run (design.md section 4). Units: seconds, bytes, counts; GLUE metrics as fractions of 1.
+    """One run (design.md section 4). Units: seconds, bytes, counts.
+
+    Metrics have the unit of their task: GLUE's are fractions of 1, SQuAD's and ROUGE percentages.
 
     Attributes:
         status: ``running``, ``ok``, ``failed`` or ``cancelled``; ``error`` says why a run failed.

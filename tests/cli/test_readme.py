@@ -60,14 +60,12 @@ def of_program(name: str) -> list[str]:
 
 @pytest.fixture
 def user_folder(tmp_path: Path) -> Path:
-    """What stands for DIR: a few rows of each GLUE task in the layout that the README describes, and a saved model."""
+    """What stands for DIR: a few rows of each task in the layout that the README describes, and a saved model."""
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "model.safetensors").touch()  # resolved only: what is in it is not read
     for path in sorted((ROOT / "conf" / "task").glob("*.yaml")):
         task = yaml.safe_load(path.read_text(encoding="utf-8"))["task"]
-        if task["family"] != "glue":
-            continue
         sizes = {"train": SIZES["train"]} | dict.fromkeys(task["validation"].values(), SIZES["validation"])
         (folder / task["name"]).mkdir(parents=True)
         for name in sizes:
