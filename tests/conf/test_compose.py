@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -14,15 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+from task_configs import REAL_DATA, needs_real_data
 
 from adalora_repro import plan as planning
 from adalora_repro import records, run
 from adalora_repro.config import Config, resource
-from adalora_repro.plan import NOT_RESULT, Plan
+from adalora_repro.errors import InputError
+from adalora_repro.plan import LATER, NOT_RESULT, Plan
+from adalora_repro.tasks import sources
 
 ROOT = Path(run.__file__).parents[1]
 CONF, SWEEPS = resource("conf"), resource("sweeps")
@@ -312,6 +317,209 @@ def test_budgets_are_irrelevant_for_methods_of_a_fixed_size() -> None:
         command = ("task=cola", f"method={method}", *FREE)
         assert resolved(*command, "budget=0.3M").folder == resolved(*command, "budget=1.2M").folder
         assert resolved("task=squad", f"method={method}").key["budget"] == method  # GLUE's default budget is no error
+
+
+#: hashes that runs had before settings came that are now in ``LATER``: what was measured then is found again
+EARLIER = {
+    "task=cola method=adalora data=sample": ("de64fa59c1", "2fd48a3c8d"),
+    "task=mnli method=lora budget=1.2M seed=3 data=sample": ("c15c64b9dd", "3d9e91e5c4"),
+    "task=stsb method=adalora protocol=released method.schedule=scaled train.max_steps=50 data=sample": (
+        "6cac1d98bf",
+        "6da3f3d82e",
+    ),
+    "task=qqp method=full data=sample": ("2453d17045", "944ab8166e"),
+    "task=sst2 method=houlsby data=hub backbone=minilm": ("ddcf0fe69b", "6b83848a31"),
+}
+
+
+@pytest.mark.parametrize("command", EARLIER)
+def test_runs_keep_the_identity_they_had(command: str) -> None:
+    key = resolved(*command.split()).key
+    assert (key["hash"], key["variant"]) == EARLIER[command]
+
+
+def published() -> dict[str, records.RunRecord]:
+    """Folder -> record of the runs in results/."""
+    return {str(path.parent): records.read(path) for path in records.find(ROOT / "results")}
+
+
+def published_commands() -> list[str]:
+    """The commands of docs/results.md, one for each run."""
+    commands = re.findall(r"^adalora-run (?:-m )?(.*)$", (ROOT / "docs" / "results.md").read_text(), re.MULTILINE)
+    found = []
+    for words in map(str.split, commands):
+        lists = [[f"{word.partition('=')[0]}={value}" for value in word.partition("=")[2].split(",")] for word in words]
+        found += [" ".join(choice) for choice in itertools.product(*lists)]
+    return found
+
+
+@pytest.mark.parametrize("command", published_commands())
+def test_published_commands_name_the_folders_of_their_records(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With what the record says of the data in their place."""
+    words = command.replace("data.dir=DIR", f"data.dir={tmp_path}").split()
+    values = dict(word.split("=") for word in words)
+    (record,) = (
+        record
+        for record in published().values()
+        if (record.key["task"], record.key["method"]) == (values["task"], values["method"])
+    )
+    monkeypatch.setattr(sources, "check", lambda *_: None)
+    monkeypatch.setattr(sources, "train_rows", lambda _: record.data["rows"]["train"])
+    monkeypatch.setattr(sources, "fingerprint", lambda _: record.data["fingerprint"])
+    plan = resolved(*words, f"results.dir={ROOT / 'results'}")
+    assert str(plan.folder) in published()
+    assert plan.settings == record.settings
+    assert plan.key == record.key
+
+
+@needs_real_data
+@pytest.mark.parametrize("command", published_commands())
+def test_published_commands_find_their_records_with_the_real_data(command: str) -> None:
+    words = command.replace("data.dir=DIR", f"data.dir={REAL_DATA}").split()
+    plan = resolved(*words, f"results.dir={ROOT / 'results'}")
+    assert published()[str(plan.folder)].key == plan.key
+    assert planning.finished(plan) is not None
+
+
+def test_every_published_record_has_its_command() -> None:
+    assert len(published_commands()) == len(published()) > 5
+
+
+#: setting of ``LATER`` -> a task and another value
+LATER_VALUES = {
+    "data.skip_invalid": ("cola", "true"),
+    "task.n_best": ("squad", "7"),
+    "task.max_answer_length": ("squad", "9"),
+    "task.null_threshold": ("squad_v2", "0.5"),
+    "task.length_penalty": ("xsum", "0.5"),
+    "task.min_target_length": ("xsum", "3"),
+    "task.no_repeat_ngram_size": ("xsum", "2"),
+    "task.early_stopping": ("xsum", "false"),
+}
+
+
+def test_later_settings_are_all_tried() -> None:
+    assert set(LATER_VALUES) == set(LATER)
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_later_setting_is_part_of_the_identity_only_at_another_value(name: str) -> None:
+    task, value = LATER_VALUES[name]
+    words = (f"task={task}", "method=lora", f"budget={budgets_of(task)[0]}", f"backbone={backbone_of(task)}")
+    assert name not in resolved("task=cola", "method=lora").settings
+    plan, other = resolved(*words), resolved(*words, f"{name}={value}")
+    assert other.settings[name] == yaml.safe_load(value)
+    assert other.key["hash"] != plan.key["hash"]
+    assert other.key["variant"] != plan.key["variant"]
+
+
+# Which backbone for which task
+
+ENCODERS = "valid: deberta-v3-base, minilm, tiny-bert, tiny-deberta, tiny-roberta"
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("backbone", names("backbone"))
+def test_a_task_needs_its_kind_of_backbone(task: str, backbone: str) -> None:
+    words = (f"task={task}", "method=lora", f"budget={budgets_of(task)[0]}", f"backbone={backbone}")
+    needs_decoder, has_decoder = "2.20%" in budgets_of(task), "bart" in backbone
+    if needs_decoder == has_decoder:
+        assert resolved(*words).key["backbone"] == backbone
+        return
+    with pytest.raises(InputError) as error:
+        resolved(*words)
+    kinds = ("encoder-decoder", "encoder") if needs_decoder else ("encoder", "encoder-decoder")
+    valid = "valid: bart-large, tiny-bart" if needs_decoder else ENCODERS
+    assert str(error.value) == (f"task={task} needs an {kinds[0]}, backbone '{backbone}' is an {kinds[1]}; {valid}")
+
+
+# T that only the data tell
+
+SKIPPING = ("task=cola", "method=adalora", "backbone=tiny-bert", "data.skip_invalid=true", "method.schedule=scaled")
+ROWS = ("data=sample", "data.sample_rows=640", "data.sample_validation_rows=32")
+COUNTED = ("t_i", "t_f", "delta_t")
+
+
+def phases(plan: Plan) -> list[int]:
+    return [*(plan.cfg.method[name] for name in COUNTED), plan.cfg.optim.warmup_steps]
+
+
+def test_t_is_provisional_where_examples_are_not_rows() -> None:
+    assert not resolved(*BASE).provisional
+    squad = resolved("task=squad", "method=lora", "budget=0.08%")
+    assert squad.provisional
+    assert squad.total_steps == 54_750  # ten epochs of ceil(87,599 / 16)
+    (note,) = squad.notes
+    assert "T = 54,750 counts one example for each row; contexts longer than a window give several" in note
+    assert "(paper: about 55,200)" in note
+    skipping = resolved(*SKIPPING, *ROWS)
+    assert skipping.provisional
+    assert "bad rows go" in skipping.notes[0]
+    assert resolved(*SKIPPING, *ROWS, "train.max_steps=3").notes == []  # T is what it is
+
+
+@pytest.mark.parametrize("examples", [600, 33, 700])
+def test_the_settled_plan_is_that_of_as_many_good_rows(examples: int) -> None:
+    plan = planning.count(resolved(*SKIPPING, *ROWS))
+    key, before = dict(plan.key), phases(plan)
+    settled = planning.settle(plan, examples)
+    good = planning.count(
+        resolved(*[word for word in SKIPPING if "skip" not in word], "data=sample", f"data.sample_rows={examples}")
+    )
+    assert (settled.total_steps, settled.steps_per_epoch) == (good.total_steps, good.steps_per_epoch)
+    assert settled.total_steps != plan.total_steps
+    assert phases(settled) == phases(good)
+    assert settled.method == good.method
+    assert settled.params == good.params
+    # the run is the same one, in the same folder
+    assert settled.key == key | {"total_steps": settled.total_steps}
+    assert (settled.folder, settled.settings) == (plan.folder, plan.settings)
+    assert (plan.key, phases(plan)) == (key, before)  # not changed
+    assert planning.settle(settled, examples) is settled
+
+
+def test_step_counts_of_ones_own_are_settled_from_what_was_said() -> None:
+    plan = planning.count(resolved(*SKIPPING, *ROWS, "method.t_i=670", "method.t_f=2680", "method.delta_t=67"))
+    settled = planning.settle(plan, 320)  # 25 epochs of 10 steps, T = 250 of CoLA's 6,700
+    assert settled.total_steps == 250
+    assert phases(settled) == [25, 100, 2, 4]
+    assert plan.settings["method.t_i"] == settled.settings["method.t_i"] == 670
+
+
+def test_phases_that_are_not_scaled_must_fit_the_settled_t() -> None:
+    words = [word for word in SKIPPING if "schedule" not in word]
+    plan = planning.count(resolved(*words, *ROWS, "method.t_i=100", "method.t_f=200", "method.delta_t=1"))
+    assert plan.total_steps == 500
+    settled = planning.settle(plan, 400)
+    assert (settled.total_steps, phases(settled)) == (325, [100, 200, 1, 100])
+    with pytest.raises(InputError, match=r"T=300.*t_i \+ t_f = 300"):
+        planning.settle(plan, 384)
+
+
+def test_identity_does_not_depend_on_a_provisional_t() -> None:
+    """Files are known by their content, so T adds nothing; with the same content it follows from the settings."""
+    plan = resolved(*SKIPPING, *ROWS)
+    assert plan.settings["method.t_i"] == 800  # the paper's, not scaled by a T that may change
+    assert phases(plan)[0] != 800
+    exact = resolved(*[word for word in SKIPPING if "skip" not in word], *ROWS)
+    assert exact.settings["method.t_i"] == phases(exact)[0]
+
+
+def test_what_is_not_provisional_is_not_settled_otherwise() -> None:
+    plan = planning.count(resolved(*BASE, "method.schedule=scaled"))
+    assert planning.settle(plan, 64) is plan
+    assert planning.settle(plan, 33) is plan  # another number of rows with the same T: the same schedule
+    with pytest.raises(InputError, match="the train split has 65 rows, which is not what the plan's T was made from"):
+        planning.settle(plan, 65)
+
+
+def test_given_steps_stay_whatever_the_data_are() -> None:
+    plan = planning.count(resolved(*SKIPPING, *ROWS, "train.max_steps=50"))
+    settled = planning.settle(plan, 320)
+    assert (settled.total_steps, settled.steps_per_epoch) == (50, 10)
+    assert phases(settled) == phases(plan)
 
 
 # Steps
