@@ -30,6 +30,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._when = 0.0
         self._deferred = False
 
     @contextmanager
@@ -54,6 +55,11 @@ class StopSignal:
         return self._received is not None
 
     @property
+    def waiting_s(self) -> float:
+        """Seconds since the signal came; 0 without one."""
+        return 0.0 if self._received is None else time.monotonic() - self._when
+
+    @property
     def exit_code(self) -> int:
         """Of the signal received; 0 without one."""
         return 0 if self._received is None else Interrupted(self._received).exit_code
@@ -64,7 +70,7 @@ class StopSignal:
 
     def _handle(self, signum: int, frame: Any) -> None:
         if self._deferred and self._received is None:
-            self._received = signum
+            self._received, self._when = signum, time.monotonic()
             return
         raise Interrupted(signum)
 

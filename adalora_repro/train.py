@@ -36,7 +36,12 @@ if TYPE_CHECKING:
     from adalora_repro.plan import Plan
     from adalora_repro.tasks.base import Batch, Evaluation, Task, TaskData
 
-HEARTBEAT_S = 60.0  # a running record is renewed at least this often, at the next logged step
+HEARTBEAT_S = 60.0  # a running record is renewed at least this often, at the next logged step or evaluated batch
+GRACE_S = 10.0  # how long an evaluation may go on when the run was asked to stop: schedulers kill after half a minute
+
+
+class EvaluationStopped(Exception):
+    """The run was asked to stop and its evaluation takes long: it is made when the run goes on."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -64,6 +69,7 @@ class Loop:
     eval_s: float = 0.0
     tokens: int = 0
     log_bytes: int = 0
+    evaluation_due: bool = False  # of step t, which was stopped
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -77,7 +83,7 @@ class Loop:
             "loop": {name: getattr(self, name) for name in self._plain},
         }
 
-    _plain = ("looked", "best", "final", "train_s", "eval_s", "tokens", "log_bytes")
+    _plain = ("looked", "best", "final", "train_s", "eval_s", "tokens", "log_bytes", "evaluation_due")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
@@ -110,6 +116,38 @@ class Loop:
 # -- the loop ------------------------------------------------------------------------------------------------------
 
 
+class Watch:
+    """What goes on beside the loop: progress for people, the heartbeat of the record, the wish to stop."""
+
+    def __init__(self, loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
+        key = loop.plan.key
+        self.progress = Progress(f"{key['task']} {key['method']} {key['budget']}", loop.t, loop.plan.total_steps)
+        self.stop = stop
+        self._publish = publish
+        self.publish()
+
+    def publish(self) -> None:
+        """Tells the world how far the run is."""
+        self._publish()
+        self._published = time.perf_counter()
+
+    def beat(self) -> None:
+        """The same, if it is due."""
+        if time.perf_counter() - self._published > HEARTBEAT_S:
+            self.publish()
+
+    def evaluating(self, split: str, done: int, total: int) -> None:
+        """Before each batch of an evaluation.
+
+        Raises:
+            EvaluationStopped: asked to stop ``GRACE_S`` ago.
+        """
+        if self.stop.waiting_s > GRACE_S:
+            raise EvaluationStopped
+        self.progress.evaluating(split, done, total)
+        self.beat()
+
+
 def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
     """Steps t … T - 1 with logging, evaluation and checkpoints; ``publish`` tells the world how far the run is.
 
@@ -117,43 +155,57 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
         NonFiniteLossError: a loss is not finite.
         Interrupted: asked to stop; a checkpoint of the step is saved.
     """
-    cfg, cfg_eval, total, key = loop.plan.cfg.train, loop.plan.cfg.eval, loop.plan.total_steps, loop.plan.key
+    cfg, total = loop.plan.cfg.train, loop.plan.total_steps
     eval_steps = cfg.eval_steps or loop.plan.steps_per_epoch
-    progress = Progress(f"{key['task']} {key['method']} {key['budget']}", loop.t, total)
     log_path = loop.plan.folder / "log.jsonl"
     log_path.touch()
     os.truncate(log_path, min(loop.log_bytes, log_path.stat().st_size))  # lines after the checkpoint are written again
+    watch = Watch(loop, stop, publish)
     try:
         with log_path.open("a") as log:
-            publish()
-            if cfg_eval.untrained and loop.t == 0:
-                _log_evaluation(loop, evaluate(loop, progress).metrics, log, progress)
-            published = began = time.perf_counter()
+            _evaluate_before(loop, log, watch)
+            began = time.perf_counter()
             for batches in training_batches(loop):
                 grad_norm = step(loop, batches)
-                progress.update(loop.t)
+                watch.progress.update(loop.t)
                 last = loop.t == total
                 log_due = last or loop.t % cfg.log_steps == 0
-                eval_due = last or loop.t % eval_steps == 0
+                loop.evaluation_due = last or loop.t % eval_steps == 0
                 save_due = not last and (loop.t % cfg.save_steps == 0 or stop.requested)
-                if not (log_due or eval_due or save_due):
+                if not (log_due or loop.evaluation_due or save_due):
                     continue
                 loop.look()  # waits for the device, so the clock is true; nothing spoilt goes past this line
                 loop.train_s += time.perf_counter() - began
                 if log_due:
-                    _log_step(loop, grad_norm, log, progress)
-                if eval_due:  # even when asked to stop: the run that resumes will not come by here again
-                    _evaluate(loop, log, progress)
+                    _log_step(loop, grad_norm, log, watch.progress)
+                if loop.evaluation_due:
+                    _evaluate(loop, log, watch)
                 if save_due:
-                    loop.log_bytes = log.tell()
-                    checkpoint.save(loop.plan.folder, loop.state_dict())
+                    _save(loop, log)
                     stop.check()
+                    watch.publish()
+                watch.beat()
                 began = time.perf_counter()
-                if save_due or began - published > HEARTBEAT_S:
-                    publish()
-                    published = began
     finally:
-        progress.close()
+        watch.progress.close()
+
+
+def _evaluate_before(loop: Loop, log: Any, watch: Watch) -> None:
+    """Before the first step of this process: the evaluation that stopped the one before; that of step 0, if wished."""
+    if loop.evaluation_due:
+        _evaluate(loop, log, watch)
+    elif loop.plan.cfg.eval.untrained and loop.t == 0:
+        try:
+            metrics = evaluate(loop, watch).metrics
+        except EvaluationStopped:
+            watch.stop.check()
+            raise
+        _log_evaluation(loop, metrics, log, watch.progress)
+
+
+def _save(loop: Loop, log: Any) -> None:
+    loop.log_bytes = log.tell()
+    checkpoint.save(loop.plan.folder, loop.state_dict())
 
 
 def step(loop: Loop, batches: list[Batch]) -> Tensor:
@@ -250,14 +302,14 @@ def _to_device(loop: Loop, rows: Dataset, batches: list[list[int]]) -> Iterator[
         }
 
 
-def evaluate(loop: Loop, progress: Progress) -> Evaluation:
+def evaluate(loop: Loop, watch: Watch) -> Evaluation:
     """The task's figures of the model as it counts at the budget, on every evaluation split."""
     loop.model.eval()
     with loop.method.masked(), torch.inference_mode(), loop.accelerator.autocast():
-        return loop.task.metrics({split: _predictions(loop, split, progress) for split in loop.data.evaluation})
+        return loop.task.metrics({split: _predictions(loop, split, watch) for split in loop.data.evaluation})
 
 
-def _predictions(loop: Loop, split: str, progress: Progress) -> Iterator[dict[str, Any]]:
+def _predictions(loop: Loop, split: str, watch: Watch) -> Iterator[dict[str, Any]]:
     """Batches of predictions on the host, while they are asked for: a task keeps of them what it needs.
 
     The next batch is under way before one is fetched, so that the device does not wait for the host.
@@ -268,7 +320,7 @@ def _predictions(loop: Loop, split: str, progress: Progress) -> Iterator[dict[st
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     before: tuple[dict[str, Tensor], list[int]] | None = None
     for done, (batch, index) in enumerate(zip(_to_device(loop, rows, batches), batches, strict=True)):
-        progress.evaluating(split, done, len(batches))
+        watch.evaluating(split, done, len(batches))
         found = loop.task.predict(loop.model, batch)
         if before is not None:
             yield _fetched(*before)
@@ -299,10 +351,21 @@ def _log_step(loop: Loop, grad_norm: Tensor, log: Any, progress: Progress) -> No
     progress.line(loop.t, f"loss {loss:.4f}")
 
 
-def _evaluate(loop: Loop, log: Any, progress: Progress) -> None:
+def _evaluate(loop: Loop, log: Any, watch: Watch) -> None:
+    """Evaluates step t, which is due; a run that is asked to stop meanwhile makes it when it goes on.
+
+    Raises:
+        Interrupted: asked to stop; a checkpoint of the step is saved.
+    """
     began = time.perf_counter()
-    evaluation = evaluate(loop, progress)
+    try:
+        evaluation = evaluate(loop, watch)
+    except EvaluationStopped:
+        _save(loop, log)
+        watch.stop.check()
+        raise
     loop.eval_s += time.perf_counter() - began
+    loop.evaluation_due = False
     metrics, primary = evaluation.metrics, loop.task.primary_metric
     entry = {"metrics": metrics, "step": loop.t}
     if loop.method.at_final_budget(loop.t - 1) and (
@@ -313,7 +376,7 @@ def _evaluate(loop: Loop, log: Any, progress: Progress) -> None:
     if loop.t == loop.plan.total_steps:
         loop.final = entry
         records.write_files(loop.plan.folder / "final", evaluation.files)
-    _log_evaluation(loop, metrics, log, progress)
+    _log_evaluation(loop, metrics, log, watch.progress)
 
 
 def _log_evaluation(loop: Loop, metrics: dict[str, float], log: Any, progress: Progress) -> None:
