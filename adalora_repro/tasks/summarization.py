@@ -69,7 +69,12 @@ class Task(BaseTask):
         return Features(dict.fromkeys(self.columns, Value("string")))
 
     def recipe(self) -> list[Any]:
-        return [int(self.cfg.task.max_target_length)]
+        return [self.max_target_length]
+
+    @property
+    def max_target_length(self) -> int:
+        """Tokens of a summary: as configured, or fewer where the model's decoder takes fewer."""
+        return min(int(self.cfg.task.max_target_length), int(self.tokenizer.model_max_length))
 
     def tokenize(self, rows: Dataset, split: str, bad: sources.BadRows) -> Dataset:
         """Rows -> input_ids, attention_mask cut to ``max_length``, length; for training labels, cut to
@@ -84,7 +89,7 @@ class Task(BaseTask):
             columns["length"] = [len(ids) for ids in columns["input_ids"]]
             if split != sources.TRAIN:
                 return columns | {"id": batch["id"], "reference": batch[label]}
-            targets = tokenizer(text_target=batch[label], truncation=True, max_length=task.max_target_length)
+            targets = tokenizer(text_target=batch[label], truncation=True, max_length=self.max_target_length)
             return columns | {"labels": targets["input_ids"]}
 
         return mapped(rows, encode)
@@ -112,7 +117,8 @@ class Task(BaseTask):
         batch = pad(self.tokenizer, rows, INPUTS, self.max_length, to_limit)
         if "labels" in rows[0]:
             longest = max(len(row["labels"]) for row in rows)
-            width = self.cfg.task.max_target_length if to_limit else -(-longest // MULTIPLE) * MULTIPLE
+            limit = self.max_target_length
+            width = limit if to_limit else min(-(-longest // MULTIPLE) * MULTIPLE, limit)
             padded = [row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in rows]
             batch |= {"labels": torch.tensor(padded), "terms": sum(len(row["labels"]) for row in rows)}
         return batch
@@ -135,14 +141,15 @@ class Task(BaseTask):
         task = self.cfg.task
         generate: Any = model.generate
         options = {
-            "max_length": task.max_target_length,
+            "max_length": self.max_target_length,
             "min_length": task.min_target_length or 0,
             "num_beams": task.num_beams,
             "no_repeat_ngram_size": task.no_repeat_ngram_size or 0,
             "do_sample": False,
         }
-        if task.num_beams > 1:  # greedy search has neither
-            options |= {"length_penalty": task.length_penalty, "early_stopping": task.early_stopping}
+        if task.num_beams > 1:  # greedy search has neither; null: as the model's own configuration says
+            search = {name: task[name] for name in ("length_penalty", "early_stopping")}
+            options |= {name: value for name, value in search.items() if value is not None}
         return {"tokens": generate(**{name: batch[name] for name in INPUTS}, **options)}
 
     # -- scores ----------------------------------------------------------------------------------------------------
