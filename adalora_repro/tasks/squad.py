@@ -43,7 +43,7 @@ class Task(BaseTask):
     """
 
     architecture = "encoder"
-    code_version = 1
+    code_version = 2
     has_ids = True
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -108,7 +108,7 @@ class Task(BaseTask):
         (``example``), id, context and answers.
 
         Raises:
-            InputError: the tokenizer has no offsets.
+            InputError: the tokenizer has no offsets; no row is left.
         """
         if not self.tokenizer.is_fast:
             raise InputError(
@@ -123,7 +123,10 @@ class Task(BaseTask):
             return self._windows(batch, numbers, training, split, bad)
 
         # with types, for the first rows may all have no answer
-        return mapped(rows, encode, with_indices=True, features=Features(self._types(training)))
+        windows = mapped(rows, encode, with_indices=True, features=Features(self._types(training)))
+        if not len(windows):
+            raise InputError(f"{self.cfg.task.name} {split}: no good row ({bad.problems[0]}), this split needs rows")
+        return windows
 
     def _types(self, training: bool) -> dict[str, Any]:
         from datasets import List, Value
@@ -164,7 +167,8 @@ class Task(BaseTask):
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
-        for window, kept_row in enumerate(encoded["overflow_to_sample_mapping"]):
+        origins = [None, *encoded["overflow_to_sample_mapping"], None]  # windows of a row follow each other
+        for window, (before, kept_row, after) in enumerate(zip(origins, origins[1:], origins[2:], strict=False)):
             row = kept[kept_row]
             ids, sequence = encoded["input_ids"][window], encoded.sequence_ids(window)
             if 1 not in sequence:
@@ -175,7 +179,9 @@ class Task(BaseTask):
             cls = ids.index(tokenizer.cls_token_id)
             values = {name: encoded[name][window] for name in tokenizer.model_input_names} | {"length": len(ids)}
             if training:
-                span = answer_span(batch[task.label_column][row], starts, ends)
+                left = starts[0] if before == kept_row else 0
+                right = ends[-1] if after == kept_row else len(contexts[row])
+                span = answer_span(batch[task.label_column][row], starts, ends, left, right)
                 values["start"], values["end"] = (cls, cls) if span is None else (first + span[0], first + span[1])
             else:
                 values |= {"cls": cls, "first": first, "starts": starts, "ends": ends, "example": numbers[row]}
@@ -256,9 +262,14 @@ class Task(BaseTask):
         return loss / 2, len(batch["start"])
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The ``n_best`` best spans of each window: score (-inf: there are no more), start, end; and null."""
+        """The ``n_best`` best spans of each window: score (-inf: there are no more), start, end; and null.
+
+        Where a logit of the context is not finite null is NaN.
+        """
         start, end = self._logits(model, batch)
-        null = (start + end).gather(1, batch["cls"][:, None])[:, 0]
+        both = start + end
+        finite = (both.isfinite() | ~batch["context"]).all(1)
+        null = both.gather(1, batch["cls"][:, None])[:, 0].masked_fill(~finite, math.nan)
         task = self.cfg.task
         return best_spans(start, end, batch["context"], task.max_answer_length, task.n_best) | {"null": null}
 
@@ -334,7 +345,7 @@ class Task(BaseTask):
 
 @dataclass(frozen=True)
 class Answer:
-    """A span of the context in characters, its text without blanks around it, and its score."""
+    """A span of the context in characters, without blanks around it, its text and its score."""
 
     start: int
     end: int
@@ -353,13 +364,20 @@ class Question:
     spans: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def add(self, start: int, end: int, score: float) -> None:
-        """A span of characters; windows overlap, and of a span that two have seen the better score counts."""
+        """A span of characters, which some tokens begin with a blank; of one that several add the best score counts."""
+        text = self.context[start:end]
+        start += len(text) - len(text.lstrip())
+        end = start + len(text.strip())
         self.spans[start, end] = max(score, self.spans.get((start, end), -math.inf))
 
     def best(self, count: int) -> list[Answer]:
-        """The best spans, at least one; of equal scores the earlier and shorter span first."""
+        """The best spans, at least one; of equal scores the earlier and shorter span first.
+
+        Blanks alone, which some tokens are, count only if there is nothing else: "" says that there is no answer.
+        """
         order = sorted(self.spans, key=lambda span: (-self.spans[span], span))
-        return [Answer(*span, self.context[span[0] : span[1]].strip(), self.spans[span]) for span in order[:count]]
+        answers = [Answer(*span, self.context[slice(*span)], self.spans[span]) for span in order]
+        return ([answer for answer in answers if answer.text] or answers)[:count]
 
     def described(self, answers: list[Answer], nullable: bool) -> list[dict[str, Any]]:
         """The n-best list, "no answer" among them; ``probability`` is a softmax over the list alone."""
@@ -369,14 +387,15 @@ class Question:
         rows += [{"text": "", "start": None, "score": self.null}] if nullable else []
         rows.sort(key=lambda row: -row["score"])
         weights = [math.exp(row["score"] - rows[0]["score"]) for row in rows]
-        return [row | {"probability": weight / sum(weights)} for row, weight in zip(rows, weights, strict=True)]
+        total = sum(weights)
+        return [row | {"probability": weight / total} for row, weight in zip(rows, weights, strict=True)]
 
 
 def best_spans(start: Tensor, end: Tensor, context: Tensor, max_length: int, count: int) -> dict[str, Tensor]:
     """The ``count`` best of all valid spans of each window: score(i, j) = start_i + end_j, i <= j < i + max_length.
 
     Every valid span is looked at, in one tensor (windows, length, max_length); the usual search among the 20 best
-    starts and 20 best ends may miss some, or all.
+    starts and 20 best ends may miss some, or all. Of equal scores the earlier and shorter span comes first.
 
     Args:
         start, end: logits (windows, length).
@@ -391,25 +410,52 @@ def best_spans(start: Tensor, end: Tensor, context: Tensor, max_length: int, cou
     low = -math.inf
     lasts = functional.pad(end.masked_fill(~context, low), (0, width - 1), value=low).unfold(1, width, 1)
     scores = start.masked_fill(~context, low)[:, :, None] + lasts
-    score, place = scores.flatten(1).topk(min(count, scores[0].numel()))
-    first = place // width
-    return {"score": score, "start": first, "end": first + place % width}
+    # the best spans begin where the best of each start is among the best: few starts are left to search
+    firsts = _largest(scores.amax(2), count).sort(1).values
+    scores = scores.gather(1, firsts[:, :, None].expand(-1, -1, width)).flatten(1)
+    place = _largest(scores, count)
+    first = firsts.gather(1, place // width)
+    return {"score": scores.gather(1, place), "start": first, "end": first + place % width}
 
 
-def answer_span(answers: dict[str, list[Any]], starts: list[int], ends: list[int]) -> tuple[int, int] | None:
-    """(first, last) token of the first answer among context tokens that cover characters [starts_i, ends_i).
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Places of the ``count`` largest float32 values of each row, of equal ones the first.
 
-    None: there is no answer, or the window does not hold all of it.
+    ``topk`` alone takes any of them, which depends on the device and on the padding.
+    """
+    import torch
+
+    bits = (values + 0.0).view(torch.int32).long()  # + 0: there is but one zero
+    ranks = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) << 32  # as integers negative floats are in the wrong order
+    return (ranks - torch.arange(values.shape[1], device=values.device)).topk(min(count, values.shape[1])).indices
+
+
+def answer_span(
+    answers: dict[str, list[Any]], starts: list[int], ends: list[int], left: int, right: int
+) -> tuple[int, int] | None:
+    """(first, last) of the context tokens, covering characters [starts_i, ends_i), that the first answer touches.
+
+    Blanks around the answer do not count: some tokens cover the blank before their word, and some blanks no token does.
+    Nor do other characters that the tokenizer drops, which is why the window says what it is to be held against.
+
+    Args:
+        left, right: the window's characters; the first one of a context starts at 0, the last one ends with it.
+
+    Returns:
+        None: there is no answer, or the window does not hold all of it.
     """
     if not answers["text"]:
         return None
-    begin = answers["answer_start"][0]
-    stop = begin + len(answers["text"][0])
-    if starts[0] > begin or ends[-1] < stop:
+    text = answers["text"][0]
+    begin = answers["answer_start"][0] + len(text) - len(text.lstrip())
+    stop = begin + len(text.strip())
+    if left > begin or right < stop:
         return None
-    # a token may cover the blank before its word, and several tokens the same character
-    return bisect_right(starts, begin) - 1, bisect_left(ends, stop)
+    first, last = bisect_right(ends, begin), bisect_left(starts, stop) - 1  # several tokens may cover one character
+    return (first, last) if first <= last else None
 
 
 def _short(text: str) -> str:
+    """For a message of one line."""
+    text = " ".join(text.split())
     return text if len(text) <= 40 else text[:39] + "…"
