@@ -14,6 +14,7 @@ the answer is the span with the best score, or none (2.0) where null - best > nu
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -457,5 +458,5 @@ def answer_span(
 
 def _short(text: str) -> str:
     """For a message of one line."""
-    text = " ".join(text.split())
+    text = re.sub(r"\s", " ", text)
     return text if len(text) <= 40 else text[:39] + "…"

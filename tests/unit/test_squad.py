@@ -1,0 +1,455 @@
+"""The SQuAD family: bad rows, loss against transformers' own, batches, thresholds, the memory of an evaluation."""
+
+from __future__ import annotations
+
+import gc
+import math
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from omegaconf import DictConfig, OmegaConf
+from task_configs import CONF, task_config, write_jsonl
+from transformers import ByT5Tokenizer
+
+from adalora_repro import backbones
+from adalora_repro.errors import InputError
+from adalora_repro.tasks import sources
+from adalora_repro.tasks.base import Evaluation, TaskData
+from adalora_repro.tasks.squad import Question, Task, answer_span
+
+CONTEXT = "Rollo led the Normans to France. " * 4
+ROW = {"id": "a", "question": "Who led?", "context": CONTEXT, "answers": {"text": ["Rollo"], "answer_start": [0]}}
+WINDOW = {"task__max_length": 112, "task__stride": 16}
+
+
+def with_answers(*answers: tuple[str, Any]) -> dict[str, Any]:
+    return {"text": [text for text, _ in answers], "answer_start": [start for _, start in answers]}
+
+
+def small(tmp_path: Path, task: str = "squad_v2", rows: list[Any] | None = None, **options: Any) -> DictConfig:
+    """Rows of the sample, or the given ones as both splits."""
+    settings: dict[str, Any] = {"data__cache_dir": str(tmp_path / "cache")} | WINDOW
+    settings |= {"data__sample_rows": 12, "data__sample_validation_rows": 9}
+    if rows is None:
+        return task_config(task, **settings | options)
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / task / f"{split}.jsonl.gz", rows)
+    return task_config(task, "local", **settings | {"data__dir": str(tmp_path)} | options)
+
+
+def loaded(cfg: DictConfig, tokenizer: Any = None) -> tuple[Task, TaskData]:
+    task = Task(cfg)
+    return task, task.load(tokenizer or backbones.byte_tokenizer())
+
+
+# Rows
+
+
+BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "elsewhere": (
+        {"answers": with_answers(("Rollo", 1))},
+        "the answer 'Rollo' is not at its offset 1, there is 'ollo '",
+    ),
+    "second": ({"answers": with_answers(("Rollo", 0), ("led", 7))}, "the answer 'led' is not at its offset 7"),
+    "negative": ({"answers": with_answers((" ", -1))}, "an answer is empty"),
+    "before": ({"answers": with_answers((". ", -2))}, "the answer '. ' is not at its offset -2, there is ''"),
+    "beyond": ({"answers": with_answers(("Rollo", 10**12))}, "is not at its offset 1000000000000, there is ''"),
+    "lines": (
+        {"answers": with_answers(("Ro\nllo " * 30, 0))},
+        "the answer 'Ro llo Ro llo Ro llo Ro llo Ro llo Ro l…' is",
+    ),
+    "empty answer": ({"answers": with_answers(("", 0))}, "an answer is empty"),
+    "context": ({"context": " \n"}, "the context is empty"),
+    "question": ({"question": "\t "}, "the question is empty"),
+    "text": ({"answers": "Rollo"}, "answer_start: [integer, …]} of equal lengths, is text"),
+    "null": ({"answers": None}, "of equal lengths, is null"),
+    "list": ({"answers": [{"text": "Rollo", "answer_start": 0}]}, "of equal lengths, is a list"),
+    "lengths": ({"answers": {"text": ["Rollo"], "answer_start": []}}, "of equal lengths"),
+    "no offsets": ({"answers": {"text": ["Rollo"]}}, "of equal lengths"),
+    "one text": ({"answers": {"text": "Rollo", "answer_start": [0]}}, "of equal lengths"),
+    "number": ({"answers": with_answers((5, 0))}, "of equal lengths"),
+    "true": ({"answers": with_answers(("Rollo", False))}, "of equal lengths"),
+    "fraction": ({"answers": with_answers(("Rollo", 0.0))}, "of equal lengths"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_bad_rows(change: dict[str, Any], words: str) -> None:
+    task = Task(task_config("squad_v2"))
+    assert task.row_problem(ROW) is None
+    problem = task.row_problem(ROW | change)
+    assert problem is not None
+    assert words in problem
+    assert "\n" not in problem
+
+
+def test_only_squad_2_takes_questions_without_an_answer() -> None:
+    row = ROW | {"answers": with_answers()}
+    assert Task(task_config("squad_v2")).row_problem(row) is None
+    problem = Task(task_config("squad")).row_problem(row)
+    assert problem == "no answer, but every question of squad has one (task=squad_v2 allows none)"
+
+
+def test_an_answer_may_carry_more_than_is_asked_for(tmp_path: Path) -> None:
+    answers = with_answers(("Rollo", 0)) | {"answer_end": [5], "answer_id": ["x"]}
+    _, data = loaded(small(tmp_path, rows=[ROW | {"answers": answers}]))
+    assert data.train["start"][:][0] == 1 + len("Who led?") + 1
+
+
+def bad_of(cfg: DictConfig, rows: list[dict[str, Any]]) -> tuple[list[str], Dataset]:
+    task, bad = Task(cfg), sources.BadRows(True)
+    task._tokenizer = backbones.byte_tokenizer()
+    windows = task.tokenize(Dataset.from_list(rows, features=task.features()), "validation", bad)
+    return bad.problems, windows
+
+
+def test_contexts_of_ten_thousand_tokens_are_the_longest() -> None:
+    cfg = task_config("squad_v2", task__max_length=512, task__stride=8)
+    rows = [ROW | {"id": str(n), "context": "é" * (n // 2), "answers": with_answers()} for n in (10_000, 10_002)]
+    problems, windows = bad_of(cfg, rows)
+    assert problems == ["squad_v2 validation: id '10002': the context has 10,002 tokens, more than 10,000"]
+    room = 512 - len("Who led?") - 3
+    assert len(windows) == 1 + math.ceil((10_000 - room) / (room - 8))
+    assert set(windows["id"]) == {"10000"}
+
+
+def test_a_question_must_leave_room_for_more_than_the_stride() -> None:
+    cfg = task_config("squad_v2", task__max_length=32, task__stride=10)  # 3 special tokens
+    rows = [ROW | {"id": str(n), "question": f" {'q' * n} "} for n in (18, 19)]
+    problems, windows = bad_of(cfg, rows)
+    assert problems == [
+        "squad_v2 validation: id '19': the question has 19 tokens, which leaves no room for a context in windows of 32 "
+        "tokens that share 10 (task.max_length, task.stride)"
+    ]
+    assert set(windows["id"]) == {"18"}
+    assert windows["tokens"][:][0] == 11
+    assert len(windows) == len(CONTEXT) - 10  # each brings one token of its own
+
+
+def test_a_context_that_has_no_tokens(tmp_path: Path) -> None:
+    backbone = OmegaConf.load(CONF / "backbone" / "minilm.yaml")
+    try:
+        tokenizer = backbones.load_tokenizer(OmegaConf.create({"backbone": {"path": None} | dict(backbone)}))
+    except InputError as error:
+        pytest.skip(str(error))
+    rows = [ROW, ROW | {"id": "b", "context": "\u200b\ufffd", "answers": with_answers()}]
+    with pytest.raises(InputError, match=r"squad_v2 train: id 'b': the context has no tokens; data\.skip"):
+        loaded(small(tmp_path, rows=rows), tokenizer)
+    _, data = loaded(small(tmp_path, rows=rows, data__skip_invalid=True), tokenizer)
+    assert data.provenance["skipped"] == {"train": 1, "validation": 1}
+    assert data.provenance["rows"] == {"train": 1, "validation": 1}
+
+
+def test_a_split_of_which_nothing_is_left(tmp_path: Path) -> None:
+    cfg = small(tmp_path, rows=[ROW | {"question": "q" * 99}], data__skip_invalid=True)
+    with pytest.raises(InputError, match=r"squad_v2 train: no good row \(squad_v2 train: id 'a': the question has 99"):
+        loaded(cfg)
+
+
+def test_settings_that_make_no_windows() -> None:
+    for name in ("stride", "n_best", "max_answer_length"):
+        with pytest.raises(InputError, match=f"task.{name} is not set"):
+            Task(task_config("squad", **{f"task__{name}": None}))
+    Task(task_config("squad", task__max_length=10, task__stride=9))
+    with pytest.raises(InputError, match=r"task.stride=10 must be below task.max_length=10"):
+        Task(task_config("squad", task__max_length=10, task__stride=10))
+
+
+def test_a_tokenizer_without_offsets_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="ByT5Tokenizer does not tell which characters"):
+        loaded(small(tmp_path, backbone__name="tiny-bert"), ByT5Tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("answer", "start", "expected"),
+    [
+        ("Paris", 3, (1, 1)),
+        (" Paris", 2, (1, 1)),
+        ("Paris ", 3, (1, 1)),
+        ("in Paris", 0, (0, 1)),
+        ("ari", 4, (1, 1)),
+        ("Paris, €", 3, (1, 5)),
+        ("€", 10, (3, 5)),
+        ("€\u0301", 10, (3, 5)),
+        ("\u0301", 11, None),
+    ],
+)
+def test_the_tokens_of_an_answer(answer: str, start: int, expected: tuple[int, int] | None) -> None:
+    text = "in Paris, €\u0301"
+    assert text[start : start + len(answer)] == answer or answer == "Paris "
+    starts, ends = [0, 3, 8, 10, 10, 10], [2, 8, 9, 11, 11, 11]  # three tokens for €, none for the accent
+    answers = with_answers((answer, start), ("in", 0))  # the first one counts
+    assert answer_span(answers, starts, ends, 0, len(text)) == expected
+
+
+def test_an_answer_that_the_window_cuts() -> None:
+    starts, ends = [3, 6], [5, 9]
+    assert answer_span(with_answers(("x" * 6, 3)), starts, ends, 3, 9) == (0, 1)
+    assert answer_span(with_answers(("x" * 7, 2)), starts, ends, 3, 9) is None
+    assert answer_span(with_answers(("x" * 7, 3)), starts, ends, 3, 9) is None
+    assert answer_span(with_answers(), starts, ends, 3, 9) is None
+
+
+# Batches and loss
+
+
+def model_of(name: str, task: str = "squad_v2") -> Any:
+    cfg = task_config(task)
+    cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / f"{name}.yaml"))
+    torch.manual_seed(0)
+    return backbones.load_model(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))).eval()
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-deberta"])
+def test_the_loss_is_that_of_transformers(tmp_path: Path, name: str) -> None:
+    task, data = loaded(small(tmp_path))
+    model = model_of(name)
+    batch = task.collate([data.train[i] for i in range(min(24, len(data.train)))])
+    assert len(set(batch["start"].tolist())) > 3
+    assert (batch["start"] == 0).any()
+    loss, terms = task.loss(model, batch)
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    expected = model(**inputs, start_positions=batch["start"], end_positions=batch["end"]).loss
+    torch.testing.assert_close(loss, expected)
+    assert terms == len(batch["start"])
+    loss.backward()
+    assert model.qa_outputs.weight.grad.abs().sum() > 0
+
+
+def test_the_loss_is_in_float32(tmp_path: Path) -> None:
+    task, data = loaded(small(tmp_path))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = task.loss(model_of("tiny-bert"), task.collate([data.train[0]]))
+    assert loss.dtype == torch.float32
+
+
+def test_batches(tmp_path: Path) -> None:
+    task, data = loaded(small(tmp_path))
+    lengths = data.train["length"][:]
+    short = min(range(len(lengths)), key=lengths.__getitem__)
+    assert lengths[short] < 104
+    batch = task.collate([data.train[short]])
+    width = -(-lengths[short] // 8) * 8
+    assert {key: tuple(value.shape) for key, value in batch.items()} == {
+        "input_ids": (1, width),
+        "attention_mask": (1, width),
+        "start": (1,),
+        "end": (1,),
+    }
+    assert {value.dtype for value in batch.values()} == {torch.int64}
+    rows = [data.evaluation["validation"][i] for i in range(5)]
+    batch = task.collate(rows)
+    assert sorted(batch) == ["attention_mask", "cls", "context", "input_ids"]
+    assert batch["context"].dtype == torch.bool
+    for row, context, mask in zip(rows, batch["context"].tolist(), batch["attention_mask"].tolist(), strict=True):
+        (first, tokens, length) = (row[name] for name in ("first", "tokens", "length"))
+        assert context == [first <= place < first + tokens for place in range(len(context))]
+        assert sum(mask) == length == first + tokens + 1
+    task, data = loaded(small(tmp_path, train__padding="max_length", task__max_length=109))
+    assert task.collate([data.train[0]])["input_ids"].shape == (1, 109)
+
+
+def test_token_types_tell_question_and_context_apart(tmp_path: Path) -> None:
+    tokenizer = backbones.byte_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # as BERT's
+    task, data = loaded(small(tmp_path), tokenizer)
+    rows = [data.evaluation["validation"][i] for i in range(5)]
+    batch = task.collate(rows)
+    kept = batch["attention_mask"].bool()
+    kept[range(5), [row["length"] - 1 for row in rows]] = False  # the last separator is the context's
+    assert torch.equal(batch["token_type_ids"].bool() & kept, batch["context"])
+    assert torch.isfinite(task.loss(model_of("tiny-bert"), task.collate([data.train[0]]))[0])
+
+
+# Evaluation
+
+
+def predictions(task: Task, data: TaskData, seed: int = 0, size: int = 4, spread: int = 8) -> Iterator[dict[str, Any]]:
+    """Random scores for the windows of the validation split."""
+    generator, total = np.random.default_rng(seed), len(data.evaluation["validation"])
+    side = task._side["validation"]
+    for begin in range(0, total, size):
+        index = list(range(begin, min(begin + size, total)))
+        first = np.array(side[index]["first"])[:, None] + generator.integers(0, spread, (len(index), 20))
+        score = generator.normal(size=(len(index), 20)).astype(np.float32)
+        yield {"index": index, "score": score, "start": first, "end": first + 4, "null": score[:, 0] + 3.5}
+
+
+def measured(cfg: DictConfig, **options: Any) -> tuple[Evaluation, int]:
+    task, data = loaded(cfg)
+    return task.metrics({"validation": predictions(task, data, **options)}), data.provenance["rows"]["validation"]
+
+
+def test_figures_of_squad_1(tmp_path: Path) -> None:
+    found, questions = measured(small(tmp_path, "squad"))
+    assert set(found.metrics) == {"exact", "f1"}
+    assert set(found.files) == {"predictions.json", "nbest.jsonl.gz"}
+    assert len(found.files["predictions.json"]) == questions == 9
+    assert all(answer.strip() for answer in found.files["predictions.json"].values())
+    for row in found.files["nbest.jsonl.gz"]:
+        assert set(row) == {"id", "prediction", "exact", "f1", "n_best"}
+        assert all(answer["text"] for answer in row["n_best"])
+
+
+def test_figures_of_squad_2(tmp_path: Path) -> None:
+    found, questions = measured(small(tmp_path))
+    names = {"exact", "f1"}
+    names |= {f"{group}_{name}" for group in ("HasAns", "NoAns") for name in ("exact", "f1")}
+    names |= {f"best_{name}{end}" for name in ("exact", "f1") for end in ("", "_thresh")}
+    assert set(found.metrics) == names
+    assert all(type(value) in (int, float) and math.isfinite(value) for value in found.metrics.values())
+    assert set(found.files) == {"predictions.json", "nbest.jsonl.gz", "null_odds.json"}
+    odds, given = found.files["null_odds.json"], found.files["predictions.json"]
+    assert len(odds) == len(given) == questions == 9
+    assert {name for name, answer in given.items() if not answer} == {name for name in odds if odds[name] > 0.0}
+    assert 0 < sum(not answer for answer in given.values()) < 9
+    for row in found.files["nbest.jsonl.gz"]:
+        best = next(answer for answer in row["n_best"] if answer["start"] is not None)
+        null = next(answer for answer in row["n_best"] if answer["start"] is None)
+        assert row["null_odds"] == odds[row["id"]] == null["score"] - best["score"]
+        assert row["prediction"] == ("" if odds[row["id"]] > 0 else best["text"])
+
+
+@pytest.mark.parametrize(("threshold", "nulls"), [(-1e30, 9), (1e30, 0)])
+def test_thresholds_beyond_all_odds(tmp_path: Path, threshold: float, nulls: int) -> None:
+    found, _ = measured(small(tmp_path, task__null_threshold=threshold))
+    assert sum(not answer for answer in found.files["predictions.json"].values()) == nulls
+    if nulls:
+        assert (found.metrics["NoAns_exact"], found.metrics["HasAns_f1"]) == (100, 0)
+    else:
+        assert found.metrics["NoAns_exact"] == 0
+
+
+def test_the_best_threshold_is_at_least_as_good(tmp_path: Path) -> None:
+    cfg, better = small(tmp_path), 0
+    for seed in range(6):
+        figures = measured(cfg, seed=seed)[0].metrics
+        assert figures["best_exact"] >= figures["exact"]
+        assert figures["best_f1"] >= figures["f1"]
+        better += figures["best_f1"] > figures["f1"]
+    assert better
+
+
+def test_odds_at_the_threshold_are_an_answer(tmp_path: Path) -> None:
+    cfg = small(tmp_path)
+    odds = measured(cfg)[0].files["null_odds.json"]
+    name = sorted(odds, key=odds.__getitem__)[4]
+    cfg.task.null_threshold = odds[name]
+    given = measured(cfg)[0].files["predictions.json"]
+    assert given[name]
+    assert sum(not answer for answer in given.values()) == 4
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["score", "null"])
+def test_a_score_that_is_not_finite_is_no_result(tmp_path: Path, name: str, value: float) -> None:
+    task, data = loaded(small(tmp_path))
+    batches = list(predictions(task, data))
+    batches[1][name][1] = value
+    spoilt = task._side["validation"][5]["id"]
+    with pytest.raises(FloatingPointError, match=f"prediction on validation is not finite: id '{spoilt}'"):
+        task.metrics({"validation": iter(batches)})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", ["cls", "context", "padding"])
+@pytest.mark.parametrize("side", [0, 1], ids=["start", "end"])
+def test_a_logit_that_is_not_finite_is_found(tmp_path: Path, side: int, place: str, value: float) -> None:
+    task, data = loaded(small(tmp_path))
+    rows = data.evaluation["validation"]
+    lengths = rows["length"][:]
+    index = [min(range(len(rows)), key=lengths.__getitem__), max(range(len(rows)), key=lengths.__getitem__)]
+    batch = task.collate([rows[i] for i in index])
+    logits = torch.randn(2, *batch["input_ids"].shape, generator=torch.Generator().manual_seed(0))
+    where = {"cls": 0, "context": int(rows[index[0]]["first"]), "padding": -1}[place]
+    assert batch["attention_mask"][0, where] == (place != "padding")
+    logits[side, 0, where] = value
+
+    def model(**inputs: Any) -> Any:
+        from types import SimpleNamespace
+
+        return SimpleNamespace(start_logits=logits[0], end_logits=logits[1])
+
+    found = {name: value.numpy() for name, value in task.predict(model, batch).items()}  # type: ignore[arg-type]
+    if place == "padding":
+        assert len(task.metrics({"validation": iter([found | {"index": index}])}).files["predictions.json"]) == 2
+        return
+    with pytest.raises(FloatingPointError, match="prediction on validation is not finite"):
+        task.metrics({"validation": iter([found | {"index": index}])})
+
+
+def test_windows_of_one_question_are_put_together() -> None:
+    question = Question("q", " in  Paris, France", ["Paris"])
+    question.add(0, 3, 1.0)
+    question.add(4, 10, 2.0)  # with the blank before it
+    question.add(5, 10, 3.0)
+    question.add(5, 10, 2.5)
+    question.add(3, 5, 9.0)  # nothing but blanks
+    question.add(11, 18, 3.0)
+    found = [(answer.start, answer.end, answer.text, answer.score) for answer in question.best(20)]
+    assert found == [(5, 10, "Paris", 3.0), (12, 18, "France", 3.0), (1, 3, "in", 1.0)]
+    assert question.best(2) == question.best(20)[:2]
+    blank = Question("q", " x", [])
+    blank.add(0, 1, 1.0)
+    assert [answer.text for answer in blank.best(20)] == [""]
+
+
+def test_a_quick_look_takes_questions_from_the_whole_file(tmp_path: Path) -> None:
+    task, whole = loaded(small(tmp_path))
+    ids = list(dict.fromkeys(task._side["validation"]["id"]))
+    windows = {
+        name: [i for i in range(len(whole.evaluation["validation"])) if task._side["validation"][i]["id"] == name]
+        for name in ids
+    }
+    task, data = loaded(small(tmp_path, eval__max_examples=4))
+    wanted = [ids[0], ids[2], ids[4], ids[6]]
+    assert task._side["validation"]["id"][:] == [name for name in wanted for _ in windows[name]]
+    assert len(data.evaluation["validation"]) > 4
+    assert data.provenance["rows"] == {"train": 12, "validation": 4}
+    assert data.provenance["windows"]["validation"] == len(data.evaluation["validation"])
+    found = task.metrics({"validation": predictions(task, data)})
+    assert list(found.files["predictions.json"]) == wanted
+    _, data = loaded(small(tmp_path, eval__max_examples=9))
+    assert data.provenance == whole.provenance
+
+
+@pytest.mark.slow
+def test_the_whole_validation_set_takes_little_memory() -> None:
+    """11,873 questions in 12,467 windows of 384 tokens, which a run maps from its cache and does not hold."""
+    task, data = big()
+    gc.collect()
+    tracemalloc.start()
+    found = task.metrics({"validation": predictions(task, data, size=32, spread=340)})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.files["predictions.json"]) == 11_873
+    assert peak < 250e6
+
+
+def big(questions: int = 11_873) -> tuple[Task, TaskData]:
+    words = ("Rollo led the Normans to France in the 10th century of the era , " * 30).split()
+    context = " ".join(words[:370])
+    starts = [0]
+    for word in words[:369]:
+        starts.append(starts[-1] + len(word) + 1)
+    ends = [start + len(word) for start, word in zip(starts, words[:370], strict=True)]
+    numbers = [n for n in range(questions) for _ in range(2 if n % 20 == 0 else 1)]
+    count = len(numbers)
+    columns = {
+        "example": numbers,
+        "id": [f"{n:024x}" for n in numbers],
+        "context": [f"{n} "[:2] + context[2:] for n in numbers],
+        "answers": [[] if n % 2 else ["the Normans", "Normans", "Rollo"] for n in numbers],
+        "first": [13] * count,
+        "starts": [starts] * count,
+        "ends": [ends] * count,
+    }
+    task = Task(task_config("squad_v2"))
+    task._side["validation"] = Dataset.from_dict(columns)
+    return task, TaskData(Dataset.from_dict({}), {"validation": task._side["validation"]})
