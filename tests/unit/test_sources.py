@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from task_configs import REAL_DATA, ROOT, TASKS, needs_real_data, task_config, w
 
 from adalora_repro.errors import InputError
 from adalora_repro.tasks import load_family, sample, sources
+from adalora_repro.tasks.base import BaseTask
 
 GOOD_ROWS: dict[str, dict[str, Any]] = {
     "sst2": {"sentence": "a fine film", "label": 1, "idx": 0},
@@ -409,6 +412,20 @@ def test_a_family_that_is_none_says_so(family: str) -> None:
     with pytest.raises(InputError) as error:
         load_family(cfg)
     assert str(error.value) == f"task=rte: no family '{family}', which would be class Task in tasks/{family}.py"
+
+
+def test_what_a_family_implements_is_what_the_page_on_adding_one_lists() -> None:
+    text = (ROOT / "docs" / "adding.md").read_text().partition("## A task family")[2].partition("\n## ")[0]
+    listed = set(re.findall(r"^\| `(\w+)", text, re.MULTILINE))
+    families = [type(load_family(task_config(task))) for task in ("rte", "squad", "xsum")]
+    shared = {name for name in dir(BaseTask) if not name.startswith("_")} | {"architecture", "code_version"}
+    assert listed <= shared
+    assert listed == {
+        name for family in families for name in vars(family) if name in shared and name not in ("load", "Task")
+    }
+    for name in listed - {"architecture", "code_version", "has_ids", "chosen"}:
+        parameters = list(inspect.signature(getattr(families[0], name)).parameters)[1:]
+        assert f"| `{name}({', '.join(parameters)})`" in text
 
 
 def test_checks_and_families_import_nothing_heavy() -> None:
