@@ -5,13 +5,15 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
-EVALUATION_LINE_S = 60.0
+EVALUATION_LINE_S = 60.0  # between the lines that a long evaluation prints where there is no bar
+HEARTBEAT_S = 60.0  # a running record is renewed at least this often, at the next logged step or evaluated batch
+GRACE_S = 10.0  # how long an evaluation may go on when the run was asked to stop: schedulers kill after half a minute
 
 
 class Interrupted(BaseException):
@@ -20,6 +22,10 @@ class Interrupted(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.exit_code = EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_TERMINATED
+
+
+class EvaluationStopped(Exception):
+    """The run was asked to stop and its evaluation takes long: it is made when the run goes on."""
 
 
 class StopSignal:
@@ -124,3 +130,33 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class Watch:
+    """What goes on beside the loop: progress for people, the heartbeat of the record, the wish to stop."""
+
+    def __init__(self, progress: Progress, stop: StopSignal, publish: Callable[[], None]) -> None:
+        self.progress, self.stop = progress, stop
+        self._publish = publish
+        self.publish()
+
+    def publish(self) -> None:
+        """Tells the world how far the run is."""
+        self._publish()
+        self._published = time.perf_counter()
+
+    def beat(self) -> None:
+        """The same, if it is due."""
+        if time.perf_counter() - self._published > HEARTBEAT_S:
+            self.publish()
+
+    def evaluating(self, split: str, done: int, total: int) -> None:
+        """Before each batch of an evaluation.
+
+        Raises:
+            EvaluationStopped: asked to stop ``GRACE_S`` ago.
+        """
+        if self.stop.waiting_s > GRACE_S:
+            raise EvaluationStopped
+        self.progress.evaluating(split, done, total)
+        self.beat()

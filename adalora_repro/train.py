@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from adalora_repro import checkpoint, inject, records
-from adalora_repro.console import Progress, StopSignal
+from adalora_repro.batches import epoch_order, loaded, longest_first, split
+from adalora_repro.console import EvaluationStopped, Progress, StopSignal, Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,13 +34,6 @@ if TYPE_CHECKING:
     from adalora_repro.methods.base import BaseMethod
     from adalora_repro.plan import Plan
     from adalora_repro.tasks.base import Batch, Evaluation, Task, TaskData
-
-HEARTBEAT_S = 60.0  # a running record is renewed at least this often, at the next logged step or evaluated batch
-GRACE_S = 10.0  # how long an evaluation may go on when the run was asked to stop: schedulers kill after half a minute
-
-
-class EvaluationStopped(Exception):
-    """The run was asked to stop and its evaluation takes long: it is made when the run goes on."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -116,38 +108,6 @@ class Loop:
 # -- the loop ------------------------------------------------------------------------------------------------------
 
 
-class Watch:
-    """What goes on beside the loop: progress for people, the heartbeat of the record, the wish to stop."""
-
-    def __init__(self, loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
-        key = loop.plan.key
-        self.progress = Progress(f"{key['task']} {key['method']} {key['budget']}", loop.t, loop.plan.total_steps)
-        self.stop = stop
-        self._publish = publish
-        self.publish()
-
-    def publish(self) -> None:
-        """Tells the world how far the run is."""
-        self._publish()
-        self._published = time.perf_counter()
-
-    def beat(self) -> None:
-        """The same, if it is due."""
-        if time.perf_counter() - self._published > HEARTBEAT_S:
-            self.publish()
-
-    def evaluating(self, split: str, done: int, total: int) -> None:
-        """Before each batch of an evaluation.
-
-        Raises:
-            EvaluationStopped: asked to stop ``GRACE_S`` ago.
-        """
-        if self.stop.waiting_s > GRACE_S:
-            raise EvaluationStopped
-        self.progress.evaluating(split, done, total)
-        self.beat()
-
-
 def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
     """Steps t … T - 1 with logging, evaluation and checkpoints; ``publish`` tells the world how far the run is.
 
@@ -160,7 +120,8 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
     log_path = loop.plan.folder / "log.jsonl"
     log_path.touch()
     os.truncate(log_path, min(loop.log_bytes, log_path.stat().st_size))  # lines after the checkpoint are written again
-    watch = Watch(loop, stop, publish)
+    key = loop.plan.key
+    watch = Watch(Progress(f"{key['task']} {key['method']} {key['budget']}", loop.t, total), stop, publish)
     try:
         with log_path.open("a") as log:
             _evaluate_before(loop, log, watch)
@@ -250,77 +211,42 @@ def add_gradient(loss: Tensor, parameters: Sequence[torch.nn.Parameter]) -> None
         torch._foreach_add_(totals, added)
 
 
-def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, group: bool) -> list[list[int]]:
-    """Row numbers of the batches of one epoch, each row once.
-
-    With ``group``, rows of similar length share a batch (little padding); the order of batches is random either way.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    if group:
-        order = get_length_grouped_indices(lengths, batch_size, generator=generator)
-    else:
-        order = torch.randperm(len(lengths), generator=generator).tolist()
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
-
-
 def training_batches(loop: Loop) -> Iterator[list[Batch]]:
     """The micro-batches of every step from ``loop.t`` on; the data position follows from t and the seed alone."""
     cfg, per_epoch = loop.plan.cfg, loop.plan.steps_per_epoch
     lengths = loop.data.train["length"][:]
     grouped = cfg.train.padding == "longest"
     for epoch in range(loop.t // per_epoch, math.ceil(loop.plan.total_steps / per_epoch)):
-        batches = epoch_batches(lengths, cfg.train.batch_size, cfg.seed * 100_003 + epoch, grouped)
+        batches = epoch_order(lengths, cfg.train.batch_size, cfg.seed * 100_003 + epoch, grouped)
         first, last = loop.t - epoch * per_epoch, loop.plan.total_steps - epoch * per_epoch
-        steps = [_split(rows, cfg.train.grad_accumulation) for rows in batches[first:last]]
-        loaded = _to_device(loop, loop.data.train, [part for parts in steps for part in parts])
+        steps = [split(rows, cfg.train.grad_accumulation) for rows in batches[first:last]]
+        ready = _loaded(loop, loop.data.train, [part for parts in steps for part in parts])
         for parts in steps:
             loop.tokens += sum(lengths[row] for part in parts for row in part)
-            yield [next(loaded) for _ in parts]
+            yield [next(ready) for _ in parts]
 
 
-def _split(rows: list[int], parts: int) -> list[list[int]]:
-    """At most ``parts`` pieces of equal size (the last may be smaller)."""
-    size = math.ceil(len(rows) / parts)
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-
-def _to_device(loop: Loop, rows: Dataset, batches: list[list[int]]) -> Iterator[Batch]:
-    device, workers = loop.accelerator.device, loop.plan.cfg.train.num_workers
-    loader: Any = DataLoader(
-        rows,
-        batch_sampler=batches,
-        collate_fn=loop.task.collate,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # the loader draws a seed for its workers; not from the run's stream
-    )
-    for batch in loader:
-        yield {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
+def _loaded(loop: Loop, rows: Dataset, batches: list[list[int]]) -> Iterator[Batch]:
+    return loaded(rows, batches, loop.task.collate, loop.accelerator.device, loop.plan.cfg.train.num_workers)
 
 
 def evaluate(loop: Loop, watch: Watch) -> Evaluation:
     """The task's figures of the model as it counts at the budget, on every evaluation split."""
     loop.model.eval()
     with loop.method.masked(), torch.inference_mode(), loop.accelerator.autocast():
-        return loop.task.metrics({split: _predictions(loop, split, watch) for split in loop.data.evaluation})
+        return loop.task.metrics({name: _predictions(loop, name, watch) for name in loop.data.evaluation})
 
 
-def _predictions(loop: Loop, split: str, watch: Watch) -> Iterator[dict[str, Any]]:
+def _predictions(loop: Loop, name: str, watch: Watch) -> Iterator[dict[str, Any]]:
     """Batches of predictions on the host, while they are asked for: a task keeps of them what it needs.
 
     The next batch is under way before one is fetched, so that the device does not wait for the host.
     """
-    rows, size = loop.data.evaluation[split], loop.plan.cfg.eval.batch_size
-    lengths = rows["length"][:]
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)  # little padding, and the largest first
-    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    rows = loop.data.evaluation[name]
+    batches = longest_first(rows["length"][:], loop.plan.cfg.eval.batch_size)
     before: tuple[dict[str, Tensor], list[int]] | None = None
-    for done, (batch, index) in enumerate(zip(_to_device(loop, rows, batches), batches, strict=True)):
-        watch.evaluating(split, done, len(batches))
+    for done, (batch, index) in enumerate(zip(_loaded(loop, rows, batches), batches, strict=True)):
+        watch.evaluating(name, done, len(batches))
         found = loop.task.predict(loop.model, batch)
         if before is not None:
             yield _fetched(*before)
