@@ -1,0 +1,112 @@
+"""A run that is asked to stop while it evaluates: the evaluation gives way and is made when the run goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Outcome, Run, only_run
+
+from adalora_repro import console
+from adalora_repro.errors import EXIT_OK, EXIT_TERMINATED
+from adalora_repro.tasks import glue
+
+Cli = Callable[..., Outcome]
+COMMAND = (
+    "task=cola",
+    "method=adalora",
+    "train.max_steps=6",
+    "train.eval_steps=3",
+    "train.save_steps=100",
+    "eval.batch_size=8",  # four batches
+)
+
+
+def stop_in(monkeypatch: pytest.MonkeyPatch, call: int) -> list[int]:
+    """SIGTERM while the batch with this number is predicted, counted over all evaluations; returns the count."""
+    calls = [0]
+    predict = glue.Task.predict
+
+    def signalled(self: glue.Task, *args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict(self, *args)
+
+    monkeypatch.setattr(glue.Task, "predict", signalled)
+    return calls
+
+
+def files(run: Run) -> dict[str, bytes]:
+    return {str(path.relative_to(run.folder)): path.read_bytes() for path in run.folder.glob("*/*")}
+
+
+def undisturbed(tiny: Cli) -> Run:
+    assert tiny(*COMMAND, "results.dir=undisturbed").code == EXIT_OK
+    return only_run("undisturbed")
+
+
+@pytest.mark.parametrize(("call", "step"), [(2, 3), (6, 6)], ids=["between", "the last one"])
+def test_an_evaluation_that_takes_long_gives_way(
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch, call: int, step: int
+) -> None:
+    expected = undisturbed(tiny)
+    with monkeypatch.context() as patch:
+        patch.setattr(console, "GRACE_S", 0.0)
+        calls = stop_in(patch, call)
+        stopped = tiny(*COMMAND)
+        assert calls == [call]
+    assert stopped.code == EXIT_TERMINATED
+    run = only_run()
+    assert (run.record.status, run.record.progress["step"]) == ("cancelled", step)
+    assert run.record.final is None
+    again = tiny(*COMMAND)
+    assert again.code == EXIT_OK
+    assert f"at step {step} of 6" in again.err
+    assert run.record.measured() == expected.record.measured()
+    assert run.log == expected.log
+    assert files(run) == files(expected)
+    assert {Path(name).parent.name for name in files(run)} == {"best", "final"}
+
+
+def test_a_short_evaluation_is_ended_first(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        calls = stop_in(patch, 2)
+        assert tiny(*COMMAND).code == EXIT_TERMINATED
+        assert calls == [4]  # all batches of the first evaluation
+    run = only_run()
+    assert [line["t"] for line in run.log if "evaluation" in line] == [3]
+    assert tiny(*COMMAND).code == EXIT_OK
+    assert run.record.measured() == undisturbed(tiny).record.measured()
+
+
+def test_nothing_is_saved_before_the_first_step(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(console, "GRACE_S", 0.0)
+        stop_in(patch, 1)
+        assert tiny(*COMMAND, "eval.untrained=true").code == EXIT_TERMINATED
+    run = only_run()
+    assert run.record.status == "cancelled"
+    assert not list(run.folder.glob("*.pt"))
+    assert tiny(*COMMAND, "eval.untrained=true").code == EXIT_OK
+    assert run.log[0]["t"] == 0
+
+
+def test_a_long_evaluation_renews_the_record(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "HEARTBEAT_S", -1.0)
+    seen: list[dict[str, Any]] = []
+    predict = glue.Task.predict
+
+    def watched(self: glue.Task, *args: Any) -> Any:
+        seen.append(only_run().record.progress)
+        return predict(self, *args)
+
+    monkeypatch.setattr(glue.Task, "predict", watched)
+    assert tiny(*COMMAND).code == EXIT_OK
+    assert [progress["step"] for progress in seen] == [3] * 4 + [6] * 4
+    times = [progress["updated"] for progress in seen]
+    assert times == sorted(set(times))  # one record for each batch
