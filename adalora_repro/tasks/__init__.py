@@ -20,10 +20,12 @@ def load_family(cfg: DictConfig) -> BaseTask:
     Raises:
         InputError: there is no such module; or what the class itself refuses.
     """
+    from adalora_repro.tasks.base import BaseTask
+
     name, family = cfg.task.name, cfg.task.family
     module = f"{__name__}.{family}"
     if family.isidentifier() and importlib.util.find_spec(module) is not None:
         task = getattr(importlib.import_module(module), "Task", None)
-        if task is not None:
+        if isinstance(task, type) and issubclass(task, BaseTask):
             return task(cfg)
     raise InputError(f"task={name}: no family '{family}', which would be class Task in tasks/{family}.py")

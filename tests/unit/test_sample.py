@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from task_configs import TASKS, task_config
 
 from adalora_repro.errors import InputError
-from adalora_repro.tasks import sample, sources
+from adalora_repro.tasks import load_family, sample, sources
 
 SIZES = {"train": 300, "validation": 100, "validation_mismatched": 50}
 
@@ -26,10 +26,11 @@ def test_every_task_has_text() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_rows_pass_the_checks_made_of_a_user_s_file(task: str) -> None:
     cfg = task_config(task)
+    rules = load_family(cfg)
     for split in SIZES:
         rows = sample.generate(task, split, SIZES, seed=0)
         assert len(rows) == SIZES[split]
-        assert [problem for row in rows if (problem := sources.row_problem(cfg.task, row))] == []
+        assert [problem for row in rows if (problem := sources.row_problem(cfg.task.label_column, rules, row))] == []
 
 
 @pytest.mark.parametrize("task", TASKS)

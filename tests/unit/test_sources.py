@@ -406,7 +406,7 @@ def test_every_task_has_its_family(task: str) -> None:
     assert set(family.features()) == set(family.columns)
 
 
-@pytest.mark.parametrize("family", ["no_such_family", "glue.Task", "../glue", "", "sources", "squad_scores"])
+@pytest.mark.parametrize("family", ["no_such_family", "glue.Task", "../glue", "", "sources", "squad_scores", "base"])
 def test_a_family_that_is_none_says_so(family: str) -> None:
     cfg = task_config("rte", task__family=family)
     with pytest.raises(InputError) as error:
