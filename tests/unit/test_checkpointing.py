@@ -103,7 +103,6 @@ class Watched:
         return train.evaluate(self.loop, QUIET)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_gradients_and_figures_are_the_same_to_the_bit(backbone: str, method: str, cache: Path) -> None:
@@ -163,7 +162,6 @@ def saved_bytes(loop: train.Loop) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 @pytest.mark.parametrize(("backbone", "method"), [("tiny-deberta", "adalora"), ("tiny-bart", "lora")])
 def test_the_forward_pass_keeps_less(backbone: str, method: str, cache: Path) -> None:
     plain = planned(backbone, method, cache)

@@ -338,7 +338,9 @@ def test_what_is_evaluated_is_the_masked_model(composing: None, tmp_path: Path) 
     allocator = loop.method.allocator  # type: ignore[attr-defined]
     allocator._mask = torch.arange(len(allocator._mask)) % 2 == 0
 
+    state = torch.get_rng_state()
     found = train.evaluate(loop, QUIET)
+    assert torch.equal(torch.get_rng_state(), state)  # or what is trained would depend on when it is evaluated
     texts = [row["prediction"] for row in found.files["predictions.jsonl.gz"]]
 
     def text(model: Any) -> list[str]:
