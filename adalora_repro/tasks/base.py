@@ -73,7 +73,7 @@ class Task(Protocol):
         """Rows of one micro-batch -> padded tensors."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int | Tensor]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """The task loss as a mean, and the number of terms in the mean (weights micro-batches against each other)."""
         ...
 
