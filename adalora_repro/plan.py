@@ -53,6 +53,9 @@ LATER: dict[str, Any] = {
 }
 
 
+Stamp = tuple[tuple[str, int, int], ...]
+
+
 @dataclass
 class Plan:
     """One run before it starts.
@@ -64,7 +67,8 @@ class Plan:
         total_steps: T; ``steps_per_epoch`` likewise in optimizer steps.
         provisional: the examples are known only when they are tokenized: a row may give several windows, bad rows are
             left out. Until ``settle``, T and ``steps_per_epoch`` take one example for each row.
-        origins: setting -> where its value comes from, for the settings of ``SHOWN``.
+        choices, overrides: group -> chosen file(s), and the words of the command line: what ``origins`` follow from.
+        scaled: setting -> how ``method.schedule=scaled`` made it.
         method: what the method says of itself (``BaseMethod.plan``), after ``count``.
         params: ``method`` (at the final budget), ``at_init``, ``head``, ``total``, ``backbone``; after ``count``.
         memory: bytes of fp32 weights, of gradients and of AdamW's two averages of what trains; after ``count``.
@@ -77,7 +81,9 @@ class Plan:
     total_steps: int
     steps_per_epoch: int
     provisional: bool = False
-    origins: dict[str, str] = field(default_factory=dict)
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    scaled: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     method: dict[str, Any] = field(default_factory=dict)
     params: dict[str, int] = field(default_factory=dict)
@@ -86,6 +92,12 @@ class Plan:
     @property
     def measured(self) -> list[str]:
         return measured(self.cfg)
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Setting -> where its value comes from, for the settings shown: reads YAML, so only when asked."""
+        found = {key: _origin(key, self.choices, self.overrides) for key in _shown(self.cfg)}
+        return found | {key: f"{how}; {found.get(key, '')}".rstrip("; ") for key, how in self.scaled.items()}
 
 
 def measured(cfg: DictConfig) -> list[str]:
@@ -114,14 +126,15 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     task = load_family(cfg)
     _check_backbone(cfg, task.architecture)
     sources.check(cfg, task)
-    total_steps, steps_per_epoch = _steps(cfg, sources.train_rows(cfg))
-    origins = {key: _origin(key, choices or {}, overrides) for key in _shown(cfg)}
+    rows, data_fingerprint = _facts(cfg)
+    total_steps, steps_per_epoch = _steps(cfg, rows)
+    scaled: dict[str, str] = {}
     provisional = cfg.task.stride is not None or cfg.data.skip_invalid
     if not provisional:
-        _scale_steps(cfg, total_steps, origins)
+        _scale_steps(cfg, total_steps, scaled)
     settings = result_settings(cfg)
     if provisional:  # T is no part of the run's identity then, but follows from it: nor are the counts scaled by it
-        _scale_steps(cfg, total_steps, origins)
+        _scale_steps(cfg, total_steps, scaled)
     notes = []
     if provisional and cfg.train.max_steps is None:
         why = "contexts longer than a window give several examples" if cfg.task.stride is not None else "bad rows go"
@@ -138,7 +151,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     for name, value in settings.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name} must be finite, not {value}")
-    settings["data.fingerprint"] = sources.fingerprint(cfg)
+    settings["data.fingerprint"] = data_fingerprint
     if cfg.backbone.path is not None:
         settings["backbone.path"] = weights_fingerprint(Path(cfg.backbone.path).expanduser())
     if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
@@ -162,7 +175,32 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         folder = records.run_folder(Path(cfg.results.dir).expanduser(), key)
     except records.RecordError as error:
         raise InputError(str(error)) from None
-    return Plan(cfg, key, settings, folder, total_steps, steps_per_epoch, provisional, origins, notes)
+    chosen = dict(choices or {})
+    return Plan(
+        cfg, key, settings, folder, total_steps, steps_per_epoch, provisional, chosen, overrides, scaled, notes
+    )
+
+
+Facts = tuple[int, str]
+_local_facts: dict[str, tuple[Stamp, Facts]] = {}
+
+
+def _facts(cfg: DictConfig) -> Facts:
+    """Rows of the training split and the data's fingerprint; local files are read again only when they changed."""
+    if cfg.data.source != "local":
+        return sources.train_rows(cfg), sources.fingerprint(cfg)
+    folder = Path(cfg.data.dir).expanduser() / cfg.task.name
+    name = json.dumps([str(folder.absolute()), sources.splits(cfg)])
+    stamp = _stamp(folder)
+    if _local_facts.get(name, ((), None))[0] != stamp or not stamp:
+        _local_facts[name] = stamp, (sources.train_rows(cfg), sources.fingerprint(cfg))
+    return _local_facts[name][1]
+
+
+def _stamp(folder: Path) -> Stamp:
+    """Names, times and sizes of the files of a folder: a sweep of hundreds of runs hashes them once."""
+    found = ((path.name, path.stat()) for path in sorted(folder.iterdir())) if folder.is_dir() else ()
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
 
 
 def _steps(cfg: DictConfig, examples: int) -> tuple[int, int]:
@@ -312,7 +350,7 @@ def budget_families() -> dict[str, str]:
 SCALED = {"method.t_i": 0, "method.t_f": 2, "method.delta_t": 1, "optim.warmup_steps": 0}
 
 
-def _scale_steps(cfg: DictConfig, total_steps: int, origins: dict[str, str]) -> None:
+def _scale_steps(cfg: DictConfig, total_steps: int, how: dict[str, str]) -> None:
     """Step counts at the paper's T of the task -> at this run's T; a phase that exists keeps at least one step."""
     if cfg.method.schedule != "scaled":
         return
@@ -322,7 +360,7 @@ def _scale_steps(cfg: DictConfig, total_steps: int, origins: dict[str, str]) -> 
         if isinstance(value, int) and value > 0:  # the method refuses others
             scaled = max(min(least, value), round(value * total_steps / paper))
             OmegaConf.update(cfg, name, scaled)
-            origins[name] = f"{value} x {total_steps}/{paper}, scaled; {origins.get(name, '')}".rstrip("; ")
+            how[name] = f"{value} x {total_steps}/{paper}, scaled"
 
 
 def result_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -343,6 +381,9 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
     return flat
 
 
+_weights: dict[Path, tuple[Stamp, str]] = {}
+
+
 def weights_fingerprint(folder: Path) -> str:
     """16 hexadecimal digits of a saved model and its tokenizer: another place for the same files is the same run.
 
@@ -353,11 +394,16 @@ def weights_fingerprint(folder: Path) -> str:
     files = sorted([*weights, *folder.glob("*.json"), *folder.glob("*.model"), *folder.glob("*.txt")])
     if not weights:
         raise InputError(f"backbone.path={folder} is not a folder with a model (*.safetensors or pytorch_model*.bin)")
+    stamp = _stamp(folder)
+    if _weights.get(folder.absolute(), ((), ""))[0] == stamp:
+        return _weights[folder.absolute()][1]
     digests = []
     for path in files:
         with path.open("rb") as file:
             digests.append(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+    found = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+    _weights[folder.absolute()] = stamp, found
+    return found
 
 
 def digest(settings: Mapping[str, Any]) -> str:
@@ -400,10 +446,11 @@ def _origin(key: str, choices: Mapping[str, Any], overrides: Sequence[str]) -> s
     if any(override.lstrip("+").split("=")[0] == key for override in overrides):
         return "command line"
     for group in ("script", *reversed(GROUPS)):
-        choice = choices.get(group)
-        path = resource("conf") / group / f"{choice}.yaml"
-        if choice and path.is_file() and (found := _find_in_yaml(path, group, key)):
-            return found
+        chosen = choices.get(group) or ()
+        for choice in reversed([chosen] if isinstance(chosen, str) else chosen):  # the last of several files wins
+            path = resource("conf") / group / f"{choice}.yaml"
+            if path.is_file() and (found := _find_in_yaml(path, group, key)):
+                return found
     return "default (config.py)"
 
 
