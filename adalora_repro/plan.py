@@ -7,6 +7,7 @@ on the meta device: no weights, no network.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -492,6 +493,23 @@ def finished(plan: Plan) -> str | None:
     if record.status != "ok" or record.final is None:
         return None
     return f"{record.primary_metric} {record.final['metrics'][record.primary_metric]:.4f}"
+
+
+def already_done(plan: Plan, score: str) -> str:
+    """The one line about a finished run."""
+    return f"already done: {plan.folder} ({score}); force=true runs it again"
+
+
+def held(folder: Path) -> bool:
+    """Whether a process is training in the run's folder (its lock, see session.py)."""
+    try:
+        with (folder / ".lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, or a file system without
+        return False
+    return False
 
 
 # -- counting ------------------------------------------------------------------------------------------------------

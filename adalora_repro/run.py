@@ -6,8 +6,11 @@ import difflib
 import os
 import re
 import sys
+import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import hydra
@@ -15,34 +18,74 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro import plan as planning
 from adalora_repro.config import GROUPS, Config, choices_of, resource
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, InputError
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, InputError
+
+
+Outcome = tuple[str, int]  # a word for the summary, the exit code
+DONE, ALREADY, PLANNED, FAILED, REFUSED = "done", "already done", "planned", "failed", "refused"
+SKIPPED, INTERRUPTED = "skipped (another process has them)", "interrupted"
+ENDS = {EXIT_OK: DONE, EXIT_FAILED: FAILED, EXIT_BAD_INPUT: REFUSED}
+
+
+@dataclass
+class Ledger:
+    """What became of the runs of one command; the sweeper (hydra_plugins) adds what never became a job of Hydra's."""
+
+    outcomes: dict[int, Outcome] = field(default_factory=dict)  # job number -> …
+    jobs: int = 0  # of a sweep, up to now
+    already: int = 0  # finished before, passed over
+    left_out: int = 0  # of a later stage: no learning rate to go on with
+
+    @property
+    def code(self) -> int:
+        return max((code for _, code in self.outcomes.values()), default=EXIT_OK)
+
+    def summary(self) -> str | None:
+        """One line about a sweep; None for a single run."""
+        counts = Counter(word for word, _ in self.outcomes.values())
+        counts[ALREADY] += self.already
+        if not self.jobs and not self.already:
+            return None
+        rest = {"not started": self.jobs - len(self.outcomes), "left out": self.left_out}
+        words = [DONE, ALREADY, PLANNED, FAILED, REFUSED, SKIPPED, INTERRUPTED]
+        told = [(word, counts[word]) for word in words] + list(rest.items())
+        return "sweep: " + ", ".join(f"{count} {word}" for word, count in told if count)
 
 
 def main() -> int:
     """Console entry point; the exit codes are those of ``errors``."""
     _register()
-    codes: list[int] = []
-    inside = False  # what a job raises beyond wrong input is its own failure, not Hydra's
+    ledger = Ledger()
+    inside = False  # what a single run raises beyond wrong input is its own failure, not Hydra's
 
-    def job(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> Outcome:
         nonlocal inside
         inside = True
+        many = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
-            code = run(cfg)
+            outcome = run(cfg, many)
         except InputError as error:
-            code = _refuse(str(error))
+            outcome = REFUSED, _refuse(str(error))
         except OmegaConfBaseException as error:
-            code = _refuse(explain(error))
+            outcome = REFUSED, _refuse(explain(error))
+        except Exception:
+            if not many:
+                raise
+            traceback.print_exc()  # the other runs of a sweep go on
+            outcome = FAILED, EXIT_FAILED
         inside = False
-        codes.append(code)
-        if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+        ledger.outcomes[HydraConfig.get().job.num if many else 0] = outcome
+        if outcome[1] in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise KeyboardInterrupt  # or Hydra would begin the next job of a sweep
+        return outcome
 
+    vars(job)["ledger"] = ledger  # for the sweeper
     try:
         _check_options()
         with _raising_hydra():
@@ -57,8 +100,11 @@ def main() -> int:
             raise
         return _refuse(explain(error))
     except KeyboardInterrupt:
-        return max(EXIT_INTERRUPTED, *codes)
-    return max(codes, default=EXIT_OK)
+        return max(EXIT_INTERRUPTED, ledger.code)
+    finally:
+        if summary := ledger.summary():
+            print(summary)
+    return ledger.code
 
 
 def _refuse(problem: str) -> int:
@@ -66,32 +112,50 @@ def _refuse(problem: str) -> int:
     return EXIT_BAD_INPUT
 
 
-def run(cfg: DictConfig) -> int:
-    """One configuration -> exit code. A finished run is recognized before torch is imported.
+def run(cfg: DictConfig, many: bool) -> Outcome:
+    """One configuration -> how it ended. A finished run is recognized before torch is imported.
+
+    Args:
+        many: among other runs one that another process trains is skipped; alone it is an error.
 
     Raises:
         InputError: wrong input, found before anything is trained.
     """
     hydra_cfg = HydraConfig.get()
+    if not many and "sweep" in hydra_cfg.runtime.choices:
+        raise InputError("+sweep=… stands for several runs: adalora-run -m +sweep=…")
     # +key=value goes past Hydra's own check of names
     OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
     plan = planning.resolve(cfg, hydra_cfg.runtime.choices, hydra_cfg.overrides.task)
     if cfg.dry_run:
         print(planning.describe(planning.count(plan)))
-        return EXIT_OK
+        return PLANNED, EXIT_OK
     existing = next(path for path in plan.folder.parents if os.path.exists(path))
     if not existing.is_dir():
         raise InputError(f"results.dir={cfg.results.dir}: {existing} is not a folder")
     if not cfg.force and (score := planning.finished(plan)):
-        print(f"already done: {plan.folder} ({score}); force=true runs it again")
-        return EXIT_OK
+        print(planning.already_done(plan, score))
+        return ALREADY, EXIT_OK
+    if many and planning.held(plan.folder):
+        return _skipped(plan)
     planning.count(plan)  # fails on a wrong option before any download
     for note in plan.notes:
         print(f"adalora-run: note: {note}", file=sys.stderr)
 
     from adalora_repro.session import execute
 
-    return execute(plan)
+    try:
+        code = execute(plan)
+    except InputError:
+        if many and planning.held(plan.folder):  # taken since we looked
+            return _skipped(plan)
+        raise
+    return ENDS.get(code, INTERRUPTED), code
+
+
+def _skipped(plan: planning.Plan) -> Outcome:
+    print(f"skipped: another process is training {plan.folder}")
+    return SKIPPED, EXIT_OK
 
 
 # -- Hydra ---------------------------------------------------------------------------------------------------------

@@ -326,7 +326,7 @@ def cell_of(column: Column, runs: Sequence[Run], paper: Mapping[str, str]) -> Ce
         if all(metric in run.scores for run in shown)
     }
     others = [next(iter(group.values()))[0] for name, group in settings.items() if name != chosen]
-    notes = setting_notes(shown[0], others) + lr_notes(lr, by_lr) + duplicate_notes(runs, settings)
+    notes = setting_notes(shown[0], others) + lr_notes(lr, by_lr) + edge_notes(lr, list(by_lr)) + duplicate_notes(runs, settings)
     return Cell(values, shown, tuple(sorted(by_lr)), tuple(notes), more)
 
 
@@ -399,6 +399,17 @@ def lr_notes(lr: float, by_lr: ByLr) -> list[str]:
     if len(by_lr[lr]) == most:
         return []
     return [f"lr {lr_text(lr)} won with fewer seeds ({len(by_lr[lr])}) than another lr has ({most})"]
+
+
+def at_edge(lr: float, grid: Sequence[float]) -> bool:
+    """The best of several learning rates is the smallest or the largest: a better one may lie outside."""
+    return len(grid) > 1 and lr in (min(grid), max(grid))
+
+
+def edge_notes(lr: float, grid: Sequence[float]) -> list[str]:
+    if not at_edge(lr, grid):
+        return []
+    return [f"lr {lr_text(lr)} is the edge of its grid ({lr_text(min(grid))} to {lr_text(max(grid))}): widen it"]
 
 
 def duplicate_notes(runs: Sequence[Run], settings: Mapping[Setting, ByLr]) -> list[str]:

@@ -1,0 +1,307 @@
+"""The sweeper behind ``adalora-run -m``: lists as Hydra has them, the cells of a table, stages.
+
+Hydra takes sweepers from the namespace ``hydra_plugins`` alone. What is finished is passed over before any job is
+launched, whatever the launcher; only the other runs reach it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobStatus
+from hydra.errors import HydraException
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from adalora_repro import plan as planning
+from adalora_repro import records
+from adalora_repro.config import GROUPS
+from adalora_repro.errors import EXIT_FAILED, InputError, one_of
+from adalora_repro.tables.base import Run, at_edge, choose_lr, lr_text
+
+AXES = ("task", "method", "budget")  # of a cell: what the command line gives for them restricts, the rest it replaces
+LR, SEED, CHOSEN = "optim.lr", "seed", "chosen"
+
+Job = dict[str, str]  # key as typed (``+`` and all) -> value as typed
+Values = dict[str, list[str]]
+
+
+class CellSweeper(BasicSweeper):
+    """See conf/hydra/sweeper/cells.yaml. What becomes of the runs goes into the task function's ``ledger`` (run.py)."""
+
+    def __init__(
+        self,
+        max_batch_size: int | None = None,
+        params: Mapping[str, Any] | None = None,
+        cells: Mapping[str, Any] | None = None,
+        stages: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__(max_batch_size, dict(params or {}))
+        self.cells = cells or {}
+        self.stages = stages or []
+        self.ledger: Any = None
+        self.folders: dict[tuple[str, ...], Path] = {}  # of the runs whose configuration is sound
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.ledger = vars(task_function)["ledger"]
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Runs everything; the outcomes are in the ledger.
+
+        Raises:
+            InputError: nothing is left of the cells or stages, or a word has no meaning in a sweep.
+            HydraException: a configuration that does not compose; no job has begun.
+        """
+        given = self.values([f"{key}={value}" for key, value in self.params.items()] + arguments)
+        if not self.stages:
+            self.launch(self.jobs(given))
+            return
+        stages = [self.values([f"{key}={value}" for key, value in stage.items()]) for stage in self.stages]
+        check_stages(stages, given)
+        earlier: list[Job] = []
+        for number, stage in enumerate(stages, 1):
+            every = self.jobs(given | stage)
+            jobs = [job for job in every if all(job[key] in given.get(key, [job[key]]) for key in stage.keys() - {LR})]
+            if stage.get(LR) == [CHOSEN]:
+                jobs = self.at_chosen_lr(jobs, earlier, number)
+            self.launch(jobs)
+            earlier += every
+
+    # -- lists -> jobs ---------------------------------------------------------------------------------------------
+
+    def parse(self, words: Sequence[str]) -> list[Override]:
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        return list(parser.parse_overrides(list(words)))
+
+    def values(self, words: Sequence[str]) -> Values:
+        """Key -> values in the order given; the last word for a key wins."""
+        found: Values = {}
+        for override in self.parse(words):
+            key = override.get_key_element()
+            if not override.is_sweep_override():
+                found[key] = [override.get_value_element_as_str()]
+            elif not override.is_discrete_sweep():
+                raise HydraException(f"{override.input_line}: a range without steps is no list of runs")
+            else:
+                found[key] = list(override.sweep_string_iterator())
+            if key.lstrip("+") == "sweep":
+                if override.is_sweep_override():
+                    raise InputError(f"several sweeps in one are a list: '+sweep=[{','.join(found[key])}]'")
+                del found[key]  # what it says is here already
+        return found
+
+    def jobs(self, lists: Values) -> list[Job]:
+        """Every combination: without cells of all lists, with cells of each cell and the lists that are no axis."""
+        if not self.cells:
+            return product(lists)
+        restrictions = {key.lstrip("+"): values for key, values in lists.items() if key.lstrip("+") in AXES}
+        rest = {key: values for key, values in lists.items() if key.lstrip("+") not in AXES}
+        replaced = {key.lstrip("+") for key in rest}
+        jobs = []
+        for cell in self.chosen_cells(restrictions):
+            own = {key: [value] for key, value in cell.items() if key not in replaced}
+            jobs += product(own | rest)
+        return jobs
+
+    def chosen_cells(self, restrictions: Values) -> list[Job]:
+        """The cells that have one of the values for each axis given."""
+        cells: list[Job] = []
+        for products in self.cells.values():
+            for lists in products:
+                words = [f"{key}={value}" for key, value in lists.items()]
+                cells += [cell for cell in product(self.values(words)) if cell not in cells]
+        tables = ", ".join(self.cells)
+        for axis, wanted in restrictions.items():
+            valid = list(dict.fromkeys(cell[axis] for cell in cells if axis in cell))
+            for value in wanted:
+                if value not in valid:
+                    raise one_of(f"{axis} in {tables}", value, valid)
+        left = [cell for cell in cells if all(cell.get(axis) in wanted for axis, wanted in restrictions.items())]
+        if not left:
+            said = " ".join(f"{axis}={','.join(wanted)}" for axis, wanted in restrictions.items())
+            tasks = restrictions.get("task", [cell["task"] for cell in cells])
+            raise InputError(f"no cell of {tables} has {said}; valid: {sizes_of(cells, tasks)}")
+        return left
+
+    # -- jobs -> runs ----------------------------------------------------------------------------------------------
+
+    def launch(self, jobs: Sequence[Job]) -> None:
+        """Passes over what is finished, gives the rest to the launcher."""
+        assert self.config is not None
+        assert self.launcher is not None
+        left = self.unfinished(jobs)
+        if not left:
+            return
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        first, self.ledger.jobs = self.ledger.jobs, self.ledger.jobs + len(left)
+        size = self.max_batch_size or len(left)
+        for start in range(0, len(left), size):
+            batch = [words_of(job) for job in left[start : start + size]]
+            for number, done in enumerate(self.launcher.launch(batch, first + start), first + start):
+                if done.status == JobStatus.COMPLETED:
+                    self.ledger.outcomes.setdefault(number, done.return_value)
+                else:  # in a process of the launcher's: here a job keeps its errors to itself
+                    self.ledger.outcomes.setdefault(number, ("failed", EXIT_FAILED))
+
+    def unfinished(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs that remain, in their order; every one has been composed, as the launcher will do again."""
+        done = set()
+        for job, plan in self.plans(jobs):
+            if plan is None:
+                continue
+            self.folders[words_of(job)] = plan.folder
+            try:
+                score = None if plan.cfg.force or plan.cfg.dry_run else planning.finished(plan)
+            except InputError:
+                continue  # the job says so
+            if score:
+                done.add(words_of(job))
+                print(planning.already_done(plan, score))
+        self.ledger.already += len(done)
+        return [job for job in jobs if words_of(job) not in done]
+
+    def plans(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, planning.Plan | None]]:
+        """Each job with its plan, None where the run itself will be refused.
+
+        Composing takes Hydra most of a second for every four runs, so that jobs which differ in plain values alone
+        (a seed, a learning rate) are composed once and the values set, as Hydra sets them after composing.
+        """
+        assert self.config is not None
+        assert self.hydra_context is not None
+        groups: dict[tuple[str, ...], list[tuple[Job, list[Override]]]] = {}
+        for job in jobs:
+            overrides = self.parse(words_of(job))
+            plain = [override for override in overrides if not is_choice(override)]
+            if not all(map(is_plain, plain)):
+                plain = []
+            base = tuple(str(override.input_line) for override in overrides if override not in plain)
+            names = tuple(override.key_or_group for override in plain)
+            groups.setdefault((*base, "", *names), []).append((job, plain))
+        for key, members in groups.items():
+            base = key[: key.index("")]
+            cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(base))
+            choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+            assert isinstance(choices, dict)
+            with open_dict(cfg):
+                del cfg["hydra"]
+            for job, plain in members:
+                ConfigLoaderImpl._apply_overrides_to_config(plain, cfg)
+                try:
+                    yield job, planning.resolve(cfg, {str(k): v for k, v in choices.items()}, words_of(job))
+                except (InputError, OmegaConfBaseException):
+                    yield job, None
+
+    # -- stages ----------------------------------------------------------------------------------------------------
+
+    def at_chosen_lr(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> list[Job]:
+        """``jobs`` with the learning rate that won among ``earlier`` jobs of the same cell, whatever their seed."""
+        cells = {cell_of(job) for job in jobs}
+        missing = [job for job in earlier if cell_of(job) in cells and words_of(job) not in self.folders]
+        self.folders |= {words_of(job): plan.folder for job, plan in self.plans(missing) if plan is not None}
+        before: dict[tuple[str, ...], list[Job]] = {}
+        for job in earlier:
+            before.setdefault(cell_of(job), []).append(job)
+        chosen: dict[tuple[str, ...], str | None] = {}
+        for job in jobs:
+            cell = cell_of(job)
+            if cell not in chosen:
+                chosen[cell] = self.choose(before.get(cell, []), f"stage {number}, {name_of(job)}")
+        self.ledger.left_out += sum(chosen[cell_of(job)] is None for job in jobs)
+        return [job | {LR: lr} for job in jobs if (lr := chosen[cell_of(job)]) is not None]
+
+    def choose(self, jobs: Sequence[Job], where: str) -> str | None:
+        """The learning rate by the report's rule, as typed; None, said in a line, where there is nothing to choose."""
+        by_lr: dict[float, list[Run]] = {}
+        typed: dict[float, str] = {}
+        held = 0
+        for job in jobs:
+            folder = self.folders.get(words_of(job))
+            if folder is None:
+                continue
+            held += planning.held(folder)
+            try:
+                record = records.read(folder / records.RECORD_NAME)
+            except (FileNotFoundError, records.RecordError):
+                continue
+            if record.status == "ok" and record.final is not None:
+                lr = float(record.key["lr"])
+                by_lr.setdefault(lr, []).append(Run(folder / records.RECORD_NAME, record, record.final["metrics"]))
+                typed[lr] = job.get(LR, repr(lr))
+        found = sum(map(len, by_lr.values()))
+        if held:
+            print(f"{where}: left out, another process trains {held} of the {len(jobs)} runs to choose from")
+            return None
+        if not by_lr:
+            print(f"{where}: left out, none of the {len(jobs)} runs to choose from is finished")
+            return None
+        lr = choose_lr(by_lr)
+        edge = ", the edge of its grid: widen it" if at_edge(lr, list(by_lr)) else ""
+        print(f"{where}: {LR}={lr_text(lr)}, the best of {len(by_lr)} in {found} of {len(jobs)} runs{edge}")
+        return typed[lr]
+
+
+def check_stages(stages: Sequence[Values], given: Values) -> None:
+    """What is given for a setting of the stages restricts them, like a cell's axes; ``chosen`` needs a stage before.
+
+    Raises:
+        InputError: a value that no stage has.
+    """
+    for number, stage in enumerate(stages):
+        for key, values in stage.items():
+            if CHOSEN in values and (key != LR or values != [CHOSEN] or not number):
+                raise InputError(f"stage {number + 1}, {key}: '{CHOSEN}' is a value of {LR} after the first stage")
+    for key in {key for stage in stages for key in stage} - {LR}:
+        valid = list(dict.fromkeys(value for stage in stages for value in stage.get(key, [])))
+        for value in given.get(key, []):
+            if value not in valid:
+                raise one_of(f"{key} in the stages", value, valid)
+
+
+def product(lists: Values) -> list[Job]:
+    return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+
+
+def words_of(job: Job) -> tuple[str, ...]:
+    return tuple(f"{key}={value}" for key, value in job.items())
+
+
+def cell_of(job: Job) -> tuple[str, ...]:
+    return tuple(sorted(word for word in words_of(job) if word.partition("=")[0] not in (LR, SEED)))
+
+
+def name_of(job: Job) -> str:
+    """ "cola lora 0.3M" """
+    return " ".join(job[axis] for axis in AXES if axis in job)
+
+
+def sizes_of(cells: Sequence[Job], tasks: Sequence[str]) -> str:
+    """ "full, lora 0.3M,1.2M": the methods of the cells of these tasks with their budgets."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell["task"] in tasks:
+            budgets = found.setdefault(cell["method"], [])
+            budgets += [cell["budget"]] if "budget" in cell and cell["budget"] not in budgets else []
+    return "; ".join(f"{method} {','.join(budgets)}".rstrip() for method, budgets in found.items())
+
+
+def is_choice(override: Override) -> bool:
+    """A file of a group: what composing is for."""
+    return override.key_or_group in (*GROUPS, "script") or "/" in override.key_or_group
+
+
+def is_plain(override: Override) -> bool:
+    """A number or a word for a setting that is there: setting it again replaces it."""
+    changes = override.is_add() or override.is_force_add() or override.is_delete() or override.package is not None
+    return not changes and not isinstance(override.value(), dict | list)
