@@ -157,7 +157,6 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         settings["backbone.path"] = weights_fingerprint(Path(cfg.backbone.path).expanduser())
     if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
         settings = {name: value for name, value in settings.items() if not name.startswith("budget.")}
-    shared = {name: value for name, value in settings.items() if name not in ("optim.lr", "seed")}
     key = {
         "backbone": cfg.backbone.name,
         "task": cfg.task.name,
@@ -165,21 +164,37 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         "budget": label,
         "protocol": cfg.protocol.name,
         "data": cfg.data.source,
-        "lr": float(cfg.optim.lr),
-        "seed": cfg.seed,
+        "lr": None,
+        "seed": None,
         "total_steps": total_steps,
         "max_examples": cfg.eval.max_examples,
-        "variant": digest(shared),
-        "hash": digest(settings),
+        "variant": digest({name: value for name, value in settings.items() if name not in ("optim.lr", "seed")}),
+        "hash": None,
     }
+    chosen = dict(choices or {})
+    unnamed = Plan(
+        cfg, key, settings, Path(), total_steps, steps_per_epoch, provisional, chosen, overrides, scaled, notes
+    )
+    return named(unnamed, cfg)
+
+
+def named(plan: Plan, cfg: DictConfig) -> Plan:
+    """The plan with the learning rate and the seed of ``cfg`` in its key, settings and folder.
+
+    All else is taken from ``plan``, its ``cfg`` too: for a run that differs in these two alone it says whether that run
+    is finished, at a hundredth of the time of ``resolve``.
+
+    Raises:
+        InputError: the value of one of the two is wrong.
+    """
+    _check_numbers(cfg, ("optim.lr",), ("seed",))
+    settings = plan.settings | {"optim.lr": cfg.optim.lr, "seed": cfg.seed}
+    key = plan.key | {"lr": float(cfg.optim.lr), "seed": cfg.seed, "hash": digest(settings)}
     try:
-        folder = records.run_folder(Path(cfg.results.dir).expanduser(), key)
+        folder = records.run_folder(Path(plan.cfg.results.dir).expanduser(), key)
     except records.RecordError as error:
         raise InputError(str(error)) from None
-    chosen = dict(choices or {})
-    return Plan(
-        cfg, key, settings, folder, total_steps, steps_per_epoch, provisional, chosen, overrides, scaled, notes
-    )
+    return replace(plan, key=key, settings=settings, folder=folder)
 
 
 Facts = tuple[int, str]
@@ -277,16 +292,7 @@ def _check_values(cfg: DictConfig) -> None:
     fractions = ["optim.beta1", "optim.beta2", "task.classifier_dropout"]
     not_negative = ["seed", "optim.warmup_steps", "optim.weight_decay", "train.num_workers", *fractions]
     not_negative += ["task.stride", "task.min_target_length", "task.no_repeat_ngram_size"]
-    for name in positive + not_negative:
-        value = OmegaConf.select(cfg, name)
-        if value is None:
-            continue
-        if not math.isfinite(value) or value < 0 or (value == 0 and name in positive):
-            raise InputError(f"{name} must be {'positive' if name in positive else '0 or more'}, not {value}")
-        if name in fractions and value >= 1:
-            raise InputError(f"{name} must be below 1, not {value}")
-    if cfg.seed >= 2**32:  # what NumPy's generators take
-        raise InputError(f"seed must be below 2^32, not {cfg.seed}")
+    _check_numbers(cfg, positive, not_negative, fractions)
     choices = {
         "train.precision": ("fp32", "bf16"),
         "train.padding": ("longest", "max_length"),
@@ -307,6 +313,21 @@ def _check_values(cfg: DictConfig) -> None:
         raise InputError(f"{missing[0]} is not set")
     if cfg.task.primary_metric not in measured(cfg):
         raise one_of("task.primary_metric", cfg.task.primary_metric, measured(cfg))
+
+
+def _check_numbers(
+    cfg: DictConfig, positive: Sequence[str], not_negative: Sequence[str], fractions: Sequence[str] = ()
+) -> None:
+    for name in (*positive, *not_negative):
+        value = OmegaConf.select(cfg, name)
+        if value is None:
+            continue
+        if not math.isfinite(value) or value < 0 or (value == 0 and name in positive):
+            raise InputError(f"{name} must be {'positive' if name in positive else '0 or more'}, not {value}")
+        if name in fractions and value >= 1:
+            raise InputError(f"{name} must be below 1, not {value}")
+        if name == "seed" and value >= 2**32:  # what NumPy's generators take
+            raise InputError(f"seed must be below 2^32, not {value}")
 
 
 def _apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
