@@ -11,11 +11,12 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 QUICK := results/quickstart
 
-.PHONY: help quickstart install test test-all lint types table1 table2 table3 status clean
+.PHONY: help quickstart install test test-all lint types table1 table2 table3 \
+  sweep-table1 sweep-table2 sweep-table3 status clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -80,6 +81,21 @@ table2: $(VENV)/.installed  ## Table 2 (SQuAD 1.1 and 2.0) likewise
 
 table3: $(VENV)/.installed  ## Table 3 (XSum, CNN/DailyMail) likewise
 	$(table)
+
+# Every run of a table, one after the other or as Hydra's launcher has it; ARGS are words of adalora-run:
+#   make sweep-table1 ARGS='task=rte,mrpc method=lora seed=0,1'
+LAUNCHER ?= basic
+ARGS ?=
+sweep = @$(RUN) -m +sweep=$(@:sweep-%=%) hydra/launcher=$(LAUNCHER) results.dir=$(RESULTS) $(ARGS)
+
+sweep-table1: $(VENV)/.installed  ## run what Table 1 lacks (LAUNCHER=…, ARGS='…')
+	$(sweep)
+
+sweep-table2: $(VENV)/.installed  ## Table 2 likewise
+	$(sweep)
+
+sweep-table3: $(VENV)/.installed  ## Table 3 likewise
+	$(sweep)
 
 status: $(VENV)/.installed  ## which cells are done, running, failed, missing
 	@$(REPORT) status --results $(RESULTS)

@@ -68,7 +68,7 @@ class Plan:
         total_steps: T; ``steps_per_epoch`` likewise in optimizer steps.
         provisional: the examples are known only when they are tokenized: a row may give several windows, bad rows are
             left out. Until ``settle``, T and ``steps_per_epoch`` take one example for each row.
-        choices, overrides: group -> chosen file(s), and the words of the command line: what ``origins`` follow from.
+        choices, overrides: group -> chosen file, and the words of the command line: what ``origins`` follow from.
         scaled: setting -> how ``method.schedule=scaled`` made it.
         method: what the method says of itself (``BaseMethod.plan``), after ``count``.
         params: ``method`` (at the final budget), ``at_init``, ``head``, ``total``, ``backbone``; after ``count``.
@@ -463,16 +463,19 @@ def _shown(cfg: DictConfig) -> list[str]:
     return [name for name in common + own if OmegaConf.select(cfg, name) is not None]
 
 
+#: groups of the defaults list (conf/config.yaml), the one that wins first
+LAST_FIRST = ("script", "tuned/lr@_global_", "tuned/lr", *reversed(GROUPS))
+
+
 def _origin(key: str, choices: Mapping[str, Any], overrides: Sequence[str]) -> str:
     """The last place that sets ``key``: the command line, or a YAML file with line and the comment on that line."""
     if any(override.lstrip("+").split("=")[0] == key for override in overrides):
         return "command line"
-    for group in ("script", *reversed(GROUPS)):
-        chosen = choices.get(group) or ()
-        for choice in reversed([chosen] if isinstance(chosen, str) else chosen):  # the last of several files wins
-            path = resource("conf") / group / f"{choice}.yaml"
-            if path.is_file() and (found := _find_in_yaml(path, group, key)):
-                return found
+    for group in LAST_FIRST:
+        choice, folder = choices.get(group), group.partition("@")[0]
+        path = resource("conf") / folder / f"{choice}.yaml"
+        if choice and path.is_file() and (found := _find_in_yaml(path, folder, key)):
+            return found
     return "default (config.py)"
 
 

@@ -13,14 +13,25 @@ import importlib
 import os
 import pkgutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from adalora_repro import records, tables
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError, one_of
 from adalora_repro.records import RunRecord
-from adalora_repro.tables.base import CHECKPOINTS, DATA_SOURCES, PROTOCOLS, Scope, Spec, choose_scope, compile_table
+from adalora_repro.tables.base import (
+    CHECKPOINTS,
+    DATA_SOURCES,
+    PROTOCOLS,
+    Scope,
+    Spec,
+    Table,
+    choose_scope,
+    compile_table,
+)
+from adalora_repro.tables.choose import choices, keep, render_choices
 from adalora_repro.tables.render import FORMATS, clean, render
 from adalora_repro.tables.status import render_status
 
@@ -34,6 +45,9 @@ examples:
   adalora-report table1 --format latex --out table1.tex   also csv, html, markdown
   adalora-report table1 --select best                     best evaluation at the final budget, not the last step
   adalora-report status                                   done, running, failed, missing
+  adalora-report status --watch                           the same, again every 10 seconds until Ctrl-C
+  adalora-report choose table1                            the learning rate of each cell, and the runs it came from
+  adalora-report choose table1 --write                    keep them in conf/tuned/lr, where adalora-run reads them
 """
 
 
@@ -70,7 +84,21 @@ def parser_of(specs: dict[str, Spec]) -> Parser:
         table.add_argument("--out", metavar="FILE", help="write there instead of to the terminal")
     status = commands.add_parser("status", help="what is done, running, failed, missing", allow_abbrev=False)
     add_scope(status)
+    status.add_argument(
+        "--watch", nargs="?", type=seconds, const=10.0, metavar="SECONDS", help="again and again, Ctrl-C ends it"
+    )
+    choose = commands.add_parser("choose", help="the learning rate of each cell", allow_abbrev=False)
+    choose.add_argument("table", nargs="?", choices=list(specs), metavar="TABLE", help=f"{', '.join(specs)} or all")
+    add_scope(choose)
+    choose.add_argument("--write", action="store_true", help="keep the choices in conf/tuned/lr")
     return parser
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise ValueError(text)
+    return value
 
 
 def add_scope(parser: argparse.ArgumentParser) -> None:
@@ -96,24 +124,117 @@ def report(argv: Sequence[str] | None) -> int:
     specs = discover()
     args = parser_of(specs).parse_args(argv)
     if args.report is None:
-        raise InputError(f"say which report; valid: {', '.join([*specs, 'status'])} (--help shows examples)")
+        raise InputError(f"say which report; valid: {', '.join([*specs, 'status', 'choose'])} (--help shows examples)")
     results = results_folder(args.results)
-    found, refused = records.read_all(results)
-    known_backbone(args.backbone, found, specs)
+    if args.report == "status" and args.watch is not None:
+        return watch(lambda: status_text(args, specs, results), args.watch)
     if args.report == "status":
-        wish = Scope("", "", args.protocol, include_partial=True, results=results)
-        scopes = [(spec, choose_scope(spec, found, args.backbone, args.data, wish)) for spec in specs.values()]
-        text, out = render_status(scopes, found), None
+        text, refused = status_text(args, specs, results)
+        out = None
+    elif args.report == "choose":
+        return choose(args, specs, results)
     else:
-        spec = specs[args.report]
-        wish = Scope("", "", args.protocol, args.select, args.include_partial, results)
-        table = compile_table(spec, found, choose_scope(spec, found, args.backbone, args.data, wish))
-        refused += table.refused
+        (table,), refused = compiled(args, [specs[args.report]], specs, results, args.select, args.include_partial)
         text, out = render(table, args.format, args.only_filled), args.out
-    for line in refused:
-        print(f"adalora-report: skipped: {clean(line)}", file=sys.stderr)
+    warn(refused)
     deliver(text, out)
     return EXIT_OK
+
+
+Specs = dict[str, Spec]
+
+
+def compiled(
+    args: argparse.Namespace,
+    wanted: Sequence[Spec],
+    specs: Specs,
+    results: Path,
+    select: str = "final",
+    include_partial: bool = False,
+) -> tuple[list[Table], list[str]]:
+    """Tables, and a line for each file refused."""
+    found, refused = records.read_all(results)
+    known_backbone(args.backbone, found, specs)
+    wish = Scope("", "", args.protocol, select, include_partial, results)
+    built = [compile_table(spec, found, choose_scope(spec, found, args.backbone, args.data, wish)) for spec in wanted]
+    return built, refused + [line for table in built for line in table.refused]
+
+
+def status_text(args: argparse.Namespace, specs: Specs, results: Path) -> tuple[str, list[str]]:
+    found, refused = records.read_all(results)
+    known_backbone(args.backbone, found, specs)
+    wish = Scope("", "", args.protocol, include_partial=True, results=results)
+    scopes = [(spec, choose_scope(spec, found, args.backbone, args.data, wish)) for spec in specs.values()]
+    return render_status(scopes, found), refused
+
+
+def watch(look: Callable[[], tuple[str, list[str]]], every: float) -> int:
+    """Redraws the terminal's second screen until Ctrl-C, the way to end it: what was seen last then stays.
+
+    Raises:
+        InputError: the output is no terminal.
+    """
+    if not sys.stdout.isatty():
+        raise InputError("--watch redraws a terminal, and this output is none")
+    text = ""
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        sys.stdout.write("\x1b[?1049h")
+        while True:
+            shown, refused = look()
+            text = shown + "".join(f"adalora-report: skipped: {clean(line)}\n" for line in refused)
+            sys.stdout.write(f"\x1b[H\x1b[2J{text}{time.strftime('%H:%M:%S')}, every {every:g} s; Ctrl-C ends it\n")
+            sys.stdout.flush()
+            time.sleep(every)
+    except KeyboardInterrupt:
+        return EXIT_OK
+    finally:
+        sys.stdout.write(f"\x1b[?1049l{text}")
+        sys.stdout.flush()
+
+
+def choose(args: argparse.Namespace, specs: Specs, results: Path) -> int:
+    """Prints the learning rate of each cell; with ``--write`` keeps those that were chosen among several.
+
+    Raises:
+        InputError: there is nowhere to write, or what is there was written by hand; other files are written.
+    """
+    if args.write and args.protocol != "paper":
+        raise InputError("--write: conf/tuned/lr is for protocol=paper; the released settings are in conf/script")
+    wanted = [specs[args.table]] if args.table else list(specs.values())
+    built, refused = compiled(args, wanted, specs, results)
+    warn(refused)
+    deliver("\n".join(map(render_choices, built)), None)
+    problems = []
+    for table in built if args.write else ():
+        for choice in choices(table):
+            if len(choice.cell.lrs) < 2 or not (choice.row.fixed_size or choice.row.budget in budgets()):
+                print(f"not written: {clean(choice.name)}: {choice.tried}, or no budget of conf/budget")
+                continue
+            try:
+                line = keep(choice, table.scope, conf_folder() / "tuned" / "lr", time.strftime("%Y-%m-%d"))
+            except InputError as error:
+                problems.append(str(error))
+            else:
+                print(clean(line or f"unchanged: {choice.name}"))
+    if problems:
+        raise InputError("; ".join(problems))
+    return EXIT_OK
+
+
+def conf_folder() -> Path:
+    from adalora_repro.config import resource  # imports OmegaConf: only here
+
+    return resource("conf")
+
+
+def budgets() -> set[str]:
+    return {path.stem for path in (conf_folder() / "budget").glob("*.yaml")}
+
+
+def warn(refused: Sequence[str]) -> None:
+    for line in refused:
+        print(f"adalora-report: skipped: {clean(line)}", file=sys.stderr)
 
 
 def results_folder(name: str | None) -> Path:
@@ -125,13 +246,11 @@ def results_folder(name: str | None) -> Path:
     return Path(name)
 
 
-def known_backbone(name: str | None, found: Sequence[tuple[Path, RunRecord]], specs: dict[str, Spec]) -> None:
+def known_backbone(name: str | None, found: Sequence[tuple[Path, RunRecord]], specs: Specs) -> None:
     """A backbone is known when it has records or a configuration: a misspelt one must not look like an empty table."""
     if name is None or name in {record.key["backbone"] for _, record in found}:
         return
-    from adalora_repro.config import resource  # imports OmegaConf: only here
-
-    configured = {path.stem for path in (resource("conf") / "backbone").glob("*.yaml")}
+    configured = {path.stem for path in (conf_folder() / "backbone").glob("*.yaml")}
     choices = configured | {record.key["backbone"] for _, record in found} | {spec.backbone for spec in specs.values()}
     if name not in choices:
         raise one_of("backbone", name, sorted(choices))

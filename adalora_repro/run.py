@@ -26,7 +26,6 @@ from adalora_repro import plan as planning
 from adalora_repro.config import GROUPS, Config, choices_of, resource
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, InputError
 
-
 Outcome = tuple[str, int]  # a word for the summary, the exit code
 DONE, ALREADY, PLANNED, FAILED, REFUSED = "done", "already done", "planned", "failed", "refused"
 SKIPPED, INTERRUPTED = "skipped (another process has them)", "interrupted"

@@ -326,7 +326,8 @@ def cell_of(column: Column, runs: Sequence[Run], paper: Mapping[str, str]) -> Ce
         if all(metric in run.scores for run in shown)
     }
     others = [next(iter(group.values()))[0] for name, group in settings.items() if name != chosen]
-    notes = setting_notes(shown[0], others) + lr_notes(lr, by_lr) + edge_notes(lr, list(by_lr)) + duplicate_notes(runs, settings)
+    notes = setting_notes(shown[0], others) + lr_notes(lr, by_lr) + edge_notes(lr, list(by_lr))
+    notes += duplicate_notes(runs, settings)
     return Cell(values, shown, tuple(sorted(by_lr)), tuple(notes), more)
 
 

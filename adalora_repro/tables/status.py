@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro.records import RunRecord
-from adalora_repro.tables.base import Scope, Spec, compile_table, in_scope, lr_text
+from adalora_repro.tables.base import Scope, Spec, Table, compile_table, in_scope, lr_text
+from adalora_repro.tables.choose import choices
 from adalora_repro.tables.layout import commands_of, plural
 from adalora_repro.tables.render import clean
 
@@ -150,6 +151,7 @@ def table_status(spec: Spec, scope: Scope, states: Sequence[State], now: float) 
         rows.append(line)
     lines = [head, *map(clean, scope.said), "", *aligned(rows), "", LEGEND, "", counts]
     lines += attention(states, now)
+    lines += edges(table)
     gaps = commands_of(table)
     lines += ["", "Cells without a finished run are filled by:", *(f"  {clean(line)}" for line in gaps)] if gaps else []
     return "\n".join(lines)
@@ -183,6 +185,13 @@ def attention(states: Sequence[State], now: float) -> list[str]:
         if chosen:
             lines += ["", HEADINGS[status], *(f"  {describe(state, now)}" for state in chosen)]
     return lines
+
+
+def edges(table: Table) -> list[str]:
+    """The cells whose learning rate won at the edge of its grid."""
+    found = [choice for choice in choices(table) if choice.edge]
+    lines = [f"  {clean(choice.name)}: lr {lr_text(choice.lr)}; {choice.tried}" for choice in found]
+    return ["", "Chosen at the edge of the grid (widen it):", *lines] if lines else []
 
 
 HEADINGS = {
