@@ -208,7 +208,7 @@ def test_system_packages_are_those_the_makefile_asks_for() -> None:
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with the files of docs/adding.md in it."""
     copy = tmp_path_factory.mktemp("project")
-    for folder in ("adalora_repro", "conf", "sweeps"):
+    for folder in ("adalora_repro", "hydra_plugins", "conf", "sweeps"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     files = FILE_BLOCK.findall(ADDING.read_text(encoding="utf-8"))
     assert [Path(name).parent.name for name, _ in files] == ["methods", "method", "task", "tables"]

@@ -445,7 +445,7 @@ def test_a_multirun_makes_one_record_per_seed(tiny: Cli) -> None:
     assert done.code == EXIT_OK, done.err
     assert sorted(run.record.key["seed"] for run in find_runs()) == [0, 1]
     again = tiny("-m", "task=sst2", "method=lora", "seed=0,1")
-    assert [line.partition(":")[0] for line in again.out.splitlines()] == ["already done"] * 2
+    assert [line.partition(":")[0] for line in again.out.splitlines()] == ["already done"] * 2 + ["sweep"]
 
 
 def test_a_bad_job_does_not_stop_the_others(tiny: Cli) -> None:
@@ -462,6 +462,7 @@ def test_a_sweep_file_is_a_multirun(tiny: Cli) -> None:
     assert done.code == EXIT_OK, done.err
     seeds = [word for word in done.out.split() if word.startswith("seed=")]
     assert seeds == [f"seed={seed}" for seed in range(5)]
+    assert done.out.splitlines()[-1] == "sweep: 5 planned"
     done = tiny("-m", "+sweep=lr", "task=sst2", "method=lora", "dry_run=true")
     assert done.out.count("\nfolder: ") == 8
 
@@ -474,6 +475,7 @@ def test_an_interrupted_job_ends_the_sweep(tiny: Cli, monkeypatch: pytest.Monkey
     assert done.code == EXIT_TERMINATED
     assert only_run().record.key["seed"] == 0
     assert only_run().record.status == "cancelled"
+    assert done.out.splitlines()[-1] == "sweep: 1 interrupted, 1 not started"
 
 
 def _killing(step: Any, at: int, signum: int | None = None) -> Any:

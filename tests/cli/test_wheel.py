@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is in the dev extra")
-SOURCES = ("adalora_repro", "conf", "sweeps", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("adalora_repro", "hydra_plugins", "conf", "sweeps", "pyproject.toml", "README.md", "LICENSE")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_the_wheel_holds_all_that_is_needed(source: Path, wheel: Path) -> None:
     numbers = files("adalora_repro/tables/paper/*.csv")
     assert len(configurations) > 50
     assert len(numbers) == 8
-    assert configurations | numbers | files("adalora_repro/**/*.py") == names
+    assert configurations | numbers | files("adalora_repro/**/*.py", "hydra_plugins/*.py") == names
 
 
 def test_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
@@ -81,7 +81,11 @@ def test_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
     assert Path(found.stdout.strip()).is_relative_to(installed)  # and not the checkout
     text = program(installed, tmp_path, "adalora-run", "--help")
     assert text.startswith("adalora-run trains one cell of the AdaLoRA paper's tables")
-    assert "sweep: lr, seeds" in text
+    assert "sweep: lr, lr_wide, seeds, stages, table1, table2, table3" in text
+    words = ("+sweep=table3", "method=lora", "budget=2.20%,0.13%", "task=xsum", "dry_run=true")
+    runs = program(installed, tmp_path, "adalora-run", "-m", *words).splitlines()  # the sweeper came along
+    assert sum(line.startswith("plan: ") for line in runs) == 2
+    shutil.rmtree(tmp_path / "results")
     plan = program(installed, tmp_path, "adalora-run", "task=mnli", "method=adalora", "budget=0.3M", "dry_run=true")
     assert "331,920" in plan
     assert "conf/tuned/mnli_adalora.yaml" in plan

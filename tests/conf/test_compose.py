@@ -112,6 +112,8 @@ def test_every_file_in_conf_is_reachable(choice: str) -> None:
     words = ["task=cola", f"{group}={name}"]
     if group == "task":
         words = [f"task={name}"]
+    elif group == "tuned/lr":
+        return  # a choice kept here by adalora-report choose --write: test_choose.py
     elif group in ("tuned", "script"):
         task = next(task for task in sorted(TASKS, key=len, reverse=True) if task in name)
         protocol = "released" if group == "script" else "paper"
@@ -122,15 +124,15 @@ def test_every_file_in_conf_is_reachable(choice: str) -> None:
             for key, value in keys.items():
                 assert cfg[section][key] == value
         return
-    elif group == "hydra/help":
-        return  # test_help_shows_groups_choices_and_examples
+    elif group.startswith("hydra/"):
+        return  # test_help_shows_groups_choices_and_examples, test_sweeps.py
     cfg = composed(*words)
     assert OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg)) == cfg
 
 
 def command_lines() -> list[tuple[str, str]]:
     found = []
-    for path in sorted([*CONF.rglob("*.yaml"), *SWEEPS.glob("*.yaml")]):
+    for path in sorted(CONF.rglob("*.yaml")):  # those of sweeps/: test_sweeps.py
         for line in path.read_text().splitlines():
             if match := re.match(r"\s*(?:#\s*(?:Command:)?)?\s*(adalora-run .*)", line):
                 command = re.split(r"\s{2,}", match[1])[0]
@@ -146,7 +148,6 @@ def test_headers_have_commands() -> None:
     files = {path for path, _ in COMMANDS}
     for group in ("task", "method", "budget", "data", "tuned", "script"):
         assert {path.name for path in (CONF / group).glob("*.yaml")} <= {Path(name).name for name in files}, group
-    assert {path.name for path in SWEEPS.glob("*.yaml")} <= {Path(name).name for name in files}
 
 
 @pytest.mark.parametrize("command", sorted({command for _, command in COMMANDS}))
@@ -156,15 +157,6 @@ def test_every_command_in_a_header_has_a_plan(command: str) -> None:
     own_files = ("data=local", "data.dir=DIR")  # with the hub's number of rows instead
     words = [word for word in words if word not in ("-m", *own_files)]
     assert planning.count(resolved(*words)).params["total"] > 0
-
-
-@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_value_of_a_sweep_is_valid(path: Path) -> None:
-    hashes = set()
-    for key, values in OmegaConf.load(path).hydra.sweeper.params.items():
-        for value in str(values).split(","):
-            hashes.add(resolved("task=cola", "method=lora", f"{key}={value}").key["hash"])
-        assert len(hashes) == len(str(values).split(","))
 
 
 # What the command line prints
@@ -192,7 +184,7 @@ def test_help_shows_groups_choices_and_examples(tmp_path: Path) -> None:
     for group in ("task", "method", "budget", "backbone", "data", "protocol"):
         (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"{group}: "))
         assert line.removeprefix(f"{group}: ").split(", ") == names(group)
-    assert "sweep: lr, seeds" in done.stdout
+    assert f"sweep: {', '.join(path.stem for path in sorted(SWEEPS.glob('*.yaml')))}\n" in done.stdout
     assert "adalora-run task=mnli method=adalora budget=0.3M dry_run=true" in done.stdout
     for option in ("seed", "dry_run", "force", "results.dir", "eval.max_examples", "Exit codes"):
         assert option in done.stdout

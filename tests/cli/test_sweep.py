@@ -1,0 +1,269 @@
+"""Multiruns from the outside: what is trained, what is passed over, what one bad run does to the others."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, TINY, Outcome, find_runs
+from fake_records import make
+
+from adalora_repro import plan as planning
+from adalora_repro import records
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
+
+Cli = Callable[..., Outcome]
+GRID = "optim.lr=1e-4,1e-3,1e-2"
+STAGES = ("-m", "+sweep=[table1,stages]", "task=rte", "method=lora", "budget=0.3M", GRID)
+
+
+def last_line(done: Outcome) -> str:
+    return done.out.splitlines()[-1]
+
+
+def first_words(done: Outcome) -> list[str]:
+    return [line.partition(":")[0] for line in done.out.splitlines()]
+
+
+def give_scores(monkeypatch: pytest.MonkeyPatch, score: Callable[[Any], float]) -> None:
+    """Training without training: ``score(cfg)`` is what a run measures, an exception how it fails."""
+    from adalora_repro import session
+
+    def execute(plan: planning.Plan) -> int:
+        plan.folder.mkdir(parents=True)
+        try:
+            value = score(plan.cfg)
+        except ValueError as error:
+            print(f"failed: {error}", file=sys.stderr)
+            return EXIT_FAILED
+        save(plan, value)
+        return EXIT_OK
+
+    monkeypatch.setattr(session, "execute", execute)
+
+
+def save(plan: planning.Plan, score: float) -> None:
+    record = make(score, task="rte")
+    record.key = plan.key
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    records.write(record, plan.folder)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """As if another process trained there."""
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# Tables
+
+
+def test_a_table_s_sweep_trains_its_cells_once(tiny: Cli) -> None:
+    words = ("-m", "+sweep=table1", "task=rte", "method=full,lora", "budget=0.3M,full")
+    done = tiny(*words)
+    assert done.code == EXIT_BAD_INPUT  # full is no budget
+    assert "budget in table1 'full'; valid: 1.2M, 0.6M, 0.3M" in done.err
+    assert find_runs() == []
+    words = ("-m", "+sweep=table1", "task=rte", "method=bitfit,lora")
+    done = tiny(*words)
+    assert done.code == EXIT_OK, done.err
+    assert [(run.record.key["method"], run.record.key["budget"]) for run in find_runs()] == [
+        ("bitfit", "bitfit"),
+        ("lora", "0.3M"),
+        ("lora", "1.2M"),
+    ]
+    assert last_line(done) == "sweep: 3 done"
+    (left,) = Path("results/sweeps").iterdir()
+    assert [path.name for path in left.iterdir()] == ["multirun.yaml"]
+    again = tiny(*words)
+    assert again.code == EXIT_OK
+    assert first_words(again) == ["already done"] * 3 + ["sweep"]
+    assert last_line(again) == "sweep: 3 already done"
+    assert len(list(Path("results/sweeps").iterdir())) == 1  # nothing was launched
+    forced = tiny(*words, "force=true", "method=bitfit")
+    assert last_line(forced) == "sweep: 1 done"
+
+
+def test_a_sweep_without_multirun_is_refused(tiny: Cli) -> None:
+    done = tiny("+sweep=lr", "task=rte")
+    assert done.code == EXIT_BAD_INPUT
+    assert done.err == "adalora-run: error: +sweep=… stands for several runs: adalora-run -m +sweep=…\n"
+
+
+def test_five_hundred_finished_runs_are_passed_over_in_no_time(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processor time, because the machine has other work; without the module that imports torch."""
+    words = ("-m", "+sweep=table1", "task=rte", f"seed={','.join(map(str, range(42)))}")
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "finished", lambda plan: save(plan, 0.5) or "0.5")
+        assert last_line(tiny(*words)) == "sweep: 504 already done"
+    monkeypatch.setitem(sys.modules, "adalora_repro.session", None)
+    began = time.process_time()
+    done = tiny(*words)
+    assert time.process_time() - began < 15
+    assert done.code == EXIT_OK, done.err
+    assert first_words(done) == ["already done"] * 504 + ["sweep"]
+    next(iter(find_runs())).folder.joinpath("metrics.json").unlink()
+    done = tiny(*words)  # one to train, which the missing module makes impossible
+    assert done.code == EXIT_FAILED
+    assert last_line(done) == "sweep: 503 already done, 1 failed"
+
+
+# One bad run
+
+
+def test_a_failing_run_does_not_stop_the_others(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(cfg: Any) -> float:
+        if cfg.seed == 0:
+            raise ValueError("loss is nan")
+        if cfg.seed == 1:
+            raise RuntimeError("a bug")
+        return 0.5
+
+    give_scores(monkeypatch, score)
+    done = tiny("-m", "task=rte", "method=lora", "seed=0,1,2,-1")
+    assert done.code == EXIT_BAD_INPUT  # the largest
+    assert last_line(done) == "sweep: 1 done, 2 failed, 1 refused"
+    assert "RuntimeError: a bug" in done.err
+    assert "failed: loss is nan" in done.err
+    assert "seed must be 0 or more, not -1" in done.err
+    assert [run.record.key["seed"] for run in find_runs()] == [2]
+
+
+def test_a_failed_run_is_tried_again(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adalora_repro import train
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "step", lambda *_: 1 / 0)
+        done = tiny("-m", "task=rte", "method=lora", "seed=0,1")
+    assert done.code == EXIT_FAILED
+    assert last_line(done) == "sweep: 2 failed"
+    done = tiny("-m", "task=rte", "method=lora", "seed=0,1")
+    assert done.code == EXIT_OK, done.err
+    assert last_line(done) == "sweep: 2 done"
+
+
+# Several processes
+
+
+def test_what_another_process_has_is_skipped_in_a_sweep_and_refused_alone(
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("task=rte", "method=bitfit")
+    plan = tiny(*words, "seed=0", "dry_run=true").out
+    (line,) = (line for line in plan.splitlines() if line.startswith("folder: "))
+    folder = Path(line.removeprefix("folder: "))
+    with held(folder):
+        done = tiny("-m", *words, "seed=0,1")
+        assert done.code == EXIT_OK, done.err
+        assert f"skipped: another process is training {folder}\n" in done.out
+        assert last_line(done) == "sweep: 1 done, 1 skipped (another process has them)"
+        with monkeypatch.context() as patch:  # taken after the sweep had looked
+            looks = iter([False, True])
+            patch.setattr(planning, "held", lambda _: next(looks))
+            done = tiny("-m", *words, "seed=0,1")
+        assert done.code == EXIT_OK, done.err
+        assert last_line(done) == "sweep: 1 already done, 1 skipped (another process has them)"
+        done = tiny(*words, "seed=0")
+        assert done.code == EXIT_BAD_INPUT
+        assert "another process" in done.err
+    done = tiny("-m", *words, "seed=0,1")
+    assert last_line(done) == "sweep: 1 done, 1 already done"
+
+
+def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
+    """Each run is trained once, both end well."""
+    words = ["-m", *TINY, "task=rte", "method=bitfit", "seed=0,1,2", f"data.cache_dir={tmp_path / 'cache'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "adalora_repro.run", *words]
+    both = [
+        subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    printed = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [EXIT_OK, EXIT_OK], printed
+    lines = [line for out, _ in printed for line in out.splitlines()]
+    done = [line for line in lines if line.startswith("done: ")]
+    assert len(done) == len(set(done)) == 3
+    assert len(find_runs(tmp_path / "results")) == 3
+    assert not list(tmp_path.rglob("*.old-*"))
+
+
+# Stages
+
+
+def test_stages_choose_a_learning_rate_from_the_first(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+
+    def score(cfg: Any) -> float:
+        trained.append((cfg.optim.lr, cfg.seed))
+        return {1e-4: 0.4, 1e-3: 0.6, 1e-2: 0.5}[cfg.optim.lr] - 0.3 * (cfg.seed > 0)  # lower: no new choice
+
+    give_scores(monkeypatch, score)
+    done = tiny(*STAGES)
+    assert done.code == EXIT_OK, done.err
+    assert trained == [(1e-4, 0), (1e-3, 0), (1e-2, 0), (1e-3, 1), (1e-3, 2), (1e-3, 3), (1e-3, 4)]
+    assert "stage 2, rte lora 0.3M: optim.lr=1e-3, the best of 3 in 3 of 3 runs\n" in done.out
+    assert last_line(done) == "sweep: 7 done"
+    trained.clear()
+    gone = next(run for run in find_runs() if run.record.key["seed"] == 3)
+    (gone.folder / "metrics.json").unlink()
+    gone.folder.rmdir()
+    again = tiny(*STAGES)
+    assert trained == [(1e-3, 3)]
+    assert last_line(again) == "sweep: 1 done, 6 already done"
+    trained.clear()
+    assert last_line(tiny(*STAGES, "seed=2,4")) == "sweep: 2 already done"  # the choice is still the first stage's
+    assert last_line(tiny(*STAGES, "seed=0")) == "sweep: 3 already done"
+    assert trained == []
+
+
+def test_the_choice_is_each_cell_s_own_and_an_edge_is_named(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = {"lora": 1e-2, "bitfit": 1e-3}
+    trained = []
+
+    def score(cfg: Any) -> float:
+        trained.append((cfg.method.name, cfg.optim.lr, cfg.seed))
+        return 0.5 + 0.1 * (cfg.optim.lr == best[cfg.method.name])
+
+    give_scores(monkeypatch, score)
+    done = tiny("-m", "+sweep=[table1,stages]", "task=rte", "method=lora,bitfit", GRID, "seed=0,1")
+    assert done.code == EXIT_OK, done.err
+    later = [run for run in trained if run[2]]
+    assert later == [("bitfit", 1e-3, 1), ("lora", 1e-2, 1), ("lora", 1e-2, 1)]
+    edges = [line for line in done.out.splitlines() if line.endswith("the edge of its grid: widen it")]
+    assert [line.partition(":")[0] for line in edges] == ["stage 2, rte lora 1.2M", "stage 2, rte lora 0.3M"]
+
+
+def test_a_cell_without_a_first_stage_is_left_out_by_name(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(cfg: Any) -> float:
+        if cfg.method.name == "lora" or cfg.optim.lr == 1e-2:
+            raise ValueError("loss is nan")
+        return 0.5 + cfg.optim.lr
+
+    give_scores(monkeypatch, score)
+    words = ("-m", "+sweep=[table1,stages]", "task=rte", "method=lora,bitfit", GRID, "seed=0,1")
+    done = tiny(*words, "results.dir=a")
+    assert done.code == EXIT_FAILED
+    assert "stage 2, rte lora 1.2M: left out, none of the 3 runs to choose from is finished\n" in done.out
+    assert "stage 2, rte bitfit: optim.lr=1e-3, the best of 2 in 2 of 3 runs, the edge" in done.out
+    assert last_line(done) == "sweep: 3 done, 7 failed, 2 left out"
+
+    held_folder = next(run.folder for run in find_runs("a") if run.record.key["lr"] == 1e-4)
+    with (held_folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = tiny(*words, "results.dir=a", "method=bitfit", "optim.lr=1e-4,1e-3")
+    assert "stage 2, rte bitfit: left out, another process trains 1 of the 2 runs to choose from\n" in done.out
+    assert last_line(done) == "sweep: 2 already done, 1 left out"

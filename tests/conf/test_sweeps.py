@@ -1,0 +1,297 @@
+"""The files of sweeps/ against the paper's tables, what the command line makes of them, the sweeper's short cuts."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.types import HydraContext
+from omegaconf import OmegaConf
+
+from adalora_repro import plan as planning
+from adalora_repro import run
+from adalora_repro.config import resource
+from adalora_repro.errors import InputError
+
+SWEEPS = sorted(resource("sweeps").glob("*.yaml"))
+TABLES = ("table1", "table2", "table3")
+PAPER = Path(planning.__file__).parent / "tables" / "paper"
+NO_FILES = ("data=sample", "data.sample_rows=64")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hydra() -> Iterator[None]:
+    store = ConfigStore.instance()
+    before = dict(store.repo)
+    GlobalHydra.instance().clear()
+    run._register()
+    with initialize_config_dir(str(resource("conf")), version_base="1.3"):
+        yield
+    store.repo = before
+
+
+class Recorder:
+    """A launcher that launches nothing."""
+
+    def __init__(self) -> None:
+        self.words: list[list[str]] = []
+
+    def launch(self, jobs: Any, initial_job_idx: int) -> list[JobReturn]:
+        assert initial_job_idx == len(self.words)
+        self.words += [list(words) for words in jobs]
+        return [JobReturn(_return_value=("done", 0), status=JobStatus.COMPLETED) for _ in jobs]
+
+
+def sweeper(*names: str) -> Any:
+    """The sweeper that ``+sweep=[names]`` makes."""
+    from hydra_plugins.adalora_sweeper import CellSweeper
+
+    merged = OmegaConf.merge(*(OmegaConf.load(resource("sweeps") / f"{name}.yaml") for name in names)).hydra.sweeper
+    made = CellSweeper(None, merged.get("params"), merged.get("cells"), merged.get("stages"))
+    loader = GlobalHydra.instance().hydra.config_loader  # type: ignore[union-attr]
+    made.hydra_context = HydraContext(config_loader=loader, callbacks=None)  # type: ignore[arg-type]
+    made.config = compose("config", return_hydra_config=True)
+    made.launcher = Recorder()  # type: ignore[assignment]
+    made.ledger = run.Ledger()
+    return made
+
+
+def launched(names: str, *words: str, folder: Path) -> list[dict[str, str]]:
+    """What reaches the launcher of ``adalora-run -m '+sweep=[names]' words``."""
+    made = sweeper(*names.split(","))
+    made.config.hydra.sweep.dir = str(folder / "sweep")
+    made.sweep([f"+sweep=[{names}]", f"results.dir={folder}", *words])
+    jobs = [dict(word.split("=", 1) for word in job) for job in made.launcher.words]
+    assert all(job.pop("results.dir") == str(folder) for job in jobs)
+    return jobs
+
+
+def key_of(job: dict[str, str]) -> tuple[str, str, str]:
+    return job["task"], job["method"], job.get("budget", job["method"])
+
+
+def paper_cells(table: str) -> list[tuple[str, str, str]]:
+    """(task, method, budget) of every row and column of the paper's CSV that has a number."""
+    spec = importlib.import_module(f"adalora_repro.tables.{table}").SPEC
+    with (PAPER / spec.paper_file).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        (column.task, row["method"], row["budget"])
+        for row in rows
+        for column in spec.columns
+        if all(row[name] for name in column.paper)
+    ]
+
+
+# The files
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_s_file_has_the_cells_of_the_paper(table: str, tmp_path: Path) -> None:
+    made = sweeper(table)
+    jobs = made.jobs({})
+    found = [key_of(job) for job in jobs]
+    assert len(found) == len(set(found)) == {"table1": 96, "table2": 34, "table3": 18}[table]
+    assert set(found) == set(paper_cells(table))
+    assert all("budget" not in job for job in jobs if job["method"] in ("full", "bitfit"))
+    backbone = importlib.import_module(f"adalora_repro.tables.{table}").SPEC.backbone
+    one_task = [job for job in jobs if job["task"] in ("cola", "squad", "xsum")]
+    for job, plan in made.plans(one_task):
+        assert plan is not None, job
+        assert (plan.key["task"], plan.key["method"], plan.key["budget"]) == key_of(job)
+        assert plan.key["backbone"] == backbone
+
+
+def test_grids_and_seeds_are_the_paper_s() -> None:
+    grids = {
+        path.stem: [float(lr) for lr in OmegaConf.load(path).hydra.sweeper.params["optim.lr"].split(",")]
+        for path in SWEEPS
+        if path.stem in ("lr", "lr_wide", "stages")
+    }
+    assert grids["lr"] == grids["stages"] == [8e-5, 5e-5, 3e-5, 1e-4, 3e-4, 5e-4, 8e-4, 1e-3]
+    with (PAPER / "table8_10_13_hyperparameters.csv").open(newline="") as file:
+        of_tables = {float(row["learning_rate"]) for row in csv.DictReader(file)}
+    wide = grids["lr_wide"]
+    assert wide == sorted(set(wide))
+    assert set(grids["lr"]) | of_tables <= set(wide)
+    assert sum(lr < 3e-5 for lr in wide) >= 2
+    assert sum(lr > 2.2e-3 for lr in wide) >= 2
+    assert OmegaConf.load(resource("sweeps") / "seeds.yaml").hydra.sweeper.params.seed == "0,1,2,3,4"
+    first, second = OmegaConf.load(resource("sweeps") / "stages.yaml").hydra.sweeper.stages
+    assert f"{first.seed},{second.seed}" == "0,1,2,3,4"
+    assert second["optim.lr"] == "chosen"
+
+
+COMMANDS = [
+    (path.stem, match[1]) for path in SWEEPS for match in re.finditer(r"^#   (adalora-run .*)$", path.read_text(), re.M)
+]
+
+
+def test_every_sweep_has_a_command() -> None:
+    assert {name for name, _ in COMMANDS} == {path.stem for path in SWEEPS}
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[command for _, command in COMMANDS])
+def test_every_command_in_a_header_is_a_sweep(name: str, command: str, tmp_path: Path) -> None:
+    program, multirun, sweep, *words = shlex.split(command)
+    assert (program, multirun) == ("adalora-run", "-m")
+    names = sweep.removeprefix("+sweep=").strip("[]")
+    assert name in names.split(",")
+    made = sweeper(*names.split(","))
+    given = made.values([f"{key}={value}" for key, value in made.params.items()] + words)
+    jobs = made.jobs(given)
+    assert len({tuple(job.items()) for job in jobs}) == len(jobs) > 1
+    hashes = [plan.key["hash"] for _, plan in made.plans(jobs[:15])]
+    assert len(set(hashes)) == len(jobs[:15])
+
+
+# What the command line makes of them
+
+
+def test_what_is_given_restricts_the_cells_and_is_set_in_every_run(tmp_path: Path) -> None:
+    words = ("task=rte,mrpc", "method=lora", "seed=0,1", "backbone=minilm", *NO_FILES, "train.max_steps=5")
+    jobs = launched("table1", *words, folder=tmp_path)
+    assert [(job["task"], job["budget"], job["seed"]) for job in jobs] == [
+        (task, budget, seed) for task in ("rte", "mrpc") for budget in ("1.2M", "0.3M") for seed in ("0", "1")
+    ]
+    common = {
+        "method": "lora",
+        "backbone": "minilm",
+        "data": "sample",
+        "data.sample_rows": "64",
+        "train.max_steps": "5",
+    }
+    assert all(common.items() <= job.items() for job in jobs)
+    assert all(len(job) == len(common) + 3 for job in jobs)  # and nothing else
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["multirun.yaml", "sweep"]
+
+
+def test_a_budget_leaves_out_what_has_none(tmp_path: Path) -> None:
+    jobs = launched("table1", "task=cola", "budget=0.3M", *NO_FILES, folder=tmp_path)
+    assert [job["method"] for job in jobs] == ["houlsby", "pfeiffer", "lora", "adalora"]
+
+
+def test_sweeps_combine(tmp_path: Path) -> None:
+    jobs = launched("table1,lr,seeds", "task=cola", "method=lora", "budget=0.3M", *NO_FILES, folder=tmp_path)
+    assert len({(job["optim.lr"], job["seed"]) for job in jobs}) == len(jobs) == 40
+    jobs = launched("table1,table3", "method=full", *NO_FILES, folder=tmp_path)
+    assert {(job["task"], job.get("backbone")) for job in jobs} == {
+        *((column.task, None) for column in importlib.import_module("adalora_repro.tables.table1").SPEC.columns),
+        ("xsum", "bart-large"),
+        ("cnn_dailymail", "bart-large"),
+    }
+    jobs = launched("lr,seeds", "task=cola", "method=bitfit", "optim.lr=1e-3", *NO_FILES, folder=tmp_path)
+    assert [job["seed"] for job in jobs] == list("01234")  # what is typed replaces the grid
+    assert {job["optim.lr"] for job in jobs} == {"0.001"}
+
+
+def test_a_table_s_backbone_can_be_another(tmp_path: Path) -> None:
+    jobs = launched("table3", "task=xsum", "backbone=tiny-bart", *NO_FILES, folder=tmp_path)
+    assert len(jobs) == 9
+    assert {job["backbone"] for job in jobs} == {"tiny-bart"}
+
+
+REFUSED = [
+    ("table1", "task=colaa", ["task in table1 'colaa'", "valid: mnli, sst2, cola"]),
+    ("table1", "task=cola,squad", ["'squad'", "stsb"]),
+    ("table2", "method=bitfit", ["method in table2 'bitfit'", "valid: full, houlsby, pfeiffer, lora, adalora"]),
+    ("table1", "budget=9M", ["budget in table1 '9M'", "valid: 1.2M, 0.6M, 0.3M"]),
+    ("table1", "method=lora budget=0.6M", ["no cell of table1 has method=lora budget=0.6M", "lora 1.2M,0.3M"]),
+    ("table1,table2", "task=squad budget=0.3M", ["no cell of table1, table2 has", "valid: full; houlsby 0.08%,0.16%"]),
+    ("stages", "task=cola seed=5", ["seed in the stages '5'", "valid: 0, 1, 2, 3, 4"]),
+]
+
+
+@pytest.mark.parametrize(("names", "words", "told"), REFUSED, ids=[f"{name} {words}" for name, words, _ in REFUSED])
+def test_a_restriction_that_leaves_nothing_is_refused(names: str, words: str, told: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        launched(names, *words.split(), *NO_FILES, folder=tmp_path)
+    assert all(part in str(error.value) for part in told), error.value
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_no_sweep_can_mean_is_refused(tmp_path: Path) -> None:
+    made = sweeper("lr")
+    with pytest.raises(InputError, match=re.escape("'+sweep=[lr,seeds]'")):
+        made.sweep(["+sweep=lr,seeds", "task=cola"])
+    with pytest.raises(HydraException, match="seed"):
+        made.sweep(["seed=interval(0,1)", "task=cola"])
+    made = sweeper("stages")
+    made.stages = [{"optim.lr": "chosen"}]
+    with pytest.raises(InputError, match=re.escape("stage 1, optim.lr: 'chosen'")):
+        made.sweep(["task=cola"])
+    assert made.launcher.words == []
+
+
+# The short cuts
+
+
+def test_plans_are_those_that_hydra_s_composing_gives() -> None:
+    """Values set after composing, learning rates and seeds set after resolving: the same run, and the same refusals."""
+    made = sweeper("lr")
+    base = {"method": "adalora", "backbone": "tiny-bert", "data": "sample", "data.sample_rows": "64"}
+    variants = [
+        {"optim.lr": "1e-3", "seed": "3"},
+        {"optim.lr": "0.001", "seed": "4"},
+        {"optim.lr": "0", "seed": "4"},
+        {"optim.lr": "2e-3", "seed": "4294967296"},
+        {"optim.lr": "2e-3", "seed": "1"},
+        {"train.batch_size": "16", "seed": "0"},
+        {"train.batch_size": "0", "seed": "0"},
+        {"train.batch_size": "8", "seed": "0"},
+        {"method.targets": "[q]"},
+        {"method.targets": "null"},
+        {"method.targets": "[k,v]"},
+        {"task.rows": "{train: 9}"},
+        {"task.rows": "{validation: 9}"},
+        {"+backbone.architecture.hidden_dropout_prob": "0"},
+        {"backbone.architecture.num_hidden_layers": "1"},
+        {"method.schedule": "scaled", "train.max_steps": "5", "optim.lr": "1e-3"},
+        {"method.schedule": "scaled", "train.max_steps": "9", "optim.lr": "1e-3"},
+        {"data.sample_seed": "1", "eval.max_examples": "5"},
+        {"protocol": "released"},
+    ]
+    jobs = [{"task": task, **base, **variant} for variant in variants for task in ("cola", "rte")]
+    found = {tuple(job.items()): plan for job, plan in made.plans(jobs)}
+    assert len(found) == len(jobs)
+    keys = []
+    for job in jobs:
+        words = [f"{name}={value}" for name, value in job.items()]
+        plan = found[tuple(job.items())]
+        try:
+            expected = planning.resolve(compose("config", overrides=words))
+        except InputError:
+            assert plan is None, words
+            continue
+        assert plan is not None, words
+        assert (plan.key, plan.settings, plan.folder) == (expected.key, expected.settings, expected.folder), words
+        keys.append(plan.key["hash"])
+    assert len(keys) == len(jobs) - 3 * 2
+    assert len(set(keys)) == len(keys) - 2 * 2  # rows of either split and targets=null are one run
+
+
+def test_files_are_read_again_after_a_sweep() -> None:
+    made = sweeper("lr")
+    loader = made.hydra_context.config_loader
+    before = loader.repository
+    list(made.plans([{"task": "cola", "data": "sample"}]))
+    assert loader.repository is before
+
+
+def test_a_configuration_that_does_not_compose_stops_the_sweep_before_it_begins(tmp_path: Path) -> None:
+    with pytest.raises(HydraException, match="methd"):
+        launched("seeds", "task=cola", "methd=lora", *NO_FILES, folder=tmp_path)
+    with pytest.raises(HydraException, match="colaa"):
+        launched("seeds", "task=cola,colaa", *NO_FILES, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
