@@ -1,0 +1,273 @@
+"""adalora-report choose and status --watch: the learning rate of each cell, the file that keeps it, a live view."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_records import make, save
+from omegaconf import OmegaConf
+
+import adalora_repro
+from adalora_repro import report
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
+from adalora_repro.tables.base import RULE
+from adalora_repro.tables.choose import yaml_number
+
+ROOT = Path(adalora_repro.__file__).parents[1]
+LORA = {2e-4: (0.2, 0.3), 1e-3: (0.4, 0.5), 5e-3: (0.1,)}
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project that may be written to; in its folder, results/ of a few runs."""
+    for name in ("adalora_repro", "hydra_plugins", "conf", "sweeps"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "conf_folder", lambda: tmp_path / "conf")
+    monkeypatch.setattr(time, "strftime", lambda _: "2026-01-31")
+    for lr, scores in LORA.items():
+        for seed, score in enumerate(scores):
+            save(Path("results"), make(score, lr=lr, seed=seed))
+    save(Path("results"), make(0.7, lr=2e-4, budget="1.2M"))
+    save(Path("results"), make(0.8, lr=5e-3, budget="1.2M"))
+    save(Path("results"), make(0.5, lr=1e-3, method="full", budget="full"))
+    save(Path("results"), make(0.4, lr=1e-4, method="full", budget="full"))
+    save(Path("results"), make(0.6, lr=5e-4, method="adalora"))
+    return tmp_path
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.yaml")}
+
+
+def adalora_run(project: Path, *words: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "adalora_repro.run", *words]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == EXIT_OK, done.stderr
+    return done.stdout
+
+
+def test_choose_prints_each_cell_with_its_runs(project: Path, capsys: Captured) -> None:
+    before = tree(project / "conf")
+    assert report.main(["choose", "table1"]) == EXIT_OK
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("Backbone minilm; data local; protocol paper")
+    assert lines[-1] == RULE
+    cells = {line.partition(":")[0]: line for line in lines if line.startswith("cola ")}
+    assert list(cells) == ["cola full", "cola lora 1.2M", "cola lora 0.3M", "cola adalora 0.3M"]
+    start = "lr 1e-3, matthews_correlation 45.00, 2 seeds"
+    assert cells["cola lora 0.3M"] == f"cola lora 0.3M: {start}; 3 tried, 2e-4 to 5e-3"
+    assert cells["cola lora 1.2M"].endswith("1 seed; 2 tried, 2e-4 to 5e-3; edge of its grid: widen it")
+    assert cells["cola full"].endswith("edge of its grid: widen it")
+    assert cells["cola adalora 0.3M"].endswith("1 seed; the only one tried")
+    place = lines.index(cells["cola lora 0.3M"])
+    runs = [line.split() for line in lines[place + 1 : place + 3]]
+    assert [words[:3] for words in runs] == [["40.00", "seed", "0"], ["50.00", "seed", "1"]]
+    assert all(Path(words[3]).is_file() for words in runs)
+    assert tree(project / "conf") == before  # only on request
+
+
+def test_choose_without_a_table_is_about_all(project: Path, capsys: Captured) -> None:
+    assert report.main(["choose"]) == EXIT_OK
+    out = capsys.readouterr().out
+    assert out.count("Reproduction of ") == 3
+    assert out.count("no cell has a finished run") == 2
+    assert report.main(["choose", "table1", "--data", "hub"]) == EXIT_OK
+    assert "data hub" in capsys.readouterr().out
+    for words in (["choose", "tabel1"], ["choose", "--backbone", "minilmm"], ["choose", "--data", "x"]):
+        assert report.main(words) == EXIT_BAD_INPUT
+        assert words[-1] in capsys.readouterr().err
+
+
+def test_written_choices_compose_and_say_where_they_come_from(project: Path, capsys: Captured) -> None:
+    before = tree(project / "conf")
+    assert report.main(["choose", "table1", "--write"]) == EXIT_OK
+    out = capsys.readouterr().out
+    after = tree(project / "conf")
+    new = sorted(set(after) - set(before))
+    assert new == [f"tuned/lr/cola_{name}_minilm.yaml" for name in ("full", "lora_0.3M", "lora_1.2M")]
+    assert all(after[name] == before[name] for name in before)  # the recipes of the paper too
+    assert "not written: cola adalora 0.3M: the only one tried" in out
+    text = after["tuned/lr/cola_lora_0.3M_minilm.yaml"].decode()
+    assert OmegaConf.to_container(OmegaConf.create(text)) == {"optim": {"lr": 1e-3}}
+    for part in ("2026-01-31", "data=local", "setting v1 (100 steps)", "among 2e-4, 1e-3, 5e-3:", "mean of 2 seeds"):
+        assert part in text
+    shown = re.findall(r"# chosen from (\d+\.\d+)  (\S+)$", text, re.M)
+    assert [score for score, _ in shown] == ["40.00", "50.00"]
+    assert all(Path(path).is_file() for _, path in shown)
+    comments = " ".join(line.removeprefix("  # chosen ") for line in text.splitlines())
+    assert RULE[1:] in comments
+    assert max(map(len, text.splitlines())) <= 140
+    assert "edge of its grid" in after["tuned/lr/cola_full_minilm.yaml"].decode()
+
+    (command,) = re.findall(r"^# Command: adalora-run (.*)$", text, re.M)
+    plan = adalora_run(project, *command.split(), "dry_run=true")
+    place = text.splitlines().index("  lr: 1.0e-3  # chosen 2026-01-31") + 1
+    origin = rf"optim\.lr +0\.001  conf/tuned/lr/cola_lora_0\.3M_minilm\.yaml:{place} \(chosen 2026-01-31\)"
+    assert re.search(origin, plan)
+    words = ("-m", "task=cola", "method=lora,full,adalora", "budget=0.3M,0.6M,1.2M", "dry_run=true")
+    for backbone, expected in (
+        ("minilm", [1e-3, 5e-4, 5e-3, 1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 5e-4]),  # of each budget its own; one of full
+        ("tiny-bert", [5e-4, 5e-4, 5e-4, 3e-5, 3e-5, 3e-5, 5e-4, 5e-4, 5e-4]),  # another backbone: as before
+    ):
+        found = re.findall(r"^  optim\.lr +(\S+)", adalora_run(project, *words, f"backbone={backbone}"), re.M)
+        assert [float(lr) for lr in found] == expected
+    found = re.findall(
+        r"^  optim\.lr .*", adalora_run(project, *command.split(), "optim.lr=7e-4", "dry_run=true"), re.M
+    )
+    assert "0.0007  command line" in found[0]
+
+
+def test_a_later_choice_replaces_the_learning_rate_alone(project: Path, capsys: Captured) -> None:
+    assert report.main(["choose", "table1", "--write"]) == EXIT_OK
+    before = tree(project / "conf")
+    capsys.readouterr()
+    assert report.main(["choose", "table1", "--write"]) == EXIT_OK
+    assert "unchanged: cola lora 0.3M" in capsys.readouterr().out
+    assert tree(project / "conf") == before
+
+    path = project / "conf" / "tuned" / "lr" / "cola_lora_0.3M_minilm.yaml"
+    lines = path.read_text().splitlines()
+    mine = ["  weight_decay: 0.1  # mine", "train:", "  epochs: 3"]
+    path.write_text("\n".join([*lines[:4], "  warmup_steps: 7", *lines[4:], *mine]) + "\n")
+    save(Path("results"), make(0.9, lr=5e-3, seed=0))
+    assert report.main(["choose", "table1", "--write"]) == EXIT_OK
+    assert f"wrote {path}: optim.lr 5e-3; before: 1.0e-3" in capsys.readouterr().out
+    text = path.read_text()
+    assert "  lr: 5.0e-3  # chosen 2026-01-31; edge of its grid: widen it; before: 1.0e-3\n" in text
+    assert OmegaConf.to_container(OmegaConf.create(text)) == {
+        "optim": {"warmup_steps": 7, "lr": 5e-3, "weight_decay": 0.1},
+        "train": {"epochs": 3},
+    }
+    assert text.startswith("\n".join([*lines[:4], "  warmup_steps: 7", "  # chosen "]))
+    assert text.endswith("\n".join(["", *mine, ""]))
+    assert len(re.findall("# chosen from .*metrics.json", text)) == 1  # the earlier runs are no reason any more
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "optim: {lr: 1e-3}\n",
+        "optim:\n  lr: 1e-3\n  lr: 2e-3\n",
+        "optim:\n  lr: ${x}\n",
+        "train:\n  lr: 1e-3\n",
+        "",
+    ],
+)
+def test_a_file_written_otherwise_is_left_alone(project: Path, capsys: Captured, content: str) -> None:
+    path = project / "conf" / "tuned" / "lr" / "cola_lora_0.3M_minilm.yaml"
+    path.parent.mkdir()
+    path.write_text(content)
+    assert report.main(["choose", "table1", "--write"]) == EXIT_BAD_INPUT
+    out, err = capsys.readouterr()
+    assert err.startswith(f"adalora-report: error: {path} has not one line '  lr: NUMBER' below 'optim:'")
+    assert len(err.splitlines()) == 1
+    assert path.read_text() == content
+    assert "cola_lora_1.2M_minilm.yaml" in out  # the others are written
+
+
+def test_what_cannot_be_kept_is_refused(project: Path, capsys: Captured) -> None:
+    assert report.main(["choose", "--write", "--protocol", "released"]) == EXIT_BAD_INPUT
+    assert "conf/script" in capsys.readouterr().err
+    save(Path("results"), make(0.5, lr=1e-3, budget="r3"))
+    save(Path("results"), make(0.6, lr=2e-3, budget="r3"))
+    (project / "conf" / "tuned" / "lr").write_text("a file where the folder should be")
+    assert report.main(["choose", "table1", "--write"]) == EXIT_BAD_INPUT
+    out, err = capsys.readouterr()
+    assert "--write: cannot write" in err
+    assert "not written: cola lora r3" in out
+
+
+@pytest.mark.parametrize(("lr", "text"), [(5e-4, "5.0e-4"), (1.2e-3, "1.2e-3"), (1.0, "1.0e+0"), (8e-5, "8.0e-5")])
+def test_a_written_number_is_one_for_every_reader_of_yaml(lr: float, text: str) -> None:
+    import yaml
+
+    assert yaml_number(lr) == text
+    assert yaml.safe_load(text) == OmegaConf.create(f"x: {text}").x == lr
+
+
+def test_an_edge_is_named_in_tables_and_in_status(project: Path, capsys: Captured) -> None:
+    assert report.main(["table1", "--only-filled"]) == EXIT_OK
+    out = capsys.readouterr().out
+    assert out.count("is the edge of its grid") == 2
+    assert "lr 5e-3 is the edge of its grid (2e-4 to 5e-3): widen it" in out
+    assert report.main(["status"]) == EXIT_OK
+    lines = capsys.readouterr().out.splitlines()
+    place = lines.index("Chosen at the edge of the grid (widen it):")
+    assert lines[place + 1 : place + 3] == [
+        "  cola full: lr 1e-3; 2 tried, 1e-4 to 1e-3",
+        "  cola lora 1.2M: lr 5e-3; 2 tried, 2e-4 to 5e-3",
+    ]
+    assert lines[place + 3] == ""
+
+
+# status --watch
+
+
+def test_watch_redraws_until_ctrl_c(tmp_path: Path) -> None:
+    save(tmp_path / "results", make(0.2))
+    master, slave = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "adalora_repro.report", "status", "--watch", "0.2"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=slave, stderr=subprocess.PIPE, text=True)
+    os.close(slave)
+    seen = read_until(master, "1 of the paper's 96 cells done")
+    assert seen.startswith("\x1b[?1049h\x1b[H\x1b[2J")
+    broken = tmp_path / "results" / "runs" / "x"
+    broken.mkdir()
+    (broken / "metrics.json").write_text("{")
+    save(tmp_path / "results", make(0.3, task="rte"))  # while it looks
+    read_until(master, "2 of the paper's 96 cells done")
+    read_until(master, "adalora-report: skipped: results/runs/x/metrics.json")
+    read_until(master, "every 0.2 s; Ctrl-C ends it")
+    process.send_signal(signal.SIGINT)
+    rest = read_until(master, None)
+    assert process.wait(timeout=30) == EXIT_OK
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    shown = rest[rest.index("\x1b[?1049l") :]
+    assert "2 of the paper's 96 cells done" in shown  # stays on the screen
+    os.close(master)
+
+
+def read_until(master: int, text: str | None) -> str:
+    """What the terminal shows up to ``text``; with None, to the end."""
+    seen, end = "", time.monotonic() + 60
+    while (text is None or text not in seen) and time.monotonic() < end:
+        if select.select([master], [], [], 1)[0]:
+            try:
+                chunk = os.read(master, 65536)
+            except OSError:  # the other side is closed
+                break
+            if not chunk:
+                break
+            seen += chunk.decode(errors="replace")
+    assert text is None or text in seen, seen
+    return seen
+
+
+def test_watch_needs_a_terminal_and_a_time(project: Path, capsys: Captured) -> None:
+    words: list[Any]
+    for words, told in (
+        (["--watch"], "--watch redraws a terminal"),
+        (["--watch", "0"], "--watch: invalid seconds value: '0'"),
+        (["--watch", "soon"], "'soon'"),
+    ):
+        assert report.main(["status", *words]) == EXIT_BAD_INPUT
+        out, err = capsys.readouterr()
+        assert told in err
+        assert len(err.splitlines()) == 1
+        assert out == ""
