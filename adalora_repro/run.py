@@ -73,6 +73,11 @@ def main() -> int:
             outcome = REFUSED, _refuse(str(error))
         except OmegaConfBaseException as error:
             outcome = REFUSED, _refuse(explain(error))
+        except BrokenPipeError:
+            if not many:
+                raise
+            _mute()  # what it had to say came after its record
+            outcome = DONE, EXIT_OK
         except Exception:
             if not many:
                 raise
@@ -92,7 +97,7 @@ def main() -> int:
     except InputError as error:
         return _refuse(str(error))
     except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _mute()
         return EXIT_OK
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         if inside or os.environ.get("HYDRA_FULL_ERROR"):
@@ -104,6 +109,10 @@ def main() -> int:
         if summary := ledger.summary():
             print(summary)
     return ledger.code
+
+
+def _mute() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(problem: str) -> int:

@@ -6,7 +6,9 @@ A command that nothing here knows how to check is an error: documentation that c
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -20,8 +22,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra.core.plugins import Plugins
 
-from adalora_repro import plan as planning
 from adalora_repro import report
 from adalora_repro.errors import EXIT_OK
 from adalora_repro.tasks import sample
@@ -34,6 +36,7 @@ FILE_BLOCK = re.compile(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | r
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 SIZES = {"train": 40, "validation": 20}
 DIR = "DIR"  # how the documentation writes a folder of the reader's
+SWEEPER = "hydra_plugins.adalora_sweeper.CellSweeper"
 SYSTEM_PACKAGES = ("python3-venv", "git", "make")
 
 Cli = Callable[..., Any]
@@ -124,12 +127,11 @@ def test_make_targets_named_in_the_text(page: Path) -> None:
 def test_adalora_run(command: str, cli: Cli, user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Composed, resolved and counted by the program itself; what would train is asked for its plan instead.
 
-    The many runs of a sweep differ in settings, not in what is counted: they are resolved only.
+    The many runs of a sweep differ in settings, not in what is counted: they are composed and resolved only.
     """
     words = with_folder(split(command)[1:], user_folder)
     if "-m" in words:
-        monkeypatch.setattr(planning, "count", lambda plan: plan)
-        monkeypatch.setattr(planning, "describe", lambda plan: f"plan\nfolder: {plan.folder}")
+        monkeypatch.setattr(Plugins.instance().class_name_to_class[SWEEPER], "launch", resolve_only)
     plain = [word for word in words if word in ("--help", "--cfg")]
     done = cli(*words) if plain or "dry_run=true" in words else cli(*words, "dry_run=true")
     assert done.code == EXIT_OK, done.err
@@ -138,20 +140,38 @@ def test_adalora_run(command: str, cli: Cli, user_folder: Path, monkeypatch: pyt
         assert done.out.count("\nfolder: ") == runs_of(words)
 
 
+def resolve_only(self: Any, jobs: Sequence[Any]) -> None:
+    """In the place of ``CellSweeper.launch``: composed and resolved, hundreds in seconds."""
+    for job, plan in self.plans(jobs):
+        assert plan is not None, job
+        print(f"plan\nfolder: {plan.folder}")
+
+
 def runs_of(words: Sequence[str]) -> int:
-    """How many runs a command stands for: the product of its comma lists and of the sweeps it names."""
+    """How many runs a command stands for: the product of its comma lists and of the sweeps it names.
+
+    Of stages the first: it has one seed; the others wait for its results.
+    """
     if "-m" not in words:
         return 1
-    lists = [word.partition("=")[2] for word in words if "=" in word and not word.startswith("+sweep=")]
-    for word in words:
-        if word.startswith("+sweep="):
-            for name in word.partition("=")[2].strip("[]").split(","):
-                content = yaml.safe_load((ROOT / "sweeps" / f"{name}.yaml").read_text(encoding="utf-8"))
-                lists += [str(values) for values in content["hydra"]["sweeper"]["params"].values()]
-    count = 1
-    for values in lists:
-        count *= values.count(",") + 1
-    return count
+    given = {key: value.split(",") for key, _, value in (word.partition("=") for word in words if "=" in word)}
+    names = given.pop("+sweep", [])
+    lists: dict[str, list[str]] = {}
+    cells: list[dict[str, str]] = []
+    for name in names:
+        path = ROOT / "sweeps" / f"{name.strip('[]')}.yaml"
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]["sweeper"]
+        lists |= {key: str(values).split(",") for key, values in content.get("params", {}).items()}
+        for products in content.get("cells", {}).values():
+            for product in products:
+                values = itertools.product(*(text.split(",") for text in product.values()))
+                cells += [dict(zip(product, combination, strict=True)) for combination in values]
+    lists |= given
+    if cells:
+        axes = [axis for axis in ("task", "method", "budget") if axis in lists]
+        cells = [cell for cell in cells if all(cell.get(axis) in lists[axis] for axis in axes)]
+        lists = {key: values for key, values in lists.items() if key not in axes}
+    return math.prod(map(len, lists.values())) * (len(cells) or 1)
 
 
 @pytest.mark.parametrize("command", sorted(set(of_program("adalora-report"))))
@@ -168,8 +188,7 @@ def test_adalora_report(
 
 def test_command_below_the_table(cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The README says that the commands below a table fill its empty cells."""
-    monkeypatch.setattr(planning, "count", lambda plan: plan)
-    monkeypatch.setattr(planning, "describe", lambda plan: f"plan\nfolder: {plan.folder}")
+    monkeypatch.setattr(Plugins.instance().class_name_to_class[SWEEPER], "launch", resolve_only)
     assert report.main(["table1"]) == EXIT_OK
     command = next(line for line in capsys.readouterr().out.splitlines() if "adalora-run -m" in line)
     words = split(command[command.index("adalora-run") :].strip("`"))[1:]

@@ -153,6 +153,22 @@ def test_a_failed_run_is_tried_again(tiny: Cli, monkeypatch: pytest.MonkeyPatch)
     assert last_line(done) == "sweep: 2 done"
 
 
+def test_a_reader_who_has_seen_enough_does_not_stop_a_sweep(tmp_path: Path) -> None:
+    words = ["-m", *TINY, "task=rte", "method=bitfit", "seed=0,1", f"data.cache_dir={tmp_path / 'cache'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "adalora_repro.run", *words]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=300) == EXIT_OK, err
+    assert "Traceback" not in err
+    assert [run.record.status for run in find_runs(tmp_path / "results")] == ["ok", "ok"]
+
+
 # Several processes
 
 

@@ -196,6 +196,16 @@ def test_sweeps_combine(tmp_path: Path) -> None:
     assert {job["optim.lr"] for job in jobs} == {"0.001"}
 
 
+def test_jobs_are_launched_in_batches_with_numbers_of_their_own(tmp_path: Path) -> None:
+    made = sweeper("seeds")
+    made.config.hydra.sweep.dir = str(tmp_path)
+    made.max_batch_size = 2
+    made.sweep(["task=cola", f"results.dir={tmp_path}", *NO_FILES])
+    assert len(made.launcher.words) == 5
+    assert sorted(made.ledger.outcomes) == [0, 1, 2, 3, 4]
+    assert made.ledger.summary() == "sweep: 5 done"
+
+
 def test_a_table_s_backbone_can_be_another(tmp_path: Path) -> None:
     jobs = launched("table3", "task=xsum", "backbone=tiny-bart", *NO_FILES, folder=tmp_path)
     assert len(jobs) == 9

@@ -133,7 +133,16 @@ def test_ties_go_to_more_seeds_then_to_the_smaller_learning_rate() -> None:
 def test_a_winner_with_fewer_seeds_is_pointed_out() -> None:
     shown = cell(compiled([make(0.9, lr=2e-3), *(make(0.5, lr=1e-3, seed=seed) for seed in range(3))]))
     assert lr_of(shown) == 2e-3
-    assert shown.notes == ("lr 2e-3 won with fewer seeds (1) than another lr has (3)",)
+    assert shown.notes == (
+        "lr 2e-3 won with fewer seeds (1) than another lr has (3)",
+        "lr 2e-3 is the edge of its grid (1e-3 to 2e-3): widen it",
+    )
+
+
+def test_the_edge_of_a_grid_is_its_smallest_or_largest_learning_rate() -> None:
+    grid = [1e-3, 2e-3, 5e-4]
+    assert [base.at_edge(lr, grid) for lr in grid] == [False, True, True]
+    assert not base.at_edge(1e-3, [1e-3])  # nothing was chosen
 
 
 def test_primary_metric_decides_where_there_are_two() -> None:
