@@ -113,6 +113,15 @@ def test_a_table_s_file_has_the_cells_of_the_paper(table: str, tmp_path: Path) -
         assert plan.key["backbone"] == backbone
 
 
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_reaches_the_sweeper_whole(path: Path) -> None:
+    made = compose("config", return_hydra_config=True, overrides=[f"+sweep={path.stem}"]).hydra.sweeper
+    own = OmegaConf.load(path).hydra.sweeper
+    assert {key: made[key] for key in own} == own
+    assert made._target_ == "hydra_plugins.adalora_sweeper.CellSweeper"
+    assert {key for key in ("params", "cells", "stages") if made[key]} == set(own)
+
+
 def test_grids_and_seeds_are_the_paper_s() -> None:
     grids = {
         path.stem: [float(lr) for lr in OmegaConf.load(path).hydra.sweeper.params["optim.lr"].split(",")]
