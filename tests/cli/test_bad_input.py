@@ -54,7 +54,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ("data.source=nope", ["unknown data source 'nope'", "valid: hub, local, sample"]),
     ("protocol=nope", ["unknown protocol 'nope'", "valid: paper, released"]),
     ("protocol.name=nope", ["unknown protocol.name 'nope'", "valid: paper, released"]),
-    ("+sweep=nope", ["unknown sweep 'nope'", "valid: lr, seeds"]),
+    ("+sweep=nope", ["unknown sweep 'nope'", "valid: lr, lr_wide, seeds, stages, table1"]),
     ("budget=0.08%", ["budget '0.08%' does not exist for task 'sst2'", "valid: 0.3M, 0.6M, 1.2M"]),
     ("method=full budget=0.08%", ["budget '0.08%' does not exist for task 'sst2'", "valid: 0.3M, 0.6M, 1.2M"]),
     ("task=squad budget=0.3M", ["does not exist for task 'squad'", "valid: 0.08%, 0.16%, 0.32%, 0.65%"]),
