@@ -192,7 +192,7 @@ def build(plan: Plan) -> Loop:
             f"planned {plan.params['at_init']:,} and {plan.params['head']:,}"
         )
     if cfg.backbone.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        backbones.recompute_activations(model)
     optimizer = make_optimizer(model, cfg.optim)
     model, optimizer = accelerator.prepare(model, optimizer)
     scheduler = get_linear_schedule_with_warmup(optimizer, cfg.optim.warmup_steps, plan.total_steps)

@@ -148,6 +148,7 @@ class BaseTask(Task):
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
         """Tokenized splits, from the cache where an earlier run left them; see ``sources.load_split`` for errors."""
+        tokenizer.padding_side = tokenizer.truncation_side = "right"  # positions of answers are counted from the left
         self._tokenizer = tokenizer
         splits = sources.splits(self.cfg)
         entries = {split: self._prepared(split) for split in splits}
@@ -210,6 +211,7 @@ def mapped(rows: Dataset, encode: Callable[..., dict[str, Any]], **options: Any)
         remove_columns=rows.column_names,
         keep_in_memory=True,
         load_from_cache_file=False,
+        new_fingerprint="tokenized",  # or the function is pickled, tokenizer and all, for a name that nobody asks for
         desc="tokenizing",
         **options,
     )

@@ -149,7 +149,7 @@ class Task(BaseTask):
         kept = []
 
         def where(row: int) -> str:
-            return f"{task.name} {split}: id '{batch['id'][row]}'"
+            return f"{task.name} {split}: id {batch['id'][row]!r}"
 
         for row, problem in enumerate(self._token_problems(questions, contexts)):
             if problem is None:
@@ -305,7 +305,7 @@ class Task(BaseTask):
             for window, example in enumerate(windows["example"]):
                 null, scores = float(batch["null"][window]), batch["score"][window].tolist()
                 if not math.isfinite(null) or any(math.isnan(score) or score == math.inf for score in scores):
-                    raise FloatingPointError(f"a prediction on {split} is not finite: id '{windows['id'][window]}'")
+                    raise FloatingPointError(f"a prediction on {split} is not finite: id {windows['id'][window]!r}")
                 texts = (windows[name][window] for name in ("id", "context", "answers"))
                 question = questions.setdefault(example, Question(*texts))
                 question.null = min(question.null, null)
