@@ -7,12 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
+if TYPE_CHECKING:
+    from adalora_repro.world import World
+
 EVALUATION_LINE_S = 60.0  # between the lines that a long evaluation prints where there is no bar
 HEARTBEAT_S = 60.0  # a running record is renewed at least this often, at the next logged step or evaluated batch
+AGREE_STEPS = 10  # how often several processes ask each other whether one was asked to stop
 GRACE_S = 10.0  # how long an evaluation may go on when the run was asked to stop: schedulers kill after half a minute
 
 
@@ -70,6 +74,16 @@ class StopSignal:
         """Of the signal received; 0 without one."""
         return 0 if self._received is None else Interrupted(self._received).exit_code
 
+    @property
+    def signum(self) -> int:
+        """The signal received; 0 without one."""
+        return self._received or 0
+
+    def adopt(self, signum: int) -> None:
+        """Takes a signal that another process of this run received (0: none) as its own."""
+        if signum and self._received is None:
+            self._received, self._when = signum, time.monotonic()
+
     def check(self) -> None:
         if self._received is not None:
             raise Interrupted(self._received)
@@ -84,11 +98,12 @@ class StopSignal:
 class Progress:
     """``update`` once per step costs a comparison; what is shown changes a few times a second, or per logged line."""
 
-    def __init__(self, title: str, start: int, total: int) -> None:
+    def __init__(self, title: str, start: int, total: int, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._title, self._total, self._start, self._began = title, total, start, time.monotonic()
         self._bar: Any = None
         self._shown = self._told = 0.0
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -105,6 +120,8 @@ class Progress:
 
     def evaluating(self, split: str, done: int, total: int) -> None:
         """How far an evaluation is: beside the bar, or a line every ``EVALUATION_LINE_S`` seconds of it."""
+        if self._quiet:
+            return
         now = time.monotonic()
         if done == 0:
             self._told = now
@@ -119,6 +136,8 @@ class Progress:
 
     def line(self, step: int, text: str) -> None:
         """A line that stays: above the bar, or plain with the time left."""
+        if self._quiet:
+            return
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=self._title)
             self._bar.console.print(f"step {step:,}  {text}", highlight=False, markup=False)
@@ -135,8 +154,8 @@ class Progress:
 class Watch:
     """What goes on beside the loop: progress for people, the heartbeat of the record, the wish to stop."""
 
-    def __init__(self, progress: Progress, stop: StopSignal, publish: Callable[[], None]) -> None:
-        self.progress, self.stop = progress, stop
+    def __init__(self, progress: Progress, stop: StopSignal, publish: Callable[[], None], world: World) -> None:
+        self.progress, self.stop, self.world = progress, stop, world
         self._publish = publish
         self.publish()
 
@@ -150,13 +169,23 @@ class Watch:
         if time.perf_counter() - self._published > HEARTBEAT_S:
             self.publish()
 
+    def stopping(self, t: int) -> bool:
+        """Whether the run is to stop after step t: all processes say the same, which takes a message now and then."""
+        if self.world.size > 1:
+            if t % AGREE_STEPS:
+                return False
+            self.stop.adopt(self.world.largest(self.stop.signum))
+        return self.stop.requested
+
     def evaluating(self, split: str, done: int, total: int) -> None:
         """Before each batch of an evaluation.
 
         Raises:
             EvaluationStopped: asked to stop ``GRACE_S`` ago.
         """
-        if self.stop.waiting_s > GRACE_S:
+        overdue = self.world.largest(self.stop.signum if self.stop.waiting_s > GRACE_S else 0)
+        if overdue:
+            self.stop.adopt(overdue)
             raise EvaluationStopped
         self.progress.evaluating(split, done, total)
         self.beat()
