@@ -194,10 +194,8 @@ def step(loop: Loop, batches: list[Batch]) -> Tensor:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     mean = losses[0]
     if not whole:
-        total, count = (
-            torch.stack(losses).sum(),
-            torch.tensor(float(terms)),
-        )  # on the host: dividing by it waits for nothing
+        total = torch.stack(losses).sum()
+        count = torch.tensor(float(terms))  # on the host: dividing by it waits for nothing
         if world.size > 1:
             total, count = world.add_up(parameters, torch.stack([total, count.to(total)]))
         torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
