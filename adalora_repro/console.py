@@ -1,7 +1,11 @@
-"""Progress for people: a rich bar on a terminal, plain lines anywhere else; and clean stops on signals."""
+"""Progress for people: a rich bar on a terminal, plain lines anywhere else; and clean stops on signals.
+
+Of several processes the main one speaks; what they all have to say is said once.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -16,15 +20,45 @@ if TYPE_CHECKING:
 
 EVALUATION_LINE_S = 60.0  # between the lines that a long evaluation prints where there is no bar
 HEARTBEAT_S = 60.0  # a running record is renewed at least this often, at the next logged step or evaluated batch
-AGREE_STEPS = 10  # how often several processes ask each other whether one was asked to stop
+AGREE_S = 1.0  # about how often several processes ask each other whether one was asked to stop
+AGREE_CALLS = 100  # and at least once in so many steps or evaluated batches
 GRACE_S = 10.0  # how long an evaluation may go on when the run was asked to stop: schedulers kill after half a minute
 
 
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM; ``exit_code`` is 130 or 143."""
+ALONE_S = 15.0  # how long a process with a problem waits for the launcher to end it, because the main one has it too
 
-    def __init__(self, signum: int) -> None:
+
+def launched() -> tuple[int, int]:
+    """This process's rank and how many there are, as torchrun and accelerate launch say; (0, 1) without them."""
+    if "LOCAL_RANK" not in os.environ:
+        return 0, 1
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def tell(text: str) -> None:
+    """A line on standard error, from the main process."""
+    if launched()[0] == 0:
+        print(text, file=sys.stderr)
+
+
+def complain(problem: str, details: str = "") -> None:
+    """A problem that ends this process: the main one says it, for all of them have it.
+
+    Another process says it, with ``details``, if it has it alone: if it still lives after ``ALONE_S``.
+    """
+    rank, _ = launched()
+    if rank:
+        time.sleep(ALONE_S)
+        problem = f"process {rank}: {problem}\n{details}".rstrip()
+    print(f"adalora-run: {problem}", file=sys.stderr)
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM; ``exit_code`` is 130 or 143. ``agreed``: in all processes of the run, at the same place."""
+
+    def __init__(self, signum: int, agreed: bool = False) -> None:
         super().__init__(signal.Signals(signum).name)
+        self.agreed = agreed
         self.exit_code = EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_TERMINATED
 
 
@@ -35,13 +69,13 @@ class EvaluationStopped(Exception):
 class StopSignal:
     """Turns SIGINT and SIGTERM into ``Interrupted``: at once, or, inside ``deferred``, where ``check`` is called.
 
-    A second signal does not wait.
+    A second signal does not wait; one that another process received first does not count.
     """
 
     def __init__(self) -> None:
         self._received: int | None = None
         self._when = 0.0
-        self._deferred = False
+        self._deferred = self._own = False
 
     @contextmanager
     def installed(self) -> Iterator[StopSignal]:
@@ -80,17 +114,18 @@ class StopSignal:
         return self._received or 0
 
     def adopt(self, signum: int) -> None:
-        """Takes a signal that another process of this run received (0: none) as its own."""
+        """Remembers the first signal that a process of this run received (0: none)."""
         if signum and self._received is None:
             self._received, self._when = signum, time.monotonic()
 
     def check(self) -> None:
         if self._received is not None:
-            raise Interrupted(self._received)
+            raise Interrupted(self._received, agreed=True)
 
     def _handle(self, signum: int, frame: Any) -> None:
-        if self._deferred and self._received is None:
-            self._received, self._when = signum, time.monotonic()
+        if self._deferred and not self._own:
+            self._own = True
+            self.adopt(signum)
             return
         raise Interrupted(signum)
 
@@ -151,11 +186,35 @@ class Progress:
             self._bar.stop()
 
 
+class Agreement:
+    """A number that several processes agree on, now and then: a message waits for the device and for all of them.
+
+    All of them call at the same points of the run.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._calls, self._every, self._began = 0, 1, time.perf_counter()
+
+    def largest(self, number: int) -> int:
+        """The largest of the processes' numbers; 0 where they do not ask each other."""
+        if self._world.size == 1:
+            return number
+        self._calls += 1
+        if self._calls < self._every:
+            return 0
+        per_call = max((time.perf_counter() - self._began) / self._calls, AGREE_S / AGREE_CALLS)
+        number, every = self._world.largest(number, -max(1, int(AGREE_S / per_call)))
+        self._calls, self._every, self._began = 0, -every, time.perf_counter()
+        return number
+
+
 class Watch:
     """What goes on beside the loop: progress for people, the heartbeat of the record, the wish to stop."""
 
     def __init__(self, progress: Progress, stop: StopSignal, publish: Callable[[], None], world: World) -> None:
         self.progress, self.stop, self.world = progress, stop, world
+        self._steps, self._batches = Agreement(world), Agreement(world)
         self._publish = publish
         self.publish()
 
@@ -169,13 +228,11 @@ class Watch:
         if time.perf_counter() - self._published > HEARTBEAT_S:
             self.publish()
 
-    def stopping(self, t: int) -> bool:
-        """Whether the run is to stop after step t: all processes say the same, which takes a message now and then."""
-        if self.world.size > 1:
-            if t % AGREE_STEPS:
-                return False
-            self.stop.adopt(self.world.largest(self.stop.signum))
-        return self.stop.requested
+    def stopping(self) -> bool:
+        """After a step: whether the run is to stop here. All processes say the same."""
+        signum = self._steps.largest(self.stop.signum)
+        self.stop.adopt(signum)
+        return signum != 0
 
     def evaluating(self, split: str, done: int, total: int) -> None:
         """Before each batch of an evaluation.
@@ -183,8 +240,7 @@ class Watch:
         Raises:
             EvaluationStopped: asked to stop ``GRACE_S`` ago.
         """
-        overdue = self.world.largest(self.stop.signum if self.stop.waiting_s > GRACE_S else 0)
-        if overdue:
+        if overdue := self._batches.largest(self.stop.signum if self.stop.waiting_s > GRACE_S else 0):
             self.stop.adopt(overdue)
             raise EvaluationStopped
         self.progress.evaluating(split, done, total)

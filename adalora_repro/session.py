@@ -11,25 +11,28 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from omegaconf import OmegaConf
 from transformers import get_linear_schedule_with_warmup
 
 from adalora_repro import backbones, checkpoint, inject, methods, provenance, records
-from adalora_repro.console import Interrupted, StopSignal
+from adalora_repro.console import Interrupted, StopSignal, complain, launched, tell
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
 from adalora_repro.plan import Plan, finished, settle
 from adalora_repro.tasks import load_family
-from adalora_repro.train import Loop, figures, run_loop
-from adalora_repro.world import World
+from adalora_repro.train import Loop, NonFiniteLossError, figures, run_loop
+from adalora_repro.world import LostError, World
 
+#: how long a process waits for another: the main one may tokenize the data meanwhile
+PATIENCE = timedelta(hours=3)
 BUDGET_FIELDS = ("b_0", "b_T", "n", "r", "t_i", "t_f", "delta_t", "mask_events", "gamma")
 
 
@@ -46,42 +49,44 @@ def execute(plan: Plan) -> int:
             with _held(plan.folder, world):
                 return _execute_held(plan, stop, world)
     except Interrupted as signal:
-        print(f"adalora-run: {signal}, nothing was lost: the same command starts it", file=sys.stderr)
+        tell(f"adalora-run: {signal}, nothing was lost: the same command starts it")
         return signal.exit_code
+    except LostError as error:
+        complain(f"failed: {error}: the same command starts it")
+        raise SystemExit(EXIT_FAILED) from None
     except OSError as error:
         if not _disk_full(error):
             raise
-        print(
-            f"adalora-run: error: no space left in {plan.folder}; what was saved there is whole: free some space and "
-            "repeat the command to go on",
-            file=sys.stderr,
+        complain(
+            f"error: no space left in {plan.folder}; what was saved there is whole: free some space and repeat the "
+            "command to go on"
         )
         return EXIT_BAD_INPUT
 
 
 def _execute_held(plan: Plan, stop: StopSignal, world: World) -> int:
-    def say(text: str, file: TextIO | None = None) -> None:
-        if world.main:
-            print(text, file=file or sys.stderr)
-
     # by another process, since run.py looked
     if not plan.cfg.force and (score := world.on_main(lambda: finished(plan))):
-        say(f"already done: {plan.folder} ({score})", sys.stdout)
+        print(f"already done: {plan.folder} ({score}); force=true runs it again")
         return EXIT_OK
+    for note in plan.notes:
+        tell(f"adalora-run: note: {note}")
     provenance.reset_peak_memory()
     loop = build(plan, world)  # nothing on disk has changed when this fails
     plan, folder = loop.plan, plan.folder
     if plan.provisional:
-        say(
+        tell(
             f"adalora-run: note: {len(loop.data.train):,} training examples, {plan.steps_per_epoch:,} steps an epoch, "
             f"T = {plan.total_steps:,}"
         )
     state, problems = (None, []) if plan.cfg.force else checkpoint.load(folder, plan.key["hash"])
     for problem in problems:
-        say(f"adalora-run: {problem}")
+        tell(f"adalora-run: {problem}")
+    if len({*world.gathered([None if state is None else state["t"]])}) > 1:
+        raise InputError(f"{folder}: the processes read different checkpoints; all of them need the same results.dir")
     if state is not None:
         loop.load_state_dict(state)
-        say(f"resuming {folder} at step {loop.t:,} of {plan.total_steps:,}")
+        tell(f"resuming {folder} at step {loop.t:,} of {plan.total_steps:,}")
     record = records.RunRecord(
         key=plan.key,
         primary_metric=loop.task.primary_metric,
@@ -104,8 +109,8 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World) -> int:
         if world.main:
             _write(loop, record, status, error)
 
-    world.wait()
     world.on_main(prepare)
+    together = True  # all processes of the run get here
     try:
         with stop.deferred():
             run_loop(loop, stop, publish=lambda: write("running"))
@@ -113,20 +118,31 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World) -> int:
     except Interrupted as signal:
         again = "without force=true the same command" if plan.cfg.force else "the same command"
         status, error, code = "cancelled", f"{signal}: {again} resumes it", signal.exit_code
+        together = signal.agreed
     except Exception as problem:
         if _disk_full(problem):
             raise
-        with suppress(OSError):
-            (folder / "error.txt").write_text(traceback.format_exc())
+        trace, together = traceback.format_exc(), problem is world.common or isinstance(problem, NonFiniteLossError)
         status, error, code = "failed", f"{type(problem).__name__}: {problem}".splitlines()[0], EXIT_FAILED
+        if world.main:
+            with suppress(OSError):
+                (folder / "error.txt").write_text(trace)
     write(status, error)
-    if status != "ok":
-        say(f"adalora-run: {status}: {error}  ({folder})")
+    if status == "failed" and not together:  # perhaps in this process alone
+        complain(f"{status}: {error}  ({folder})", trace)
+    elif status != "ok":
+        tell(f"adalora-run: {status}: {error}  ({folder})")
     elif world.main:
         checkpoint.remove(folder)
         (folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
         found = figures(plan.measured, record.final["metrics"])  # type: ignore[index]
-        say(f"done: {found}  ({folder / records.RECORD_NAME})", sys.stdout)
+        print(f"done: {found}  ({folder / records.RECORD_NAME})")
+    if world.size == 1:
+        return code
+    if not together:  # the others may be anywhere: no next job
+        raise SystemExit(code)
+    with suppress(LostError):  # a launcher ends all processes when one fails: the main one has written by now
+        code = max(world.largest(code))
     return code
 
 
@@ -187,11 +203,22 @@ def _set_aside(folder: Path) -> None:
 
 def _accelerator(cfg: Any) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # the run before in a sweep may have had another precision
-    accelerator = Accelerator(
-        cpu=cfg.train.device == "cpu", mixed_precision={"fp32": "no", "bf16": "bf16"}[cfg.train.precision]
-    )
-    if cfg.train.device == "cuda" and accelerator.device.type != "cuda":
+    _, processes = launched()
+    device = cfg.train.device
+    if device == "cuda" and not torch.cuda.is_available():
         raise InputError("train.device=cuda, but torch finds no GPU here; train.device=auto uses the CPU")
+    # accelerate starts several processes without a GPU only where it is told that there is none
+    on_cpu = device == "cpu" or (processes > 1 and not torch.accelerator.is_available())
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[cfg.train.precision],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    if accelerator.num_processes != processes:
+        raise InputError(
+            f"{processes} processes were started, but they cannot work together on {accelerator.device.type}; "
+            "start one, or several with train.device=cpu"
+        )
     return accelerator
 
 

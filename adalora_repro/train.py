@@ -27,6 +27,7 @@ from torch import Tensor
 from adalora_repro import checkpoint, inject, records
 from adalora_repro.batches import epoch_order, loaded, longest_first, split
 from adalora_repro.console import EvaluationStopped, Progress, StopSignal, Watch
+from adalora_repro.tasks.base import Evaluation
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from adalora_repro.methods.base import BaseMethod
     from adalora_repro.plan import Plan
-    from adalora_repro.tasks.base import Batch, Evaluation, Task, TaskData
+    from adalora_repro.tasks.base import Batch, Task, TaskData
     from adalora_repro.world import World
 
 
@@ -89,8 +90,9 @@ class Loop:
         for name in self._plain:
             setattr(self, name, state["loop"][name])
         self.t = state["t"]
-        if self.world.rank < len(state["rng"]):  # else there are more processes than before: theirs are new streams
-            checkpoint.set_rng_state(state["rng"][self.world.rank])
+        streams = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # one, before there were several
+        if self.world.rank < len(streams):  # else there are more processes than before: theirs are new streams
+            checkpoint.set_rng_state(streams[self.world.rank])
 
     def look(self) -> None:
         """Fetches the losses of the steps since the last look.
@@ -137,7 +139,7 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
                 last = loop.t == total
                 log_due = last or loop.t % cfg.log_steps == 0
                 loop.evaluation_due = last or loop.t % eval_steps == 0
-                stopping = not last and watch.stopping(loop.t)
+                stopping = not last and watch.stopping()
                 save_due = stopping or (not last and loop.t % cfg.save_steps == 0)
                 if not (log_due or loop.evaluation_due or save_due):
                     continue
@@ -182,7 +184,7 @@ def step(loop: Loop, batches: list[Batch]) -> Tensor:
     model, method, optimizer, world = loop.model, loop.method, loop.optimizer, loop.world
     model.train()
     whole = len(batches) == 1 and world.size == 1
-    losses: list[Tensor] = [] if whole else [torch.zeros((), device=world.accelerator.device)]
+    losses: list[Tensor] = []
     terms = 0
     for batch in batches:
         with world.accelerator.autocast():
@@ -192,14 +194,15 @@ def step(loop: Loop, batches: list[Batch]) -> Tensor:
         losses.append(loss.detach() if whole else loss.detach() * n)
         terms += n
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    mean = losses[0]
-    if not whole:
-        total = torch.stack(losses).sum()
-        count = torch.tensor(float(terms))  # on the host: dividing by it waits for nothing
+    if whole:
+        mean = losses[0]
+    else:  # a process may have none of a small batch's examples
+        mean = torch.stack(losses or [torch.zeros((), device=world.accelerator.device)]).sum()
+        count: Any = float(terms)
         if world.size > 1:
-            total, count = world.add_up(parameters, torch.stack([total, count.to(total)]))
+            mean, count = world.add_up(parameters, torch.stack([mean, torch.full_like(mean, count)]))
         torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
-        mean = total / count
+        mean = mean / count
     if (penalty := method.regularizer()) is not None:
         add_gradient(penalty, parameters)
     grad_norm = world.accelerator.clip_grad_norm_(parameters, loop.plan.cfg.optim.max_grad_norm)
@@ -252,7 +255,14 @@ def evaluate(loop: Loop, watch: Watch) -> Evaluation:
     loop.model.eval()
     with loop.method.masked(), torch.inference_mode(), loop.world.accelerator.autocast():
         found = {name: loop.world.gathered(_predictions(loop, name, watch)) for name in loop.data.evaluation}
-        return loop.world.on_main(lambda: loop.task.metrics(found))
+        files: dict[str, Any] = {}  # stay in the main process, which writes them
+
+        def metrics() -> dict[str, float]:
+            evaluation = loop.task.metrics(found)
+            files.update(evaluation.files)
+            return evaluation.metrics
+
+        return Evaluation(loop.world.on_main(metrics), files)
 
 
 def _predictions(loop: Loop, name: str, watch: Watch) -> Iterator[dict[str, Any]]:
