@@ -73,7 +73,6 @@ def words_of(*words: str) -> list[str]:
 
 CASES = {
     "adalora": words_of("task=stsb", "method=adalora"),
-    "released": words_of("task=cola", "method=adalora", "protocol=released", "train.epochs=1"),
     "lora": words_of("task=mnli", "method=lora", "eval.batch_size=64"),  # fewer batches than processes
     "full": words_of("task=cola", "method=full", "optim.lr=1e-3"),
     "squad": words_of(*SQUAD),
@@ -270,6 +269,9 @@ def content(path: Path) -> Any:
         rows = [json.loads(line) for line in file]
     ids = [row["id"] for row in rows if "id" in row]
     assert len(set(ids)) == len(ids)
+    for row in rows:
+        for answer in row.get("n_best", ()):
+            del answer["score"]  # all scores move with a bias that no loss sees; the probabilities stay
     return rows
 
 

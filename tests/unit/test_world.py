@@ -80,6 +80,8 @@ def process(folder: Path) -> None:
     seen = seen_by(world)
     if world.rank == 1:
         (folder / "1.json").write_text(json.dumps(seen))
+        world.largest(1)
+        time.sleep(0.5)  # the other one has its answer and waits for the next
         os._exit(0)  # as if it had been killed
     try:
         while True:
