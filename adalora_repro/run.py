@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import hydra
@@ -20,11 +23,26 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro import plan as planning
 from adalora_repro.config import GROUPS, Config, choices_of, resource
+from adalora_repro.console import ALONE_S, complain, launched
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, InputError
 
 
 def main() -> int:
-    """Console entry point; the exit codes are those of ``errors``."""
+    """Console entry point; the exit codes are those of ``errors``. Of several processes the main one speaks."""
+    if launched()[0] == 0:
+        return _main()
+    logging.disable(logging.WARNING)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), tempfile.TemporaryDirectory() as scratch:
+        if {"-m", "--multirun"} & set(sys.argv):
+            sys.argv.append(f"hydra.sweep.dir={scratch}")  # what Hydra writes there, the main process's does
+        try:
+            return _main()
+        except Exception:
+            time.sleep(ALONE_S)  # see ``complain``
+            raise
+
+
+def _main() -> int:
     _register()
     codes: list[int] = []
     inside = False  # what a job raises beyond wrong input is its own failure, not Hydra's
@@ -42,6 +60,8 @@ def main() -> int:
         codes.append(code)
         if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise KeyboardInterrupt  # or Hydra would begin the next job of a sweep
+        if code == EXIT_BAD_INPUT and launched()[1] > 1:
+            raise SystemExit(code)  # perhaps in this process alone: the others would be in another job
 
     try:
         _check_options()
@@ -62,7 +82,7 @@ def main() -> int:
 
 
 def _refuse(problem: str) -> int:
-    print(f"adalora-run: error: {problem}", file=sys.stderr)
+    complain(f"error: {problem}")
     return EXIT_BAD_INPUT
 
 
@@ -82,12 +102,11 @@ def run(cfg: DictConfig) -> int:
     existing = next(path for path in plan.folder.parents if os.path.exists(path))
     if not existing.is_dir():
         raise InputError(f"results.dir={cfg.results.dir}: {existing} is not a folder")
-    if not cfg.force and (score := planning.finished(plan)):
+    alone = launched()[1] == 1  # several processes look together, in ``execute``: each would see another moment
+    if alone and not cfg.force and (score := planning.finished(plan)):
         print(f"already done: {plan.folder} ({score}); force=true runs it again")
         return EXIT_OK
     planning.count(plan)  # fails on a wrong option before any download
-    for note in plan.notes:
-        print(f"adalora-run: note: {note}", file=sys.stderr)
 
     from adalora_repro.session import execute
 
