@@ -64,6 +64,7 @@ class Plan:
         total_steps: T; ``steps_per_epoch`` likewise in optimizer steps.
         provisional: the examples are known only when they are tokenized: a row may give several windows, bad rows are
             left out. Until ``settle``, T and ``steps_per_epoch`` take one example for each row.
+        unscaled: the step counts as they were asked for, of which (where provisional) the run's hash is made.
         origins: setting -> where its value comes from, for the settings of ``SHOWN``.
         method: what the method says of itself (``BaseMethod.plan``), after ``count``.
         params: ``method`` (at the final budget), ``at_init``, ``head``, ``total``, ``backbone``; after ``count``.
@@ -77,6 +78,7 @@ class Plan:
     total_steps: int
     steps_per_epoch: int
     provisional: bool = False
+    unscaled: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     method: dict[str, Any] = field(default_factory=dict)
@@ -119,7 +121,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     provisional = cfg.task.stride is not None or cfg.data.skip_invalid
     if not provisional:
         _scale_steps(cfg, total_steps, origins)
-    settings = result_settings(cfg)
+    asked = result_settings(cfg)
     if provisional:  # T is no part of the run's identity then, but follows from it: nor are the counts scaled by it
         _scale_steps(cfg, total_steps, origins)
     notes = []
@@ -135,15 +137,15 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
             "optim.lr; method.schedule=scaled keeps the paper's fraction"
         )
 
-    for name, value in settings.items():
+    for name, value in asked.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name} must be finite, not {value}")
-    settings["data.fingerprint"] = sources.fingerprint(cfg)
+    asked["data.fingerprint"] = sources.fingerprint(cfg)
     if cfg.backbone.path is not None:
-        settings["backbone.path"] = weights_fingerprint(Path(cfg.backbone.path).expanduser())
+        asked["backbone.path"] = weights_fingerprint(Path(cfg.backbone.path).expanduser())
     if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
-        settings = {name: value for name, value in settings.items() if not name.startswith("budget.")}
-    shared = {name: value for name, value in settings.items() if name not in ("optim.lr", "seed")}
+        asked = {name: value for name, value in asked.items() if not name.startswith("budget.")}
+    shared = {name: value for name, value in asked.items() if name not in ("optim.lr", "seed")}
     key = {
         "backbone": cfg.backbone.name,
         "task": cfg.task.name,
@@ -156,13 +158,15 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         "total_steps": total_steps,
         "max_examples": cfg.eval.max_examples,
         "variant": digest(shared),
-        "hash": digest(settings),
+        "hash": digest(asked),
     }
     try:
         folder = records.run_folder(Path(cfg.results.dir).expanduser(), key)
     except records.RecordError as error:
         raise InputError(str(error)) from None
-    return Plan(cfg, key, settings, folder, total_steps, steps_per_epoch, provisional, origins, notes)
+    unscaled = {name: asked[name] for name in SCALED if name in asked}
+    settings = asked | _counts(cfg, unscaled)
+    return Plan(cfg, key, settings, folder, total_steps, steps_per_epoch, provisional, unscaled, origins, notes)
 
 
 def _steps(cfg: DictConfig, examples: int) -> tuple[int, int]:
@@ -183,12 +187,13 @@ def settle(plan: Plan, examples: int) -> Plan:
     if not plan.provisional:
         raise InputError(f"the train split has {examples:,} rows, which is not what the plan's T was made from")
     cfg = plan.cfg.copy()
-    for name in SCALED:
-        if name in plan.settings:
-            OmegaConf.update(cfg, name, plan.settings[name])
+    for name, value in plan.unscaled.items():
+        OmegaConf.update(cfg, name, value)
     _scale_steps(cfg, total_steps, {})
-    key = plan.key | {"total_steps": total_steps}
-    return count(replace(plan, cfg=cfg, key=key, total_steps=total_steps, steps_per_epoch=steps_per_epoch))
+    settled = replace(plan, cfg=cfg, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    settled.key = plan.key | {"total_steps": total_steps}
+    settled.settings = plan.settings | _counts(cfg, plan.unscaled)
+    return count(settled)
 
 
 def _check_backbone(cfg: DictConfig, needed: str) -> None:
@@ -323,6 +328,11 @@ def _scale_steps(cfg: DictConfig, total_steps: int, origins: dict[str, str]) -> 
             scaled = max(min(least, value), round(value * total_steps / paper))
             OmegaConf.update(cfg, name, scaled)
             origins[name] = f"{value} x {total_steps}/{paper}, scaled; {origins.get(name, '')}".rstrip("; ")
+
+
+def _counts(cfg: DictConfig, names: Mapping[str, Any]) -> dict[str, Any]:
+    """Step counts as the run uses them."""
+    return {name: OmegaConf.select(cfg, name) for name in names}
 
 
 def result_settings(cfg: DictConfig) -> dict[str, Any]:

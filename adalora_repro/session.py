@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import socket
 import sys
 import time
@@ -33,6 +34,7 @@ from adalora_repro.world import LostError, World
 
 #: how long a process waits for another: the main one may tokenize the data meanwhile
 PATIENCE = timedelta(hours=3)
+SKIPPED = "skipped.json"  # the bad rows that were left out, by split, one line each
 BUDGET_FIELDS = ("b_0", "b_T", "n", "r", "t_i", "t_f", "delta_t", "mask_events", "gamma")
 
 
@@ -104,6 +106,8 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World) -> int:
         for name, value in plan.settings.items():
             OmegaConf.update(nested, name, value)
         records.write_atomic(folder / "config.yaml", OmegaConf.to_yaml(nested).encode())
+        if loop.data.skipped:
+            records.write_files(folder, {SKIPPED: loop.data.skipped})
 
     def write(status: str, error: str | None = None) -> None:
         if world.main:
@@ -193,8 +197,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _set_aside(folder: Path) -> None:
     """A start from step 0 (``force=true``, nothing to resume) keeps what an earlier try left, under numbered names."""
-    number = 1 + len(list(folder.glob("metrics.old-*.json")))
-    for name in (records.RECORD_NAME, "log.jsonl", "final", "best"):
+    taken = [re.fullmatch(r"\w+\.old-(\d+)(\.\w+)?", path.name) for path in folder.iterdir()]
+    number = 1 + max((int(match[1]) for match in taken if match), default=0)
+    for name in ("log.jsonl", "final", "best", SKIPPED, records.RECORD_NAME):  # the record goes last: it names the rest
         path = folder / name
         if path.exists():
             path.rename(path.with_suffix(f".old-{number}{path.suffix}"))

@@ -39,8 +39,11 @@ if TYPE_CHECKING:
     from adalora_repro.world import World
 
 
+LONG_EVALUATION = 200  # batches: before so many a checkpoint is saved, for a kill must not cost the steps before
+
+
 class NonFiniteLossError(ArithmeticError):
-    """The loss of a step is NaN or infinite; the message names the step."""
+    """The loss of a step, or a weight after it, is NaN or infinite; the message names the step."""
 
 
 @dataclass
@@ -251,7 +254,16 @@ def _loaded(loop: Loop, rows: Dataset, batches: Sequence[list[int]]) -> Iterator
 
 
 def evaluate(loop: Loop, watch: Watch) -> Evaluation:
-    """The task's figures of the model as it counts at the budget, on every evaluation split."""
+    """The task's figures of the model as it counts at the budget, on every evaluation split.
+
+    Raises:
+        NonFiniteLossError: a weight is not finite: what it would predict or write might look like a result.
+    """
+    for parameter_name, parameter in inject.trained(loop.model).items():
+        if not parameter.isfinite().all():
+            raise NonFiniteLossError(
+                f"{parameter_name} is not finite after step {loop.t - 1}; a lower optim.lr may help"
+            )
     loop.model.eval()
     with loop.method.masked(), torch.inference_mode(), loop.world.accelerator.autocast():
         found = {name: loop.world.gathered(_predictions(loop, name, watch)) for name in loop.data.evaluation}
@@ -314,6 +326,8 @@ def _evaluate(loop: Loop, log: Any, watch: Watch) -> None:
     Raises:
         Interrupted: asked to stop; a checkpoint of the step is saved.
     """
+    if _evaluation_batches(loop) >= LONG_EVALUATION:
+        _save(loop, log)
     began = time.perf_counter()
     try:
         evaluation = evaluate(loop, watch)
@@ -334,6 +348,10 @@ def _evaluate(loop: Loop, log: Any, watch: Watch) -> None:
         loop.final = entry
         _write_files(loop, "final", evaluation)
     _log_evaluation(loop, metrics, log, watch.progress)
+
+
+def _evaluation_batches(loop: Loop) -> int:
+    return sum(math.ceil(len(rows) / loop.plan.cfg.eval.batch_size) for rows in loop.data.evaluation.values())
 
 
 def _write_files(loop: Loop, name: str, evaluation: Evaluation) -> None:
