@@ -238,6 +238,15 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
     return _from_hub(cfg, lambda: _auto_model(cfg).from_pretrained(**where, config=config, dtype=torch.float32))
 
 
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Gradient checkpointing: a layer keeps its input alone and is computed again in the backward pass."""
+    # a newer name; where it exists the older one warns
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    model.disable_input_require_grads()  # only the reentrant kind needs a gradient of the frozen embeddings
+    model.config.use_cache = False  # or each step warns that it is; generation has its own setting
+
+
 def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
     """The backbone's tokenizer.
 

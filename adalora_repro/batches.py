@@ -44,7 +44,7 @@ def split(rows: list[int], parts: int) -> list[list[int]]:
 
 def loaded(
     rows: Dataset,
-    batches: list[list[int]],
+    batches: Sequence[list[int]],
     collate: Callable[[list[dict[str, Any]]], Batch],
     device: torch.device,
     workers: int,

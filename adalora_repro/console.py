@@ -1,26 +1,64 @@
-"""Progress for people: a rich bar on a terminal, plain lines anywhere else; and clean stops on signals."""
+"""Progress for people: a rich bar on a terminal, plain lines anywhere else; and clean stops on signals.
+
+Of several processes the main one speaks; what they all have to say is said once.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
+if TYPE_CHECKING:
+    from adalora_repro.world import World
+
 EVALUATION_LINE_S = 60.0  # between the lines that a long evaluation prints where there is no bar
 HEARTBEAT_S = 60.0  # a running record is renewed at least this often, at the next logged step or evaluated batch
+AGREE_S = 1.0  # about how often several processes ask each other whether one was asked to stop
+AGREE_CALLS = 100  # and at least once in so many steps or evaluated batches
 GRACE_S = 10.0  # how long an evaluation may go on when the run was asked to stop: schedulers kill after half a minute
 
 
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM; ``exit_code`` is 130 or 143."""
+ALONE_S = 15.0  # how long a process with a problem waits for the launcher to end it, because the main one has it too
 
-    def __init__(self, signum: int) -> None:
+
+def launched() -> tuple[int, int]:
+    """This process's rank and how many there are, as torchrun and accelerate launch say; (0, 1) without them."""
+    if "LOCAL_RANK" not in os.environ:
+        return 0, 1
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def tell(text: str) -> None:
+    """A line on standard error, from the main process."""
+    if launched()[0] == 0:
+        print(text, file=sys.stderr)
+
+
+def complain(problem: str, details: str = "") -> None:
+    """A problem that ends this process: the main one says it, for all of them have it.
+
+    Another process says it, with ``details``, if it has it alone: if it still lives after ``ALONE_S``.
+    """
+    rank, _ = launched()
+    if rank:
+        time.sleep(ALONE_S)
+        problem = f"process {rank}: {problem}\n{details}".rstrip()
+    print(f"adalora-run: {problem}", file=sys.stderr)
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM; ``exit_code`` is 130 or 143. ``agreed``: in all processes of the run, at the same place."""
+
+    def __init__(self, signum: int, agreed: bool = False) -> None:
         super().__init__(signal.Signals(signum).name)
+        self.agreed = agreed
         self.exit_code = EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_TERMINATED
 
 
@@ -31,13 +69,13 @@ class EvaluationStopped(Exception):
 class StopSignal:
     """Turns SIGINT and SIGTERM into ``Interrupted``: at once, or, inside ``deferred``, where ``check`` is called.
 
-    A second signal does not wait.
+    A second signal does not wait; one that another process received first does not count.
     """
 
     def __init__(self) -> None:
         self._received: int | None = None
         self._when = 0.0
-        self._deferred = False
+        self._deferred = self._own = False
 
     @contextmanager
     def installed(self) -> Iterator[StopSignal]:
@@ -70,13 +108,24 @@ class StopSignal:
         """Of the signal received; 0 without one."""
         return 0 if self._received is None else Interrupted(self._received).exit_code
 
+    @property
+    def signum(self) -> int:
+        """The signal received; 0 without one."""
+        return self._received or 0
+
+    def adopt(self, signum: int) -> None:
+        """Remembers the first signal that a process of this run received (0: none)."""
+        if signum and self._received is None:
+            self._received, self._when = signum, time.monotonic()
+
     def check(self) -> None:
         if self._received is not None:
-            raise Interrupted(self._received)
+            raise Interrupted(self._received, agreed=True)
 
     def _handle(self, signum: int, frame: Any) -> None:
-        if self._deferred and self._received is None:
-            self._received, self._when = signum, time.monotonic()
+        if self._deferred and not self._own:
+            self._own = True
+            self.adopt(signum)
             return
         raise Interrupted(signum)
 
@@ -84,11 +133,12 @@ class StopSignal:
 class Progress:
     """``update`` once per step costs a comparison; what is shown changes a few times a second, or per logged line."""
 
-    def __init__(self, title: str, start: int, total: int) -> None:
+    def __init__(self, title: str, start: int, total: int, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._title, self._total, self._start, self._began = title, total, start, time.monotonic()
         self._bar: Any = None
         self._shown = self._told = 0.0
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -105,6 +155,8 @@ class Progress:
 
     def evaluating(self, split: str, done: int, total: int) -> None:
         """How far an evaluation is: beside the bar, or a line every ``EVALUATION_LINE_S`` seconds of it."""
+        if self._quiet:
+            return
         now = time.monotonic()
         if done == 0:
             self._told = now
@@ -119,6 +171,8 @@ class Progress:
 
     def line(self, step: int, text: str) -> None:
         """A line that stays: above the bar, or plain with the time left."""
+        if self._quiet:
+            return
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=self._title)
             self._bar.console.print(f"step {step:,}  {text}", highlight=False, markup=False)
@@ -132,11 +186,35 @@ class Progress:
             self._bar.stop()
 
 
+class Agreement:
+    """A number that several processes agree on, now and then: a message waits for the device and for all of them.
+
+    All of them call at the same points of the run.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._calls, self._every, self._began = 0, 1, time.perf_counter()
+
+    def largest(self, number: int) -> int:
+        """The largest of the processes' numbers; 0 where they do not ask each other."""
+        if self._world.size == 1:
+            return number
+        self._calls += 1
+        if self._calls < self._every:
+            return 0
+        per_call = max((time.perf_counter() - self._began) / self._calls, AGREE_S / AGREE_CALLS)
+        number, every = self._world.largest(number, -max(1, int(AGREE_S / per_call)))
+        self._calls, self._every, self._began = 0, -every, time.perf_counter()
+        return number
+
+
 class Watch:
     """What goes on beside the loop: progress for people, the heartbeat of the record, the wish to stop."""
 
-    def __init__(self, progress: Progress, stop: StopSignal, publish: Callable[[], None]) -> None:
-        self.progress, self.stop = progress, stop
+    def __init__(self, progress: Progress, stop: StopSignal, publish: Callable[[], None], world: World) -> None:
+        self.progress, self.stop, self.world = progress, stop, world
+        self._steps, self._batches = Agreement(world), Agreement(world)
         self._publish = publish
         self.publish()
 
@@ -150,13 +228,20 @@ class Watch:
         if time.perf_counter() - self._published > HEARTBEAT_S:
             self.publish()
 
+    def stopping(self) -> bool:
+        """After a step: whether the run is to stop here. All processes say the same."""
+        signum = self._steps.largest(self.stop.signum)
+        self.stop.adopt(signum)
+        return signum != 0
+
     def evaluating(self, split: str, done: int, total: int) -> None:
         """Before each batch of an evaluation.
 
         Raises:
             EvaluationStopped: asked to stop ``GRACE_S`` ago.
         """
-        if self.stop.waiting_s > GRACE_S:
+        if overdue := self._batches.largest(self.stop.signum if self.stop.waiting_s > GRACE_S else 0):
+            self.stop.adopt(overdue)
             raise EvaluationStopped
         self.progress.evaluating(split, done, total)
         self.beat()

@@ -68,6 +68,8 @@ class Plan:
         total_steps: T; ``steps_per_epoch`` likewise in optimizer steps.
         provisional: the examples are known only when they are tokenized: a row may give several windows, bad rows are
             left out. Until ``settle``, T and ``steps_per_epoch`` take one example for each row.
+        asked: the settings as asked for, of which the run's hash is made; where provisional, with the step counts
+            before they were scaled by T.
         choices, overrides: group -> chosen file, and the words of the command line: what ``origins`` follow from.
         scaled: setting -> how ``method.schedule=scaled`` made it.
         method: what the method says of itself (``BaseMethod.plan``), after ``count``.
@@ -82,6 +84,7 @@ class Plan:
     total_steps: int
     steps_per_epoch: int
     provisional: bool = False
+    asked: dict[str, Any] = field(default_factory=dict)
     choices: Mapping[str, Any] = field(default_factory=dict)
     overrides: Sequence[str] = ()
     scaled: dict[str, str] = field(default_factory=dict)
@@ -133,7 +136,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     provisional = cfg.task.stride is not None or cfg.data.skip_invalid
     if not provisional:
         _scale_steps(cfg, total_steps, scaled)
-    settings = result_settings(cfg)
+    asked = result_settings(cfg)
     if provisional:  # T is no part of the run's identity then, but follows from it: nor are the counts scaled by it
         _scale_steps(cfg, total_steps, scaled)
     notes = []
@@ -149,14 +152,14 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
             "optim.lr; method.schedule=scaled keeps the paper's fraction"
         )
 
-    for name, value in settings.items():
+    for name, value in asked.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name} must be finite, not {value}")
-    settings["data.fingerprint"] = data_fingerprint
+    asked["data.fingerprint"] = data_fingerprint
     if cfg.backbone.path is not None:
-        settings["backbone.path"] = weights_fingerprint(Path(cfg.backbone.path).expanduser())
+        asked["backbone.path"] = weights_fingerprint(Path(cfg.backbone.path).expanduser())
     if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
-        settings = {name: value for name, value in settings.items() if not name.startswith("budget.")}
+        asked = {name: value for name, value in asked.items() if not name.startswith("budget.")}
     key = {
         "backbone": cfg.backbone.name,
         "task": cfg.task.name,
@@ -168,12 +171,13 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         "seed": None,
         "total_steps": total_steps,
         "max_examples": cfg.eval.max_examples,
-        "variant": digest({name: value for name, value in settings.items() if name not in ("optim.lr", "seed")}),
+        "variant": digest({name: value for name, value in asked.items() if name not in ("optim.lr", "seed")}),
         "hash": None,
     }
     chosen = dict(choices or {})
+    settings = asked | _counts(cfg, asked)
     unnamed = Plan(
-        cfg, key, settings, Path(), total_steps, steps_per_epoch, provisional, chosen, overrides, scaled, notes
+        cfg, key, settings, Path(), total_steps, steps_per_epoch, provisional, asked, chosen, overrides, scaled, notes
     )
     return named(unnamed, cfg)
 
@@ -188,13 +192,14 @@ def named(plan: Plan, cfg: DictConfig) -> Plan:
         InputError: the value of one of the two is wrong.
     """
     _check_numbers(cfg, ("optim.lr",), ("seed",))
-    settings = plan.settings | {"optim.lr": cfg.optim.lr, "seed": cfg.seed}
-    key = plan.key | {"lr": float(cfg.optim.lr), "seed": cfg.seed, "hash": digest(settings)}
+    own = {"optim.lr": cfg.optim.lr, "seed": cfg.seed}
+    asked, settings = plan.asked | own, plan.settings | own
+    key = plan.key | {"lr": float(cfg.optim.lr), "seed": cfg.seed, "hash": digest(asked)}
     try:
         folder = records.run_folder(Path(plan.cfg.results.dir).expanduser(), key)
     except records.RecordError as error:
         raise InputError(str(error)) from None
-    return replace(plan, key=key, settings=settings, folder=folder)
+    return replace(plan, key=key, asked=asked, settings=settings, folder=folder)
 
 
 Facts = tuple[int, str]
@@ -238,11 +243,13 @@ def settle(plan: Plan, examples: int) -> Plan:
         raise InputError(f"the train split has {examples:,} rows, which is not what the plan's T was made from")
     cfg = plan.cfg.copy()
     for name in SCALED:
-        if name in plan.settings:
-            OmegaConf.update(cfg, name, plan.settings[name])
+        if name in plan.asked:
+            OmegaConf.update(cfg, name, plan.asked[name])
     _scale_steps(cfg, total_steps, {})
-    key = plan.key | {"total_steps": total_steps}
-    return count(replace(plan, cfg=cfg, key=key, total_steps=total_steps, steps_per_epoch=steps_per_epoch))
+    settled = replace(plan, cfg=cfg, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    settled.key = plan.key | {"total_steps": total_steps}
+    settled.settings = plan.settings | _counts(cfg, plan.asked)
+    return count(settled)
 
 
 def _check_backbone(cfg: DictConfig, needed: str) -> None:
@@ -383,6 +390,11 @@ def _scale_steps(cfg: DictConfig, total_steps: int, how: dict[str, str]) -> None
             scaled = max(min(least, value), round(value * total_steps / paper))
             OmegaConf.update(cfg, name, scaled)
             how[name] = f"{value} x {total_steps}/{paper}, scaled"
+
+
+def _counts(cfg: DictConfig, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Step counts as the run uses them, those among ``asked``."""
+    return {name: OmegaConf.select(cfg, name) for name in SCALED if name in asked}
 
 
 def result_settings(cfg: DictConfig) -> dict[str, Any]:

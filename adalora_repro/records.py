@@ -60,7 +60,8 @@ class RunRecord:
         budget: ``n`` adapted matrices, ``r`` or ``b_0``, ``b_T`` and the phases; None for methods without matrices.
         rank_pattern: adapted matrix -> triplets kept at the end; None for methods without ranks.
         progress: ``step``, ``total_steps``, ``updated`` (Unix time) and who holds the run (``host``, ``pid``).
-        settings: every result-relevant setting, flat (``optim.lr`` -> value): what ``key.hash`` hashes.
+        settings: every result-relevant setting as used, flat (``optim.lr`` -> value). ``key.hash`` is made of them;
+            where T is known only from the tokenized data, of the step counts before they were scaled by it.
     """
 
     key: dict[str, Any]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import sys
+import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro import plan as planning
 from adalora_repro.config import GROUPS, Config, choices_of, resource
+from adalora_repro.console import ALONE_S, complain, launched
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, InputError
 
 Outcome = tuple[str, int]  # a word for the summary, the exit code
@@ -58,7 +62,21 @@ class Ledger:
 
 
 def main() -> int:
-    """Console entry point; the exit codes are those of ``errors``."""
+    """Console entry point; the exit codes are those of ``errors``. Of several processes the main one speaks."""
+    if launched()[0] == 0:
+        return _main()
+    logging.disable(logging.WARNING)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), tempfile.TemporaryDirectory() as scratch:
+        if {"-m", "--multirun"} & set(sys.argv):
+            sys.argv.append(f"hydra.sweep.dir={scratch}")  # what Hydra writes there, the main process's does
+        try:
+            return _main()
+        except Exception:
+            time.sleep(ALONE_S)  # see ``complain``
+            raise
+
+
+def _main() -> int:
     _register()
     ledger = Ledger()
     inside = False  # what a single run raises beyond wrong input is its own failure, not Hydra's
@@ -87,6 +105,8 @@ def main() -> int:
         ledger.outcomes[HydraConfig.get().job.num if many else 0] = outcome
         if outcome[1] in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise KeyboardInterrupt  # or Hydra would begin the next job of a sweep
+        if outcome[1] == EXIT_BAD_INPUT and launched()[1] > 1:
+            raise SystemExit(EXIT_BAD_INPUT)  # perhaps in this process alone: the others would be in another job
         return outcome
 
     vars(job)["ledger"] = ledger  # for the sweeper
@@ -116,7 +136,7 @@ def _mute() -> None:
 
 
 def _refuse(problem: str) -> int:
-    print(f"adalora-run: error: {problem}", file=sys.stderr)
+    complain(f"error: {problem}")
     return EXIT_BAD_INPUT
 
 
@@ -141,21 +161,20 @@ def run(cfg: DictConfig, many: bool) -> Outcome:
     existing = next(path for path in plan.folder.parents if os.path.exists(path))
     if not existing.is_dir():
         raise InputError(f"results.dir={cfg.results.dir}: {existing} is not a folder")
-    if not cfg.force and (score := planning.finished(plan)):
+    alone = launched()[1] == 1  # several processes look together, in ``execute``: each would see another moment
+    if alone and not cfg.force and (score := planning.finished(plan)):
         print(planning.already_done(plan, score))
         return ALREADY, EXIT_OK
-    if many and planning.held(plan.folder):
+    if alone and many and planning.held(plan.folder):
         return _skipped(plan)
     planning.count(plan)  # fails on a wrong option before any download
-    for note in plan.notes:
-        print(f"adalora-run: note: {note}", file=sys.stderr)
 
     from adalora_repro.session import execute
 
     try:
         code = execute(plan)
     except InputError:
-        if many and planning.held(plan.folder):  # taken since we looked
+        if alone and many and planning.held(plan.folder):  # taken since we looked
             return _skipped(plan)
         raise
     return ENDS.get(code, INTERRUPTED), code

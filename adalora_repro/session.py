@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,21 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from omegaconf import OmegaConf
 from transformers import get_linear_schedule_with_warmup
 
 from adalora_repro import backbones, checkpoint, inject, methods, provenance, records
-from adalora_repro.console import Interrupted, StopSignal
+from adalora_repro.console import Interrupted, StopSignal, complain, launched, tell
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
 from adalora_repro.plan import Plan, finished, settle
 from adalora_repro.tasks import load_family
-from adalora_repro.train import Loop, figures, run_loop
+from adalora_repro.train import Loop, NonFiniteLossError, figures, run_loop
+from adalora_repro.world import LostError, World
 
+#: how long a process waits for another: the main one may tokenize the data meanwhile
+PATIENCE = timedelta(hours=3)
+SKIPPED = "skipped.json"  # the bad rows that were left out, by split, one line each
 BUDGET_FIELDS = ("b_0", "b_T", "n", "r", "t_i", "t_f", "delta_t", "mask_events", "gamma")
 
 
@@ -40,37 +46,49 @@ def execute(plan: Plan) -> int:
     """
     stop = StopSignal()
     try:
-        with stop.installed(), _held(plan.folder):
-            return _execute_held(plan, stop)
+        with stop.installed():
+            world = World(_accelerator(plan.cfg))
+            with _held(plan.folder, world):
+                return _execute_held(plan, stop, world)
     except Interrupted as signal:
-        print(f"adalora-run: {signal}, nothing was lost: the same command starts it", file=sys.stderr)
+        tell(f"adalora-run: {signal}, nothing was lost: the same command starts it")
         return signal.exit_code
+    except LostError as error:
+        complain(f"failed: {error}: the same command starts it")
+        raise SystemExit(EXIT_FAILED) from None
     except OSError as error:
         if not _disk_full(error):
             raise
-        print(
-            f"adalora-run: error: no space left in {plan.folder}; what was saved there is whole: free some space and "
-            "repeat the command to go on",
-            file=sys.stderr,
+        complain(
+            f"error: no space left in {plan.folder}; what was saved there is whole: free some space and repeat the "
+            "command to go on"
         )
         return EXIT_BAD_INPUT
 
 
-def _execute_held(plan: Plan, stop: StopSignal) -> int:
-    if not plan.cfg.force and (score := finished(plan)):  # by another process, since run.py looked
-        print(f"already done: {plan.folder} ({score})")
+def _execute_held(plan: Plan, stop: StopSignal, world: World) -> int:
+    # by another process, since run.py looked
+    if not plan.cfg.force and (score := world.on_main(lambda: finished(plan))):
+        print(f"already done: {plan.folder} ({score}); force=true runs it again")
         return EXIT_OK
+    for note in plan.notes:
+        tell(f"adalora-run: note: {note}")
     provenance.reset_peak_memory()
-    loop = build(plan)  # nothing on disk has changed when this fails
+    loop = build(plan, world)  # nothing on disk has changed when this fails
     plan, folder = loop.plan, plan.folder
+    if plan.provisional:
+        tell(
+            f"adalora-run: note: {len(loop.data.train):,} training examples, {plan.steps_per_epoch:,} steps an epoch, "
+            f"T = {plan.total_steps:,}"
+        )
     state, problems = (None, []) if plan.cfg.force else checkpoint.load(folder, plan.key["hash"])
     for problem in problems:
-        print(f"adalora-run: {problem}", file=sys.stderr)
-    if state is None:
-        _set_aside(folder)
-    else:
+        tell(f"adalora-run: {problem}")
+    if len({*world.gathered([None if state is None else state["t"]])}) > 1:
+        raise InputError(f"{folder}: the processes read different checkpoints; all of them need the same results.dir")
+    if state is not None:
         loop.load_state_dict(state)
-        print(f"resuming {folder} at step {loop.t:,} of {plan.total_steps:,}", file=sys.stderr)
+        tell(f"resuming {folder} at step {loop.t:,} of {plan.total_steps:,}")
     record = records.RunRecord(
         key=plan.key,
         primary_metric=loop.task.primary_metric,
@@ -78,33 +96,57 @@ def _execute_held(plan: Plan, stop: StopSignal) -> int:
         budget={name: plan.method[name] for name in BUDGET_FIELDS if name in plan.method} or None,
         data=loop.data.provenance,
         settings=plan.settings,
-        environment=provenance.environment(loop.accelerator.device),
+        environment=provenance.environment(world.accelerator.device) | {"processes": world.size},
     )
-    nested = OmegaConf.create()
-    for name, value in plan.settings.items():
-        OmegaConf.update(nested, name, value)
-    records.write_atomic(folder / "config.yaml", OmegaConf.to_yaml(nested).encode())
+
+    def prepare() -> None:  # every process has read the checkpoint when the main one gets here
+        if state is None:
+            _set_aside(folder)
+        nested = OmegaConf.create()
+        for name, value in plan.settings.items():
+            OmegaConf.update(nested, name, value)
+        records.write_atomic(folder / "config.yaml", OmegaConf.to_yaml(nested).encode())
+        if loop.data.skipped:
+            records.write_files(folder, {SKIPPED: loop.data.skipped})
+
+    def write(status: str, error: str | None = None) -> None:
+        if world.main:
+            _write(loop, record, status, error)
+
+    world.on_main(prepare)
+    together = True  # all processes of the run get here
     try:
         with stop.deferred():
-            run_loop(loop, stop, publish=lambda: _write(loop, record, "running"))
+            run_loop(loop, stop, publish=lambda: write("running"))
         status, error, code = "ok", None, stop.exit_code or EXIT_OK  # asked to stop in the last step: no next job
     except Interrupted as signal:
         again = "without force=true the same command" if plan.cfg.force else "the same command"
         status, error, code = "cancelled", f"{signal}: {again} resumes it", signal.exit_code
+        together = signal.agreed
     except Exception as problem:
         if _disk_full(problem):
             raise
-        with suppress(OSError):
-            (folder / "error.txt").write_text(traceback.format_exc())
+        trace, together = traceback.format_exc(), problem is world.common or isinstance(problem, NonFiniteLossError)
         status, error, code = "failed", f"{type(problem).__name__}: {problem}".splitlines()[0], EXIT_FAILED
-    _write(loop, record, status, error)
-    if status == "ok":
+        if world.main:
+            with suppress(OSError):
+                (folder / "error.txt").write_text(trace)
+    write(status, error)
+    if status == "failed" and not together:  # perhaps in this process alone
+        complain(f"{status}: {error}  ({folder})", trace)
+    elif status != "ok":
+        tell(f"adalora-run: {status}: {error}  ({folder})")
+    elif world.main:
         checkpoint.remove(folder)
         (folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
         found = figures(plan.measured, record.final["metrics"])  # type: ignore[index]
         print(f"done: {found}  ({folder / records.RECORD_NAME})")
-    else:
-        print(f"adalora-run: {status}: {error}  ({folder})", file=sys.stderr)
+    if world.size == 1:
+        return code
+    if not together:  # the others may be anywhere: no next job
+        raise SystemExit(code)
+    with suppress(LostError):  # a launcher ends all processes when one fails: the main one has written by now
+        code = max(world.largest(code))
     return code
 
 
@@ -113,12 +155,19 @@ def _disk_full(error: Exception) -> bool:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """The run's folder, ours alone: a lock that dies with its process.
+def _held(folder: Path, world: World) -> Iterator[None]:
+    """The run's folder, for the processes of this run alone: a lock that the main one has and that dies with it.
 
     Raises:
         InputError: the folder cannot be written, or another process trains there.
     """
+    with ExitStack() as stack:
+        world.on_main(lambda: stack.enter_context(_locked(folder)) and None)
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     path = folder / ".lock"
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
@@ -148,39 +197,51 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _set_aside(folder: Path) -> None:
     """A start from step 0 (``force=true``, nothing to resume) keeps what an earlier try left, under numbered names."""
-    number = 1 + len(list(folder.glob("metrics.old-*.json")))
-    for name in (records.RECORD_NAME, "log.jsonl", "final", "best"):
+    taken = [re.fullmatch(r"\w+\.old-(\d+)(\.\w+)?", path.name) for path in folder.iterdir()]
+    number = 1 + max((int(match[1]) for match in taken if match), default=0)
+    for name in ("log.jsonl", "final", "best", SKIPPED, records.RECORD_NAME):  # the record goes last: it names the rest
         path = folder / name
         if path.exists():
             path.rename(path.with_suffix(f".old-{number}{path.suffix}"))
     checkpoint.remove(folder)
 
 
-def build(plan: Plan) -> Loop:
+def _accelerator(cfg: Any) -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)  # the run before in a sweep may have had another precision
+    _, processes = launched()
+    device = cfg.train.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("train.device=cuda, but torch finds no GPU here; train.device=auto uses the CPU")
+    # accelerate starts several processes without a GPU only where it is told that there is none
+    on_cpu = device == "cpu" or (processes > 1 and not torch.accelerator.is_available())
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[cfg.train.precision],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    if accelerator.num_processes != processes:
+        raise InputError(
+            f"{processes} processes were started, but they cannot work together on {accelerator.device.type}; "
+            "start one, or several with train.device=cpu"
+        )
+    return accelerator
+
+
+def build(plan: Plan, world: World | None = None) -> Loop:
     """Data, model, method and optimizer of a plan, on their device.
 
     Raises:
         InputError: data or backbone cannot be had or are not what the plan counted.
     """
     cfg = plan.cfg
-    AcceleratorState._reset_state(reset_partial_state=True)  # the run before in a sweep may have had another precision
-    accelerator = Accelerator(
-        cpu=cfg.train.device == "cpu", mixed_precision={"fp32": "no", "bf16": "bf16"}[cfg.train.precision]
-    )
-    if cfg.train.device == "cuda" and accelerator.device.type != "cuda":
-        raise InputError("train.device=cuda, but torch finds no GPU here; train.device=auto uses the CPU")
-    if not sys.stderr.isatty():
+    world = world or World(_accelerator(cfg))
+    if not sys.stderr.isatty() or not world.main:
         datasets.disable_progress_bars()  # a log file wants lines
     task = load_family(cfg)
     set_seed(cfg.seed)
-    data = task.load(backbones.load_tokenizer(cfg))
+    tokenizer = backbones.load_tokenizer(cfg)
+    data = world.main_first(lambda: task.load(tokenizer))
     plan = settle(plan, len(data.train))
-    if plan.provisional:
-        print(
-            f"adalora-run: note: {len(data.train):,} training examples, {plan.steps_per_epoch:,} steps an epoch, "
-            f"T = {plan.total_steps:,}",
-            file=sys.stderr,
-        )
     cfg = plan.cfg
     model = backbones.load_model(cfg)
     method = methods.load(cfg)
@@ -192,12 +253,16 @@ def build(plan: Plan) -> Loop:
             f"planned {plan.params['at_init']:,} and {plan.params['head']:,}"
         )
     if cfg.backbone.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        backbones.recompute_activations(model)
     optimizer = make_optimizer(model, cfg.optim)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    # device and precision only: gradients are added up by `World`, without a wrapper around the model
+    model = world.accelerator.prepare_model(model, evaluation_mode=True)
+    optimizer = world.accelerator.prepare(optimizer)
     scheduler = get_linear_schedule_with_warmup(optimizer, cfg.optim.warmup_steps, plan.total_steps)
     method.on_train_start(plan.total_steps)
-    return Loop(plan, model, method, task, data, optimizer, scheduler, accelerator)
+    if world.rank:
+        torch.manual_seed(cfg.seed + world.rank)  # other examples, other dropout; the start was the same for all
+    return Loop(plan, model, method, task, data, optimizer, scheduler, world)
 
 
 def make_optimizer(model: torch.nn.Module, optim: Any) -> torch.optim.AdamW:
@@ -229,7 +294,7 @@ def _write(loop: Loop, record: records.RunRecord, status: str, error: str | None
         "s_per_epoch": loop.train_s / loop.t * loop.plan.steps_per_epoch if loop.t else 0.0,
         "tokens_per_s": loop.tokens / loop.train_s if loop.train_s else 0.0,
     }
-    record.memory = provenance.peak_memory(loop.accelerator.device)
+    record.memory = provenance.peak_memory(loop.world.accelerator.device)
     record.progress = {"step": loop.t, "total_steps": loop.plan.total_steps, "updated": time.time()}
     if status == "running":
         record.progress |= {"host": socket.gethostname(), "pid": os.getpid()}

@@ -17,6 +17,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,19 +27,23 @@ from torch import Tensor
 from adalora_repro import checkpoint, inject, records
 from adalora_repro.batches import epoch_order, loaded, longest_first, split
 from adalora_repro.console import EvaluationStopped, Progress, StopSignal, Watch
+from adalora_repro.tasks.base import Evaluation
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from datasets import Dataset
     from transformers import PreTrainedModel
 
     from adalora_repro.methods.base import BaseMethod
     from adalora_repro.plan import Plan
-    from adalora_repro.tasks.base import Batch, Evaluation, Task, TaskData
+    from adalora_repro.tasks.base import Batch, Task, TaskData
+    from adalora_repro.world import World
+
+
+LONG_EVALUATION = 200  # batches: before so many a checkpoint is saved, for a kill must not cost the steps before
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss of a step is NaN or infinite; the message names the step."""
+    """The loss of a step, or a weight after it, is NaN or infinite; the message names the step."""
 
 
 @dataclass
@@ -51,7 +57,7 @@ class Loop:
     data: TaskData
     optimizer: torch.optim.Optimizer
     scheduler: Any
-    accelerator: Accelerator
+    world: World
     t: int = 0
     losses: list[Tensor] = field(default_factory=list)  # of the steps since the last look, on the device
     looked: list[float] = field(default_factory=list)  # of the steps since the last log line, on the host
@@ -71,7 +77,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "method": self.method.state_dict(),
-            "rng": checkpoint.rng_state(),
+            "rng": list(self.world.gathered([checkpoint.rng_state()])),
             "loop": {name: getattr(self, name) for name in self._plain},
         }
 
@@ -87,7 +93,9 @@ class Loop:
         for name in self._plain:
             setattr(self, name, state["loop"][name])
         self.t = state["t"]
-        checkpoint.set_rng_state(state["rng"])
+        streams = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # one, before there were several
+        if self.world.rank < len(streams):  # else there are more processes than before: theirs are new streams
+            checkpoint.set_rng_state(streams[self.world.rank])
 
     def look(self) -> None:
         """Fetches the losses of the steps since the last look.
@@ -118,12 +126,14 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
     cfg, total = loop.plan.cfg.train, loop.plan.total_steps
     eval_steps = cfg.eval_steps or loop.plan.steps_per_epoch
     log_path = loop.plan.folder / "log.jsonl"
-    log_path.touch()
-    os.truncate(log_path, min(loop.log_bytes, log_path.stat().st_size))  # lines after the checkpoint are written again
-    key = loop.plan.key
-    watch = Watch(Progress(f"{key['task']} {key['method']} {key['budget']}", loop.t, total), stop, publish)
+    if loop.world.main:
+        log_path.touch()
+        os.truncate(log_path, min(loop.log_bytes, log_path.stat().st_size))  # lines after the checkpoint come again
+    key, main = loop.plan.key, loop.world.main
+    progress = Progress(f"{key['task']} {key['method']} {key['budget']}", loop.t, total, quiet=not main)
+    watch = Watch(progress, stop, publish, loop.world)
     try:
-        with log_path.open("a") as log:
+        with (log_path if main else Path(os.devnull)).open("a") as log:
             _evaluate_before(loop, log, watch)
             began = time.perf_counter()
             for batches in training_batches(loop):
@@ -132,7 +142,8 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
                 last = loop.t == total
                 log_due = last or loop.t % cfg.log_steps == 0
                 loop.evaluation_due = last or loop.t % eval_steps == 0
-                save_due = not last and (loop.t % cfg.save_steps == 0 or stop.requested)
+                stopping = not last and watch.stopping()
+                save_due = stopping or (not last and loop.t % cfg.save_steps == 0)
                 if not (log_due or loop.evaluation_due or save_due):
                     continue
                 loop.look()  # waits for the device, so the clock is true; nothing spoilt goes past this line
@@ -143,7 +154,8 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
                     _evaluate(loop, log, watch)
                 if save_due:
                     _save(loop, log)
-                    stop.check()
+                    if stopping:
+                        stop.check()
                     watch.publish()
                 watch.beat()
                 began = time.perf_counter()
@@ -166,33 +178,43 @@ def _evaluate_before(loop: Loop, log: Any, watch: Watch) -> None:
 
 def _save(loop: Loop, log: Any) -> None:
     loop.log_bytes = log.tell()
-    checkpoint.save(loop.plan.folder, loop.state_dict())
+    state = loop.state_dict()
+    loop.world.on_main(lambda: checkpoint.save(loop.plan.folder, state))
 
 
 def step(loop: Loop, batches: list[Batch]) -> Tensor:
-    """One optimizer step on the micro-batches of its batch; returns the gradient's norm before clipping."""
-    model, method, optimizer, accelerator = loop.model, loop.method, loop.optimizer, loop.accelerator
+    """One optimizer step on this process's micro-batches; returns the gradient's norm before clipping."""
+    model, method, optimizer, world = loop.model, loop.method, loop.optimizer, loop.world
     model.train()
-    terms, losses = [], []
+    whole = len(batches) == 1 and world.size == 1
+    losses: list[Tensor] = []
+    terms = 0
     for batch in batches:
-        with accelerator.autocast():
+        with world.accelerator.autocast():
             loss, n = loop.task.loss(model, batch)
         # a mean over all examples of the step: micro-batches count by their number of terms
-        accelerator.backward(loss if len(batches) == 1 else loss * n)
-        losses.append(loss.detach() * n)
-        terms.append(n)
+        world.accelerator.backward(loss if whole else loss * n)
+        losses.append(loss.detach() if whole else loss.detach() * n)
+        terms += n
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if len(batches) > 1:
-        torch._foreach_div_([p.grad for p in parameters if p.grad is not None], float(sum(terms)))
+    if whole:
+        mean = losses[0]
+    else:  # a process may have none of a small batch's examples
+        mean = torch.stack(losses or [torch.zeros((), device=world.accelerator.device)]).sum()
+        count: Any = float(terms)
+        if world.size > 1:
+            mean, count = world.add_up(parameters, torch.stack([mean, torch.full_like(mean, count)]))
+        torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
+        mean = mean / count
     if (penalty := method.regularizer()) is not None:
         add_gradient(penalty, parameters)
-    grad_norm = accelerator.clip_grad_norm_(parameters, loop.plan.cfg.optim.max_grad_norm)
+    grad_norm = world.accelerator.clip_grad_norm_(parameters, loop.plan.cfg.optim.max_grad_norm)
     method.before_update(loop.t)
     optimizer.step()
     loop.scheduler.step()
     method.after_update(loop.t)
     optimizer.zero_grad()
-    loop.losses.append(torch.stack(losses).sum() / sum(terms) if len(batches) > 1 else loss.detach())
+    loop.losses.append(mean)
     loop.t += 1
     assert grad_norm is not None
     return grad_norm
@@ -212,45 +234,66 @@ def add_gradient(loss: Tensor, parameters: Sequence[torch.nn.Parameter]) -> None
 
 
 def training_batches(loop: Loop) -> Iterator[list[Batch]]:
-    """The micro-batches of every step from ``loop.t`` on; the data position follows from t and the seed alone."""
+    """This process's micro-batches of every step from ``loop.t`` on; which these are follows from t and the seed."""
     cfg, per_epoch = loop.plan.cfg, loop.plan.steps_per_epoch
     lengths = loop.data.train["length"][:]
     grouped = cfg.train.padding == "longest"
     for epoch in range(loop.t // per_epoch, math.ceil(loop.plan.total_steps / per_epoch)):
         batches = epoch_order(lengths, cfg.train.batch_size, cfg.seed * 100_003 + epoch, grouped)
         first, last = loop.t - epoch * per_epoch, loop.plan.total_steps - epoch * per_epoch
-        steps = [split(rows, cfg.train.grad_accumulation) for rows in batches[first:last]]
+        pieces = cfg.train.grad_accumulation * loop.world.size
+        steps = [loop.world.own(split(rows, pieces)) for rows in batches[first:last]]
         ready = _loaded(loop, loop.data.train, [part for parts in steps for part in parts])
-        for parts in steps:
-            loop.tokens += sum(lengths[row] for part in parts for row in part)
+        for rows, parts in zip(batches[first:last], steps, strict=True):
+            loop.tokens += sum(lengths[row] for row in rows)
             yield [next(ready) for _ in parts]
 
 
-def _loaded(loop: Loop, rows: Dataset, batches: list[list[int]]) -> Iterator[Batch]:
-    return loaded(rows, batches, loop.task.collate, loop.accelerator.device, loop.plan.cfg.train.num_workers)
+def _loaded(loop: Loop, rows: Dataset, batches: Sequence[list[int]]) -> Iterator[Batch]:
+    return loaded(rows, batches, loop.task.collate, loop.world.accelerator.device, loop.plan.cfg.train.num_workers)
 
 
 def evaluate(loop: Loop, watch: Watch) -> Evaluation:
-    """The task's figures of the model as it counts at the budget, on every evaluation split."""
+    """The task's figures of the model as it counts at the budget, on every evaluation split.
+
+    Raises:
+        NonFiniteLossError: a weight is not finite: what it would predict or write might look like a result.
+    """
+    for parameter_name, parameter in inject.trained(loop.model).items():
+        if not parameter.isfinite().all():
+            raise NonFiniteLossError(
+                f"{parameter_name} is not finite after step {loop.t - 1}; a lower optim.lr may help"
+            )
     loop.model.eval()
-    with loop.method.masked(), torch.inference_mode(), loop.accelerator.autocast():
-        return loop.task.metrics({name: _predictions(loop, name, watch) for name in loop.data.evaluation})
+    with loop.method.masked(), torch.inference_mode(), loop.world.accelerator.autocast():
+        found = {name: loop.world.gathered(_predictions(loop, name, watch)) for name in loop.data.evaluation}
+        files: dict[str, Any] = {}  # stay in the main process, which writes them
+
+        def metrics() -> dict[str, float]:
+            evaluation = loop.task.metrics(found)
+            files.update(evaluation.files)
+            return evaluation.metrics
+
+        return Evaluation(loop.world.on_main(metrics), files)
 
 
 def _predictions(loop: Loop, name: str, watch: Watch) -> Iterator[dict[str, Any]]:
-    """Batches of predictions on the host, while they are asked for: a task keeps of them what it needs.
+    """This process's batches of predictions on the host, while they are asked for: a task keeps what it needs of them.
 
     The next batch is under way before one is fetched, so that the device does not wait for the host.
     """
-    rows = loop.data.evaluation[name]
+    rows, world = loop.data.evaluation[name], loop.world
     batches = longest_first(rows["length"][:], loop.plan.cfg.eval.batch_size)
+    own = world.own(batches)
+    ready = zip(_loaded(loop, rows, own), own, strict=True)
     before: tuple[dict[str, Tensor], list[int]] | None = None
-    for done, (batch, index) in enumerate(zip(_loaded(loop, rows, batches), batches, strict=True)):
+    for done in range(0, len(batches), world.size):  # as many rounds in each process, for these agree on a stop
         watch.evaluating(name, done, len(batches))
-        found = loop.task.predict(loop.model, batch)
-        if before is not None:
-            yield _fetched(*before)
-        before = found, index
+        for batch, index in islice(ready, 1):
+            found = loop.task.predict(loop.model, batch)
+            if before is not None:
+                yield _fetched(*before)
+            before = found, index
     if before is not None:
         yield _fetched(*before)
 
@@ -283,6 +326,8 @@ def _evaluate(loop: Loop, log: Any, watch: Watch) -> None:
     Raises:
         Interrupted: asked to stop; a checkpoint of the step is saved.
     """
+    if _evaluation_batches(loop) >= LONG_EVALUATION:
+        _save(loop, log)
     began = time.perf_counter()
     try:
         evaluation = evaluate(loop, watch)
@@ -298,11 +343,19 @@ def _evaluate(loop: Loop, log: Any, watch: Watch) -> None:
         loop.best is None or metrics[primary] > loop.best["metrics"][primary]
     ):
         loop.best = entry
-        records.write_files(loop.plan.folder / "best", evaluation.files)
+        _write_files(loop, "best", evaluation)
     if loop.t == loop.plan.total_steps:
         loop.final = entry
-        records.write_files(loop.plan.folder / "final", evaluation.files)
+        _write_files(loop, "final", evaluation)
     _log_evaluation(loop, metrics, log, watch.progress)
+
+
+def _evaluation_batches(loop: Loop) -> int:
+    return sum(math.ceil(len(rows) / loop.plan.cfg.eval.batch_size) for rows in loop.data.evaluation.values())
+
+
+def _write_files(loop: Loop, name: str, evaluation: Evaluation) -> None:
+    loop.world.on_main(lambda: records.write_files(loop.plan.folder / name, evaluation.files))
 
 
 def _log_evaluation(loop: Loop, metrics: dict[str, float], log: Any, progress: Progress) -> None:

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from adalora_repro import plan as planning
 from adalora_repro import records
 from adalora_repro.config import GROUPS
+from adalora_repro.console import launched
 from adalora_repro.errors import EXIT_FAILED, InputError, one_of
 from adalora_repro.tables.base import Run, at_edge, choose_lr, lr_text
 
@@ -165,7 +166,9 @@ class CellSweeper(BasicSweeper):
                 continue
             self.folders[words_of(job)] = plan.folder
             try:
-                score = None if plan.cfg.force or plan.cfg.dry_run else planning.finished(plan)
+                # several processes look together, when they get to it: here each would see another moment
+                look = launched()[1] == 1 and not plan.cfg.force and not plan.cfg.dry_run
+                score = planning.finished(plan) if look else None
             except InputError:
                 continue  # the job says so
             if score:

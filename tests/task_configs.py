@@ -25,9 +25,17 @@ needs_real_data = pytest.mark.skipif(
 )
 
 
+def task_yaml(task: str) -> DictConfig:
+    """The task's file without its defaults list, which is Hydra's (``backbone`` for summarization)."""
+    values = OmegaConf.load(CONF / "task" / f"{task}.yaml")
+    assert isinstance(values, DictConfig)
+    values.pop("defaults", None)
+    return values
+
+
 def task_config(task: str, source: str = "sample", **options: Any) -> DictConfig:
     """The task's YAML over the schema, ``data.source`` and dotted options: ``task_config("rte", data__dir="x")``."""
-    cfg = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(CONF / "task" / f"{task}.yaml"))
+    cfg = OmegaConf.merge(OmegaConf.structured(Config), task_yaml(task))
     assert isinstance(cfg, DictConfig)
     for name, value in {"data__source": source, **options}.items():
         OmegaConf.update(cfg, name.replace("__", "."), value)

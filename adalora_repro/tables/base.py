@@ -46,6 +46,7 @@ class Column:
         metrics: names in a record; ``paper`` the columns of the paper's CSV for them.
         percent: the records hold percentages (0 to 100); otherwise fractions of 1 (-1 to 1, for correlations).
         more: further metrics of the same runs, in the report's CSV alone.
+        settings: those of the runs shown that a reader must know to compare, told in a note.
     """
 
     task: str
@@ -55,6 +56,7 @@ class Column:
     paper: tuple[str, ...]
     percent: bool = False
     more: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,8 @@ def plural(count: int, what: str) -> str:
 
 def notes_of(table: Table) -> list[str]:
     """All that a reader must know not to misread the figures, the most surprising first."""
-    notes = [*table.scope.said, *data_notes(table), *comparison_notes(table), *cell_notes(table)]
+    notes = [*table.scope.said, *data_notes(table), *comparison_notes(table)]
+    notes += [*evaluation_notes(table), *cell_notes(table)]
     notes += [f"Not in the table: {plural(count, 'record')} {why}." for why, count in sorted(table.left_out.items())]
     if table.refused:
         notes.append(f"Refused and not counted: {plural(len(table.refused), 'record')}, named on stderr.")
@@ -256,6 +257,27 @@ def comparison_notes(table: Table) -> list[str]:
         if len(steps) > 1:
             notes.append(f"{column.heading}: rows were trained for {min(steps):,} to {max(steps):,} steps, not alike.")
     return notes
+
+
+def evaluation_notes(table: Table) -> list[str]:
+    """How the runs shown were evaluated: settings that are not the same everywhere, and rows that were left out."""
+    notes = []
+    for place, column in enumerate(table.spec.columns):
+        records = [run.record for row in table.rows for run in row.cells[place].runs]
+        if records and column.settings:
+            told = [f"{name} {values(record.settings.get(name) for record in records)}" for name in column.settings]
+            notes.append(f"{column.heading}: evaluated with {', '.join(told)}.")
+        skipped = [counts for record in records if isinstance(counts := record.data.get("skipped"), dict)]
+        if skipped:
+            most = {split: max(c.get(split, 0) for c in skipped) for counts in skipped for split in counts}
+            told = [f"{split} {amount(count)}" for split, count in sorted(most.items(), key=split_order)]
+            notes.append(f"{column.heading}: bad rows were left out (data.skip_invalid), at most {', '.join(told)}.")
+    return notes
+
+
+def values(found: Iterable[Any]) -> str:
+    """Distinct values, " or " between them."""
+    return " or ".join(dict.fromkeys(short(value) for value in found))
 
 
 def cell_notes(table: Table) -> list[str]:

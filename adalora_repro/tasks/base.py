@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from adalora_repro.errors import InputError
 from adalora_repro.tasks import cache, sources
 
 if TYPE_CHECKING:
@@ -23,6 +24,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
+#: settings of a task that are null where its family has no use for them
+OPTIONAL = (
+    "max_target_length",
+    "stride",
+    "n_best",
+    "max_answer_length",
+    "null_threshold",
+    "num_beams",
+    "length_penalty",
+    "min_target_length",
+    "no_repeat_ngram_size",
+    "early_stopping",
+    "classifier_dropout",
+)
 MULTIPLE = 8  # padded lengths: what tensor cores like
 
 
@@ -34,11 +49,13 @@ class TaskData:
         train: columns ``input_ids``, …, ``labels`` and ``length`` (tokens).
         evaluation: split name -> the same; one entry for most tasks, two for MNLI.
         provenance: goes into the record as ``data``: source, revision or sha256, rows per split.
+        skipped: split -> what was wrong with each row that was left out.
     """
 
     train: Dataset
     evaluation: dict[str, Dataset]
     provenance: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -96,7 +113,7 @@ class BaseTask(Task):
     beside the protocol's ``collate``, ``loss``, ``predict`` and ``metrics``.
 
     Raises:
-        InputError: a metric in the configuration that the family does not compute.
+        InputError: a setting of another family, more text columns than the family reads.
     """
 
     #: ``encoder`` or ``encoder-decoder``: the backbones that can do it
@@ -105,9 +122,19 @@ class BaseTask(Task):
     code_version: int
     #: rows carry a unique ``id``
     has_ids = False
+    #: how many text columns a row may have
+    texts: tuple[int, ...] = (1, 2)
+    #: of the settings that only some families have (``OPTIONAL``), those of this one
+    uses: frozenset[str] = frozenset()
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
+        for name in OPTIONAL:
+            if cfg.task[name] is not None and name not in self.uses:
+                raise InputError(f"task.{name} means nothing for {cfg.task.name}")
+        if len(cfg.task.text_columns) not in self.texts:
+            wanted = " or ".join(map(str, self.texts))
+            raise InputError(f"task.text_columns: {cfg.task.name} reads {wanted}, not {len(cfg.task.text_columns)}")
         self.primary_metric: str = cfg.task.primary_metric
         self.columns = [*(["id"] if self.has_ids else []), *cfg.task.text_columns, cfg.task.label_column]
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -148,28 +175,30 @@ class BaseTask(Task):
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
         """Tokenized splits, from the cache where an earlier run left them; see ``sources.load_split`` for errors."""
+        tokenizer.padding_side = tokenizer.truncation_side = "right"  # positions of answers are counted from the left
         self._tokenizer = tokenizer
         splits = sources.splits(self.cfg)
         entries = {split: self._prepared(split) for split in splits}
         limit = self.cfg.eval.max_examples
         data = TaskData(entries[splits[0]].dataset, {})
-        rows, skipped = {}, {}
+        rows = {}
         for split, entry in entries.items():
             examples, rows[split] = entry.dataset, entry.notes["rows"]
             if entry.notes["skipped"]:
-                skipped[split] = entry.notes["skipped"]
-                self._report(split, skipped[split])
+                data.skipped[split] = entry.notes["skipped"]
+                self._report(split, data.skipped[split])
             if split != splits[0]:
                 if limit is not None and limit < rows[split]:
                     examples, rows[split] = self.chosen(examples, rows[split], limit)
                 data.evaluation[split] = examples
         data.provenance = sources.provenance(self.cfg, rows)
-        if skipped:
-            data.provenance["skipped"] = {split: len(problems) for split, problems in skipped.items()}
+        data.provenance["max_length"] = self.max_length
+        if data.skipped:
+            data.provenance["skipped"] = {split: len(problems) for split, problems in data.skipped.items()}
         return data
 
     def _report(self, split: str, problems: list[str]) -> None:
-        more = f" and {len(problems) - 3:,} more" if len(problems) > 3 else ""
+        more = f" and {len(problems) - 3:,} more, see skipped.json" if len(problems) > 3 else ""
         logger.warning(
             "%s %s: %s bad row(s) left out (data.skip_invalid=true): %s%s",
             *(self.cfg.task.name, split, f"{len(problems):,}", "; ".join(problems[:3]), more),
@@ -180,7 +209,8 @@ class BaseTask(Task):
         name = cache.key(
             sources.split_fingerprint(self.cfg, split),
             cache.tokenizer_hash(self.tokenizer),
-            [self.cfg.task.family, self.code_version, split == sources.TRAIN, skip],
+            [self.cfg.task.family, self.code_version, split == sources.TRAIN],
+            skip and str(self.cfg.data.dir),  # bad rows are named with their files
             self.columns,
             self.max_length,
             self.recipe(),
@@ -210,6 +240,7 @@ def mapped(rows: Dataset, encode: Callable[..., dict[str, Any]], **options: Any)
         remove_columns=rows.column_names,
         keep_in_memory=True,
         load_from_cache_file=False,
+        new_fingerprint="tokenized",  # or the function is pickled, tokenizer and all, for a name that nobody asks for
         desc="tokenizing",
         **options,
     )

@@ -27,6 +27,7 @@ class Task(BaseTask):
 
     architecture = "encoder"
     code_version = 2
+    uses = frozenset({"classifier_dropout"})
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)

@@ -59,8 +59,10 @@ class BadRows:
         self.problems: list[str] = []
 
     def add(self, problem: str) -> None:
-        """Raises:
-        InputError: rows are not to be skipped.
+        """Takes one line that names a row and says what is wrong with it.
+
+        Raises:
+            InputError: rows are not to be skipped.
         """
         if not self._skip:
             raise InputError(f"{problem}; data.skip_invalid=true leaves such rows out")
@@ -178,7 +180,7 @@ def _checked(
         if isinstance(name, str):
             if problem is None and seen.setdefault(name, where) != where:
                 problem = f"the id is also that of {seen[name]}"
-            where = f"{where}: id '{name}'"
+            where = f"{where}: id {name!r}"
         if problem is None:
             yield number, row
         else:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import sources
 from adalora_repro.tasks.base import BaseTask, Batch, Evaluation, equal_distances, mapped, pad
 from adalora_repro.tasks.squad_scores import best_thresholds, score_all, squad_metrics
@@ -40,12 +40,15 @@ class Task(BaseTask):
     """One task of the family, as its YAML in conf/task/ describes it.
 
     Raises:
-        InputError: no stride, n-best size or answer length; a stride that leaves no room for a context.
+        InputError: no stride, n-best size or answer length; a stride that leaves no room for a context; a metric that
+            is not computed for every set of questions.
     """
 
     architecture = "encoder"
     code_version = 2
     has_ids = True
+    texts = (2,)
+    uses = frozenset({"stride", "n_best", "max_answer_length", "null_threshold"})
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
@@ -58,8 +61,14 @@ class Task(BaseTask):
                 f"task.stride={task.stride} must be below task.max_length={task.max_length}: a window has to bring "
                 "more than it shares with the one before"
             )
+        if task.num_labels != 2:
+            raise InputError(f"task.num_labels={task.num_labels}: start and end of a span take 2")
         #: whether "no answer" is one of the answers
         self.nullable = task.null_threshold is not None
+        names = ("exact", "f1", *(("best_exact", "best_f1") if self.nullable else ()))
+        for name in task.metrics:
+            if name not in names:
+                raise one_of("metric", name, names)
         self._side: dict[str, Dataset] = {}
 
     # -- rows and windows ------------------------------------------------------------------------------------------
@@ -149,7 +158,7 @@ class Task(BaseTask):
         kept = []
 
         def where(row: int) -> str:
-            return f"{task.name} {split}: id '{batch['id'][row]}'"
+            return f"{task.name} {split}: id {batch['id'][row]!r}"
 
         for row, problem in enumerate(self._token_problems(questions, contexts)):
             if problem is None:
@@ -255,10 +264,14 @@ class Task(BaseTask):
         return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        """Half the sum of the two mean cross entropies, in float32; and the number of windows."""
+        """Half the sum of the two mean cross entropies, in float32; and the number of windows.
+
+        Padding takes no part in the softmax, or the loss of a window would depend on those it shares a batch with.
+        """
         from torch.nn import functional
 
-        start, end = self._logits(model, batch)
+        padding = batch["attention_mask"] == 0
+        start, end = (logits.masked_fill(padding, -math.inf) for logits in self._logits(model, batch))
         loss = functional.cross_entropy(start, batch["start"]) + functional.cross_entropy(end, batch["end"])
         return loss / 2, len(batch["start"])
 
@@ -305,7 +318,7 @@ class Task(BaseTask):
             for window, example in enumerate(windows["example"]):
                 null, scores = float(batch["null"][window]), batch["score"][window].tolist()
                 if not math.isfinite(null) or any(math.isnan(score) or score == math.inf for score in scores):
-                    raise FloatingPointError(f"a prediction on {split} is not finite: id '{windows['id'][window]}'")
+                    raise FloatingPointError(f"a prediction on {split} is not finite: id {windows['id'][window]!r}")
                 texts = (windows[name][window] for name in ("id", "context", "answers"))
                 question = questions.setdefault(example, Question(*texts))
                 question.null = min(question.null, null)

@@ -17,9 +17,19 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
     from omegaconf import DictConfig
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 IGNORED = -100  # label of padding: what torch's cross entropy leaves out
+SHORTEST = 3
+#: what of generation belongs to the model: it was pretrained with them
+TOKEN_IDS = (
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
 INPUTS = ["input_ids", "attention_mask"]
 SIDE = ["id", "reference"]
 
@@ -34,6 +44,17 @@ class Task(BaseTask):
     architecture = "encoder-decoder"
     code_version = 1
     has_ids = True
+    texts = (1,)
+    uses = frozenset(
+        {
+            "max_target_length",
+            "num_beams",
+            "length_penalty",
+            "min_target_length",
+            "no_repeat_ngram_size",
+            "early_stopping",
+        }
+    )
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
@@ -44,12 +65,16 @@ class Task(BaseTask):
         for name in ("max_target_length", "num_beams"):
             if task[name] is None:
                 raise InputError(f"task.{name} is not set, {task.name} needs a number")
+        for name in ("max_length", "max_target_length"):
+            if task[name] < SHORTEST:
+                raise InputError(f"task.{name}={task[name]} must be {SHORTEST} or more: a token between start and end")
         if (task.min_target_length or 0) >= task.max_target_length:
             raise InputError(
                 f"task.min_target_length={task.min_target_length} must be below "
                 f"task.max_target_length={task.max_target_length}"
             )
         self._side: dict[str, Dataset] = {}
+        self._generation: GenerationConfig | None = None
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
@@ -138,19 +163,29 @@ class Task(BaseTask):
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """``tokens`` (rows, written length): the best beam, special tokens and padding included."""
-        task = self.cfg.task
         generate: Any = model.generate
-        options = {
-            "max_length": self.max_target_length,
-            "min_length": task.min_target_length or 0,
-            "num_beams": task.num_beams,
-            "no_repeat_ngram_size": task.no_repeat_ngram_size or 0,
-            "do_sample": False,
-        }
-        if task.num_beams > 1:  # greedy search has neither; null: as the model's own configuration says
-            search = {name: task[name] for name in ("length_penalty", "early_stopping")}
-            options |= {name: value for name, value in search.items() if value is not None}
-        return {"tokens": generate(**{name: batch[name] for name in INPUTS}, **options)}
+        return {"tokens": generate(**{name: batch[name] for name in INPUTS}, generation_config=self._search(model))}
+
+    def _search(self, model: Any) -> GenerationConfig:
+        """How summaries are searched for: the task's settings, the model's token ids, and nothing else of what the
+        model's files say of generation (``generate`` would fill it in), for the record must hold all that matters."""
+        from transformers import GenerationConfig
+
+        if self._generation is not None:
+            return self._generation
+        task = self.cfg.task
+        ids = {name: getattr(model.generation_config, name) for name in TOKEN_IDS}
+        search = {name: task[name] for name in ("length_penalty", "early_stopping") if task[name] is not None}
+        self._generation = model.generation_config = GenerationConfig(
+            max_length=self.max_target_length,
+            min_length=task.min_target_length or 0,
+            num_beams=task.num_beams,
+            no_repeat_ngram_size=task.no_repeat_ngram_size or 0,
+            do_sample=False,
+            **(search if task.num_beams > 1 else {}),  # greedy search has neither
+            **ids,
+        )
+        return self._generation
 
     # -- scores ----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adalora_repro.tasks.base import Evaluation
 from adalora_repro.train import evaluate
+from adalora_repro.world import World
 
 Rows = list[dict[str, Any]]
 
@@ -92,7 +93,9 @@ def loop_of(task: Counting, splits: dict[str, list[int]], size: int) -> Any:
         method=SimpleNamespace(masked=masked),
         task=task,
         data=SimpleNamespace(evaluation=rows),
-        accelerator=SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext),
+        world=World(
+            SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"), autocast=nullcontext)
+        ),
     )
 
 

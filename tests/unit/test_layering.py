@@ -24,7 +24,7 @@ LAYERS = [
     "inject",
     "methods tasks",
     "plan",
-    "checkpoint provenance console batches tables",
+    "checkpoint provenance world console batches tables",
     "train report",
     "session",
     "run",

@@ -214,12 +214,25 @@ def test_the_loss_is_that_of_transformers(tmp_path: Path, name: str) -> None:
     assert len(set(batch["start"].tolist())) > 3
     assert (batch["start"] == 0).any()
     loss, terms = task.loss(model, batch)
-    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-    expected = model(**inputs, start_positions=batch["start"], end_positions=batch["end"]).loss
-    torch.testing.assert_close(loss, expected)
+    expected = []
+    for row, tokens in enumerate(batch["attention_mask"].sum(1).tolist()):  # one by one, so that nothing is padded
+        inputs = {key: batch[key][row : row + 1, :tokens] for key in ("input_ids", "attention_mask")}
+        places = {f"{key}_positions": batch[key][row : row + 1] for key in ("start", "end")}
+        expected.append(model(**inputs, **places).loss)
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
     assert terms == len(batch["start"])
     loss.backward()
     assert model.qa_outputs.weight.grad.abs().sum() > 0
+
+
+def test_padding_does_not_change_the_loss(tmp_path: Path) -> None:
+    model = model_of("tiny-bert")
+    rows = [loaded(small(tmp_path))[1].train[i] for i in range(5)]
+    losses = []
+    for padding in ("longest", "max_length"):
+        task, _ = loaded(small(tmp_path, train__padding=padding))
+        losses.append(task.loss(model, task.collate(rows))[0])
+    torch.testing.assert_close(*losses)
 
 
 def test_the_loss_is_in_float32(tmp_path: Path) -> None:

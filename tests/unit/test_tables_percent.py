@@ -252,7 +252,7 @@ def test_shares_in_the_note_on_budgets_are_those_of_the_arithmetic() -> None:
 # --- notes and formats ------------------------------------------------------------------------------------------------
 
 SAID = {
-    "table2": ("null threshold 0", "best_f1", "does not say which", "11 to 12% more", "one decimal"),
+    "table2": ("task.null_threshold, 0 if", "best_f1", "does not say which", "11 to 12% more", "one decimal"),
     "table3": ("ROUGE-Lsum", "rougeL is in", "BART paper", "validation split", "19.89", "0.26% row", "2.129"),
 }
 
@@ -292,3 +292,24 @@ def test_generated_text_is_the_data_of_no_paper() -> None:
     table = compile_table(SQUAD, [(Path("r"), record)], Scope("deberta-v3-base", "sample"))
     assert "NOT the paper's data" in layout.caption_of(table)
     assert "GLUE" not in render.render(table, "markdown")
+
+
+EVALUATED = [
+    ({}, {}, "SQuADv2.0: evaluated with task.max_length 384, task.stride 128, task.max_answer_length 30, task.null_"),
+    ({"task.null_threshold": -8.0}, {}, "task.null_threshold 0.0 or -8.0."),
+    (
+        {},
+        {"skipped": {"validation": 17}},
+        "SQuADv2.0: bad rows were left out (data.skip_invalid), at most validation 17.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "data", "note"), EVALUATED, ids=["defaults", "threshold", "skipped"])
+def test_how_the_runs_were_evaluated_is_told(settings: dict[str, Any], data: dict[str, Any], note: str) -> None:
+    known = {"task.max_length": 384, "task.stride": 128, "task.max_answer_length": 30, "task.null_threshold": 0.0}
+    first, second = (qa(80.0, 90.0, task="squad_v2", method=method) for method in ("lora", "adalora"))
+    first.settings |= known
+    second.settings |= known | settings
+    second.data |= data
+    assert note in render.render(compiled(SQUAD, first, second), "markdown").replace("\\_", "_")

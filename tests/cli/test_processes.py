@@ -1,0 +1,486 @@
+"""Several processes: the run of one process, divided; real ones, started by torchrun and accelerate on the CPU.
+
+Run as a script this file is one of them: it makes the runs listed in a file and writes down what it saw.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, TINY, Outcome, Run, only_run
+from huggingface_hub import constants
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+
+from adalora_repro import console, records, run, train
+from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.tasks import sample
+
+Cli = Callable[..., Outcome]
+PATIENCE_S = 150.0
+SAME = [f"+backbone.architecture.{name}=0" for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
+#: without dropout; 43 examples in batches of 7: two processes do not divide 7, and the last batch has one example
+GLUE = [
+    *(word for word in TINY if word.split("=")[0] not in ("data.sample_rows", "data.sample_validation_rows")),
+    *SAME,
+    "task.classifier_dropout=0",
+    "data.sample_rows=43",
+    "data.sample_validation_rows=21",
+    "train.batch_size=7",
+    "train.max_steps=14",
+    "train.log_steps=1",
+    "train.eval_steps=7",
+    "eval.batch_size=5",
+    "optim.lr=1e-2",
+    "optim.warmup_steps=0",
+]
+SQUAD = [
+    *("task=squad", "method=adalora", "budget=0.08%", "task.max_length=192", "task.stride=32"),
+    *("data.sample_rows=8", "data.sample_validation_rows=7", "train.batch_size=3", "train.max_steps=5"),
+]
+XSUM = [
+    *("task=xsum", "backbone=tiny-bart", "method=adalora", "budget=0.26%", "task.max_length=64"),
+    *("task.max_target_length=16", "task.num_beams=2", "+backbone.architecture.init_std=0.2"),
+    *(f"+backbone.architecture.{name}=0" for name in ("dropout", "attention_dropout", "activation_dropout")),
+    *("data.sample_rows=16", "data.sample_validation_rows=9", "eval.batch_size=2", "train.batch_size=5"),
+    "train.max_steps=6",
+]
+ACCUMULATED = "train.grad_accumulation=2"
+
+
+def words_of(*words: str) -> list[str]:
+    """``GLUE`` with other words, of which a word given again wins."""
+    keys = {word.lstrip("+").split("=")[0] for word in words}
+    dropped = {word for word in SAME if any(word.startswith("backbone=") for word in words)}
+    kept = [word for word in GLUE if word.lstrip("+").split("=")[0] not in keys and word not in dropped]
+    return [*kept, *words]
+
+
+CASES = {
+    "adalora": words_of("task=stsb", "method=adalora"),
+    "lora": words_of("task=mnli", "method=lora", "eval.batch_size=64"),  # fewer batches than processes
+    "full": words_of("task=cola", "method=full", "optim.lr=1e-3"),
+    "squad": words_of(*SQUAD),
+    "xsum": words_of(*XSUM),
+}
+DIVERGED = words_of("task=cola", "method=lora", "optim.lr=1e30", "results.dir=diverged")
+STOPPED = words_of("task=sst2", "method=adalora", "results.dir=stopped")
+
+
+# -- a process of a run ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def watched_steps() -> Iterator[list[dict[str, Any]]]:
+    """What each optimizer step of this process did."""
+    steps: list[dict[str, Any]] = []
+    step = train.step
+
+    def watched(loop: train.Loop, batches: list[Any]) -> torch.Tensor:
+        norm = step(loop, batches)
+        seen = {"loss": loop.losses[-1].item(), "grad_norm": norm.item(), "pieces": len(batches), "mask": None}
+        if hasattr(loop.method, "allocator"):
+            seen["mask"] = loop.method.allocator._mask.tolist()
+        steps.append(seen)
+        return norm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "step", watched)
+        yield steps
+
+
+def main(words: list[str]) -> int:
+    """adalora-run, once more in this process."""
+    store = ConfigStore.instance()
+    repo = dict(store.repo)
+    GlobalHydra.instance().clear()
+    sys.argv = ["adalora-run", *words]
+    try:
+        return run.main()
+    finally:
+        store.repo = repo
+
+
+def stop_after(seconds_of_grace: float, predictions: int, patch: pytest.MonkeyPatch) -> None:
+    """The last process gets SIGTERM while it predicts."""
+    from adalora_repro.tasks import glue
+
+    predict, calls = glue.Task.predict, [0]
+
+    def signalled(self: glue.Task, *arguments: Any) -> Any:
+        calls[0] += 1
+        if console.launched()[0] == console.launched()[1] - 1 and calls[0] == predictions:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict(self, *arguments)
+
+    patch.setattr(console, "GRACE_S", seconds_of_grace)
+    patch.setattr(console, "AGREE_S", 0.0)
+    patch.setattr(glue.Task, "predict", signalled)
+
+
+def process(jobs: str) -> None:
+    """What torchrun starts: makes the runs of a file, one after the other."""
+    constants.HF_HUB_OFFLINE = True
+    seen = []
+    for job in json.loads(Path(jobs).read_text()):
+        with watched_steps() as steps, pytest.MonkeyPatch.context() as patch:
+            if job["stop"]:
+                stop_after(0.0, 2, patch)
+            seen.append({"code": main(job["words"]), "steps": steps})
+    Path(f"seen.{os.environ['RANK']}.json").write_text(json.dumps(seen))
+
+
+def slowly(words: list[str]) -> int:
+    """adalora-run, but every step takes a while, so that the moment of a signal can be chosen."""
+    Path(f"pid.{os.environ['RANK']}").write_text(str(os.getpid()))
+    step = train.step
+
+    def waiting(loop: train.Loop, batches: list[Any]) -> torch.Tensor:
+        time.sleep(0.25)
+        return step(loop, batches)
+
+    train.step = waiting
+    return main(words)
+
+
+# -- starting several -----------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def torchrun(count: int, *words: str) -> list[str]:
+    return ["torch.distributed.run", f"--nproc_per_node={count}", f"--master_port={free_port()}", *words]
+
+
+def accelerate(count: int, *words: str) -> list[str]:
+    where = ("--num_machines", "1", "--mixed_precision", "no", "--main_process_port", str(free_port()))
+    return ["accelerate.commands.launch", "--cpu", "--num_processes", str(count), *where, *words]
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, "-m", *command]
+    child = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield child
+    finally:
+        if child.poll() is None:  # the launcher ends its processes
+            child.terminate()
+            try:
+                child.communicate(timeout=45)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.communicate()
+
+
+def finish(child: subprocess.Popen[str]) -> Outcome:
+    """A deadlock is a failure here."""
+    out, err = child.communicate(timeout=PATIENCE_S)
+    return Outcome(child.returncode, out, err)
+
+
+def ours(err: str) -> list[str]:
+    """The lines that adalora-run wrote, without those of the launcher and of progress."""
+    return [line for line in err.splitlines() if line.startswith(("adalora-run:", "resuming"))]
+
+
+# -- the same run ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[dict[str, Any]]], Outcome]:
+    """All cases in two processes: their folder, what each process saw of each case, what was said."""
+    work = tmp_path_factory.mktemp("divided")
+    cache = f"data.cache_dir={work / 'cache'}"
+    runs = [[*words, f"results.dir={name}"] for name, words in CASES.items()]
+    runs += [[*CASES["adalora"], ACCUMULATED, "results.dir=accumulated"], runs[0], DIVERGED]
+    jobs = [{"words": [*words, cache], "stop": False} for words in runs]
+    jobs += [{"words": [*STOPPED, cache], "stop": stop} for stop in (True, False)]
+    (work / "jobs.json").write_text(json.dumps(jobs))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        with started(torchrun(2, __file__, "process", "jobs.json")) as child:
+            done = finish(child)
+    assert done.code == EXIT_OK, done.err
+    return work, [json.loads((work / f"seen.{rank}.json").read_text()) for rank in range(2)], done
+
+
+@pytest.fixture
+def alone(cli: Cli) -> Callable[..., list[dict[str, Any]]]:
+    """The same in this process; what each step did."""
+
+    def call(*words: str) -> list[dict[str, Any]]:
+        with watched_steps() as steps:
+            done = cli(*words)
+        assert done.code == EXIT_OK, done.err
+        return steps
+
+    return call
+
+
+def same_steps(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert len(found) == len(expected) > 0
+    for name in ("loss", "grad_norm"):
+        assert [step[name] for step in found] == pytest.approx([step[name] for step in expected], rel=1e-5), name
+    assert [step["mask"] for step in found] == [step["mask"] for step in expected]  # exactly
+
+
+def same_results(found: Run, expected: Run) -> None:
+    """Records, logs and every example's prediction; numbers as close as float32 leaves correlations."""
+    one, two = expected.record.measured(), found.record.measured()
+    for measured in (one, two):
+        for name in ("hash", "variant"):
+            del measured["key"][name]
+        measured["settings"].pop("train.grad_accumulation")
+    assert two.pop("rank_pattern") == one.pop("rank_pattern")
+    same_values(two, one)
+    same_values(found.log, expected.log)
+    for name in ("final", "best"):
+        paths = sorted((expected.folder / name).iterdir())
+        assert [path.name for path in sorted((found.folder / name).iterdir())] == [path.name for path in paths] != []
+        for path in paths:
+            same_values(content(found.folder / name / path.name), content(path))
+
+
+def content(path: Path) -> Any:
+    if path.suffix == ".json":
+        return json.loads(path.read_bytes())
+    with gzip.open(path, "rt") as file:
+        rows = [json.loads(line) for line in file]
+    ids = [row["id"] for row in rows if "id" in row]
+    assert len(set(ids)) == len(ids)
+    for row in rows:
+        for answer in row.get("n_best", ()):
+            del answer["score"]  # all scores move with a bias that no loss sees; the probabilities stay
+    return rows
+
+
+def same_values(found: Any, expected: Any) -> None:
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            same_values(found[name], expected[name])
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            same_values(one, other)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-4, abs=3e-4)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_make_the_run_of_one(divided: Any, alone: Any, case: str) -> None:
+    work, seen, _ = divided
+    expected = alone(*CASES[case])
+    number = list(CASES).index(case)
+    for process in seen:
+        assert process[number]["code"] == EXIT_OK
+        same_steps(process[number]["steps"], expected)
+    same_results(only_run(work / case), only_run())
+    assert only_run(work / case).record.environment["processes"] == 2
+    masks = [step["mask"] for step in expected]
+    assert case in ("lora", "full") or len({tuple(mask) for mask in masks}) > 1  # it pruned
+    pieces = [[step["pieces"] for step in process[number]["steps"]] for process in seen]
+    if case == "full":  # the last batch of an epoch has one example: the second process none
+        assert sorted(zip(*pieces, strict=True)) == [(1, 0)] * 2 + [(1, 1)] * 12
+
+
+def test_micro_batches_make_the_run_of_whole_batches(divided: Any, alone: Any) -> None:
+    """k of B/k, in one process and in two."""
+    work, seen, _ = divided
+    whole = alone(*CASES["adalora"], "results.dir=whole")
+    accumulated = alone(*CASES["adalora"], ACCUMULATED, "results.dir=accumulated")
+    assert {step["pieces"] for step in accumulated} == {1, 2}
+    same_steps(accumulated, whole)
+    same_results(only_run("accumulated"), only_run("whole"))
+    for process in seen:
+        same_steps(process[len(CASES)]["steps"], whole)
+    same_results(only_run(work / "accumulated"), only_run("whole"))
+
+
+def test_a_finished_run_and_one_that_diverged_are_told_once(divided: Any) -> None:
+    work, seen, done = divided
+    for process in seen:
+        again, diverged = process[len(CASES) + 1 : len(CASES) + 3]
+        assert (again["code"], again["steps"]) == (EXIT_OK, [])
+        assert diverged["code"] == EXIT_FAILED
+        assert len(diverged["steps"]) == len(seen[0][len(CASES) + 2]["steps"])
+    lines = [line.partition(":")[0] for line in done.out.splitlines()]
+    assert lines == ["done"] * (len(CASES) + 1) + ["already done", "done"]
+    note, failed, cancelled, resumed = ours(done.err)
+    assert note.startswith("adalora-run: note: ")  # SQuAD's T
+    assert failed.startswith("adalora-run: failed: NonFiniteLossError: the loss is ")
+    assert cancelled.startswith("adalora-run: cancelled: SIGTERM")
+    assert resumed.startswith("resuming stopped/")
+    assert only_run(work / "diverged").record.status == "failed"
+    assert "Traceback" not in done.err
+
+
+def test_an_evaluation_gives_way_in_all_processes(divided: Any, alone: Any) -> None:
+    work, seen, _ = divided
+    expected = alone(*STOPPED)
+    for process in seen:
+        stopped, again = process[-2:]
+        assert (stopped["code"], again["code"]) == (EXIT_TERMINATED, EXIT_OK)
+        assert len(stopped["steps"]) == 7  # the first evaluation's
+        same_steps(stopped["steps"] + again["steps"], expected)
+    same_results(only_run(work / "stopped"), only_run("stopped"))
+
+
+# -- wrong input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["the command", "the data"])
+def test_wrong_input_is_told_once_and_leaves_nothing(tmp_path: Path, monkeypatch: Any, where: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = {"train": 40, "validation": 10}
+    for split in sizes:
+        Path("broken/cola").mkdir(parents=True, exist_ok=True)
+        rows = [*sample.generate("cola", split, sizes, 0), {"sentence": "x", "label": 7}]
+        with gzip.open(Path("broken/cola") / f"{split}.jsonl.gz", "wt") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+    words = words_of("task=cola", "method=lora", f"data.cache_dir={tmp_path / 'cache'}", "data=local")
+    words += ["optim.lr=-1", "data.dir=broken"] if where == "the command" else ["data.dir=broken"]
+    words.remove("optim.lr=1e-2")
+    with started(torchrun(2, "-m", "adalora_repro.run", *words)) as child:
+        done = finish(child)
+    assert done.code != EXIT_OK
+    (line,) = ours(done.err)
+    said = {"the command": "optim.lr must be positive", "the data": "broken/cola/train.jsonl.gz:41: label 7 is out"}
+    assert line.startswith(f"adalora-run: error: {said[where]}")
+    assert done.out == ""
+    assert not Path("results").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_another_run_holds(tmp_path: Path, monkeypatch: Any, cli: Cli) -> None:
+    words = words_of("task=cola", "method=lora")
+    assert cli(*words).code == EXIT_OK
+    folder = only_run().folder
+    (folder / records.RECORD_NAME).unlink()
+    before = sorted(path.name for path in folder.iterdir())
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = torchrun(2, "-m", "adalora_repro.run", *words, f"data.cache_dir={tmp_path / 'cache'}")
+        with started(command) as child:
+            done = finish(child)
+    assert done.code != EXIT_OK
+    assert ours(done.err) == [f"adalora-run: error: {folder}: another process is training this run"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*before, ".lock"])
+
+
+# -- killed and resumed ---------------------------------------------------------------------------------------------
+
+LONG = words_of("task=cola", "method=adalora", "optim.lr=2e-3", "train.max_steps=30", "train.save_steps=2")
+
+
+def wait_for_a_checkpoint(child: subprocess.Popen[str]) -> None:
+    """Returns right after one has been written."""
+
+    def written() -> set[int]:
+        return {path.stat().st_mtime_ns for path in Path("results").rglob("checkpoint.pt")}
+
+    before, end = written(), time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        if written() - before:
+            return
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint")
+
+
+def checkpoint() -> dict[str, Any]:
+    return torch.load(only_run().folder / "checkpoint.pt", weights_only=True)
+
+
+def interrupted(count: int, whom: str, signum: int, cache: str) -> Outcome:
+    """``count`` processes; the process, or the launcher, gets a signal after the next checkpoint."""
+    with started(torchrun(count, __file__, "slowly", *LONG, cache)) as child:
+        wait_for_a_checkpoint(child)
+        os.kill(child.pid if whom == "launcher" else int(Path(whom).read_text()), signum)
+        done = finish(child)
+    assert done.code != EXIT_OK
+    for rank in range(count):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(Path(f"pid.{rank}").read_text()), 0)
+    assert not (only_run().folder / ".lock").exists()
+    return done
+
+
+def cancelled_after(t: int, done: Outcome, count: int) -> int:
+    """The step at which it was cancelled; each process has a stream of random numbers of its own."""
+    *resumed, cancelled = ours(done.err)
+    assert resumed == ([f"resuming {only_run().folder} at step {t} of 30"] if t else [])
+    assert cancelled.startswith("adalora-run: cancelled: SIGTERM: the same command resumes it")
+    assert only_run().record.status == "cancelled"
+    state = checkpoint()
+    assert t < state["t"] == only_run().record.progress["step"] < 30
+    assert len({bytes(stream["cpu"].tolist()) for stream in state["rng"]}) == len(state["rng"]) == count
+    return int(state["t"])
+
+
+def to_the_end(t: int, command: list[str], cli: Cli) -> None:
+    with started(command) as child:
+        done = finish(child)
+    assert done.code == EXIT_OK, done.err
+    assert ours(done.err) == [f"resuming {only_run().folder} at step {t} of 30"]
+    assert done.out.startswith("done: ")
+    assert not list(only_run().folder.glob("*.pt"))
+    assert cli(*LONG, "results.dir=undisturbed").code == EXIT_OK
+    same_results(only_run(), only_run("undisturbed"))
+
+
+def test_a_signal_to_one_process_ends_all_and_they_go_on(cli: Cli, tmp_path: Path) -> None:
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    t = cancelled_after(0, interrupted(2, "pid.1", signal.SIGTERM, cache), 2)
+    to_the_end(t, accelerate(2, "-m", "adalora_repro.run", *LONG, cache), cli)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_by_any_number_of_processes(cli: Cli, tmp_path: Path) -> None:
+    """SIGKILL of one of two, SIGTERM to the launcher of three; on by one, and to the end by two."""
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    interrupted(2, "pid.1", signal.SIGKILL, cache)
+    assert only_run().record.status in ("running", "failed", "cancelled")  # as the launcher leaves time for
+    t = checkpoint()["t"]
+    t = cancelled_after(t, interrupted(3, "launcher", signal.SIGTERM, cache), 3)
+
+    step = train.step
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stopped(loop: train.Loop, batches: list[Any]) -> torch.Tensor:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return step(loop, batches)
+
+        patch.setattr(train, "step", stopped)
+        assert cli(*LONG).code == EXIT_TERMINATED
+    assert checkpoint()["t"] == t + 1
+    to_the_end(t + 1, torchrun(2, "-m", "adalora_repro.run", *LONG, cache), cli)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "process":
+        process(sys.argv[2])
+    else:
+        sys.exit(slowly(sys.argv[2:]))

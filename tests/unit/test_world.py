@@ -1,0 +1,218 @@
+"""What processes add up, gather and agree: two real ones (gloo); and how they speak with one voice.
+
+Run as a script this file is one of the two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from adalora_repro import console
+from adalora_repro.errors import EXIT_TERMINATED
+from adalora_repro.world import LostError, World
+
+
+class Awkward(Exception):
+    """Cannot be read back from a pickle: it wants two words."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def raised(world: World, error: Exception) -> list[str]:
+    def fail() -> None:
+        raise error
+
+    try:
+        world.on_main(fail)
+    except Exception as found:
+        return [type(found).__name__, str(found), str(world.common is found)]
+    return []
+
+
+def seen_by(world: World) -> dict[str, Any]:
+    """What each method gives in this process."""
+    rank = world.rank
+    parameters = [Parameter(torch.ones(2, 3)), Parameter(torch.ones(4)), Parameter(torch.ones(1))]
+    parameters[0].grad = torch.arange(6.0).view(2, 3).t().contiguous().t() * (rank + 1)  # any layout
+    if rank == 1:
+        parameters[1].grad = torch.full((4,), 0.5)
+    sums = world.add_up(parameters, torch.tensor([1.0 + rank, 10.0]))
+    numbers = list(range(7))
+    made: list[int] = []
+
+    def make() -> int:
+        made.append(time.time_ns())
+        time.sleep(0.2 * (rank == 0))
+        return rank
+
+    return {
+        "sums": sums.tolist(),
+        "gradients": [None if p.grad is None else p.grad.tolist() for p in parameters],
+        "largest": world.largest(rank, -rank, 15 * rank),
+        "gathered": list(world.gathered(world.own(numbers))),
+        "few": list(world.gathered(world.own([5]))),
+        "on_main": world.on_main(lambda: rank + 40),
+        "main_first": world.main_first(make),
+        "made": made,
+        "errors": [raised(world, error) for error in (OSError(28, "full", "f"), Awkward("a", "b"))],
+        "after": world.on_main(lambda: "fine"),
+        "common": str(world.common),
+    }
+
+
+def process(folder: Path) -> None:
+    from accelerate import Accelerator
+
+    world = World(Accelerator(cpu=True))
+    seen = seen_by(world)
+    if world.rank == 1:
+        (folder / "1.json").write_text(json.dumps(seen))
+        world.largest(1)
+        time.sleep(0.5)  # the other one has its answer and waits for the next
+        os._exit(0)  # as if it had been killed
+    try:
+        while True:
+            world.largest(1)
+    except LostError as error:
+        seen["lost"] = str(error)
+    (folder / "0.json").write_text(json.dumps(seen))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared |= {"PYTHONPATH": str(Path(console.__file__).parents[1])}
+    children = []
+    try:
+        for rank in ("1", "0"):  # the one that serves the port ends last
+            environment = os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}
+            children.append(subprocess.Popen([sys.executable, __file__, str(folder)], env=environment))
+        for child in children:
+            assert child.wait(timeout=120) == 0
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_gradients_are_summed_and_what_no_process_has_stays_missing(two: list[dict[str, Any]]) -> None:
+    for seen in two:
+        assert seen["sums"] == [3.0, 20.0]
+        assert seen["gradients"] == [[[0.0, 3.0, 6.0], [9.0, 12.0, 15.0]], [0.5] * 4, None]
+
+
+def test_items_are_gathered_in_the_order_they_were_dealt_from(two: list[dict[str, Any]]) -> None:
+    for seen in two:
+        assert seen["gathered"] == list(range(7))
+        assert seen["few"] == [5]
+        assert seen["largest"] == [1, 0, 15]
+
+
+def test_the_main_process_answers_for_all(two: list[dict[str, Any]]) -> None:
+    main, other = two
+    for seen in two:
+        assert seen["on_main"] == 40
+        assert seen["after"] == "fine"
+        assert seen["common"] == "None"
+    assert [seen["main_first"] for seen in two] == [0, 1]
+    assert other["made"][0] - main["made"][0] >= 0.2e9
+    assert main["errors"] == [["OSError", "[Errno 28] full: 'f'", "True"], ["Awkward", "a b", "True"]]
+    assert other["errors"] == [main["errors"][0], ["RuntimeError", "Awkward: a b", "True"]]
+
+
+def test_a_process_that_is_gone_is_an_error_in_the_others(two: list[dict[str, Any]]) -> None:
+    assert two[0]["lost"].startswith("another process of this run ended (")
+
+
+def alone() -> World:
+    return World(SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu")))  # type: ignore[arg-type]
+
+
+def test_with_one_process_nothing_is_sent_or_collected() -> None:
+    world = alone()
+    parameter = Parameter(torch.ones(2))
+    assert world.add_up([parameter], torch.ones(1)).tolist() == [1.0]
+    assert parameter.grad is None
+    items = iter([1, 2])
+    assert world.gathered(items) is items
+    assert world.own([1, 2]) == [1, 2]
+    assert world.largest(3, 1) == [3, 1]
+    assert world.on_main(lambda: 1) == world.main_first(lambda: 1) == 1
+    with pytest.raises(KeyError):
+        world.on_main(lambda: {}["x"])
+
+
+# -- who speaks, and what is agreed ---------------------------------------------------------------------------------
+
+
+def test_ranks_are_those_of_a_launcher_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("RANK", "3")  # left over from something else
+    assert console.launched() == (0, 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert console.launched() == (3, 4)
+
+
+def test_a_problem_of_all_is_said_by_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    for rank, expected in (("0", "adalora-run: error: x\n"), ("1", "adalora-run: process 1: error: x\ntrace\n")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("RANK", rank)
+        console.tell("note")
+        console.complain("error: x", "trace")
+        assert capsys.readouterr().err == ("note\n" if rank == "0" else "") + expected
+    assert waited == [console.ALONE_S]
+
+
+def test_a_signal_of_another_process_does_not_make_ones_own_the_second() -> None:
+    stop = console.StopSignal()
+    with stop.deferred():
+        stop.adopt(15)
+        stop._handle(15, None)
+        with pytest.raises(console.Interrupted) as agreed:
+            stop.check()
+        with pytest.raises(console.Interrupted) as second:
+            stop._handle(15, None)
+    assert (agreed.value.agreed, second.value.agreed) == (True, False)
+    assert agreed.value.exit_code == stop.exit_code == EXIT_TERMINATED
+
+
+@pytest.mark.parametrize(("per_call", "every"), [(0.5, 2), (3.0, 1), (0.0001, console.AGREE_CALLS)])
+def test_processes_ask_each_other_by_the_clock(monkeypatch: pytest.MonkeyPatch, per_call: float, every: int) -> None:
+    now, asked, found = [0.0], [], []
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def largest(*numbers: int) -> list[int]:
+        asked.append(len(found) + 1)
+        return list(numbers)
+
+    agreement = console.Agreement(SimpleNamespace(size=2, largest=largest))  # type: ignore[arg-type]
+    for _ in range(301):
+        now[0] += per_call
+        found.append(agreement.largest(7))
+    assert asked == list(range(1, 302, every))
+    assert {call for call, number in enumerate(found, 1) if number == 7} == set(asked)
+
+
+if __name__ == "__main__":
+    process(Path(sys.argv[1]))
