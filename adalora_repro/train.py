@@ -177,6 +177,7 @@ def _evaluate_before(loop: Loop, log: Any, watch: Watch) -> None:
 
 
 def _save(loop: Loop, log: Any) -> None:
+    _check_weights(loop)  # a step may spoil them whose loss was still finite, and no run could go on from there
     loop.log_bytes = log.tell()
     state = loop.state_dict()
     loop.world.on_main(lambda: checkpoint.save(loop.plan.folder, state))
@@ -259,11 +260,7 @@ def evaluate(loop: Loop, watch: Watch) -> Evaluation:
     Raises:
         NonFiniteLossError: a weight is not finite: what it would predict or write might look like a result.
     """
-    for parameter_name, parameter in inject.trained(loop.model).items():
-        if not parameter.isfinite().all():
-            raise NonFiniteLossError(
-                f"{parameter_name} is not finite after step {loop.t - 1}; a lower optim.lr may help"
-            )
+    _check_weights(loop)
     loop.model.eval()
     with loop.method.masked(), torch.inference_mode(), loop.world.accelerator.autocast():
         found = {name: loop.world.gathered(_predictions(loop, name, watch)) for name in loop.data.evaluation}
@@ -275,6 +272,12 @@ def evaluate(loop: Loop, watch: Watch) -> Evaluation:
             return evaluation.metrics
 
         return Evaluation(loop.world.on_main(metrics), files)
+
+
+def _check_weights(loop: Loop) -> None:
+    for name, parameter in inject.trained(loop.model).items():
+        if not parameter.isfinite().all():
+            raise NonFiniteLossError(f"{name} is not finite after step {loop.t - 1}; a lower optim.lr may help")
 
 
 def _predictions(loop: Loop, name: str, watch: Watch) -> Iterator[dict[str, Any]]:

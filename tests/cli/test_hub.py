@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import sentencepiece
 import torch
 from omegaconf import OmegaConf
 from task_configs import CONF, task_config
-from transformers import AutoConfig, AutoModelForMaskedLM
+from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import RobertaProcessing
+from transformers import AutoConfig, AutoModelForMaskedLM, BartModel
+from transformers import BartForConditionalGeneration as Bart
 
 from adalora_repro import records
-from adalora_repro.tasks import sample
+from adalora_repro.tasks import sample, summarization
 
 SHRINK = {
     "vocab_size": 128,
@@ -127,6 +131,125 @@ def test_hub_weights_are_loaded_in_full_precision_and_pinned(monkeypatch):
     assert asked["config"].cls_dropout == 0.2
     assert asked["config"].num_labels == 2
     assert "trust_remote_code" not in asked
+
+
+BART = {
+    "vocab_size": 400,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 128,
+}
+#: what facebook/bart-large's config.json says of generation, and then some
+SAYS = {
+    "early_stopping": True,
+    "no_repeat_ngram_size": 3,
+    "num_beams": 4,
+    "min_length": 9,
+    "forced_bos_token_id": 0,
+    "task_specific_params": {"summarization": {"length_penalty": 2.0, "max_length": 142, "num_beams": 4}},
+}
+
+
+def bart_folder(folder: Path, kind: str) -> dict[str, torch.Tensor]:
+    """A small BART as facebook/bart-large is stored: a model without a head, so no key begins with "model."."""
+    folder.mkdir()
+    architecture = OmegaConf.to_container(OmegaConf.load(CONF / "backbone" / "bart-large.yaml").architecture) | BART
+    model_type = architecture.pop("model_type")
+    torch.manual_seed(7)
+    weights = BartModel(AutoConfig.for_model(model_type, **architecture | {"init_std": 0.3})).state_dict()
+    if kind == "safetensors":  # has no tensor twice
+        del weights["encoder.embed_tokens.weight"], weights["decoder.embed_tokens.weight"]
+        safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        torch.save(weights, folder / "pytorch_model.bin")
+    config = {"model_type": model_type, "architectures": ["BartModel"]} | architecture | SAYS
+    (folder / "config.json").write_text(json.dumps(config))
+
+    rows = sample.generate("xsum", "train", {"train": 100, "validation": 10}, 0)
+    tokenizer = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer.train_from_iterator(
+        [f"{row['document']} {row['summary']}" for row in rows], vocab_size=400, special_tokens=special
+    )
+    tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer.save_model(str(folder))
+    if kind == "safetensors":  # one file, or the two older ones
+        tokenizer.save(str(folder / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() == 400
+    return weights
+
+
+@pytest.mark.parametrize(("kind", "method"), [("bin", "bitfit"), ("safetensors", "lora")])
+def test_a_saved_bart_trains_and_writes_as_the_task_says(tmp_path, tiny, monkeypatch, kind, method):
+    weights = bart_folder(tmp_path / "bart", kind)
+    prepare, predict, searches, models, texts = Bart._prepare_generation_config, summarization.Task.predict, [], [], []
+
+    def prepared(self, *args, **options):
+        found = prepare(self, *args, **options)
+        searches.append(found[0].to_dict())
+        return found
+
+    def predicted(self, model, batch):
+        models.append(model)
+        texts.extend(self.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True))
+        return predict(self, model, batch)
+
+    monkeypatch.setattr(Bart, "_prepare_generation_config", prepared)
+    monkeypatch.setattr(summarization.Task, "predict", predicted)
+    shrink = [f"backbone.architecture.{name}={value}" for name, value in BART.items()]
+    search = {"num_beams": 2, "length_penalty": 0.5, "no_repeat_ngram_size": 2, "min_target_length": 4}
+    done = tiny(
+        *("task=xsum", "backbone=bart-large", f"backbone.path={tmp_path / 'bart'}", *shrink),
+        *("task.max_length=96", "task.max_target_length=12", "task.early_stopping=false"),
+        *(f"task.{name}={value}" for name, value in search.items()),
+        *("data.sample_rows=16", "data.sample_validation_rows=6", "budget=0.13%", f"method={method}"),
+        *("train.max_steps=1", "optim.warmup_steps=0", "optim.lr=1e-3"),
+    )
+    assert done.code == 0, done.err
+    (path,) = Path("results").rglob("metrics.json")
+    record = records.read(path)
+    assert record.status == "ok"
+    assert record.final["metrics"]["written_tokens"] > 0
+    assert record.data["rows"] == {"train": 16, "validation": 6}
+
+    # the weights of the file, all but what was trained
+    model = models[0]
+    found = {name.replace(".base.", "."): value for name, value in model.model.state_dict().items()}
+    compared = 0
+    for name, value in weights.items():
+        if method == "lora" or value.ndim > 1:  # bitfit trains vectors
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+            compared += value.ndim > 1
+    assert compared >= 3 + 32  # embeddings, positions of two stacks, matrices
+    shared = model.model.shared.weight
+    for tied in (model.lm_head, model.model.encoder.embed_tokens, model.model.decoder.embed_tokens):
+        assert tied.weight is shared
+    assert not model.final_logits_bias.any()
+
+    # its vocabulary
+    articles = [row["document"] for row in sample.generate("xsum", "validation", {"train": 16, "validation": 6}, 0)]
+    assert texts
+    assert all(any(article.startswith(text.strip()[:20]) for article in articles) for text in texts)
+
+    # nothing of its search
+    wanted = {
+        "max_length": 12,
+        "min_length": 4,
+        "num_beams": 2,
+        "length_penalty": 0.5,
+        "no_repeat_ngram_size": 2,
+        "early_stopping": False,
+        "do_sample": False,
+    }
+    ids = {"pad": 1, "bos": 0, "eos": 2, "decoder_start": 2, "forced_bos": 0, "forced_eos": 2}
+    wanted |= {f"{name}_token_id": value for name, value in ids.items()}
+    assert searches
+    assert all({name: used[name] for name in wanted} == wanted for used in searches)
 
 
 def test_package_weights_are_checked_by_their_sum(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import errno
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,6 +64,7 @@ def test_one_command_makes_one_record(tiny: Cli, method: str) -> None:
     assert record.best["step"] in (3, 6)
     assert record.params["total"] == record.params["method"] + record.params["head"]
     assert record.data["rows"] == {"train": 64, "validation": 32}
+    assert record.data["max_length"] == 32
     assert record.time["train_s"] > 0
     assert record.memory["peak"] > 0
     assert record.progress["step"] == 6
@@ -183,6 +185,40 @@ def test_force_keeps_the_old_record_and_measures_the_same(tiny: Cli) -> None:
     assert len(find_runs()) == 1
 
 
+def test_what_is_set_aside_never_takes_the_place_of_what_was(tiny: Cli) -> None:
+    command = ("task=sst2", "method=lora")
+    assert tiny(*command).code == EXIT_OK
+    folder = only_run().folder
+
+    def mark(number: int) -> None:
+        """So that the files of each run, which measure the same, can be told apart."""
+        (folder / "log.jsonl").write_text(f"log {number}")
+        for name in ("final", "best"):
+            (folder / name / "mark").write_text(f"{name} {number}")
+
+    mark(0)
+    (folder / "metrics.json").unlink()  # by hand
+    assert tiny(*command).code == EXIT_OK
+    for number in (1, 2):
+        mark(number)
+        done = tiny(*command, "force=true")
+        assert done.code == EXIT_OK
+        assert "Traceback" not in done.err
+    for number in (0, 1, 2):
+        assert (folder / f"log.old-{number + 1}.jsonl").read_text() == f"log {number}"
+        for name in ("final", "best"):
+            assert kept(folder / f"{name}.old-{number + 1}")["mark"] == f"{name} {number}".encode()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [
+            *("best", "config.yaml", "final", "log.jsonl", "metrics.json"),
+            *(f"{name}.old-{number}" for name in ("best", "final") for number in (1, 2, 3)),
+            *(f"log.old-{number}.jsonl" for number in (1, 2, 3)),
+            *(f"metrics.old-{number}.json" for number in (2, 3)),
+        ]
+    )
+    assert len(find_runs()) == 1
+
+
 def test_predictions_belong_to_the_evaluation_that_they_are_named_for(tiny: Cli) -> None:
     """Labels in the order of the split; the best evaluation's may be of an earlier step."""
     tiny("task=sst2", "method=lora", "optim.lr=1e-2", "train.eval_steps=1", "train.max_steps=12")
@@ -282,6 +318,62 @@ def test_bad_rows_left_out_leave_the_run_of_the_good_ones(
     assert only_run("a").log == good.log
     assert kept(only_run("a").folder / "final") == kept(good.folder / "final")
     assert tiny(*broken_data, *SKIP, "results.dir=a").out.startswith(f"already done: {only_run('a').folder} ")
+
+
+def skipped(results: str) -> dict[str, list[str]]:
+    return json.loads((only_run(results).folder / "skipped.json").read_text())
+
+
+def test_all_bad_rows_are_named_beside_the_record(tiny: Cli, broken_data: list[str]) -> None:
+    shutil.copytree("broken", "moved")
+    for results, folder in (("a", "broken"), ("b", "broken"), ("c", "moved")):  # b from the cache
+        words = (f"data.dir={folder}", "data.skip_invalid=true", "train.max_steps=3", f"results.dir={results}")
+        assert tiny(*broken_data, *words).code == EXIT_OK
+        found = skipped(results)
+        assert {split: len(lines) for split, lines in found.items()} == only_run(results).record.data["skipped"]
+        assert [line.partition(": ")[0] for line in found["train"]] == [
+            f"{folder}/cola/train.jsonl.gz:{2 * number + 1}" for number in range(36)
+        ]
+        kinds = {line.partition(": ")[2].split(" (")[0] for line in found["validation"]}
+        assert kinds == {"label 7 is out of range, must be 0 to 1", "not JSON", "column 'sentence' is missing"}
+    assert skipped("a") == skipped("b")
+    assert only_run("a").folder.relative_to("a") == only_run("c").folder.relative_to("c")  # the same rows: the same run
+    (only_run("a").folder / "metrics.json").unlink()
+    assert tiny(*broken_data, *SKIP, "train.max_steps=3", "results.dir=a").code == EXIT_OK
+    assert json.loads((only_run("a").folder / "skipped.old-1.json").read_text()) == skipped("a")
+
+
+def test_the_settings_of_the_record_are_those_the_loop_used(
+    tiny: Cli, broken_data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adalora_repro import train
+
+    loops, step = [], train.step
+
+    def spy(loop: Any, batches: Any) -> Any:
+        loops.append(loop)
+        return step(loop, batches)
+
+    monkeypatch.setattr(train, "step", spy)
+    own = ("optim.warmup_steps=2000", "method.t_i=1000", "method.t_f=3000", "method.delta_t=900")  # of CoLA's 6,700
+    assert tiny(*broken_data, *SKIP, *own, "train.log_steps=1").code == EXIT_OK
+    loop, run = loops[-1], only_run()
+    record, options = run.record, loop.method.options
+    wanted = {"optim.warmup_steps": 5, "method.t_i": 2, "method.t_f": 7, "method.delta_t": 2}  # x 16 / 6,700
+    assert {name: record.settings[name] for name in wanted} == wanted
+    assert {f"method.{name}": getattr(options, name) for name in ("t_i", "t_f", "delta_t")} | {
+        "optim.warmup_steps": 5
+    } == wanted
+    written = OmegaConf.load(run.folder / "config.yaml")
+    assert {name: OmegaConf.select(written, name) for name in record.settings} == record.settings
+    rates = [line["lr"] / record.key["lr"] for line in run.steps]  # what the next step takes
+    assert rates == pytest.approx([min(t / 5, (16 - t) / 11) for t in range(1, 17)])
+    assert record.budget is not None
+    assert [record.budget[name] for name in ("t_i", "t_f", "delta_t")] == [2, 7, 2]
+    for name in record.settings:
+        assert OmegaConf.select(loop.plan.cfg, name, default=None) == record.settings[name] or name in (
+            "data.fingerprint",
+        )
 
 
 def test_bad_rows_stop_a_run_that_does_not_skip_them(tiny: Cli, broken_data: list[str]) -> None:
@@ -521,6 +613,52 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tiny: Cli, monkeyp
     assert tiny("task=sst2", "method=adalora").code == EXIT_OK
     assert only_run().record.status == "ok"
     assert not (run.folder / "error.txt").exists()
+
+
+@pytest.mark.parametrize("words", [["task=sst2"], [*XSUM, "task.num_beams=2"]], ids=["glue", "summarization"])
+@pytest.mark.parametrize(("at", "long"), [(4, 200), (6, 200), (6, 1)], ids=["saved", "evaluated", "long"])
+def test_a_weight_that_is_not_finite_is_no_result(
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch, words: list[str], at: int, long: int
+) -> None:
+    """The losses are finite: it is the last update that spoils it. A generated summary would look like any other."""
+    from adalora_repro import inject, train
+
+    step, names = train.step, []
+
+    def spoilt(loop: Any, batches: Any) -> Any:
+        norm = step(loop, batches)
+        if loop.t == at:
+            name, parameter = list(inject.trained(loop.model).items())[3]
+            parameter.data.view(-1)[-1] = float("nan")
+            names.append(name)
+        return norm
+
+    sizes = ("data.sample_rows=16", "data.sample_validation_rows=8", "train.batch_size=4")
+    command = (*words, *sizes, "method=lora", "train.save_steps=2", "train.eval_steps=6")
+    monkeypatch.setattr(train, "LONG_EVALUATION", long)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "step", spoilt)
+        done = tiny(*command)
+    assert done.code == EXIT_FAILED
+    run = only_run()
+    record = run.record
+    assert record.status == "failed"
+    assert record.error == (
+        f"NonFiniteLossError: {names[0]} is not finite after step {at - 1}; a lower optim.lr may help"
+    )
+    assert done.err.splitlines()[-1] == f"adalora-run: failed: {record.error}  ({run.folder})"
+    assert done.out == ""
+    assert (record.final, record.best) == (None, None)
+    assert not (run.folder / "final").exists()
+    assert not any("evaluation" in line for line in run.log)
+    state, _ = checkpoint.load(run.folder, record.key["hash"])
+    assert state is not None
+    assert state["t"] == at - 2
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+    assert tiny(*command).code == EXIT_OK  # from the checkpoint before
+    assert tiny(*command, "results.dir=undisturbed").code == EXIT_OK
+    assert _same_as_undisturbed()
 
 
 def test_a_learning_rate_beyond_reason_fails_before_it_is_evaluated(tiny: Cli) -> None:

@@ -111,11 +111,13 @@ def test_windows_make_the_steps_of_an_epoch(tiny: Cli) -> None:
     # the phases of the method file, at the paper's T of 98,800, scaled to the T of the windows
     from omegaconf import OmegaConf
 
-    tuned = {name: record.settings[f"method.{name}"] for name in ("t_i", "t_f", "delta_t")}
+    tuned = OmegaConf.load(ROOT / "conf" / "tuned" / "squad_v2_adalora.yaml").method
     least = {"t_i": 0, "t_f": 2, "delta_t": 1}
     paper = OmegaConf.load(ROOT / "conf" / "task" / "squad_v2.yaml").task.total_steps
-    for name, value in tuned.items():
+    for name in least:
+        value = tuned[name]
         assert budget[name] == max(min(least[name], value), round(value * steps / paper))
+        assert record.settings[f"method.{name}"] == budget[name]
 
 
 def test_a_quick_look_counts_questions(tiny: Cli) -> None:
@@ -243,7 +245,7 @@ def test_bad_rows_left_out_are_counted(tiny: Cli, monkeypatch: pytest.MonkeyPatc
         assert done.code == EXIT_OK, done.err
         train, validation = (line for line in done.err.splitlines() if "left out" in line)
         assert train.startswith("squad_v2 train: 10 bad row(s) left out (data.skip_invalid=true): data/squad_v2/train")
-        assert train.endswith(" and 7 more")
+        assert train.endswith(" and 7 more, see skipped.json")
         assert validation == (
             "squad_v2 validation: 2 bad row(s) left out (data.skip_invalid=true): "
             "data/squad_v2/validation.jsonl.gz:2: id 'elsewhere': the answer 'Rollo' is not at its offset 1, there is "
@@ -253,6 +255,11 @@ def test_bad_rows_left_out_are_counted(tiny: Cli, monkeypatch: pytest.MonkeyPatc
         record = only_run(results).record
         assert record.data["skipped"] == {"train": 10, "validation": 2}
         assert record.data["rows"] == {"train": 2, "validation": 1}
+        skipped = json.loads((only_run(results).folder / "skipped.json").read_text())
+        assert {split: len(lines) for split, lines in skipped.items()} == record.data["skipped"]
+        assert validation.endswith("; ".join(skipped["validation"]))
+        assert all(line.startswith("data/squad_v2/train.jsonl.gz:") for line in skipped["train"][:8])
+        assert sorted(line.split("id '")[1].partition("'")[0] for line in skipped["train"] if "id '" in line)
 
 
 def test_a_context_of_ten_thousand_tokens_is_read(tiny: Cli) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import Outcome, Run, only_run
 
-from adalora_repro import console
+from adalora_repro import checkpoint, console, train
 from adalora_repro.errors import EXIT_OK, EXIT_TERMINATED
 from adalora_repro.tasks import glue
 
@@ -71,6 +71,59 @@ def test_an_evaluation_that_takes_long_gives_way(
     assert run.log == expected.log
     assert files(run) == files(expected)
     assert {Path(name).parent.name for name in files(run)} == {"best", "final"}
+
+
+class KilledError(BaseException):
+    """Nothing in a run expects it, as nothing sees a SIGKILL."""
+
+
+@pytest.mark.parametrize(("call", "step"), [(2, 3), (8, 6)], ids=["between", "the last one"])
+def test_a_kill_in_a_long_evaluation_costs_no_step(
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch, call: int, step: int
+) -> None:
+    expected = undisturbed(tiny)  # which is none, and saves nothing
+    monkeypatch.setattr(train, "LONG_EVALUATION", 4)
+    predict, calls = glue.Task.predict, [0]
+
+    def killed(self: glue.Task, *args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            raise KilledError
+        return predict(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(glue.Task, "predict", killed)
+        with pytest.raises(KilledError):
+            tiny(*COMMAND)
+    (path,) = Path("results").rglob("checkpoint.pt")
+    state, problems = checkpoint.load(path.parent, expected.record.key["hash"])
+    assert state is not None
+    assert (state["t"], state["loop"]["evaluation_due"], problems) == (step, True, [])
+    again = tiny(*COMMAND)
+    assert again.code == EXIT_OK, again.err
+    assert f"resuming {path.parent} at step {step} of 6" in again.err
+    run = only_run()
+    assert run.record.measured() == expected.record.measured()
+    assert run.log == expected.log
+    assert files(run) == files(expected)
+    assert not list(run.folder.glob("*.pt"))
+
+
+@pytest.mark.parametrize(("least", "saves"), [(4, [3, 6]), (5, [])])
+def test_only_a_long_evaluation_is_saved_before(
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch, least: int, saves: list[int]
+) -> None:
+    """Four batches of 8 make 32 rows."""
+    save, seen = checkpoint.save, []
+
+    def spy(folder: Path, state: dict[str, Any]) -> None:
+        seen.append(state["t"])
+        save(folder, state)
+
+    monkeypatch.setattr(checkpoint, "save", spy)
+    monkeypatch.setattr(train, "LONG_EVALUATION", least)
+    assert tiny(*COMMAND).code == EXIT_OK
+    assert seen == saves
 
 
 def test_a_short_evaluation_is_ended_first(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

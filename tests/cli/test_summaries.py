@@ -261,7 +261,11 @@ def test_bad_rows_are_left_out_on_demand(summaries: Cli, tmp_path: Path, caplog:
         "xsum train: 9 bad row(s) left out (data.skip_invalid=true): "
         f"{path / 'train.jsonl.gz'}:2: id 'n2': the document is empty; "
     )
-    assert train_told.endswith(" and 6 more")
+    assert train_told.endswith(" and 6 more, see skipped.json")
+    skipped = json.loads((only_run().folder / "skipped.json").read_text())
+    assert [len(skipped[split]) for split in ("train", "validation")] == [9, 2]
+    assert "; ".join(skipped["train"][:3]) in train_told
+    assert validation_told.endswith("; ".join(skipped["validation"]))
     assert validation_told.startswith(
         "xsum validation: 2 bad row(s) left out (data.skip_invalid=true): "
         f"{path / 'validation.jsonl.gz'}:2: id 'n1': column 'summary' must be text, is null; "

@@ -362,8 +362,13 @@ def test_published_commands_name_the_folders_of_their_records(
     monkeypatch.setattr(sources, "fingerprint", lambda _: record.data["fingerprint"])
     plan = resolved(*words, f"results.dir={ROOT / 'results'}")
     assert str(plan.folder) in published()
-    assert plan.settings == record.settings
     assert plan.key == record.key
+    # what is settled with the data is known to the record alone; two records name these counts as they were asked for
+    settled = planning.SCALED if plan.provisional else ()
+    for settings in (plan.settings, record.settings):
+        for name in settled:
+            settings.pop(name, None)
+    assert plan.settings == record.settings
 
 
 @needs_real_data
@@ -438,6 +443,17 @@ def phases(plan: Plan) -> list[int]:
     return [*(plan.cfg.method[name] for name in COUNTED), plan.cfg.optim.warmup_steps]
 
 
+def settings_of(plan: Plan) -> list[Any]:
+    """As ``phases``, of what goes into the record."""
+    return [*(plan.settings[f"method.{name}"] for name in COUNTED), plan.settings["optim.warmup_steps"]]
+
+
+def as_asked(plan: Plan) -> dict[str, Any]:
+    """The step counts before they were scaled, which with all other settings make the hash."""
+    assert set(plan.unscaled) == {f"method.{name}" for name in COUNTED} | {"optim.warmup_steps"}
+    return plan.unscaled
+
+
 def test_t_is_provisional_where_examples_are_not_rows() -> None:
     assert not resolved(*BASE).provisional
     squad = resolved("task=squad", "method=lora", "budget=0.08%")
@@ -467,7 +483,9 @@ def test_the_settled_plan_is_that_of_as_many_good_rows(examples: int) -> None:
     assert settled.params == good.params
     # the run is the same one, in the same folder
     assert settled.key == key | {"total_steps": settled.total_steps}
-    assert (settled.folder, settled.settings) == (plan.folder, plan.settings)
+    assert (settled.folder, as_asked(settled)) == (plan.folder, as_asked(plan))
+    assert settings_of(settled) == phases(settled) != settings_of(plan) == before
+    assert settled.settings | settled.unscaled == plan.settings | plan.unscaled
     assert (plan.key, phases(plan)) == (key, before)  # not changed
     assert planning.settle(settled, examples) is settled
 
@@ -477,7 +495,9 @@ def test_step_counts_of_ones_own_are_settled_from_what_was_said() -> None:
     settled = planning.settle(plan, 320)  # 25 epochs of 10 steps, T = 250 of CoLA's 6,700
     assert settled.total_steps == 250
     assert phases(settled) == [25, 100, 2, 4]
-    assert plan.settings["method.t_i"] == settled.settings["method.t_i"] == 670
+    assert settings_of(settled) == phases(settled)
+    assert plan.unscaled["method.t_i"] == settled.unscaled["method.t_i"] == 670
+    assert planning.settle(settled, 640).settings == plan.settings  # from what was asked, not from what was scaled
 
 
 def test_phases_that_are_not_scaled_must_fit_the_settled_t() -> None:
@@ -493,10 +513,32 @@ def test_phases_that_are_not_scaled_must_fit_the_settled_t() -> None:
 def test_identity_does_not_depend_on_a_provisional_t() -> None:
     """Files are known by their content, so T adds nothing; with the same content it follows from the settings."""
     plan = resolved(*SKIPPING, *ROWS)
-    assert plan.settings["method.t_i"] == 800  # the paper's, not scaled by a T that may change
+    assert list(as_asked(plan).values()) == [800, 3500, 10, 100]  # the paper's, not scaled by a T that may change
+    assert settings_of(plan) == phases(plan)
     assert phases(plan)[0] != 800
+    assert plan.key["hash"] == planning.digest(plan.settings | plan.unscaled) != planning.digest(plan.settings)
     exact = resolved(*[word for word in SKIPPING if "skip" not in word], *ROWS)
-    assert exact.settings["method.t_i"] == phases(exact)[0]
+    assert settings_of(exact) == list(as_asked(exact).values()) == phases(exact)
+    assert exact.key["hash"] == planning.digest(exact.settings)
+
+
+def test_a_provisional_t_changes_neither_hash_nor_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same files, of which once more lines are counted: as bad ones among them would be."""
+    for words in (SKIPPING, ("task=squad", "method=adalora", "budget=0.08%", "method.schedule=scaled")):
+        plans = []
+        for rows in (640, 6400):
+            monkeypatch.setattr(sources, "train_rows", lambda _, rows=rows: rows)
+            plans.append(resolved(*words, *ROWS))
+        first, second = plans
+        assert first.total_steps != second.total_steps
+        assert settings_of(first) != settings_of(second)
+        assert first.key | {"total_steps": 0} == second.key | {"total_steps": 0}
+        assert (first.folder, first.unscaled) == (second.folder, second.unscaled)
+    exact = []
+    for rows in (640, 6400):  # where rows are examples, T is known and counts
+        monkeypatch.setattr(sources, "train_rows", lambda _, rows=rows: rows)
+        exact.append(resolved(*[word for word in SKIPPING if "skip" not in word], *ROWS).key["hash"])
+    assert exact[0] != exact[1]
 
 
 def test_what_is_not_provisional_is_not_settled_otherwise() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import threading
 from collections.abc import Callable
 from itertools import pairwise
@@ -375,13 +376,51 @@ def test_of_many_bad_rows_three_are_told(tmp_path: Path, caplog: pytest.LogCaptu
     assert data.provenance["skipped"]["train"] == 1500
     assert caplog.messages[0].startswith("rte train: 1,500 bad row(s) left out")
     assert caplog.messages[0].count("not JSON") == 3
-    assert caplog.messages[0].endswith(" and 1,497 more")
+    assert caplog.messages[0].endswith(" and 1,497 more, see skipped.json")
+    path = tmp_path / "rte" / "train.jsonl.gz"
+    assert [line.partition(": not JSON")[0] for line in data.skipped["train"]] == [
+        f"{path}:{line}" for line in range(2, 1502)
+    ]
+    assert caplog.messages[0].partition("=true): ")[2].startswith("; ".join(data.skipped["train"][:3]) + " and ")
+    assert len(data.skipped["validation"]) == data.provenance["skipped"]["validation"] == 1
+    assert data.skipped["validation"][0] in caplog.messages[1]
+    assert loaded(cfg)[1].skipped == data.skipped  # from the cache
+
+
+def test_bad_rows_are_named_with_the_files_of_this_run(tmp_path: Path, tokenizations: list[int]) -> None:
+    """Where none may be left out, the same rows share their tokens whatever folder they lie in."""
+    folders = [tmp_path / name for name in ("here", "there")]
+    spoilt(folders[0])
+    shutil.copytree(*folders)
+    cache_dir = str(tmp_path / "cache")
+    for folder in folders:
+        _, data = loaded(small(tmp_path, "rte", data__source="local", data__dir=str(folder), data__skip_invalid=True))
+        assert [line.partition(":")[0] for lines in data.skipped.values() for line in lines] == [
+            *[str(folder / "rte" / "train.jsonl.gz")] * 2,
+            str(folder / "rte" / "validation.jsonl.gz"),
+        ]
+    tokenizations.clear()
+    for split in ("train", "validation"):
+        path = write_jsonl(folders[0] / "rte" / f"{split}.jsonl.gz", [{"sentence1": "a", "sentence2": "b", "label": 0}])
+        shutil.copy(path, folders[1] / "rte")
+    for folder in folders:
+        loaded(small(tmp_path, "rte", data__source="local", data__dir=str(folder), data__cache_dir=cache_dir))
+    assert tokenizations == [1, 1]
+
+
+def test_the_record_says_how_long_inputs_were(tmp_path: Path) -> None:
+    """Not how long they were asked to be, where the model takes less."""
+    for asked, limit, used in ((30, 512, 30), (30, 11, 11)):
+        _, data = loaded(small(tmp_path, "rte", task__max_length=asked), tiny_tokenizer(limit=limit))
+        assert data.provenance["max_length"] == used
+        assert max(data.train["length"]) <= used
 
 
 def test_without_bad_rows_nothing_is_said_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         _, data = loaded(small(tmp_path, data__skip_invalid=True))
     assert "skipped" not in data.provenance
+    assert data.skipped == {}
     assert caplog.messages == []
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 from task_configs import REAL_DATA, ROOT, TASKS, needs_real_data, task_config, write_jsonl
 
+from adalora_repro.config import TaskConfig
 from adalora_repro.errors import InputError
 from adalora_repro.tasks import load_family, sample, sources
-from adalora_repro.tasks.base import BaseTask
+from adalora_repro.tasks.base import OPTIONAL, BaseTask
 
 GOOD_ROWS: dict[str, dict[str, Any]] = {
     "sst2": {"sentence": "a fine film", "label": 1, "idx": 0},
@@ -423,9 +425,33 @@ def test_what_a_family_implements_is_what_the_page_on_adding_one_lists() -> None
     assert listed == {
         name for family in families for name in vars(family) if name in shared and name not in ("load", "Task")
     }
-    for name in listed - {"architecture", "code_version", "has_ids", "chosen"}:
+    for name in listed - {"architecture", "code_version", "has_ids", "texts", "uses", "chosen"}:
         parameters = list(inspect.signature(getattr(families[0], name)).parameters)[1:]
         assert f"| `{name}({', '.join(parameters)})`" in text
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_setting_of_another_family_is_refused(task: str) -> None:
+    """Each of them is of some family, null in the others' files, and refused there."""
+    used = type(load_family(task_config(task))).uses
+    assert set(OPTIONAL) == {field.name for field in fields(TaskConfig) if field.default is None} - {"hub_config"}
+    assert {name for task in TASKS for name in type(load_family(task_config(task))).uses} == set(OPTIONAL)
+    for name in set(OPTIONAL) - used:
+        assert task_config(task).task[name] is None
+        value = {"early_stopping": False}.get(name, 0)  # not null, though it is nothing
+        with pytest.raises(InputError) as error:
+            load_family(task_config(task, **{f"task__{name}": value}))
+        assert str(error.value) == f"task.{name} means nothing for {task}"
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "wanted"),
+    [("sst2", 0, "1 or 2"), ("rte", 3, "1 or 2"), ("squad", 1, "2"), ("squad", 3, "2"), ("xsum", 2, "1")],
+)
+def test_a_family_reads_so_many_text_columns(task: str, columns: int, wanted: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_family(task_config(task, task__text_columns=["a", "b", "c"][:columns]))
+    assert str(error.value) == f"task.text_columns: {task} reads {wanted}, not {columns}"
 
 
 def test_checks_and_families_import_nothing_heavy() -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from task_configs import CONF, task_config, write_jsonl
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from adalora_repro import backbones, inject, plan, session, train
 from adalora_repro.config import resource
@@ -377,8 +378,41 @@ def test_bfloat16_trains_and_writes(composing: None, tmp_path: Path) -> None:
 # Generation
 
 
+#: what a model's files may say of generation, beside its token ids: no part of a run's settings
+FOREIGN: dict[str, Any] = {
+    "repetition_penalty": 5.0,
+    "min_length": 30,
+    "max_new_tokens": 3,
+    "num_beams": 7,
+    "num_beam_groups": 2,
+    "diversity_penalty": 0.5,
+    "length_penalty": 4.0,
+    "early_stopping": "never",
+    "no_repeat_ngram_size": 1,
+    "encoder_no_repeat_ngram_size": 2,
+    "do_sample": True,
+    "temperature": 0.3,
+    "top_k": 4,
+    "suppress_tokens": [40, 41],
+    "exponential_decay_length_penalty": (2, 3.0),
+}
+#: unlike anybody's, so that none of them can have come from elsewhere
+IDS = {
+    "pad_token_id": 31,
+    "bos_token_id": 32,
+    "eos_token_id": 33,
+    "decoder_start_token_id": 34,
+    "forced_bos_token_id": 35,
+    "forced_eos_token_id": 36,
+}
+
+
 class Writer:
     """In the place of a model: remembers how it was asked."""
+
+    def __init__(self) -> None:
+        self.generation_config = GenerationConfig(**IDS)
+        self.generation_config.update(**FOREIGN)
 
     def generate(self, **options: Any) -> Tensor:
         self.options = options
@@ -386,6 +420,7 @@ class Writer:
 
 
 def asked(**options: Any) -> dict[str, Any]:
+    """All that generation was told, token ids apart; what is left at None is transformers' default."""
     writer, batch = Writer(), {"input_ids": torch.ones(1, 8), "attention_mask": torch.ones(1, 8), "index": [0]}
     name = options.pop("name", "xsum")
     task = Task(task_config(name, **options))
@@ -394,7 +429,16 @@ def asked(**options: Any) -> dict[str, Any]:
     assert found["tokens"].tolist() == [[START, EOS]]
     assert writer.options.pop("input_ids") is batch["input_ids"]
     assert writer.options.pop("attention_mask") is batch["attention_mask"]
-    return writer.options
+    config = writer.options.pop("generation_config")
+    assert writer.options == {}
+    assert writer.generation_config is config  # or `generate` would fill in what the model's own says
+    task.predict(writer, batch)  # type: ignore[arg-type]
+    assert writer.options["generation_config"] is writer.generation_config is config  # made once
+    told = config.to_dict()
+    unset = GenerationConfig().to_dict()
+    assert {name: told.pop(name) for name in IDS} == IDS
+    assert set(told) <= set(unset)
+    return {name: value for name, value in told.items() if value != unset[name]}
 
 
 def test_every_setting_reaches_generate() -> None:
@@ -424,7 +468,7 @@ def test_greedy_search_is_given_no_setting_of_beams() -> None:
     }
 
 
-def test_what_is_not_set_is_off_or_the_models_own(tmp_path: Path) -> None:
+def test_what_is_not_set_is_off_or_transformers_default(tmp_path: Path) -> None:
     unset = dict.fromkeys(("min_target_length", "no_repeat_ngram_size", "length_penalty", "early_stopping"))
     options = asked(**{f"task__{name}": None for name in unset})
     assert options == {
@@ -434,8 +478,71 @@ def test_what_is_not_set_is_off_or_the_models_own(tmp_path: Path) -> None:
         "no_repeat_ngram_size": 0,
         "do_sample": False,
     }
-    task, data = loaded(varied(small(tmp_path, **{f"task__{name}": None for name in unset})))
-    assert len(written_by(task, bart(task.cfg), evaluation_rows(data))) == 9
+    cfg = varied(small(tmp_path, **{f"task__{name}": None for name in unset}))
+    default = {"length_penalty": 1.0, "early_stopping": False, "min_target_length": 0, "no_repeat_ngram_size": 0}
+    said = varied(small(tmp_path, **{f"task__{name}": value for name, value in default.items()}))
+    found = []
+    for settings in (cfg, said):
+        task, data = loaded(settings)
+        found.append(written_by(task, foreign(bart(task.cfg)), evaluation_rows(data)))
+    assert found[0] == found[1]
+    assert len(found[0]) == 9
+
+
+def foreign(model: Any, **ids: int) -> Any:
+    """``model`` with files that say much of generation."""
+    model.generation_config.update(**FOREIGN, **ids)
+    return model
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_of_the_models_own_generation_settings_only_the_token_ids_count(tmp_path: Path, num_beams: int) -> None:
+    cfg = varied(small(tmp_path, task__num_beams=num_beams))
+
+    def written(make: Callable[[Any], Any]) -> list[list[int]]:
+        task, data = loaded(cfg)
+        return written_by(task, make(bart(cfg)), evaluation_rows(data))
+
+    def forced(model: Any, **ids: int) -> Any:
+        model.generation_config.update(**ids)
+        return model
+
+    plain = written(lambda model: model)
+    assert len(set(map(tuple, plain))) > 3
+    assert written(foreign) == plain
+    first = written(lambda model: foreign(model, forced_bos_token_id=77))
+    assert first == written(lambda model: forced(model, forced_bos_token_id=77)) != plain
+    assert {row[1] for row in first} == {77}
+    never = written(lambda model: forced(foreign(model), forced_eos_token_id=78))
+    assert never == written(lambda model: forced(model, forced_eos_token_id=78))
+    assert {row[-1] for row in never if len(row) == LIMIT} == {78}
+    assert any(len(row) == LIMIT for row in never)
+
+
+def test_what_generate_works_with_is_what_it_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, data = loaded(varied(small(tmp_path)))
+    model = foreign(bart(task.cfg), forced_bos_token_id=BOS)
+    prepare, seen = type(model)._prepare_generation_config, []
+
+    def spy(self: Any, *args: Any, **options: Any) -> Any:
+        found = prepare(self, *args, **options)
+        seen.append(found[0].to_dict())
+        return found
+
+    monkeypatch.setattr(type(model), "_prepare_generation_config", spy)
+    written_by(task, model, evaluation_rows(data))
+    (used,) = seen
+    wanted = GenerationConfig()._get_default_generation_params() | {
+        "max_length": LIMIT,
+        "num_beams": 2,
+        "no_repeat_ngram_size": 3,
+        "early_stopping": True,
+        "forced_bos_token_id": BOS,
+        **backbones.BYTE_IDS,
+    }
+    assert {name: used[name] for name in wanted} == wanted
+    for name in set(FOREIGN) - set(wanted):
+        assert used.get(name) is None, name
 
 
 @pytest.mark.parametrize("num_beams", [1, 2, 5])
@@ -548,6 +655,7 @@ def test_generation_warns_of_nothing(
     task, data = loaded(varied(small(tmp_path, task__num_beams=num_beams)))
     model = bart(task.cfg)
     model.generation_config.update(num_beams=4, early_stopping=True, no_repeat_ngram_size=3, length_penalty=2.0)
+    model.generation_config.update(repetition_penalty=2.0, forced_bos_token_id=BOS)
     log = logging.getLogger("transformers")
     monkeypatch.setattr(log, "propagate", True)
     monkeypatch.setattr(log, "level", logging.WARNING)
@@ -659,6 +767,10 @@ def test_a_quick_look_scores_its_own_rows(tmp_path: Path) -> None:
         ({"max_target_length": None}, r"task\.max_target_length is not set, xsum needs a number"),
         ({"num_beams": None}, r"task\.num_beams is not set, xsum needs a number"),
         ({"min_target_length": 64}, r"task\.min_target_length=64 must be below task\.max_target_length=64"),
+        ({"max_target_length": 2}, r"task\.max_target_length=2 must be 3 or more: a token between start and end"),
+        ({"max_length": 2}, r"task\.max_length=2 must be 3 or more"),
+        ({"text_columns": ["document", "summary"]}, r"task\.text_columns: xsum reads 1, not 2"),
+        ({"stride": 4}, r"task\.stride means nothing for xsum"),
         ({"min_target_length": 5, "max_target_length": 4}, r"min_target_length=5 must be below .*max_target_length=4"),
     ],
 )
@@ -669,6 +781,7 @@ def test_settings_that_make_no_sense(options: dict[str, Any], problem: str) -> N
 
 def test_the_longest_minimum_is_allowed() -> None:
     Task(task_config("xsum", task__min_target_length=63))
+    Task(task_config("xsum", task__max_length=3, task__max_target_length=3))
 
 
 GOOD = {"id": "a", "document": "Rain fell.", "summary": "Rain."}
