@@ -98,6 +98,11 @@ class Plan:
         return measured(self.cfg)
 
     @property
+    def unscaled(self) -> dict[str, Any]:
+        """The step counts as they were asked for."""
+        return {name: self.asked[name] for name in SCALED if name in self.asked}
+
+    @property
     def origins(self) -> dict[str, str]:
         """Setting -> where its value comes from, for the settings shown: reads YAML, so only when asked."""
         found = {key: _origin(key, self.choices, self.overrides) for key in _shown(self.cfg)}
@@ -242,9 +247,8 @@ def settle(plan: Plan, examples: int) -> Plan:
     if not plan.provisional:
         raise InputError(f"the train split has {examples:,} rows, which is not what the plan's T was made from")
     cfg = plan.cfg.copy()
-    for name in SCALED:
-        if name in plan.asked:
-            OmegaConf.update(cfg, name, plan.asked[name])
+    for name, value in plan.unscaled.items():
+        OmegaConf.update(cfg, name, value)
     _scale_steps(cfg, total_steps, {})
     settled = replace(plan, cfg=cfg, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     settled.key = plan.key | {"total_steps": total_steps}
