@@ -12,6 +12,7 @@ import argparse
 import importlib
 import os
 import pkgutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -178,6 +179,9 @@ def watch(look: Callable[[], tuple[str, list[str]]], every: float) -> int:
         raise InputError("--watch redraws a terminal, and this output is none")
     text = ""
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # what a script starts in the background ignores it
     try:
         sys.stdout.write("\x1b[?1049h")
         while True:
@@ -189,6 +193,7 @@ def watch(look: Callable[[], tuple[str, list[str]]], every: float) -> int:
     except KeyboardInterrupt:
         return EXIT_OK
     finally:
+        signal.signal(signal.SIGINT, before)
         sys.stdout.write(f"\x1b[?1049l{text}")
         sys.stdout.flush()
 

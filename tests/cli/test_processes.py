@@ -66,6 +66,8 @@ def words_of(*words: str) -> list[str]:
     """``GLUE`` with other words, of which a word given again wins."""
     keys = {word.lstrip("+").split("=")[0] for word in words}
     dropped = {word for word in SAME if any(word.startswith("backbone=") for word in words)}
+    if any(word in ("task=squad", "task=xsum") for word in words):
+        dropped.add("task.classifier_dropout=0")  # they have no classifier
     kept = [word for word in GLUE if word.lstrip("+").split("=")[0] not in keys and word not in dropped]
     return [*kept, *words]
 
