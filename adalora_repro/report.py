@@ -179,9 +179,8 @@ def watch(look: Callable[[], tuple[str, list[str]]], every: float) -> int:
         raise InputError("--watch redraws a terminal, and this output is none")
     text = ""
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # what a script starts in the background ignores it
+    # what a script starts in the background would ignore Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sys.stdout.write("\x1b[?1049h")
         while True:
