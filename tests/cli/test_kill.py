@@ -72,6 +72,19 @@ def wait_for_checkpoints(process: subprocess.Popen[str], count: int) -> None:
     raise AssertionError(f"no checkpoint number {count}")
 
 
+def killed(cache: Path, checkpoints: int, command: tuple[str, ...] = COMMAND) -> tuple[subprocess.Popen[str], str]:
+    """The process of a run that SIGKILL ended right after its ``checkpoints``-th checkpoint, and its standard error."""
+    process = start(cache, command)
+    try:
+        wait_for_checkpoints(process, checkpoints)
+    finally:
+        process.kill()
+        _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert only_run().record.status == "running"
+    return process, err
+
+
 def resumed_as_if_nothing_had_happened(tiny: Cli, words: tuple[str, ...] = COMMAND) -> bool:
     again = tiny(*words)
     assert again.code == EXIT_OK, again.err
@@ -89,15 +102,8 @@ def resumed_as_if_nothing_had_happened(tiny: Cli, words: tuple[str, ...] = COMMA
 
 @pytest.mark.parametrize("checkpoints", [1, 4])
 def test_sigkill_at_any_step_costs_nothing(tiny: Cli, tmp_path: Path, checkpoints: int) -> None:
-    process = start(tmp_path / "cache")
-    try:
-        wait_for_checkpoints(process, checkpoints)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process, _ = killed(tmp_path / "cache", checkpoints)
     run: Run = only_run()
-    assert run.record.status == "running"
     assert run.record.progress["pid"] == process.pid
     assert run.record.final is None
     assert resumed_as_if_nothing_had_happened(tiny)
@@ -108,18 +114,12 @@ def test_sigkill_of_a_run_whose_t_came_with_its_data(tiny: Cli, tmp_path: Path) 
     for split in sizes:
         rows = [*sample.generate("cola", split, sizes, 0), "{broken", {"sentence": "x", "label": 9}, *["[]"] * 30]
         write_jsonl(Path("broken") / "cola" / f"{split}.jsonl.gz", rows)
-    process = start(tmp_path / "cache", SETTLED)
-    try:
-        wait_for_checkpoints(process, 2)
-    finally:
-        process.kill()
-        _, err = process.communicate()
+    _, err = killed(tmp_path / "cache", 2, SETTLED)
     assert "note: T = 20 counts one example for each row; bad rows go" in err
     assert "cola train: 32 bad row(s) left out (data.skip_invalid=true): broken/cola/train.jsonl.gz:49: not JSON" in err
     assert "note: 48 training examples, 6 steps an epoch, T = 12" in err
     run = only_run()
     assert run.record.key["total_steps"] == run.record.progress["total_steps"] == 12
-    assert run.record.status == "running"
     assert resumed_as_if_nothing_had_happened(tiny, SETTLED)
     assert only_run().record.data["skipped"] == {"train": 32, "validation": 32}
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import test_kill
-from conftest import ROOT, TINY, Outcome, Run, only_run
+from conftest import TINY, Outcome, Run, only_run
 from task_configs import REAL_DATA, needs_real_data, write_jsonl
+from test_kill import killed
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 from adalora_repro.tasks import rouge, sample
@@ -158,16 +154,7 @@ def contents(run: Run) -> dict[str, bytes]:
 
 
 def test_sigkill_costs_nothing(cli: Cli, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", test_kill.SLOWLY, *KILLED, f"data.cache_dir={tmp_path / 'cache'}"]
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        test_kill.wait_for_checkpoints(process, 2)  # after step 4: past the evaluation at 3, before the one at 6
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert only_run().record.status == "running"
+    killed(tmp_path / "cache", 2, KILLED)  # after step 4: past the evaluation at 3, before the one at 6
     again = cli(*KILLED)
     assert again.code == EXIT_OK, again.err
     assert again.err.startswith("resuming results/")

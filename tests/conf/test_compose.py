@@ -10,15 +10,12 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from task_configs import REAL_DATA, needs_real_data
 
@@ -43,15 +40,7 @@ FAMILIES = planning.budget_families()
 FREE = ("data=sample", "data.sample_rows=64", "data.sample_validation_rows=32")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def hydra() -> Iterator[None]:
-    store = ConfigStore.instance()
-    before = dict(store.repo)
-    GlobalHydra.instance().clear()
-    run._register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-    store.repo = before
+pytestmark = pytest.mark.usefixtures("hydra")
 
 
 @functools.cache

@@ -6,13 +6,11 @@ import csv
 import importlib
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
+from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
@@ -30,15 +28,7 @@ PAPER = Path(planning.__file__).parent / "tables" / "paper"
 NO_FILES = ("data=sample", "data.sample_rows=64")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def hydra() -> Iterator[None]:
-    store = ConfigStore.instance()
-    before = dict(store.repo)
-    GlobalHydra.instance().clear()
-    run._register()
-    with initialize_config_dir(str(resource("conf")), version_base="1.3"):
-        yield
-    store.repo = before
+pytestmark = pytest.mark.usefixtures("hydra")
 
 
 class Recorder:

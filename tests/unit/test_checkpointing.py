@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from adalora_repro import inject, plan, session, train
-from adalora_repro.config import resource
-from adalora_repro.run import _register
 from adalora_repro.tasks.base import Evaluation
 
 BACKBONES = ("tiny-bert", "tiny-deberta", "tiny-roberta", "tiny-bart")
@@ -31,13 +26,7 @@ PHASES = ["method.schedule=absolute", "method.t_i=0", "method.t_f=1", "method.de
 QUIET: Any = SimpleNamespace(evaluating=lambda *_: None)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hydra() -> Iterator[None]:
-    _register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(resource("conf")), version_base="1.3"):
-        yield
-    datasets.enable_progress_bars()  # what building a run switched off
+pytestmark = pytest.mark.usefixtures("hydra")
 
 
 @pytest.fixture(scope="module")

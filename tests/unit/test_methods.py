@@ -4,16 +4,13 @@ import copy
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from omegaconf import OmegaConf
 
 from adalora_repro import backbones, inject, methods, plan
 from adalora_repro.backbones import Site
-from adalora_repro.config import resource
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear, SVDLinear
-from adalora_repro.run import _register
 
 BACKBONES = ("tiny-deberta", "tiny-bert", "tiny-roberta", "tiny-bart")
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")
@@ -33,12 +30,7 @@ EXPECTED = {  # trained parameters of the method, head apart
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hydra():
-    _register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(resource("conf")), version_base="1.3"):
-        yield
+pytestmark = pytest.mark.usefixtures("hydra")
 
 
 def resolved(backbone: str, method: str, *overrides: str) -> plan.Plan:

@@ -12,23 +12,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
 import transformers
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from task_configs import CONF, task_config, write_jsonl
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from adalora_repro import backbones, inject, plan, session, train
-from adalora_repro.config import resource
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import SVDLinear
-from adalora_repro.run import _register
 from adalora_repro.tasks import rouge, sources
 from adalora_repro.tasks.base import Evaluation, TaskData
 from adalora_repro.tasks.summarization import IGNORED, Task
@@ -264,15 +260,6 @@ def test_loss_is_the_mean_over_tokens_in_float32(kind: torch.dtype) -> None:
 # Runs, as the session builds them
 
 
-@pytest.fixture(scope="module")
-def composing() -> Iterator[None]:
-    _register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(resource("conf")), version_base="1.3"):
-        yield
-    datasets.enable_progress_bars()  # what building a run switched off
-
-
 def run_of(tmp_path: Path, method: str, *overrides: str) -> train.Loop:
     cfg = varied(small(tmp_path))
     words = ["task=xsum", "backbone=tiny-bart", "budget=0.26%", f"method={method}", "data=local"]
@@ -283,7 +270,7 @@ def run_of(tmp_path: Path, method: str, *overrides: str) -> train.Loop:
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora"])
-def test_micro_batches_give_the_gradient_of_the_batch(composing: None, tmp_path: Path, method: str) -> None:
+def test_micro_batches_give_the_gradient_of_the_batch(hydra: None, tmp_path: Path, method: str) -> None:
     """Weighted by their tokens, not by their rows: the parts have summaries of different lengths."""
 
     def gradients(parts: int) -> tuple[dict[str, Tensor], float, list[int]]:
@@ -315,7 +302,7 @@ def test_micro_batches_give_the_gradient_of_the_batch(composing: None, tmp_path:
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_evaluation_does_not_depend_on_its_batches(composing: None, tmp_path: Path) -> None:
+def test_evaluation_does_not_depend_on_its_batches(hydra: None, tmp_path: Path) -> None:
     options = ["+backbone.architecture.init_std=0.3", "task.max_target_length=24"]
     found = [
         train.evaluate(run_of(tmp_path, "lora", f"eval.batch_size={size}", f"train.padding={padding}", *options), QUIET)
@@ -327,7 +314,7 @@ def test_evaluation_does_not_depend_on_its_batches(composing: None, tmp_path: Pa
     assert all(other == found[0] for other in found[1:])
 
 
-def test_what_is_evaluated_is_the_masked_model(composing: None, tmp_path: Path) -> None:
+def test_what_is_evaluated_is_the_masked_model(hydra: None, tmp_path: Path) -> None:
     loop = run_of(tmp_path, "adalora", "+backbone.architecture.init_std=0.3", "method.init_std=0.3")
     task, rows = loop.task, evaluation_rows(loop.data)
     layers = [module for module in loop.model.modules() if isinstance(module, SVDLinear)]
@@ -357,7 +344,7 @@ def test_what_is_evaluated_is_the_masked_model(composing: None, tmp_path: Path) 
     assert text(loop.model) == texts
 
 
-def test_bfloat16_trains_and_writes(composing: None, tmp_path: Path) -> None:
+def test_bfloat16_trains_and_writes(hydra: None, tmp_path: Path) -> None:
     loop = run_of(tmp_path, "adalora", "train.precision=bf16", "+backbone.architecture.init_std=0.3")
     kinds = []
     loop.model.lm_head.register_forward_hook(lambda module, args, out: kinds.append(out.dtype))
