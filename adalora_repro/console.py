@@ -23,8 +23,6 @@ HEARTBEAT_S = 60.0  # a running record is renewed at least this often, at the ne
 AGREE_S = 1.0  # about how often several processes ask each other whether one was asked to stop
 AGREE_CALLS = 100  # and at least once in so many steps or evaluated batches
 GRACE_S = 10.0  # how long an evaluation may go on when the run was asked to stop: schedulers kill after half a minute
-
-
 ALONE_S = 15.0  # how long a process with a problem waits for the launcher to end it, because the main one has it too
 
 

@@ -329,13 +329,15 @@ def _evaluate(loop: Loop, log: Any, watch: Watch) -> None:
     Raises:
         Interrupted: asked to stop; a checkpoint of the step is saved.
     """
-    if _evaluation_batches(loop) >= LONG_EVALUATION:
+    saved = _evaluation_batches(loop) >= LONG_EVALUATION
+    if saved:
         _save(loop, log)
     began = time.perf_counter()
     try:
         evaluation = evaluate(loop, watch)
     except EvaluationStopped:
-        _save(loop, log)
+        if not saved:
+            _save(loop, log)
         watch.stop.check()
         raise
     loop.eval_s += time.perf_counter() - began

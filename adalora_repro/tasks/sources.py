@@ -224,8 +224,9 @@ def _dataset(rows: Iterator[dict[str, Any]], rules: RowRules) -> Dataset:
     while chunk := list(islice(rows, 10_000)):
         content = {name: [row[name] for row in chunk] for name in rules.columns}
         chunks.append(Dataset.from_dict(content, features=features))
-    empty = Dataset.from_dict({name: [] for name in rules.columns}, features=features)
-    return concatenate_datasets(chunks) if chunks else empty
+    if not chunks:
+        return Dataset.from_dict({name: [] for name in rules.columns}, features=features)
+    return concatenate_datasets(chunks)
 
 
 # The hub

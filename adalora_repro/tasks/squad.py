@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import sources
-from adalora_repro.tasks.base import BaseTask, Batch, Evaluation, equal_distances, mapped, pad
+from adalora_repro.tasks.base import BaseTask, Batch, Evaluation, TaskData, equal_distances, mapped, pad
 from adalora_repro.tasks.squad_scores import best_thresholds, score_all, squad_metrics
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
     from omegaconf import DictConfig
     from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Task", "squad_metrics"]
 
@@ -225,7 +226,7 @@ class Task(BaseTask):
             problems.append(problem)
         return problems
 
-    def load(self, tokenizer: Any) -> Any:
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
         data = super().load(tokenizer)
         data.provenance["windows"] = {"train": len(data.train)}
         for split, windows in data.evaluation.items():
