@@ -1,7 +1,7 @@
 """adalora-report: records below results/ -> the paper's tables with our numbers in them, and what is still missing.
 
 Reads only ``metrics.json`` files, imports neither torch nor Hydra, and starts at once. A table is a module of
-``tables/`` with a ``SPEC``: it becomes a subcommand by being there.
+``tables/`` with a ``SPEC``, another report one with a ``REPORT``: each becomes a subcommand by being there.
 
 Exit codes: 0 printed (files refused are named on stderr), 2 wrong input (one line on stderr).
 """
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from adalora_repro import records, tables
@@ -26,6 +27,8 @@ from adalora_repro.tables.base import (
     CHECKPOINTS,
     DATA_SOURCES,
     PROTOCOLS,
+    Report,
+    Request,
     Scope,
     Spec,
     Table,
@@ -61,12 +64,21 @@ class Parser(argparse.ArgumentParser):
 
 def discover() -> dict[str, Spec]:
     """Tables by name: the modules of ``tables/`` that have a ``SPEC``."""
+    return {module.SPEC.name: module.SPEC for module in modules_with("SPEC")}
+
+
+def discover_reports() -> dict[str, Report]:
+    """The other reports by name: the modules that have a ``REPORT``."""
+    return {module.REPORT.name: module.REPORT for module in modules_with("REPORT")}
+
+
+def modules_with(attribute: str) -> list[ModuleType]:
     names = sorted(module.name for module in pkgutil.iter_modules(tables.__path__))
     modules = [importlib.import_module(f"{tables.__name__}.{name}") for name in names]
-    return {module.SPEC.name: module.SPEC for module in modules if hasattr(module, "SPEC")}
+    return [module for module in modules if hasattr(module, attribute)]
 
 
-def parser_of(specs: dict[str, Spec]) -> Parser:
+def parser_of(specs: dict[str, Spec], reports: dict[str, Report]) -> Parser:
     parser = Parser(
         prog="adalora-report",
         description="Compile the paper's tables from the records of adalora-run, ours beside the paper's.",
@@ -82,7 +94,15 @@ def parser_of(specs: dict[str, Spec]) -> Parser:
         table.add_argument("--format", choices=FORMATS, default="markdown", help="default: %(default)s")
         table.add_argument("--include-partial", action="store_true", help="show runs with eval.max_examples too")
         table.add_argument("--only-filled", action="store_true", help="leave out rows and columns without a record")
-        table.add_argument("--out", metavar="FILE", help="write there instead of to the terminal")
+        add_out(table)
+    for other in reports.values():
+        command = commands.add_parser(other.name, help=other.title, description=other.title, allow_abbrev=False)
+        other.add_arguments(command)
+        if other.scoped:
+            add_scope(command)
+        else:
+            add_results(command)
+        add_out(command)
     status = commands.add_parser("status", help="what is done, running, failed, missing", allow_abbrev=False)
     add_scope(status)
     status.add_argument(
@@ -106,7 +126,15 @@ def add_scope(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", metavar="NAME", help="default: the paper's, or the only one with records")
     parser.add_argument("--data", choices=DATA_SOURCES, help="default: the first of these with records; never mixed")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="default: %(default)s")
+    add_results(parser)
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", metavar="DIR", help="folder with runs/ in it (default: results)")
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="FILE", help="write there instead of to the terminal")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,14 +150,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(argv: Sequence[str] | None) -> int:
-    specs = discover()
-    args = parser_of(specs).parse_args(argv)
+    specs, reports = discover(), discover_reports()
+    args = parser_of(specs, reports).parse_args(argv)
     if args.report is None:
-        raise InputError(f"say which report; valid: {', '.join([*specs, 'status', 'choose'])} (--help shows examples)")
+        valid = [*specs, *reports, "status", "choose"]
+        raise InputError(f"say which report; valid: {', '.join(valid)} (--help shows examples)")
     results = results_folder(args.results)
     if args.report == "status" and args.watch is not None:
         return watch(lambda: status_text(args, specs, results), args.watch)
-    if args.report == "status":
+    text: str | bytes
+    if args.report in reports:
+        text, refused = reports[args.report].make(Request(args, specs, results))
+        out = args.out
+    elif args.report == "status":
         text, refused = status_text(args, specs, results)
         out = None
     elif args.report == "choose":
@@ -260,17 +293,23 @@ def known_backbone(name: str | None, found: Sequence[tuple[Path, RunRecord]], sp
         raise one_of("backbone", name, sorted(choices))
 
 
-def deliver(text: str, out: str | None) -> None:
-    """To the terminal, or whole or not at all to a file."""
+def deliver(text: str | bytes, out: str | None) -> None:
+    """To the terminal, or whole or not at all to a file.
+
+    Raises:
+        InputError: the file cannot be written, or there is none for what is no text.
+    """
+    if out is None and isinstance(text, bytes):
+        raise InputError("--out FILE is needed: this is no text for a terminal")
     if out is None:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")  # a terminal without "±" is no reason to fail
-        sys.stdout.write(text)
+        sys.stdout.write(str(text))
         sys.stdout.flush()
         return
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        records.write_atomic(Path(out), text.encode())
+        records.write_atomic(Path(out), text if isinstance(text, bytes) else text.encode())
     except OSError as error:
         raise InputError(f"--out: cannot write '{out}': {error.strerror}") from None
     print(f"wrote {clean(out)}", file=sys.stderr)

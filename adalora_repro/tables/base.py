@@ -1,7 +1,8 @@
 """What the tables share: which records belong in a cell, which of them are shown, and the numbers of a cell.
 
-A table is one module of this package with a ``SPEC``; nothing else knows it. Standard library only, no printing:
-``layout.py`` puts a compiled table into words and lines, ``render.py`` into markdown, LaTeX, CSV and HTML.
+A table is one module of this package with a ``SPEC``, any other report one with a ``REPORT``; nothing else knows them.
+Standard library only, no printing: ``layout.py`` puts a compiled table into words and lines, ``render.py`` into
+markdown, LaTeX, CSV and HTML.
 
 The rule of a cell (task, method, budget) is ``RULE``, printed under every table; its runs have one backbone, one data
 source and one protocol.
@@ -9,6 +10,7 @@ source and one protocol.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import statistics
 from collections import defaultdict
@@ -97,6 +99,33 @@ class Scope:
     include_partial: bool = False
     results: Path = Path("results")
     said: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of ``adalora-report``: the options, all tables by name, and the folder with ``runs/`` in it."""
+
+    args: argparse.Namespace
+    specs: Mapping[str, Spec]
+    results: Path
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that is no table of scores; being in its module makes it a subcommand, with ``--results`` and ``--out``.
+
+    Attributes:
+        add_arguments: its own options.
+        make: the request -> the report (bytes: not for a terminal, so that ``--out`` is needed), and a line for each
+            file that was refused. Raises InputError.
+        scoped: it also takes ``--backbone``, ``--data`` and ``--protocol``.
+    """
+
+    name: str
+    title: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    make: Callable[[Request], tuple[str | bytes, list[str]]]
+    scoped: bool = True
 
 
 @dataclass(frozen=True)

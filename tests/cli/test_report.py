@@ -234,7 +234,7 @@ def test_help_shows_examples_and_every_report(capsys: Captured) -> None:
     for line in out.splitlines():
         if line.startswith("  adalora-report "):
             words = line.split("   ")[0].split()[1:]
-            report.parser_of(report.discover()).parse_args(words)
+            report.parser_of(report.discover(), report.discover_reports()).parse_args(words)
 
 
 def test_a_module_with_a_spec_is_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -247,6 +247,25 @@ def test_a_module_with_a_spec_is_a_report(monkeypatch: pytest.MonkeyPatch, tmp_p
         assert {"table1", "table99"} <= set(report.discover())
     finally:
         sys.modules.pop("adalora_repro.tables.table99", None)
+
+
+def test_a_module_with_a_report_is_one_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "count99.py").write_text(
+        "from adalora_repro.tables.base import Report\n"
+        "def make(request):\n"
+        "    return f'{request.args.twice} {sorted(request.specs)[0]}'.encode(), ['one was refused']\n"
+        "REPORT = Report('count99', 'counts', lambda parser: parser.add_argument('--twice'), make, scoped=False)\n"
+    )
+    monkeypatch.setattr(tables, "__path__", [*tables.__path__, str(tmp_path)])
+    try:
+        assert report.main(["count99", "--twice", "x"]) == EXIT_BAD_INPUT  # bytes are for a file
+        assert "--out FILE" in capsys.readouterr().err
+        assert report.main(["count99", "--twice", "x", "--out", str(tmp_path / "made")]) == EXIT_OK
+        assert "one was refused" in capsys.readouterr().err
+        assert (tmp_path / "made").read_text() == "x table1"
+        assert report.main(["count99", "--backbone", "minilm"]) == EXIT_BAD_INPUT
+    finally:
+        sys.modules.pop("adalora_repro.tables.count99", None)
 
 
 def test_runs_as_a_program_and_leaves_a_closed_pipe_alone(results: Path, tmp_path: Path) -> None:
