@@ -33,6 +33,9 @@ from adalora_repro.tables.base import (
     compile_table,
 )
 from adalora_repro.tables.choose import choices, keep, render_choices
+from adalora_repro.tables.compare import compare
+from adalora_repro.tables.marks import with_marks
+from adalora_repro.tables.papercheck import check_paper
 from adalora_repro.tables.render import FORMATS, clean, render
 from adalora_repro.tables.status import render_status
 
@@ -49,7 +52,10 @@ examples:
   adalora-report status --watch                           the same, again every 10 seconds until Ctrl-C
   adalora-report choose table1                            the learning rate of each cell, and the runs it came from
   adalora-report choose table1 --write                    keep them in conf/tuned/lr, where adalora-run reads them
+  adalora-report compare RUN_A RUN_B                      two runs of one task, example by example
+  adalora-report check-paper                              which of the paper's figures are possible as means of counts
 """
+OTHERS = ("status", "choose", "compare", "check-paper")  # reports that are no table
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,6 +98,12 @@ def parser_of(specs: dict[str, Spec]) -> Parser:
     choose.add_argument("table", nargs="?", choices=list(specs), metavar="TABLE", help=f"{', '.join(specs)} or all")
     add_scope(choose)
     choose.add_argument("--write", action="store_true", help="keep the choices in conf/tuned/lr")
+    compare = commands.add_parser("compare", help="two runs of one task, example by example", allow_abbrev=False)
+    for name, which in (("first", "A"), ("second", "B")):
+        compare.add_argument(name, metavar=f"RUN_{which}", help="a run's folder or its metrics.json")
+    compare.add_argument("--select", choices=CHECKPOINTS, default="final", help="checkpoint (default: %(default)s)")
+    check = commands.add_parser("check-paper", help="the paper's figures as means of counts", allow_abbrev=False)
+    check.add_argument("--out", metavar="FILE", help="write there instead of to the terminal")
     return parser
 
 
@@ -125,7 +137,13 @@ def report(argv: Sequence[str] | None) -> int:
     specs = discover()
     args = parser_of(specs).parse_args(argv)
     if args.report is None:
-        raise InputError(f"say which report; valid: {', '.join([*specs, 'status', 'choose'])} (--help shows examples)")
+        raise InputError(f"say which report; valid: {', '.join([*specs, *OTHERS])} (--help shows examples)")
+    if args.report == "compare":
+        deliver(compare(args.first, args.second, args.select), None)
+        return EXIT_OK
+    if args.report == "check-paper":
+        deliver(check_paper(specs.values()), args.out)
+        return EXIT_OK
     results = results_folder(args.results)
     if args.report == "status" and args.watch is not None:
         return watch(lambda: status_text(args, specs, results), args.watch)
@@ -136,7 +154,7 @@ def report(argv: Sequence[str] | None) -> int:
         return choose(args, specs, results)
     else:
         (table,), refused = compiled(args, [specs[args.report]], specs, results, args.select, args.include_partial)
-        text, out = render(table, args.format, args.only_filled), args.out
+        text, out = render(with_marks(table), args.format, args.only_filled), args.out
     warn(refused)
     deliver(text, out)
     return EXIT_OK

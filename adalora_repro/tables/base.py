@@ -113,6 +113,20 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A figure against the best baseline (``marks.py``): p two-sided, ``p_holm`` corrected over the tests of a table.
+
+    ``mark`` is what the table shows beside the figure, "" where the difference is not significant.
+    """
+
+    baseline: str
+    test: str
+    p: float
+    p_holm: float
+    mark: str
+
+
+@dataclass(frozen=True)
 class Value:
     """Mean and sample standard deviation (ddof = 1) over seeds, in percent; None where there is none."""
 
@@ -120,6 +134,7 @@ class Value:
     sd: float | None = None
     paper: float | None = None
     best: bool = False
+    comparison: Comparison | None = None
 
     @property
     def difference(self) -> float | None:
@@ -191,13 +206,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A compiled table; ``refused`` names records that could not be used, one line each."""
+    """A compiled table; ``refused`` names records that could not be used, one line each; ``tests`` are notes."""
 
     spec: Spec
     scope: Scope
     rows: tuple[Row, ...]
     left_out: Mapping[str, int]
     refused: tuple[str, ...]
+    tests: tuple[str, ...] = ()
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -259,8 +275,7 @@ def sort_in(
         if reason:
             left_out[reason] += 1
             continue
-        evaluation = record.final if scope.select == "final" else record.best
-        metrics: Mapping[str, float] = evaluation["metrics"] if evaluation else {}
+        metrics = evaluation_of(record, scope.select)
         column = columns[key["task"]]
         needed = {*column.metrics, record.primary_metric, *(metrics.keys() & column.more)}
         wrong = wrong_metrics(metrics, needed, column.percent)
@@ -271,6 +286,13 @@ def sort_in(
         run = Run(path, record, {name: scale * value for name, value in metrics.items()})
         cells[key["method"], key["budget"], key["task"]].append(run)
     return dict(cells), dict(left_out), refused
+
+
+def evaluation_of(record: RunRecord, select: str) -> Mapping[str, float]:
+    """The metrics at a checkpoint, in the unit of the task; none where there is no such checkpoint."""
+    evaluation = record.final if select == "final" else record.best
+    metrics: Mapping[str, float] = evaluation["metrics"] if evaluation else {}
+    return metrics
 
 
 def in_scope(record: RunRecord, scope: Scope) -> bool:
