@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.records import RECORD_NAME, RecordError, RunRecord
 from adalora_repro.tables.base import evaluation_of, lr_text
 from adalora_repro.tables.layout import fixed, plural, signed
-from adalora_repro.tables.predictions import Examples, read_examples
+from adalora_repro.tables.predictions import Examples, points, read_examples
 from adalora_repro.tables.render import clean, pad
 from adalora_repro.tables.significance import MEASURES, RESAMPLES, NoTest, bootstrap, bootstrap_p, interval, mcnemar
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MCNEMAR, BOOTSTRAP = "McNemar, exact", f"paired bootstrap, {RESAMPLES:,} resamples"
-ROUNDING = 1e-6  # points
+ROUNDING = 1e-6  # points: predictions and record may differ by so much
 AFTER = f"""\
 p is two-sided and not corrected for the number of metrics; the interval is a percentile bootstrap over examples
 ({RESAMPLES:,} resamples, seed 0). Both are about this pair of runs: what other seeds would give they do not say.
@@ -38,6 +39,7 @@ class Pair:
     theirs: NDArray[Any]
     scale: float
 
+    @cached_property
     def differences(self) -> NDArray[Any]:
         """Resampled, ours - theirs in points."""
         return self.scale * bootstrap(self.measure, self.labels, self.ours, self.theirs)
@@ -46,7 +48,7 @@ class Pair:
         """(name, p): McNemar's where every example is right or wrong, otherwise the paired bootstrap."""
         if self.measure == "accuracy":
             return MCNEMAR, mcnemar(self.ours == self.labels, self.theirs == self.labels)
-        return BOOTSTRAP, bootstrap_p(self.differences())
+        return BOOTSTRAP, bootstrap_p(self.differences)
 
 
 def pair_up(metric: str, select: str, ours: Record, theirs: Record) -> Pair:
@@ -120,17 +122,12 @@ def compare(first: str, second: str, select: str) -> str:
         raise InputError(f"{second}: task {tasks[1]}, but {first}: task {tasks[0]}; compare runs of one task")
     metrics = [evaluation_of(record, select) for _, record in runs]
     rows = [["metric", "test", "A", "B", "A - B", "95% interval", "p"]]
-    for name in (name for name in metrics[0] if name in metrics[1]):
-        rows.append(compared(name, select, *runs))
+    rows += [compared(name, select, *runs) for name in metrics[0] if name in metrics[1]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     rows.insert(1, ["-" * width for width in widths])
     lines = [f"{letter}: {described(*run)}" for letter, run in zip("AB", runs, strict=True)]
     lines += [f"checkpoint {select}; in percent where a metric is a share", "", *(pad(row, widths) for row in rows)]
-    return clean_lines([*lines, "", *AFTER.splitlines()])
-
-
-def clean_lines(lines: list[str]) -> str:
-    return "".join(f"{clean(line)}\n" for line in lines)
+    return "".join(f"{clean(line)}\n" for line in [*lines, "", *AFTER.splitlines()])
 
 
 def described(path: Path, record: RunRecord) -> str:
@@ -141,13 +138,12 @@ def described(path: Path, record: RunRecord) -> str:
 
 def compared(metric: str, select: str, ours: Record, theirs: Record) -> list[str]:
     """One line of the table; without a test it says why."""
-    scale = 100.0 if ours[1].settings.get("task.family") == "glue" else 1.0
-    a, b = (scale * evaluation_of(record, select)[metric] for _, record in (ours, theirs))
+    a, b = (points(record, select, metric) for _, record in (ours, theirs))
     figures = [fixed(a), fixed(b), signed(a - b)]
     try:
         pair = pair_up(metric, select, ours, theirs)
     except NoTest as reason:
         return [metric, f"not tested: {reason}", *figures, "", ""]
-    low, high = interval(pair.differences())
+    low, high = interval(pair.differences)
     test, p = pair.test()
     return [metric, test, *figures, f"{signed(low)} to {signed(high)}", f"{p:.3g}"]

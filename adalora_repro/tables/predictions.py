@@ -57,9 +57,9 @@ def read_examples(path: Path, record: RunRecord, select: str, metric: str) -> Ex
     """
     folder = path.parent / select
     family = record.settings.get("task.family")
-    score = evaluation_of(record, select)[metric]
+    score = points(record, select, metric)
     if family == "glue":
-        return _glue(folder, record, metric, 100 * score)
+        return _glue(folder, record, metric, score)
     if family not in FILES:
         raise NoTest("the record does not name the family of its task")
     name, measures = FILES[family]
@@ -69,6 +69,12 @@ def read_examples(path: Path, record: RunRecord, select: str, metric: str) -> Ex
     rows = _rows(folder / name, (metric,))
     values = tuple(float(row[metric]) for row in rows)
     return Examples(measure, tuple(row.get("id") for row in rows), (1.0,) * len(rows), values, scale, score)
+
+
+def points(record: RunRecord, select: str, metric: str) -> float:
+    """The record's figure in percent: GLUE's are fractions of 1."""
+    scale = 100.0 if record.settings.get("task.family") == "glue" else 1.0
+    return scale * evaluation_of(record, select)[metric]
 
 
 def _glue(folder: Path, record: RunRecord, metric: str, score: float) -> Examples:
