@@ -17,7 +17,7 @@ from adalora_repro.records import RunRecord
 from adalora_repro.tables.base import evaluation_of
 from adalora_repro.tables.significance import MEASURES, NoTest
 
-LARGEST = 1e300  # what is beyond, or is no number, is damage
+LARGEST = 1e50  # what is beyond, or is no number, is damage
 #: by family: the file, and the figures in it with the measure that makes the metric of them and points of one unit
 FILES = {
     "squad": ("nbest.jsonl.gz", {"exact": ("accuracy", 100.0), "f1": ("mean", 100.0)}),
@@ -67,8 +67,11 @@ def read_examples(path: Path, record: RunRecord, select: str, metric: str) -> Ex
         raise NoTest("no mean over the examples")
     measure, scale = measures[metric]
     rows = _rows(folder / name, (metric,))
+    names = tuple(row.get("id") for row in rows)
+    if None in names:
+        raise NoTest(f"{folder / name} has a row without an id")
     values = tuple(float(row[metric]) for row in rows)
-    return Examples(measure, tuple(row.get("id") for row in rows), (1.0,) * len(rows), values, scale, score)
+    return Examples(measure, names, (1.0,) * len(rows), values, scale, score)
 
 
 def points(record: RunRecord, select: str, metric: str) -> float:

@@ -248,6 +248,9 @@ def test_examples_in_another_order_are_not_paired(tmp_path: Path) -> None:
     runs = read_all(tmp_path)[0]
     with pytest.raises(NoTest, match="different examples"):
         pair_up("exact", "final", runs[0], runs[1])
+    write_files(runs[0][0].parent / "final", {"nbest.jsonl.gz": [{"exact": 1, "f1": 1.0}]})
+    with pytest.raises(NoTest, match="without an id"):
+        pair_up("exact", "final", runs[0], runs[1])
 
 
 # --- adalora-report compare -------------------------------------------------------------------------------------------
