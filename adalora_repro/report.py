@@ -36,6 +36,7 @@ from adalora_repro.tables.base import (
     compile_table,
 )
 from adalora_repro.tables.choose import choices, keep, render_choices
+from adalora_repro.tables.marks import with_marks
 from adalora_repro.tables.render import FORMATS, clean, render
 from adalora_repro.tables.status import render_status
 
@@ -52,6 +53,8 @@ examples:
   adalora-report status --watch                           the same, again every 10 seconds until Ctrl-C
   adalora-report choose table1                            the learning rate of each cell, and the runs it came from
   adalora-report choose table1 --write                    keep them in conf/tuned/lr, where adalora-run reads them
+  adalora-report compare RUN_A RUN_B                      two runs of one task, example by example
+  adalora-report check-paper                              which of the paper's figures are possible as means of counts
 """
 
 
@@ -98,9 +101,9 @@ def parser_of(specs: dict[str, Spec], reports: dict[str, Report]) -> Parser:
     for other in reports.values():
         command = commands.add_parser(other.name, help=other.title, description=other.title, allow_abbrev=False)
         other.add_arguments(command)
-        if other.scoped:
+        if other.reads == "scope":
             add_scope(command)
-        else:
+        elif other.reads == "results":
             add_results(command)
         add_out(command)
     status = commands.add_parser("status", help="what is done, running, failed, missing", allow_abbrev=False)
@@ -155,7 +158,7 @@ def report(argv: Sequence[str] | None) -> int:
     if args.report is None:
         valid = [*specs, *reports, "status", "choose"]
         raise InputError(f"say which report; valid: {', '.join(valid)} (--help shows examples)")
-    results = results_folder(args.results)
+    results = results_folder(getattr(args, "results", None))
     if args.report == "status" and args.watch is not None:
         return watch(lambda: status_text(args, specs, results), args.watch)
     text: str | bytes
@@ -169,7 +172,7 @@ def report(argv: Sequence[str] | None) -> int:
         return choose(args, specs, results)
     else:
         (table,), refused = compiled(args, [specs[args.report]], specs, results, args.select, args.include_partial)
-        text, out = render(table, args.format, args.only_filled), args.out
+        text, out = render(with_marks(table), args.format, args.only_filled), args.out
     warn(refused)
     deliver(text, out)
     return EXIT_OK

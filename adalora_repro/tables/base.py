@@ -112,20 +112,21 @@ class Request:
 
 @dataclass(frozen=True)
 class Report:
-    """A report that is no table of scores; being in its module makes it a subcommand, with ``--results`` and ``--out``.
+    """A report that is no table of scores; being in its module makes it a subcommand, with ``--out``.
 
     Attributes:
         add_arguments: its own options.
         make: the request -> the report (bytes: not for a terminal, so that ``--out`` is needed), and a line for each
             file that was refused. Raises InputError.
-        scoped: it also takes ``--backbone``, ``--data`` and ``--protocol``.
+        reads: what it takes beside its own options: ``results`` (``--results``), ``scope`` (``--backbone``, ``--data``
+            and ``--protocol`` too) or ``nothing``.
     """
 
     name: str
     title: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     make: Callable[[Request], tuple[str | bytes, list[str]]]
-    scoped: bool = True
+    reads: str = "scope"
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,20 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A figure against the best baseline (``marks.py``): p two-sided, ``p_holm`` corrected over the tests of a table.
+
+    ``mark`` is what the table shows beside the figure, "" where the difference is not significant.
+    """
+
+    baseline: str
+    test: str
+    p: float
+    p_holm: float
+    mark: str
+
+
+@dataclass(frozen=True)
 class Value:
     """Mean and sample standard deviation (ddof = 1) over seeds, in percent; None where there is none."""
 
@@ -149,6 +164,7 @@ class Value:
     sd: float | None = None
     paper: float | None = None
     best: bool = False
+    comparison: Comparison | None = None
 
     @property
     def difference(self) -> float | None:
@@ -220,13 +236,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A compiled table; ``refused`` names records that could not be used, one line each."""
+    """A compiled table; ``refused`` names records that could not be used, one line each; ``tests`` are notes."""
 
     spec: Spec
     scope: Scope
     rows: tuple[Row, ...]
     left_out: Mapping[str, int]
     refused: tuple[str, ...]
+    tests: tuple[str, ...] = ()
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -288,8 +305,7 @@ def sort_in(
         if reason:
             left_out[reason] += 1
             continue
-        evaluation = record.final if scope.select == "final" else record.best
-        metrics: Mapping[str, float] = evaluation["metrics"] if evaluation else {}
+        metrics = evaluation_of(record, scope.select)
         column = columns[key["task"]]
         needed = {*column.metrics, record.primary_metric, *(metrics.keys() & column.more)}
         wrong = wrong_metrics(metrics, needed, column.percent)
@@ -300,6 +316,13 @@ def sort_in(
         run = Run(path, record, {name: scale * value for name, value in metrics.items()})
         cells[key["method"], key["budget"], key["task"]].append(run)
     return dict(cells), dict(left_out), refused
+
+
+def evaluation_of(record: RunRecord, select: str) -> Mapping[str, float]:
+    """The metrics at a checkpoint, in the unit of the task; none where there is no such checkpoint."""
+    evaluation = record.final if select == "final" else record.best
+    metrics: Mapping[str, float] = evaluation["metrics"] if evaluation else {}
+    return metrics
 
 
 def in_scope(record: RunRecord, scope: Scope) -> bool:

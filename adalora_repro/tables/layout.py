@@ -9,10 +9,10 @@ from __future__ import annotations
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from adalora_repro.tables.base import RULE, Cell, Row, Run, Scope, Spec, Table, Value, lr_text, short
+from adalora_repro.tables.base import RULE, Cell, Comparison, Row, Run, Scope, Spec, Table, Value, lr_text, short
 
 NONE = "–"
 OURS, SPREAD, PAPER, DIFFERENCE = "ours", "± sd (seeds)", "paper", "difference"
@@ -23,6 +23,7 @@ class Part(NamedTuple):
 
     text: str
     bold: bool = False
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def params_cells(spec: Spec, count: str, share: str, total: str) -> tuple[tuple[
 def ours(values: Sequence[Value]) -> tuple[Part, ...]:
     if all(value.mean is None for value in values):
         return (Part(NONE),)
-    return tuple(Part(fixed(value.mean), value.best) for value in values)
+    return tuple(Part(fixed(v.mean), v.best, v.comparison.mark if v.comparison else "") for v in values)
 
 
 def spread(values: Sequence[Value], seeds: Sequence[int]) -> tuple[Part, ...]:
@@ -196,6 +197,7 @@ def notes_of(table: Table) -> list[str]:
         "ours: mean over seeds; ± sd: sample standard deviation; (n): number of seeds; paper: as printed there; "
         "difference: ours - paper, in points. Bold: best of ours in a column, over all budgets, where two rows have it."
     )
+    notes += table.tests
     notes.append(
         "Counts: # Params are the trainable parameters of the method, counted in the run; with head: with the task's "
         "head, which trains in every method; a range where tasks or seeds differ (--format csv has the exact counts)."
@@ -385,6 +387,7 @@ def common(table: Table, row: Row, task: str, metric: str, value: Value, seeds: 
         "paper": value.paper,
         "difference": value.difference,
         "best": value.best,
+        **{field.name: getattr(value.comparison, field.name, None) for field in fields(Comparison)},
         "params_paper": row.params_label,
     }
 

@@ -75,7 +75,7 @@ def markdown_rows(block: Block) -> list[list[str]]:
 
 def markdown_part(part: Part) -> str:
     text = escape_markdown(part.text)
-    return f"**{text}**" if part.bold else text
+    return (f"**{text}**" if part.bold else text) + escape_markdown(part.mark)
 
 
 def pad(row: Sequence[str], widths: Sequence[int]) -> str:
@@ -109,9 +109,11 @@ LATEX = {
     "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
     "±": r"$\pm$",
+    "†": r"\dag{}",
     "–": "--",
     "…": r"\dots{}",
 }
+LATEX_MARKS = {"*": "*", "†": r"\dagger"}  # in mathematics
 
 
 def escape_latex(text: str) -> str:
@@ -170,7 +172,8 @@ def latex_part(part: Part, label: str) -> str:
     text = escape_latex(part.text)
     if label == DIFFERENCE and text[:1] in ("+", "-") and text != "--":
         text = f"${text}$"  # a minus sign, not a hyphen
-    return rf"\textbf{{{text}}}" if part.bold else text
+    mark = f"$^{{{LATEX_MARKS[part.mark]}}}$" if part.mark else ""
+    return (rf"\textbf{{{text}}}" if part.bold else text) + mark
 
 
 # --- HTML -------------------------------------------------------------------------------------------------------------
@@ -235,7 +238,8 @@ def html_rows(block: Block) -> list[str]:
 
 def html_part(part: Part) -> str:
     text = escape_html(part.text)
-    return f"<b>{text}</b>" if part.bold else text
+    mark = f"<sup>{escape_html(part.mark)}</sup>" if part.mark else ""
+    return (f"<b>{text}</b>" if part.bold else text) + mark
 
 
 # --- CSV --------------------------------------------------------------------------------------------------------------

@@ -146,7 +146,9 @@ def test_select_best_data_and_protocol(results: Path, capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], ["say which report", "table1, table2, table3, status"]),
+        ([], ["say which report", "table1, table2, table3", "compare, check-paper"]),
+        (["compare", "nowhere", "elsewhere"], ["no record 'nowhere'", "metrics.json"]),
+        (["compare", "nowhere"], ["RUN_B"]),
         (["tabel1"], ["tabel1", "table1", "status"]),
         (["table1", "--format", "pdf"], ["pdf", "markdown", "latex", "csv", "html"]),
         (["table1", "--select", "last"], ["last", "final", "best"]),
@@ -254,7 +256,7 @@ def test_a_module_with_a_report_is_one_too(monkeypatch: pytest.MonkeyPatch, tmp_
         "from adalora_repro.tables.base import Report\n"
         "def make(request):\n"
         "    return f'{request.args.twice} {sorted(request.specs)[0]}'.encode(), ['one was refused']\n"
-        "REPORT = Report('count99', 'counts', lambda parser: parser.add_argument('--twice'), make, scoped=False)\n"
+        "REPORT = Report('count99', 'counts', lambda parser: parser.add_argument('--twice'), make, reads='results')\n"
     )
     monkeypatch.setattr(tables, "__path__", [*tables.__path__, str(tmp_path)])
     try:
