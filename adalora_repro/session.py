@@ -257,6 +257,7 @@ def build(plan: Plan, world: World | None = None) -> Loop:
     task = load_family(cfg)
     set_seed(cfg.seed)
     tokenizer = backbones.load_tokenizer(cfg)
+    backbones.check_lengths(cfg, tokenizer)
     data = world.main_first(lambda: task.load(tokenizer))
     plan = settle(plan, len(data.train))
     cfg = plan.cfg
