@@ -241,9 +241,8 @@ def held(folder: Path, sure: bool = False) -> bool:
         found = look(folder / NAME)
     except OSError:
         return not sure
-    if found is None:
-        return False
-    return not sure if found.alive is None else found.alive
+    alive = False if found is None else found.alive
+    return not sure if alive is None else alive
 
 
 def _remove(path: Path, content: bytes) -> None:

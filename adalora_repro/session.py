@@ -57,7 +57,7 @@ def execute(plan: Plan) -> int:
     except LostLockError as error:
         complain(f"failed: {error}; this one stops and writes nothing more")
         if launched()[1] == 1:
-            return EXIT_FAILED
+            return stop.exit_code or EXIT_FAILED  # asked to stop: no next job
         raise SystemExit(EXIT_FAILED) from None  # perhaps in this process alone
     except LostError as error:
         complain(f"failed: {error}: the same command starts it")
@@ -119,7 +119,7 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
         if not (folder / CONFIG).exists():
             tell(f"adalora-run: note: {folder} was removed: made again, with its log and settings")
             _write_settings(loop)
-            if loop.best is not None:
+            if loop.best is not None and not (folder / "best").exists():
                 tell(f"adalora-run: note: {folder}: the predictions of step {loop.best['step']} in best/ are lost")
 
     def write(status: str, error: str | None = None) -> None:

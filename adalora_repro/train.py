@@ -127,9 +127,11 @@ class Log:
 
     @property
     def length(self) -> int:
+        """Bytes."""
         return self._file.tell()
 
     def restore(self) -> None:
+        """Writes the file again if it was removed."""
         if self._path.exists():
             return
         self._file.seek(0)
