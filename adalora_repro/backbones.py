@@ -261,6 +261,28 @@ def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
     return _from_hub(cfg, lambda: AutoTokenizer.from_pretrained(**where))
 
 
+def check_lengths(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What the tokenizer does not cut has to fit into the model's positions: not every saved tokenizer has a limit.
+
+    Raises:
+        InputError: the task's texts may be longer.
+    """
+    from transformers import AutoConfig
+
+    if cfg.backbone.source == "random":  # comes with its own tokenizer
+        return
+    config = _from_hub(cfg, lambda: AutoConfig.from_pretrained(**_location(cfg)))
+    if not getattr(config, "position_biased_input", True):  # DeBERTaV3 knows distances alone
+        return
+    positions = config.max_position_embeddings
+    if config.model_type == "roberta":
+        positions -= config.pad_token_id + 1  # the first positions are the padding's
+    for name in ("max_length", "max_target_length"):
+        tokens = min(cfg.task[name] or 0, tokenizer.model_max_length)
+        if tokens > positions:
+            raise InputError(f"task.{name}={tokens}: backbone '{cfg.backbone.name}' takes at most {positions} tokens")
+
+
 def byte_tokenizer(max_length: int = 512) -> PreTrainedTokenizerBase:
     """A tokenizer of single bytes, built here: backbones without weights need no file and no vocabulary.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ def load(folder: Path, run_hash: str) -> tuple[dict[str, Any] | None, list[str]]
         if not path.exists():
             continue
         try:
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch does not look at the sums that it writes
+                    raise zipfile.BadZipFile(damaged)
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             found = state["hash"]
         except Exception as error:  # torch.load raises anything on a damaged file

@@ -7,7 +7,6 @@ on the meta device: no weights, no network.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -19,7 +18,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from adalora_repro import backbones, records
+from adalora_repro import backbones, lock, records
 from adalora_repro.config import GROUPS, choices_of, resource
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import load_family, sources
@@ -540,16 +539,9 @@ def already_done(plan: Plan, score: str) -> str:
     return f"already done: {plan.folder} ({score}); force=true runs it again"
 
 
-def held(folder: Path) -> bool:
-    """Whether a process is training in the run's folder (its lock, see session.py)."""
-    try:
-        with (folder / ".lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock, or a file system without
-        return False
-    return False
+def held(folder: Path, sure: bool = False) -> bool:
+    """Whether a process is training in the run's folder, see ``lock.held``."""
+    return lock.held(folder, sure)
 
 
 # -- counting ------------------------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def run(cfg: DictConfig, many: bool) -> Outcome:
     if alone and not cfg.force and (score := planning.finished(plan)):
         print(planning.already_done(plan, score))
         return ALREADY, EXIT_OK
-    if alone and many and planning.held(plan.folder):
+    if alone and many and planning.held(plan.folder, sure=True):  # in doubt ``execute`` watches its lock
         return _skipped(plan)
     planning.count(plan)  # fails on a wrong option before any download
 

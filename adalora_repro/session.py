@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import socket
@@ -27,6 +26,7 @@ from transformers import get_linear_schedule_with_warmup
 from adalora_repro import backbones, checkpoint, inject, methods, provenance, records
 from adalora_repro.console import Interrupted, StopSignal, complain, launched, tell
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
+from adalora_repro.lock import Lock, LostLockError
 from adalora_repro.plan import Plan, finished, settle
 from adalora_repro.tasks import load_family
 from adalora_repro.train import Loop, NonFiniteLossError, figures, run_loop
@@ -34,6 +34,7 @@ from adalora_repro.world import LostError, World
 
 #: how long a process waits for another: the main one may tokenize the data meanwhile
 PATIENCE = timedelta(hours=3)
+CONFIG = "config.yaml"
 SKIPPED = "skipped.json"  # the bad rows that were left out, by split, one line each
 BUDGET_FIELDS = ("b_0", "b_T", "n", "r", "t_i", "t_f", "delta_t", "mask_events", "gamma")
 
@@ -48,11 +49,16 @@ def execute(plan: Plan) -> int:
     try:
         with stop.installed():
             world = World(_accelerator(plan.cfg))
-            with _held(plan.folder, world):
-                return _execute_held(plan, stop, world)
+            with _held(plan.folder, world) as lock:
+                return _execute_held(plan, stop, world, lock)
     except Interrupted as signal:
         tell(f"adalora-run: {signal}, nothing was lost: the same command starts it")
         return signal.exit_code
+    except LostLockError as error:
+        complain(f"failed: {error}; this one stops and writes nothing more")
+        if launched()[1] == 1:
+            return stop.exit_code or EXIT_FAILED  # asked to stop: no next job
+        raise SystemExit(EXIT_FAILED) from None  # perhaps in this process alone
     except LostError as error:
         complain(f"failed: {error}: the same command starts it")
         raise SystemExit(EXIT_FAILED) from None
@@ -66,7 +72,7 @@ def execute(plan: Plan) -> int:
         return EXIT_BAD_INPUT
 
 
-def _execute_held(plan: Plan, stop: StopSignal, world: World) -> int:
+def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None) -> int:
     # by another process, since run.py looked
     if not plan.cfg.force and (score := world.on_main(lambda: finished(plan))):
         print(f"already done: {plan.folder} ({score}); force=true runs it again")
@@ -100,17 +106,25 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World) -> int:
     )
 
     def prepare() -> None:  # every process has read the checkpoint when the main one gets here
+        if lock is not None:
+            lock.check()
         if state is None:
             _set_aside(folder)
-        nested = OmegaConf.create()
-        for name, value in plan.settings.items():
-            OmegaConf.update(nested, name, value)
-        records.write_atomic(folder / "config.yaml", OmegaConf.to_yaml(nested).encode())
-        if loop.data.skipped:
-            records.write_files(folder, {SKIPPED: loop.data.skipped})
+        _write_settings(loop)
+        loop.before_write = before_write
+
+    def before_write() -> None:
+        if lock is not None and lock.check() and finished(plan):
+            raise LostLockError(f"another process took over and finished {folder}")
+        if not (folder / CONFIG).exists():
+            tell(f"adalora-run: note: {folder} was removed: made again, with its log and settings")
+            _write_settings(loop)
+            if loop.best is not None and not (folder / "best").exists():
+                tell(f"adalora-run: note: {folder}: the predictions of step {loop.best['step']} in best/ are lost")
 
     def write(status: str, error: str | None = None) -> None:
         if world.main:
+            loop.before_write()
             _write(loop, record, status, error)
 
     world.on_main(prepare)
@@ -124,11 +138,12 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World) -> int:
         status, error, code = "cancelled", f"{signal}: {again} resumes it", signal.exit_code
         together = signal.agreed
     except Exception as problem:
-        if _disk_full(problem):
+        if _disk_full(problem) or isinstance(problem, LostLockError):
             raise
         trace, together = traceback.format_exc(), problem is world.common or isinstance(problem, NonFiniteLossError)
         status, error, code = "failed", f"{type(problem).__name__}: {problem}".splitlines()[0], EXIT_FAILED
         if world.main:
+            loop.before_write()
             with suppress(OSError):
                 (folder / "error.txt").write_text(trace)
     write(status, error)
@@ -155,44 +170,46 @@ def _disk_full(error: Exception) -> bool:
 
 
 @contextmanager
-def _held(folder: Path, world: World) -> Iterator[None]:
+def _held(folder: Path, world: World) -> Iterator[Lock | None]:
     """The run's folder, for the processes of this run alone: a lock that the main one has and that dies with it.
+
+    Yields:
+        The lock in the main process, None in the others.
 
     Raises:
         InputError: the folder cannot be written, or another process trains there.
     """
     with ExitStack() as stack:
-        world.on_main(lambda: stack.enter_context(_locked(folder)) and None)
-        yield
+        locks: list[Lock] = []
+        world.on_main(lambda: locks.append(stack.enter_context(_locked(folder))))
+        yield locks[0] if locks else None
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    path = folder / ".lock"
+def _locked(folder: Path) -> Iterator[Lock]:
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    lock = Lock(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
-    except OSError as error:
-        raise InputError(f"results.dir: cannot write {error.filename}: {error.strerror}") from None
-    with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is training this run") from None
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.take(lambda line: tell(f"adalora-run: {line}"))
         except OSError as error:
-            print(
-                f"adalora-run: {folder}: no file locks here ({error.strerror}), start one process only", file=sys.stderr
-            )
-        if not path.exists() or os.fstat(lock.fileno()).st_ino != path.stat().st_ino:
-            raise InputError(f"{folder}: another process just finished this run, repeat the command")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            with suppress(OSError):  # what failed before it wrote anything leaves nothing
-                for parent in made:
-                    parent.rmdir()
+            raise InputError(f"results.dir: cannot write {error.filename or folder}: {error.strerror}") from None
+        yield lock
+    finally:
+        lock.release()
+        with suppress(OSError):  # what failed before it wrote anything leaves nothing
+            for parent in made:
+                parent.rmdir()
+
+
+def _write_settings(loop: Loop) -> None:
+    nested = OmegaConf.create()
+    for name, value in loop.plan.settings.items():
+        OmegaConf.update(nested, name, value)
+    records.write_atomic(loop.plan.folder / CONFIG, OmegaConf.to_yaml(nested).encode())
+    if loop.data.skipped:
+        records.write_files(loop.plan.folder, {SKIPPED: loop.data.skipped})
 
 
 def _set_aside(folder: Path) -> None:
@@ -240,6 +257,7 @@ def build(plan: Plan, world: World | None = None) -> Loop:
     task = load_family(cfg)
     set_seed(cfg.seed)
     tokenizer = backbones.load_tokenizer(cfg)
+    backbones.check_lengths(cfg, tokenizer)
     data = world.main_first(lambda: task.load(tokenizer))
     plan = settle(plan, len(data.train))
     cfg = plan.cfg

@@ -16,6 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -68,6 +69,7 @@ class Loop:
     tokens: int = 0
     log_bytes: int = 0
     evaluation_due: bool = False  # of step t, which was stopped
+    before_write: Callable[[], None] = lambda: None  # raises where the folder is no longer this run's
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -116,6 +118,36 @@ class Loop:
 # -- the loop ------------------------------------------------------------------------------------------------------
 
 
+class Log:
+    """``log.jsonl``, kept open: when the file is removed its lines so far are still there, and written again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("a+b")
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return self._file.tell()
+
+    def restore(self) -> None:
+        """Writes the file again if it was removed."""
+        if self._path.exists():
+            return
+        self._file.seek(0)
+        records.write_atomic(self._path, self._file.read())
+        self._file.close()
+        self._file = self._path.open("a+b")
+
+    def append(self, line: dict[str, Any]) -> None:
+        self.restore()
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
     """Steps t … T - 1 with logging, evaluation and checkpoints; ``publish`` tells the world how far the run is.
 
@@ -133,7 +165,7 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
     progress = Progress(f"{key['task']} {key['method']} {key['budget']}", loop.t, total, quiet=not main)
     watch = Watch(progress, stop, publish, loop.world)
     try:
-        with (log_path if main else Path(os.devnull)).open("a") as log:
+        with closing(Log(log_path if main else Path(os.devnull))) as log:
             _evaluate_before(loop, log, watch)
             began = time.perf_counter()
             for batches in training_batches(loop):
@@ -163,7 +195,7 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
         watch.progress.close()
 
 
-def _evaluate_before(loop: Loop, log: Any, watch: Watch) -> None:
+def _evaluate_before(loop: Loop, log: Log, watch: Watch) -> None:
     """Before the first step of this process: the evaluation that stopped the one before; that of step 0, if wished."""
     if loop.evaluation_due:
         _evaluate(loop, log, watch)
@@ -176,11 +208,17 @@ def _evaluate_before(loop: Loop, log: Any, watch: Watch) -> None:
         _log_evaluation(loop, metrics, log, watch.progress)
 
 
-def _save(loop: Loop, log: Any) -> None:
+def _save(loop: Loop, log: Log) -> None:
     _check_weights(loop)  # a step may spoil them whose loss was still finite, and no run could go on from there
-    loop.log_bytes = log.tell()
+    loop.log_bytes = log.length
     state = loop.state_dict()
-    loop.world.on_main(lambda: checkpoint.save(loop.plan.folder, state))
+
+    def save() -> None:
+        loop.before_write()
+        log.restore()
+        checkpoint.save(loop.plan.folder, state)
+
+    loop.world.on_main(save)
 
 
 def step(loop: Loop, batches: list[Batch]) -> Tensor:
@@ -308,7 +346,7 @@ def _fetched(found: dict[str, Tensor], index: list[int]) -> dict[str, Any]:
 # -- writing things down -------------------------------------------------------------------------------------------
 
 
-def _log_step(loop: Loop, grad_norm: Tensor, log: Any, progress: Progress) -> None:
+def _log_step(loop: Loop, grad_norm: Tensor, log: Log, progress: Progress) -> None:
     loss = sum(loop.looked) / len(loop.looked)
     penalty = loop.method.regularizer()
     line = {
@@ -319,11 +357,12 @@ def _log_step(loop: Loop, grad_norm: Tensor, log: Any, progress: Progress) -> No
         "grad_norm": float(grad_norm),
     }
     loop.looked = []
-    _append(log, line | loop.method.curve(loop.t - 1))
+    loop.before_write()
+    log.append(line | loop.method.curve(loop.t - 1))
     progress.line(loop.t, f"loss {loss:.4f}")
 
 
-def _evaluate(loop: Loop, log: Any, watch: Watch) -> None:
+def _evaluate(loop: Loop, log: Log, watch: Watch) -> None:
     """Evaluates step t, which is due; a run that is asked to stop meanwhile makes it when it goes on.
 
     Raises:
@@ -360,19 +399,19 @@ def _evaluation_batches(loop: Loop) -> int:
 
 
 def _write_files(loop: Loop, name: str, evaluation: Evaluation) -> None:
-    loop.world.on_main(lambda: records.write_files(loop.plan.folder / name, evaluation.files))
+    def write() -> None:
+        loop.before_write()
+        records.write_files(loop.plan.folder / name, evaluation.files)
+
+    loop.world.on_main(write)
 
 
-def _log_evaluation(loop: Loop, metrics: dict[str, float], log: Any, progress: Progress) -> None:
-    _append(log, {"t": loop.t, "evaluation": metrics})
+def _log_evaluation(loop: Loop, metrics: dict[str, float], log: Log, progress: Progress) -> None:
+    loop.before_write()
+    log.append({"t": loop.t, "evaluation": metrics})
     progress.line(loop.t, figures(loop.plan.measured, metrics))
 
 
 def figures(names: Sequence[str], metrics: dict[str, float]) -> str:
     """The metrics of these names, for people."""
     return ", ".join(f"{name} {metrics[name]:.4f}" for name in names)
-
-
-def _append(log: Any, line: dict[str, Any]) -> None:
-    log.write(json.dumps(line) + "\n")
-    log.flush()

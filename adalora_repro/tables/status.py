@@ -97,7 +97,7 @@ def seconds_left(record: RunRecord, updated: float, now: float) -> float | None:
         per_step = (updated - started) / step
     if not step or total is None or per_step is None or per_step < 0:
         return None
-    return max(0.0, (total - step) * per_step - (now - updated))
+    return max(0.0, (total - step) * per_step - max(0.0, now - updated))  # a clock may have been set back
 
 
 def duration(seconds: float) -> str:

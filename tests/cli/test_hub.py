@@ -252,6 +252,21 @@ def test_a_saved_bart_trains_and_writes_as_the_task_says(tmp_path, tiny, monkeyp
     assert all({name: used[name] for name in wanted} == wanted for used in searches)
 
 
+@pytest.mark.parametrize("setting", ["task.max_length=129", "task.max_target_length=129"])
+def test_a_saved_bart_whose_tokenizer_knows_no_limit_refuses_longer_texts(tmp_path, tiny, setting):
+    bart_folder(tmp_path / "bart", "safetensors")
+    shrink = [f"backbone.architecture.{name}={value}" for name, value in BART.items()]
+    lengths = {"task.max_length": 128, "task.max_target_length": 12}
+    words = [f"{name}={value}" for name, value in lengths.items() if not setting.startswith(f"{name}=")]
+    done = tiny(
+        *("task=xsum", "backbone=bart-large", f"backbone.path={tmp_path / 'bart'}", *shrink, *words, setting),
+        *("budget=0.13%", "method=lora", "train.max_steps=1"),
+    )
+    assert done.code == 2
+    assert done.err == f"adalora-run: error: {setting}: backbone 'bart-large' takes at most 128 tokens\n"
+    assert not Path("results").exists()
+
+
 def test_package_weights_are_checked_by_their_sum(tmp_path, monkeypatch):
     from adalora_repro import backbones
     from adalora_repro.errors import InputError

@@ -189,7 +189,7 @@ def test_what_another_process_has_is_skipped_in_a_sweep_and_refused_alone(
         assert last_line(done) == "sweep: 1 done, 1 skipped (another process has them)"
         with monkeypatch.context() as patch:  # taken after the sweep had looked
             looks = iter([False, True])
-            patch.setattr(planning, "held", lambda _: next(looks))
+            patch.setattr(planning, "held", lambda *_, **__: next(looks))
             done = tiny("-m", *words, "seed=0,1")
         assert done.code == EXIT_OK, done.err
         assert last_line(done) == "sweep: 1 already done, 1 skipped (another process has them)"

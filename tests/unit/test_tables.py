@@ -601,6 +601,7 @@ def test_time_left() -> None:
     started = running(started=NOW - 20)
     assert status.seconds_left(started, NOW, NOW) == pytest.approx(200)
     assert status.seconds_left(started, NOW, NOW + 50) == pytest.approx(150)
+    assert status.seconds_left(started, NOW, NOW - 50) == pytest.approx(200)  # written by a clock that was ahead
     assert status.seconds_left(make(progress=started.progress, time={"s_per_step": 1.0}), NOW, NOW) == 100
     assert status.seconds_left(running(), NOW, NOW) is None
     assert status.seconds_left(running(step=None, started="x"), NOW, NOW) is None
