@@ -402,12 +402,12 @@ sys.path.insert(0, sys.argv[1])
 from fake_records import make, save
 from adalora_repro.records import read_all
 from adalora_repro import report
-results, processes, each = Path("results"), 20, 25
+results, processes = Path("results"), 200
 context = multiprocessing.get_context("fork")
 ready, done = context.Barrier(processes + 2), context.Event()
 
 def records(writer):
-    for seed in range(writer * each, (writer + 1) * each):
+    for seed in range(writer, 500, processes):
         yield make(0.25 + seed % 2 / 2, task=("cola", "rte")[seed % 2], seed=seed)
 
 def write(writer):
@@ -446,7 +446,7 @@ sys.exit(any(process.exitcode for process in writers + readers))
 
 
 def test_five_hundred_records_in_one_moment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Twenty processes write them, two read all the while: tables and status."""
+    """Two hundred processes write them, two read all the while: tables and status."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", MANY, str(ROOT / "tests")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
