@@ -1,7 +1,8 @@
 """Sizes that fill a number of parameters N: as near to it as possible, never above (``budget.match=params``).
 
 What a method adds to a place (a weight matrix, a sublayer) of size s, a rank or a width, costs ``fixed + unit * s``
-parameters. One size for all places seldom fills N, so places may differ by one: s or s + 1. Standard library only.
+parameters; nothing is added where s = 0. One size for all places seldom fills N, so places may differ by one: s or
+s + 1. Standard library only.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a size is needed: its name, the layer it is in, and what it costs, ``fixed + unit * size`` parameters."""
+    """Where a size is needed: its name, the layer it is in, and what size 1 and each further one cost."""
 
     name: str
     layer: tuple[str, int]
@@ -42,29 +43,29 @@ def label_params(label: str, backbone: int) -> int:
 
 
 def require_at_least(minimum: int, params: int) -> None:
-    """Raises InputError where N is below what the method needs."""
+    """Raises InputError where N is below the least that the method can add."""
     if params < minimum:
         raise InputError(
-            f"{params:,} parameters are too few for this method, backbone and choice of matrices; the smallest: "
-            f"{minimum:,} (budget.params={minimum})"
+            f"budget.match=params: {params:,} parameters are too few for this method and backbone; budget.params must "
+            f"be at least {minimum}"
         )
 
 
 def fill(places: Sequence[Place], params: int) -> dict[str, int]:
-    """Name -> size, s or s + 1 with s >= 1, so that the sum of costs is the largest that does not exceed ``params``.
+    """Name -> size, s or s + 1, so that the sum of costs is the largest that does not exceed ``params``.
 
     s is the largest size that all places can have. Which of them then have s + 1: ``extras`` says how many of each
     kind, ``spread`` which. No sizes that differ by one at most come nearer: below s, even s everywhere costs more.
 
     Raises:
-        InputError: ``params`` is less than size 1 costs.
+        InputError: ``params`` is less than size 1 costs at the cheapest place.
     """
+    require_at_least(min(place.fixed + place.unit for place in places), params)
     fixed, unit = sum(place.fixed for place in places), sum(place.unit for place in places)
-    require_at_least(fixed + unit, params)
-    size, rest = divmod(params - fixed, unit)
+    size, rest = divmod(params - fixed, unit) if params >= fixed + unit else (0, params)
     kinds: dict[int, dict[tuple[str, int], list[str]]] = defaultdict(lambda: defaultdict(list))
     for place in places:
-        kinds[place.unit][place.layer].append(place.name)
+        kinds[place.unit if size else place.fixed + place.unit][place.layer].append(place.name)
     more: set[str] = set()
     counts = extras({unit: sum(map(len, layers.values())) for unit, layers in kinds.items()}, rest)
     for unit, count in counts.items():
@@ -73,7 +74,7 @@ def fill(places: Sequence[Place], params: int) -> dict[str, int]:
 
 
 def extras(kinds: Mapping[int, int], rest: int) -> dict[int, int]:
-    """How many of each kind (unit cost -> number there are) to take, so that their sum is nearest to, not above, rest.
+    """How many of each kind (cost -> number there are) to take, so that their sum is nearest to, not above, rest.
 
     Exact: all numbers are tried for all kinds but one, which takes what is left; models have one to three kinds. Of
     equal sums the one that takes the most even shares of the kinds.

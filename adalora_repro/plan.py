@@ -629,7 +629,7 @@ def count(plan: Plan) -> Plan:
         "backbone": backbone,
     }
     if matched:
-        plan.method |= {"params": plan.cfg.budget.params, "slack": plan.cfg.budget.params - final}
+        plan.method["params"] = plan.cfg.budget.params
     return plan
 
 
@@ -652,7 +652,7 @@ def describe(plan: Plan) -> str:
     else:
         rows.append(("method", f"{params['method']:,}", share))
     if "params" in method:
-        rows.append(("matched to", f"{method['params']:,}", _matched_text(method)))
+        rows.append(("matched to", f"{method['params']:,}", _matched_text(plan)))
     rows.append(("head", f"{params['head']:,}", "trains in every method, counted apart"))
     rows.append(("total", f"{params['total']:,}", ""))
     gib = plan.memory / 2**30
@@ -686,13 +686,14 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _matched_text(method: Mapping[str, Any]) -> str:
+def _matched_text(plan: Plan) -> str:
     """How near the count is to the number it was matched to."""
-    slack = f"never above; slack {method['slack']:,} ({method['slack'] / method['params']:.2%})"
+    method, slack = plan.method, plan.method["params"] - plan.params["method"]
+    text = f"never above; slack {slack:,} ({slack / method['params']:.2%})"
     if "params_min" not in method:
-        return slack
+        return text
     low, high = method["params_min"], method["params_max"]
-    return f"{slack} on average; the last masks count parameters: {low:,} to {high:,}"
+    return f"{text} in the mean; the last masks count parameters: {low:,} to {high:,} stay"
 
 
 def _table(rows: list[tuple[str, str, str]]) -> list[str]:

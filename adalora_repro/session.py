@@ -35,7 +35,7 @@ from adalora_repro.world import LostError, World
 #: how long a process waits for another: the main one may tokenize the data meanwhile
 PATIENCE = timedelta(hours=3)
 SKIPPED = "skipped.json"  # the bad rows that were left out, by split, one line each
-SIZES = ("params", "slack", "b_0", "b_T", "n", "r", "d", "wider", "widths")
+SIZES = ("params", "b_0", "b_T", "n", "r", "d", "wider", "widths")
 BUDGET_FIELDS = (*SIZES, "t_i", "t_f", "delta_t", "mask_events", "gamma")
 
 

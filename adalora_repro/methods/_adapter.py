@@ -60,13 +60,18 @@ class AdapterMethod(BaseMethod):
     options: AdapterOptions
     widths: dict[str, int]
 
-    def choose_widths(self, sites: Sequence[Site], width: int) -> None:
-        """Sets ``widths``, site path -> d; an ``Adapter`` costs (2 width + 1) d + width parameters."""
+    def choose_widths(self, sites: Sequence[Site], width: int) -> list[Site]:
+        """Sets ``widths``, site path -> d; an ``Adapter`` costs (2 width + 1) d + width parameters.
+
+        Returns:
+            The sites that have an adapter: all, unless ``params`` is too few for d = 1 everywhere.
+        """
         if self.options.params is None:
             self.widths = {site.path: self.options.d for site in sites}
         else:
             places = [Place(site.path, (site.stack, site.layer), 2 * width + 1, width) for site in sites]
             self.widths = fill(places, self.options.params)
+        return [site for site in sites if self.widths[site.path]]
 
     def plan(self, total_steps: int) -> dict[str, Any]:
         if self.options.params is None:

@@ -31,8 +31,8 @@ class Method(AdapterMethod):
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         freeze_backbone(model)
-        width, places = model.config.hidden_size, matching(sites, ["after_attn", "after_ffn"])
-        self.choose_widths(places, width)
+        width = model.config.hidden_size
+        places = self.choose_widths(matching(sites, ["after_attn", "after_ffn"]), width)
 
         def behind(site: Site, old: nn.Module) -> nn.Module:
             # swish, as in the released code (fidelity F26)

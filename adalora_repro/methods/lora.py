@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options(LowRankOptions):
-    """``r``: rank of every matrix, from the budget; or ``params``: the ranks fill so many parameters."""
+    """``r``: rank of every matrix, from the budget; or ``params``: ranks, 0 among them, that fill so many."""
 
     r: int = 0
     params: int | None = None
@@ -46,7 +46,7 @@ class Method(BaseMethod):
 
         matrices = options.matrices(sites)
         self.ranks = self._choose(model, matrices)
-        replace(model, matrices, make)
+        replace(model, [site for site in matrices if self.ranks[site.name]], make)
 
     def _choose(self, model: PreTrainedModel, matrices: Sequence[Site]) -> dict[str, int]:
         """The rank of every matrix; each triplet of B and A costs d_in + d_out parameters."""
@@ -60,7 +60,7 @@ class Method(BaseMethod):
 
     def plan(self, total_steps: int) -> dict[str, Any]:
         r, alpha = min(self.ranks.values()), self.options.alpha
-        plan = {"n": len(self.ranks), "r": r, "alpha": alpha, "alpha_over_r": alpha / r}
+        plan = {"n": len(self.ranks), "r": r, "alpha": alpha, "alpha_over_r": alpha / max(r, 1)}
         return plan if self.options.params is None else plan | {"wider": wider(self.ranks)}
 
     def summary(self) -> dict[str, Any]:

@@ -32,8 +32,8 @@ class Method(AdapterMethod):
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         freeze_backbone(model)
-        width, places = model.config.hidden_size, matching(sites, ["ffn_norm"])
-        self.choose_widths(places, width)
+        width = model.config.hidden_size
+        places = self.choose_widths(matching(sites, ["ffn_norm"]), width)
 
         def behind(site: Site, norm: nn.Module) -> nn.Module:
             adapter = Adapter(width, self.widths[site.path], F.relu, self.options.init_std).to(model.device)
