@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,9 +38,15 @@ def matched(cfg: DictConfig) -> bool:
 
 
 def label_params(label: str, backbone: int) -> int:
-    """N that a label stands for: 0.3M is 300,000; 0.08% that share of the ``backbone``'s parameters, rounded down."""
-    share, unit = Fraction(label[:-1]), label[-1]
-    return math.floor(share * (1_000_000 if unit == "M" else Fraction(backbone, 100)))
+    """N that a label stands for: 0.3M is 300,000; 0.08% that share of the ``backbone``'s parameters, rounded down.
+
+    Raises:
+        InputError: the label says no number.
+    """
+    if not re.fullmatch(r"\d+(\.\d+)?[M%]", label):
+        raise InputError(f"budget '{label}' says no number like 0.3M or 0.08%; give budget.params")
+    share = Fraction(label[:-1])
+    return math.floor(share * (1_000_000 if label.endswith("M") else Fraction(backbone, 100)))
 
 
 def require_at_least(minimum: int, params: int) -> None:

@@ -404,9 +404,12 @@ def _matched_name(cfg: DictConfig) -> str:
     """Of a size that fills a number of parameters: 0.3M-params, params300000, and what else was chosen of the size."""
     number = cfg.budget.params
     name = f"{cfg.budget.label}-params" if number is None else f"params{number}"
-    names = {size: None for sizes in cfg.method.sizes.values() for size in sizes}
-    given = [f"{size}{cfg.method[size]}" for size in names if cfg.method[size] is not None]
-    return "-".join([name, *given, *_narrowed(cfg)])
+    names = dict.fromkeys(size for sizes in cfg.method.sizes.values() for size in sizes)
+    given = {size: cfg.method[size] for size in names if cfg.method[size] is not None}
+    for size, value in given.items():
+        if value == 0:  # to the method's options the same as not given
+            raise InputError(f"method.{size} must be positive, not 0")
+    return "-".join([name, *(f"{size}{value}" for size, value in given.items()), *_narrowed(cfg)])
 
 
 def _matched_by(cfg: DictConfig) -> tuple[str, ...]:

@@ -50,7 +50,9 @@ class Options(LowRankOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_size(self, self.params, "target_r")
-        require_positive(self, *(("init_r",) if self.params is None or self.init_r else ()), "t_f", "delta_t")
+        if self.params is None or self.init_r:  # left out, it follows from params
+            require_positive(self, "init_r")
+        require_positive(self, "t_f", "delta_t")
         if self.t_i < 0:
             raise InputError(f"method.t_i must be 0 or more, not {self.t_i}; conf/tuned/ sets it")
         if self.params is None and self.target_r > self.init_r:

@@ -118,6 +118,11 @@ def test_a_label_is_a_number_to_the_parameter(label: str, params: int) -> None:
     assert label_params(label, 183_831_552) == params  # 0.08% are 147,065.24…
 
 
+def test_a_label_without_a_number_is_refused() -> None:
+    with pytest.raises(InputError, match="budget 'small' says no number like"):
+        label_params("small", 1)
+
+
 # AdaLoRA's masks
 
 
@@ -280,6 +285,8 @@ def test_a_method_of_one_size_is_the_same_run() -> None:
             "budget=0.6M and budget.params=9000 both say a size; leave one out",
         ),
         ("method=lora budget.match=params method.r=3", "method.r=3 and budget.match=params both choose the size"),
+        ("method=adalora budget.match=params method.init_r=0", "method.init_r must be positive, not 0"),
+        ("method=adalora budget.match=params method.init_r=-2", "method.init_r must be positive, not -2"),
         ("method=pfeiffer budget.match=params method.d=3", "method.d=3 and budget.match=params both choose the size"),
         ("method=adalora budget.match=params method.target_r=3", "method.target_r=3 and budget.match=params both"),
         (
