@@ -53,8 +53,12 @@ class TaskConfig:
 
 @dataclass
 class BudgetConfig:
+    """What a run may train: the sizes of a label, or as many parameters as it says (``budgets.py``)."""
+
     label: str = MISSING
     family: str = MISSING
+    match: str = "label"  # label: the method's sizes for the label | params: sizes that fill the number it says
+    params: int | None = None  # with match=params: this number instead of the label's
 
 
 @dataclass

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from adalora_repro import backbones, lock, records
+from adalora_repro import backbones, budgets, lock, records
 from adalora_repro.config import GROUPS, choices_of, resource
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import load_family, sources
@@ -50,6 +50,8 @@ LATER: dict[str, Any] = {
     "task.min_target_length": None,
     "task.no_repeat_ngram_size": None,
     "task.early_stopping": None,
+    "budget.match": "label",
+    "budget.params": None,
 }
 
 
@@ -144,6 +146,8 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     if provisional:  # T is no part of the run's identity then, but follows from it: nor are the counts scaled by it
         _scale_steps(cfg, total_steps, scaled)
     notes = []
+    if cfg.budget.match == "params" and not budgets.matched(cfg):
+        notes.append(f"budget.match=params has no effect: method '{cfg.method.name}' has one size")
     if provisional and cfg.train.max_steps is None:
         why = "contexts longer than a window give several examples" if cfg.task.stride is not None else "bad rows go"
         notes.append(
@@ -163,7 +167,8 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     if cfg.backbone.path is not None:
         asked["backbone.path"] = weights_fingerprint(Path(cfg.backbone.path).expanduser())
     if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
-        asked = {name: value for name, value in asked.items() if not name.startswith("budget.")}
+        said = _matched_by(cfg)
+        asked = {name: value for name, value in asked.items() if name in said or not name.startswith("budget.")}
     key = {
         "backbone": cfg.backbone.name,
         "task": cfg.task.name,
@@ -298,6 +303,7 @@ def _check_values(cfg: DictConfig) -> None:
         "task.n_best",
         "task.max_answer_length",
         "task.num_beams",
+        "budget.params",
     ]
     fractions = ["optim.beta1", "optim.beta2", "task.classifier_dropout"]
     not_negative = ["seed", "optim.warmup_steps", "optim.weight_decay", "train.num_workers", *fractions]
@@ -309,6 +315,7 @@ def _check_values(cfg: DictConfig) -> None:
         "train.device": ("auto", "cpu", "cuda"),
         "method.schedule": ("absolute", "scaled"),
         "protocol.name": ("paper", "released"),
+        "budget.match": ("label", "params"),
     }
     for name, valid in choices.items():
         if OmegaConf.select(cfg, name) not in valid:
@@ -347,9 +354,11 @@ def _apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
     that it never enters the budget's cell.
     """
     sizes = cfg.method.get("sizes")
-    if sizes is None and not budget_typed:
+    if cfg.budget.params is not None:
+        _check_params(cfg, budget_typed)
+    elif sizes is None and not budget_typed:
         return str(cfg.method.name)
-    if cfg.budget.family != cfg.task.budgets:
+    elif cfg.budget.family != cfg.task.budgets:
         valid = [name for name, family in budget_families().items() if family == cfg.task.budgets]
         raise InputError(
             f"budget '{cfg.budget.label}' does not exist for task '{cfg.task.name}'; valid: {', '.join(valid)}"
@@ -358,6 +367,8 @@ def _apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
         return str(cfg.method.name)
     if not isinstance(sizes, DictConfig):
         raise InputError(f"method.sizes must hold sizes per budget, not {sizes}")
+    if budgets.matched(cfg):
+        return _matched_name(cfg)
     label = cfg.budget.label
     if label not in sizes:
         raise one_of(f"budget for method '{cfg.method.name}'", label, sizes)
@@ -365,10 +376,46 @@ def _apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
     for name, size in sizes[label].items():
         if given[name] is None:
             cfg.method[name] = size
-    narrowed = [".".join(map(str, cfg.method[name])) for name in ("targets", "layers") if cfg.method.get(name)]
+    narrowed = _narrowed(cfg)
     if not narrowed and all(cfg.method[name] == size for name, size in sizes[label].items()):
         return str(label)
     return "-".join([f"{name}{cfg.method[name]}" for name in sizes[label]] + narrowed)
+
+
+def _narrowed(cfg: DictConfig) -> list[str]:
+    """What the choice of fewer matrices than all adds to the budget's name."""
+    return [".".join(map(str, cfg.method[name])) for name in ("targets", "layers") if cfg.method.get(name)]
+
+
+def _check_params(cfg: DictConfig, budget_typed: bool) -> None:
+    """A number of parameters is said in the place of a label, and only where sizes are to match it."""
+    if cfg.budget.match != "params":
+        raise InputError(f"budget.params={cfg.budget.params} needs budget.match=params")
+    if cfg.budget.params >= 2**40:  # torch counts in 64 bits
+        raise InputError(f"budget.params must be below 2^40, not {cfg.budget.params}")
+    if budget_typed:
+        raise InputError(
+            f"budget={cfg.budget.label} and budget.params={cfg.budget.params} both say a size; leave one out"
+        )
+
+
+def _matched_name(cfg: DictConfig) -> str:
+    """Of a size that fills a number of parameters: 0.3M-params, params300000, and what else was chosen of the size."""
+    number = cfg.budget.params
+    name = f"{cfg.budget.label}-params" if number is None else f"params{number}"
+    names = dict.fromkeys(size for sizes in cfg.method.sizes.values() for size in sizes)
+    given = {size: cfg.method[size] for size in names if cfg.method[size] is not None}
+    for size, value in given.items():
+        if value == 0:  # to the method's options the same as not given
+            raise InputError(f"method.{size} must be positive, not 0")
+    return "-".join([name, *(f"{size}{value}" for size, value in given.items()), *_narrowed(cfg)])
+
+
+def _matched_by(cfg: DictConfig) -> tuple[str, ...]:
+    """The budget's settings that a size which fills a number of parameters follows from; none for other sizes."""
+    if not budgets.matched(cfg):
+        return ()
+    return ("budget.match", "budget.label" if cfg.budget.params is None else "budget.params")
 
 
 def budget_families() -> dict[str, str]:
@@ -558,9 +605,12 @@ def count(plan: Plan) -> Plan:
     from adalora_repro.inject import count as count_parameters
     from adalora_repro.inject import count_trained
 
-    method = methods.load(plan.cfg)
     model = meta_model(plan.cfg)
     backbone = count_parameters(model.base_model.parameters())
+    matched = budgets.matched(plan.cfg)
+    if matched and plan.cfg.budget.params is None:
+        plan.cfg.budget.params = budgets.label_params(plan.cfg.budget.label, backbone)
+    method = methods.load(plan.cfg)
     method.inject(model, find_sites(model))
     trained = count_trained(model)
     plan.memory = 4 * count_parameters(model.parameters()) + 12 * sum(trained.values())
@@ -573,6 +623,8 @@ def count(plan: Plan) -> Plan:
         "at_init": trained["method"],
         "backbone": backbone,
     }
+    if matched:
+        plan.method["params"] = plan.cfg.budget.params
     return plan
 
 
@@ -594,6 +646,8 @@ def describe(plan: Plan) -> str:
         )
     else:
         rows.append(("method", f"{params['method']:,}", share))
+    if "params" in method:
+        rows.append(("matched to", f"{method['params']:,}", _matched_text(plan)))
     rows.append(("head", f"{params['head']:,}", "trains in every method, counted apart"))
     rows.append(("total", f"{params['total']:,}", ""))
     gib = plan.memory / 2**30
@@ -604,6 +658,8 @@ def describe(plan: Plan) -> str:
     names = {
         "n": "adapted matrices",
         "r": "rank of every matrix",
+        "d": "width of every adapter",
+        "wider": "of them have one more",
         "b_0": "initial budget, triplets",
         "b_T": "final budget, triplets",
         "alpha_over_r": "scaling alpha/r, r the rank at the start",
@@ -623,6 +679,16 @@ def describe(plan: Plan) -> str:
     lines += [*_table(rows), "", f"folder: {plan.folder}"]
     lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(lines)
+
+
+def _matched_text(plan: Plan) -> str:
+    """How near the count is to the number it was matched to."""
+    method, slack = plan.method, plan.method["params"] - plan.params["method"]
+    text = f"never above; slack {slack:,} ({slack / method['params']:.2%})"
+    if "params_min" not in method:
+        return text
+    low, high = method["params_min"], method["params_max"]
+    return f"{text} in the mean; the last masks count parameters: {low:,} to {high:,} stay"
 
 
 def _table(rows: list[tuple[str, str, str]]) -> list[str]:

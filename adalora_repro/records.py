@@ -58,6 +58,8 @@ class RunRecord:
         params: trained parameters: ``method`` (after pruning), ``head``, ``total`` (their sum), ``at_init`` (method
             parameters at the initial budget), ``backbone`` (the frozen model, for shares).
         budget: ``n`` adapted matrices, ``r`` or ``b_0``, ``b_T`` and the phases; None for methods without matrices.
+            With ``budget.match=params`` also ``params``, the number matched, and the sizes: ``r`` or ``d``, how many
+            places have one more (``wider``), and of adapters the ``widths`` by site.
         rank_pattern: adapted matrix -> triplets kept at the end; None for methods without ranks.
         progress: ``step``, ``total_steps``, ``updated`` (Unix time) and who holds the run (``host``, ``pid``).
         settings: every result-relevant setting as used, flat (``optim.lr`` -> value). ``key.hash`` is made of them;

@@ -36,7 +36,8 @@ from adalora_repro.world import LostError, World
 PATIENCE = timedelta(hours=3)
 CONFIG = "config.yaml"
 SKIPPED = "skipped.json"  # the bad rows that were left out, by split, one line each
-BUDGET_FIELDS = ("b_0", "b_T", "n", "r", "t_i", "t_f", "delta_t", "mask_events", "gamma")
+SIZES = ("params", "b_0", "b_T", "n", "r", "d", "wider", "widths")
+BUDGET_FIELDS = (*SIZES, "t_i", "t_f", "delta_t", "mask_events", "gamma")
 
 
 def execute(plan: Plan) -> int:

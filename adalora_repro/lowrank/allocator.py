@@ -42,6 +42,8 @@ class RankAllocator:
         schedule: b(t).
         delta_t: steps between two masks.
         beta1, beta2: of the averages, eqs. (9) and (10).
+        max_params: from T - t_f on, instead of b_T triplets those stay, best score first, whose parameters fit into
+            this number (``importance.keep_within``); a triplet of P, Λ and Q has d_out + 1 + d_in. None: b_T triplets.
 
     Raises:
         ValueError: no layers, delta_t < 1, a beta outside [0, 1), more budget than triplets, an unknown score or
@@ -57,6 +59,7 @@ class RankAllocator:
         beta2: float = 0.85,
         score: Score = "importance",
         protocol: Protocol = "paper",
+        max_params: int | None = None,
     ) -> None:
         if not layers:
             raise ValueError("the allocator needs at least one layer")
@@ -74,7 +77,7 @@ class RankAllocator:
         self.layers = dict(layers)
         self.schedule, self.delta_t = schedule, delta_t
         self.beta1, self.beta2 = beta1, beta2
-        self.score, self.protocol = score, protocol
+        self.score, self.protocol, self.max_params = score, protocol, max_params
 
         self._groups = stack_by_shape(list(self.layers.values()))
         self._ranks = [layer.r for layer in self.layers.values()]
@@ -86,6 +89,9 @@ class RankAllocator:
         self._uncertainty = [torch.zeros_like(weights) for weights in self._weights()]
         device = self._average[0].device
         self._from_stacks = torch.argsort(torch.tensor(stacked)).to(device)
+        costs = [layer.base.out_features + 1 + layer.base.in_features for layer in self.layers.values()]
+        self._kinds = len(set(costs))
+        self._costs = torch.tensor(costs, device=device).repeat_interleave(torch.tensor(self._ranks, device=device))
         self._scores: Tensor | None = None
         self._mask = torch.ones(total, dtype=torch.bool, device=device)
 
@@ -135,10 +141,16 @@ class RankAllocator:
         if not self._fixed(t):
             if self._scores is None:
                 raise RuntimeError(f"a mask is due at t={t}, but observe({t}) was not called")
-            keep = importance.keep_top if self.protocol == "paper" else importance.keep_above_threshold
-            self._mask = keep(self._scores, self.schedule(t))
+            self._mask = self._keep(self._scores, t)
             self._scores = None
         self._apply_mask()
+
+    def _keep(self, scores: Tensor, t: int) -> Tensor:
+        """Mask of the triplets that survive step t."""
+        if self.max_params is not None and t >= self.schedule.final_step:
+            return importance.keep_within(scores, self._costs, self.max_params, self._kinds)
+        keep = importance.keep_top if self.protocol == "paper" else importance.keep_above_threshold
+        return keep(scores, self.schedule(t))
 
     # -- the result ------------------------------------------------------------------------------------------------
 

@@ -49,6 +49,28 @@ def keep_top(scores: Tensor, budget: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, order[:budget], True)
 
 
+def keep_within(scores: Tensor, costs: Tensor, params: int, kinds: int) -> Tensor:
+    """Mask of the scores (N,) kept when parameters are counted, not triplets: the largest first, each if it fits.
+
+    Going down the scores, an entry stays if its cost and the costs of those that stay before it do not exceed
+    ``params``; so no entry that fell would still fit. Of equal scores the first go first. Waits for no device.
+
+    Args:
+        costs: (N,), parameters of each entry.
+        kinds: how many different costs there are.
+    """
+    order = torch.argsort(scores, descending=True, stable=True)
+    cost = costs[order]
+    stays = torch.ones_like(cost, dtype=torch.bool)
+    place = torch.arange(len(cost), device=cost.device)
+    for _ in range(kinds):
+        # behind the first that does not fit nothing of its cost or more fits either: one kind less in each round
+        over = stays & (torch.cumsum(cost * stays, 0) > params)
+        first = over.int().argmax()
+        stays &= ~(over.any() & (place >= first) & (cost >= cost[first]))
+    return torch.zeros_like(stays).index_copy_(0, order, stays)
+
+
 def keep_above_threshold(scores: Tensor, budget: int) -> Tensor:
     """The released code's rule: all scores above the (N - budget)-th smallest survive.
 

@@ -7,6 +7,7 @@ import pkgutil
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from adalora_repro.budgets import matched
 from adalora_repro.errors import InputError, one_of
 
 if TYPE_CHECKING:
@@ -29,11 +30,15 @@ def load(cfg: DictConfig) -> BaseMethod:
     if name not in modules:
         raise one_of("method.module", name, modules)
     module: Any = importlib.import_module(f"{__name__}.{name}")
-    known = [f.name for f in fields(module.Options)]
+    known = [f.name for f in fields(module.Options) if f.name != "params"]  # which the budget sets
     for key in cfg.method:
         if key not in known and key != "sizes":
             raise InputError(f"method.{key} is not an option of method '{cfg.method.name}'; valid: {', '.join(known)}")
     given = {key: value for key, value in cfg.method.items() if key in known and value is not None}
+    if matched(cfg):
+        if len(known) == len(fields(module.Options)):
+            raise InputError(f"budget.match=params: method '{cfg.method.name}' has no size for a number of parameters")
+        given["params"] = cfg.budget.params
     try:
         options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(module.Options), given))
     except OmegaConfBaseException as error:

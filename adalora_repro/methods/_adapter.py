@@ -1,24 +1,34 @@
-"""The bottleneck both adapter methods insert."""
+"""The bottleneck both adapter methods insert, and its widths."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from adalora_repro.methods.base import BaseOptions, require_positive
+from adalora_repro.budgets import Place, fill, wider
+from adalora_repro.methods.base import BaseMethod, BaseOptions, require_positive, require_size
+
+if TYPE_CHECKING:
+    from adalora_repro.backbones import Site
 
 
 @dataclass
 class AdapterOptions(BaseOptions):
-    """``d``: bottleneck width, from the budget; ``init_std``: of both projections (biases start at 0, fidelity F26)."""
+    """``d``: bottleneck width, from the budget; or ``params``: the widths fill so many parameters.
+
+    ``init_std``: of both projections (biases start at 0, fidelity F26).
+    """
 
     d: int = 0
+    params: int | None = None
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
-        require_positive(self, "d", "init_std")
+        require_size(self, self.params, "d")
+        require_positive(self, "init_std")
 
 
 class Adapter(nn.Module):
@@ -42,3 +52,28 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.up(self.activation(self.down(x)))
         return out
+
+
+class AdapterMethod(BaseMethod):
+    """What both methods share: the width of the bottleneck at every site."""
+
+    options: AdapterOptions
+    widths: dict[str, int]
+
+    def choose_widths(self, sites: Sequence[Site], width: int) -> list[Site]:
+        """Sets ``widths``, site path -> d; an ``Adapter`` costs (2 width + 1) d + width parameters.
+
+        Returns:
+            The sites that have an adapter: all, unless ``params`` is too few for d = 1 everywhere.
+        """
+        if self.options.params is None:
+            self.widths = {site.path: self.options.d for site in sites}
+        else:
+            places = [Place(site.path, (site.stack, site.layer), 2 * width + 1, width) for site in sites]
+            self.widths = fill(places, self.options.params)
+        return [site for site in sites if self.widths[site.path]]
+
+    def plan(self, total_steps: int) -> dict[str, Any]:
+        if self.options.params is None:
+            return {}
+        return {"d": min(self.widths.values()), "wider": wider(self.widths), "widths": self.widths}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
+from adalora_repro.budgets import require_at_least
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.inject import freeze_backbone, replace
 from adalora_repro.lowrank import BudgetSchedule, RankAllocator, SVDLinear, orthogonality_penalty
 from adalora_repro.lowrank.layers import drop_left_factors, share_left_factors
 from adalora_repro.lowrank.orthogonality import Form, orthogonality_errors
 from adalora_repro.lowrank.schedule import mask_due
-from adalora_repro.methods.base import BaseMethod, LowRankOptions, require_positive
+from adalora_repro.methods.base import BaseMethod, LowRankOptions, require_positive, require_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,12 +31,14 @@ class Options(LowRankOptions):
     """Ranks from the budget; gamma, t_i, t_f and delta_t from ``conf/tuned/``.
 
     ``target_r``: mean rank at the end, b_T = n target_r; ``init_r``: rank of every matrix at the start, b_0 = n init_r;
+    or ``params``: the triplets of the end fill so many parameters, and init_r is what b_0 >= 1.5 b_T needs, if not set;
     ``gamma``: weight of R, eq. (4); ``t_i``, ``t_f``, ``delta_t``: phases in optimizer steps; ``beta1``, ``beta2``:
     eqs. (9), (10); ``score``: importance | sensitivity | magnitude.
     """
 
     target_r: int = 0
     init_r: int = 0
+    params: int | None = None
     gamma: float = 0.1
     t_i: int = -1
     t_f: int = 0
@@ -44,10 +49,13 @@ class Options(LowRankOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "target_r", "init_r", "t_f", "delta_t")
+        require_size(self, self.params, "target_r")
+        if self.params is None or self.init_r:  # left out, it follows from params
+            require_positive(self, "init_r")
+        require_positive(self, "t_f", "delta_t")
         if self.t_i < 0:
             raise InputError(f"method.t_i must be 0 or more, not {self.t_i}; conf/tuned/ sets it")
-        if self.target_r > self.init_r:
+        if self.params is None and self.target_r > self.init_r:
             raise InputError(f"method.target_r={self.target_r} exceeds method.init_r={self.init_r}")
         if self.gamma < 0:
             raise InputError(f"method.gamma must be 0 or more, not {self.gamma}")
@@ -65,6 +73,7 @@ class Method(BaseMethod):
     def __init__(self, options: Options, protocol: str) -> None:
         self.options, self.protocol = options, protocol
         self.layers: dict[str, SVDLinear] = {}
+        self.init_r, self.b_T = options.init_r, 0
         self._allocator: RankAllocator | None = None
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
@@ -72,9 +81,33 @@ class Method(BaseMethod):
         options = self.options
 
         def make(site: Site, old: nn.Module) -> nn.Module:
-            return SVDLinear(cast(nn.Linear, old), options.init_r, options.alpha, options.init_std)
+            return SVDLinear(cast(nn.Linear, old), self.init_r, options.alpha, options.init_std)
 
-        self.layers = cast(dict[str, SVDLinear], replace(model, options.matrices(sites), make))
+        matrices = options.matrices(sites)
+        self._choose([_triplet(cast(nn.Linear, model.get_submodule(site.path))) for site in matrices])
+        self.layers = cast(dict[str, SVDLinear], replace(model, matrices, make))
+
+    def _choose(self, costs: Sequence[int]) -> None:
+        """Sets b_T and init_r; ``costs`` are parameters of a triplet of each matrix.
+
+        To fill a number of parameters b_T is what it pays for on average, for the schedule; the masks of the end count
+        parameters (``RankAllocator.max_params``). b_0 is then 1.5 b_T, as the paper has it, rounded up to a rank.
+
+        Raises:
+            InputError: the parameters are less than the dearest triplet, or ``init_r`` is too small for b_T.
+        """
+        n, options = len(costs), self.options
+        if options.params is None:
+            self.b_T = n * options.target_r
+            return
+        require_at_least(max(costs), options.params)
+        self.b_T = options.params * n // sum(costs)
+        self.init_r = options.init_r or math.ceil(Fraction(3 * self.b_T, 2 * n))
+        if n * self.init_r < self.b_T:
+            raise InputError(
+                f"method.init_r={self.init_r} makes {n * self.init_r} triplets in {n} matrices, fewer than the "
+                f"{self.b_T} that {options.params:,} parameters pay for; raise it or leave it out"
+            )
 
     def schedule(self, total_steps: int) -> BudgetSchedule:
         """b(t) for this model and T.
@@ -87,8 +120,8 @@ class Method(BaseMethod):
             raise InputError("method.t_f must be at least 2 with protocol=released, which masks only after T - t_f")
         try:
             return BudgetSchedule(
-                b_0=n * options.init_r,
-                b_T=n * options.target_r,
+                b_0=n * self.init_r,
+                b_T=self.b_T,
                 t_i=options.t_i,
                 t_f=options.t_f,
                 total_steps=total_steps,
@@ -101,9 +134,9 @@ class Method(BaseMethod):
 
     def plan(self, total_steps: int) -> dict[str, Any]:
         schedule, options = self.schedule(total_steps), self.options
-        per_triplet = [layer.base.in_features + layer.base.out_features + 1 for layer in self.layers.values()]
+        costs = [_triplet(layer.base) for layer in self.layers.values()]
         masks = sum(mask_due(schedule, options.delta_t, self.protocol, t) for t in range(schedule.final_step + 1))
-        return {
+        plan = {
             "n": len(self.layers),
             "b_0": schedule.b_0,
             "b_T": schedule.b_T,
@@ -112,10 +145,16 @@ class Method(BaseMethod):
             "delta_t": options.delta_t,
             "mask_events": masks,
             "alpha": options.alpha,
-            "alpha_over_r": options.alpha / options.init_r,
+            "alpha_over_r": options.alpha / self.init_r,
             "gamma": options.gamma,
-            "params_final": round(schedule.b_T * sum(per_triplet) / len(per_triplet)),
+            "params_final": round(schedule.b_T * sum(costs) / len(costs)),
         }
+        if options.params is None:
+            return plan
+        at_init = self.init_r * sum(costs)
+        if at_init <= options.params:
+            return plan | {"params_min": at_init, "params_max": at_init}
+        return plan | {"params_min": options.params - max(costs) + 1, "params_max": options.params}  # one did not fit
 
     def on_train_start(self, total_steps: int) -> None:
         options = self.options
@@ -127,6 +166,7 @@ class Method(BaseMethod):
             options.beta2,
             options.score,  # type: ignore[arg-type]
             self.protocol,  # type: ignore[arg-type]
+            options.params,
         )
         self._share()
 
@@ -184,8 +224,10 @@ class Method(BaseMethod):
     def summary(self) -> dict[str, Any]:
         """The rank of every matrix, and the parameters that belong to surviving triplets."""
         pattern = self.allocator.rank_pattern()
-        params = sum(
-            rank * (self.layers[name].base.in_features + self.layers[name].base.out_features + 1)
-            for name, rank in pattern.items()
-        )
+        params = sum(rank * _triplet(self.layers[name].base) for name, rank in pattern.items())
         return {"rank_pattern": pattern, "params": params}
+
+
+def _triplet(linear: nn.Linear) -> int:
+    """Parameters of one triplet: a column of P, a λ, a row of Q."""
+    return linear.out_features + 1 + linear.in_features

@@ -73,6 +73,15 @@ def require_positive(options: object, *names: str) -> None:
             )
 
 
+def require_size(options: object, params: int | None, *names: str) -> None:
+    """Raises InputError unless the sizes are set, or left to ``params`` (``budget.match=params``)."""
+    if params is None:
+        return require_positive(options, *names)
+    for name in names:
+        if value := getattr(options, name):
+            raise InputError(f"method.{name}={value} and budget.match=params both choose the size; leave one out")
+
+
 class BaseMethod:
     """A method that has nothing to do but choose what trains; others override what they need.
 

@@ -11,8 +11,7 @@ from torch import nn
 
 from adalora_repro.backbones import matching
 from adalora_repro.inject import freeze_backbone, replace
-from adalora_repro.methods._adapter import Adapter, AdapterOptions
-from adalora_repro.methods.base import BaseMethod
+from adalora_repro.methods._adapter import Adapter, AdapterMethod, AdapterOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,17 +24,19 @@ class Options(AdapterOptions):
     pass
 
 
-class Method(BaseMethod):
+class Method(AdapterMethod):
     def __init__(self, options: Options, protocol: str) -> None:
         del protocol  # paper and released code agree
         self.options = options
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         freeze_backbone(model)
-        options, width = self.options, model.config.hidden_size
+        width = model.config.hidden_size
+        places = self.choose_widths(matching(sites, ["after_attn", "after_ffn"]), width)
 
         def behind(site: Site, old: nn.Module) -> nn.Module:
             # swish, as in the released code (fidelity F26)
-            return nn.Sequential(old, Adapter(width, options.d, F.silu, options.init_std).to(model.device))
+            adapter = Adapter(width, self.widths[site.path], F.silu, self.options.init_std)
+            return nn.Sequential(old, adapter.to(model.device))
 
-        replace(model, matching(sites, ["after_attn", "after_ffn"]), behind)
+        replace(model, places, behind)

@@ -11,8 +11,7 @@ from torch import nn
 
 from adalora_repro.backbones import matching
 from adalora_repro.inject import freeze_backbone, replace
-from adalora_repro.methods._adapter import Adapter, AdapterOptions
-from adalora_repro.methods.base import BaseMethod
+from adalora_repro.methods._adapter import Adapter, AdapterMethod, AdapterOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +24,7 @@ class Options(AdapterOptions):
     pass
 
 
-class Method(BaseMethod):
+class Method(AdapterMethod):
     """``protocol=released`` applies the layer's own LayerNorm a second time, behind the adapter (fidelity F26)."""
 
     def __init__(self, options: Options, protocol: str) -> None:
@@ -33,10 +32,11 @@ class Method(BaseMethod):
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         freeze_backbone(model)
-        options, width = self.options, model.config.hidden_size
+        width = model.config.hidden_size
+        places = self.choose_widths(matching(sites, ["ffn_norm"]), width)
 
         def behind(site: Site, norm: nn.Module) -> nn.Module:
-            adapter = Adapter(width, options.d, F.relu, options.init_std).to(model.device)
+            adapter = Adapter(width, self.widths[site.path], F.relu, self.options.init_std).to(model.device)
             return nn.Sequential(norm, adapter, norm) if self.norm_twice else nn.Sequential(norm, adapter)
 
-        replace(model, matching(sites, ["ffn_norm"]), behind)
+        replace(model, places, behind)

@@ -359,7 +359,8 @@ def row_specs(spec: Spec, cells: Iterable[CellKey]) -> list[tuple[str, str, dict
     order = {budget: place for place, (_, budget, _) in reversed(list(enumerate(rows)))}
     extra = sorted({(method, budget) for method, budget, _ in cells} - known)
     rows += [(method, budget, {}) for method, budget in extra]
-    return sorted(rows, key=lambda row: order.get(row[1], len(rows)))
+    # a size matched to a label's parameters (0.3M-params) stands with the label
+    return sorted(rows, key=lambda row: order.get(row[1].partition("-params")[0], len(rows)))
 
 
 def cell_of(column: Column, runs: Sequence[Run], paper: Mapping[str, str]) -> Cell:

@@ -351,9 +351,11 @@ def command(tasks: Sequence[str], methods: Sequence[str], budgets: Sequence[str]
 def long_rows(table: Table) -> list[dict[str, Any]]:
     """One dictionary per figure of the table, with everything that is known of it (the CSV)."""
     rows = []
+    labels = {row.budget for row in table.rows if row.in_paper}
     for row in table.rows:
         for column, cell in zip(table.spec.columns, row.cells, strict=True):
-            fill = "" if cell.runs else command([column.task], [row.method], budgets_of(row), table.scope)
+            empty = not cell.runs and (row.fixed_size or row.budget in labels)  # r3 is no budget to type
+            fill = command([column.task], [row.method], budgets_of(row), table.scope) if empty else ""
             for metric, value in (*zip(column.metrics, cell.values, strict=True), *cell.more.items()):
                 rows.append({**common(table, row, column.task, metric, value, cell.seeds), **details(cell, fill)})
         if row.average is not None:

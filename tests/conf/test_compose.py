@@ -383,6 +383,8 @@ LATER_VALUES = {
     "task.min_target_length": ("xsum", "3"),
     "task.no_repeat_ngram_size": ("xsum", "2"),
     "task.early_stopping": ("xsum", "false"),
+    "budget.match": ("cola", "params"),
+    "budget.params": ("cola", "300000"),
 }
 
 
@@ -395,6 +397,8 @@ def test_a_later_setting_is_part_of_the_identity_only_at_another_value(name: str
     task, value = LATER_VALUES[name]
     words = (f"task={task}", "method=lora", f"budget={budgets_of(task)[0]}", f"backbone={backbone_of(task)}")
     assert name not in resolved("task=cola", "method=lora").settings
+    if name == "budget.params":
+        words += ("budget.match=params",)
     plan, other = resolved(*words), resolved(*words, f"{name}={value}")
     assert other.settings[name] == yaml.safe_load(value)
     assert other.key["hash"] != plan.key["hash"]

@@ -17,7 +17,7 @@ CONF = PACKAGE.parent / "conf"
 LAYERS = [
     "__init__",
     "errors",
-    "config",
+    "config budgets",
     "records lock",
     "lowrank",
     "backbones skeleton",

@@ -1,0 +1,106 @@
+"""Runs whose size fills a number of parameters, from the command line to the table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import Outcome, find_runs, only_run
+
+from adalora_repro import report, train
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED
+
+Cli = Callable[..., Outcome]
+PARAMS = 5000
+MATCHED = ("task=cola", "budget.match=params", f"budget.params={PARAMS}", "optim.lr=1e-2")
+
+
+def cost(name: str) -> int:
+    """Parameters of a triplet of AdaLoRA: widths 32 and 64; a rank of LoRA has one less."""
+    return 97 if "ffn" in name else 65
+
+
+@pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "lora"])
+def test_the_record_has_the_count_and_the_sizes(tiny: Cli, method: str) -> None:
+    dry = tiny(*MATCHED, f"method={method}", "dry_run=true")
+    assert dry.code == EXIT_OK, dry.err
+    assert "  matched to     5,000  never above; slack " in dry.out
+    assert tiny(*MATCHED, f"method={method}").code == EXIT_OK
+    run = only_run()
+    assert run.folder.parent.name == "params5000"
+    assert str(run.folder) in dry.out
+    record = run.record
+    assert (record.settings["budget.match"], record.settings["budget.params"]) == ("params", PARAMS)
+    sizes = record.rank_pattern if method == "lora" else record.budget["widths"]
+    spent = sum((cost(name) - 1) * size if method == "lora" else 65 * size + 32 for name, size in sizes.items())
+    assert record.params["method"] == spent <= PARAMS == record.budget["params"]
+    smallest = record.budget["r" if method == "lora" else "d"]
+    assert {*sizes.values()} == {smallest, smallest + 1}
+    assert record.budget["wider"] == sum(size > smallest for size in sizes.values())
+    again = tiny(*MATCHED, f"method={method}")
+    assert again.code == EXIT_OK
+    assert again.out.startswith("already done: ")
+
+
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+def test_adalora_ends_at_the_number_resumed_or_not(tiny: Cli, monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
+    command = (*MATCHED, "method=adalora", f"protocol={protocol}", "train.eval_steps=2")
+    step = train.step
+
+    def killed(loop: Any, batches: Any) -> Any:
+        norm = step(loop, batches)
+        if loop.t == 4:  # in the final phase
+            os.kill(os.getpid(), signal.SIGTERM)
+        return norm
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "step", killed)
+        assert tiny(*command).code == EXIT_TERMINATED
+    resumed = tiny(*command)
+    assert resumed.code == EXIT_OK, resumed.err
+    assert "at step 4 of 6\n" in resumed.err
+    assert tiny(*command, "results.dir=undisturbed").code == EXIT_OK
+    record = only_run().record
+    assert record.measured() == only_run("undisturbed").record.measured()
+    assert only_run().log == only_run("undisturbed").log
+    assert record.rank_pattern is not None
+    spent = sum(rank * cost(name) for name, rank in record.rank_pattern.items())
+    assert record.params["method"] == spent
+    assert PARAMS - 97 < spent <= PARAMS
+    assert record.params["at_init"] > PARAMS
+
+
+def test_a_sweep_of_numbers_is_a_row_each(tiny: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    done = tiny("-m", "task=cola", "method=lora,bitfit", "budget.match=params", "budget.params=2000,3000")
+    assert done.code == EXIT_OK, done.err
+    # BitFit has one size, so that its second run is the first
+    assert sorted(run.folder.parent.name for run in find_runs()) == ["bitfit", "params2000", "params3000"]
+    assert "method 'bitfit' has one size" in done.err
+    assert tiny("task=cola", "method=lora", "budget.match=params").code == EXIT_OK
+    assert report.main(["table1", "--format", "csv", "--data", "sample"]) == EXIT_OK
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    counts = {row["method_name"]: row["params_method_max"] for row in rows if row["task"] == "cola" and row["records"]}
+    assert counts == {
+        "BitFit": counts["BitFit"],
+        "LoRA 0.3M-params": "300000",
+        "LoRA params2000": "1984",
+        "LoRA params3000": "2976",
+    }
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_there(tiny: Cli) -> None:
+    for words, problem in (
+        (("budget.params=5000",), "budget.params=5000 needs budget.match=params"),
+        (("budget.match=params", "budget.params=63"), "budget.params must be at least 64"),
+        (("budget.match=params", "method.r=3"), "method.r=3 and budget.match=params both choose the size"),
+    ):
+        done = tiny("task=cola", "method=lora", *words)
+        assert done.code == EXIT_BAD_INPUT
+        assert problem in done.err
+        assert done.err.count("\n") == 1
+        assert find_runs() == []

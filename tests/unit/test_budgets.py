@@ -1,0 +1,334 @@
+"""Sizes that fill a number of parameters: never above it, none nearer, spread evenly; the plans made with them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from fake_records import make
+from hydra import compose
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from adalora_repro import backbones, budgets, inject, methods, plan
+from adalora_repro.budgets import Place, extras, fill, label_params, spread
+from adalora_repro.errors import InputError
+from adalora_repro.lowrank import BudgetSchedule, RankAllocator, SVDLinear
+from adalora_repro.lowrank.importance import keep_within
+from adalora_repro.tables.base import Scope, compile_table
+from adalora_repro.tables.layout import long_rows
+from adalora_repro.tables.table1 import SPEC
+
+pytestmark = pytest.mark.usefixtures("hydra")
+
+BACKBONES = ("tiny-deberta", "tiny-bert", "tiny-roberta", "tiny-bart")
+SIZED = ("houlsby", "pfeiffer", "lora", "adalora")
+DOCS = Path(plan.__file__).parents[1] / "docs" / "methods.md"
+
+
+def resolved(*words: str) -> plan.Plan:
+    return plan.resolve(compose("config", list(words)), overrides=words)
+
+
+def tiny(backbone: str, method: str, *words: str) -> plan.Plan:
+    task = ["task=xsum", "budget=0.26%"] if backbone == "tiny-bart" else ["task=rte"]
+    if any(word.startswith("budget.params=") for word in words):
+        task = task[:1]
+    options = [f"backbone={backbone}", f"method={method}", "budget.match=params", "data=sample", "train.max_steps=40"]
+    return resolved(*task, *options, "method.schedule=scaled", *words)
+
+
+# The mathematics
+
+places = st.lists(
+    st.builds(Place, st.just(""), st.just(("encoder", 0)), st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=5
+).map(lambda found: [Place(str(i), ("encoder", i % 2), place.unit, place.fixed) for i, place in enumerate(found)])
+
+
+def cost(places: list[Place], sizes: dict[str, int]) -> int:
+    return sum(place.fixed + place.unit * sizes[place.name] for place in places if sizes[place.name])
+
+
+def best_of_all(places: list[Place], params: int) -> int:
+    """Every assignment of sizes that differ by one at most, tried."""
+    totals = []
+    for size in range(params + 1):
+        for more in itertools.product((0, 1), repeat=len(places)):
+            total = cost(places, {place.name: size + one for place, one in zip(places, more, strict=True)})
+            totals += [total] if total <= params else []
+    return max(totals)
+
+
+@given(places, st.integers(1, 60))
+def test_filled_is_never_above_and_nothing_is_nearer(places: list[Place], params: int) -> None:
+    cheapest = min(place.fixed + place.unit for place in places)
+    if params < cheapest:
+        with pytest.raises(InputError, match=rf"budget\.params must be at least {cheapest}$"):
+            fill(places, params)
+        return
+    sizes = fill(places, params)
+    assert list(sizes) == [place.name for place in places]
+    assert max(sizes.values()) - min(sizes.values()) <= 1
+    assert cost(places, sizes) == best_of_all(places, params)
+
+
+@given(st.dictionaries(st.integers(1, 30), st.integers(1, 6), min_size=1, max_size=3), st.integers(0, 200))
+def test_extras_are_exact_and_of_equal_sums_the_most_even(kinds: dict[int, int], rest: int) -> None:
+    found = extras(kinds, rest)
+    sums = {
+        numbers: sum(unit * number for unit, number in zip(kinds, numbers, strict=True))
+        for numbers in itertools.product(*(range(number + 1) for number in kinds.values()))
+    }
+
+    def unevenness(numbers: tuple[int, ...]) -> float:
+        shares = [number / kind for number, kind in zip(numbers, kinds.values(), strict=True)]
+        return max(shares) - min(shares)
+
+    ours = tuple(found[unit] for unit in kinds)
+    best = max(total for total in sums.values() if total <= rest)
+    assert sums[ours] == best
+    assert unevenness(ours) <= min(unevenness(n) for n, total in sums.items() if total == best) + 1e-9
+
+
+@given(st.integers(1, 12), st.integers(1, 6), st.data())
+def test_spread_is_even_over_layers_and_over_roles(layers: int, roles: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, layers * roles))
+    names = [[f"{layer}.{role}" for role in range(roles)] for layer in range(layers)]
+    chosen = spread(names, count)
+    assert len(set(chosen)) == len(chosen) == count
+    for part, values in ((0, layers), (1, roles)):
+        numbers = [sum(name.split(".")[part] == str(value) for name in chosen) for value in range(values)]
+        assert max(numbers) - min(numbers) <= 1
+
+
+def test_spread_over_layers_of_different_sizes() -> None:
+    chosen = spread([["a", "b"], ["c", "d", "e", "f"]], 3)  # half of each
+    assert sorted(chosen)[0] in "ab"
+    assert len(set(chosen) & set("cdef")) == 2
+
+
+@pytest.mark.parametrize(
+    ("label", "params"), [("0.3M", 300_000), ("1.2M", 1_200_000), ("0.08%", 147_065), ("2.20%", 4_044_294)]
+)
+def test_a_label_is_a_number_to_the_parameter(label: str, params: int) -> None:
+    assert label_params(label, 183_831_552) == params  # 0.08% are 147,065.24…
+
+
+def test_a_label_without_a_number_is_refused() -> None:
+    with pytest.raises(InputError, match="budget 'small' says no number like"):
+        label_params("small", 1)
+
+
+# AdaLoRA's masks
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from([2, 3, 7])), min_size=1, max_size=12), st.integers(0, 60))
+@settings(deadline=None)
+def test_triplets_are_kept_as_a_loop_would(triplets: list[tuple[int, int]], params: int) -> None:
+    scores, costs = (torch.tensor(values) for values in zip(*triplets, strict=True))
+    left, expected = params, [False] * len(triplets)
+    for i in sorted(range(len(triplets)), key=lambda i: -triplets[i][0]):
+        if triplets[i][1] <= left:
+            left -= triplets[i][1]
+            expected[i] = True
+    assert keep_within(scores.float(), costs, params, len(costs.unique())).tolist() == expected
+
+
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+def test_the_last_masks_count_parameters(protocol: str) -> None:
+    torch.manual_seed(0)
+    shapes = {"wide": (3, 8), "a": (4, 4), "b": (4, 4)}
+    layers = {name: SVDLinear(nn.Linear(d_in, d_out), 3, 16.0) for name, (d_out, d_in) in shapes.items()}
+    costs = {name: d_out + 1 + d_in for name, (d_out, d_in) in shapes.items()}
+    allocator = RankAllocator(layers, BudgetSchedule(9, 4, 2, 6, 20), 1, protocol=protocol, max_params=40)
+    for t in range(20):
+        for layer in layers.values():
+            for parameter in layer.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.randn_like(parameter)
+                    parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+        allocator.observe(t)
+        allocator.allocate(t)
+        if t < 14:
+            assert allocator.budget >= allocator.schedule(t)
+        elif allocator.at_final_budget(t):
+            pattern = allocator.rank_pattern()
+            used = sum(rank * costs[name] for name, rank in pattern.items())
+            assert used <= 40
+            fell = [costs[name] for name, rank in pattern.items() if rank < 3]
+            assert 40 - used < min(fell)
+            zero = {name: int((layer.lora_E == 0).sum()) for name, layer in layers.items()}
+            assert zero == {name: 3 - rank for name, rank in pattern.items()}
+
+
+# Every method on every tiny backbone
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("method", SIZED)
+@pytest.mark.parametrize("params", [321, 5_000, 20_011])
+def test_the_count_is_the_plan_and_never_above(backbone: str, method: str, params: int) -> None:
+    counted = plan.count(tiny(backbone, method, f"budget.params={params}"))
+    model = backbones.load_model(counted.cfg)
+    sites = backbones.find_sites(model)
+    chosen = methods.load(counted.cfg)
+    chosen.inject(model, sites)
+    assert inject.count_trained(model)["method"] == counted.params["at_init"]
+    found, least = counted.params["method"], {"houlsby": 97, "pfeiffer": 97, "lora": 64, "adalora": 97}[method]
+    assert counted.method["params"] == params
+    slack = re.search(r"matched to +([\d,]+)  never above; slack ([\d,]+) ", plan.describe(counted))
+    assert slack is not None
+    assert [number.replace(",", "") for number in slack.groups()] == [str(params), str(params - found)]
+    assert 0 <= params - found < least  # one more for any adapter, matrix or triplet would be above
+    if method == "adalora":
+        low, high = counted.method["params_min"], counted.method["params_max"]
+        assert params - 97 < low <= found <= high == params
+        assert 1.5 * counted.method["b_T"] <= counted.method["b_0"] < 1.5 * counted.method["b_T"] + counted.method["n"]
+
+
+def test_too_few_for_all_matrices_leave_some_as_they_are() -> None:
+    counted = plan.count(tiny("tiny-bert", "lora", "budget.params=321"))
+    model = backbones.load_model(counted.cfg)
+    chosen = methods.load(counted.cfg)
+    chosen.inject(model, backbones.find_sites(model))
+    pattern = chosen.summary()["rank_pattern"]
+    assert sorted(pattern.values()) == [0] * 8 + [1] * 4  # 2 of 64 and 2 of 96
+    assert (counted.params["method"], counted.method["r"], counted.method["wider"]) == (320, 0, 4)
+    model(torch.tensor([[5, 6]])).logits.sum().backward()
+
+
+def test_a_label_s_number_counts_the_backbone_s_parameters() -> None:
+    counted = plan.count(tiny("tiny-bart", "lora", "budget=2.20%"))
+    assert counted.method["params"] == counted.params["backbone"] * 22 // 1000
+
+
+# The numbers of the documentation
+
+
+def documented() -> list[tuple[str, str, list[str]]]:
+    """(backbone, label, cells) of the table of matched budgets."""
+    rows = [
+        line.strip("| \n").split(" | ")
+        for line in DOCS.read_text().splitlines()
+        if re.match(r"\| \S+ \| [\d.]+[M%] \|", line)
+    ]
+    return [(backbone.strip("`"), label, cells) for backbone, label, *cells in rows]
+
+
+def test_documented_labels_are_all_there_are() -> None:
+    assert sorted(label for _, label, _ in documented()) == sorted(plan.budget_families())
+
+
+@pytest.mark.parametrize(("backbone", "label", "cells"), documented())
+def test_documented_counts_are_the_plan_s(backbone: str, label: str, cells: list[str]) -> None:
+    task = {"glue": "rte", "qa": "squad", "nlg": "xsum"}[plan.budget_families()[label]]
+    texts = []
+    for method in SIZED:
+        words = (f"task={task}", f"method={method}", f"budget={label}", "budget.match=params", f"backbone={backbone}")
+        counted = plan.count(resolved(*words))
+        found = counted.method
+        if method == "adalora":
+            texts.append(f"{found['params_min']:,} to {found['params_max']:,} ({found['b_T']})")
+            continue
+        size = found["r" if method == "lora" else "d"]
+        size = f"{size}" if not found["wider"] else f"{size} + {found['wider']}"
+        texts.append(f"{counted.params['method']:,} ({size})")
+    assert cells == [f"{found['params']:,}", *texts]
+
+
+# What names a run
+
+
+def test_a_matched_size_is_a_budget_of_its_own() -> None:
+    label = resolved("task=rte", "method=lora", "data=sample")
+    matched = resolved("task=rte", "method=lora", "data=sample", "budget.match=params")
+    assert (label.key["budget"], matched.key["budget"]) == ("0.3M", "0.3M-params")
+    assert matched.settings["budget.match"] == "params"
+    number = resolved("task=rte", "method=lora", "data=sample", "budget.match=params", "budget.params=300000")
+    assert number.key["budget"] == "params300000"
+    assert len({each.key["hash"] for each in (label, matched, number)}) == 3
+    more = ("budget.match=params", "method.targets=[q,v]", "method.layers=[0,1]")
+    assert resolved("task=rte", "method=lora", *more).key["budget"] == "0.3M-params-q.v-0.1"
+    own = resolved("task=rte", "method=adalora", "budget.match=params", "method.init_r=5")
+    assert own.key["budget"] == "0.3M-params-init_r5"
+    assert plan.count(own).method["b_0"] == 5 * 72
+
+
+def test_a_number_needs_no_label_of_the_task() -> None:
+    words = ("method=lora", "budget.match=params", "budget.params=200000")
+    assert resolved("task=squad", *words).key["budget"] == "params200000"
+    assert not any(name in resolved("task=squad", *words).settings for name in ("budget.label", "budget.family"))
+
+
+def test_a_method_of_one_size_is_the_same_run() -> None:
+    plain = resolved("task=rte", "method=bitfit")
+    matched = resolved("task=rte", "method=bitfit", "budget.match=params")
+    assert matched.key == plain.key
+    assert matched.notes == ["budget.match=params has no effect: method 'bitfit' has one size"]
+    assert plan.count(matched).params == plan.count(plain).params
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("method=lora budget.params=5000", "budget.params=5000 needs budget.match=params"),
+        ("method=lora budget.match=rank", "unknown budget.match 'rank'; valid: label, params"),
+        ("method=lora budget.match=params budget.params=0", "budget.params must be positive, not 0"),
+        ("method=lora budget.match=params budget.params=-7", "budget.params must be positive, not -7"),
+        (f"method=lora budget.match=params budget.params={2**40}", f"budget.params must be below 2^40, not {2**40}"),
+        (
+            "method=lora budget=0.6M budget.match=params budget.params=9000",
+            "budget=0.6M and budget.params=9000 both say a size; leave one out",
+        ),
+        ("method=lora budget.match=params method.r=3", "method.r=3 and budget.match=params both choose the size"),
+        ("method=adalora budget.match=params method.init_r=0", "method.init_r must be positive, not 0"),
+        ("method=adalora budget.match=params method.init_r=-2", "method.init_r must be positive, not -2"),
+        ("method=pfeiffer budget.match=params method.d=3", "method.d=3 and budget.match=params both choose the size"),
+        ("method=adalora budget.match=params method.target_r=3", "method.target_r=3 and budget.match=params both"),
+        (
+            "method=lora budget.match=params budget.params=1500",
+            "1,500 parameters are too few for this method and backbone; budget.params must be at least 1536",
+        ),
+        ("method=adalora budget.match=params budget.params=3840", "budget.params must be at least 3841"),
+        ("method=houlsby budget.match=params budget.params=2304", "budget.params must be at least 2305"),
+        (
+            "method=adalora budget.match=params method.init_r=1",
+            "method.init_r=1 makes 72 triplets in 72 matrices, fewer than the 130 that 300,000 parameters pay for",
+        ),
+        ("method=lora +method.params=9000", "method.params is not an option of method 'lora'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(words: str, problem: str) -> None:
+    with pytest.raises(InputError) as error:
+        plan.count(resolved("task=rte", *words.split()))
+    assert problem in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_method_whose_options_take_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny("tiny-bert", "lora", "method.module=bitfit").cfg
+    for name in ("r", "alpha", "init_std", "targets", "layers"):
+        del cfg.method[name]
+    assert budgets.matched(cfg)
+    with pytest.raises(InputError, match="method 'lora' has no size for a number of parameters"):
+        methods.load(cfg)
+
+
+# In the tables
+
+
+def test_a_matched_row_stands_with_its_label() -> None:
+    labels = ("0.3M", "0.3M-params", "r3", "params5000", "1.2M")
+    found = [(Path(label), make(0.5, budget=label, variant=label)) for label in labels]
+    table = compile_table(SPEC, found, Scope("minilm", "local"))
+    names = [row.name for row in table.rows if row.runs]
+    assert names == ["LoRA 1.2M", "LoRA 0.3M", "LoRA 0.3M-params", "LoRA params5000", "LoRA r3"]
+    fills = {
+        row["budget"]: row["command"] for row in long_rows(table) if (row["method"], row["task"]) == ("lora", "rte")
+    }
+    assert "budget=0.3M" in fills["0.3M"]
+    assert {fills[label] for label in ("0.3M-params", "r3", "params5000")} == {""}  # no budgets to type
