@@ -83,6 +83,7 @@ class ArrayLauncher(Launcher):
         plans: words of a job -> its plan. The sweeper (adalora_sweeper.py) fills it in before it launches; a job
             without a plan is refused.
         refusals: words of a job without a plan -> why.
+        waiting: folder of a run that was submitted earlier and is in the queue -> its task.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -90,6 +91,7 @@ class ArrayLauncher(Launcher):
         self.detached = False
         self.plans: Mapping[Words, Plan] = {}
         self.refusals: Mapping[Words, str] = {}
+        self.waiting: Mapping[Path, str] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Refuses what could not be submitted, before a run is looked at.
@@ -100,6 +102,7 @@ class ArrayLauncher(Launcher):
         self.detached = config.launch == "detach"
         self.results = Path(config.results.dir).expanduser()
         self.folder = Path(config.hydra.sweep.dir)
+        self.ledger = vars(task_function)["ledger"]
         self.executor = executor(self.settings)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -110,19 +113,28 @@ class ArrayLauncher(Launcher):
         """
         words = [tuple(job) for job in job_overrides]
         outcomes: dict[Words, Outcome] = {}
-        waiting = cluster.waiting(self.results, cluster.in_queue())
+        self.waiting = cluster.waiting(self.results, cluster.in_queue())
+        left: dict[Path, Words] = {}  # two jobs may be the same run
         for job in words:
             if job not in self.plans:
-                print(f"refused: {' '.join(job)}: {self.refusals.get(job, 'see above')}", file=sys.stderr)
+                print(f"refused: {' '.join(job)}: {self.refusals.get(job, '')}", file=sys.stderr)
                 outcomes[job] = REFUSED, EXIT_BAD_INPUT
-            elif task := waiting.get(self.plans[job].folder):
-                print(f"queued: {self.plans[job].folder} is task {task} of an earlier submission")
+                continue
+            folder = self.plans[job].folder
+            if left.setdefault(folder, job) != job or folder in self.waiting:
+                print(f"in the queue already: {folder} (task {self.waiting.get(folder, 'of this sweep')})")
                 outcomes[job] = QUEUED, EXIT_OK
-        left = [job for job in words if job not in outcomes]
-        if left:
-            jobs = self.submit(left)
-            outcomes |= dict.fromkeys(left, (SUBMITTED, EXIT_OK)) if self.detached else self.wait(jobs)
-        return [JobReturn(_return_value=outcomes[job], status=JobStatus.COMPLETED) for job in words]
+        jobs = self.submit([job for job in left.values() if job not in outcomes])
+        try:
+            if not self.detached:
+                self.wait(jobs, outcomes)
+        except KeyboardInterrupt:
+            print("the runs go on without this process", file=sys.stderr)
+            raise
+        finally:  # for the summary
+            told = [outcomes.get(job, (SUBMITTED, EXIT_OK)) for job in words]
+            self.ledger.outcomes |= dict(enumerate(told, initial_job_idx))
+        return [JobReturn(_return_value=outcome, status=JobStatus.COMPLETED) for outcome in told]
 
     def submit(self, words: Sequence[Words]) -> dict[Words, Any]:
         """One array; words of a run -> submitit's job.
@@ -132,6 +144,8 @@ class ArrayLauncher(Launcher):
         """
         from submitit.core.utils import FailedJobError
 
+        if not words:
+            return {}
         cwd = os.getcwd()
         try:
             with redirect_stderr(io.StringIO()):  # submitit prints what it raises
@@ -158,34 +172,30 @@ class ArrayLauncher(Launcher):
         print(f"  adalora-run cancel {number}{own}   ends them; the same command goes on", flush=True)
         return dict(zip(words, tasks, strict=True))
 
-    def wait(self, jobs: Mapping[Words, Any]) -> dict[Words, Outcome]:
-        """What became of the runs. Until then a task may be requeued: it is in the queue all the time."""
-        outcomes: dict[Words, Outcome] = {}
-        gone: dict[Words, float] = {}  # since when out of the queue, without a result
-        while len(outcomes) < len(jobs):
+    def wait(self, jobs: Mapping[Words, Any], outcomes: dict[Words, Outcome]) -> None:
+        """Fills in what becomes of the runs. Until then a task may be requeued: it is in the queue all the time."""
+        seen = dict.fromkeys(jobs, time.monotonic())  # when each was in the queue
+        while jobs.keys() - outcomes.keys():
             queue: Mapping[str, str] | None = None
             with suppress(InputError):  # SLURM does not answer now: that says nothing about the runs
                 queue = cluster.in_queue()
+            now = time.monotonic()
             for job, task in jobs.items():
+                if queue is None or task.job_id in queue:
+                    seen[job] = now
                 if job in outcomes:
                     continue
                 if task.paths.result_pickle.exists():
-                    outcomes[job] = result_of(task)
-                elif queue is None or task.job_id in queue:
-                    gone.pop(job, None)
-                elif time.monotonic() - gone.setdefault(job, time.monotonic()) > LATE_S:
-                    outcomes[job] = outcome_on_disk(self.plans[job].folder)
+                    outcome = result_of(task)
+                elif now - seen[job] > LATE_S:
+                    outcome = outcome_on_disk(self.plans[job].folder)
                 else:
                     continue
-                if job in outcomes:
-                    self.tell(job, task, outcomes[job])
-            if len(outcomes) < len(jobs):
+                outcomes[job] = outcome
+                log = f", its log: {task.paths.stderr}" if outcome[1] else ""
+                print(f"{outcome[0]}: {self.plans[job].folder} (task {task.job_id}{log})", flush=True)
+            if jobs.keys() - outcomes.keys():
                 time.sleep(POLL_S)
-        return outcomes
-
-    def tell(self, job: Words, task: Any, outcome: Outcome) -> None:
-        log = f"; its log: {task.paths.stderr}" if outcome[1] else ""
-        print(f"{outcome[0]}: {self.plans[job].folder} (task {task.job_id}){log}", flush=True)
 
 
 def result_of(task: Any) -> Outcome:

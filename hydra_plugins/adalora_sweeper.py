@@ -267,12 +267,13 @@ class CellSweeper(BasicSweeper):
         by_lr: dict[float, list[Run]] = {}
         typed: dict[float, str] = {}
         held = 0
+        elsewhere = self.launcher.waiting if isinstance(self.launcher, ArrayLauncher) else {}
         for job in jobs:
             plan = self.planned.get(words_of(job))
             if plan is None:
                 continue
             folder = plan.folder
-            held += planning.held(folder)
+            held += planning.held(folder) or folder in elsewhere
             try:
                 record = records.read(folder / records.RECORD_NAME)
             except (FileNotFoundError, records.RecordError):

@@ -91,9 +91,7 @@ def test_a_checkpoint_then_the_handler_then_on_as_if_nothing_had_happened(
     assert run.log == expected.log
 
 
-def test_before_the_first_step_it_goes_on_at_once(
-    tiny: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_before_the_first_step_it_goes_on_at_once(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     from adalora_repro import session
 
     seen = []

@@ -81,7 +81,7 @@ def test_what_is_written_is_read_again() -> None:
 def test_a_damaged_file_is_refused_by_name(text: str) -> None:
     path = submitted("12", 0)
     path.write_text(text)
-    with pytest.raises(RecordError, match="submitted-12.json: no submission of adalora-run"):
+    with pytest.raises(RecordError, match=r"submitted-12\.json: no submission of adalora-run"):
         cluster.read(path)
     assert len(cluster.queued(RESULTS, [])[1]) == 1
 
@@ -164,9 +164,11 @@ def test_cancel_touches_nothing_else(monkeypatch: pytest.MonkeyPatch, words: lis
 
 def test_slurm_s_own_complaint_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"^sh failed: slurm_load_jobs error: no controller$"):
-        cluster.slurm("sh", "-c", "echo 'slurm_load_jobs error:'; echo 'slurm_load_jobs error:\n no controller' >&2; exit 1")
+        cluster.slurm(
+            "sh", "-c", "echo 'slurm_load_jobs error:'; echo 'slurm_load_jobs error:\n no controller' >&2; exit 1"
+        )
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(InputError, match="^no squeue here"):
+    with pytest.raises(InputError, match=r"^no squeue here"):
         cluster.in_queue()
 
 
