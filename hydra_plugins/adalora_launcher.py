@@ -11,6 +11,7 @@ import atexit
 import io
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,7 @@ class ArrayTask:
         """
         os.chdir(self.cwd)
         os.environ.pop("HYDRA_FULL_ERROR", None)  # of the sweep's own process, which had it for another reason
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, and the run is not there yet
         word, code = one_of_many(self.words)
         if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise SystemExit(code)

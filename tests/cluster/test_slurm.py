@@ -203,7 +203,7 @@ def test_detached_runs_are_queued_then_run_then_cancelled(shell: Shell) -> None:
     words = ("-m", *COMMAND, *SLURM, "launch=detach", "hydra.launcher.array_parallelism=1")
     code, out, err = shell.run(*words, "seed=0,1", slow="0.5")
     assert (code, out.splitlines()[-1]) == (0, "sweep: 2 submitted"), err
-    assert " queued" in shell.status()
+    assert "Queued (" in shell.status()
     until(lambda: shell.checkpoint(0), squeue)
     status = shell.status()
     assert "2 runs: 1 running, 1 queued" in status
@@ -218,6 +218,7 @@ def test_detached_runs_are_queued_then_run_then_cancelled(shell: Shell) -> None:
     assert shell.cancel().startswith(f"cancelled: job {second}, ")
     until(lambda: squeue().count("\n") == 1, squeue)
     assert shell.cancel() == "nothing to cancel: no job of results is in the queue\n"
-    assert " queued" not in shell.status()
+    assert "Queued (" not in shell.status()
+    assert "interrupted" not in shell.status().partition("paper's 96 cells")[2]
     code, out, err = shell.run("-m", *COMMAND, *SLURM, "seed=0")
     assert (code, out.splitlines()[-1]) == (0, "sweep: 1 done"), err
