@@ -19,6 +19,14 @@ until_true() { # until_true SECONDS COMMAND…
 }
 gone() { [ ! -e "/proc/$1/exe" ]; } # a zombie has no executable
 
+steps() { # the processes of jobs; one whose end slurmctld did not hear of would try to tell it for ever
+  local pid
+  for pid in $(pgrep -x slurmstepd); do
+    ! grep -qzxF "SLURM_CONF=$SLURM_CONF" "/proc/$pid/environ" 2>/dev/null || echo "$pid"
+  done
+}
+no_steps() { [ -z "$(steps)" ]; }
+
 up() {
   mkdir -p "$dir"/{state,spool,log,run}
   (umask 077 && head -c 128 /dev/urandom >"$dir/munge.key")
@@ -63,12 +71,14 @@ END
 down() {
   squeue -h -o %A | sort -u | xargs -r scancel || true
   until_true 30 sh -c '[ -z "$(squeue -h)" ]' || true
+  until_true 15 no_steps || true
   for daemon in slurmctld slurmd munged; do
     [ -e "$dir/run/$daemon.pid" ] || continue
     pid=$(cat "$dir/run/$daemon.pid")
     kill "$pid" 2>/dev/null || continue
     until_true 20 gone "$pid" || kill -KILL "$pid"
   done
+  steps | xargs -r kill -KILL
 }
 
 "$what"
