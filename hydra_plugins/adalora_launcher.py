@@ -239,7 +239,7 @@ def executor(settings: Mapping[str, Any]) -> Any:
         typed = OmegaConf.merge(OmegaConf.structured(SlurmQueueConf), settings)
     except OmegaConfBaseException as error:
         raise InputError(f"hydra.launcher.{error.full_key}: {str(error).splitlines()[0]}") from None
-    values = {str(key): value for key, value in OmegaConf.to_container(typed).items()}
+    values: dict[str, Any] = OmegaConf.to_container(typed)  # type: ignore[assignment]
     del values["_target_"]
     cpus = values["cpus_per_task"]
     made = submitit.AutoExecutor(
