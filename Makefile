@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 QUICK := results/quickstart
 
-.PHONY: help quickstart install test test-all lint types table1 table2 table3 \
+.PHONY: help quickstart install test test-all test-cluster lint types table1 table2 table3 \
   sweep-table1 sweep-table2 sweep-table3 status clean
 .DEFAULT_GOAL := help
 
@@ -49,10 +49,13 @@ quickstart: $(VENV)/.installed  ## six methods on one task with an embedded mode
 	@echo; echo "This was generated text, not GLUE. The report: $(QUICK)/tables/table1.md; the runs: $(QUICK)/runs"
 
 test: $(VENV)/.installed-dev  ## the default test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not net"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not net and not cluster"
 
 test-all: $(VENV)/.installed-dev  ## the slow tests too
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not net"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not net and not cluster"
+
+test-cluster: $(VENV)/.installed-dev  ## sweeps on a SLURM cluster of its own (root, Debian; else skipped)
+	@tests/cluster/run.sh $(BIN)/python -m pytest -m cluster tests/cluster
 
 lint: $(VENV)/.installed-dev  ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+LAUNCHES = ("wait", "detach")
 GROUPS = ("task", "method", "budget", "backbone", "data", "protocol", "tuned")
 
 
@@ -144,6 +145,7 @@ class Config:
     seed: int = 0
     dry_run: bool = False
     force: bool = False
+    launch: str = "wait"  # wait | detach: of a sweep on a cluster, for its jobs or not
 
 
 def choices_of(group: str) -> list[str]:

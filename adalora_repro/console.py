@@ -52,11 +52,14 @@ def complain(problem: str, details: str = "") -> None:
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM; ``exit_code`` is 130 or 143. ``agreed``: in all processes of the run, at the same place."""
+    """Ctrl-C, SIGTERM or SIGUSR2; ``exit_code`` is 130 or 143.
+
+    ``agreed``: in all processes of the run, at the same place.
+    """
 
     def __init__(self, signum: int, agreed: bool = False) -> None:
         super().__init__(signal.Signals(signum).name)
-        self.agreed = agreed
+        self.signum, self.agreed = signum, agreed
         self.exit_code = EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_TERMINATED
 
 
@@ -67,17 +70,20 @@ class EvaluationStopped(Exception):
 class StopSignal:
     """Turns SIGINT and SIGTERM into ``Interrupted``: at once, or, inside ``deferred``, where ``check`` is called.
 
-    A second signal does not wait; one that another process received first does not count.
+    A second signal does not wait; one that another process received first does not count. SIGUSR2, by which a scheduler
+    announces the end of a job, is taken likewise where somebody has a handler for it, who gets it from ``hand_on``.
     """
 
     def __init__(self) -> None:
         self._received: int | None = None
         self._when = 0.0
         self._deferred = self._own = False
+        self._others = callable(signal.getsignal(signal.SIGUSR2))
 
     @contextmanager
     def installed(self) -> Iterator[StopSignal]:
-        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR2] if self._others else [])]
+        before = {s: signal.signal(s, self._handle) for s in signals}
         try:
             yield self
         finally:
@@ -120,12 +126,21 @@ class StopSignal:
         if self._received is not None:
             raise Interrupted(self._received, agreed=True)
 
+    def hand_on(self) -> None:
+        """To be called when the run is safe and ``installed`` is left: a SIGUSR2 goes to whom it was meant for.
+
+        Raises:
+            BaseException: what that handler raises; submitit's requeues the job and ends the process.
+        """
+        if self._received == signal.SIGUSR2 and self._others:
+            signal.raise_signal(signal.SIGUSR2)
+
     def _handle(self, signum: int, frame: Any) -> None:
-        if self._deferred and not self._own:
-            self._own = True
-            self.adopt(signum)
-            return
-        raise Interrupted(signum)
+        waits = self._deferred and not self._own
+        self._own = self._own or self._deferred
+        self.adopt(signum)
+        if not waits:
+            raise Interrupted(signum)
 
 
 class Progress:

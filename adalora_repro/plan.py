@@ -19,7 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from adalora_repro import backbones, budgets, lock, records
-from adalora_repro.config import GROUPS, choices_of, resource
+from adalora_repro.config import GROUPS, LAUNCHES, choices_of, resource
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import load_family, sources
 
@@ -27,6 +27,7 @@ from adalora_repro.tasks import load_family, sources
 NOT_RESULT = [
     "dry_run",
     "force",
+    "launch",
     "results.dir",
     "data.dir",
     "data.cache_dir",
@@ -316,6 +317,7 @@ def _check_values(cfg: DictConfig) -> None:
         "method.schedule": ("absolute", "scaled"),
         "protocol.name": ("paper", "released"),
         "budget.match": ("label", "params"),
+        "launch": LAUNCHES,
     }
     for name, valid in choices.items():
         if OmegaConf.select(cfg, name) not in valid:

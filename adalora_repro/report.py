@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from adalora_repro import records, tables
+from adalora_repro import cluster, records, tables
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError, one_of
 from adalora_repro.records import RunRecord
 from adalora_repro.tables.base import (
@@ -49,7 +49,7 @@ examples:
   adalora-report table1 --only-filled                     only rows and columns that have records
   adalora-report table1 --format latex --out table1.tex   also csv, html, markdown
   adalora-report table1 --select best                     best evaluation at the final budget, not the last step
-  adalora-report status                                   done, running, failed, missing
+  adalora-report status                                   done, running, queued, failed, missing
   adalora-report status --watch                           the same, again every 10 seconds until Ctrl-C
   adalora-report choose table1                            the learning rate of each cell, and the runs it came from
   adalora-report choose table1 --write                    keep them in conf/tuned/lr, where adalora-run reads them
@@ -199,6 +199,8 @@ def compiled(
 
 def status_text(args: argparse.Namespace, specs: Specs, results: Path) -> tuple[str, list[str]]:
     found, refused = records.read_all(results)
+    waiting, more = cluster.queued(results, [path for path, _ in found])
+    found, refused = found + waiting, refused + more
     known_backbone(args.backbone, found, specs)
     wish = Scope("", "", args.protocol, include_partial=True, results=results)
     scopes = [(spec, choose_scope(spec, found, args.backbone, args.data, wish)) for spec in specs.values()]

@@ -10,8 +10,9 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from adalora_repro import cluster
 from adalora_repro import plan as planning
 from adalora_repro.config import GROUPS, Config, choices_of, resource
 from adalora_repro.console import ALONE_S, complain, launched
@@ -33,6 +35,7 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, 
 Outcome = tuple[str, int]  # a word for the summary, the exit code
 DONE, ALREADY, PLANNED, FAILED, REFUSED = "done", "already done", "planned", "failed", "refused"
 SKIPPED, INTERRUPTED = "skipped (another process has them)", "interrupted"
+SUBMITTED, QUEUED = "submitted", "in the queue already"
 ENDS = {EXIT_OK: DONE, EXIT_FAILED: FAILED, EXIT_BAD_INPUT: REFUSED}
 
 
@@ -44,6 +47,7 @@ class Ledger:
     jobs: int = 0  # of a sweep, up to now
     already: int = 0  # finished before, passed over
     left_out: int = 0  # of a later stage: no learning rate to go on with
+    apart: bool = False  # one run of a sweep whose others are in other processes
 
     @property
     def code(self) -> int:
@@ -56,7 +60,7 @@ class Ledger:
         if not self.jobs and not self.already:
             return None
         rest = {"not started": self.jobs - len(self.outcomes), "left out": self.left_out}
-        words = [DONE, ALREADY, PLANNED, FAILED, REFUSED, SKIPPED, INTERRUPTED]
+        words = [DONE, ALREADY, PLANNED, SUBMITTED, QUEUED, FAILED, REFUSED, SKIPPED, INTERRUPTED]
         told = [(word, counts[word]) for word in words] + list(rest.items())
         return "sweep: " + ", ".join(f"{count} {word}" for word, count in told if count)
 
@@ -64,27 +68,35 @@ class Ledger:
 def main() -> int:
     """Console entry point; the exit codes are those of ``errors``. Of several processes the main one speaks."""
     if launched()[0] == 0:
-        return _main()
+        return _main(Ledger())
     logging.disable(logging.WARNING)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), tempfile.TemporaryDirectory() as scratch:
         if {"-m", "--multirun"} & set(sys.argv):
             sys.argv.append(f"hydra.sweep.dir={scratch}")  # what Hydra writes there, the main process's does
         try:
-            return _main()
+            return _main(Ledger())
         except Exception:
             time.sleep(ALONE_S)  # see ``complain``
             raise
 
 
-def _main() -> int:
+def one_of_many(words: Sequence[str]) -> Outcome:
+    """One run of a sweep in a process of its own, by its words."""
+    sys.argv = ["adalora-run", *words]
+    ledger = Ledger(apart=True)
+    code = _main(ledger)
+    return ledger.outcomes.get(0, (ENDS.get(code, INTERRUPTED), code))
+
+
+def _main(ledger: Ledger) -> int:
     _register()
-    ledger = Ledger()
     inside = False  # what a single run raises beyond wrong input is its own failure, not Hydra's
 
     def job(cfg: DictConfig) -> Outcome:
         nonlocal inside
         inside = True
-        many = HydraConfig.get().mode == RunMode.MULTIRUN
+        together = HydraConfig.get().mode == RunMode.MULTIRUN
+        many = together or ledger.apart
         try:
             outcome = run(cfg, many)
         except InputError as error:
@@ -102,7 +114,7 @@ def _main() -> int:
             traceback.print_exc()  # the other runs of a sweep go on
             outcome = FAILED, EXIT_FAILED
         inside = False
-        ledger.outcomes[HydraConfig.get().job.num if many else 0] = outcome
+        ledger.outcomes[HydraConfig.get().job.num if together else 0] = outcome
         if outcome[1] in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise KeyboardInterrupt  # or Hydra would begin the next job of a sweep
         if outcome[1] == EXIT_BAD_INPUT and launched()[1] > 1:
@@ -111,6 +123,8 @@ def _main() -> int:
 
     vars(job)["ledger"] = ledger  # for the sweeper
     try:
+        if sys.argv[1:2] == ["cancel"]:
+            return cluster.cancel(sys.argv[2:])
         _check_options()
         with _raising_hydra():
             hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")(job)()
@@ -152,6 +166,11 @@ def run(cfg: DictConfig, many: bool) -> Outcome:
     hydra_cfg = HydraConfig.get()
     if not many and "sweep" in hydra_cfg.runtime.choices:
         raise InputError("+sweep=… stands for several runs: adalora-run -m +sweep=…")
+    launcher = hydra_cfg.runtime.choices["hydra/launcher"]
+    if not many and launcher in choices_of("hydra/launcher"):  # else it would train here, on a login node perhaps
+        raise InputError(f"hydra/launcher={launcher} submits a sweep: adalora-run -m … hydra/launcher={launcher}")
+    if not many and cfg.launch == "detach":
+        raise InputError("launch=detach submits a sweep: adalora-run -m … hydra/launcher=slurm launch=detach")
     # +key=value goes past Hydra's own check of names
     OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
     plan = planning.resolve(cfg, hydra_cfg.runtime.choices, hydra_cfg.overrides.task)
@@ -194,6 +213,8 @@ def _register() -> None:
     store.store(name="base_config", node=Config)
     for path in sorted(resource("sweeps").glob("*.yaml")):
         store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
+    # hydra-submitit-launcher has a schema of the same name, which is meant to check the types of our file
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/submitit_slurm' is validated against ConfigStore schema")
 
 
 def _check_options() -> None:
@@ -237,7 +258,7 @@ def explain(error: Exception) -> str:
                 return _unknown_choice(group, choice)
     if error.__cause__ is not None and type(error).__name__ == "ConfigCompositionException":
         text += f"\n{error.__cause__}"
-    if match := re.search(r"Could not find '(\w+)/(.+?)'", text):
+    if match := re.search(r"Could not find '([\w/]+)/(.+?)'", text):
         return _unknown_choice(match[1], match[2])
     if match := re.search(r"full_key: ([\w.]+)", text):
         lines = [line for line in text.splitlines() if line and not line.startswith("Error merging")]
@@ -249,7 +270,13 @@ def explain(error: Exception) -> str:
 
 
 def _unknown_choice(group: str, choice: str) -> str:
-    valid = choices_of(group) if group != "sweep" else sorted(path.stem for path in resource("sweeps").glob("*.yaml"))
+    if group == "sweep":
+        valid = sorted(path.stem for path in resource("sweeps").glob("*.yaml"))
+    elif group.startswith("hydra/"):  # installed plugins have theirs elsewhere
+        installed = ConfigStore.instance().list(group)
+        valid = sorted({*choices_of(group), *(name.removesuffix(".yaml") for name in installed)})
+    else:
+        valid = choices_of(group)
     return f"unknown {group} '{choice}'; valid: {', '.join(valid)}"
 
 
@@ -268,6 +295,9 @@ def _unknown_setting(key: str) -> str:
         chosen = next((arg.split("=", 1)[1] for arg in sys.argv[1:] if arg.startswith("method=")), "adalora")
         path = resource("conf") / "method" / f"{chosen}.yaml"
         valid = list(OmegaConf.load(path).method) if path.is_file() else []
+    if parent == "hydra.launcher":
+        path = resource("conf") / "hydra" / "launcher" / "submitit_slurm.yaml"
+        valid = [str(name) for name in OmegaConf.load(path) if name != "_target_"]
     close = difflib.get_close_matches(name, valid, n=1) if name not in valid else []
     hint = f" (did you mean {parent + '.' if parent else ''}{close[0]}?)" if close else ""
     return f"no setting '{key}'{hint}; valid: {', '.join(f'{parent}.{n}' if parent else n for n in valid) or 'none'}"

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from signal import SIGUSR2
 from typing import Any
 
 import datasets
@@ -51,10 +52,10 @@ def execute(plan: Plan) -> int:
         with stop.installed():
             world = World(_accelerator(plan.cfg))
             with _held(plan.folder, world) as lock:
-                return _execute_held(plan, stop, world, lock)
+                code = _execute_held(plan, stop, world, lock)
     except Interrupted as signal:
         tell(f"adalora-run: {signal}, nothing was lost: the same command starts it")
-        return signal.exit_code
+        code = signal.exit_code
     except LostLockError as error:
         complain(f"failed: {error}; this one stops and writes nothing more")
         if launched()[1] == 1:
@@ -71,6 +72,9 @@ def execute(plan: Plan) -> int:
             "command to go on"
         )
         return EXIT_BAD_INPUT
+    if code not in (EXIT_FAILED, EXIT_BAD_INPUT):  # to be requeued would not help these
+        stop.hand_on()
+    return code
 
 
 def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None) -> int:
@@ -136,7 +140,8 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
         status, error, code = "ok", None, stop.exit_code or EXIT_OK  # asked to stop in the last step: no next job
     except Interrupted as signal:
         again = "without force=true the same command" if plan.cfg.force else "the same command"
-        status, error, code = "cancelled", f"{signal}: {again} resumes it", signal.exit_code
+        requeued = "goes on when its job is requeued; " if signal.signum == SIGUSR2 else ""
+        status, error, code = "cancelled", f"{signal}: {requeued}{again} resumes it", signal.exit_code
         together = signal.agreed
     except Exception as problem:
         if _disk_full(problem) or isinstance(problem, LostLockError):

@@ -25,13 +25,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro import plan as planning
 from adalora_repro import records
-from adalora_repro.config import GROUPS
+from adalora_repro.config import GROUPS, LAUNCHES
 from adalora_repro.console import launched
 from adalora_repro.errors import EXIT_FAILED, InputError, one_of
 from adalora_repro.tables.base import Run, at_edge, choose_lr, lr_text
+from hydra_plugins.adalora_launcher import ArrayLauncher
 
 AXES = ("task", "method", "budget")  # of a cell: what the command line gives for them restricts, the rest it replaces
 LR, SEED, CHOSEN = "optim.lr", "seed", "chosen"
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 Job = dict[str, str]  # key as typed (``+`` and all) -> value as typed
 Values = dict[str, list[str]]
@@ -51,11 +53,21 @@ class CellSweeper(BasicSweeper):
         self.cells = cells or {}
         self.stages = stages or []
         self.ledger: Any = None
-        self.folders: dict[tuple[str, ...], Path] = {}  # of the runs whose configuration is sound
+        self.detached = False
+        self.planned: dict[tuple[str, ...], planning.Plan] = {}  # the runs whose configuration is sound
+        self.refusals: dict[tuple[str, ...], str] = {}  # the others
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if config.launch not in LAUNCHES:
+            raise one_of("launch", config.launch, LAUNCHES)
+        if config.dry_run:  # a plan needs no cluster
+            config = config.copy()
+            OmegaConf.update(config, "hydra.launcher", {"_target_": BASIC}, force_add=True, merge=False)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.ledger = vars(task_function)["ledger"]
+        self.detached = config.launch == "detach" and not config.dry_run
+        if self.detached and not isinstance(self.launcher, ArrayLauncher):
+            raise InputError("launch=detach leaves the runs to a cluster: add hydra/launcher=slurm")
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs everything; the outcomes are in the ledger.
@@ -76,7 +88,10 @@ class CellSweeper(BasicSweeper):
             jobs = [job for job in every if all(job[key] in given.get(key, [job[key]]) for key in stage.keys() - {LR})]
             if stage.get(LR) == [CHOSEN]:
                 jobs = self.at_chosen_lr(jobs, earlier, number)
-            self.launch(jobs)
+            left = self.launch(jobs)
+            if self.detached and not all(map(self.has_failed, left)) and number < len(stages):
+                print(f"stage {number} of {len(stages)}: when its runs have ended, repeat the command for the next")
+                return
             earlier += every
 
     # -- lists -> jobs ---------------------------------------------------------------------------------------------
@@ -101,6 +116,10 @@ class CellSweeper(BasicSweeper):
                 if override.is_sweep_override():
                     raise InputError(f"several sweeps in one are a list: '+sweep=[{','.join(found[key])}]'")
                 del found[key]  # what it says is here already
+            if key == "launch":
+                if override.is_sweep_override():
+                    raise InputError(f"launch is one for all runs: launch={found[key][0]}")
+                del found[key]  # of the sweep, not of its runs
         return found
 
     def jobs(self, lists: Values) -> list[Job]:
@@ -138,13 +157,15 @@ class CellSweeper(BasicSweeper):
 
     # -- jobs -> runs ----------------------------------------------------------------------------------------------
 
-    def launch(self, jobs: Sequence[Job]) -> None:
-        """Passes over what is finished, gives the rest to the launcher."""
+    def launch(self, jobs: Sequence[Job]) -> list[Job]:
+        """Passes over what is finished, gives the rest to the launcher and returns it."""
         assert self.config is not None
         assert self.launcher is not None
         left = self.unfinished(jobs)
         if not left:
-            return
+            return left
+        if isinstance(self.launcher, ArrayLauncher):
+            self.launcher.plans, self.launcher.refusals = self.planned, self.refusals
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
@@ -157,6 +178,15 @@ class CellSweeper(BasicSweeper):
                     self.ledger.outcomes.setdefault(number, done.return_value)
                 else:  # in a process of the launcher's: here a job keeps its errors to itself
                     self.ledger.outcomes.setdefault(number, ("failed", EXIT_FAILED))
+        return left
+
+    def has_failed(self, job: Job) -> bool:
+        """Whether the run ended without success, or cannot begin: no reason for a next stage to wait."""
+        plan = self.planned.get(words_of(job))
+        try:
+            return plan is None or records.read(plan.folder / records.RECORD_NAME).status == "failed"
+        except (FileNotFoundError, records.RecordError):
+            return False
 
     def unfinished(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs that remain, in their order; every one has been composed, as the launcher will do again."""
@@ -164,7 +194,7 @@ class CellSweeper(BasicSweeper):
         for job, plan in self.plans(jobs):
             if plan is None:
                 continue
-            self.folders[words_of(job)] = plan.folder
+            self.planned[words_of(job)] = plan
             try:
                 # several processes look together, when they get to it: here each would see another moment
                 look = launched()[1] == 1 and not plan.cfg.force and not plan.cfg.dry_run
@@ -210,7 +240,8 @@ class CellSweeper(BasicSweeper):
                         if same not in resolved:
                             resolved[same] = planning.resolve(cfg, choices, words_of(job))
                         yield job, planning.named(resolved[same], cfg)
-                    except (InputError, OmegaConfBaseException):
+                    except (InputError, OmegaConfBaseException) as error:
+                        self.refusals[words_of(job)] = " ".join(str(error).split())
                         yield job, None
 
     # -- stages ----------------------------------------------------------------------------------------------------
@@ -218,8 +249,8 @@ class CellSweeper(BasicSweeper):
     def at_chosen_lr(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> list[Job]:
         """``jobs`` with the learning rate that won among ``earlier`` jobs of the same cell, whatever their seed."""
         cells = {cell_of(job) for job in jobs}
-        missing = [job for job in earlier if cell_of(job) in cells and words_of(job) not in self.folders]
-        self.folders |= {words_of(job): plan.folder for job, plan in self.plans(missing) if plan is not None}
+        missing = [job for job in earlier if cell_of(job) in cells and words_of(job) not in self.planned]
+        self.planned |= {words_of(job): plan for job, plan in self.plans(missing) if plan is not None}
         before: dict[tuple[str, ...], list[Job]] = {}
         for job in earlier:
             before.setdefault(cell_of(job), []).append(job)
@@ -236,11 +267,13 @@ class CellSweeper(BasicSweeper):
         by_lr: dict[float, list[Run]] = {}
         typed: dict[float, str] = {}
         held = 0
+        elsewhere = self.launcher.waiting if isinstance(self.launcher, ArrayLauncher) else {}
         for job in jobs:
-            folder = self.folders.get(words_of(job))
-            if folder is None:
+            plan = self.planned.get(words_of(job))
+            if plan is None:
                 continue
-            held += planning.held(folder)
+            folder = plan.folder
+            held += planning.held(folder) or folder in elsewhere
             try:
                 record = records.read(folder / records.RECORD_NAME)
             except (FileNotFoundError, records.RecordError):

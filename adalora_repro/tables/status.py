@@ -1,4 +1,4 @@
-"""What has been run of a table: done, running, interrupted, failed, cancelled, missing. Plain text for a terminal.
+"""What has been run of a table: done, running, queued, interrupted, failed, cancelled, missing. Plain text.
 
 Records are read while runs write them; each is whole (written atomically) and at worst a few seconds old.
 """
@@ -21,17 +21,21 @@ from adalora_repro.tables.layout import commands_of, plural
 from adalora_repro.tables.render import clean
 
 STALE_S = 600.0  # a run reports its progress far more often: after this silence it is taken for dead
-SYMBOLS = {"running": "r", "interrupted": "i", "failed": "f", "cancelled": "c"}
+SYMBOLS = {"running": "r", "queued": "q", "interrupted": "i", "failed": "f", "cancelled": "c"}
 MISSING = "."
 LEGEND = (
-    "3: seeds done, as the table shows them; how many are r running, i interrupted, f failed, c cancelled; . missing"
+    "3: seeds done, as the table shows them; how many are r running, q queued, i interrupted, f failed, c cancelled; "
+    ". missing"
 )
 BRIEF = "adalora-report {} lists the commands"  # of a table without a run, instead of an empty grid and pages of them
 
 
 @dataclass(frozen=True)
 class State:
-    """A record as the report sees it at one moment; ``status`` has ``interrupted`` beside the record's own words."""
+    """A record as the report sees it at one moment.
+
+    ``status`` has beside the record's own words ``interrupted``, and ``queued`` for a run that has no record yet.
+    """
 
     path: Path
     record: RunRecord
@@ -196,6 +200,7 @@ def edges(table: Table) -> list[str]:
 
 HEADINGS = {
     "running": "Running:",
+    "queued": "Queued (submitted to a cluster, not begun):",
     "interrupted": "Interrupted (the process is gone or silent; the same command resumes):",
     "failed": "Failed:",
     "cancelled": "Cancelled (the same command resumes):",

@@ -19,7 +19,7 @@ LAYERS = [
     "errors",
     "config budgets",
     "records lock",
-    "lowrank",
+    "lowrank cluster",
     "backbones skeleton",
     "inject",
     "methods tasks",
@@ -90,7 +90,9 @@ def test_the_paper_s_core_needs_torch_and_nothing_else() -> None:
         assert units_imported(path) <= {"lowrank"}, path
 
 
-@pytest.mark.parametrize("name", ["run", "plan", "report", "records", "lock", "config", "errors", "tables", "tasks"])
+@pytest.mark.parametrize(
+    "name", ["run", "plan", "report", "records", "lock", "config", "budgets", "errors", "cluster", "tables", "tasks"]
+)
 def test_what_starts_fast_imports_nothing_heavy_by_itself(name: str) -> None:
     seen: set[Path] = set()
     queue = [path for path in MODULES if unit(path) == name]

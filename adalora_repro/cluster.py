@@ -1,0 +1,180 @@
+"""What was submitted to a SLURM cluster: kept beside the sweep, looked up in the queue, cancelled.
+
+Standard library only: ``adalora-report status`` reads the submissions. Submitting itself is the launcher's
+(``hydra_plugins/adalora_launcher.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adalora_repro import records
+from adalora_repro.errors import EXIT_OK, InputError
+from adalora_repro.records import RecordError, RunRecord
+
+PREFIX = "submitted-"  # results/sweeps/<time>/submitted-<job>.json
+
+
+@dataclass
+class Submission:
+    """One job array.
+
+    Attributes:
+        job: the array's id, as SLURM shows it.
+        submitted: Unix time; ``cancelled`` likewise, by ``adalora-run cancel``.
+        cwd: the folder that the runs start in.
+        runs: id of the task ("12_3") -> ``folder`` of the run, its ``key`` as in its record, its ``words`` for
+            adalora-run, and the files that submitit leaves: ``log`` and, when the task has ended, ``result``.
+    """
+
+    job: str
+    submitted: float
+    cwd: str
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cancelled: float | None = None
+
+
+def write(submission: Submission, folder: Path) -> Path:
+    """Writes ``folder/submitted-<job>.json`` atomically and returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{PREFIX}{submission.job}.json"
+    records.write_atomic(path, json.dumps(asdict(submission), indent=1).encode() + b"\n")
+    return path
+
+
+def read(path: Path) -> Submission:
+    """Reads and validates one submission.
+
+    Raises:
+        RecordError: damaged or foreign; the message names the file and why.
+    """
+    try:
+        found = Submission(**json.loads(path.read_bytes()))
+        for run in found.runs.values():
+            records.validate(_unstarted(run["key"], found).to_json(), str(path))
+            Path(run["result"])
+        if not found.job.isdecimal():
+            raise ValueError(f"job {found.job!r}")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise RecordError(f"{path}: no submission of adalora-run: {error}") from None
+    return found
+
+
+def read_all(results: Path) -> tuple[dict[Path, Submission], list[str]]:
+    """All submissions below ``results/sweeps``, and one line for each file refused."""
+    found, refused = {}, []
+    for path in sorted(results.glob(f"sweeps/*/{PREFIX}*.json")):
+        try:
+            found[path] = read(path)
+        except RecordError as error:
+            refused.append(str(error))
+    return found, refused
+
+
+def queued(results: Path, known: Sequence[Path]) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
+    """Runs that were submitted, not cancelled and left nothing yet, as records of a status of their own.
+
+    From files alone: a task that died before it could write anything counts until its run is submitted again.
+
+    Args:
+        known: the records there are.
+    """
+    submissions, refused = read_all(results)
+    left: dict[Path, RunRecord] = {}
+    for submission in sorted(submissions.values(), key=lambda one: one.submitted):
+        for run in submission.runs.values():
+            path = records.run_folder(results, run["key"]) / records.RECORD_NAME
+            left.pop(path, None)
+            if submission.cancelled is None and not os.path.exists(run["result"]):
+                left[path] = _unstarted(run["key"], submission, "queued")
+    return [(path, record) for path, record in left.items() if path not in set(known)], refused
+
+
+def _unstarted(key: dict[str, Any], submission: Submission, status: str = "running") -> RunRecord:
+    return RunRecord(key, primary_metric="", status=status, progress={"updated": submission.submitted})
+
+
+# -- SLURM's own commands ------------------------------------------------------------------------------------------
+
+
+def slurm(*words: str) -> str:
+    """Runs one of SLURM's commands and returns what it prints.
+
+    Raises:
+        InputError: there is no such command here, or it failed.
+    """
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError:
+        raise InputError(f"no {words[0]} here; this needs a machine from which SLURM takes jobs") from None
+    if done.returncode != 0:
+        raise InputError(f"{words[0]} failed: {' '.join(done.stderr.split())}")
+    return done.stdout
+
+
+def in_queue() -> dict[str, str]:
+    """Id of each of this user's tasks that waits, runs or ends ("12_3"; "12" where there is no array) -> its state.
+
+    Raises:
+        InputError: squeue cannot be asked.
+    """
+    lines = slurm("squeue", "--me", "--noheader", "--array", "--format=%i %T").splitlines()
+    return dict(line.split() for line in lines)
+
+
+def tasks_of(job: str, queue: Mapping[str, str]) -> list[str]:
+    return [task for task in queue if task.partition("_")[0] == job]
+
+
+def waiting(results: Path, queue: Mapping[str, str]) -> dict[Path, str]:
+    """Folder of each run that was submitted and whose task is in the queue -> the task's id."""
+    submissions, _ = read_all(results)
+    runs = [(task, run) for submission in submissions.values() for task, run in submission.runs.items()]
+    return {records.run_folder(results, run["key"]): task for task, run in runs if task in queue}
+
+
+def cancel(words: Sequence[str]) -> int:
+    """``adalora-run cancel [JOB_ID …] [results.dir=DIR]``: the jobs submitted from there, or these of them.
+
+    Raises:
+        InputError: a word that is neither, a job that was not submitted from there, SLURM cannot be asked.
+    """
+    results, jobs = Path("results"), []
+    for word in words:
+        if word.startswith("results.dir="):
+            results = Path(word.removeprefix("results.dir=")).expanduser()
+        elif word.isdecimal():
+            jobs.append(word)
+        else:
+            raise InputError(f"cancel: '{word}' is no job id; adalora-run cancel [JOB_ID …] [results.dir=DIR]")
+    submissions, _ = read_all(results)
+    recorded = {submission.job: path for path, submission in submissions.items()}
+    for job in jobs:
+        if job not in recorded:
+            known = ", ".join(recorded) or "none"
+            raise InputError(f"cancel: job {job} was not submitted from {results}; valid: {known}")
+    queue = in_queue() if recorded else {}
+    found = 0
+    for job in jobs or recorded:
+        tasks = tasks_of(job, queue)
+        if not tasks:
+            continue
+        slurm("scancel", job)
+        submission = submissions[recorded[job]]
+        submission.cancelled = time.time()
+        write(submission, recorded[job].parent)
+        states = Counter(queue[task].lower() for task in tasks)
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        print(f"cancelled: job {job}, {counts}; the same sweep goes on with its runs")
+        found += 1
+    if not found:
+        print(f"nothing to cancel: no {'such job' if jobs else 'job'} of {results} is in the queue")
+    return EXIT_OK

@@ -1,0 +1,135 @@
+"""SIGUSR2, by which a scheduler announces the end of a job: first a checkpoint, then whoever had a handler for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Outcome, only_run
+
+from adalora_repro import console, plan, train
+from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.tasks import glue
+
+Cli = Callable[..., Outcome]
+COMMAND = (
+    "task=cola",
+    "method=adalora",
+    "train.max_steps=6",
+    "train.eval_steps=3",
+    "train.save_steps=100",
+    "eval.batch_size=8",  # four batches
+)
+REQUEUED = "SIGUSR2: goes on when its job is requeued; the same command resumes it"
+
+
+class RequeuedError(SystemExit):
+    """What submitit's handler ends the process with."""
+
+
+@pytest.fixture
+def handed() -> Iterator[list[dict[str, Any]]]:
+    """A handler like submitit's; what it saw of the run when it was called."""
+    seen: list[dict[str, Any]] = []
+
+    def handler(signum: int, frame: Any) -> None:
+        run = only_run()
+        checkpoints = list(run.folder.glob("*.pt"))
+        seen.append({"status": run.record.status, "saved": len(checkpoints), "held": plan.held(run.folder)})
+        raise RequeuedError(255)
+
+    before = signal.signal(signal.SIGUSR2, handler)
+    yield seen
+    assert signal.getsignal(signal.SIGUSR2) is handler
+    signal.signal(signal.SIGUSR2, before)
+
+
+def signalled(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, signals: tuple[int, ...] = (signal.SIGUSR2,)
+) -> None:
+    """The signals at the beginning of one call of ``owner.name``."""
+    original, calls = getattr(owner, name), [0]
+
+    def function(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            for signum in signals:
+                os.kill(os.getpid(), signum)
+        return original(*args)
+
+    monkeypatch.setattr(owner, name, function)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "step"), [(train, "step", 2, 2), (glue.Task, "predict", 2, 3)], ids=["step", "evaluation"]
+)
+def test_a_checkpoint_then_the_handler_then_on_as_if_nothing_had_happened(
+    tiny: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    handed: list[dict[str, Any]],
+    owner: Any,
+    name: str,
+    call: int,
+    step: int,
+) -> None:
+    assert tiny(*COMMAND, "results.dir=undisturbed").code == EXIT_OK
+    with monkeypatch.context() as patch:
+        patch.setattr(console, "GRACE_S", 0.0)
+        signalled(patch, owner, name, call)
+        assert tiny(*COMMAND).code == 255  # the handler's
+    assert handed == [{"status": "cancelled", "saved": 1, "held": False}]
+    run, expected = only_run(), only_run("undisturbed")
+    assert (run.record.error, run.record.progress["step"]) == (REQUEUED, step)
+    again = tiny(*COMMAND)
+    assert again.code == EXIT_OK
+    assert f"at step {step} of 6" in again.err
+    assert run.record.measured() == expected.record.measured()
+    assert run.log == expected.log
+
+
+def test_before_the_first_step_it_goes_on_at_once(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adalora_repro import session
+
+    seen = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: seen.append(list(Path().rglob(".lock"))))
+    try:
+        signalled(monkeypatch, session, "build", 1)
+        stopped = tiny(*COMMAND)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert stopped.code == EXIT_TERMINATED  # of a handler that returns
+    assert seen == [[]]
+
+
+def test_a_run_that_fails_is_not_requeued(
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch, handed: list[dict[str, Any]]
+) -> None:
+    signalled(monkeypatch, train, "step", 2)
+    done = tiny(*COMMAND, "optim.lr=1e38")
+    assert done.code == EXIT_FAILED, done.err
+    assert only_run().record.status == "failed"
+    assert handed == []
+
+
+def test_sigterm_is_not_handed_on(tiny: Cli, monkeypatch: pytest.MonkeyPatch, handed: list[dict[str, Any]]) -> None:
+    signalled(monkeypatch, train, "step", 2, (signal.SIGTERM,))
+    assert tiny(*COMMAND).code == EXIT_TERMINATED
+    assert only_run().record.error == "SIGTERM: the same command resumes it"
+    assert handed == []
+
+
+def test_without_a_handler_it_is_left_alone(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+    seen, step = [], train.step
+
+    def look(*args: Any) -> Any:
+        seen.append(signal.getsignal(signal.SIGUSR2))
+        return step(*args)
+
+    monkeypatch.setattr(train, "step", look)
+    assert tiny(*COMMAND).code == EXIT_OK
+    assert set(seen) == {signal.SIG_DFL}

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# run.sh COMMAND…: installs SLURM where it is missing (root, apt) and runs the command, the tests of this folder.
+# Where it cannot be installed, says why and ends with 0.
+set -euo pipefail
+
+skip() { echo "skipped: the tests on a cluster need $*"; exit 0; }
+
+[ "$(id -u)" = 0 ] || skip "root, to start a SLURM of their own"
+if ! command -v slurmctld slurmd munged >/dev/null; then
+  command -v apt-get >/dev/null || skip "slurmctld, slurmd and munged, and there is no apt-get to install them"
+  export DEBIAN_FRONTEND=noninteractive
+  { apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 ||
+    skip "slurm-wlm and munge, which apt-get cannot install here"
+fi
+exec "$@"
