@@ -248,6 +248,7 @@ def changed(name: str, value: Any) -> str:
         "data.dir": "elsewhere",
         "results.dir": "elsewhere",
         "data.cache_dir": "elsewhere",
+        "launch": "detach",
         "task.classifier_dropout": 0.3,
         "task.rows": "{train: 9000}",
         "task.auto_model": "AutoModel",
