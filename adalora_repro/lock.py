@@ -271,7 +271,7 @@ def _parse(content: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(values, dict) or not all(isinstance(values.get(name), kind) for name, kind in kinds.items()):
         return None
-    return values if values["pid"] > 0 else None
+    return {name: values.get(name) for name in kinds} if values["pid"] > 0 and values["host"] else None
 
 
 def _here() -> dict[str, str | None]:
