@@ -42,14 +42,15 @@ if TYPE_CHECKING:
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
 #: words of the command line that other fields of the key tell, or that change nothing
-TOLD = ("task", "method", "budget", "backbone", "backbone.weights", "backbone.path", "data", "protocol", "optim.lr")
-TOLD += ("train.precision", "train.padding", "train.batch_size", "train.device", "train.num_workers")
-TOLD += ("train.eval_steps", "train.save_steps", "train.log_steps", "measure", "seed", "force", "dry_run")
+TOLD = {
+    *("task", "method", "budget", "backbone", "backbone.weights", "backbone.path", "data", "protocol", "optim.lr"),
+    *("train.precision", "train.padding", "train.device", "train.num_workers", "train.eval_steps", "train.save_steps"),
+    *("train.log_steps", "measure", "seed", "force", "dry_run"),
+}
 TOLD_GROUPS = ("cost.", "data.", "eval.", "results.", "hydra")
 
 
-class LostMeasurementError(RuntimeError):
-    """The process that measures memory ended without an answer."""
+NOT_MEASURED = "not measured"
 
 
 def execute(plans: Sequence[Plan]) -> int:
@@ -67,7 +68,7 @@ def execute(plans: Sequence[Plan]) -> int:
     except Interrupted as signal:
         tell(f"adalora-run: {signal}, nothing is filed: a measurement starts anew")
         return signal.exit_code
-    except (NonFiniteLossError, LostMeasurementError, torch.OutOfMemoryError) as error:
+    except (NonFiniteLossError, torch.OutOfMemoryError) as error:
         complain(f"failed: {type(error).__name__}: {error}")
         return EXIT_FAILED
     print("\n".join(lines_of(record)))
@@ -102,10 +103,7 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     ends = [batches[sizes.index(min(sizes))], batches[sizes.index(max(sizes))]]
-    memory = {}
-    for plan in settled:
-        tell(f"adalora-run: peak memory of {plan.key['method']}, in a process of its own")
-        memory[plan.key["method"]] = peak_alone(plan, ends)
+    memory = {plan.key["method"]: peak_alone(plan, ends) for plan in settled}
     epoch = official_epoch(settled[0], examples, data["rows"])
     key = cost_key(cfg, settled[0].key) | {
         "typed": typed(settled[0].overrides),
@@ -124,7 +122,7 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
         pairs=pairs,
         ratio=ratios(pairs, *names) if len(names) > 1 else None,
         epoch=epoch,
-        memory_of=memory[names[0]]["of"],
+        memory_of=next((found["of"] for found in memory.values() if found["of"]), NOT_MEASURED),
         environment=environment,
         data=data,
         created=time.time(),
@@ -175,7 +173,9 @@ def typed(words: Sequence[str]) -> str:
 # -- time ----------------------------------------------------------------------------------------------------------
 
 
-def measure_pairs(loops: Mapping[str, Loop], chosen: Sequence[list[int]], lengths: Sequence[int]) -> list[dict[str, Any]]:
+def measure_pairs(
+    loops: Mapping[str, Loop], chosen: Sequence[list[int]], lengths: Sequence[int]
+) -> list[dict[str, Any]]:
     """A step of every method on each batch; as in ``CostRecord.pairs``."""
     first = next(iter(loops.values()))
     cost = first.plan.cfg.cost
@@ -224,14 +224,18 @@ def timed(loop: Loop, batches: list[Batch]) -> float:
     Raises:
         NonFiniteLossError: the loss is not finite: what follows would not be training.
     """
-    wait = torch.cuda.synchronize if loop.world.accelerator.device.type == "cuda" else lambda: None
-    wait()
+    wait_for(loop.world.accelerator.device)
     began = time.perf_counter()
     step(loop, batches)
-    wait()
+    wait_for(loop.world.accelerator.device)
     seconds = time.perf_counter() - began
     loop.look()
     return seconds
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def phase_of(plan: Plan, t: int) -> str | None:
@@ -249,9 +253,10 @@ def phase_of(plan: Plan, t: int) -> str | None:
 def peak_alone(plan: Plan, batches: Sequence[list[int]]) -> dict[str, Any]:
     """Peak memory of a new process that makes a step on each of ``batches``; as ``provenance.peak_memory`` has it.
 
-    Raises:
-        LostMeasurementError: that process ended without an answer; the message has its last words.
+    ``peak`` is None where that process fails, for the largest batch may be too large: the times are not lost then.
     """
+    name = plan.key["method"]
+    tell(f"adalora-run: peak memory of {name}, in a process of its own")
     child = subprocess.Popen(
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE,
@@ -266,9 +271,9 @@ def peak_alone(plan: Plan, batches: Sequence[list[int]]) -> dict[str, Any]:
             child.kill()
     if child.returncode != EXIT_OK:
         said = err.decode(errors="replace").strip().splitlines()[-1:]
-        raise LostMeasurementError(
-            f"measuring the memory of {plan.key['method']} ended with code {child.returncode}: {' '.join(said)}"
-        )
+        why = " ".join([f"its process ended with code {child.returncode}", *said])
+        tell(f"adalora-run: note: peak memory of {name} is not measured: {why}")
+        return {"peak": None, "of": None}
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
 
@@ -360,7 +365,7 @@ def lines_of(record: cost_record.CostRecord) -> list[str]:
     lines = [
         f"{name} {method['budget']}: {method['mean_s']:.4g} s a step, {method['epoch_s'] / 60:,.4g} min an epoch of "
         f"{record.epoch['examples']:,} examples, {method['tokens_per_s']:,.0f} tokens a second, "
-        f"peak memory {method['peak_memory'] / 1e9:.3f} GB ({record.memory_of})"
+        f"peak memory {memory_text(method['peak_memory'], record.memory_of)}"
         for name, method in record.methods.items()
     ]
     if record.ratio is not None:
@@ -370,6 +375,10 @@ def lines_of(record: cost_record.CostRecord) -> list[str]:
             f"pairs, {ratio_text(epoch)} time per epoch"
         )
     return lines
+
+
+def memory_text(peak: int | None, of: str) -> str:
+    return NOT_MEASURED if peak is None else f"{peak / 1e9:.3f} GB ({of})"
 
 
 def ratio_text(ratio: Mapping[str, float | None]) -> str:

@@ -21,7 +21,7 @@ from adalora_repro.records import RecordError
 SCHEMA_VERSION = 1
 RECORD_NAME = "cost.json"
 
-#: what identifies a measurement; ``NEVER_NULL`` leaves out what may be null
+#: what identifies a measurement
 KEY_FIELDS: dict[str, tuple[type, ...]] = {
     "backbone": (str,),
     "task": (str,),
@@ -39,8 +39,7 @@ KEY_FIELDS: dict[str, tuple[type, ...]] = {
     "device": (str,),
     "threads": (int,),
 }
-#: of each method, in its order of ``methods``; seconds and bytes
-FIGURES = ("median_s", "mean_s", "epoch_s", "tokens_per_s", "peak_memory")
+TIMES = ("median_s", "mean_s", "epoch_s", "tokens_per_s")  # of each method
 RATIOS = ("median", "epoch")
 
 
@@ -50,8 +49,9 @@ class CostRecord:
 
     Attributes:
         key: see ``KEY_FIELDS``. ``typed`` are the settings of the command line that no other field tells.
-        methods: the method measured and the one beside it -> ``budget``, ``params`` (trained), ``FIGURES``,
-            ``settings`` (every result-relevant one). ``epoch_s`` is ``mean_s`` times ``epoch["steps"]``.
+        methods: the method measured and the one beside it -> ``budget``, ``params`` (trained), ``TIMES``,
+            ``peak_memory`` (None: not measured), ``settings`` (every result-relevant one). ``epoch_s`` is ``mean_s``
+            times ``epoch["steps"]``.
         pairs: one for each batch, in the order measured: ``t`` and ``phase`` of the method, ``examples``, ``tokens``
             without and ``padded_tokens`` with padding, ``order`` of the methods, ``seconds`` of each.
         ratio: the method's time over that of ``key["against"]``: of ``median`` (over pairs) and ``epoch`` (sum over
@@ -153,8 +153,10 @@ def validate(values: Any, where: str) -> CostRecord:
     for name, method in values["methods"].items():
         if not isinstance(method, dict) or not isinstance(method.get("budget"), str):
             raise refuse(f"methods.{name} has no budget")
-        for figure in FIGURES:
+        for figure in TIMES:
             _check_number(method.get(figure), f"methods.{name}.{figure}", refuse)
+        if method.get("peak_memory") is not None:
+            _check_number(method["peak_memory"], f"methods.{name}.peak_memory", refuse)
     _check_pairs(values["pairs"], names, refuse)
     _check_ratio(values["ratio"], against, refuse)
     return CostRecord(**values)
@@ -165,7 +167,11 @@ def _check_pairs(pairs: Any, names: list[str], refuse: Callable[[str], RecordErr
         raise refuse("no pairs")
     for number, pair in enumerate(pairs):
         seconds = pair.get("seconds") if isinstance(pair, dict) else None
-        if not isinstance(seconds, dict) or set(seconds) != set(names) or sorted(pair.get("order", [])) != sorted(names):
+        if (
+            not isinstance(seconds, dict)
+            or set(seconds) != set(names)
+            or sorted(pair.get("order", [])) != sorted(names)
+        ):
             raise refuse(f"pairs[{number}] has no order and seconds of {', '.join(names)}")
         for name, value in seconds.items():
             _check_number(value, f"pairs[{number}].seconds.{name}", refuse)

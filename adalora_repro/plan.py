@@ -325,7 +325,14 @@ def _check_values(cfg: DictConfig) -> None:
         "cost.steps",
     ]
     fractions = ["optim.beta1", "optim.beta2", "task.classifier_dropout"]
-    not_negative = ["seed", "optim.warmup_steps", "optim.weight_decay", "train.num_workers", "cost.warmup_steps", *fractions]
+    not_negative = [
+        "seed",
+        "optim.warmup_steps",
+        "optim.weight_decay",
+        "train.num_workers",
+        "cost.warmup_steps",
+        *fractions,
+    ]
     not_negative += ["task.stride", "task.min_target_length", "task.no_repeat_ngram_size"]
     _check_numbers(cfg, positive, not_negative, fractions)
     choices = {
@@ -664,8 +671,8 @@ def describe(plan: Plan) -> str:
 def describe_beside(plan: Plan, cost: DictConfig) -> str:
     """What ``measure=cost`` adds to the dry run of the method measured: the one beside it."""
     return (
-        f"beside: {plan.key['method']} {plan.key['budget']}, {plan.params['at_init']:,} parameters; {cost.warmup_steps} "
-        f"+ {cost.steps} steps of each on the same batches"
+        f"beside: {plan.key['method']} {plan.key['budget']}, {plan.params['at_init']:,} parameters; "
+        f"{cost.warmup_steps} + {cost.steps} steps of each on the same batches"
     )
 
 

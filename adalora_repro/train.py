@@ -252,9 +252,7 @@ def training_batches(loop: Loop) -> Iterator[list[Batch]]:
 def steps_of(loop: Loop, epoch: int, lengths: Sequence[int]) -> list[list[int]]:
     """Row numbers of every optimizer step of an epoch; ``lengths`` are the tokens of each row."""
     cfg = loop.plan.cfg
-    return epoch_order(
-        lengths, cfg.train.batch_size, cfg.seed * 100_003 + epoch, group=cfg.train.padding == "longest"
-    )
+    return epoch_order(lengths, cfg.train.batch_size, cfg.seed * 100_003 + epoch, group=cfg.train.padding == "longest")
 
 
 def _loaded(loop: Loop, rows: Dataset, batches: Sequence[list[int]]) -> Iterator[Batch]:
