@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from adalora_repro.tasks.base import Batch
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
+LINES = 20  # about so many are printed of a measurement, however long
 #: words of the command line that other fields of the key tell, or that change nothing
 TOLD = {
     *("task", "method", "budget", "backbone", "backbone.weights", "backbone.path", "data", "protocol", "optim.lr"),
@@ -156,11 +157,11 @@ def steps_over_a_run(total_steps: int, count: int) -> list[int]:
 
 
 def official_epoch(plan: Plan, examples: int, rows: Mapping[str, int]) -> dict[str, int]:
-    """Examples and optimizer steps of an epoch of the task's official training split.
+    """Examples and optimizer steps of an epoch of the task's official training split, if its size is known.
 
     A row may give several examples (windows over long contexts): as many as those at hand gave on average.
     """
-    official = round(plan.cfg.task.rows["train"] * examples / rows["train"])
+    official = round(plan.cfg.task.rows.get("train", rows["train"]) * examples / rows["train"])
     return {"examples": official, "steps": math.ceil(official / plan.cfg.train.batch_size)}
 
 
@@ -193,7 +194,8 @@ def measure_pairs(
                 seconds[name] = timed(loops[name], batches)
             done = number + cost.warmup_steps + 1
             progress.update(done)
-            progress.line(done, "  ".join(f"{name} {seconds[name]:.3f} s" for name in loops))
+            if number % max(1, cost.steps // LINES) == 0:
+                progress.line(done, "  ".join(f"{name} {seconds[name]:.3f} s" for name in loops))
             if number >= 0:
                 pairs.append(
                     {
