@@ -41,7 +41,9 @@ NOT_RESULT = [
     "task.head",
     "eval.untrained",
     "measure",
-    "cost",
+    "cost.steps",
+    "cost.warmup_steps",
+    "cost.against",
 ]
 #: settings that came after the first records: at these values they leave a run's identity, and its folder, as it was
 LATER: dict[str, Any] = {
