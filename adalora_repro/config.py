@@ -71,6 +71,7 @@ class BackboneConfig:
     package: str | None = None  # installed Python package that carries the files
     sha256: str | None = None  # of model.safetensors, checked when loading from a package
     path: str | None = None  # a local folder instead of the hub
+    weights: str = "pretrained"  # pretrained | random: for measure=cost alone, which they do not change
     tokenizer: str = MISSING  # hub | package | bytes
     architecture: dict[str, Any] = field(default_factory=dict)  # transformers' configuration: plans need no network
     gradient_checkpointing: bool = False
@@ -126,6 +127,15 @@ class EvalConfig:
 
 
 @dataclass
+class CostConfig:
+    """What ``measure=cost`` measures (cost.py)."""
+
+    steps: int = 20  # of each method, on the same batches
+    warmup_steps: int = 3  # before these, not measured
+    against: str | None = None  # the method beside the chosen one: a file of conf/method; null: it is measured alone
+
+
+@dataclass
 class ResultsConfig:
     dir: str = "results"
 
@@ -142,6 +152,8 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     results: ResultsConfig = field(default_factory=ResultsConfig)
+    measure: str = "score"  # score | cost: train and evaluate, or time some steps of it
+    cost: CostConfig = field(default_factory=CostConfig)
     seed: int = 0
     dry_run: bool = False
     force: bool = False

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from adalora_repro import backbones, budgets, lock, records
+from adalora_repro import backbones, budgets, cost_record, lock, records
 from adalora_repro.config import GROUPS, LAUNCHES, choices_of, resource
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import load_family, sources
@@ -40,9 +40,14 @@ NOT_RESULT = [
     "task.auto_model",
     "task.head",
     "eval.untrained",
+    "measure",
+    "cost.steps",
+    "cost.warmup_steps",
+    "cost.against",
 ]
 #: settings that came after the first records: at these values they leave a run's identity, and its folder, as it was
 LATER: dict[str, Any] = {
+    "backbone.weights": "pretrained",
     "data.skip_invalid": False,
     "task.n_best": None,
     "task.max_answer_length": None,
@@ -205,11 +210,31 @@ def named(plan: Plan, cfg: DictConfig) -> Plan:
     own = {"optim.lr": cfg.optim.lr, "seed": cfg.seed}
     asked, settings = plan.asked | own, plan.settings | own
     key = plan.key | {"lr": float(cfg.optim.lr), "seed": cfg.seed, "hash": digest(asked)}
+    results = Path(plan.cfg.results.dir).expanduser()
     try:
-        folder = records.run_folder(Path(plan.cfg.results.dir).expanduser(), key)
+        if plan.cfg.measure == "cost":
+            folder = cost_record.folder(results, cost_key(plan.cfg, key))
+        else:
+            folder = records.run_folder(results, key)
     except records.RecordError as error:
         raise InputError(str(error)) from None
     return replace(plan, key=key, asked=asked, settings=settings, folder=folder)
+
+
+def reference(cfg: DictConfig) -> str | None:
+    """The method that ``measure=cost`` measures beside the chosen one; None where that is alone."""
+    return None if cfg.cost.against == cfg.method.name else cfg.cost.against
+
+
+def cost_key(cfg: DictConfig, key: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies a measurement of cost before it is made, as in ``cost_record.KEY_FIELDS``."""
+    return {name: key[name] for name in ("backbone", "task", "budget", "method", "protocol", "data")} | {
+        "against": reference(cfg),
+        "precision": cfg.train.precision,
+        "padding": cfg.train.padding,
+        "weights": "random" if cfg.backbone.source == "random" else cfg.backbone.weights,
+        "batch_size": cfg.train.batch_size,
+    }
 
 
 Facts = tuple[int, str]
@@ -305,9 +330,17 @@ def _check_values(cfg: DictConfig) -> None:
         "task.max_answer_length",
         "task.num_beams",
         "budget.params",
+        "cost.steps",
     ]
     fractions = ["optim.beta1", "optim.beta2", "task.classifier_dropout"]
-    not_negative = ["seed", "optim.warmup_steps", "optim.weight_decay", "train.num_workers", *fractions]
+    not_negative = [
+        "seed",
+        "optim.warmup_steps",
+        "optim.weight_decay",
+        "train.num_workers",
+        "cost.warmup_steps",
+        *fractions,
+    ]
     not_negative += ["task.stride", "task.min_target_length", "task.no_repeat_ngram_size"]
     _check_numbers(cfg, positive, not_negative, fractions)
     choices = {
@@ -318,10 +351,14 @@ def _check_values(cfg: DictConfig) -> None:
         "protocol.name": ("paper", "released"),
         "budget.match": ("label", "params"),
         "launch": LAUNCHES,
+        "measure": ("score", "cost"),
+        "backbone.weights": ("pretrained", "random"),
     }
     for name, valid in choices.items():
         if OmegaConf.select(cfg, name) not in valid:
             raise one_of(name, OmegaConf.select(cfg, name), valid)
+    if cfg.measure == "score" and cfg.backbone.weights == "random":
+        raise InputError("backbone.weights=random has no score worth a record: it is for measure=cost")
     if cfg.train.grad_accumulation > cfg.train.batch_size:
         raise InputError(
             f"train.grad_accumulation={cfg.train.grad_accumulation} splits the {cfg.train.batch_size} examples of a "
@@ -691,6 +728,14 @@ def _matched_text(plan: Plan) -> str:
         return text
     low, high = method["params_min"], method["params_max"]
     return f"{text} in the mean; the last masks count parameters: {low:,} to {high:,} stay"
+
+
+def describe_beside(plan: Plan, cost: DictConfig) -> str:
+    """What ``measure=cost`` adds to the dry run of the method measured: the one beside it."""
+    return (
+        f"beside: {plan.key['method']} {plan.key['budget']}, {plan.params['at_init']:,} parameters; "
+        f"{cost.warmup_steps} + {cost.steps} steps of each on the same batches"
+    )
 
 
 def _table(rows: list[tuple[str, str, str]]) -> list[str]:

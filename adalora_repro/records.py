@@ -13,7 +13,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -270,8 +270,16 @@ def run_folder(results: Path, key: dict[str, Any]) -> Path:
         RecordError: a part of the key would leave ``results`` (a separator, ``..``, empty).
     """
     leaf = f"{key['protocol']}-{key['data']}-lr{key['lr']:g}-seed{key['seed']}-{key['hash']}"
-    parts = [str(key[name]) for name in ("backbone", "task", "method", "budget")] + [leaf]
+    return folder_below(results, "runs", [*(str(key[name]) for name in ("backbone", "task", "method", "budget")), leaf])
+
+
+def folder_below(results: Path, top: str, parts: Sequence[str]) -> Path:
+    """results/<top>/<part>/….
+
+    Raises:
+        RecordError: a part would leave ``results`` (a separator, ``..``, empty).
+    """
     for part in parts:
         if not part or part.startswith(".") or any(c in part for c in "/\\\0"):
             raise RecordError(f"'{part}' cannot be a folder name")
-    return results.joinpath("runs", *parts)
+    return results.joinpath(top, *parts)

@@ -49,6 +49,7 @@ examples:
   adalora-report table1 --only-filled                     only rows and columns that have records
   adalora-report table1 --format latex --out table1.tex   also csv, html, markdown
   adalora-report table1 --select best                     best evaluation at the final budget, not the last step
+  adalora-report table15                                  time and memory of training steps, AdaLoRA's over LoRA's
   adalora-report status                                   done, running, queued, failed, missing
   adalora-report status --watch                           the same, again every 10 seconds until Ctrl-C
   adalora-report choose table1                            the learning rate of each cell, and the runs it came from

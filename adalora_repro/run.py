@@ -173,13 +173,23 @@ def run(cfg: DictConfig, many: bool) -> Outcome:
         raise InputError("launch=detach submits a sweep: adalora-run -m … hydra/launcher=slurm launch=detach")
     # +key=value goes past Hydra's own check of names
     OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
-    plan = planning.resolve(cfg, hydra_cfg.runtime.choices, hydra_cfg.overrides.task)
+    words = list(hydra_cfg.overrides.task)
+    plan = planning.resolve(cfg, hydra_cfg.runtime.choices, words)
+    beside = [planning.resolve(_beside(cfg, words), overrides=words)] if _measured_beside(cfg) else []
     if cfg.dry_run:
         print(planning.describe(planning.count(plan)))
+        for other in beside:
+            print(planning.describe_beside(planning.count(other), cfg.cost))
         return PLANNED, EXIT_OK
     existing = next(path for path in plan.folder.parents if os.path.exists(path))
     if not existing.is_dir():
         raise InputError(f"results.dir={cfg.results.dir}: {existing} is not a folder")
+    if cfg.measure == "cost":
+        plans = [planning.count(each) for each in (plan, *beside)]
+        from adalora_repro import cost
+
+        code = cost.execute(plans)
+        return ENDS.get(code, INTERRUPTED), code
     alone = launched()[1] == 1  # several processes look together, in ``execute``: each would see another moment
     if alone and not cfg.force and (score := planning.finished(plan)):
         print(planning.already_done(plan, score))
@@ -197,6 +207,34 @@ def run(cfg: DictConfig, many: bool) -> Outcome:
             return _skipped(plan)
         raise
     return ENDS.get(code, INTERRUPTED), code
+
+
+def _measured_beside(cfg: DictConfig) -> bool:
+    return cfg.measure == "cost" and planning.reference(cfg) is not None
+
+
+def _beside(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
+    """The configuration of ``cost.against``: its method and optimizer as the same words compose them, the rest of cfg.
+
+    Words for options that this method does not have, and for recipes of the other, are left out.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    name = cfg.cost.against
+    if name not in choices_of("method"):
+        raise InputError(f"cost.against: {_unknown_choice('method', name)}, or null to measure the method alone")
+    options = OmegaConf.load(resource("conf") / "method" / f"{name}.yaml").method
+    kept = []
+    for word in words:
+        group, _, option = word.lstrip("+~").partition("=")[0].partition(".")
+        if group not in ("method", "tuned") or option in options:
+            kept.append(word)
+    composed = hydra.compose("config", [*kept, f"method={name}"])
+    cfg = cfg.copy()
+    for node in ("method", "optim"):
+        OmegaConf.update(cfg, node, composed[node], merge=False)
+    return cfg
 
 
 def _skipped(plan: planning.Plan) -> Outcome:

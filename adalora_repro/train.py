@@ -276,9 +276,8 @@ def training_batches(loop: Loop) -> Iterator[list[Batch]]:
     """This process's micro-batches of every step from ``loop.t`` on; which these are follows from t and the seed."""
     cfg, per_epoch = loop.plan.cfg, loop.plan.steps_per_epoch
     lengths = loop.data.train["length"][:]
-    grouped = cfg.train.padding == "longest"
     for epoch in range(loop.t // per_epoch, math.ceil(loop.plan.total_steps / per_epoch)):
-        batches = epoch_order(lengths, cfg.train.batch_size, cfg.seed * 100_003 + epoch, grouped)
+        batches = steps_of(loop, epoch, lengths)
         first, last = loop.t - epoch * per_epoch, loop.plan.total_steps - epoch * per_epoch
         pieces = cfg.train.grad_accumulation * loop.world.size
         steps = [loop.world.own(split(rows, pieces)) for rows in batches[first:last]]
@@ -286,6 +285,12 @@ def training_batches(loop: Loop) -> Iterator[list[Batch]]:
         for rows, parts in zip(batches[first:last], steps, strict=True):
             loop.tokens += sum(lengths[row] for row in rows)
             yield [next(ready) for _ in parts]
+
+
+def steps_of(loop: Loop, epoch: int, lengths: Sequence[int]) -> list[list[int]]:
+    """Row numbers of every optimizer step of an epoch; ``lengths`` are the tokens of each row."""
+    cfg = loop.plan.cfg
+    return epoch_order(lengths, cfg.train.batch_size, cfg.seed * 100_003 + epoch, group=cfg.train.padding == "longest")
 
 
 def _loaded(loop: Loop, rows: Dataset, batches: Sequence[list[int]]) -> Iterator[Batch]:

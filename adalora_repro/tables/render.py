@@ -26,8 +26,13 @@ def render(table: Table, form: str, only_filled: bool = False) -> str:
     if form == "csv":
         rows = long_rows(table)
         return to_csv(list(rows[0]), [row for row in rows if row["mean"] is not None or not only_filled])
+    return render_sheet(sheet_of(table, only_filled), form)
+
+
+def render_sheet(sheet: Sheet, form: str) -> str:
+    """A sheet in one of ``FORMATS`` but CSV (``to_csv``), ending with a line break."""
     renderers: dict[str, Callable[[Sheet], str]] = {"markdown": to_markdown, "latex": to_latex, "html": to_html}
-    return renderers[form](sheet_of(table, only_filled))
+    return renderers[form](sheet)
 
 
 def clean(text: str) -> str:

@@ -254,6 +254,8 @@ def changed(name: str, value: Any) -> str:
         "task.auto_model": "AutoModel",
         "task.head": "{problem_type: other}",
         "method.sizes": "{0.6M: {init_r: 5}}",
+        "measure": "cost",
+        "cost.against": "bitfit",
     }
     return f"{name}={special[name] if name in special else OTHER[type(value)](value)}"
 
@@ -376,6 +378,7 @@ def test_every_published_record_has_its_command() -> None:
 
 #: setting of ``LATER`` -> a task and another value
 LATER_VALUES = {
+    "backbone.weights": ("cola", "random"),
     "data.skip_invalid": ("cola", "true"),
     "task.n_best": ("squad", "7"),
     "task.max_answer_length": ("squad", "9"),
@@ -400,7 +403,7 @@ def test_a_later_setting_is_part_of_the_identity_only_at_another_value(name: str
     assert name not in resolved("task=cola", "method=lora").settings
     if name == "budget.params":
         words += ("budget.match=params",)
-    plan, other = resolved(*words), resolved(*words, f"{name}={value}")
+    plan, other = resolved(*words), resolved(*words, f"{name}={value}", "measure=cost")  # for which all are allowed
     assert other.settings[name] == yaml.safe_load(value)
     assert other.key["hash"] != plan.key["hash"]
     assert other.key["variant"] != plan.key["variant"]

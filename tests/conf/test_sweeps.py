@@ -21,6 +21,7 @@ from adalora_repro import plan as planning
 from adalora_repro import run
 from adalora_repro.config import resource
 from adalora_repro.errors import InputError
+from adalora_repro.tables import table15
 
 SWEEPS = sorted(resource("sweeps").glob("*.yaml"))
 TABLES = ("table1", "table2", "table3")
@@ -101,6 +102,13 @@ def test_a_table_s_file_has_the_cells_of_the_paper(table: str, tmp_path: Path) -
         assert plan is not None, job
         assert (plan.key["task"], plan.key["method"], plan.key["budget"]) == key_of(job)
         assert plan.key["backbone"] == backbone
+
+
+def test_table15_is_a_measurement_of_each_pair(tmp_path: Path) -> None:
+    jobs = launched("table15", *NO_FILES, folder=tmp_path)
+    assert all(job["measure"] == "cost" for job in jobs)
+    pairs = [(task, method, budget) for task, budget, method in table15.paper_of() if method != table15.REFERENCE]
+    assert [key_of(job) for job in jobs] == pairs
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

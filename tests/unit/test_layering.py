@@ -19,6 +19,7 @@ LAYERS = [
     "errors",
     "config budgets",
     "records lock",
+    "cost_record",
     "lowrank cluster",
     "backbones skeleton",
     "inject",
@@ -27,6 +28,7 @@ LAYERS = [
     "checkpoint provenance world console batches tables",
     "train report",
     "session",
+    "cost",
     "run",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}

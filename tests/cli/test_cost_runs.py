@@ -1,0 +1,226 @@
+"""adalora-run measure=cost from the command line: two methods in turn, alone, refused, interrupted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adalora_repro import cost, cost_record, report
+from adalora_repro.backbones import WORD_PIECES
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.tasks.glue import Task
+
+Tiny = Callable[..., Any]
+COST = ["measure=cost", "task=sst2", "method=adalora", "budget=0.3M", "train.max_steps=40", "cost.steps=4"]
+
+
+@pytest.fixture
+def quick(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    """``tiny`` without the processes that measure memory."""
+    monkeypatch.setattr(cost, "peak_alone", lambda plan, batches: {"peak": 10**9, "of": "resident set"})
+
+    def call(*words: str) -> Any:
+        keys = {word.partition("=")[0] for word in words}
+        return tiny(*[word for word in COST if word.partition("=")[0] not in keys], *words)
+
+    return call
+
+
+def only_record() -> cost_record.CostRecord:
+    found, refused = cost_record.read_all(Path("results"))
+    assert not refused
+    ((_, record),) = found
+    return record
+
+
+def test_two_methods_in_turn(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    done = tiny(*COST, "backbone=tiny-deberta", "train.precision=bf16", "train.grad_accumulation=2", "method.gamma=0.2")
+    assert done.code == EXIT_OK, done.err
+    assert "adalora / lora: " in done.out
+    assert done.out.splitlines()[-1] == (
+        "done: results/cost/tiny-deberta/sst2/0.3M/adalora-lora-bf16-longest-random-1/cost.json"
+    )
+    record = only_record()
+    assert [pair["order"] for pair in record.pairs] == [["adalora", "lora"], ["lora", "adalora"]] * 2
+    assert [pair["t"] for pair in record.pairs] == [5, 15, 25, 35]
+    assert {pair["phase"] for pair in record.pairs} == {"pruning", "final phase"}
+    assert all(pair["examples"] == 8 and pair["tokens"] <= pair["padded_tokens"] for pair in record.pairs)
+    assert record.ratio == cost.ratios(record.pairs, "adalora", "lora")
+    for name, method in record.methods.items():
+        assert cost.figures(record.pairs, name, record.epoch["steps"]).items() <= method.items()
+        assert 10**8 < method["peak_memory"] < 10**10
+    assert record.methods["adalora"]["settings"]["method.gamma"] == 0.2
+    assert "method.gamma" not in record.methods["lora"]["settings"]
+    assert record.methods["lora"]["settings"]["method.schedule"] == "scaled"
+    assert record.epoch == {"examples": 67_349, "steps": 8_419}
+    assert record.key["tokenizer"] == "bytes"
+    assert record.key["typed"].startswith("method.gamma=0.2 method.schedule=scaled")
+    assert {path.name for path in Path("results").iterdir()} == {"cost"}, "a measurement is no run"
+    assert report.main(["table15", "--only-filled"]) == EXIT_OK
+    assert "| ours " in capsys.readouterr().out
+
+
+def test_measured_again_is_filed_beside(quick: Tiny) -> None:
+    for _ in range(2):
+        assert quick("cost.warmup_steps=0").code == EXIT_OK
+    found, refused = cost_record.read_all(Path("results"))
+    assert not refused
+    assert [path.parent.name[-2:] for path, _ in found] == ["-1", "-2"]
+
+
+@pytest.mark.parametrize("words", [["method=lora"], ["cost.against=null"]])
+def test_alone(quick: Tiny, words: list[str]) -> None:
+    done = quick(*words)
+    assert done.code == EXIT_OK, done.err
+    record = only_record()
+    assert record.ratio is None
+    assert list(record.methods) == [record.key["method"]]
+    assert all(len(pair["seconds"]) == 1 for pair in record.pairs)
+
+
+def test_any_method_beside_any_other(quick: Tiny) -> None:
+    """Options of the one are not the other's; what they share is."""
+    done = quick(
+        "method=adalora", "cost.against=bitfit", "method.delta_t=2", "method.layers=[0]", "train.padding=max_length"
+    )
+    assert done.code == EXIT_OK, done.err
+    record = only_record()
+    assert record.key["budget"] == "target_r2-init_r4-0"
+    assert record.methods["bitfit"]["budget"] == "bitfit"
+    assert record.key["padding"] == "max_length"
+    assert all(pair["padded_tokens"] == 8 * 32 for pair in record.pairs)
+
+
+def test_both_step_on_the_same_batches(quick: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    plain = Task.loss
+    monkeypatch.setattr(
+        Task, "loss", lambda self, model, batch: (seen.append(batch["input_ids"]), plain(self, model, batch))[1]
+    )
+    assert quick("cost.steps=3", "cost.warmup_steps=2").code == EXIT_OK
+    assert len(seen) == 10
+    assert all(torch.equal(first, second) for first, second in zip(seen[::2], seen[1::2], strict=True))
+
+
+SMALL_DEBERTA = ["hidden_size=24", "num_hidden_layers=1", "intermediate_size=32", "vocab_size=30522"]
+SMALL_BART = ["d_model=32", "encoder_layers=1", "decoder_layers=1", "encoder_ffn_dim=32", "decoder_ffn_dim=32"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["backbone=deberta-v3-base", *(f"backbone.architecture.{word}" for word in SMALL_DEBERTA)],
+        ["backbone=deberta-v3-base", *(f"backbone.architecture.{word}" for word in SMALL_DEBERTA), "task=squad_v2"],
+        ["backbone=bart-large", *(f"backbone.architecture.{word}" for word in SMALL_BART), "task=xsum"],
+    ],
+    ids=["sst2", "squad_v2", "xsum"],
+)
+def test_random_weights_need_no_network(quick: Tiny, words: list[str]) -> None:
+    budget = {"task=squad_v2": "0.16%", "task=xsum": "0.26%"}.get(words[-1], "0.3M")
+    more = ["task.max_length=64", "task.stride=16"] if words[-1] == "task=squad_v2" else []
+    done = quick(*words, *more, f"budget={budget}", "backbone.weights=random", "cost.steps=2", "cost.warmup_steps=0")
+    assert done.code == EXIT_OK, done.err
+    record = only_record()
+    assert record.key["weights"] == "random"
+    assert record.key["tokenizer"] in (WORD_PIECES, "bytes")
+
+
+def test_dry_run_shows_both_and_leaves_nothing(quick: Tiny) -> None:
+    done = quick("dry_run=true")
+    assert done.code == EXIT_OK, done.err
+    assert "folder: results/cost/tiny-bert/sst2/0.3M/adalora-lora-fp32-longest-random\n" in done.out
+    assert "beside: lora 0.3M, 1,792 parameters; 3 + 4 steps of each" in done.out
+    assert not Path("results").exists()
+
+
+def test_a_sweep_of_measurements(quick: Tiny) -> None:
+    done = quick("-m", "method=adalora,lora", "cost.steps=1", "cost.warmup_steps=0")
+    assert done.code == EXIT_OK, done.err
+    assert "sweep: 2 done" in done.out
+    assert len(list(Path("results/cost").rglob("cost.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["measure=speed"], "unknown measure 'speed'; valid: score, cost"),
+        (["cost.against=lorra"], "cost.against: unknown method 'lorra'; valid: adalora, bitfit"),
+        (["cost.against=3"], "cost.against: unknown method '3'"),
+        (["cost.steps=0"], "cost.steps must be positive, not 0"),
+        (["cost.warmup_steps=-1"], "cost.warmup_steps must be 0 or more, not -1"),
+        (["cost.step=3"], "no setting 'cost.step' (did you mean cost.steps?)"),
+        (["cost.steps=many"], "cost.steps"),
+        (["backbone.weights=zeros"], "unknown backbone.weights 'zeros'; valid: pretrained, random"),
+        (["measure=score", "backbone.weights=random"], "backbone.weights=random has no score worth a record"),
+        (["method.gamma=-1"], "method.gamma must be 0 or more"),
+        (["method.schedule=absolute"], "leave no room to prune"),
+    ],
+)
+def test_wrong_input_is_one_line(quick: Tiny, words: list[str], told: str) -> None:
+    done = quick(*words)
+    assert done.code == EXIT_BAD_INPUT
+    assert told in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not Path("results").exists()
+
+
+def test_several_processes_are_refused(quick: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    done = quick()
+    assert done.code == EXIT_BAD_INPUT
+    assert "measure=cost measures one process" in done.err
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGTERM, EXIT_TERMINATED)])
+def test_interrupted_leaves_nothing(quick: Tiny, monkeypatch: pytest.MonkeyPatch, signum: int, code: int) -> None:
+    plain, steps = cost.step, []
+
+    def stopped(*args: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signum)
+        return plain(*args)
+
+    monkeypatch.setattr(cost, "step", stopped)
+    done = quick()
+    assert done.code == code
+    assert "nothing is filed" in done.err
+    assert len(steps) == 3
+    assert not Path("results").exists()
+
+
+def test_a_loss_that_is_not_finite_fails(quick: Tiny) -> None:
+    done = quick("optim.lr=1e30", "optim.warmup_steps=0")
+    assert done.code == EXIT_FAILED
+    assert "failed: NonFiniteLossError" in done.err
+    assert not Path("results").exists()
+
+
+def test_without_memory_the_times_are_kept(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest batch may not fit, which a process of its own finds out."""
+    monkeypatch.setattr(cost.sys, "executable", shutil.which("false"))
+    done = tiny(*COST)
+    assert done.code == EXIT_OK, done.err
+    assert "peak memory of adalora is not measured: its process ended with code 1" in done.err
+    assert all(method["peak_memory"] is None for method in only_record().methods.values())
+    assert report.main(["table15", "--only-filled"]) == EXIT_OK
+
+
+def test_results_that_cannot_be_written(quick: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(cost_record.records, "write_atomic", full)
+    done = quick()
+    assert done.code == EXIT_BAD_INPUT
+    assert "adalora / lora: " in done.out, "what was measured is told"
+    assert "no space left; the figures above are not filed" in done.err
+    assert not list(Path("results").rglob("*-1"))

@@ -1,0 +1,433 @@
+"""measure=cost: what stands for an epoch and a run, the figures of pairs, the record, Table 15 from fake records."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adalora_repro import cost, cost_record, records
+from adalora_repro import plan as planning
+from adalora_repro.cost_record import CostRecord
+from adalora_repro.errors import InputError
+from adalora_repro.records import RecordError
+from adalora_repro.tables import table15
+from adalora_repro.tables.base import Request, paper_rows
+
+ROOT = Path(planning.__file__).parents[1]
+
+
+def pair(ours: float, theirs: float, phase: str | None = "pruning") -> dict[str, Any]:
+    seconds = {"adalora": ours, "lora": theirs}
+    return {"t": 0, "phase": phase, "examples": 8, "tokens": 100, "padded_tokens": 128, "order": list(seconds)} | {
+        "seconds": seconds
+    }
+
+
+def make(created: float = 1.0, **key: Any) -> CostRecord:
+    """A measurement of AdaLoRA beside LoRA; keyword arguments change the key."""
+    key = {
+        "backbone": "deberta-v3-base",
+        "task": "mnli",
+        "budget": "0.16%",
+        "method": "adalora",
+        "against": "lora",
+        "protocol": "paper",
+        "data": "local",
+        "precision": "bf16",
+        "padding": "longest",
+        "weights": "random",
+        "batch_size": 32,
+        "typed": "",
+        "tokenizer": "bytes",
+        "device": "a GPU",
+        "threads": 1,
+    } | key
+    names = [key["method"], *([key["against"]] if key["against"] else [])]
+    pairs = [pair(1.1, 1.0), pair(2.4, 2.0), pair(3.3, 3.0, "final phase")]
+    for each in pairs:
+        each["seconds"] = dict(zip(names, each["seconds"].values(), strict=False))
+        each["order"] = names
+    return CostRecord(
+        key=key,
+        methods={
+            name: {"budget": key["budget"], "params": {}, "settings": {}, "peak_memory": 11_000_000_000 + number}
+            | cost.figures(pairs, name, 100)
+            for number, name in enumerate(names)
+        },
+        pairs=pairs,
+        ratio=cost.ratios(pairs, *names) if len(names) > 1 else None,
+        epoch={"steps": 100, "examples": 3200},
+        memory_of="cuda allocator",
+        environment={},
+        data={},
+        created=created,
+    )
+
+
+# -- what stands for an epoch and a run ----------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=60), st.integers(1, 30), st.integers(0, 5))
+def test_batches_are_the_middles_of_equal_parts_by_size(sizes: list[int], count: int, seed: int) -> None:
+    chosen = cost.middles(sizes, count, seed)
+    assert len(chosen) == count
+    assert chosen == cost.middles(sizes, count, seed)
+    # by hand: the size at (k + 1/2) / K of the way through the sorted sizes
+    expected = [sorted(sizes)[int((k + 0.5) * len(sizes) / count)] for k in range(count)]
+    assert sorted(sizes[i] for i in chosen) == expected
+
+
+def test_as_many_batches_as_there_are_is_each_once() -> None:
+    assert sorted(cost.middles([5, 1, 4, 2, 3], 5, 0)) == [0, 1, 2, 3, 4]
+
+
+def test_steps_are_spread_over_the_run() -> None:
+    assert cost.steps_over_a_run(10, 5) == [1, 3, 5, 7, 9]
+    assert cost.steps_over_a_run(100, 1) == [50]
+    times = cost.steps_over_a_run(85_904, 1000)  # MNLI: 8,000 of warm-up, 50,000 of the final phase
+    assert sum(t < 8_000 for t in times) == 93
+    assert sum(t >= 35_904 for t in times) == 582
+
+
+def test_epoch_is_the_official_one(hydra: None) -> None:
+    cfg = compose("config", ["task=squad_v2", "data=sample", "budget=0.16%", "method.schedule=scaled"])
+    plan = planning.resolve(cfg)
+    # 1,000 rows here gave 1,010 windows: 130,319 rows would give 131,622, which are 8,227 batches of 16
+    assert cost.official_epoch(plan, 1010, {"train": 1000}) == {"examples": 131_622, "steps": 8_227}
+
+
+def test_what_was_typed_beside_what_the_key_tells() -> None:
+    words = [
+        "task=mnli",
+        "method=adalora",
+        "method.gamma=0",
+        "+x=1",
+        "results.dir=r",
+        "data.dir=d",
+        "train.batch_size=8",
+    ]
+    assert cost.typed(words) == "+x=1 method.gamma=0 train.batch_size=8"
+
+
+# -- figures -------------------------------------------------------------------------------------------------------
+
+PAIRS = [pair(1.1, 1.0), pair(2.4, 2.0), pair(3.3, 3.0, "final phase")]
+
+
+def test_figures_by_hand() -> None:
+    assert cost.figures(PAIRS, "adalora", 100) == {
+        "median_s": 2.4,
+        "mean_s": pytest.approx(6.8 / 3),
+        "epoch_s": pytest.approx(680 / 3),
+        "tokens_per_s": pytest.approx(300 / 6.8),
+    }
+
+
+def test_ratios_by_hand() -> None:
+    found = cost.ratios(PAIRS, "adalora", "lora")
+    assert found["median"]["value"] == pytest.approx(1.1)  # of 1.1, 1.2, 1.1
+    assert found["epoch"]["value"] == pytest.approx(6.8 / 6)
+    assert found["phases"] == {
+        "pruning": {"median": pytest.approx(1.15), "pairs": 2},
+        "final phase": {"median": pytest.approx(1.1), "pairs": 1},
+    }
+    assert cost.ratios([pair(1.0, 2.0, None)], "adalora", "lora")["median"] == {"value": 0.5, "low": None, "high": None}
+
+
+seconds = st.lists(st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)), min_size=2, max_size=12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seconds, st.floats(0.1, 10))
+def test_interval_lies_among_the_pairs_and_has_no_unit(times: list[tuple[float, float]], unit: float) -> None:
+    ours, theirs = np.array(times).T
+    for statistic in (cost.median_of_ratios, cost.ratio_of_sums):
+        found = cost.interval(ours, theirs, statistic)
+        ends = [found["low"], found["high"]]
+        slack = 1 + 1e-9
+        assert min(ours / theirs) / slack <= ends[0] <= ends[1] <= max(ours / theirs) * slack
+        assert found == cost.interval(ours, theirs, statistic), "the same pairs, another interval"
+        scaled = cost.interval(ours * unit, theirs * unit, statistic)
+        assert [scaled["low"], scaled["high"]] == pytest.approx(ends)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=12), st.floats(0.5, 2))
+def test_interval_of_equal_ratios_is_a_point(times: list[float], ratio: float) -> None:
+    theirs = np.array(times)
+    for statistic in (cost.median_of_ratios, cost.ratio_of_sums):
+        found = cost.interval(theirs * ratio, theirs, statistic)
+        assert [found["low"], found["value"], found["high"]] == pytest.approx([ratio] * 3)
+
+
+def test_interval_covers_about_as_often_as_it_says() -> None:
+    """Ratios around 1.1 with a spread of 10%: of 95% intervals from 20 pairs most hold 1.1."""
+    draw = np.random.default_rng(3)
+    covered = 0
+    for _ in range(60):
+        theirs = draw.uniform(1, 2, 20)
+        found = cost.interval(1.1 * theirs * np.exp(draw.normal(0, 0.1, 20)), theirs, cost.median_of_ratios)
+        covered += found["low"] <= 1.1 <= found["high"]
+    assert covered >= 50
+
+
+# -- the record ----------------------------------------------------------------------------------------------------
+
+
+def test_measurements_are_filed_side_by_side_and_read_back(tmp_path: Path) -> None:
+    first, second = (cost_record.write(make(created), tmp_path) for created in (1.0, 2.0))
+    folder = tmp_path / "cost" / "deberta-v3-base" / "mnli" / "0.16%"
+    assert first == folder / "adalora-lora-bf16-longest-random-1" / "cost.json"
+    assert second == folder / "adalora-lora-bf16-longest-random-2" / "cost.json"
+    found, refused = cost_record.read_all(tmp_path)
+    assert not refused
+    assert [path for path, _ in found] == [first, second]
+    assert found[0][1] == make(1.0)
+
+
+def test_a_measurement_is_no_record_of_training(tmp_path: Path) -> None:
+    cost_record.write(make(), tmp_path)
+    assert records.read_all(tmp_path) == ([], [])
+
+
+def test_a_number_that_was_used_is_not_used_again(tmp_path: Path) -> None:
+    for created in (1.0, 2.0):
+        last = cost_record.write(make(created), tmp_path)
+    first = last.parent.with_name("adalora-lora-bf16-longest-random-1")
+    (first / "cost.json").unlink()
+    first.rmdir()
+    assert cost_record.write(make(3.0), tmp_path).parent.name == "adalora-lora-bf16-longest-random-3"
+
+
+def test_copies_and_damaged_files_are_named_and_not_counted(tmp_path: Path) -> None:
+    path = cost_record.write(make(), tmp_path)
+    copied = tmp_path / "cost" / "deberta-v3-base" / "mnli" / "0.65%" / path.parent.name / "cost.json"
+    copied.parent.mkdir(parents=True)
+    copied.write_bytes(path.read_bytes())
+    damaged = tmp_path / "cost" / "x" / "cost.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{")
+    found, refused = cost_record.read_all(tmp_path)
+    assert [path for path, _ in found] == [path]
+    assert len(refused) == 2
+    assert str(copied) in refused[0]
+    assert "belongs in" in refused[0]
+    assert str(damaged) in refused[1]
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("schema_version", 2, "schema_version 2"),
+    ("key", None, "key is not an object"),
+    ("key.method", 3, "key.method is 3"),
+    ("key.threads", True, "key.threads is True"),
+    ("key.against", "bitfit", "methods are"),
+    ("methods.lora.mean_s", float("nan"), "methods.lora.mean_s is nan"),
+    ("methods.lora.peak_memory", 0, "peak_memory is 0"),
+    ("methods.adalora", [], "methods.adalora has no budget"),
+    ("pairs", [], "no pairs"),
+    ("pairs", [pair(1.0, -1.0)], "pairs[0].seconds.lora is -1.0"),
+    ("pairs", [{"seconds": {"lora": 1.0}}], "pairs[0] has no order"),
+    ("ratio", None, "no ratio.median"),
+    ("ratio.epoch.low", "1", "ratio.epoch.low is '1'"),
+    ("epoch.steps", None, "epoch.steps is None"),
+    ("created", "now", "created is 'now'"),
+    ("other", 1, "unknown field 'other'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"), WRONG, ids=[f"{name}-{number}" for number, (name, *_) in enumerate(WRONG)]
+)
+def test_what_is_no_measurement_is_refused_by_name(name: str, value: Any, problem: str) -> None:
+    values = copy.deepcopy(dataclasses.asdict(make()))
+    *parents, last = name.split(".")
+    node = values
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+    with pytest.raises(RecordError) as caught:
+        cost_record.validate(values, "FILE")
+    assert str(caught.value).startswith("FILE: ")
+    assert problem in str(caught.value)
+
+
+def test_a_missing_field_is_named() -> None:
+    values = dataclasses.asdict(make())
+    del values["memory_of"]
+    with pytest.raises(RecordError, match="memory_of is missing"):
+        cost_record.validate(values, "FILE")
+
+
+def test_names_cannot_leave_the_results(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="folder name"):
+        cost_record.write(make(task="../x"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# -- identity of a scoring run -------------------------------------------------------------------------------------
+
+
+def test_a_committed_run_keeps_its_folder(hydra: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was run before there was anything to measure but scores is found again."""
+    (path,) = (ROOT / "results" / "runs" / "minilm" / "mrpc" / "adalora").rglob("metrics.json")
+    record = records.read(path)
+    facts = record.data["rows"]["train"], record.data["fingerprint"]
+    monkeypatch.setattr(planning, "_facts", lambda cfg: facts)
+    monkeypatch.setattr(planning.sources, "check", lambda cfg, task: None)
+    words = ["task=mrpc", "method=adalora", "budget=1.2M", "backbone=minilm", "data=local", "train.epochs=2"]
+    words += ["method.schedule=scaled", "optim.lr=3e-3"]
+    assert planning.resolve(compose("config", words)).key["hash"] == record.key["hash"]
+    measured = planning.resolve(compose("config", [*words, "measure=cost", "cost.steps=7"]))
+    assert measured.key["hash"] == record.key["hash"], "how it is measured is not what is measured"
+    assert measured.folder == Path("results/cost/minilm/mrpc/1.2M/adalora-lora-fp32-longest-pretrained")
+
+
+# -- Table 15 ------------------------------------------------------------------------------------------------------
+
+
+def report(results: Path, *words: str) -> str:
+    parser = argparse.ArgumentParser()
+    table15.add_arguments(parser)
+    text, refused = table15.REPORT.make(Request(parser.parse_args(words), {}, results))
+    assert not refused
+    assert isinstance(text, str)
+    return text
+
+
+def rows_of(text: str) -> dict[tuple[str, str], list[str]]:
+    """(name, label) -> the other cells of a markdown table."""
+    found, name = {}, ""
+    for line in text.splitlines():
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            name = cells[0] or name
+            found[name, cells[1]] = cells[2:]
+    return found
+
+
+def test_without_measurements_the_paper_speaks_alone() -> None:
+    text = report(Path("results"), "--backbone", "bart-large")
+    rows = rows_of(text)
+    assert rows["MNLI 0.16% LoRA", "paper"] == ["11.098", "", "105", "", "", ""]
+    assert rows["MNLI 0.16% AdaLoRA", "paper"] == ["11.110", "", "117", "", "1.114", ""]
+    assert rows["SQuADv2 (by the text) 0.08% AdaLoRA", "paper"] == rows["SST-2 (by the label) 0.08% AdaLoRA", "paper"]
+    assert rows["SQuADv2 (by the text) 0.08% AdaLoRA", "paper"][4] == "1.183"
+    assert text.splitlines()[-2] == (
+        "adalora-run -m task=mnli,squad_v2,sst2 method=adalora budget=0.08%,0.16%,0.65% backbone=bart-large "
+        "data=hub measure=cost"
+    )
+
+
+def test_every_ratio_of_the_paper_lies_where_its_text_says() -> None:
+    ratios = [table15.paper_ratio(row) for row in table15.paper_of() if row[2] == "adalora"]
+    assert len(ratios) == 9
+    assert all(ratio is not None and 1.10 <= ratio <= 1.19 for ratio in ratios)
+    assert len(paper_rows(table15.PAPER_FILE)) == 12
+
+
+def test_ours_beside_the_paper_s(tmp_path: Path) -> None:
+    cost_record.write(make(), tmp_path)
+    text = report(tmp_path)
+    rows = rows_of(text)
+    assert rows["MNLI 0.16% LoRA", "ours"] == ["11.000", "2", "3.3", "50", "", ""]
+    memory, step, epoch, tokens, ratio, median = rows["MNLI 0.16% AdaLoRA", "ours"]
+    assert (memory, step, epoch, tokens) == ("11.000", "2.267", "3.8", "44")
+    assert ratio.startswith("1.133 \\[1.")
+    assert median.startswith("1.100 \\[1.100, 1.200")
+    assert "a GPU, 1 thread, bf16, padding longest, random weights, tokenizer: bytes" in text.splitlines()[0]
+    assert "pruning 1.150 (2), final phase 1.100 (1)" in text
+    assert "budget=0.08%,0.65%" in text  # what is left to measure on MNLI
+    assert set(rows_of(report(tmp_path, "--only-filled"))) >= {("MNLI 0.16% LoRA", "ours")}
+    assert "SST-2 (" not in report(tmp_path, "--only-filled").split("\n- ")[0]
+
+
+def test_the_newest_of_a_setting_is_shown_and_counted(tmp_path: Path) -> None:
+    for created, memory in ((5.0, 1e9), (9.0, 2e9), (7.0, 3e9)):
+        record = make(created)
+        record.methods["adalora"]["peak_memory"] = memory
+        cost_record.write(record, tmp_path)
+    text = report(tmp_path)
+    assert rows_of(text)["MNLI 0.16% AdaLoRA", "ours"][0] == "2.000"
+    assert "the newest of 3 measurements" in text
+
+
+def test_settings_are_never_mixed_in_a_line(tmp_path: Path) -> None:
+    cost_record.write(make(), tmp_path)
+    cost_record.write(make(precision="fp32"), tmp_path)
+    cost_record.write(make(typed="method.gamma=0"), tmp_path)
+    text = report(tmp_path)
+    labels = [label for name, label in rows_of(text) if name == "MNLI 0.16% AdaLoRA"]
+    assert labels == ["ours 1", "ours 2", "ours 3", "paper"]
+    assert "method.gamma=0" in text
+    assert "newest of" not in text
+
+
+def test_a_row_of_its_own_wins_over_one_beside_another(tmp_path: Path) -> None:
+    cost_record.write(make(9.0), tmp_path)
+    alone = make(1.0, method="lora", against=None)
+    alone.methods["lora"]["peak_memory"] = 5e9
+    cost_record.write(alone, tmp_path)
+    assert rows_of(report(tmp_path))["MNLI 0.16% LoRA", "ours"][0] == "5.000"
+
+
+def test_other_methods_and_tasks_get_rows_below_the_paper_s(tmp_path: Path) -> None:
+    cost_record.write(make(task="cola", budget="0.3M", method="houlsby", against="bitfit"), tmp_path)
+    rows = rows_of(report(tmp_path))
+    assert list(rows)[-2:] == [("cola 0.3M BitFit", "ours"), ("cola 0.3M HAdapter (Houlsby)", "ours")]
+    assert rows["cola 0.3M HAdapter (Houlsby)", "ours"][4].endswith("to BitFit")
+
+
+def test_csv_has_the_numbers_and_the_files(tmp_path: Path) -> None:
+    path = cost_record.write(make(), tmp_path)
+    lines = list(csv.DictReader(io.StringIO(report(tmp_path, "--format", "csv"))))
+    (line,) = [line for line in lines if line["record"] and line["method"] == "adalora"]
+    assert line["record"] == str(path)
+    assert float(line["ratio_epoch_value"]) == pytest.approx(6.8 / 6)
+    assert float(line["paper_ratio"]) == pytest.approx(117 / 105)
+    assert line["paper_label"] == "mnli"
+    missing = [line for line in lines if line["command"]]
+    assert len(missing) == 16
+    labels = {line["task"]: line["paper_label"] for line in missing}
+    assert labels == {"mnli": "mnli", "squad_v2": "sst2", "sst2": "sst2"}
+
+
+@pytest.mark.parametrize("form", ["markdown", "latex", "csv", "html"])
+def test_text_of_records_is_escaped(tmp_path: Path, form: str) -> None:
+    cost_record.write(make(device="<b>|\\x{}\x1b[31m", typed="=1+1"), tmp_path)
+    text = report(tmp_path, "--format", form)
+    assert "\x1b" not in text
+    if form == "html":
+        assert "<b>|" not in text
+    if form == "latex":
+        assert "\\textless{}b\\textgreater{}" in text
+    if form == "csv":
+        assert "'=1+1" in text
+
+
+def test_backbones_are_never_mixed(tmp_path: Path) -> None:
+    cost_record.write(make(backbone="minilm"), tmp_path)
+    assert "this is minilm, the only backbone" in report(tmp_path)
+    cost_record.write(make(backbone="tiny"), tmp_path)
+    assert "chooses among those with any: minilm, tiny" in report(tmp_path)
+    assert rows_of(report(tmp_path, "--backbone", "tiny"))["MNLI 0.16% LoRA", "ours"][0] == "11.000"
+    assert "not measured yet" in report(tmp_path, "--backbone", "bart-large")
+    with pytest.raises(InputError, match="unknown backbone 'minilmm'; valid: "):
+        report(tmp_path, "--backbone", "minilmm")
+
+
+def test_a_record_on_disk_is_plain_json(tmp_path: Path) -> None:
+    values = json.loads(cost_record.write(make(), tmp_path).read_text())
+    assert next(iter(values)) == "schema_version"
+    assert values["pairs"][0]["seconds"] == {"adalora": 1.1, "lora": 1.0}
