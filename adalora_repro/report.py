@@ -160,8 +160,9 @@ def report(argv: Sequence[str] | None) -> int:
         return watch(lambda: status_text(args, specs, results), args.watch)
     text: str | bytes
     if args.report in reports:
-        text, refused = reports[args.report].make(Request(args, specs, results))
-        out = args.out
+        request = Request(args, specs, results)
+        out = reports[args.report].place(request)
+        text, refused = reports[args.report].make(request)
     elif args.report == "status":
         text, refused = status_text(args, specs, results)
         out = None

@@ -119,6 +119,8 @@ class Report:
         make: the request -> the report (bytes: not for a terminal, so that ``--out`` is needed), and a line for each
             file that was refused. Raises InputError.
         scoped: it also takes ``--backbone``, ``--data`` and ``--protocol``.
+        place: the request -> the file that the report goes to, None for the terminal; asked first. Raises InputError.
+        section: records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing.
     """
 
     name: str
@@ -126,6 +128,8 @@ class Report:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     make: Callable[[Request], tuple[str | bytes, list[str]]]
     scoped: bool = True
+    place: Callable[[Request], str | None] = lambda request: request.args.out
+    section: Callable[[Sequence[tuple[Path, RunRecord]], Scope], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,9 +165,13 @@ class Cell:
 
     values: tuple[Value, ...]
     runs: tuple[Run, ...] = ()
-    lrs: tuple[float, ...] = ()  # all that were tried with the chosen setting
+    by_lr: Mapping[float, Sequence[Run]] = field(default_factory=dict)  # all that were tried with the chosen setting
     notes: tuple[str, ...] = ()
     more: Mapping[str, Value] = field(default_factory=dict)
+
+    @property
+    def lrs(self) -> tuple[float, ...]:
+        return tuple(sorted(self.by_lr))
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -359,7 +367,7 @@ def cell_of(column: Column, runs: Sequence[Run], paper: Mapping[str, str]) -> Ce
     others = [next(iter(group.values()))[0] for name, group in settings.items() if name != chosen]
     notes = setting_notes(shown[0], others) + lr_notes(lr, by_lr) + edge_notes(lr, list(by_lr))
     notes += duplicate_notes(runs, settings)
-    return Cell(values, shown, tuple(sorted(by_lr)), tuple(notes), more)
+    return Cell(values, shown, by_lr, tuple(notes), more)
 
 
 Setting = tuple[bool, int, str]
