@@ -160,7 +160,7 @@ def report(argv: Sequence[str] | None) -> int:
         return watch(lambda: status_text(args, specs, results), args.watch)
     text: str | bytes
     if args.report in reports:
-        request = Request(args, specs, results)
+        request = Request(args, specs, results, reports)
         out = reports[args.report].place(request)
         text, refused = reports[args.report].make(request)
     elif args.report == "status":

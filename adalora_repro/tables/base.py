@@ -103,11 +103,14 @@ class Scope:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked of ``adalora-report``: the options, all tables by name, and the folder with ``runs/`` in it."""
+    """What was asked of ``adalora-report``: the options, all tables by name, the folder with ``runs/`` in it, and all
+    other reports by name.
+    """
 
     args: argparse.Namespace
     specs: Mapping[str, Spec]
     results: Path
+    reports: Mapping[str, Report] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ class Figure:
     """
 
     name: str
+    title: str
     caption: str
     points: tuple[Mapping[str, Any], ...]
     table: tuple[tuple[str, ...], ...]
@@ -149,7 +150,7 @@ def render(figure: Figure, form: str) -> str | bytes:
 
 def to_text(figure: Figure) -> str:
     rows = [[clean(text) for text in row] for row in figure.table]
-    lines = [figure.caption, *(["", *aligned(rows)] if len(rows) > 1 else [])]
+    lines = [f"{figure.title}. {figure.caption}", *(["", *aligned(rows)] if len(rows) > 1 else [])]
     lines += ["", *(f"- {note}" for note in figure.notes)] if figure.notes else []
     lines += ["", "Filled by:", *(f"  {line}" for line in figure.commands)] if figure.commands else []
     return "\n".join(clean(line) for line in lines) + "\n"
@@ -182,7 +183,7 @@ def inline(figure: Figure, results: Path) -> str:
     themed(root, prefix)
     tips(root, prefix, figure.points, results)
     root.set("role", "img")
-    root.set("aria-label", clean(figure.caption))
+    root.set("aria-label", clean(f"{figure.title}. {figure.caption}"))
     root.attrib.pop("height")
     root.set("style", f"width:{root.attrib.pop('width')}")
     for name in list(root.attrib):
@@ -276,7 +277,7 @@ def plain_log_axis(axis: Any) -> None:
 
 
 def titled(axes: Axes, title: str) -> None:
-    axes.set_title(clean(title), loc="left", fontweight="bold")
+    axes.set_title("\n".join(map(clean, title.splitlines())), loc="left", fontweight="bold")
 
 
 # --- runs that are named ----------------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ def figure(found: Records, scope: Scope, task: str) -> Figure:
     where = f"{column.heading}, backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}"
     return Figure(
         "figure1",
-        f"{TITLE}. {where}{'' if points else ': no record yet'}.{CAVEATS.get(scope.data, '') if points else ''}",
+        TITLE,
+        f"{where}{'' if points else ': no record yet'}.{CAVEATS.get(scope.data, '') if points else ''}",
         points,
         (heading, *(line(point, column) for point in points)),
         lambda canvas: draw(canvas, points, column),

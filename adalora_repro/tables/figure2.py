@@ -40,27 +40,28 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric of one table: ``place`` of its column, ``metric`` of the column's metrics."""
+    """One metric of one table: ``place`` of its column, ``metric`` of the column's metrics; ``unit`` of its budgets."""
 
     title: str
     spec: Spec
     place: int
     metric: int
+    unit: str
 
     @property
     def task(self) -> str:
         return self.spec.columns[self.place].task
 
 
-def panel(title: str, spec: Spec, task: str, metric: str) -> Panel:
+def panel(title: str, spec: Spec, task: str, metric: str, unit: str) -> Panel:
     place = next(i for i, column in enumerate(spec.columns) if column.task == task)
-    return Panel(title, spec, place, spec.columns[place].metrics.index(metric))
+    return Panel(title, spec, place, spec.columns[place].metrics.index(metric), unit)
 
 
 PANELS = (
-    panel("MNLI-m accuracy", GLUE, "mnli", "accuracy_m"),
-    panel("SQuADv2.0 F1", SQUAD, "squad_v2", "f1"),
-    panel("XSum ROUGE-2", SUMMARIES, "xsum", "rouge2"),
+    panel("MNLI-m accuracy", GLUE, "mnli", "accuracy_m", "M"),
+    panel("SQuADv2.0 F1", SQUAD, "squad_v2", "f1", "%"),
+    panel("XSum ROUGE-2", SUMMARIES, "xsum", "rouge2", "%"),
 )
 
 
@@ -78,7 +79,8 @@ def figure(tables: Sequence[tuple[Panel, Table]]) -> Figure:
     )
     return Figure(
         "figure2",
-        f"{TITLE}. {where}.{''.join(caveats)}",
+        TITLE,
+        f"{where}.{''.join(caveats)}",
         points,
         (heading, *lines(points)),
         lambda canvas: draw(canvas, points, [panel for panel, _ in tables]),
@@ -91,7 +93,7 @@ def figure(tables: Sequence[tuple[Panel, Table]]) -> Figure:
 def points_of(panel: Panel, table: Table) -> list[dict[str, Any]]:
     points = []
     for row in table.rows:
-        if row.method in METHODS and size(row.budget) is not None:
+        if row.method in METHODS and size(row.budget, panel.unit) is not None:
             cell = row.cells[panel.place]
             value = cell.values[panel.metric]
             if value.paper is not None:
@@ -99,13 +101,13 @@ def points_of(panel: Panel, table: Table) -> list[dict[str, Any]]:
             if cell.runs:
                 points.append(our_point(panel, row, value))
     points += [paper_point(panel, m, budget, score) for task, m, budget, score in PAPER_TEXT if task == panel.task]
-    return sorted(points, key=lambda point: (METHODS.index(point["method"]), size(point["budget"]), point["of"]))
+    return sorted(points, key=lambda point: (METHODS.index(point["method"]), size(point["budget"], panel.unit), point["of"]))
 
 
-def size(budget: str) -> float | None:
-    """0.3M -> 0.3, 0.08% -> 0.08; None for what names no budget of the paper's kind."""
+def size(budget: str, unit: str) -> float | None:
+    """0.3M -> 0.3, 0.08% -> 0.08; None for a name in another unit, or of no budget."""
     try:
-        return float(budget[:-1]) if budget[-1:] in ("M", "%") else None
+        return float(budget[:-1]) if budget.endswith(unit) else None
     except ValueError:
         return None
 
@@ -180,7 +182,7 @@ def draw(canvas: Canvas, points: Sequence[dict[str, Any]], panels: Sequence[Pane
         for method, colour, marker in zip(METHODS, SERIES, MARKERS, strict=False):
             for of, style in (("paper", "--"), ("ours", "-")):
                 chosen = [
-                    (size(point["budget"]) or 0.0, i)
+                    (size(point["budget"], panel.unit) or 0.0, i)
                     for i, point in enumerate(points)
                     if (point["panel"], point["method"], point["of"]) == (panel.title, method, of)
                 ]

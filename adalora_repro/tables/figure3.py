@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -89,17 +90,22 @@ def figure(runs: Sequence[Run]) -> Figure:
     said = "; ".join(budget_text(run) for run in runs)
     return Figure(
         "figure3",
-        f"{TITLE}. {f'{said}. Darker is more, up to {most}.' if runs else 'No finished AdaLoRA run yet.'}",
+        TITLE,
+        f"{said}. The stronger the colour, the more, up to {most}." if runs else "No finished AdaLoRA run yet.",
         points,
         text_grid(points),
         lambda canvas: draw(canvas, points, panels, columns, most),
-        (columns * (0.30 * deep + 1.1), rows * (0.26 * tall + 0.75)),
+        (columns * panel_width(deep), rows * (0.26 * tall + 0.85)),
         (
             "The paper prints none of the ranks of its Figure 3 (MNLI). Its text says that feed-forward matrices and "
             "top layers keep more.",
         ),
         () if runs else (FILL,),
     )
+
+
+def panel_width(layers: int) -> float:
+    return 0.30 * layers + 1.1
 
 
 def budget_text(run: Run) -> str:
@@ -152,7 +158,8 @@ def draw(
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_xlabel("layer")
-        titled(axes, points[places[0]]["run"] + (f", {stack}" if len(stacks) > 1 else ""))
+        title = points[places[0]]["run"] + (f", {stack}" if len(stacks) > 1 else "")
+        titled(axes, textwrap.fill(title, round(11 * panel_width(layers))))
 
 
 def compile_figure(found: Records, request: Request) -> Figure:

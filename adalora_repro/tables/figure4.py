@@ -103,7 +103,8 @@ def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> Figure:
     said = "; ".join(f"{label(run)}, {run.key['backbone']}" for run in runs)
     return Figure(
         "figure4",
-        f"{TITLE}. {said or 'No finished AdaLoRA run yet'}.",
+        TITLE,
+        f"{said or 'No finished AdaLoRA run yet'}.",
         points,
         (("run", "matrix", "norm", "step", "first", "step", "last", "smallest"), *summary(points, curves)),
         lambda canvas: draw(canvas, points, curves, panels),
