@@ -48,6 +48,8 @@ examples:
   adalora-report table1 --only-filled                     only rows and columns that have records
   adalora-report table1 --format latex --out table1.tex   also csv, html, markdown
   adalora-report table1 --select best                     best evaluation at the final budget, not the last step
+  adalora-report html                                     results/report.html: all of it, to look at
+  adalora-report figure2 --out figure2.svg                also .png, .pdf, .csv; without --out in the terminal
   adalora-report status                                   done, running, failed, missing
   adalora-report status --watch                           the same, again every 10 seconds until Ctrl-C
   adalora-report choose table1                            the learning rate of each cell, and the runs it came from

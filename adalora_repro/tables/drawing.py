@@ -18,12 +18,11 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from adalora_repro import records
-from adalora_repro.backbones import MATRIX_ROLES
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.records import RunRecord
 from adalora_repro.tables.base import Report, Request, Run, Scope
 from adalora_repro.tables.render import clean, escape_html, to_csv
-from adalora_repro.tables.status import aligned
+from adalora_repro.tables.status import aligned, real
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,9 +33,18 @@ FORMATS = ("text", "csv", "svg", "png", "pdf")
 SUFFIXES = {".txt": "text"} | {f".{form}": form for form in FORMATS[1:]}
 INK, MUTED, RULE = "#1d1c1a", "#66625a", "#d9d5cb"
 #: the paper's names of the matrices
-SYMBOLS = dict(
-    zip(MATRIX_ROLES, ("Wq", "Wk", "Wv", "Wo", "Wf1", "Wf2", "Wq cross", "Wk cross", "Wv cross", "Wo cross"), strict=True)
-)
+SYMBOLS = {
+    "q": "Wq",
+    "k": "Wk",
+    "v": "Wv",
+    "attn_out": "Wo",
+    "ffn_in": "Wf1",
+    "ffn_out": "Wf2",
+    "cross_q": "Wq cross",
+    "cross_k": "Wk cross",
+    "cross_v": "Wv cross",
+    "cross_out": "Wo cross",
+}
 #: from the palette of Okabe and Ito, told apart with every common kind of colour blindness
 SERIES = ("#0072b2", "#c8500a", "#00785a", "#a8437f")
 MARKERS = ("o", "s", "^", "D")
@@ -182,10 +190,11 @@ def inline(figure: Figure, results: Path) -> str:
     root = ElementTree.fromstring(draw(figure, "svg", transparent=True))
     themed(root, prefix)
     tips(root, prefix, figure.points, results)
-    root.set("role", "img")
+    root.set("role", "group")
     root.set("aria-label", clean(f"{figure.title}. {figure.caption}"))
     root.attrib.pop("height")
-    root.set("style", f"width:{root.attrib.pop('width')}")
+    width = root.attrib.pop("width")
+    root.set("style", f"width:{width};min-width:min(30rem,{width})")
     for name in list(root.attrib):
         if name.startswith("{") or name == "version":
             del root.attrib[name]
@@ -239,17 +248,15 @@ def tips(root: ElementTree.Element, prefix: str, points: Sequence[Mapping[str, A
             if point is None:
                 continue
             title = ElementTree.Element(f"{{{SVG}}}title")
-            title.text = "; ".join(f"{name} {clean(value_text(value))}" for name, value in point.items() if shown(value))
+            told = {name: clean(value_text(value)) for name, value in point.items() if value not in (None, "")}
+            title.text = "; ".join(f"{name} {text}" for name, text in told.items())
             element.insert(0, title)
             element.set("class", "point")
             if point["record"]:
-                link = ElementTree.Element(f"{{{SVG}}}a", {"href": run_link(Path(point["record"]), results)})
+                href = run_link(Path(point["record"]), results)
+                link = ElementTree.Element(f"{{{SVG}}}a", {"href": href, "tabindex": "-1"})
                 link.append(element)
                 parent[place] = link
-
-
-def shown(value: Any) -> bool:
-    return value is not None and value != ""
 
 
 def value_text(value: Any) -> str:
@@ -258,7 +265,7 @@ def value_text(value: Any) -> str:
 
 def run_link(path: Path, results: Path) -> str:
     """The page's address of a run: its record's folder below ``runs``."""
-    return f"#run={quote(run_name(path, results))}"
+    return f"#run={quote(run_name(path, results), errors='replace')}"
 
 
 def run_name(path: Path, results: Path) -> str:
@@ -333,8 +340,7 @@ def newest(found: Records, methods: Sequence[str] = ("adalora",)) -> list[Run]:
 
 
 def ended(record: RunRecord) -> float:
-    updated = record.progress.get("updated")
-    return float(updated) if isinstance(updated, int | float) else 0.0
+    return real(record.progress.get("updated")) or 0.0
 
 
 def matrices(run: Run) -> list[str]:

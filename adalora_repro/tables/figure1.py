@@ -7,8 +7,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.backbones import MATRIX_ROLES
-from adalora_repro.tables.base import Cell, Column, Scope, cell_of, choose_scope, lr_text, sort_in
-from adalora_repro.tables.drawing import INK, MARKERS, SERIES, SYMBOLS, Figure, Records, Request, gid, inline, report_of, titled
+from adalora_repro.tables.base import Cell, Column, Request, Scope, cell_of, choose_scope, lr_text, sort_in
+from adalora_repro.tables.drawing import (
+    INK,
+    MARKERS,
+    SERIES,
+    SYMBOLS,
+    Figure,
+    Records,
+    gid,
+    inline,
+    report_of,
+    titled,
+)
 from adalora_repro.tables.layout import CAVEATS, count_text, fixed, seeds_text
 from adalora_repro.tables.render import clean
 from adalora_repro.tables.table1 import SPEC
@@ -98,7 +109,7 @@ NO_COUNT = "?"
 
 
 def draw(canvas: Canvas, points: Sequence[dict[str, Any]], column: Column) -> None:
-    """A point with a bar of one standard deviation; the axis does not begin at zero, so bars from there would mislead."""
+    """Points, each with its standard deviation: the axis does not begin at zero, where bars would have to."""
     metric = column.metrics[0]
     panels = [(title, [i for i, p in enumerate(points) if p["panel"] == name]) for name, title in PANELS]
     panels = [(title, places) for title, places in panels if places]

@@ -1,4 +1,4 @@
-"""Figure 2: score against budget, AdaLoRA beside LoRA on every weight matrix: MNLI-m, SQuAD 2.0 (F1), XSum (ROUGE-2)."""
+"""Figure 2: score against budget, AdaLoRA beside LoRA on every matrix: MNLI-m, SQuAD 2.0 (F1), XSum (ROUGE-2)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.tables.base import (
     METHOD_NAMES,
+    Request,
     Row,
     Scope,
     Spec,
@@ -17,8 +18,8 @@ from adalora_repro.tables.base import (
     compile_table,
     lr_text,
 )
-from adalora_repro.tables.drawing import MARKERS, SERIES, Figure, Records, Request, gid, inline, report_of, titled
-from adalora_repro.tables.layout import CAVEATS, command, fixed, seeds_text
+from adalora_repro.tables.drawing import MARKERS, SERIES, Figure, Records, gid, inline, report_of, titled
+from adalora_repro.tables.layout import CAVEATS, command, fixed, seeds_text, signed
 from adalora_repro.tables.table1 import SPEC as GLUE
 from adalora_repro.tables.table2 import SPEC as SQUAD
 from adalora_repro.tables.table3 import SPEC as SUMMARIES
@@ -101,7 +102,11 @@ def points_of(panel: Panel, table: Table) -> list[dict[str, Any]]:
             if cell.runs:
                 points.append(our_point(panel, row, value))
     points += [paper_point(panel, m, budget, score) for task, m, budget, score in PAPER_TEXT if task == panel.task]
-    return sorted(points, key=lambda point: (METHODS.index(point["method"]), size(point["budget"], panel.unit), point["of"]))
+
+    def order(point: dict[str, Any]) -> tuple[Any, ...]:
+        return METHODS.index(point["method"]), size(point["budget"], panel.unit), point["of"]
+
+    return sorted(points, key=order)
 
 
 def size(budget: str, unit: str) -> float | None:
@@ -146,15 +151,22 @@ def lines(points: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     places: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for point in points:
         places.setdefault((point["task"], point["method"], point["budget"]), {})[point["of"]] = point
-    told = []
+    told: list[tuple[str, ...]] = []
     for (task, method, budget), of in places.items():
         ours, paper = of.get("ours", {}), of.get("paper", {})
         value = Value(ours.get("mean"), ours.get("sd"), paper.get("mean"))
-        lr = "" if not ours else lr_text(ours["lr"])
-        difference = "" if value.difference is None else f"{value.difference:+.2f}"
         told.append(
-            (task, METHOD_NAMES[method], budget, fixed(value.mean), fixed(value.sd), ours.get("seeds", ""), lr)
-            + (printed(value.paper, decimals[task]), difference)
+            (
+                task,
+                METHOD_NAMES[method],
+                budget,
+                fixed(value.mean),
+                fixed(value.sd),
+                ours.get("seeds", ""),
+                lr_text(ours["lr"]) if ours else "",
+                printed(value.paper, decimals[task]),
+                "" if value.difference is None else signed(value.difference),
+            )
         )
     return told
 
@@ -214,7 +226,7 @@ def draw(canvas: Canvas, points: Sequence[dict[str, Any]], panels: Sequence[Pane
             if name not in names:
                 handles.append(handle)
                 names.append(name)
-    canvas.legend(handles, names, loc="outside lower center", ncols=len(names))
+    canvas.legend(handles, names, loc="outside lower center", ncols=2 if len(panels) == 1 else 4)
 
 
 def compile_figure(found: Records, request: Request) -> Figure:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.backbones import MATRIX_ROLES
 from adalora_repro.errors import InputError
-from adalora_repro.tables.base import Run, Scope, in_scope
+from adalora_repro.tables.base import Request, Run, Scope, in_scope
 from adalora_repro.tables.drawing import (
     INK,
     SERIES,
     SYMBOLS,
     Figure,
     Records,
-    Request,
     add_runs,
     gid,
     inline,
@@ -159,7 +158,7 @@ def draw(
         axes.spines[:].set_visible(False)
         axes.set_xlabel("layer")
         title = points[places[0]]["run"] + (f", {stack}" if len(stacks) > 1 else "")
-        titled(axes, textwrap.fill(title, round(11 * panel_width(layers))))
+        titled(axes, textwrap.fill(title, round(8.5 * panel_width(layers))))
 
 
 def compile_figure(found: Records, request: Request) -> Figure:
@@ -169,10 +168,19 @@ def compile_figure(found: Records, request: Request) -> Figure:
 def section(found: Records, scope: Scope) -> str:
     """The newest run of each task."""
     by_task: dict[str, Run] = {}
-    for run in newest([(path, record) for path, record in found if in_scope(record, scope) and record.rank_pattern]):
-        by_task.setdefault(run.key["task"], run)
+    for run in newest([(path, record) for path, record in found if in_scope(record, scope)]):
+        if drawable(run):
+            by_task.setdefault(run.key["task"], run)
     runs = list(by_task.values())[:SHOWN]
     return inline(figure(runs), scope.results) if runs else ""
+
+
+def drawable(run: Run) -> bool:
+    """One foreign record must not keep the others from the page."""
+    try:
+        return bool(points_of([run]))
+    except InputError:
+        return False
 
 
 REPORT = report_of("figure3", TITLE, compile_figure, section, add_runs)

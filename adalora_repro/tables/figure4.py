@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError
-from adalora_repro.tables.base import Run, Scope, in_scope
+from adalora_repro.tables.base import Request, Run, Scope, in_scope
 from adalora_repro.tables.curves import evenly, orthogonality
 from adalora_repro.tables.drawing import (
     SERIES,
     Figure,
     Records,
-    Request,
     add_runs,
     gid,
     inline,
@@ -45,8 +44,8 @@ def chosen_matrices(run: Run, asked: Sequence[str]) -> list[str]:
     """
     names = matrices(run)
     if not asked:
-        stack, layer, _ = names[0].split(".")
-        return [name for name in names if name in {f"{stack}.{layer}.{role}" for role in ROLES}] or names[:1]
+        layer = names[0].rpartition(".")[0]
+        return [name for name in names if name in {f"{layer}.{role}" for role in ROLES}] or names[:1]
     found = []
     for wish in asked:
         matches = [name for name in names if name == wish or name.partition(".")[2] == wish]
@@ -62,7 +61,7 @@ def points_of(runs: Sequence[Run], asked: Sequence[str]) -> tuple[dict[str, Any]
     Raises:
         InputError: a run has no such matrix, or its log no such values.
     """
-    points = []
+    points: list[dict[str, Any]] = []
     for run in runs:
         names = matrices(run)
         before = len(points)
@@ -109,14 +108,17 @@ def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> Figure:
         (("run", "matrix", "norm", "step", "first", "step", "last", "smallest"), *summary(points, curves)),
         lambda canvas: draw(canvas, points, curves, panels),
         (3.6 * max(1, len(panels)) + 0.3, 3.3),
-        ("The paper's Figure 4 (SST-2, γ = 0.1) is drawn without numbers; its text says that both norms soon are 0.001.",),
+        (
+            "The paper's Figure 4 (SST-2, γ = 0.1) is drawn without numbers. Its text says that both norms fall to "
+            "about 0.001 early in training.",
+        ),
         () if runs else (FILL,),
     )
 
 
 def summary(points: Sequence[dict[str, Any]], curves: Curves) -> list[tuple[str, ...]]:
     """A line for each curve; ``--format csv`` has every point."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for places in curves.values():
         first, last = points[places[0]], points[places[-1]]
         ends = (f"{first['step']:,}", f"{first['value']:.3g}", f"{last['step']:,}", f"{last['value']:.3g}")
@@ -160,7 +162,7 @@ def compile_figure(found: Records, request: Request) -> Figure:
 
 def section(found: Records, scope: Scope) -> str:
     """The newest run that logged the two norms and, of the same task, the newest with another γ."""
-    ours = [(path, record) for path, record in found if in_scope(record, scope) and record.rank_pattern]
+    ours = [(path, record) for path, record in found if in_scope(record, scope)]
     first = next(filter(logged, newest(ours)), None)
     if first is None:
         return ""
@@ -170,7 +172,10 @@ def section(found: Records, scope: Scope) -> str:
 
 
 def logged(run: Run) -> bool:
-    return bool(orthogonality(run.path.parent, "P", 0))
+    try:
+        return bool(points_of([run], ()))
+    except InputError:
+        return False
 
 
 def contrasts(one: Run, other: Run) -> bool:

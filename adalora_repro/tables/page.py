@@ -16,7 +16,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -32,7 +32,6 @@ from adalora_repro.tables.base import (
     Report,
     Request,
     Row,
-    Run,
     Scope,
     Table,
     at_edge,
@@ -46,12 +45,12 @@ from adalora_repro.tables.curves import losses
 from adalora_repro.tables.drawing import Records, run_link, run_name
 from adalora_repro.tables.layout import Sheet, budgets_of, command, filled_columns, fixed, plural, sheet_of
 from adalora_repro.tables.render import clean, escape_html, html_notes, html_table
-from adalora_repro.tables.status import HEADINGS, State, first_line, state_of
+from adalora_repro.tables.status import HEADINGS, SYMBOLS, State, first_line, state_of
 
 FILE = "report.html"
 GENERATOR = '<meta name="generator" content="adalora-report">'
 CURVE_POINTS = 100
-STATUSES = ("ok", "running", "interrupted", "failed", "cancelled")
+STATUSES = ("ok", *SYMBOLS)
 WORDS = {"ok": "finished"}
 
 
@@ -151,7 +150,7 @@ class Data:
             {
                 "name": run_name(state.path, self.results),
                 "path": str(state.path),
-                "href": quote(os.path.relpath(state.path, self.beside)),
+                "href": quote(os.fsencode(os.path.relpath(state.path, self.beside))),
                 "status": WORDS.get(state.status, state.status),
                 "key": [key[name] for name in ("task", "method", "budget", "backbone", "data", "protocol", "seed")],
                 "lr": lr_text(float(key["lr"])),
@@ -202,7 +201,7 @@ class Data:
 def flat(values: Any, name: str = "") -> dict[str, str]:
     """Nested values by dotted name, each as the record's JSON has it; a text without its quotes."""
     if isinstance(values, dict) and values:
-        found = {}
+        found: dict[str, str] = {}
         for key, value in values.items():
             found |= flat(value, f"{name}.{key}" if name else str(key))
         return found
@@ -318,13 +317,11 @@ def links(table: Table, only_filled: bool) -> Callable[[int, int], str | None]:
 
 def cell_name(table: Table, row: Row, column: Column) -> str:
     scope = table.scope
-    return "/".join(
-        (table.spec.name, scope.backbone, scope.data, scope.protocol, row.method, row.budget, column.task)
-    )
+    return "/".join((table.spec.name, scope.backbone, scope.data, scope.protocol, row.method, row.budget, column.task))
 
 
 def cell_link(name: str) -> str:
-    return f"#cell={quote(name)}"
+    return f"#cell={quote(name, errors='replace')}"
 
 
 # --- learning rates ---------------------------------------------------------------------------------------------------
@@ -354,11 +351,11 @@ def rate_figure(table: Table, row: Row, column: Column, cell: Cell) -> str:
     chosen = float(cell.runs[0].key["lr"])
     means = {lr: primary_mean(runs) for lr, runs in sorted(cell.by_lr.items())}
     scores = {run.path: primary_mean([run]) for runs in cell.by_lr.values() for run in runs}
-    x, y = axis(map(math.log10, means), MARGIN, WIDTH - MARGIN), axis(scores.values(), HEIGHT - MARGIN, MARGIN)
-    line = " ".join(f"{x(math.log10(lr)):.1f},{y(mean):.1f}" for lr, mean in means.items())
+    x, y = axis(map(log, means), MARGIN, WIDTH - MARGIN), axis(scores.values(), HEIGHT - MARGIN, MARGIN)
+    line = " ".join(f"{x(log(lr)):.1f},{y(mean):.1f}" for lr, mean in means.items())
     dots = "".join(
         f'<a href="{escape_html(run_link(run.path, table.scope.results))}" tabindex="-1">'
-        f'<circle cx="{x(math.log10(lr)):.1f}" cy="{y(scores[run.path]):.1f}" r="2.2"><title>lr {lr_text(lr)}, '
+        f'<circle cx="{x(log(lr)):.1f}" cy="{y(scores[run.path]):.1f}" r="2.2"><title>lr {lr_text(lr)}, '
         f"seed {run.key['seed']}: {scores[run.path]:.2f}</title></circle></a>"
         for lr, runs in cell.by_lr.items()
         for run in runs
@@ -372,10 +369,15 @@ def rate_figure(table: Table, row: Row, column: Column, cell: Cell) -> str:
         f"{escape_html(title)}</a></figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape_html(title)}: {escape_html(told)}">'
         f'<polyline points="{line}"/>{dots}'
-        f'<circle class="chosen" cx="{x(math.log10(chosen)):.1f}" cy="{y(means[chosen]):.1f}" r="5"/></svg>'
+        f'<circle class="chosen" cx="{x(log(chosen)):.1f}" cy="{y(means[chosen]):.1f}" r="5"/></svg>'
         f"<small>{escape_html(lr_text(min(means)))} … {escape_html(lr_text(max(means)))}<br>{escape_html(told)}</small>"
         "</figure>"
     )
+
+
+def log(lr: float) -> float:
+    """Of what a record may hold: a learning rate of 0 too."""
+    return math.log10(max(lr, 1e-12))
 
 
 def axis(values: Iterable[float], start: float, end: float) -> Callable[[float], float]:
@@ -440,8 +442,8 @@ def page(
     )
     navigation = "".join(part_navigation(part) for part in parts)
     choices = "".join(f'<li><a href="#{part.id}">{escape_html(part.name)}</a></li>' for part in parts)
-    chooser = (
-        f'<nav class="scopes" aria-label="Backbone, data and protocol"><ul>{choices}</ul></nav>' * (len(parts) > 1)
+    chooser = f'<nav class="scopes" aria-label="Backbone, data and protocol"><ul>{choices}</ul></nav>' * (
+        len(parts) > 1
     )
     articles = "\n".join(part.html for part in parts)
     return "\n".join(
@@ -455,7 +457,8 @@ def page(
             "<title>AdaLoRA reproduction: report</title>",
             f"<style>{asset('page.css')}</style></head><body>",
             '<a class="skip" href="#main">Skip to the content</a>',
-            f'<nav class="contents" aria-label="Contents"><ul><li><a href="#overview">Overview</a></li></ul>{navigation}'
+            '<nav class="contents" aria-label="Contents"><ul><li><a href="#overview">Overview</a></li></ul>',
+            navigation,
             '<ul><li><a href="#runs">All runs</a></li></ul></nav>',
             '<main id="main">',
             overview(scopes, states, refused),
@@ -511,7 +514,9 @@ def scope_table(states: Sequence[State]) -> str:
     head += "".join(f'<th scope="col">{WORDS.get(status, status)}</th>' for status in shown)
     rows = "".join(
         f'<tr><th scope="row">{escape_html(name[0])}</th><td class="text">{escape_html(name[1])}</td>'
-        f'<td class="text">{escape_html(name[2])}</td>' + "".join(f"<td>{by[status]:,}</td>" for status in shown) + "</tr>"
+        f'<td class="text">{escape_html(name[2])}</td>'
+        + "".join(f"<td>{by[status]:,}</td>" for status in shown)
+        + "</tr>"
         for name, by in sorted(counts.items(), key=lambda item: -item[1].total())
     )
     return f'<div class="wide"><table class="values"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
@@ -544,12 +549,19 @@ def commits(states: Sequence[State]) -> str:
     if not git:
         return "not recorded"
     git.sort(key=lambda item: item[0])
-    ends = [(found["commit"][:10], time.strftime("%Y-%m-%d", time.gmtime(updated))) for updated, found in git]
+    ends = [(found["commit"][:10], day(updated)) for updated, found in git]
     distinct = len({found["commit"] for _, found in git})
     dirty = sum(bool(found.get("dirty")) for _, found in git)
     first, last = ends[0], ends[-1]
     span = f"{first[0]} ({first[1]})" + (f" to {last[0]} ({last[1]})" if distinct > 1 else "")
     return f"{plural(distinct, 'commit')}, {span}; {plural(dirty, 'run')} from a tree with changes besides"
+
+
+def day(updated: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d", time.gmtime(updated))
+    except (OverflowError, OSError, ValueError):
+        return "no date"
 
 
 REPORT = Report(
