@@ -303,7 +303,7 @@ def named_runs(found: Records, request: Request) -> list[Run]:
         InputError: what is named is no finished run.
     """
     if request.args.runs:
-        return [read_run(Path(name)) for name in request.args.runs]
+        return [read_run(name) for name in request.args.runs]
     args = request.args
     wanted = {"protocol": args.protocol, "backbone": args.backbone, "data": args.data}
     return newest(
@@ -315,17 +315,17 @@ def named_runs(found: Records, request: Request) -> list[Run]:
     )[:1]
 
 
-def read_run(path: Path) -> Run:
+def read_run(name: str) -> Run:
     """A finished run from its folder or its record.
 
     Raises:
         InputError: there is none.
     """
-    path = path / records.RECORD_NAME if path.is_dir() else path
+    path = Path(name) / records.RECORD_NAME if Path(name).is_dir() else Path(name)
     try:
         record = records.read(path)
     except FileNotFoundError:
-        raise InputError(f"no run '{path.parent}': a RUN is the folder of a run, or the metrics.json in it") from None
+        raise InputError(f"no run '{name}': a RUN is the folder of a run, or the metrics.json in it") from None
     except records.RecordError as error:
         raise InputError(str(error)) from None
     if record.status != "ok":
