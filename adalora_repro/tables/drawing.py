@@ -358,5 +358,5 @@ def label(run: Run) -> str:
     """As short as tells a run from its neighbours in a figure."""
     key = run.key
     gamma = run.record.settings.get("method.gamma")
-    extra = f" γ {gamma:g}" if isinstance(gamma, int | float) else ""
+    extra = f" γ={gamma:g}" if isinstance(gamma, int | float) else ""
     return clean(f"{key['task']} {key['method']} {key['budget']}{extra} seed {key['seed']}")

@@ -160,8 +160,8 @@ class Data:
                 "parts": {
                     "Result": flat({name: values[name] for name in ("status", "primary_metric", "final", "best")}),
                     "Key": flat(key),
-                    "Settings of this run": flat(own),
-                    "Settings": self.share(flat(settings)),
+                    "Learning rate and seed": flat(own),
+                    "Other settings": self.share(flat(settings)),
                     "Parameters and budget": self.share(flat({name: values[name] for name in ("params", "budget")})),
                     "Time and memory": flat({name: values[name] for name in ("time", "memory", "progress")}),
                     "Environment": self.share(flat(values["environment"])),

@@ -146,7 +146,7 @@ def test_select_best_data_and_protocol(results: Path, capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], ["say which report", "table1, table2, table3, status"]),
+        ([], ["say which report", "table1, table2, table3", "status", "html"]),
         (["tabel1"], ["tabel1", "table1", "status"]),
         (["table1", "--format", "pdf"], ["pdf", "markdown", "latex", "csv", "html"]),
         (["table1", "--select", "last"], ["last", "final", "best"]),

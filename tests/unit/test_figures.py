@@ -166,8 +166,8 @@ def test_figure4_of_a_page_sets_the_newest_run_beside_one_without_the_regularize
         found.append((save(tmp_path, record), record))
         write_log(found[-1][0].parent, len(pattern()), (10, 20))
     section = figure4.section(found, Scope("minilm", "local", results=tmp_path))
-    assert "γ 0.1 seed 2" in section
-    assert "γ 0 seed 0" in section
+    assert "γ=0.1 seed 2" in section
+    assert "γ=0 seed 0" in section
     assert "seed 1" not in section
     assert figure4.section(found[:0], SCOPE) == ""
 

@@ -146,8 +146,8 @@ def test_details_are_the_records_own_texts(results: Path) -> None:
     run = next(run for run in data["runs"] if run["key"][1] == "adalora")
     record = json.loads(Path(run["path"]).read_text())
     parts = {title: data["shared"][part] if isinstance(part, int) else part for title, part in run["parts"].items()}
-    assert parts["Settings"] == {"x": EVIL, "small": "5e-05", "none": "null", "list": '["a", 1]'}
-    assert parts["Settings of this run"] == {"optim.lr": "0.001", "seed": "0"}
+    assert parts["Other settings"] == {"x": EVIL, "small": "5e-05", "none": "null", "list": '["a", 1]'}
+    assert parts["Learning rate and seed"] == {"optim.lr": "0.001", "seed": "0"}
     assert parts["Result"]["final.metrics.matthews_correlation"] == "0.5"
     assert parts["Data"] == {"source": "local", "rows.train": "8551", "rows.validation": "1043"}
     assert {name: json.loads(text) for name, text in parts["Key"].items() if name in ("lr", "seed")} == {
@@ -160,7 +160,7 @@ def test_details_are_the_records_own_texts(results: Path) -> None:
 def test_what_runs_share_is_there_once_and_curves_are_thin(results: Path) -> None:
     _, _, data = built()
     lora = [run for run in data["runs"] if run["key"][:2] == ["cola", "lora"]]
-    assert len({run["parts"]["Settings"] for run in lora}) == 1
+    assert len({run["parts"]["Other settings"] for run in lora}) == 1
     texts = [json.dumps(value) for value in data["shared"]]
     assert len(texts) == len(set(texts))
     steps, values = lora[0]["curve"]

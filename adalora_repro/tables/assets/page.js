@@ -167,7 +167,7 @@ const watcher = new IntersectionObserver((entries) => {
   }
   const first = [...contents.keys()].find((id) => seen.has(id));
   if (first) for (const [id, link] of contents) mark(link, id === first);
-});
+}, { rootMargin: "-80px 0px 0px 0px" }); // what is under the bar of a narrow window is not seen
 for (const id of contents.keys()) watcher.observe(document.getElementById(id));
 
 // --- the list of runs
