@@ -21,7 +21,7 @@ from adalora_repro import records
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.records import RunRecord
 from adalora_repro.tables.base import Report, Request, Run, Scope
-from adalora_repro.tables.render import clean, escape_html, to_csv
+from adalora_repro.tables.render import clean, escape_html, html_values, to_csv
 from adalora_repro.tables.status import aligned, real
 
 if TYPE_CHECKING:
@@ -204,20 +204,9 @@ def inline(figure: Figure, results: Path) -> str:
     return (
         f'<figure class="plot"><div class="wide" tabindex="0" role="group" aria-label="{escape_html(figure.name)}">'
         f"{svg}</div><figcaption>{escape_html(figure.caption)}</figcaption>"
-        f"<details><summary>Values{' and notes' * bool(notes)}</summary>{html_table(figure.table)}"
+        f"<details><summary>Values{' and notes' * bool(notes)}</summary>{html_values(figure.table)}"
         f"{f'<ul>{notes}</ul>' if notes else ''}</details></figure>"
     )
-
-
-def html_table(rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape_html(text)}</th>' for text in rows[0])
-    body = "".join(
-        f'<tr><th scope="row">{escape_html(row[0])}</th>'
-        + "".join(f"<td>{escape_html(text)}</td>" for text in row[1:])
-        + "</tr>"
-        for row in rows[1:]
-    )
-    return f'<div class="wide"><table class="values"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def themed(root: ElementTree.Element, prefix: str) -> None:

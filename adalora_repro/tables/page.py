@@ -44,7 +44,7 @@ from adalora_repro.tables.base import (
 from adalora_repro.tables.curves import losses
 from adalora_repro.tables.drawing import Records, run_link, run_name
 from adalora_repro.tables.layout import Sheet, budgets_of, command, filled_columns, fixed, plural, sheet_of
-from adalora_repro.tables.render import clean, escape_html, html_notes, html_table
+from adalora_repro.tables.render import clean, escape_html, html_notes, html_table, html_values
 from adalora_repro.tables.status import HEADINGS, SYMBOLS, State, first_line, state_of
 
 FILE = "report.html"
@@ -510,16 +510,9 @@ def scope_table(states: Sequence[State]) -> str:
     if not counts:
         return "<p>No record yet: below are the paper's numbers, and the commands that make ours.</p>"
     shown = [status for status in STATUSES if any(by[status] for by in counts.values())]
-    head = "".join(f'<th scope="col">{text}</th>' for text in ("Backbone", "Data", "Protocol"))
-    head += "".join(f'<th scope="col">{WORDS.get(status, status)}</th>' for status in shown)
-    rows = "".join(
-        f'<tr><th scope="row">{escape_html(name[0])}</th><td class="text">{escape_html(name[1])}</td>'
-        f'<td class="text">{escape_html(name[2])}</td>'
-        + "".join(f"<td>{by[status]:,}</td>" for status in shown)
-        + "</tr>"
-        for name, by in sorted(counts.items(), key=lambda item: -item[1].total())
-    )
-    return f'<div class="wide"><table class="values"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    heading = ["Backbone", "Data", "Protocol", *(WORDS.get(status, status) for status in shown)]
+    fullest = sorted(counts.items(), key=lambda item: -item[1].total())
+    return html_values([heading, *([*name, *(f"{by[status]:,}" for status in shown)] for name, by in fullest)])
 
 
 def listed(texts: Iterable[str], most: int = 4) -> str:

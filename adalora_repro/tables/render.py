@@ -31,9 +31,9 @@ def render(table: Table, form: str, only_filled: bool = False) -> str:
 
 
 def clean(text: str) -> str:
-    """Line breaks and tabs become blanks; other control and direction characters a question mark."""
+    """Line breaks and tabs become blanks; control and direction characters, and what is none, a question mark."""
     text = re.sub(r"[\n\r\t]+", " ", text)
-    return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else c for c in text)
+    return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") else c for c in text)
 
 
 def fill_title(sheet: Sheet) -> str:
@@ -252,6 +252,19 @@ def html_rows(block: Block, links: Sequence[str | None]) -> list[str]:
 def html_cell(cell: Sequence[Part], href: str | None) -> str:
     text = "/".join(html_part(part) for part in cell)
     return f'<td><a href="{escape_html(href)}">{text}</a></td>' if href else f"<td>{text}</td>"
+
+
+def html_values(rows: Sequence[Sequence[str]]) -> str:
+    """A plain table of texts; the first row is its heading, the first cell of the others names the row."""
+    head = "".join(f'<th scope="col">{escape_html(text)}</th>' for text in rows[0])
+    lines = [
+        f'<tr><th scope="row">{escape_html(name)}</th>{"".join(f"<td>{escape_html(text)}</td>" for text in rest)}</tr>'
+        for name, *rest in rows[1:]
+    ]
+    return (
+        f'<div class="wide"><table class="values"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
 
 
 def html_part(part: Part) -> str:
