@@ -33,6 +33,7 @@ from adalora_repro.tables.base import (
     Request,
     Row,
     Scope,
+    Spec,
     Table,
     at_edge,
     compile_table,
@@ -62,7 +63,7 @@ def place(request: Request) -> str:
     """``--out``, or report.html in the folder of results; an earlier page is replaced, another file is not.
 
     Raises:
-        InputError: something else is there.
+        InputError: something else is there, or what cannot be read.
     """
     path = Path(request.args.out) if request.args.out else request.results / FILE
     if path.is_dir():
@@ -71,8 +72,10 @@ def place(request: Request) -> str:
         with path.open("rb") as file:
             if GENERATOR.encode() not in file.read(1000):
                 raise InputError(f"--out: '{path}' is no page of this program and stays as it is: name another file")
-    except OSError:
-        pass  # none, or what writing will say better
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # of a folder that is none, writing says more
+    except OSError as error:
+        raise InputError(f"--out: cannot read what is there, '{path}': {error.strerror}") from None
     return str(path)
 
 
@@ -84,26 +87,26 @@ def make(request: Request) -> tuple[str, list[str]]:
     data = Data(request.results, Path(place(request)).parent)
     for state in states:
         data.add_run(state)
-    sections = [report for report in request.reports.values() if report.section]
-    scopes = scopes_of(found, request)
+    specs = [request.specs[name] for name in sorted(request.specs, key=paper_order)]
+    sections = [request.reports[name] for name in sorted(request.reports, key=paper_order)]
+    scopes = scopes_of(found, request, specs[0])
     parts = []
     for number, scope in enumerate(scopes):
-        tables = [compile_table(spec, found, scope) for spec in request.specs.values()]
+        tables = [compile_table(spec, found, scope) for spec in specs]
         refused += [line for table in tables for line in table.refused]
         parts.append(scope_part(f"s{number}", scope, tables, sections, found, states, data))
     refused = list(dict.fromkeys(refused))
     return page(scopes, parts, states, refused, data), refused
 
 
-def scopes_of(found: Records, request: Request) -> list[Scope]:
-    """Those with a finished run, the one with most first; the paper's own where there is none."""
+def scopes_of(found: Records, request: Request, first: Spec) -> list[Scope]:
+    """Those with a finished run, the one with most first; that of the paper's ``first`` table where there is none."""
     wish = Scope("", "", include_partial=request.args.include_partial, results=request.results)
     counts = Counter(
         (record.key["backbone"], record.key["data"], record.key["protocol"])
         for _, record in found
         if left_out_because(record, wish) is None
     )
-    first = next(iter(request.specs.values()))
     names = sorted(counts, key=lambda name: (-counts[name], name)) or [(first.backbone, DATA_SOURCES[0], "paper")]
     return [
         Scope(backbone, data, protocol, "final", request.args.include_partial, request.results)
@@ -258,10 +261,21 @@ def scope_part(
     )
 
 
+def stem_and_number(name: str) -> tuple[str, str]:
+    stem = name.rstrip("0123456789")
+    return stem, name[len(stem) :]
+
+
 def short_title(name: str) -> str:
     """table1 -> Table 1, as the paper names it."""
-    stem = name.rstrip("0123456789")
-    return f"{stem.capitalize()} {name[len(stem) :]}".strip()
+    stem, number = stem_and_number(name)
+    return f"{stem.capitalize()} {number}".strip()
+
+
+def paper_order(name: str) -> tuple[bool, str, int]:
+    """Tables first; table2 before table14."""
+    stem, number = stem_and_number(name)
+    return stem != "table", stem, int(number or 0)
 
 
 def section_html(name: str, title: str, html: str) -> str:

@@ -230,9 +230,19 @@ def test_it_replaces_its_own_page_and_no_other_file(results: Path, capsys: Captu
         assert Path("notes.html").read_text() == content
     assert report.main(["html", "--out", "results"]) == EXIT_BAD_INPUT
     assert "'results' is a folder" in capsys.readouterr().err
+    Path("loop.html").symlink_to("loop.html")
+    assert report.main(["html", "--out", "loop.html"]) == EXIT_BAD_INPUT
+    assert "cannot read what is there, 'loop.html'" in capsys.readouterr().err
     assert report.main(["html", "--out", "made/page.html"]) == EXIT_OK
     assert page.GENERATOR in Path("made/page.html").read_text()
     assert sorted(os.listdir("made")) == ["page.html"]
+
+
+def test_tables_and_figures_are_in_the_order_of_the_paper() -> None:
+    names = ["figure1", "controls", "table14", "table2", "table1", "figure10", "figure2"]
+    order = ["table1", "table2", "table14", "controls", "figure1", "figure2", "figure10"]
+    assert sorted(names, key=page.paper_order) == order
+    assert list(map(page.short_title, ("table14", "controls"))) == ["Table 14", "Controls"]
 
 
 def test_a_report_with_a_section_is_on_the_page(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
