@@ -12,7 +12,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pyt
 QUICK := results/quickstart
 
 .PHONY: help quickstart install test test-all test-cluster lint types table1 table2 table3 table15 \
-  sweep-table1 sweep-table2 sweep-table3 sweep-table15 status clean
+  sweep-table1 sweep-table2 sweep-table3 sweep-table15 report figures status clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -105,6 +105,15 @@ sweep-table3: $(VENV)/.installed  ## Table 3 likewise
 
 sweep-table15: $(VENV)/.installed  ## measure Table 15, all cells anew
 	$(sweep)
+
+report: $(VENV)/.installed  ## results/report.html: every table and figure, and the runs behind each number
+	@$(REPORT) html --results $(RESULTS)
+
+# Figures 3 and 4 are of a finished AdaLoRA run: without one they have nothing to draw, and the others still are made.
+figures: $(VENV)/.installed  ## the paper's Figures 1 to 4 from the records in results/, as SVG and PDF
+	@for figure in figure1 figure2 figure3 figure4; do for form in svg pdf; do \
+	  $(REPORT) $$figure --results $(RESULTS) --out $(RESULTS)/figures/$$figure.$$form || test $$? = 2 || exit 1; \
+	done; done
 
 status: $(VENV)/.installed  ## which cells are done, running, failed, missing
 	@$(REPORT) status --results $(RESULTS)

@@ -50,6 +50,8 @@ examples:
   adalora-report table1 --format latex --out table1.tex   also csv, html, markdown
   adalora-report table1 --select best                     best evaluation at the final budget, not the last step
   adalora-report table15                                  time and memory of training steps, AdaLoRA's over LoRA's
+  adalora-report html                                     results/report.html: all of it, to look at
+  adalora-report figure2 --out figure2.svg                also .png, .pdf, .csv; without --out in the terminal
   adalora-report status                                   done, running, queued, failed, missing
   adalora-report status --watch                           the same, again every 10 seconds until Ctrl-C
   adalora-report choose table1                            the learning rate of each cell, and the runs it came from
@@ -164,8 +166,11 @@ def report(argv: Sequence[str] | None) -> int:
         return watch(lambda: status_text(args, specs, results), args.watch)
     text: str | bytes
     if args.report in reports:
-        text, refused = reports[args.report].make(Request(args, specs, results))
-        out = args.out
+        request = Request(args, specs, results, reports)
+        if reports[args.report].reads == "scope" and args.backbone is not None:
+            known_backbone(args.backbone, records.read_all(results)[0], specs)
+        out = reports[args.report].place(request)
+        text, refused = reports[args.report].make(request)
     elif args.report == "status":
         text, refused = status_text(args, specs, results)
         out = None

@@ -103,11 +103,14 @@ class Scope:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked of ``adalora-report``: the options, all tables by name, and the folder with ``runs/`` in it."""
+    """What was asked of ``adalora-report``: the options, all tables by name, the folder with ``runs/`` in it, and all
+    other reports by name.
+    """
 
     args: argparse.Namespace
     specs: Mapping[str, Spec]
     results: Path
+    reports: Mapping[str, Report] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,8 @@ class Report:
             file that was refused. Raises InputError.
         reads: what it takes beside its own options: ``results`` (``--results``), ``scope`` (``--backbone``, ``--data``
             and ``--protocol`` too) or ``nothing``.
+        place: the request -> the file that the report goes to, None for the terminal; asked first. Raises InputError.
+        section: records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing.
     """
 
     name: str
@@ -127,6 +132,8 @@ class Report:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     make: Callable[[Request], tuple[str | bytes, list[str]]]
     reads: str = "scope"
+    place: Callable[[Request], str | None] = lambda request: request.args.out
+    section: Callable[[Sequence[tuple[Path, RunRecord]], Scope], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -177,9 +184,13 @@ class Cell:
 
     values: tuple[Value, ...]
     runs: tuple[Run, ...] = ()
-    lrs: tuple[float, ...] = ()  # all that were tried with the chosen setting
+    by_lr: Mapping[float, Sequence[Run]] = field(default_factory=dict)  # all that were tried with the chosen setting
     notes: tuple[str, ...] = ()
     more: Mapping[str, Value] = field(default_factory=dict)
+
+    @property
+    def lrs(self) -> tuple[float, ...]:
+        return tuple(sorted(self.by_lr))
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -383,7 +394,7 @@ def cell_of(column: Column, runs: Sequence[Run], paper: Mapping[str, str]) -> Ce
     others = [next(iter(group.values()))[0] for name, group in settings.items() if name != chosen]
     notes = setting_notes(shown[0], others) + lr_notes(lr, by_lr) + edge_notes(lr, list(by_lr))
     notes += duplicate_notes(runs, settings)
-    return Cell(values, shown, tuple(sorted(by_lr)), tuple(notes), more)
+    return Cell(values, shown, by_lr, tuple(notes), more)
 
 
 Setting = tuple[bool, int, str]

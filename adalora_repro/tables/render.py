@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from adalora_repro.tables.base import Table
-from adalora_repro.tables.layout import DIFFERENCE, PAPER, SPREAD, Block, Line, Part, Sheet, long_rows, sheet_of
+from adalora_repro.tables.layout import DIFFERENCE, OURS, PAPER, SPREAD, Block, Line, Part, Sheet, long_rows, sheet_of
 
 FORMATS = ("markdown", "latex", "csv", "html")
 FILL = "Cells without a record of ours are filled by the commands below"
@@ -36,9 +36,9 @@ def render_sheet(sheet: Sheet, form: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Line breaks and tabs become blanks; other control and direction characters a question mark."""
+    """Line breaks and tabs become blanks; control and direction characters, and what is none, a question mark."""
     text = re.sub(r"[\n\r\t]+", " ", text)
-    return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else c for c in text)
+    return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") else c for c in text)
 
 
 def fill_title(sheet: Sheet) -> str:
@@ -205,40 +205,74 @@ def escape_html(text: str) -> str:
 
 def to_html(sheet: Sheet) -> str:
     """One page that needs nothing else: no script, no font, no network."""
-    top = "".join(f'<th scope="col">{escape_html(a)}<br>{escape_html(b)}</th>' for a, b in sheet.heading)
     lines = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape_html(sheet.title)}</title>",
         f"<style>{STYLE}</style></head><body>",
-        '<div class="wide"><table>',
-        f"<caption>{escape_html(sheet.caption)}</caption>",
-        f'<thead><tr><th scope="col">Method</th><th scope="col"></th>{top}</tr></thead>',
+        *html_table(sheet),
+        *html_notes(sheet),
     ]
-    budget = None
-    for block in sheet.blocks:
-        if block.budget != budget:
-            lines += ["</tbody>"] * (budget is not None) + ["<tbody>"]
-            budget = block.budget
-        lines += html_rows(block)
-    lines += ["</tbody>"] * (budget is not None)
-    lines += ["</table></div>", "<ul>", *(f"<li>{escape_html(note)}</li>" for note in sheet.notes), "</ul>"]
     if sheet.commands:
         commands = "\n".join(escape_html(line) for line in sheet.commands)
         lines += [f"<p>{escape_html(fill_title(sheet))}:</p>", f"<pre><code>{commands}</code></pre>"]
     return "\n".join([*lines, "</body></html>"]) + "\n"
 
 
-def html_rows(block: Block) -> list[str]:
+#: (place of the block, place of its cell) -> address of what is behind our number there, None for nothing
+Links = Callable[[int, int], str | None]
+
+
+def html_table(sheet: Sheet, links: Links = lambda block, cell: None) -> list[str]:
+    top = "".join(f'<th scope="col">{escape_html(a)}<br>{escape_html(b)}</th>' for a, b in sheet.heading)
+    lines = [
+        '<div class="wide"><table>',
+        f"<caption>{escape_html(sheet.caption)}</caption>",
+        f'<thead><tr><th scope="col">Method</th><th scope="col"></th>{top}</tr></thead>',
+    ]
+    budget = None
+    for place, block in enumerate(sheet.blocks):
+        if block.budget != budget:
+            lines += ["</tbody>"] * (budget is not None) + ["<tbody>"]
+            budget = block.budget
+        lines += html_rows(block, [links(place, i) for i in range(len(sheet.heading))])
+    return [*lines, *["</tbody>"] * (budget is not None), "</table></div>"]
+
+
+def html_notes(sheet: Sheet) -> list[str]:
+    return ["<ul>", *(f"<li>{escape_html(note)}</li>" for note in sheet.notes), "</ul>"]
+
+
+def html_rows(block: Block, links: Sequence[str | None]) -> list[str]:
+    """The lines of a row; ``links`` of the cells lie on the line of ours."""
     rows = []
     for i, line in enumerate(block.lines):
         kind = "spread" if line.label == SPREAD else line.label
         name = f'<th scope="rowgroup" rowspan="{len(block.lines)}">{escape_html(block.name)}</th>' if i == 0 else ""
-        cells = "".join(f"<td>{'/'.join(html_part(part) for part in cell)}</td>" for cell in line.cells)
+        hrefs = links if line.label == OURS else [None] * len(line.cells)
+        cells = "".join(html_cell(cell, href) for cell, href in zip(line.cells, hrefs, strict=True))
         label = f'<td class="label">{escape_html(line.label)}</td>'
         rows.append(f'<tr class="{kind}{" first" * (i == 0)}">{name}{label}{cells}</tr>')
     return rows
+
+
+def html_cell(cell: Sequence[Part], href: str | None) -> str:
+    text = "/".join(html_part(part) for part in cell)
+    return f'<td><a href="{escape_html(href)}">{text}</a></td>' if href else f"<td>{text}</td>"
+
+
+def html_values(rows: Sequence[Sequence[str]]) -> str:
+    """A plain table of texts; the first row is its heading, the first cell of the others names the row."""
+    head = "".join(f'<th scope="col">{escape_html(text)}</th>' for text in rows[0])
+    lines = [
+        f'<tr><th scope="row">{escape_html(name)}</th>{"".join(f"<td>{escape_html(text)}</td>" for text in rest)}</tr>'
+        for name, *rest in rows[1:]
+    ]
+    return (
+        f'<div class="wide"><table class="values"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
 
 
 def html_part(part: Part) -> str:

@@ -69,7 +69,9 @@ def test_the_wheel_holds_all_that_is_needed(source: Path, wheel: Path) -> None:
     numbers = files("adalora_repro/tables/paper/*.csv")
     assert len(configurations) > 50
     assert len(numbers) == 8
-    assert configurations | numbers | files("adalora_repro/**/*.py", "hydra_plugins/*.py") == names
+    assets = files("adalora_repro/tables/assets/*")
+    assert len(assets) == 3
+    assert configurations | numbers | assets | files("adalora_repro/**/*.py", "hydra_plugins/*.py") == names
 
 
 def test_an_editable_install_leads_to_the_package_and_the_sweeper(source: Path, tmp_path: Path) -> None:
@@ -101,6 +103,9 @@ def test_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
     assert "conf/tuned/mnli_adalora.yaml" in plan
     table = program(installed, tmp_path, "adalora-report", "table1")
     assert "88.86" in table  # a number of the paper
+    program(installed, tmp_path, "adalora-report", "html", "--out", "page.html")
+    assert "textContent" in (tmp_path / "page.html").read_text(encoding="utf-8")  # the script came along
+    (tmp_path / "page.html").unlink()
     assert list(tmp_path.iterdir()) == []
 
 

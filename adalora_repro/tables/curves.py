@@ -1,0 +1,65 @@
+"""Curves of a run, from the lines of its ``log.jsonl``. A damaged line (a run killed while it wrote) is passed over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+LOG_NAME = "log.jsonl"
+T = TypeVar("T")
+
+
+class Point(NamedTuple):
+    step: int
+    value: float
+
+
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most ``most`` of ``items`` at even distances, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def losses(folder: Path, most: int) -> list[Point]:
+    """Training loss against step, thinned to ``most`` points before anything is parsed: logs can be long."""
+    return [
+        Point(values["t"], float(values["loss"]))
+        for values in parsed(evenly(lines_with(folder, b'"loss"'), most))
+        if is_number(values.get("loss"))
+    ]
+
+
+def orthogonality(folder: Path, side: str, place: int) -> list[Point]:
+    """||PᵀP - I||² (``side`` P) or ||QQᵀ - I||² (Q) of the matrix at ``place`` of the rank pattern."""
+    name = f"orthogonality_{side}"
+    points = []
+    for values in parsed(lines_with(folder, name.encode())):
+        errors = values.get(name)
+        if isinstance(errors, list) and place < len(errors) and is_number(errors[place]):
+            points.append(Point(values["t"], float(errors[place])))
+    return points
+
+
+def lines_with(folder: Path, word: bytes) -> list[bytes]:
+    try:
+        return [line for line in (folder / LOG_NAME).read_bytes().splitlines() if word in line]
+    except OSError:
+        return []
+
+
+def parsed(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
+    """The JSON objects among ``lines`` that have a step."""
+    for line in lines:
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(values, dict) and type(values.get("t")) is int:
+            yield values
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

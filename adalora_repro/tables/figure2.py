@@ -1,0 +1,250 @@
+"""Figure 2: score against budget, AdaLoRA beside LoRA on every matrix: MNLI-m, SQuAD 2.0 (F1), XSum (ROUGE-2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adalora_repro.tables.base import (
+    METHOD_NAMES,
+    Request,
+    Row,
+    Scope,
+    Spec,
+    Table,
+    Value,
+    choose_scope,
+    compile_table,
+    lr_text,
+)
+from adalora_repro.tables.drawing import MARKERS, SERIES, Figure, Records, gid, inline, report_of, titled
+from adalora_repro.tables.layout import CAVEATS, command, fixed, seeds_text, signed
+from adalora_repro.tables.table1 import SPEC as GLUE
+from adalora_repro.tables.table2 import SPEC as SQUAD
+from adalora_repro.tables.table3 import SPEC as SUMMARIES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+TITLE = "Figure 2: score against budget"
+METHODS = ("lora", "adalora")
+#: printed in section 4.4 alone: (task, method, budget, score); no table has this budget
+PAPER_TEXT = (("squad_v2", "adalora", "4.65%", 88.89),)
+NOTES = (
+    "x: the budget's name in the paper, on a log axis: methods do not hold exactly as many parameters, and another "
+    "backbone holds other counts at the same name. Runs at a size of their own have no place here.",
+    "paper: its Tables 1, 2 and 3; of the budgets that Figure 2 alone shows, the text prints one, AdaLoRA's 88.89 F1 "
+    "on SQuADv2.0 at 4.65%.",
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One metric of one table: ``place`` of its column, ``metric`` of the column's metrics; ``unit`` of its budgets."""
+
+    title: str
+    spec: Spec
+    place: int
+    metric: int
+    unit: str
+
+    @property
+    def task(self) -> str:
+        return self.spec.columns[self.place].task
+
+
+def panel(title: str, spec: Spec, task: str, metric: str, unit: str) -> Panel:
+    place = next(i for i, column in enumerate(spec.columns) if column.task == task)
+    return Panel(title, spec, place, spec.columns[place].metrics.index(metric), unit)
+
+
+PANELS = (
+    panel("MNLI-m accuracy", GLUE, "mnli", "accuracy_m", "M"),
+    panel("SQuADv2.0 F1", SQUAD, "squad_v2", "f1", "%"),
+    panel("XSum ROUGE-2", SUMMARIES, "xsum", "rouge2", "%"),
+)
+
+
+def figure(tables: Sequence[tuple[Panel, Table]]) -> Figure:
+    points = tuple(point for panel, table in tables for point in points_of(panel, table))
+    heading = ("task", "method", "budget", "ours", "± sd", "seeds", "lr", "paper", "difference")
+    where = "; ".join(
+        f"{panel.title} {table.scope.backbone}, data {table.scope.data}, protocol {table.scope.protocol}"
+        for panel, table in tables
+    )
+    caveats = dict.fromkeys(
+        CAVEATS[table.scope.data]
+        for panel, table in tables
+        if table.scope.data in CAVEATS and any(row.cells[panel.place].runs for row in table.rows)
+    )
+    return Figure(
+        "figure2",
+        TITLE,
+        f"{where}.{''.join(caveats)}",
+        points,
+        (heading, *lines(points)),
+        lambda canvas: draw(canvas, points, [panel for panel, _ in tables]),
+        (3.4 * len(tables) + 0.4, 3.2),
+        NOTES,
+        tuple(gaps(panel, table) for panel, table in tables if gaps(panel, table)),
+    )
+
+
+def points_of(panel: Panel, table: Table) -> list[dict[str, Any]]:
+    points = []
+    for row in table.rows:
+        if row.method in METHODS and size(row.budget, panel.unit) is not None:
+            cell = row.cells[panel.place]
+            value = cell.values[panel.metric]
+            if value.paper is not None:
+                points.append(paper_point(panel, row.method, row.budget, value.paper))
+            if cell.runs:
+                points.append(our_point(panel, row, value))
+    points += [paper_point(panel, m, budget, score) for task, m, budget, score in PAPER_TEXT if task == panel.task]
+
+    def order(point: dict[str, Any]) -> tuple[Any, ...]:
+        return METHODS.index(point["method"]), size(point["budget"], panel.unit), point["of"]
+
+    return sorted(points, key=order)
+
+
+def size(budget: str, unit: str) -> float | None:
+    """0.3M -> 0.3, 0.08% -> 0.08; None for a name in another unit, or of no budget."""
+    try:
+        return float(budget[:-1]) if budget.endswith(unit) else None
+    except ValueError:
+        return None
+
+
+def paper_point(panel: Panel, method: str, budget: str, score: float) -> dict[str, Any]:
+    return common(panel, "paper", method, budget) | {
+        "mean": score,
+        "sd": None,
+        "seeds": "",
+        "lr": None,
+        "params": None,
+        "record": "",
+    }
+
+
+def our_point(panel: Panel, row: Row, value: Value) -> dict[str, Any]:
+    cell = row.cells[panel.place]
+    first = cell.runs[0]
+    return common(panel, "ours", row.method, row.budget) | {
+        "mean": value.mean,
+        "sd": value.sd,
+        "seeds": seeds_text(cell.seeds),
+        "lr": float(first.key["lr"]),
+        "params": first.record.params.get("method"),
+        "record": str(first.path),
+    }
+
+
+def common(panel: Panel, of: str, method: str, budget: str) -> dict[str, Any]:
+    return {"panel": panel.title, "task": panel.task, "of": of, "method": method, "budget": budget}
+
+
+def lines(points: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Ours and the paper's of one budget in one line."""
+    decimals = {panel.task: panel.spec.decimals for panel in PANELS}
+    places: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    for point in points:
+        places.setdefault((point["task"], point["method"], point["budget"]), {})[point["of"]] = point
+    told: list[tuple[str, ...]] = []
+    for (task, method, budget), of in places.items():
+        ours, paper = of.get("ours", {}), of.get("paper", {})
+        value = Value(ours.get("mean"), ours.get("sd"), paper.get("mean"))
+        told.append(
+            (
+                task,
+                METHOD_NAMES[method],
+                budget,
+                fixed(value.mean),
+                fixed(value.sd),
+                ours.get("seeds", ""),
+                lr_text(ours["lr"]) if ours else "",
+                printed(value.paper, decimals[task]),
+                "" if value.difference is None else signed(value.difference),
+            )
+        )
+    return told
+
+
+def printed(score: float | None, decimals: int) -> str:
+    """With the decimals of the paper's table, or the two that its text has."""
+    return fixed(score, decimals if score is None or round(score, decimals) == score else 2)
+
+
+def gaps(panel: Panel, table: Table) -> str:
+    """The command for the paper's budgets without a run of ours."""
+    rows = [row for row in table.rows if row.method in METHODS and row.in_paper and not row.cells[panel.place].runs]
+    budgets = list(dict.fromkeys(row.budget for row in rows))
+    methods = [method for method in METHODS if any(row.method == method for row in rows)]
+    return command([panel.task], methods, budgets, table.scope) if rows else ""
+
+
+def draw(canvas: Canvas, points: Sequence[dict[str, Any]], panels: Sequence[Panel]) -> None:
+    """Ours filled with a bar of one standard deviation, the paper's hollow and dashed."""
+    from matplotlib.ticker import NullLocator
+
+    grid = canvas.subplots(1, len(panels), squeeze=False)
+    for axes, panel in zip(grid[0], panels, strict=True):
+        ticks: dict[float, str] = {}
+        for method, colour, marker in zip(METHODS, SERIES, MARKERS, strict=False):
+            for of, style in (("paper", "--"), ("ours", "-")):
+                chosen = [
+                    (size(point["budget"], panel.unit) or 0.0, i)
+                    for i, point in enumerate(points)
+                    if (point["panel"], point["method"], point["of"]) == (panel.title, method, of)
+                ]
+                if not chosen:
+                    continue
+                chosen.sort()
+                x, places = [x for x, _ in chosen], [i for _, i in chosen]
+                ticks |= {at: points[i]["budget"] for at, i in chosen}
+                face = "none" if of == "paper" else colour
+                name = f"{METHOD_NAMES[method]}, {of}"
+                look = {"color": colour, "linewidth": 1.2, "linestyle": style}
+                axes.plot(x, [points[i]["mean"] for i in places], **look)
+                axes.plot([], [], marker=marker, markerfacecolor=face, label=name, **look)
+                for at, i in chosen:
+                    if points[i]["sd"] is not None:
+                        axes.errorbar(at, points[i]["mean"], points[i]["sd"], color=colour, capsize=3, linewidth=1)
+                    axes.plot(
+                        at, points[i]["mean"], marker, color=colour, markerfacecolor=face, markersize=6, gid=gid(i)
+                    )
+        axes.set_xscale("log")
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(axis="y")
+        axes.set_xlabel("budget")
+        titled(axes, panel.title)
+    handles, names = grid[0][0].get_legend_handles_labels()
+    for axes in grid[0][1:]:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            if name not in names:
+                handles.append(handle)
+                names.append(name)
+    canvas.legend(handles, names, loc="outside lower center", ncols=2 if len(panels) == 1 else 4)
+
+
+def compile_figure(found: Records, request: Request) -> Figure:
+    args = request.args
+    wish = Scope("", "", args.protocol, results=request.results)
+    scopes = [(panel, choose_scope(panel.spec, found, args.backbone, args.data, wish)) for panel in PANELS]
+    return figure([(panel, compile_table(panel.spec, found, scope)) for panel, scope in scopes])
+
+
+def section(found: Records, scope: Scope) -> str:
+    """Only panels with a run of ours: the others would show the paper alone."""
+    tables = [(panel, compile_table(panel.spec, found, scope)) for panel in PANELS]
+    filled = [
+        (panel, table)
+        for panel, table in tables
+        if any(row.cells[panel.place].runs for row in table.rows if row.method in METHODS)
+    ]
+    return inline(figure(filled), scope.results) if filled else ""
+
+
+REPORT = report_of("figure2", TITLE, compile_figure, section)

@@ -1,0 +1,315 @@
+"""Figures 1 to 4: their points from records, and every form they come in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from fake_records import make, save
+from hypothesis import given
+from hypothesis import strategies as st
+
+import adalora_repro
+from adalora_repro import records, report
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
+from adalora_repro.tables import drawing, figure1, figure2, figure3, figure4
+from adalora_repro.tables.base import Run, Scope, compile_table, paper_rows
+from adalora_repro.tables.curves import evenly, losses, orthogonality
+
+ROOT = Path(adalora_repro.__file__).parent.parent
+SCOPE = Scope("minilm", "local")
+ENCODER = ("q", "k", "v", "attn_out", "ffn_in", "ffn_out")
+DECODER = (*ENCODER[:4], "cross_q", "cross_k", "cross_v", "cross_out", *ENCODER[4:])
+Captured = pytest.CaptureFixture[str]
+
+
+def pattern(stack: str = "encoder", layers: int = 2, roles: Sequence[str] = ENCODER) -> dict[str, int]:
+    names = [f"{stack}.{layer}.{role}" for layer in range(layers) for role in roles]
+    return {name: place % 7 for place, name in enumerate(names)}
+
+
+def adalora(**changes: Any) -> Any:
+    return make(method="adalora", rank_pattern=changes.pop("rank_pattern", pattern()), **changes)
+
+
+def write_log(folder: Path, size: int, steps: Sequence[int], kept: float = 0.1) -> None:
+    """What training writes: lines of steps with both norms of every matrix, an evaluation, half a line at the end."""
+    lines = [
+        {"t": t, "loss": 1 / t, "orthogonality_P": [kept / t] * size, "orthogonality_Q": [0.0] + [kept] * (size - 1)}
+        for t in steps
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, {"t": steps[-1], "evaluation": {"loss": 9.0}}])
+    (folder / "log.jsonl").write_text(text + '{"t": 99, "loss": 0.')
+
+
+def run_of(results: Path, record: Any) -> Run:
+    return Run(save(results, record), record)
+
+
+# --- points -----------------------------------------------------------------------------------------------------------
+
+
+def test_figure1_has_a_point_for_each_choice_of_matrices(tmp_path: Path) -> None:
+    for seed, score in enumerate((0.80, 0.82)):
+        settings = {"method.targets": ["q"], "method.layers": None}
+        save(tmp_path, make(score, task="mnli", budget="r15-q", seed=seed, settings=settings))
+    settings = {"method.targets": ["ffn_in"]}
+    params = {"method": 276_480, "total": 1}
+    save(tmp_path, make(0.9, task="mnli", budget="r6-ffn_in", settings=settings, params=params))
+    save(tmp_path, make(0.7, task="mnli", budget="r10-10.11", settings={"method.layers": [10, 11]}))
+    save(tmp_path, make(0.6, task="mnli", budget="r10-2.3", settings={"method.layers": [2, 3]}))
+    save(tmp_path, make(0.5, task="mnli"))  # every matrix
+    save(tmp_path, make(0.5, task="rte", budget="r15-q", settings={"method.targets": ["q"]}))  # another task
+    both = {"method.targets": ["q"], "method.layers": [0]}
+    save(tmp_path, make(0.5, task="mnli", budget="r15-q-0", settings=both))  # neither panel
+    found, _ = records.read_all(tmp_path)
+    figure = figure1.figure(found, SCOPE, "mnli")
+    assert [point["choice"] for point in figure.points] == ["q", "ffn_in", "2, 3", "10, 11"]
+    first = figure.points[0]
+    assert (first["accuracy_m"], first["sd"], first["seeds"]) == (pytest.approx(81), pytest.approx(2**0.5), "0, 1")
+    assert figure.table[2] == ("ffn_in", "0.28M", "90.00", "90.00", "–", "0", "1e-3")
+    assert any("not at one budget" in note for note in figure.notes)  # 276,480 and 331,776
+    assert any("prints none of its numbers" in note for note in figure.notes)
+    assert figure.commands == ()
+
+
+def test_figure2_has_the_papers_points_and_ours_at_the_same_budgets(tmp_path: Path) -> None:
+    for seed, score in enumerate((0.80, 0.82)):
+        save(tmp_path, make(score, task="mnli", method="adalora", seed=seed))
+    save(tmp_path, make(0.5, task="mnli", budget="0.16%"))  # another table's budget: another axis
+    save(tmp_path, make(0.5, task="mnli", budget="r3"))
+    save(tmp_path, make(0.5, task="mnli", method="houlsby"))
+    save(tmp_path, make(70.0, task="squad_v2", budget="0.08%"))
+    found, _ = records.read_all(tmp_path)
+    figure = figure2.figure([(panel, compile_table(panel.spec, found, SCOPE)) for panel in figure2.PANELS])
+    ours = {(p["task"], p["method"], p["budget"]): p["mean"] for p in figure.points if p["of"] == "ours"}
+    assert ours == {("mnli", "adalora", "0.3M"): pytest.approx(81), ("squad_v2", "lora", "0.08%"): 70.0}
+    paper = {(p["task"], p["method"], p["budget"]): p["mean"] for p in figure.points if p["of"] == "paper"}
+    columns = {"table1_glue.csv": "mnli_m", "table2_squad.csv": "squad_v2_f1", "table3_summarization.csv": "xsum_r2"}
+    tasks = dict(zip(columns, ("mnli", "squad_v2", "xsum"), strict=True))
+    printed = {
+        (tasks[name], row["method"], row["budget"]): float(row[column])
+        for name, column in columns.items()
+        for row in paper_rows(name)
+        if row["method"] in ("lora", "adalora")
+    }
+    assert paper == printed | {("squad_v2", "adalora", "4.65%"): 88.89}
+    line = next(line for line in figure.table if line[:3] == ("mnli", "AdaLoRA", "0.3M"))
+    assert line[3:] == ("81.00", "1.41", "0, 1", "1e-3", "90.66", "-9.66")
+    assert next(line for line in figure.table if line[0] == "squad_v2")[7] == "87.5"  # decimals as printed
+    assert "task=mnli method=lora,adalora budget=1.2M,0.3M" in figure.commands[0]
+
+
+def test_figure3_reads_encoders_and_decoders(tmp_path: Path) -> None:
+    ranks = pattern("encoder", 2) | pattern("decoder", 3, DECODER)
+    figure = figure3.figure([run_of(tmp_path, adalora(rank_pattern=ranks))])
+    assert {(p["matrix"]): p["rank"] for p in figure.points} == ranks
+    assert len(figure3.panels_of(figure.points)) == 2
+    assert figure.table[0] == ("run", "stack", "matrix", "0", "1", "2")
+    lines = {line[1:3]: line[3:] for line in figure.table[1:]}
+    assert len(lines) == 6 + 10
+    assert lines["encoder", "Wf2"] == (str(ranks["encoder.0.ffn_out"]), str(ranks["encoder.1.ffn_out"]), "")
+    assert lines["decoder", "Wv cross"] == tuple(str(ranks[f"decoder.{i}.cross_v"]) for i in range(3))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "says"),
+    [
+        ({"encoder.0.query": 3}, "names no matrix"),
+        ({"encoder.0.q": True}, "rank of encoder.0.q is True"),
+        ({"encoder.0.q": -1}, "rank of encoder.0.q is -1"),
+        (None, "has no ranks"),
+    ],
+)
+def test_figure3_refuses_what_is_no_rank(tmp_path: Path, ranks: Any, says: str) -> None:
+    run = run_of(tmp_path, adalora(rank_pattern=ranks))
+    with pytest.raises(InputError, match=re.escape(says)):
+        figure3.figure([run])
+    good = adalora(task="rte", progress={"updated": 5.0})
+    found = [(run.path, run.record), (save(tmp_path, good), good)]
+    section = figure3.section(found, Scope("minilm", "local", results=tmp_path))  # the page shows what it can
+    assert "rte adalora" in section
+    assert "cola" not in section
+
+
+def test_figure4_reads_both_norms_of_the_matrices_asked_for(tmp_path: Path) -> None:
+    run = run_of(tmp_path, adalora())
+    write_log(run.path.parent, len(pattern()), (10, 20, 40))
+    figure = figure4.figure([run])
+    assert {p["matrix"] for p in figure.points} == {"encoder.0.attn_out", "encoder.0.ffn_out"}
+    assert [(p["step"], p["value"]) for p in figure.points[:3]] == [(10, 0.01), (20, 0.005), (40, 0.0025)]
+    assert len(figure.points) == 2 * 2 * 3
+    figure = figure4.figure([run], ["0.q", "encoder.1.v"])
+    assert [line[1] for line in figure.table[1:]] == ["encoder.0.q", "encoder.1.v", "encoder.1.v"]  # Q of 0.q is 0
+    with pytest.raises(InputError, match=r"no matrix '0\.x'; valid: encoder\.0\.q, "):
+        figure4.figure([run], ["0.x"])
+    write_log(run.path.parent, 0, (10,))
+    with pytest.raises(InputError, match="no orthogonality"):
+        figure4.figure([run])
+
+
+def test_figure4_of_a_page_sets_the_newest_run_beside_one_without_the_regularizer(tmp_path: Path) -> None:
+    found = []
+    for place, gamma in enumerate((0.0, 0.1, 0.1)):
+        settings = {"method.gamma": gamma}
+        record = adalora(seed=place, settings=settings, progress={"updated": float(place)}, variant=str(gamma))
+        found.append((save(tmp_path, record), record))
+        write_log(found[-1][0].parent, len(pattern()), (10, 20))
+    section = figure4.section(found, Scope("minilm", "local", results=tmp_path))
+    assert "γ=0.1 seed 2" in section
+    assert "γ=0 seed 0" in section
+    assert "seed 1" not in section
+    assert figure4.section(found[:0], SCOPE) == ""
+
+
+def test_curves_pass_over_what_is_not_theirs(tmp_path: Path) -> None:
+    write_log(tmp_path, 2, (1, 2, 4))
+    assert losses(tmp_path, 100) == [(1, 1.0), (2, 0.5), (4, 0.25)]
+    assert losses(tmp_path, 2)[0] == (1, 1.0)
+    assert orthogonality(tmp_path, "P", 1) == [(1, 0.1), (2, 0.05), (4, 0.025)]
+    assert orthogonality(tmp_path, "P", 2) == []
+    bad = ["[1]", '{"t": "1", "loss": 1}', '{"t": 3, "loss": "x"}', '{"t": 3, "loss": true}', "\xff", '{"t": 3}']
+    (tmp_path / "log.jsonl").write_text("\n".join(bad))
+    assert losses(tmp_path, 100) == []
+    assert losses(tmp_path / "nowhere", 100) == []
+
+
+@given(st.lists(st.integers(), unique=True), st.integers(2, 20))
+def test_thinned_points_keep_both_ends_and_their_order(items: list[int], most: int) -> None:
+    thin = evenly(items, most)
+    assert len(thin) == min(len(items), most)
+    assert thin == sorted(thin, key=items.index)
+    assert (thin[:1], thin[-1:]) == (items[:1], items[-1:])
+
+
+# --- forms ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with results/ that fill every figure."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("results")
+    save(folder, make(0.8, task="mnli", budget="r15-q", settings={"method.targets": ["q"]}))
+    save(folder, make(0.7, task="mnli", seed=1))
+    path = save(folder, adalora(task="mnli", progress={"updated": 2.0}))
+    write_log(path.parent, len(pattern()), (10, 20))
+    save(folder, adalora(task="rte", progress={"updated": 1.0}))
+    return folder
+
+
+FIGURES = ("figure1", "figure2", "figure3", "figure4")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_form(results: Path, capsys: Captured, name: str) -> None:
+    assert report.main([name]) == EXIT_OK
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith(f"Figure {name[-1]}: ")
+    assert report.main([name, "--out", "points.csv"]) == EXIT_OK
+    points = list(csv.DictReader(io.StringIO(Path("points.csv").read_text())))
+    assert any(point["record"].startswith("results/runs/minilm/mnli/") for point in points)
+    for ending, magic in (("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        assert report.main([name, "--out", f"drawn.{ending}"]) == EXIT_OK
+        assert Path(f"drawn.{ending}").read_bytes().startswith(magic)
+    assert report.main([name, "--out", "again", "--format", "svg"]) == EXIT_OK
+    assert Path("again").read_bytes() == Path("drawn.svg").read_bytes()
+    drawn = {element.get("id") for element in ElementTree.parse("drawn.svg").iter()}
+    assert len(drawn & {drawing.gid(i) for i in range(len(points))}) == len(points)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["figure1", "--out", "figure.gif"], ["'.gif'", ".svg", ".png", ".pdf", ".csv", "--format"]),
+        (["figure1", "--out", "figure"], ["ending of --out", ".svg"]),
+        (["figure1", "--task", "cola", "--format", "svg"], ["nothing to draw", "adalora-run -m +sweep=figure1"]),
+        (["figure1", "--task", "squad"], ["squad", "mnli"]),
+        (["figure2", "--format", "png"], ["--out FILE"]),
+        (["figure2", "--format", "jpeg"], ["jpeg", "svg"]),
+        (["figure3", "nowhere"], ["no run 'nowhere'", "folder of a run"]),
+        (["figure3", "results/failed.json"], ["not finished (status failed)"]),
+        (["figure3", "results/torn.json"], ["results/torn.json"]),
+        (["figure3", "--backbone", "bart-large", "--format", "svg"], ["nothing to draw", "method=adalora"]),
+        (["figure2", "--backbone", "minilmm"], ["unknown backbone 'minilmm'", "deberta-v3-base"]),
+        (["figure4", "--matrix", "7.q"], ["no matrix '7.q'", "encoder.1.ffn_out"]),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    results: Path, capsys: Captured, words: list[str], says: list[str]
+) -> None:
+    failed = make(status="failed", error="x", final=None)
+    (results / "failed.json").write_text(json.dumps(failed.to_json()))
+    (results / "torn.json").write_text('{"final": ')
+    assert report.main(words) == EXIT_BAD_INPUT
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("adalora-report: error: ")
+    assert len(err.splitlines()) == 1
+    for text in says:
+        assert text in err
+
+
+def test_runs_may_be_folders_or_records_and_the_newest_is_the_default(results: Path, capsys: Captured) -> None:
+    folder = next((results / "runs/minilm/rte").glob("**/metrics.json")).parent
+    assert report.main(["figure3"]) == EXIT_OK
+    assert "mnli adalora" in capsys.readouterr().out
+    assert report.main(["figure3", str(folder), str(folder / "metrics.json")]) == EXIT_OK
+    out = capsys.readouterr().out
+    assert "rte adalora" in out
+    assert "mnli" not in out.split("- The paper")[0]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_without_records_a_command_is_named(tmp_path: Path, capsys: Captured, name: str) -> None:
+    (tmp_path / "runs").mkdir()
+    assert report.main([name, "--results", str(tmp_path)]) == EXIT_OK
+    assert "  adalora-run " in capsys.readouterr().out
+
+
+def test_points_alone_need_no_matplotlib(results: Path) -> None:
+    code = (
+        "import sys; from adalora_repro import report; "
+        "code = sum(report.main([f'figure{n}', '--format', form]) for n in (1, 2, 3, 4) for form in ('text', 'csv')); "
+        "sys.exit(code or 'matplotlib' in sys.modules or 'numpy' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_in_a_page_names_are_apart_and_colours_are_the_pages(results: Path) -> None:
+    found, _ = records.read_all(results)
+    evil = adalora(task="rte", budget='"><b>\u202e\uffffevil')
+    drawn = [
+        figure3.section(found, Scope("minilm", "local", results=results)),
+        figure4.section(found, Scope("minilm", "local", results=results)),
+    ]
+    path = results / "runs/x/metrics.json"
+    drawn.append(drawing.inline(figure3.figure([Run(path, evil)]), results))
+    svgs = [ElementTree.fromstring(re.search("<svg.*</svg>", html, re.DOTALL)[0]) for html in drawn]
+    ids = [[e.get("id") for e in svg.iter() if e.get("id")] for svg in svgs]
+    everything = [name for names in ids for name in names]
+    assert len(everything) == len(set(everything))
+    for svg, names in zip(svgs, ids, strict=True):
+        text = ElementTree.tostring(svg, encoding="unicode")
+        used = re.findall(r"url\(#([^)]+)\)", text) + [e.get("href", "")[1:] for e in svg.iter(f"{{{drawing.SVG}}}use")]
+        assert used
+        assert set(used) <= set(names)
+        assert not re.search("#[0-9a-f]{6}[^0-9a-f]", re.sub("#ffffff", "", text))
+        assert "currentColor" in text
+    titles = [e.text for e in svgs[0].iter(f"{{{drawing.SVG}}}title")]
+    assert any("matrix encoder.1.ffn_out; stack encoder; layer 1; role ffn_out; rank 4" in (t or "") for t in titles)
+    assert "<b>" not in drawn[2]
+    assert "\u202e" not in drawn[2]
