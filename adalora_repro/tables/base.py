@@ -124,7 +124,8 @@ class Report:
         reads: what it takes beside its own options: ``results`` (``--results``), ``scope`` (``--backbone``, ``--data``
             and ``--protocol`` too) or ``nothing``.
         place: the request -> the file that the report goes to, None for the terminal; asked first. Raises InputError.
-        section: records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing.
+        section: records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing. ``common``:
+            the folder of results -> the same, of what belongs to no scope.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Report:
     reads: str = "scope"
     place: Callable[[Request], str | None] = lambda request: request.args.out
     section: Callable[[Sequence[tuple[Path, RunRecord]], Scope], str] | None = None
+    common: Callable[[Path], str] | None = None
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from adalora_repro.tables.base import (
 from adalora_repro.tables.curves import losses
 from adalora_repro.tables.drawing import Records, run_link, run_name
 from adalora_repro.tables.layout import Sheet, budgets_of, command, filled_columns, fixed, plural, sheet_of
+from adalora_repro.tables.marks import with_marks
 from adalora_repro.tables.render import clean, escape_html, html_notes, html_table, html_values
 from adalora_repro.tables.status import HEADINGS, SYMBOLS, State, first_line, state_of
 
@@ -92,11 +93,12 @@ def make(request: Request) -> tuple[str, list[str]]:
     scopes = scopes_of(found, request, specs[0])
     parts = []
     for number, scope in enumerate(scopes):
-        tables = [compile_table(spec, found, scope) for spec in specs]
+        tables = [with_marks(compile_table(spec, found, scope)) for spec in specs]
         refused += [line for table in tables for line in table.refused]
         parts.append(scope_part(f"s{number}", scope, tables, sections, found, states, data))
     refused = list(dict.fromkeys(refused))
-    return page(scopes, parts, states, refused, data), refused
+    common = [(report, html) for report in sections if report.common and (html := report.common(request.results))]
+    return page(scopes, parts, common, states, refused, data), refused
 
 
 def scopes_of(found: Records, request: Request, first: Spec) -> list[Scope]:
@@ -446,7 +448,12 @@ def asset(name: str) -> str:
 
 
 def page(
-    scopes: Sequence[Scope], parts: Sequence[Part], states: Sequence[State], refused: Sequence[str], data: Data
+    scopes: Sequence[Scope],
+    parts: Sequence[Part],
+    common: Sequence[tuple[Report, str]],
+    states: Sequence[State],
+    refused: Sequence[str],
+    data: Data,
 ) -> str:
     script = asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -459,7 +466,12 @@ def page(
     chooser = f'<nav class="scopes" aria-label="Backbone, data and protocol"><ul>{choices}</ul></nav>' * (
         len(parts) > 1
     )
+    navigation += "".join(
+        f'<ul><li><a href="#{report.name}">{escape_html(short_title(report.name))}</a></li></ul>'
+        for report, _ in common
+    )
     articles = "\n".join(part.html for part in parts)
+    articles += "".join(f"\n{section_html(report.name, report.title, html)}" for report, html in common)
     return "\n".join(
         [
             "<!DOCTYPE html>",

@@ -19,7 +19,7 @@ from adalora_repro.cost_record import CostRecord
 from adalora_repro.errors import one_of
 from adalora_repro.tables.base import METHOD_NAMES, Report, Request, Scope, number, paper_rows
 from adalora_repro.tables.layout import NONE, OURS, PAPER, Block, Line, Part, Sheet, command, plural
-from adalora_repro.tables.render import FORMATS, render_sheet, to_csv
+from adalora_repro.tables.render import FORMATS, html_notes, html_table, render_sheet, to_csv
 
 TITLE = "Reproduction of Table 15, cost of training"
 BACKBONE = "deberta-v3-base"
@@ -86,7 +86,18 @@ def make(request: Request) -> tuple[str, list[str]]:
     return render_sheet(sheet_of(rows, found, backbone, said, commands), args.format), refused
 
 
-REPORT = Report("table15", TITLE, add_arguments, make, reads="results")
+def common(results: Path) -> str:
+    """For the page of all reports: every backbone that was measured; files refused are named by this report alone."""
+    records, _ = cost_record.read_all(results)
+    lines = []
+    for backbone in sorted({record.key["backbone"] for _, record in records}):
+        found = sort_in((path, record) for path, record in records if record.key["backbone"] == backbone)
+        sheet = sheet_of(rows_of(found, only_filled=True), found, backbone, [], [])
+        lines += [*html_table(sheet), *html_notes(sheet)]
+    return "\n".join(lines)
+
+
+REPORT = Report("table15", TITLE, add_arguments, make, reads="results", common=common)
 
 
 # -- which measurements --------------------------------------------------------------------------------------------

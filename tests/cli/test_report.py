@@ -146,7 +146,7 @@ def test_select_best_data_and_protocol(results: Path, capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], ["say which report", "table1, table2, table3", "compare, check-paper", "table15", "status", "html"]),
+        ([], ["say which report", "table1, table2, table3", "compare", "check-paper", "table15", "status", "html"]),
         (["compare", "nowhere", "elsewhere"], ["no record 'nowhere'", "metrics.json"]),
         (["compare", "nowhere"], ["RUN_B"]),
         (["tabel1"], ["tabel1", "table1", "status"]),
