@@ -11,12 +11,12 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 QUICK := results/quickstart
 
-.PHONY: help quickstart install test test-all lint types table1 table2 table3 \
-  sweep-table1 sweep-table2 sweep-table3 status clean
+.PHONY: help quickstart install test test-all lint types table1 table2 table3 table4 table5 table14 controls \
+  sweep-table1 sweep-table2 sweep-table3 sweep-table4 sweep-table5 sweep-table14 sweep-controls status clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -70,7 +70,7 @@ done
 @cat $(TABLE).md; echo; echo "written: $(TABLE).{md,tex,csv,html}"
 endef
 
-table1 table2: BACKBONE ?= deberta-v3-base
+table1 table2 table4 table5 table14 controls: BACKBONE ?= deberta-v3-base
 table3: BACKBONE ?= bart-large
 
 table1: $(VENV)/.installed  ## Table 1 (GLUE) from the records in results/, in four formats (BACKBONE=…)
@@ -80,6 +80,18 @@ table2: $(VENV)/.installed  ## Table 2 (SQuAD 1.1 and 2.0) likewise
 	$(table)
 
 table3: $(VENV)/.installed  ## Table 3 (XSum, CNN/DailyMail) likewise
+	$(table)
+
+table4: $(VENV)/.installed  ## Table 4 (pruned LoRA, scores of importance) likewise
+	$(table)
+
+table5: $(VENV)/.installed  ## Table 5 (SVD adaptation, regularizer, allocation) likewise
+	$(table)
+
+table14: $(VENV)/.installed  ## Table 14 (the matrices that LoRA adapts) likewise
+	$(table)
+
+controls: $(VENV)/.installed  ## controls beyond the paper, likewise
 	$(table)
 
 # Every run of a table, one after the other or as Hydra's launcher has it; ARGS are words of adalora-run:
@@ -95,6 +107,18 @@ sweep-table2: $(VENV)/.installed  ## Table 2 likewise
 	$(sweep)
 
 sweep-table3: $(VENV)/.installed  ## Table 3 likewise
+	$(sweep)
+
+sweep-table4: $(VENV)/.installed  ## Table 4 likewise
+	$(sweep)
+
+sweep-table5: $(VENV)/.installed  ## Table 5 likewise
+	$(sweep)
+
+sweep-table14: $(VENV)/.installed  ## Table 14 likewise
+	$(sweep)
+
+sweep-controls: $(VENV)/.installed  ## the controls likewise, but for the ranks of another run
 	$(sweep)
 
 status: $(VENV)/.installed  ## which cells are done, running, failed, missing

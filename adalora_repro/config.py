@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import MISSING
 
 GROUPS = ("task", "method", "budget", "backbone", "data", "protocol", "tuned")
@@ -23,6 +24,7 @@ class TaskConfig:
     name: str = MISSING
     family: str = MISSING  # module in tasks/: glue, squad, summarization
     budgets: str = MISSING  # budget family: glue, qa, nlg
+    more_budgets: list[str] = field(default_factory=list)  # families that are valid too
     auto_model: str = MISSING  # transformers' auto class that carries the right head
     head: dict[str, Any] = field(default_factory=dict)  # what the model's configuration must know of the task
     hub: str = MISSING  # data set on the hub, its configuration and pinned revision
@@ -137,9 +139,19 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     results: ResultsConfig = field(default_factory=ResultsConfig)
+    recipe: dict[str, Any] = field(default_factory=dict)  # AdaLoRA's of the task, for YAMLs that take some of it
     seed: int = 0
     dry_run: bool = False
     force: bool = False
+
+
+def base_files(group: str, choice: str) -> list[Path]:
+    """The file of a choice, then those of its group that it is built on (``defaults``); the first with a key wins."""
+    path = resource("conf") / group / f"{choice}.yaml"
+    if not path.is_file():
+        return []
+    bases = yaml.safe_load(path.read_text()).get("defaults", [])
+    return [path, *(file for base in bases if base != "_self_" for file in base_files(group, str(base)))]
 
 
 def choices_of(group: str) -> list[str]:

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro import plan as planning
-from adalora_repro.config import GROUPS, Config, choices_of, resource
+from adalora_repro.config import GROUPS, Config, base_files, choices_of, resource
 from adalora_repro.console import ALONE_S, complain, launched
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, InputError
 
@@ -266,8 +266,8 @@ def _unknown_setting(key: str) -> str:
         valid += [group for group in GROUPS if group not in valid]
     if parent == "method":
         chosen = next((arg.split("=", 1)[1] for arg in sys.argv[1:] if arg.startswith("method=")), "adalora")
-        path = resource("conf") / "method" / f"{chosen}.yaml"
-        valid = list(OmegaConf.load(path).method) if path.is_file() else []
+        names = (str(name) for path in base_files("method", chosen) for name in OmegaConf.load(path).method)
+        valid = list(dict.fromkeys(names))
     close = difflib.get_close_matches(name, valid, n=1) if name not in valid else []
     hint = f" (did you mean {parent + '.' if parent else ''}{close[0]}?)" if close else ""
     return f"no setting '{key}'{hint}; valid: {', '.join(f'{parent}.{n}' if parent else n for n in valid) or 'none'}"

@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, get_args
 
-from torch import Tensor, nn
+import torch
 
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.inject import freeze_backbone, replace
-from adalora_repro.lowrank import BudgetSchedule, RankAllocator, SVDLinear, orthogonality_penalty
-from adalora_repro.lowrank.layers import drop_left_factors, share_left_factors
-from adalora_repro.lowrank.orthogonality import Form, orthogonality_errors
+from adalora_repro.lowrank import BudgetSchedule, RankAllocator
+from adalora_repro.lowrank.allocator import Allocation, Score
+from adalora_repro.lowrank.layers import drop_left_factors
 from adalora_repro.lowrank.schedule import mask_due
-from adalora_repro.methods.base import BaseMethod, LowRankOptions, require_positive
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from adalora_repro.backbones import Site
+from adalora_repro.methods._svd import SVDMethod, SVDOptions
+from adalora_repro.methods.base import require_positive
 
 
 @dataclass
-class Options(LowRankOptions):
+class Options(SVDOptions):
     """Ranks from the budget; gamma, t_i, t_f and delta_t from ``conf/tuned/``.
 
     ``target_r``: mean rank at the end, b_T = n target_r; ``init_r``: rank of every matrix at the start, b_0 = n init_r;
     ``gamma``: weight of R, eq. (4); ``t_i``, ``t_f``, ``delta_t``: phases in optimizer steps; ``beta1``, ``beta2``:
-    eqs. (9), (10); ``score``: importance | sensitivity | magnitude.
+    eqs. (9), (10); ``score``: importance | sensitivity | magnitude | random; ``allocation``: global | uniform.
     """
 
     target_r: int = 0
     init_r: int = 0
-    gamma: float = 0.1
     t_i: int = -1
     t_f: int = 0
     delta_t: int = 0
     beta1: float = 0.85
     beta2: float = 0.85
     score: str = "importance"
+    allocation: str = "global"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,32 +44,22 @@ class Options(LowRankOptions):
             raise InputError(f"method.t_i must be 0 or more, not {self.t_i}; conf/tuned/ sets it")
         if self.target_r > self.init_r:
             raise InputError(f"method.target_r={self.target_r} exceeds method.init_r={self.init_r}")
-        if self.gamma < 0:
-            raise InputError(f"method.gamma must be 0 or more, not {self.gamma}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"method.{name} must lie in [0, 1), not {getattr(self, name)}")
-        if self.score not in ("importance", "sensitivity", "magnitude"):
-            raise one_of("method.score", self.score, ("importance", "sensitivity", "magnitude"))
+        for name, valid in (("score", get_args(Score)), ("allocation", get_args(Allocation))):
+            if getattr(self, name) not in valid:
+                raise one_of(f"method.{name}", getattr(self, name), valid)
 
 
-class Method(BaseMethod):
+class Method(SVDMethod):
     """``protocol=paper`` scores before the update with the sum of squared norms as R, ``released`` after it with the
     mean norm; the rest of the difference is in ``RankAllocator``."""
 
     def __init__(self, options: Options, protocol: str) -> None:
-        self.options, self.protocol = options, protocol
-        self.layers: dict[str, SVDLinear] = {}
+        super().__init__(options, options.init_r, protocol)
+        self.options = options
         self._allocator: RankAllocator | None = None
-
-    def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
-        freeze_backbone(model)
-        options = self.options
-
-        def make(site: Site, old: nn.Module) -> nn.Module:
-            return SVDLinear(cast(nn.Linear, old), options.init_r, options.alpha, options.init_std)
-
-        self.layers = cast(dict[str, SVDLinear], replace(model, options.matrices(sites), make))
 
     def schedule(self, total_steps: int) -> BudgetSchedule:
         """b(t) for this model and T.
@@ -101,7 +86,7 @@ class Method(BaseMethod):
 
     def plan(self, total_steps: int) -> dict[str, Any]:
         schedule, options = self.schedule(total_steps), self.options
-        per_triplet = [layer.base.in_features + layer.base.out_features + 1 for layer in self.layers.values()]
+        per_triplet = self.per_triplet().values()
         masks = sum(mask_due(schedule, options.delta_t, self.protocol, t) for t in range(schedule.final_step + 1))
         return {
             "n": len(self.layers),
@@ -117,6 +102,13 @@ class Method(BaseMethod):
             "params_final": round(schedule.b_T * sum(per_triplet) / len(per_triplet)),
         }
 
+    def per_triplet(self) -> dict[str, int]:
+        """Parameters of one triplet (of one doublet in LoRA) of each matrix."""
+        return {
+            name: sum(p.numel() for p in layer.parameters() if p.requires_grad) // layer.r
+            for name, layer in self.layers.items()
+        }
+
     def on_train_start(self, total_steps: int) -> None:
         options = self.options
         self._allocator = RankAllocator(
@@ -127,20 +119,16 @@ class Method(BaseMethod):
             options.beta2,
             options.score,  # type: ignore[arg-type]
             self.protocol,  # type: ignore[arg-type]
+            options.allocation,  # type: ignore[arg-type]
+            seed=torch.initial_seed(),  # the run's seed: session.py sets it for all processes alike
         )
-        self._share()
+        self.share()
 
     @property
     def allocator(self) -> RankAllocator:
         if self._allocator is None:
             raise RuntimeError("AdaLoRA's allocator exists from on_train_start on")
         return self._allocator
-
-    def regularizer(self) -> Tensor | None:
-        if self.options.gamma == 0:
-            return None
-        form: Form = "sum_squared" if self.protocol == "paper" else "mean_norm"
-        return self.options.gamma * orthogonality_penalty(self.layers.values(), form)
 
     def before_update(self, t: int) -> None:
         if self.protocol == "paper":
@@ -150,42 +138,30 @@ class Method(BaseMethod):
         if self.protocol == "released":
             self.allocator.observe(t)
         self.allocator.allocate(t)
-        self._share()
+        self.share()
 
     @contextmanager
     def masked(self) -> Iterator[None]:
         with self.allocator.masked():
-            drop_left_factors(list(self.layers.values()))
+            drop_left_factors(self.svd_layers())
             yield
-        self._share()
-
-    def _share(self) -> None:
-        share_left_factors(list(self.layers.values()))
+        self.share()
 
     def at_final_budget(self, t: int) -> bool:
         return self.allocator.at_final_budget(t)
 
     def curve(self, t: int) -> dict[str, Any]:
-        """b_t and, for every matrix, the two errors of Figure 4 (in the order of ``rank_pattern``)."""
-        left, right = orthogonality_errors(self.layers.values())
-        return {
-            "b_t": self.allocator.budget,
-            "orthogonality_P": [float(f"{error:.4g}") for error in left],
-            "orthogonality_Q": [float(f"{error:.4g}") for error in right],
-        }
+        return {"b_t": self.allocator.budget} | super().curve(t)
 
     def state_dict(self) -> dict[str, Any]:
         return self.allocator.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.allocator.load_state_dict(state)
-        self._share()
+        self.share()
 
     def summary(self) -> dict[str, Any]:
         """The rank of every matrix, and the parameters that belong to surviving triplets."""
-        pattern = self.allocator.rank_pattern()
-        params = sum(
-            rank * (self.layers[name].base.in_features + self.layers[name].base.out_features + 1)
-            for name, rank in pattern.items()
-        )
+        pattern, per_triplet = self.allocator.rank_pattern(), self.per_triplet()
+        params = sum(rank * per_triplet[name] for name, rank in pattern.items())
         return {"rank_pattern": pattern, "params": params}

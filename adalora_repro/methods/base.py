@@ -73,6 +73,14 @@ def require_positive(options: object, *names: str) -> None:
             )
 
 
+def require_not_negative(options: object, *names: str) -> None:
+    """Raises InputError for a setting below zero."""
+    for name in names:
+        value = getattr(options, name)
+        if not value >= 0:
+            raise InputError(f"method.{name} must be 0 or more, not {value}")
+
+
 class BaseMethod:
     """A method that has nothing to do but choose what trains; others override what they need.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from adalora_repro.errors import InputError
 from adalora_repro.inject import freeze_backbone, replace
 from adalora_repro.lowrank import LoRALinear
 from adalora_repro.methods.base import BaseMethod, LowRankOptions, require_positive
@@ -20,33 +21,66 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options(LowRankOptions):
-    """``r``: rank of every matrix, from the budget."""
+    """``r``: rank of every matrix, from the budget; or ``rank_pattern``: matrix -> rank, 0 leaves a matrix frozen."""
 
     r: int = 0
+    rank_pattern: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "r")
+        if self.rank_pattern is None:
+            require_positive(self, "r")
+        elif self.r:
+            raise InputError("method.r and method.rank_pattern both say the ranks; one of them is enough")
+
+    def ranks(self, matrices: Sequence[Site]) -> dict[str, int]:
+        """Matrix -> rank.
+
+        Raises:
+            InputError: ``rank_pattern`` is not about these matrices.
+        """
+        names = [site.name for site in matrices]
+        if self.rank_pattern is None:
+            return dict.fromkeys(names, self.r)
+        for found, others, where in (
+            (self.rank_pattern, names, "which this model does not adapt"),
+            (names, self.rank_pattern, "of this model, which the ranks leave out"),
+        ):
+            if wrong := [name for name in found if name not in others]:
+                more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+                raise InputError(f"method.rank_pattern does not fit: {wrong[0]}{more}, {where}")
+        return {name: self.rank_pattern[name] for name in names}
 
 
 class Method(BaseMethod):
     def __init__(self, options: Options, protocol: str) -> None:
         del protocol  # one LoRA
         self.options = options
-        self.names: list[str] = []
+        self.ranks: dict[str, int] = {}
+        self.layers: dict[str, LoRALinear] = {}
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         freeze_backbone(model)
         options = self.options
+        matrices = options.matrices(sites)
+        self.ranks = options.ranks(matrices)
 
         def make(site: Site, old: nn.Module) -> nn.Module:
-            return LoRALinear(cast(nn.Linear, old), options.r, options.alpha, options.init_std)
+            r = self.ranks[site.name]
+            # LoRALinear divides by r: alpha over the mean rank is the scaling of all matrices
+            return LoRALinear(cast(nn.Linear, old), r, options.alpha * (r / self.mean_rank), options.init_std)
 
-        self.names = list(replace(model, options.matrices(sites), make))
+        adapted = [site for site in matrices if self.ranks[site.name]]
+        self.layers = cast(dict[str, LoRALinear], replace(model, adapted, make))
+
+    @property
+    def mean_rank(self) -> float:
+        return sum(self.ranks.values()) / len(self.ranks)
 
     def plan(self, total_steps: int) -> dict[str, Any]:
-        r, alpha = self.options.r, self.options.alpha
-        return {"n": len(self.names), "r": r, "alpha": alpha, "alpha_over_r": alpha / r}
+        size = {"r": self.options.r} if self.options.rank_pattern is None else {"b_T": sum(self.ranks.values())}
+        alpha = self.options.alpha
+        return {"n": len(self.ranks), **size, "alpha": alpha, "alpha_over_r": alpha / self.mean_rank}
 
     def summary(self) -> dict[str, Any]:
-        return {"rank_pattern": dict.fromkeys(self.names, self.options.r)}
+        return {"rank_pattern": self.ranks}
