@@ -150,8 +150,9 @@ def base_files(group: str, choice: str) -> list[Path]:
     path = resource("conf") / group / f"{choice}.yaml"
     if not path.is_file():
         return []
-    bases = yaml.safe_load(path.read_text()).get("defaults", [])
-    return [path, *(file for base in bases if base != "_self_" for file in base_files(group, str(base)))]
+    defaults = yaml.safe_load(path.read_text()).get("defaults", [])
+    bases = [base for base in defaults if isinstance(base, str) and base != "_self_"]
+    return [path, *(file for base in bases for file in base_files(group, base))]
 
 
 def choices_of(group: str) -> list[str]:

@@ -442,7 +442,7 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
             path = f"{prefix}{name}"
             if path in NOT_RESULT or (path in LATER and value == LATER[path]):
                 continue
-            if isinstance(value, dict) and value and not any("." in key for key in value):  # those are no settings
+            if isinstance(value, dict) and value and not any("." in str(key) for key in value):  # no settings then
                 walk(value, f"{path}.")
             else:
                 flat[path] = value

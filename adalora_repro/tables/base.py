@@ -85,7 +85,8 @@ class Spec:
         paper_file: in ``tables/paper``; columns ``method``, ``budget``, ``params_label`` and those of ``columns``.
         backbone: the one the paper used, and the default of the report.
         printed: the paper has this table; a table beyond it has its own rows in ``paper_file``.
-        methods: the only ones that get rows, at the budgets of ``paper_file``; none named: all but ``VARIANTS``.
+        methods: the only ones that get rows, ``VARIANTS`` at every budget, others at those of ``paper_file``. Without:
+            all get rows but ``VARIANTS``.
         shares: the paper's # Params are shares of full fine-tuning, which its budgets are named by (``paper_file`` then
             needs no ``params_label``); the report shows counts and shares. Otherwise both are counts.
         decimals: of the paper's scores, as printed there.
@@ -249,7 +250,8 @@ def rows_wanted(spec: Spec) -> Callable[[Mapping[str, Any]], bool]:
 
     def wanted(key: Mapping[str, Any]) -> bool:
         if spec.methods:
-            return key["task"] in tasks and key["method"] in spec.methods and key["budget"] in budgets
+            shown = key["budget"] in budgets or key["method"] in VARIANTS
+            return key["task"] in tasks and key["method"] in spec.methods and shown
         return key["task"] in tasks and key["method"] not in VARIANTS
 
     return wanted
