@@ -11,12 +11,13 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 QUICK := results/quickstart
 
-.PHONY: help quickstart install test test-all test-cluster lint types table1 table2 table3 table15 \
-  sweep-table1 sweep-table2 sweep-table3 sweep-table15 report figures status clean
+.PHONY: help quickstart install test test-all test-cluster lint types \
+  table1 table2 table3 table4 table5 table14 table15 controls sweep-table1 sweep-table2 sweep-table3 sweep-table4 \
+  sweep-table5 sweep-table14 sweep-table15 sweep-controls report figures status clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -73,7 +74,7 @@ done
 @cat $(TABLE).md; echo; echo "written: $(TABLE).{md,tex,csv,html}"
 endef
 
-table1 table2 table15: BACKBONE ?= deberta-v3-base
+table1 table2 table4 table5 table14 table15 controls: BACKBONE ?= deberta-v3-base
 table3: BACKBONE ?= bart-large
 
 table1: $(VENV)/.installed  ## Table 1 (GLUE) from the records in results/, in four formats (BACKBONE=…)
@@ -85,7 +86,19 @@ table2: $(VENV)/.installed  ## Table 2 (SQuAD 1.1 and 2.0) likewise
 table3: $(VENV)/.installed  ## Table 3 (XSum, CNN/DailyMail) likewise
 	$(table)
 
+table4: $(VENV)/.installed  ## Table 4 (pruned LoRA, scores of importance) likewise
+	$(table)
+
+table5: $(VENV)/.installed  ## Table 5 (SVD adaptation, regularizer, allocation) likewise
+	$(table)
+
+table14: $(VENV)/.installed  ## Table 14 (the matrices that LoRA adapts) likewise
+	$(table)
+
 table15: $(VENV)/.installed  ## Table 15 (cost of AdaLoRA beside LoRA) likewise
+	$(table)
+
+controls: $(VENV)/.installed  ## controls beyond the paper, likewise
 	$(table)
 
 # Every run of a table, one after the other or as Hydra's launcher has it; ARGS are words of adalora-run:
@@ -103,7 +116,19 @@ sweep-table2: $(VENV)/.installed  ## Table 2 likewise
 sweep-table3: $(VENV)/.installed  ## Table 3 likewise
 	$(sweep)
 
+sweep-table4: $(VENV)/.installed  ## Table 4 likewise
+	$(sweep)
+
+sweep-table5: $(VENV)/.installed  ## Table 5 likewise
+	$(sweep)
+
+sweep-table14: $(VENV)/.installed  ## Table 14 likewise
+	$(sweep)
+
 sweep-table15: $(VENV)/.installed  ## measure Table 15, all cells anew
+	$(sweep)
+
+sweep-controls: $(VENV)/.installed  ## the controls likewise, but for the ranks of another run
 	$(sweep)
 
 report: $(VENV)/.installed  ## results/report.html: every table and figure, and the runs behind each number

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import MISSING
 
 LAUNCHES = ("wait", "detach")
@@ -24,6 +25,7 @@ class TaskConfig:
     name: str = MISSING
     family: str = MISSING  # module in tasks/: glue, squad, summarization
     budgets: str = MISSING  # budget family: glue, qa, nlg
+    more_budgets: list[str] = field(default_factory=list)  # families that are valid too
     auto_model: str = MISSING  # transformers' auto class that carries the right head
     head: dict[str, Any] = field(default_factory=dict)  # what the model's configuration must know of the task
     hub: str = MISSING  # data set on the hub, its configuration and pinned revision
@@ -154,10 +156,21 @@ class Config:
     results: ResultsConfig = field(default_factory=ResultsConfig)
     measure: str = "score"  # score | cost: train and evaluate, or time some steps of it
     cost: CostConfig = field(default_factory=CostConfig)
+    recipe: dict[str, Any] = field(default_factory=dict)  # AdaLoRA's of the task, for YAMLs that take some of it
     seed: int = 0
     dry_run: bool = False
     force: bool = False
     launch: str = "wait"  # wait | detach: of a sweep on a cluster, for its jobs or not
+
+
+def base_files(group: str, choice: str) -> list[Path]:
+    """The file of a choice, then those of its group that it is built on (``defaults``); the first with a key wins."""
+    path = resource("conf") / group / f"{choice}.yaml"
+    if not path.is_file():
+        return []
+    defaults = yaml.safe_load(path.read_text()).get("defaults", [])
+    bases = [base for base in defaults if isinstance(base, str) and base != "_self_"]
+    return [path, *(file for base in bases for file in base_files(group, base))]
 
 
 def choices_of(group: str) -> list[str]:

@@ -19,7 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from adalora_repro import backbones, budgets, cost_record, lock, records
-from adalora_repro.config import GROUPS, LAUNCHES, choices_of, resource
+from adalora_repro.config import GROUPS, LAUNCHES, base_files, choices_of, resource
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import load_family, sources
 
@@ -36,7 +36,9 @@ NOT_RESULT = [
     "train.num_workers",
     "train.device",
     "method.sizes",
+    "recipe",
     "task.rows",
+    "task.more_budgets",
     "task.auto_model",
     "task.head",
     "eval.untrained",
@@ -49,6 +51,8 @@ NOT_RESULT = [
 LATER: dict[str, Any] = {
     "backbone.weights": "pretrained",
     "data.skip_invalid": False,
+    "method.allocation": "global",
+    "method.rank_pattern": None,
     "task.n_best": None,
     "task.max_answer_length": None,
     "task.null_threshold": None,
@@ -61,6 +65,7 @@ LATER: dict[str, Any] = {
 }
 
 
+PLACES = {"targets", "layers"}  # the settings of a method that say which matrices it adapts
 Stamp = tuple[tuple[str, int, int], ...]
 
 
@@ -392,13 +397,15 @@ def _apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
     A size of one's own is no longer that budget, nor are fewer matrices than all: such a run is named by its size, so
     that it never enters the budget's cell.
     """
+    if cfg.method.get("rank_pattern") is not None:
+        return _take_ranks(cfg, budget_typed)
     sizes = cfg.method.get("sizes")
     if cfg.budget.params is not None:
         _check_params(cfg, budget_typed)
     elif sizes is None and not budget_typed:
         return str(cfg.method.name)
-    elif cfg.budget.family != cfg.task.budgets:
-        valid = [name for name, family in budget_families().items() if family == cfg.task.budgets]
+    elif cfg.budget.family not in (families := [cfg.task.budgets, *cfg.task.more_budgets]):
+        valid = [name for name, family in budget_families().items() if family in families]
         raise InputError(
             f"budget '{cfg.budget.label}' does not exist for task '{cfg.task.name}'; valid: {', '.join(valid)}"
         )
@@ -411,19 +418,44 @@ def _apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
     label = cfg.budget.label
     if label not in sizes:
         raise one_of(f"budget for method '{cfg.method.name}'", label, sizes)
-    given = {name: cfg.method[name] for name in sizes[label]}
     for name, size in sizes[label].items():
-        if given[name] is None:
+        if cfg.method[name] is None:
             cfg.method[name] = size
-    narrowed = _narrowed(cfg)
+    narrowed = _narrowed(cfg, sizes[label])
     if not narrowed and all(cfg.method[name] == size for name, size in sizes[label].items()):
         return str(label)
-    return "-".join([f"{name}{cfg.method[name]}" for name in sizes[label]] + narrowed)
+    own = [f"{name}{cfg.method[name]}" for name in sizes[label] if name not in PLACES]
+    return "-".join(own + narrowed)
 
 
-def _narrowed(cfg: DictConfig) -> list[str]:
-    """What the choice of fewer matrices than all adds to the budget's name."""
-    return [".".join(map(str, cfg.method[name])) for name in ("targets", "layers") if cfg.method.get(name)]
+def _take_ranks(cfg: DictConfig, budget_typed: bool) -> str:
+    """Puts the ranks of another run in the place of its path, which is no part of what this run is.
+
+    Returns their budget, the name of this run's: as it is for a method that has no sizes of its own, else with "-ranks"
+    behind it, so that such a run never enters the budget's cell.
+    """
+    where = cfg.method.rank_pattern
+    if not isinstance(where, str) or not where:
+        raise InputError(f"method.rank_pattern must be the folder or the record of a finished run, not '{where}'")
+    try:
+        cfg.method.rank_pattern, budget = records.ranks(Path(where).expanduser())
+    except records.RecordError as error:
+        raise InputError(f"method.rank_pattern: {error}") from None
+    if budget_typed and cfg.budget.label != budget:
+        raise InputError(
+            f"method.rank_pattern: the ranks of {where} are of budget '{budget}', not '{cfg.budget.label}'"
+        )
+    cfg.budget.label = None  # whichever was composed: the ranks say all
+    return budget if cfg.method.get("sizes") is None else f"{budget}-ranks"
+
+
+def _narrowed(cfg: DictConfig, size: Mapping[str, Any]) -> list[str]:
+    """What the choice of fewer matrices than the size itself may name adds to the budget's name."""
+    return [
+        ".".join(map(str, cfg.method[name]))
+        for name in sorted(PLACES, reverse=True)
+        if cfg.method.get(name) and cfg.method[name] != size.get(name)
+    ]
 
 
 def _check_params(cfg: DictConfig, budget_typed: bool) -> None:
@@ -442,12 +474,15 @@ def _matched_name(cfg: DictConfig) -> str:
     """Of a size that fills a number of parameters: 0.3M-params, params300000, and what else was chosen of the size."""
     number = cfg.budget.params
     name = f"{cfg.budget.label}-params" if number is None else f"params{number}"
-    names = dict.fromkeys(size for sizes in cfg.method.sizes.values() for size in sizes)
+    own = cfg.method.sizes.get(cfg.budget.label, {})
+    for which in PLACES & own.keys():  # which matrices a method is about is not its size
+        cfg.method[which] = cfg.method[which] or own[which]
+    names = dict.fromkeys(size for sizes in cfg.method.sizes.values() for size in sizes if size not in PLACES)
     given = {size: cfg.method[size] for size in names if cfg.method[size] is not None}
     for size, value in given.items():
         if value == 0:  # to the method's options the same as not given
             raise InputError(f"method.{size} must be positive, not 0")
-    return "-".join([name, *(f"{size}{value}" for size, value in given.items()), *_narrowed(cfg)])
+    return "-".join([name, *(f"{size}{value}" for size, value in given.items()), *_narrowed(cfg, own)])
 
 
 def _matched_by(cfg: DictConfig) -> tuple[str, ...]:
@@ -495,7 +530,7 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
             path = f"{prefix}{name}"
             if path in NOT_RESULT or (path in LATER and value == LATER[path]):
                 continue
-            if isinstance(value, dict) and value:
+            if isinstance(value, dict) and value and not any("." in str(key) for key in value):  # no settings then
                 walk(value, f"{path}.")
             else:
                 flat[path] = value
@@ -566,21 +601,31 @@ def _shown(cfg: DictConfig) -> list[str]:
 
 #: groups of the defaults list (conf/config.yaml), the one that wins first
 LAST_FIRST = ("script", "tuned/lr@_global_", "tuned/lr", *reversed(GROUPS))
+#: those below ``recipe``, likewise
+RECIPE = ("script@recipe", "tuned/lr@recipe", "tuned@recipe")
 
 
 def _origin(key: str, choices: Mapping[str, Any], overrides: Sequence[str]) -> str:
     """The last place that sets ``key``: the command line, or a YAML file with line and the comment on that line."""
     if any(override.lstrip("+").split("=")[0] == key for override in overrides):
         return "command line"
-    for group in LAST_FIRST:
+    found = _last_file(LAST_FIRST, key, choices)
+    if found is not None and "${oc.select:recipe." in found[1]:
+        found = _last_file(RECIPE, key, choices) or found
+    return found[0] if found is not None else "default (config.py)"
+
+
+def _last_file(groups: Sequence[str], key: str, choices: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Where the last of the chosen files that set ``key`` does so, and to what as written there."""
+    for group in groups:
         choice, folder = choices.get(group), group.partition("@")[0]
-        path = resource("conf") / folder / f"{choice}.yaml"
-        if choice and path.is_file() and (found := _find_in_yaml(path, folder, key)):
-            return found
-    return "default (config.py)"
+        for path in base_files(folder, choice) if choice else ():
+            if found := _find_in_yaml(path, folder, key):
+                return found
+    return None
 
 
-def _find_in_yaml(path: Path, group: str, key: str) -> str | None:
+def _find_in_yaml(path: Path, group: str, key: str) -> tuple[str, str] | None:
     text = path.read_text()
     parts = key.split(".")
     if "@package _global_" not in text.splitlines()[0] and parts.pop(0) != group:
@@ -593,12 +638,12 @@ def _find_in_yaml(path: Path, group: str, key: str) -> str | None:
         if match is None:
             return None
         line, node = match[0].start_mark.line, match[1]
-    budget = group == "method" and isinstance(node, yaml.ScalarNode) and node.value == "null"
+    written = node.value if isinstance(node, yaml.ScalarNode) else ""
     comment = text.splitlines()[line].partition("#")[2].strip()
     where = f"conf/{group}/{path.name}:{line + 1}"
-    if budget:
-        return f"budget ({where})" if "budget" in comment else where
-    return f"{where} ({comment})" if comment else where
+    if group == "method" and written == "null":
+        return f"budget ({where})" if "budget" in comment else where, written
+    return f"{where} ({comment})" if comment else where, written
 
 
 def finished(plan: Plan) -> str | None:
@@ -714,7 +759,7 @@ def describe(plan: Plan) -> str:
         ]
     rows += [(name, f"{method[name]:,g}", text) for name, text in names.items() if name in method]
     lines += [*_table(rows), "", "settings and where they come from"]
-    rows = [(name, f"{OmegaConf.select(plan.cfg, name)}", origin) for name, origin in plan.origins.items()]
+    rows = [(name, _short(OmegaConf.select(plan.cfg, name)), origin) for name, origin in plan.origins.items()]
     lines += [*_table(rows), "", f"folder: {plan.folder}"]
     lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(lines)
@@ -736,6 +781,11 @@ def describe_beside(plan: Plan, cost: DictConfig) -> str:
         f"beside: {plan.key['method']} {plan.key['budget']}, {plan.params['at_init']:,} parameters; "
         f"{cost.warmup_steps} + {cost.steps} steps of each on the same batches"
     )
+
+
+def _short(value: Any) -> str:
+    """Ranks of a hundred matrices are not for a line."""
+    return f"of {len(value)} matrices" if isinstance(value, DictConfig) else str(value)
 
 
 def _table(rows: list[tuple[str, str, str]]) -> list[str]:

@@ -183,6 +183,28 @@ def read(path: Path) -> RunRecord:
     return validate(values, str(path))
 
 
+def ranks(place: Path) -> tuple[dict[str, int], str]:
+    """The final ranks of a finished run, matrix -> rank, and the budget they are of.
+
+    Args:
+        place: its folder or its record.
+
+    Raises:
+        RecordError: no record there, of a run that is not finished, or without ranks; the message names the file.
+    """
+    path = place / RECORD_NAME if place.is_dir() else place
+    try:
+        record = read(path)
+    except FileNotFoundError:
+        raise RecordError(f"{path}: there is no record") from None
+    if record.status != "ok":
+        raise RecordError(f"{path}: the run is not finished ({record.status})")
+    pattern = record.rank_pattern or {}
+    if any(type(rank) is not int or rank < 0 for rank in pattern.values()) or not any(pattern.values()):
+        raise RecordError(f"{path}: method '{record.key['method']}' has no ranks there")
+    return pattern, record.key["budget"]
+
+
 def write(record: RunRecord, folder: Path) -> Path:
     """Writes ``folder/metrics.json`` atomically and returns its path.
 

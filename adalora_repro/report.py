@@ -45,6 +45,7 @@ examples:
   adalora-report table1                                   the paper's backbone, the records of ./results
   adalora-report table2                                   SQuAD 1.1 and 2.0
   adalora-report table3 --data local                      XSum and CNN/DailyMail, data of a local folder
+  adalora-report table4                                   ablations: table4, table5, table14, and controls
   adalora-report table1 --backbone minilm --data local    another backbone, files of a local folder
   adalora-report table1 --only-filled                     only rows and columns that have records
   adalora-report table1 --format latex --out table1.tex   also csv, html, markdown
@@ -79,7 +80,8 @@ def discover_reports() -> dict[str, Report]:
 
 
 def modules_with(attribute: str) -> list[ModuleType]:
-    names = sorted(module.name for module in pkgutil.iter_modules(tables.__path__))
+    names = [module.name for module in pkgutil.iter_modules(tables.__path__)]
+    names.sort(key=lambda name: (len(name), name))  # table2 before table14
     modules = [importlib.import_module(f"{tables.__name__}.{name}") for name in names]
     return [module for module in modules if hasattr(module, attribute)]
 

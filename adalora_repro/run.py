@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro import cluster
 from adalora_repro import plan as planning
-from adalora_repro.config import GROUPS, Config, choices_of, resource
+from adalora_repro.config import GROUPS, Config, base_files, choices_of, resource
 from adalora_repro.console import ALONE_S, complain, launched
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, InputError
 
@@ -331,8 +331,8 @@ def _unknown_setting(key: str) -> str:
         valid += [group for group in GROUPS if group not in valid]
     if parent == "method":
         chosen = next((arg.split("=", 1)[1] for arg in sys.argv[1:] if arg.startswith("method=")), "adalora")
-        path = resource("conf") / "method" / f"{chosen}.yaml"
-        valid = list(OmegaConf.load(path).method) if path.is_file() else []
+        names = (str(name) for path in base_files("method", chosen) for name in OmegaConf.load(path).method)
+        valid = list(dict.fromkeys(names))
     if parent == "hydra.launcher":
         path = resource("conf") / "hydra" / "launcher" / "submitit_slurm.yaml"
         valid = [str(name) for name in OmegaConf.load(path) if name != "_target_"]

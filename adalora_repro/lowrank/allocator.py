@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from adalora_repro.lowrank import importance
-from adalora_repro.lowrank.layers import SVDLinear, stack_by_shape
+from adalora_repro.lowrank.layers import LowRankLinear, SVDLinear, stack_by_shape
 from adalora_repro.lowrank.schedule import BudgetSchedule, mask_due
 
-Score = Literal["importance", "sensitivity", "magnitude"]
+Score = Literal["importance", "sensitivity", "magnitude", "random"]
+Allocation = Literal["global", "uniform"]
 Protocol = Literal["paper", "released"]
 
 
@@ -33,7 +34,16 @@ class RankAllocator:
     Pruned λ keep being trained between masks and may come back until the set is fixed.
 
     ``score`` is S of eq. (7): ``importance`` with s = Ī Ū; ``sensitivity`` with s = I (released: its average Ī, F28);
-    ``magnitude`` is S_i = |λ_i|.
+    ``magnitude`` is S_i = |λ_i|; ``random`` one number for each triplet, drawn once from ``seed``: a control.
+
+    ``allocation``: ``global`` is eq. (6), the b(t) best of all triplets; ``uniform`` shares b(t) evenly, every matrix
+    keeps the best of its own (``importance.level``): a control.
+
+    Layers of LoRA are pruned by doublets, "Prune LoRA" of Table 4: eqs. (8)-(11) for the entries of B and A,
+    ``importance.doublet_score`` for eq. (7), the same b(t). A doublet has no λ to mask, so that all of it is zeroed,
+    the column of B and the row of A. Then no gradient reaches either any more and its sensitivity is 0; only what the
+    optimizer remembers still moves it, and it hardly comes back, which is the paper's point. B = 0 at the start gives
+    every doublet the score 0 at t = 0, so a mask there keeps the first ones; the warm-up t_i is for that.
 
     All work is done on tensors stacked by shape; no value is copied to the host in a step.
 
@@ -43,16 +53,17 @@ class RankAllocator:
         delta_t: steps between two masks.
         beta1, beta2: of the averages, eqs. (9) and (10).
         max_params: from T - t_f on, instead of b_T triplets those stay, best score first, whose parameters fit into
-            this number (``importance.keep_within``); a triplet of P, Λ and Q has d_out + 1 + d_in. None: b_T triplets.
+            this number (``importance.keep_within``); a triplet of P, Λ and Q has d_out + 1 + d_in, a doublet of B and A
+            d_out + d_in. None: b_T triplets.
 
     Raises:
-        ValueError: no layers, delta_t < 1, a beta outside [0, 1), more budget than triplets, an unknown score or
-            protocol.
+        ValueError: no layers, delta_t < 1, a beta outside [0, 1), more budget than triplets, an unknown score,
+            allocation or protocol, magnitude for doublets.
     """
 
     def __init__(
         self,
-        layers: Mapping[str, SVDLinear],
+        layers: Mapping[str, LowRankLinear],
         schedule: BudgetSchedule,
         delta_t: int,
         beta1: float = 0.85,
@@ -60,6 +71,8 @@ class RankAllocator:
         score: Score = "importance",
         protocol: Protocol = "paper",
         max_params: int | None = None,
+        allocation: Allocation = "global",
+        seed: int = 0,
     ) -> None:
         if not layers:
             raise ValueError("the allocator needs at least one layer")
@@ -67,33 +80,40 @@ class RankAllocator:
             raise ValueError(f"delta_t must be at least 1, not {delta_t}")
         if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
             raise ValueError(f"beta1={beta1} and beta2={beta2} must lie in [0, 1)")
-        if score not in ("importance", "sensitivity", "magnitude"):
-            raise ValueError(f"unknown score '{score}'; valid: importance, sensitivity, magnitude")
-        if protocol not in ("paper", "released"):
-            raise ValueError(f"unknown protocol '{protocol}'; valid: paper, released")
+        known = {"score": (score, Score), "protocol": (protocol, Protocol), "allocation": (allocation, Allocation)}
+        for what, (value, valid) in known.items():
+            if value not in get_args(valid):
+                raise ValueError(f"unknown {what} '{value}'; valid: {', '.join(get_args(valid))}")
+        self._triplets = all(isinstance(layer, SVDLinear) for layer in layers.values())
+        if score == "magnitude" and not self._triplets:
+            raise ValueError("the score magnitude is |λ|, and doublets have no λ")
         total = sum(layer.r for layer in layers.values())
         if schedule.b_0 > total:
             raise ValueError(f"the initial budget b_0={schedule.b_0} exceeds the {total} triplets of the layers")
         self.layers = dict(layers)
         self.schedule, self.delta_t = schedule, delta_t
         self.beta1, self.beta2 = beta1, beta2
-        self.score, self.protocol, self.max_params = score, protocol, max_params
+        self.score, self.protocol, self.allocation = score, protocol, allocation
+        self.max_params = max_params
+        self._parts = ("lora_E", "lora_B", "lora_A") if self._triplets else ("lora_B", "lora_A")
 
         self._groups = stack_by_shape(list(self.layers.values()))
         self._ranks = [layer.r for layer in self.layers.values()]
         # scores and masks are flat, in the order of `layers`; the stacks hold them group by group
         start = dict(zip(map(id, self.layers.values()), accumulate(self._ranks, initial=0), strict=False))
         stacked = [start[id(layer)] + i for group in self._groups for layer in group for i in range(layer.r)]
-        # per group one tensor each for Λ (n, r, 1), P (n, d_out, r) and Q (n, r, d_in), in this order
+        # per group one tensor each for Λ (n, r, 1), P (n, d_out, r) and Q (n, r, d_in), in this order; B and A in LoRA
         self._average = [torch.zeros_like(weights) for weights in self._weights()]
         self._uncertainty = [torch.zeros_like(weights) for weights in self._weights()]
         device = self._average[0].device
         self._from_stacks = torch.argsort(torch.tensor(stacked)).to(device)
-        costs = [layer.base.out_features + 1 + layer.base.in_features for layer in self.layers.values()]
+        costs = [layer.base.out_features + self._triplets + layer.base.in_features for layer in self.layers.values()]
         self._kinds = len(set(costs))
         self._costs = torch.tensor(costs, device=device).repeat_interleave(torch.tensor(self._ranks, device=device))
         self._scores: Tensor | None = None
         self._mask = torch.ones(total, dtype=torch.bool, device=device)
+        if score == "random":
+            self._random = torch.rand(total, generator=torch.Generator().manual_seed(seed)).to(device)
 
     # -- what is due when ------------------------------------------------------------------------------------------
 
@@ -123,7 +143,7 @@ class RankAllocator:
             return
         raw = None
         frozen = self.protocol == "released" and t >= self.schedule.final_step
-        if not frozen and self.score != "magnitude":
+        if not frozen and self.score in ("importance", "sensitivity"):
             raw = importance.sensitivity(self._weights(), self._grads())
             importance.update_averages_(self._average, self._uncertainty, raw, self.beta1, self.beta2)
         if self.mask_due(t):
@@ -131,7 +151,7 @@ class RankAllocator:
 
     @torch.no_grad()
     def allocate(self, t: int) -> None:
-        """Zeroes λ of all but b(t) triplets if a mask is due at t (T of eq. 6).
+        """Zeroes λ of all but b(t) triplets (of doublets both vectors) if a mask is due at t (T of eq. 6).
 
         Raises:
             RuntimeError: ``observe(t)`` was not called.
@@ -166,7 +186,7 @@ class RankAllocator:
 
     @contextmanager
     def masked(self) -> Iterator[None]:
-        """Inside, Λ is masked as it counts at the budget, whatever was trained since the last mask."""
+        """Inside, the layers are masked as they count at the budget, whatever was trained since the last mask."""
         values = self._values()
         trained = [value.detach().clone() for value in values]
         with torch.no_grad():
@@ -224,11 +244,17 @@ class RankAllocator:
         return [
             torch.stack([get(getattr(layer, part)) for layer in group])
             for group in self._groups
-            for part in ("lora_E", "lora_B", "lora_A")
+            for part in self._parts
         ]
 
     def _score_triplets(self, raw: list[Tensor] | None) -> Tensor:
-        """S of every triplet, flat, in the order of ``layers``."""
+        """S of every triplet, flat, in the order of ``layers``; levelled where the allocation is uniform."""
+        scores = self._own_scores(raw)
+        return scores if self.allocation == "global" else importance.level(scores, self._ranks)
+
+    def _own_scores(self, raw: list[Tensor] | None) -> Tensor:
+        if self.score == "random":
+            return self._random
         if self.score == "magnitude":
             return torch.cat([value.detach().flatten() for value in self._values()]).abs()
         if self.score == "importance":
@@ -237,12 +263,19 @@ class RankAllocator:
             entries = raw
         else:
             entries = self._average
-        triples = zip(entries[0::3], entries[1::3], entries[2::3], strict=True)
-        return torch.cat([importance.triplet_score(*triple).flatten() for triple in triples])[self._from_stacks]
+        parts = len(self._parts)
+        score = importance.triplet_score if self._triplets else importance.doublet_score
+        groups = zip(*(entries[place::parts] for place in range(parts)), strict=True)
+        return torch.cat([score(*group).flatten() for group in groups])[self._from_stacks]
 
     def _values(self) -> list[Tensor]:
-        return [layer.lora_E for layer in self.layers.values()]
+        """What a mask zeroes: of triplets Λ, of doublets A and B."""
+        masked = ("lora_E",) if self._triplets else ("lora_A", "lora_B")
+        return [getattr(layer, part) for part in masked for layer in self.layers.values()]
 
     def _apply_mask(self) -> None:
         kept = self._mask.to(self._average[0].dtype).unsqueeze(1)  # (N, 1): a slice of it has the shape of a Λ
-        torch._foreach_mul_(self._values(), list(torch.split(kept, self._ranks)))
+        masks = list(torch.split(kept, self._ranks))
+        if not self._triplets:  # rows of A, columns of B
+            masks += [mask.mT for mask in masks]
+        torch._foreach_mul_(self._values(), masks)

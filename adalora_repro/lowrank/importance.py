@@ -5,6 +5,8 @@ The averages work on lists of tensors with ``torch._foreach_*``, so that one cal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,40 @@ def triplet_score(s_E: Tensor, s_P: Tensor, s_Q: Tensor) -> Tensor:
         (…, r). The means keep the score from growing with the size of the matrix.
     """
     return s_E.squeeze(-1) + s_P.mean(-2) + s_Q.mean(-1)
+
+
+def doublet_score(s_B: Tensor, s_A: Tensor) -> Tensor:
+    """S_k,i = mean_j s(B_k,ji) + mean_j s(A_k,ij): eq. (7) for LoRA's doublets, which have no λ.
+
+    Args:
+        s_B: (…, d_out, r); s_A: (…, r, d_in).
+
+    Returns:
+        (…, r).
+    """
+    return s_B.mean(-2) + s_A.mean(-1)
+
+
+def level(scores: Tensor, ranks: Sequence[int]) -> Tensor:
+    """Scores that share any budget evenly among the matrices: N for the first to be kept down to 1, no two alike.
+
+    The best of every matrix come first, then the second best, and so on; among those of one place the better score,
+    of equal ones the earlier. A budget of n r thus keeps r of each of n matrices, one in between one more of some.
+
+    Args:
+        scores: (N,), matrix after matrix; ``ranks``: how many each matrix has, N in all.
+    """
+    sizes = torch.tensor(ranks, device=scores.device)
+    matrix = torch.repeat_interleave(sizes, output_size=len(scores))
+    first = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes, output_size=len(scores))
+    best_first = torch.argsort(scores, descending=True, stable=True)
+    by_matrix = best_first[torch.argsort(matrix[best_first], stable=True)]
+    place = torch.empty_like(matrix)
+    place[by_matrix] = torch.arange(len(scores), device=scores.device) - first
+    order = best_first[torch.argsort(place[best_first], stable=True)]
+    levelled = torch.empty_like(scores)
+    levelled[order] = torch.arange(len(scores), 0, -1, dtype=scores.dtype, device=scores.device)
+    return levelled
 
 
 def keep_top(scores: Tensor, budget: int) -> Tensor:

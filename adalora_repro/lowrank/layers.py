@@ -7,7 +7,7 @@ these modules, so there is no hook and no parametrization (which would pay for t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,11 @@ def add_low_rank(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scaling: float 
     return torch.addmm(y.reshape(-1, len(up)), hidden, up.t(), alpha=scaling).view(y.shape)
 
 
-class _LowRankLinear(nn.Module):
+class LowRankLinear(nn.Module):
     """What both layers share: the frozen base, the scaling and merging."""
+
+    lora_A: nn.Parameter  # (r, d_in)
+    lora_B: nn.Parameter  # (d_out, r)
 
     def __init__(self, base: nn.Linear, r: int, alpha: float) -> None:
         super().__init__()
@@ -57,7 +60,7 @@ class _LowRankLinear(nn.Module):
         return f"r={self.r}, scaling={self.scaling:g}"
 
 
-class LoRALinear(_LowRankLinear):
+class LoRALinear(LowRankLinear):
     """h = W x + (alpha / r) B A x, eq. (2) (Hu et al., 2022).
 
     Args:
@@ -87,7 +90,7 @@ class LoRALinear(_LowRankLinear):
         return add_low_rank(self.base(x), x, self.lora_A, self.lora_B, self.scaling)
 
 
-class SVDLinear(_LowRankLinear):
+class SVDLinear(LowRankLinear):
     """h = W x + (alpha / r) P Λ Q x, eq. (3).
 
     The scaling uses the initial rank for good: pruning a triplet zeroes its λ and changes nothing else (fidelity F17).
@@ -133,9 +136,12 @@ class SVDLinear(_LowRankLinear):
         return add_low_rank(self.base(x), x, self.lora_A, self.left_factor())
 
 
-def stack_by_shape(layers: Sequence[SVDLinear]) -> list[list[SVDLinear]]:
+Layer = TypeVar("Layer", bound=LowRankLinear)
+
+
+def stack_by_shape(layers: Sequence[Layer]) -> list[list[Layer]]:
     """Groups layers of equal (d_out, d_in, r, scaling), in order of first appearance: their tensors can be stacked."""
-    groups: dict[tuple[int, int, int, float], list[SVDLinear]] = {}
+    groups: dict[tuple[int, int, int, float], list[Layer]] = {}
     for layer in layers:
         key = (layer.base.out_features, layer.base.in_features, layer.r, layer.scaling)
         groups.setdefault(key, []).append(layer)

@@ -7,18 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from adalora_repro.budgets import require_at_least
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.inject import freeze_backbone, replace
-from adalora_repro.lowrank import BudgetSchedule, RankAllocator, SVDLinear, orthogonality_penalty
-from adalora_repro.lowrank.layers import drop_left_factors, share_left_factors
-from adalora_repro.lowrank.orthogonality import Form, orthogonality_errors
+from adalora_repro.lowrank import BudgetSchedule, RankAllocator
+from adalora_repro.lowrank.allocator import Allocation, Score
+from adalora_repro.lowrank.layers import drop_left_factors
 from adalora_repro.lowrank.schedule import mask_due
-from adalora_repro.methods.base import BaseMethod, LowRankOptions, require_positive, require_size
+from adalora_repro.methods._svd import SVDMethod, SVDOptions
+from adalora_repro.methods.base import require_positive, require_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,25 +28,25 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Options(LowRankOptions):
+class Options(SVDOptions):
     """Ranks from the budget; gamma, t_i, t_f and delta_t from ``conf/tuned/``.
 
     ``target_r``: mean rank at the end, b_T = n target_r; ``init_r``: rank of every matrix at the start, b_0 = n init_r;
     or ``params``: the triplets of the end fill so many parameters, and init_r is what b_0 >= 1.5 b_T needs, if not set;
     ``gamma``: weight of R, eq. (4); ``t_i``, ``t_f``, ``delta_t``: phases in optimizer steps; ``beta1``, ``beta2``:
-    eqs. (9), (10); ``score``: importance | sensitivity | magnitude.
+    eqs. (9), (10); ``score``: importance | sensitivity | magnitude | random; ``allocation``: global | uniform.
     """
 
     target_r: int = 0
     init_r: int = 0
     params: int | None = None
-    gamma: float = 0.1
     t_i: int = -1
     t_f: int = 0
     delta_t: int = 0
     beta1: float = 0.85
     beta2: float = 0.85
     score: str = "importance"
+    allocation: str = "global"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,38 +58,35 @@ class Options(LowRankOptions):
             raise InputError(f"method.t_i must be 0 or more, not {self.t_i}; conf/tuned/ sets it")
         if self.params is None and self.target_r > self.init_r:
             raise InputError(f"method.target_r={self.target_r} exceeds method.init_r={self.init_r}")
-        if self.gamma < 0:
-            raise InputError(f"method.gamma must be 0 or more, not {self.gamma}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"method.{name} must lie in [0, 1), not {getattr(self, name)}")
-        if self.score not in ("importance", "sensitivity", "magnitude"):
-            raise one_of("method.score", self.score, ("importance", "sensitivity", "magnitude"))
+        for name, valid in (("score", get_args(Score)), ("allocation", get_args(Allocation))):
+            if getattr(self, name) not in valid:
+                raise one_of(f"method.{name}", getattr(self, name), valid)
 
 
-class Method(BaseMethod):
+class Method(SVDMethod):
     """``protocol=paper`` scores before the update with the sum of squared norms as R, ``released`` after it with the
     mean norm; the rest of the difference is in ``RankAllocator``."""
 
     def __init__(self, options: Options, protocol: str) -> None:
-        self.options, self.protocol = options, protocol
-        self.layers: dict[str, SVDLinear] = {}
-        self.init_r, self.b_T = options.init_r, 0
+        super().__init__(options, options.init_r, protocol)
+        self.options = options
+        self.b_T = 0
         self._allocator: RankAllocator | None = None
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
-        freeze_backbone(model)
-        options = self.options
+        matrices = [cast(nn.Linear, model.get_submodule(site.path)) for site in self.options.matrices(sites)]
+        self._choose([self.triplet(matrix) for matrix in matrices])
+        super().inject(model, sites)
 
-        def make(site: Site, old: nn.Module) -> nn.Module:
-            return SVDLinear(cast(nn.Linear, old), self.init_r, options.alpha, options.init_std)
-
-        matrices = options.matrices(sites)
-        self._choose([_triplet(cast(nn.Linear, model.get_submodule(site.path))) for site in matrices])
-        self.layers = cast(dict[str, SVDLinear], replace(model, matrices, make))
+    def triplet(self, base: nn.Linear) -> int:
+        """Parameters of one triplet: a column of P, a λ, a row of Q."""
+        return base.out_features + 1 + base.in_features
 
     def _choose(self, costs: Sequence[int]) -> None:
-        """Sets b_T and init_r; ``costs`` are parameters of a triplet of each matrix.
+        """Sets b_T and the rank at the start; ``costs`` are parameters of a triplet of each matrix.
 
         To fill a number of parameters b_T is what it pays for on average, for the schedule; the masks of the end count
         parameters (``RankAllocator.max_params``). b_0 is then 1.5 b_T, as the paper has it, rounded up to a rank.
@@ -102,10 +100,10 @@ class Method(BaseMethod):
             return
         require_at_least(max(costs), options.params)
         self.b_T = options.params * n // sum(costs)
-        self.init_r = options.init_r or math.ceil(Fraction(3 * self.b_T, 2 * n))
-        if n * self.init_r < self.b_T:
+        self.rank = options.init_r or math.ceil(Fraction(3 * self.b_T, 2 * n))
+        if n * self.rank < self.b_T:
             raise InputError(
-                f"method.init_r={self.init_r} makes {n * self.init_r} triplets in {n} matrices, fewer than the "
+                f"method.init_r={self.rank} makes {n * self.rank} triplets in {n} matrices, fewer than the "
                 f"{self.b_T} that {options.params:,} parameters pay for; raise it or leave it out"
             )
 
@@ -120,7 +118,7 @@ class Method(BaseMethod):
             raise InputError("method.t_f must be at least 2 with protocol=released, which masks only after T - t_f")
         try:
             return BudgetSchedule(
-                b_0=n * self.init_r,
+                b_0=n * self.rank,
                 b_T=self.b_T,
                 t_i=options.t_i,
                 t_f=options.t_f,
@@ -134,7 +132,7 @@ class Method(BaseMethod):
 
     def plan(self, total_steps: int) -> dict[str, Any]:
         schedule, options = self.schedule(total_steps), self.options
-        costs = [_triplet(layer.base) for layer in self.layers.values()]
+        costs = [self.triplet(layer.base) for layer in self.layers.values()]
         masks = sum(mask_due(schedule, options.delta_t, self.protocol, t) for t in range(schedule.final_step + 1))
         plan = {
             "n": len(self.layers),
@@ -145,13 +143,13 @@ class Method(BaseMethod):
             "delta_t": options.delta_t,
             "mask_events": masks,
             "alpha": options.alpha,
-            "alpha_over_r": options.alpha / self.init_r,
+            "alpha_over_r": options.alpha / self.rank,
             "gamma": options.gamma,
             "params_final": round(schedule.b_T * sum(costs) / len(costs)),
         }
         if options.params is None:
             return plan
-        at_init = self.init_r * sum(costs)
+        at_init = self.rank * sum(costs)
         if at_init <= options.params:
             return plan | {"params_min": at_init, "params_max": at_init}
         return plan | {"params_min": options.params - max(costs) + 1, "params_max": options.params}  # one did not fit
@@ -167,20 +165,16 @@ class Method(BaseMethod):
             options.score,  # type: ignore[arg-type]
             self.protocol,  # type: ignore[arg-type]
             options.params,
+            options.allocation,  # type: ignore[arg-type]
+            seed=torch.initial_seed(),  # the run's seed: session.py sets it for all processes alike
         )
-        self._share()
+        self.share()
 
     @property
     def allocator(self) -> RankAllocator:
         if self._allocator is None:
             raise RuntimeError("AdaLoRA's allocator exists from on_train_start on")
         return self._allocator
-
-    def regularizer(self) -> Tensor | None:
-        if self.options.gamma == 0:
-            return None
-        form: Form = "sum_squared" if self.protocol == "paper" else "mean_norm"
-        return self.options.gamma * orthogonality_penalty(self.layers.values(), form)
 
     def before_update(self, t: int) -> None:
         if self.protocol == "paper":
@@ -190,44 +184,30 @@ class Method(BaseMethod):
         if self.protocol == "released":
             self.allocator.observe(t)
         self.allocator.allocate(t)
-        self._share()
+        self.share()
 
     @contextmanager
     def masked(self) -> Iterator[None]:
         with self.allocator.masked():
-            drop_left_factors(list(self.layers.values()))
+            drop_left_factors(self.svd_layers())
             yield
-        self._share()
-
-    def _share(self) -> None:
-        share_left_factors(list(self.layers.values()))
+        self.share()
 
     def at_final_budget(self, t: int) -> bool:
         return self.allocator.at_final_budget(t)
 
     def curve(self, t: int) -> dict[str, Any]:
-        """b_t and, for every matrix, the two errors of Figure 4 (in the order of ``rank_pattern``)."""
-        left, right = orthogonality_errors(self.layers.values())
-        return {
-            "b_t": self.allocator.budget,
-            "orthogonality_P": [float(f"{error:.4g}") for error in left],
-            "orthogonality_Q": [float(f"{error:.4g}") for error in right],
-        }
+        return {"b_t": self.allocator.budget} | super().curve(t)
 
     def state_dict(self) -> dict[str, Any]:
         return self.allocator.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.allocator.load_state_dict(state)
-        self._share()
+        self.share()
 
     def summary(self) -> dict[str, Any]:
         """The rank of every matrix, and the parameters that belong to surviving triplets."""
         pattern = self.allocator.rank_pattern()
-        params = sum(rank * _triplet(self.layers[name].base) for name, rank in pattern.items())
+        params = sum(rank * self.triplet(self.layers[name].base) for name, rank in pattern.items())
         return {"rank_pattern": pattern, "params": params}
-
-
-def _triplet(linear: nn.Linear) -> int:
-    """Parameters of one triplet: a column of P, a λ, a row of Q."""
-    return linear.out_features + 1 + linear.in_features

@@ -82,6 +82,14 @@ def require_size(options: object, params: int | None, *names: str) -> None:
             raise InputError(f"method.{name}={value} and budget.match=params both choose the size; leave one out")
 
 
+def require_not_negative(options: object, *names: str) -> None:
+    """Raises InputError for a setting below zero."""
+    for name in names:
+        value = getattr(options, name)
+        if not value >= 0:
+            raise InputError(f"method.{name} must be 0 or more, not {value}")
+
+
 class BaseMethod:
     """A method that has nothing to do but choose what trains; others override what they need.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from adalora_repro.budgets import Place, fill, wider
+from adalora_repro.errors import InputError
 from adalora_repro.inject import freeze_backbone, replace
 from adalora_repro.lowrank import LoRALinear
 from adalora_repro.methods.base import BaseMethod, LowRankOptions, require_size
@@ -21,14 +22,44 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options(LowRankOptions):
-    """``r``: rank of every matrix, from the budget; or ``params``: ranks, 0 among them, that fill so many."""
+    """``r``: rank of every matrix, from the budget; or ``params``: ranks, 0 among them, that fill so many parameters;
+    or ``rank_pattern``: matrix -> rank, 0 leaves a matrix frozen.
+    """
 
     r: int = 0
     params: int | None = None
+    rank_pattern: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_size(self, self.params, "r")
+        if self.rank_pattern is None:
+            require_size(self, self.params, "r")
+        elif self.r:
+            raise InputError("method.r and method.rank_pattern both say the ranks; one of them is enough")
+
+    def ranks(self, matrices: Mapping[Site, nn.Linear]) -> dict[str, int]:
+        """Matrix -> rank; a doublet of B and A costs d_out + d_in parameters.
+
+        Raises:
+            InputError: ``rank_pattern`` is not about these matrices, ``params`` are too few.
+        """
+        names = [site.name for site in matrices]
+        if self.params is not None:
+            places = [
+                Place(site.name, (site.stack, site.layer), linear.in_features + linear.out_features)
+                for site, linear in matrices.items()
+            ]
+            return fill(places, self.params)
+        if self.rank_pattern is None:
+            return dict.fromkeys(names, self.r)
+        for found, others, where in (
+            (self.rank_pattern, names, "which this model does not adapt"),
+            (names, self.rank_pattern, "of this model, which the ranks leave out"),
+        ):
+            if wrong := [name for name in found if name not in others]:
+                more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+                raise InputError(f"method.rank_pattern does not fit: {wrong[0]}{more}, {where}")
+        return {name: self.rank_pattern[name] for name in names}
 
 
 class Method(BaseMethod):
@@ -36,32 +67,34 @@ class Method(BaseMethod):
         del protocol  # one LoRA
         self.options = options
         self.ranks: dict[str, int] = {}
+        self.layers: dict[str, LoRALinear] = {}
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         freeze_backbone(model)
         options = self.options
+        matrices = options.matrices(sites)
+        self.ranks = options.ranks({site: cast(nn.Linear, model.get_submodule(site.path)) for site in matrices})
 
         def make(site: Site, old: nn.Module) -> nn.Module:
-            return LoRALinear(cast(nn.Linear, old), self.ranks[site.name], options.alpha, options.init_std)
+            r = self.ranks[site.name]
+            # LoRALinear divides by r: alpha over the mean rank is the scaling of all matrices
+            return LoRALinear(cast(nn.Linear, old), r, options.alpha * (r / self.mean_rank), options.init_std)
 
-        matrices = options.matrices(sites)
-        self.ranks = self._choose(model, matrices)
-        replace(model, [site for site in matrices if self.ranks[site.name]], make)
+        adapted = [site for site in matrices if self.ranks[site.name]]
+        self.layers = cast(dict[str, LoRALinear], replace(model, adapted, make))
 
-    def _choose(self, model: PreTrainedModel, matrices: Sequence[Site]) -> dict[str, int]:
-        """The rank of every matrix; each triplet of B and A costs d_in + d_out parameters."""
-        if self.options.params is None:
-            return {site.name: self.options.r for site in matrices}
-        places = []
-        for site in matrices:
-            linear = cast(nn.Linear, model.get_submodule(site.path))
-            places.append(Place(site.name, (site.stack, site.layer), linear.in_features + linear.out_features))
-        return fill(places, self.options.params)
+    @property
+    def mean_rank(self) -> float:
+        return sum(self.ranks.values()) / len(self.ranks)
 
     def plan(self, total_steps: int) -> dict[str, Any]:
-        r, alpha = min(self.ranks.values()), self.options.alpha
-        plan = {"n": len(self.ranks), "r": r, "alpha": alpha, "alpha_over_r": alpha / max(r, 1)}
-        return plan if self.options.params is None else plan | {"wider": wider(self.ranks)}
+        options, alpha = self.options, self.options.alpha
+        size: dict[str, Any] = {"r": options.r}
+        if options.params is not None:
+            size = {"r": min(self.ranks.values()), "wider": wider(self.ranks)}
+        elif options.rank_pattern is not None:
+            size = {"b_T": sum(self.ranks.values())}
+        return {"n": len(self.ranks), **size, "alpha": alpha, "alpha_over_r": alpha / self.mean_rank}
 
     def summary(self) -> dict[str, Any]:
         return {"rank_pattern": self.ranks}

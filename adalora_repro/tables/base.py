@@ -25,6 +25,21 @@ from adalora_repro.records import RunRecord
 DATA_SOURCES = ("hub", "local", "sample")  # in the order they are preferred; never mixed in one table
 PROTOCOLS = ("paper", "released")
 CHECKPOINTS = ("final", "best")
+VARIANTS = {  # ablations and controls: rows of the tables that name them, and of no other
+    "lora_qv": "LoRA (Wq, Wv)",
+    "lora_regu": "LoRA regu",
+    "prune_lora": "Prune LoRA",
+    "svd_lora": "SVD-LoRA",
+    "adalora_gamma0": "AdaLoRA (gamma = 0)",
+    "adalora_sensitivity": "AdaLoRA (s = I)",
+    "adalora_magnitude": "AdaLoRA (S = magnitude)",
+    "lora_at_adalora": "LoRA (lr of AdaLoRA)",
+    "lora_init_r": "LoRA (initial rank)",
+    "lora_rank_pattern": "LoRA (ranks of AdaLoRA)",
+    "svd_lora_init_r": "SVD-LoRA (initial rank)",
+    "adalora_random": "AdaLoRA (random scores)",
+    "adalora_uniform": "AdaLoRA (uniform ranks)",
+}
 METHOD_NAMES = {
     "full": "Full FT",
     "bitfit": "BitFit",
@@ -32,6 +47,7 @@ METHOD_NAMES = {
     "pfeiffer": "PAdapter (Pfeiffer)",
     "lora": "LoRA",
     "adalora": "AdaLoRA",
+    **VARIANTS,
 }
 RULE = (
     "Rule of a cell: finished runs only. Among settings that differ in more than learning rate and seed: the most "
@@ -46,6 +62,7 @@ class Column:
 
     Attributes:
         metrics: names in a record; ``paper`` the columns of the paper's CSV for them.
+        mean_of: the one name in ``metrics`` is that of the mean of these metrics of a record.
         percent: the records hold percentages (0 to 100); otherwise fractions of 1 (-1 to 1, for correlations).
         more: further metrics of the same runs, in the report's CSV alone.
         settings: those of the runs shown that a reader must know to compare, told in a note.
@@ -56,6 +73,7 @@ class Column:
     unit: str
     metrics: tuple[str, ...]
     paper: tuple[str, ...]
+    mean_of: tuple[str, ...] = ()
     percent: bool = False
     more: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
@@ -68,6 +86,9 @@ class Spec:
     Attributes:
         paper_file: in ``tables/paper``; columns ``method``, ``budget``, ``params_label`` and those of ``columns``.
         backbone: the one the paper used, and the default of the report.
+        printed: the paper has this table; a table beyond it has its own rows in ``paper_file``.
+        methods: the only ones that get rows, ``VARIANTS`` at every budget, others at those of ``paper_file``. Without:
+            all get rows but ``VARIANTS``.
         shares: the paper's # Params are shares of full fine-tuning, which its budgets are named by (``paper_file`` then
             needs no ``params_label``); the report shows counts and shares. Otherwise both are counts.
         decimals: of the paper's scores, as printed there.
@@ -80,6 +101,8 @@ class Spec:
     paper_file: str
     backbone: str
     columns: tuple[Column, ...]
+    printed: bool = True
+    methods: tuple[str, ...] = ()
     shares: bool = False
     decimals: int = 2
     average: Callable[[Mapping[str, float]], float] | None = None
@@ -279,6 +302,20 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
+def rows_wanted(spec: Spec) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether a run with this key belongs in the table, its scope apart."""
+    tasks = {column.task for column in spec.columns}
+    budgets = {row["budget"] for row in paper_rows(spec.paper_file)}
+
+    def wanted(key: Mapping[str, Any]) -> bool:
+        if spec.methods:
+            shown = key["budget"] in budgets or key["method"] in VARIANTS
+            return key["task"] in tasks and key["method"] in spec.methods and shown
+        return key["task"] in tasks and key["method"] not in VARIANTS
+
+    return wanted
+
+
 def compile_table(spec: Spec, records: Iterable[tuple[Path, RunRecord]], scope: Scope) -> Table:
     """Records -> numbers of the table, by ``RULE``."""
     cells, left_out, refused = sort_in(spec, records, scope)
@@ -307,12 +344,13 @@ def sort_in(
 ) -> tuple[dict[CellKey, list[Run]], dict[str, int], list[str]]:
     """Records of the scope by (method, budget, task); how many were left out and why; what was refused."""
     columns = {column.task: column for column in spec.columns}
+    wanted = rows_wanted(spec)
     cells: dict[CellKey, list[Run]] = defaultdict(list)
     left_out: dict[str, int] = defaultdict(int)
     refused = []
     for path, record in records:
         key = record.key
-        if key["task"] not in columns or not in_scope(record, scope):
+        if not wanted(key) or not in_scope(record, scope):
             continue
         reason = left_out_because(record, scope)
         if reason:
@@ -320,13 +358,16 @@ def sort_in(
             continue
         metrics = evaluation_of(record, scope.select)
         column = columns[key["task"]]
-        needed = {*column.metrics, record.primary_metric, *(metrics.keys() & column.more)}
+        needed = {*(column.mean_of or column.metrics), record.primary_metric, *(metrics.keys() & column.more)}
         wrong = wrong_metrics(metrics, needed, column.percent)
         if wrong:
             refused.append(f"{path}: {wrong}")
             continue
         scale = 1.0 if column.percent else 100.0
-        run = Run(path, record, {name: scale * value for name, value in metrics.items()})
+        scores = {name: scale * value for name, value in metrics.items()}
+        if column.mean_of:
+            scores[column.metrics[0]] = statistics.fmean(scores[name] for name in column.mean_of)
+        run = Run(path, record, scores)
         cells[key["method"], key["budget"], key["task"]].append(run)
     return dict(cells), dict(left_out), refused
 
@@ -550,8 +591,8 @@ def choose_scope(
     Backbone: the paper's; if that has no record and exactly one other has, that one. Data: the first of hub, local,
     sample with a record of this backbone. Finished runs decide; only where there are none do the others.
     """
-    tasks = {column.task for column in spec.columns}
-    ours = [record for _, record in records if record.key["task"] in tasks and record.key["protocol"] == wish.protocol]
+    wanted = rows_wanted(spec)
+    ours = [record for _, record in records if wanted(record.key) and record.key["protocol"] == wish.protocol]
     finished = [record for record in ours if left_out_because(record, wish) is None]
     said = []
     if backbone is None:

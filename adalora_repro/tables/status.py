@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro.records import RunRecord
-from adalora_repro.tables.base import Scope, Spec, Table, compile_table, in_scope, lr_text
+from adalora_repro.tables.base import Scope, Spec, Table, compile_table, in_scope, lr_text, rows_wanted
 from adalora_repro.tables.choose import choices
 from adalora_repro.tables.layout import commands_of, plural
 from adalora_repro.tables.render import clean
@@ -128,8 +128,8 @@ def render_status(
 
 
 def table_status(spec: Spec, scope: Scope, states: Sequence[State], now: float) -> str:
-    tasks = {column.task for column in spec.columns}
-    states = [state for state in states if state.record.key["task"] in tasks]
+    wanted = rows_wanted(spec)
+    states = [state for state in states if wanted(state.record.key)]
     table = compile_table(spec, [(state.path, state.record) for state in states], scope)
     others: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
     for state in states:
@@ -139,7 +139,8 @@ def table_status(spec: Spec, scope: Scope, states: Sequence[State], now: float) 
     head = f"{spec.title}. Backbone {clean(scope.backbone)}; data {scope.data}; protocol {scope.protocol}"
     cells = [cell for row in table.rows if row.in_paper for cell in row.cells]
     done = sum(bool(cell.runs) for cell in cells)
-    counts = counts_line(done, len(cells), Counter(state.status for state in states))
+    whose = "paper's" if spec.printed else "table's"
+    counts = counts_line(done, len(cells), Counter(state.status for state in states), whose)
     if not states:
         return "\n".join([head, *map(clean, scope.said), f"{counts}; {BRIEF.format(spec.name)}"])
     rows = [["", *(column.heading for column in spec.columns)]]
@@ -173,12 +174,12 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def counts_line(done: int, cells: int, statuses: Counter[str]) -> str:
+def counts_line(done: int, cells: int, statuses: Counter[str], whose: str) -> str:
     words = {"ok": "finished"}
     order = ("ok", *SYMBOLS)
     runs = ", ".join(f"{statuses[status]:,} {words.get(status, status)}" for status in order if statuses[status])
     total = plural(statuses.total(), "run")
-    return f"{done} of the paper's {plural(cells, 'cell')} done; {total}{f': {runs}' if runs else ''}"
+    return f"{done} of the {whose} {plural(cells, 'cell')} done; {total}{f': {runs}' if runs else ''}"
 
 
 def attention(states: Sequence[State], now: float) -> list[str]:

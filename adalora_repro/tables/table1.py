@@ -30,21 +30,29 @@ def all_average(scores: Mapping[str, float]) -> float:
     return sum(tasks) / len(tasks)
 
 
+COLUMNS = (
+    Column("mnli", "MNLI", "m/mm", ("accuracy_m", "accuracy_mm"), ("mnli_m", "mnli_mm")),
+    Column("sst2", "SST-2", "Acc", ("accuracy",), ("sst2_acc",)),
+    Column("cola", "CoLA", "Mcc", ("matthews_correlation",), ("cola_mcc",)),
+    Column("qqp", "QQP", "Acc/F1", ("accuracy", "f1"), ("qqp_acc", "qqp_f1")),
+    Column("qnli", "QNLI", "Acc", ("accuracy",), ("qnli_acc",)),
+    Column("rte", "RTE", "Acc", ("accuracy",), ("rte_acc",)),
+    Column("mrpc", "MRPC", "Acc", ("accuracy",), ("mrpc_acc",)),
+    Column("stsb", "STS-B", "Corr", ("corr",), ("stsb_corr",)),
+)
+
+
+def columns_of(*tasks: str) -> tuple[Column, ...]:
+    """Table 1's columns of these tasks, in the order given."""
+    return tuple(column for task in tasks for column in COLUMNS if column.task == task)
+
+
 SPEC = Spec(
     name="table1",
     title="Reproduction of Table 1, GLUE development sets",
     paper_file="table1_glue.csv",
     backbone="deberta-v3-base",
-    columns=(
-        Column("mnli", "MNLI", "m/mm", ("accuracy_m", "accuracy_mm"), ("mnli_m", "mnli_mm")),
-        Column("sst2", "SST-2", "Acc", ("accuracy",), ("sst2_acc",)),
-        Column("cola", "CoLA", "Mcc", ("matthews_correlation",), ("cola_mcc",)),
-        Column("qqp", "QQP", "Acc/F1", ("accuracy", "f1"), ("qqp_acc", "qqp_f1")),
-        Column("qnli", "QNLI", "Acc", ("accuracy",), ("qnli_acc",)),
-        Column("rte", "RTE", "Acc", ("accuracy",), ("rte_acc",)),
-        Column("mrpc", "MRPC", "Acc", ("accuracy",), ("mrpc_acc",)),
-        Column("stsb", "STS-B", "Corr", ("corr",), ("stsb_corr",)),
-    ),
+    columns=COLUMNS,
     average=all_average,
     average_column="avg",
     average_heading=("All", "Ave."),

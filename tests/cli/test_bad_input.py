@@ -19,7 +19,8 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
 Cli = Callable[..., Outcome]
 TASKS = "valid: cnn_dailymail, cola, mnli, mrpc, qnli, qqp, rte, squad, squad_v2, sst2, stsb, xsum"
-METHODS = "valid: adalora, bitfit, full, houlsby, lora, pfeiffer"
+METHODS = "valid: adalora, adalora_gamma0, adalora_magnitude, adalora_random, adalora_sensitivity, adalora_uniform"
+GLUE_BUDGETS = "valid: 0.3M, 0.6M, 1.2M, 0.08%, 0.16%, 0.32%, 0.65%"
 ENCODERS = "valid: deberta-v3-base, minilm, tiny-bert, tiny-deberta, tiny-roberta"
 DECODERS = "valid: bart-large, tiny-bart"
 XSUM = "task=xsum budget=0.13% backbone=tiny-bart"
@@ -54,17 +55,34 @@ WRONG: list[tuple[str, list[str]]] = [
     ("data.source=nope", ["unknown data source 'nope'", "valid: hub, local, sample"]),
     ("protocol=nope", ["unknown protocol 'nope'", "valid: paper, released"]),
     ("protocol.name=nope", ["unknown protocol.name 'nope'", "valid: paper, released"]),
-    ("+sweep=nope", ["unknown sweep 'nope'", "valid: lr, lr_wide, seeds, stages, table1"]),
-    ("budget=0.08%", ["budget '0.08%' does not exist for task 'sst2'", "valid: 0.3M, 0.6M, 1.2M"]),
-    ("method=full budget=0.08%", ["budget '0.08%' does not exist for task 'sst2'", "valid: 0.3M, 0.6M, 1.2M"]),
+    ("+sweep=nope", ["unknown sweep 'nope'", "valid: controls, figure1, lr, lr_wide, seeds, stages, table1"]),
+    ("budget=1.10%", ["budget '1.10%' does not exist for task 'sst2'", GLUE_BUDGETS]),
+    ("method=full budget=1.10%", ["budget '1.10%' does not exist for task 'sst2'", GLUE_BUDGETS]),
     ("task=squad budget=0.3M", ["does not exist for task 'squad'", "valid: 0.08%, 0.16%, 0.32%, 0.65%"]),
     ("task=xsum budget=0.3M", ["does not exist for task 'xsum'", "valid: 0.13%, 0.26%, 1.10%, 2.20%"]),
     ("train.precision=fp8", ["train.precision 'fp8'", "valid: fp32, bf16"]),
     ("train.padding=left", ["train.padding 'left'", "valid: longest, max_length"]),
     ("train.device=tpu", ["train.device 'tpu'", "valid: auto, cpu, cuda"]),
     ("method.schedule=nope", ["method.schedule 'nope'", "valid: absolute, scaled"]),
-    ("method.score=nope", ["method.score 'nope'", "valid: importance, sensitivity, magnitude"]),
-    ("method.module=base", ["method.module 'base'", METHODS]),
+    ("method.score=nope", ["method.score 'nope'", "valid: importance, sensitivity, magnitude, random"]),
+    ("method.allocation=nope", ["method.allocation 'nope'", "valid: global, uniform"]),
+    ("method=prune_lora method.score=magnitude", ["method.score=magnitude is |λ|, and LoRA's doublets have no λ"]),
+    ("method=lora_regu method.gamma=-1", ["method.gamma must be 0 or more, not -1"]),
+    ("method=svd_lora method.gamma=-1", ["method.gamma must be 0 or more, not -1"]),
+    ("method=svd_lora method.t_i=5", ["no setting 'method.t_i'", "valid: method.name"]),
+    ("method=prune_lora method.init=5", ["no setting 'method.init'", "valid: method.name", "method.init_r"]),
+    (
+        "method=lora_regu protocol=released budget=0.08%",
+        ["method.r=1 has none; a larger method.r or budget, or"],
+    ),
+    ("method=lora_rank_pattern", ["method.rank_pattern must be the folder or the record of a finished run, not ''"]),
+    ("method=lora method.rank_pattern=7", ["must be the folder or the record of a finished run, not '7'"]),
+    ("method=lora method.rank_pattern=nowhere", ["method.rank_pattern: nowhere: there is no record"]),
+    ("method=lora method.rank_pattern=/", ["method.rank_pattern: /metrics.json: there is no record"]),
+    (
+        "method.module=base",
+        ["method.module 'base'", "valid: adalora, bitfit, full, houlsby, lora, lora_regu, pfeiffer"],
+    ),
     ("task.primary_metric=nope", ["task.primary_metric 'nope'", "valid: accuracy"]),
     ("task.metrics=[nope] task.primary_metric=nope", ["unknown metric 'nope'", "valid: accuracy, f1"]),
     ("task.family=nope", ["task=sst2: no family 'nope', which would be class Task in tasks/nope.py"]),

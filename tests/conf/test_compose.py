@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fake_records
 import pytest
 import yaml
 from hydra import compose
@@ -21,9 +22,11 @@ from task_configs import REAL_DATA, needs_real_data
 
 from adalora_repro import plan as planning
 from adalora_repro import records, run
+from adalora_repro.backbones import MATRIX_ROLES
 from adalora_repro.config import Config, resource
 from adalora_repro.errors import InputError
 from adalora_repro.plan import LATER, NOT_RESULT, Plan
+from adalora_repro.tables.base import VARIANTS
 from adalora_repro.tasks import sources
 
 ROOT = Path(run.__file__).parents[1]
@@ -35,6 +38,8 @@ def names(group: str) -> list[str]:
 
 
 TASKS, METHODS = names("task"), names("method")
+#: its ranks and budget are those of another run: test_transplant.py
+SIZED = [method for method in METHODS if method != "lora_rank_pattern"]
 FAMILIES = planning.budget_families()
 #: no file is read and no size is forgotten
 FREE = ("data=sample", "data.sample_rows=64", "data.sample_validation_rows=32")
@@ -54,8 +59,8 @@ def resolved(*words: str) -> Plan:
 
 
 def budgets_of(task: str) -> list[str]:
-    family = OmegaConf.load(CONF / "task" / f"{task}.yaml").task.budgets
-    return [label for label, of in FAMILIES.items() if of == family]
+    options = OmegaConf.load(CONF / "task" / f"{task}.yaml").task
+    return [label for label, of in FAMILIES.items() if of in (options.budgets, *options.get("more_budgets", ()))]
 
 
 def backbone_of(task: str) -> str:
@@ -66,7 +71,7 @@ def backbone_of(task: str) -> str:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in SIZED if method not in VARIANTS])
 def test_every_task_composes_with_every_method_at_every_budget(task: str, method: str) -> None:
     backbone = backbone_of(task)
     cfg = composed(f"task={task}", f"method={method}", f"budget={budgets_of(task)[0]}", f"backbone={backbone}")
@@ -83,11 +88,17 @@ def test_every_task_composes_with_every_method_at_every_budget(task: str, method
             assert plan.key["budget"] == label
             sizes = plan.cfg.method.sizes[label]
             assert {name: plan.cfg.method[name] for name in sizes} == sizes
-            assert all(isinstance(size, int) and size > 0 for size in sizes.values())
+            assert all(isinstance(size, int) and size > 0 for name, size in sizes.items() if name != "targets")
     if method not in ("full", "bitfit"):
         assert len({plan.key["hash"] for plan in plans}) == len(plans)
     if plans[0].cfg.task.family != "squad":
         assert plans[0].total_steps == plans[0].cfg.task.total_steps
+
+
+@pytest.mark.parametrize("task", ["cola", "squad", "xsum"])
+@pytest.mark.parametrize("method", [method for method in SIZED if method in VARIANTS])
+def test_every_ablation_composes_with_a_task_of_each_family(task: str, method: str) -> None:
+    test_every_task_composes_with_every_method_at_every_budget(task, method)
 
 
 SHIPPED = sorted(
@@ -140,7 +151,11 @@ def test_headers_have_commands() -> None:
 
 
 @pytest.mark.parametrize("command", sorted({command for _, command in COMMANDS}))
-def test_every_command_in_a_header_has_a_plan(command: str) -> None:
+def test_every_command_in_a_header_has_a_plan(command: str, tmp_path: Path) -> None:
+    if "=RUN" in command:  # a finished run of the reader's
+        pattern = {f"encoder.{layer}.{role}": 2 for layer in range(12) for role in MATRIX_ROLES[:6]}
+        run_folder = fake_records.save(tmp_path, fake_records.make(method="adalora", rank_pattern=pattern)).parent
+        command = command.replace("=RUN", f"={run_folder}")
     program, *words = shlex.split(command)
     assert program == "adalora-run"
     own_files = ("data=local", "data.dir=DIR")  # with the hub's number of rows instead
@@ -244,6 +259,9 @@ def changed(name: str, value: Any) -> str:
         "method.layers": "[0]",
         "method.schedule": "scaled",
         "method.score": "magnitude",
+        "method.allocation": "uniform",
+        "recipe": "{optim: {lr: 9}}",
+        "task.more_budgets": "[nlg]",
         "eval.max_examples": 9,
         "data.dir": "elsewhere",
         "results.dir": "elsewhere",
@@ -376,10 +394,11 @@ def test_every_published_record_has_its_command() -> None:
     assert len(published_commands()) == len(published()) > 5
 
 
-#: setting of ``LATER`` -> a task and another value
+#: setting of ``LATER`` -> a task and another value; of AdaLoRA alone if it is ``method.allocation``
 LATER_VALUES = {
     "backbone.weights": ("cola", "random"),
     "data.skip_invalid": ("cola", "true"),
+    "method.allocation": ("cola", "uniform"),
     "task.n_best": ("squad", "7"),
     "task.max_answer_length": ("squad", "9"),
     "task.null_threshold": ("squad_v2", "0.5"),
@@ -393,14 +412,15 @@ LATER_VALUES = {
 
 
 def test_later_settings_are_all_tried() -> None:
-    assert set(LATER_VALUES) == set(LATER)
+    assert set(LATER_VALUES) | {"method.rank_pattern"} == set(LATER)  # that one: test_transplant.py
 
 
-@pytest.mark.parametrize("name", LATER)
+@pytest.mark.parametrize("name", LATER_VALUES)
 def test_a_later_setting_is_part_of_the_identity_only_at_another_value(name: str) -> None:
     task, value = LATER_VALUES[name]
-    words = (f"task={task}", "method=lora", f"budget={budgets_of(task)[0]}", f"backbone={backbone_of(task)}")
-    assert name not in resolved("task=cola", "method=lora").settings
+    method = "adalora" if name == "method.allocation" else "lora"
+    words = (f"task={task}", f"method={method}", f"budget={budgets_of(task)[0]}", f"backbone={backbone_of(task)}")
+    assert name not in resolved("task=cola", f"method={method}").settings
     if name == "budget.params":
         words += ("budget.match=params",)
     plan, other = resolved(*words), resolved(*words, f"{name}={value}", "measure=cost")  # for which all are allowed
@@ -611,6 +631,13 @@ def test_a_warm_up_that_never_ends_is_told() -> None:
 # Counts (issue: "the counts, method only")
 
 COUNTS = {
+    "lora_qv": [331_776, 663_552, 1_327_104],
+    "lora_regu": [331_776, 663_552, 1_327_104],
+    "lora_at_adalora": [331_776, 663_552, 1_327_104],
+    "lora_init_r": [663_552, 995_328, 1_990_656],
+    "prune_lora": [331_776, 663_552, 1_327_104],
+    "svd_lora": [331_920, 663_840, 1_327_680],
+    "svd_lora_init_r": [663_840, 995_760, 1_991_520],
     "bitfit": [102_912] * 3,
     "houlsby": [313_536, 608_640, 1_198_848],
     "pfeiffer": [304_320, 599_424, 1_189_632],
@@ -628,7 +655,7 @@ def test_counts_on_deberta_v3_base(method: str) -> None:
         assert plan.params["head"] == 592_130
         assert plan.params["total"] == expected + 592_130
         assert plan.params["backbone"] == 183_831_552
-        if method == "adalora":
+        if method in ("adalora", "prune_lora"):
             b_t, b_0 = {"0.3M": (144, 288), "0.6M": (288, 432), "1.2M": (576, 864)}[label]
             assert (plan.method["n"], plan.method["b_T"], plan.method["b_0"]) == (72, b_t, b_0)
             assert plan.params["at_init"] == expected * b_0 // b_t

@@ -22,9 +22,10 @@ from adalora_repro import run
 from adalora_repro.config import resource
 from adalora_repro.errors import InputError
 from adalora_repro.tables import table15
+from adalora_repro.tables.base import paper_rows
 
 SWEEPS = sorted(resource("sweeps").glob("*.yaml"))
-TABLES = ("table1", "table2", "table3")
+CELLS = {"table1": 96, "table2": 34, "table3": 18, "table4": 36, "table5": 36, "table14": 16}
 PAPER = Path(planning.__file__).parent / "tables" / "paper"
 NO_FILES = ("data=sample", "data.sample_rows=64")
 
@@ -88,12 +89,12 @@ def paper_cells(table: str) -> list[tuple[str, str, str]]:
 # The files
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", CELLS)
 def test_a_table_s_file_has_the_cells_of_the_paper(table: str, tmp_path: Path) -> None:
     made = sweeper(table)
     jobs = made.jobs({})
     found = [key_of(job) for job in jobs]
-    assert len(found) == len(set(found)) == {"table1": 96, "table2": 34, "table3": 18}[table]
+    assert len(found) == len(set(found)) == CELLS[table]
     assert set(found) == set(paper_cells(table))
     assert all("budget" not in job for job in jobs if job["method"] in ("full", "bitfit"))
     backbone = importlib.import_module(f"adalora_repro.tables.{table}").SPEC.backbone
@@ -109,6 +110,29 @@ def test_table15_is_a_measurement_of_each_pair(tmp_path: Path) -> None:
     assert all(job["measure"] == "cost" for job in jobs)
     pairs = [(task, method, budget) for task, budget, method in table15.paper_of() if method != table15.REFERENCE]
     assert [key_of(job) for job in jobs] == pairs
+
+
+def test_the_controls_are_the_rows_of_their_table() -> None:
+    from adalora_repro.tables.controls import SPEC
+
+    found = [key_of(job) for job in sweeper("controls").jobs({})]
+    methods = [row["method"] for row in paper_rows(SPEC.paper_file)]
+    assert set(SPEC.methods) == {*methods, "lora_rank_pattern"}  # which needs another run first
+    assert sorted(found) == sorted((column.task, method, "0.3M") for column in SPEC.columns for method in methods)
+
+
+def test_figure_1_s_runs_have_its_parameters() -> None:
+    """Those nearest to 0.28M, and never in a cell of a table."""
+    made = sweeper("figure1")
+    counts = {}
+    for job, plan in made.plans(made.jobs({})):
+        assert plan is not None, job
+        counts[plan.key["budget"]] = planning.count(plan).params["method"]
+    roles = {f"r15-{role}": 276_480 for role in ("q", "k", "v", "attn_out")}
+    roles |= {f"r6-{role}": 276_480 for role in ("ffn_in", "ffn_out")}
+    assert counts == roles | {f"r7-{i}.{i + 1}.{i + 2}": 290_304 for i in (0, 3, 6, 9)}
+    per_rank = {276_480 // 15: 15, 276_480 // 6: 6, 290_304 // 7: 7}
+    assert all(min(range(1, 40), key=lambda r: abs(r * size - 280_000)) == r for size, r in per_rank.items())
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

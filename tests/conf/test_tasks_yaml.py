@@ -135,6 +135,7 @@ def test_tasks_fit_the_schema(task: str) -> None:
     assert cfg.task.name == task
     assert re.fullmatch(r"[0-9a-f]{40}", cfg.task.revision)
     assert cfg.task.budgets == {"glue": "glue", "squad": "qa", "summarization": "nlg"}[cfg.task.family]
+    assert cfg.task.more_budgets == (["qa"] if cfg.task.family == "glue" else [])
     names = {f"{metric}{suffix}" for metric in cfg.task.metrics for suffix in cfg.task.validation}
     assert cfg.task.primary_metric in names
     assert len(cfg.task.validation) == (2 if task == "mnli" else 1)

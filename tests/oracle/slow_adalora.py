@@ -77,3 +77,53 @@ def penalty(P: Matrix, Q: Matrix) -> float:
             total += (sum(row[i] * row[j] for row in P) - eye) ** 2
             total += (sum(a * b for a, b in zip(Q[i], Q[j], strict=True)) - eye) ** 2
     return total
+
+
+class SlowDoublets(SlowAllocator):
+    """The same of LoRA: doublets (B, A) without a λ, shapes (d_out, d_in, r)."""
+
+    def scores(self) -> list[list[float]]:
+        def s(key: tuple) -> float:
+            return self.average[key] * self.uncertainty[key]  # (11)
+
+        return [
+            [
+                sum(s((k, "B", j, i)) for j in range(d_out)) / d_out
+                + sum(s((k, "A", i, j)) for j in range(d_in)) / d_in
+                for i in range(r)
+            ]
+            for k, (d_out, d_in, r) in enumerate(self.shapes)
+        ]
+
+    def _entries(self, weights: list, grads: list):
+        for k, ((B, A), (gB, gA)) in enumerate(zip(weights, grads, strict=True)):
+            for i in range(len(A)):
+                for j in range(len(B)):
+                    yield (k, "B", j, i), B[j][i], gB[j][i]
+                for j in range(len(A[i])):
+                    yield (k, "A", i, j), A[i][j], gA[i][j]
+
+
+def keep_evenly(scores: list[list[float]], budget: int) -> list[list[bool]]:
+    """Round after round the best triplet left of every matrix, the better ones of a round first."""
+    left = [sorted(range(len(row)), key=lambda i: (-row[i], i)) for row in scores]
+    kept: set[tuple[int, int]] = set()
+    while len(kept) < budget:
+        turn = sorted((-scores[k][order[0]], k, order.pop(0)) for k, order in enumerate(left) if order)
+        kept |= {(k, i) for _, k, i in turn[: budget - len(kept)]}
+    return [[(k, i) in kept for i in range(len(row))] for k, row in enumerate(scores)]
+
+
+def mean_cosine(rows: Matrix) -> float:
+    """Mean |cos| between two different rows."""
+
+    def norm(row: list[float]) -> float:
+        return sum(x * x for x in row) ** 0.5
+
+    total, r = 0.0, len(rows)
+    for i in range(r):
+        for j in range(r):
+            if i != j and norm(rows[i]) and norm(rows[j]):
+                dot = sum(a * b for a, b in zip(rows[i], rows[j], strict=True))
+                total += abs(dot) / norm(rows[i]) / norm(rows[j])
+    return total / (r * r - r)

@@ -130,3 +130,34 @@ def test_lora_forward_equals_peft():
     x = torch.randn(2, 3, 6)
     torch.testing.assert_close(layer(x), theirs(x))
     torch.testing.assert_close(layer.merge()(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+def test_ranks_of_their_own_are_scaled_as_peft_s_patterns_say():
+    """LoRA at one rank for each matrix, all scaled by alpha over the mean rank; rank 0 is no adapter at all."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from adalora_repro.backbones import find_sites
+    from adalora_repro.methods import lora
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12, "vocab_size": 20}
+    ours = BertForSequenceClassification(BertConfig(num_hidden_layers=1, **sizes)).eval()
+    theirs = BertForSequenceClassification(ours.config).eval()
+    theirs.load_state_dict(ours.state_dict())
+    pattern = {"encoder.0.q": 1, "encoder.0.k": 5, "encoder.0.v": 0}
+    options = lora.Options("lora", "lora", alpha=8.0, rank_pattern=pattern, targets=["q", "k", "v"])
+    lora.Method(options, "paper").inject(ours, find_sites(ours))
+    config = peft.LoraConfig(  # the mean rank is 2, the scaling 4
+        target_modules=["query", "key"], rank_pattern={"query": 1, "key": 5}, alpha_pattern={"query": 4, "key": 20}
+    )
+    model = peft.get_peft_model(theirs, config).eval()
+    names = [f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "key")]
+    with torch.no_grad():
+        for name in names:
+            layer, adapted = ours.get_submodule(name), model.base_model.model.get_submodule(name)
+            layer.lora_B.normal_()
+            adapted.lora_A["default"].weight.copy_(layer.lora_A)
+            adapted.lora_B["default"].weight.copy_(layer.lora_B)
+    assert type(ours.bert.encoder.layer[0].attention.self.value) is nn.Linear
+    tokens = torch.randint(0, 20, (3, 6))
+    torch.testing.assert_close(ours(tokens).logits, model(tokens).logits)

@@ -120,7 +120,8 @@ def test_what_starts_fast_imports_nothing_heavy_by_itself(name: str) -> None:
 def test_the_loop_names_no_method_and_no_task() -> None:
     names = {path.stem for group in ("method", "task") for path in (CONF / group).glob("*.yaml")}
     modules = {path.stem for folder in ("methods", "tasks") for path in (PACKAGE / folder).glob("[!_]*.py")} - {"base"}
-    ids = names | {OmegaConf.load(path).method.module for path in (CONF / "method").glob("*.yaml")} | modules
+    ids = names | {OmegaConf.load(path).method.get("module") for path in (CONF / "method").glob("*.yaml")} | modules
+    ids.discard(None)  # of a file that takes it from another
     assert {"adalora", "cola", "glue"} <= ids
     tree = ast.parse((PACKAGE / "train.py").read_text())
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}

@@ -14,6 +14,11 @@ from adalora_repro.lowrank import LoRALinear, SVDLinear
 
 BACKBONES = ("tiny-deberta", "tiny-bert", "tiny-roberta", "tiny-bart")
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")
+#: one for each way to do something else; the others differ from them in numbers (tests/conf/test_ablations_yaml.py)
+ABLATIONS = ("lora_qv", "lora_regu", "prune_lora", "svd_lora", "adalora_random", "adalora_uniform")
+EVERY = [(method, backbone) for method in METHODS for backbone in BACKBONES]
+EVERY += [(method, backbone) for method in ABLATIONS for backbone in ("tiny-deberta", "tiny-bart")]
+LOW_RANK = [pair for pair in EVERY if pair[0] in ("lora", "adalora", *ABLATIONS)]
 # width 32, feed-forward 64: a bottleneck of 8, and a rank of 2 (AdaLoRA starts at 4) at budgets 0.3M and 0.26%
 HOULSBY, PFEIFFER = 2 * 32 * 8 + 8 + 32, 2 * 32 * 16 + 16 + 32
 PER_RANK = {"encoder": 4 * 64 + 2 * 96, "decoder": 8 * 64 + 2 * 96}
@@ -23,6 +28,12 @@ EXPECTED = {  # trained parameters of the method, head apart
     ("tiny-deberta", "pfeiffer"): 2 * PFEIFFER,
     ("tiny-deberta", "lora"): 2 * 2 * PER_RANK["encoder"],
     ("tiny-deberta", "adalora"): 4 * (2 * PER_RANK["encoder"] + 12),
+    ("tiny-deberta", "lora_qv"): 9 * 2 * 2 * 64,
+    ("tiny-deberta", "prune_lora"): 4 * 2 * PER_RANK["encoder"],
+    ("tiny-deberta", "svd_lora"): 2 * (2 * PER_RANK["encoder"] + 12),
+    ("tiny-bart", "lora_qv"): 11 * 4 * 2 * 64,
+    ("tiny-bart", "prune_lora"): 4 * BART_RANK,
+    ("tiny-bart", "svd_lora"): 2 * (BART_RANK + 32),
     ("tiny-bart", "houlsby"): (2 * 2 + 2 * 3) * HOULSBY,
     ("tiny-bart", "pfeiffer"): 4 * PFEIFFER,
     ("tiny-bart", "lora"): 2 * BART_RANK,
@@ -68,8 +79,7 @@ def labels(backbone: str) -> torch.Tensor:
     return torch.tensor([0, 1, 0])
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "backbone"), EVERY)
 def test_count_is_the_plan_and_gradients_reach_exactly_what_trains(backbone, method):
     counted = plan.count(resolved(backbone, method))
     model, plain, chosen = injected(backbone, method)
@@ -92,8 +102,7 @@ def test_count_is_the_plan_and_gradients_reach_exactly_what_trains(backbone, met
     assert all("embeddings" in name or cancels in name for name in silent), silent
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("method", ["lora", "adalora"])
+@pytest.mark.parametrize(("method", "backbone"), LOW_RANK)
 def test_low_rank_methods_start_bit_identical(backbone, method):
     model, plain, _ = injected(backbone, method)
     batch = inputs(backbone)
@@ -143,7 +152,7 @@ def test_bitfit_trains_every_bias_of_the_backbone_and_nothing_else_there():
     assert model.classifier.weight.requires_grad
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *ABLATIONS])
 def test_the_head_trains_in_every_method_berts_pooler_included(method):
     model, _, _ = injected("tiny-bert", method)
     assert set(backbones.head_parameters(model)) == {
@@ -237,8 +246,7 @@ def test_summarization_head_is_tied_and_counts_as_backbone(budget, r):
     assert (adalora["method"], adalora["at_init"]) == (r * (BART_RANK + 32), 2 * r * (BART_RANK + 32))
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora"])
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(("method", "backbone"), LOW_RANK)
 def test_the_state_of_a_method_and_its_parameters_are_the_method(backbone, method):
     """A copy from the same seed with both put in answers as the original does, masked or not."""
     model, _, chosen = injected(backbone, method)

@@ -1,0 +1,82 @@
+"""SVD adaptation with its regularizer, eqs. (3) and (4): what AdaLoRA and SVD-LoRA share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from adalora_repro.inject import freeze_backbone, replace
+from adalora_repro.lowrank import SVDLinear, orthogonality_penalty
+from adalora_repro.lowrank.layers import LowRankLinear, share_left_factors
+from adalora_repro.lowrank.orthogonality import Form, orthogonality_errors
+from adalora_repro.methods.base import BaseMethod, LowRankOptions, require_not_negative
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from adalora_repro.backbones import Site
+
+
+@dataclass
+class SVDOptions(LowRankOptions):
+    """``gamma``: weight of R, eq. (4)."""
+
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_not_negative(self, "gamma")
+
+
+class SVDMethod(BaseMethod):
+    """P Λ Q of one rank in every chosen matrix, and R: ``protocol=paper`` the sum of squared norms, ``released`` the
+    mean norm."""
+
+    def __init__(self, options: SVDOptions, rank: int, protocol: str) -> None:
+        self.svd, self.rank, self.protocol = options, rank, protocol
+        self.layers: dict[str, LowRankLinear] = {}
+
+    def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
+        freeze_backbone(model)
+
+        def make(site: Site, old: nn.Module) -> nn.Module:
+            return self.increment(cast(nn.Linear, old))
+
+        self.layers = cast(dict[str, LowRankLinear], replace(model, self.svd.matrices(sites), make))
+
+    def increment(self, base: nn.Linear) -> LowRankLinear:
+        return SVDLinear(base, self.rank, self.svd.alpha, self.svd.init_std)
+
+    def svd_layers(self) -> list[SVDLinear]:
+        return [layer for layer in self.layers.values() if isinstance(layer, SVDLinear)]
+
+    def share(self) -> None:
+        """Prepares the next forward passes; after every change of a parameter."""
+        share_left_factors(self.svd_layers())
+
+    def on_train_start(self, total_steps: int) -> None:
+        self.share()
+
+    def regularizer(self) -> Tensor | None:
+        if self.svd.gamma == 0:
+            return None
+        form: Form = "sum_squared" if self.protocol == "paper" else "mean_norm"
+        return self.svd.gamma * orthogonality_penalty(self.layers.values(), form)
+
+    def after_update(self, t: int) -> None:
+        self.share()
+
+    def curve(self, t: int) -> dict[str, Any]:
+        """For every matrix the two errors of Figure 4 (in the order of ``rank_pattern``)."""
+        left, right = orthogonality_errors(self.layers.values())
+        return {
+            "orthogonality_P": [float(f"{error:.4g}") for error in left],
+            "orthogonality_Q": [float(f"{error:.4g}") for error in right],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.share()

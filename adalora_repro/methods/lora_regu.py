@@ -1,0 +1,42 @@
+"""LoRA with the orthogonal regularizer of eq. (4) on B and A (Table 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adalora_repro.errors import InputError
+from adalora_repro.lowrank import orthogonality_penalty
+from adalora_repro.lowrank.orthogonality import Form
+from adalora_repro.methods import lora
+from adalora_repro.methods.base import require_not_negative
+
+
+@dataclass
+class Options(lora.Options):
+    """``gamma``: weight of R."""
+
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_not_negative(self, "gamma")
+
+
+class Method(lora.Method):
+    """``protocol=released`` takes the mean |cos| between columns of B and between rows of A for R (fidelity F27)."""
+
+    def __init__(self, options: Options, protocol: str) -> None:
+        super().__init__(options, protocol)
+        self.gamma = options.gamma
+        self.form: Form = "sum_squared" if protocol == "paper" else "mean_cosine"
+        ranks = options.rank_pattern.values() if options.rank_pattern else [options.r]
+        if self.gamma and self.form == "mean_cosine" and 1 in ranks:
+            raise InputError(
+                "protocol=released regularizes LoRA by the angles between the columns of B, and between the rows of A: "
+                "method.r=1 has none; a larger method.r or budget, or protocol=paper"
+            )
+
+    def regularizer(self) -> Tensor | None:
+        return self.gamma * orthogonality_penalty(self.layers.values(), self.form) if self.gamma else None

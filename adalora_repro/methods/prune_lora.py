@@ -1,0 +1,30 @@
+"""Prune LoRA (Table 4): LoRA from which whole doublets are pruned, by AdaLoRA's score and schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from adalora_repro.errors import InputError
+from adalora_repro.lowrank import LoRALinear
+from adalora_repro.methods import adalora
+
+
+@dataclass
+class Options(adalora.Options):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.score == "magnitude":
+            raise InputError("method.score=magnitude is |λ|, and LoRA's doublets have no λ")
+
+
+class Method(adalora.Method):
+    """What a pruned doublet is, and its score: ``RankAllocator``. R, where gamma is not 0, is of B and A."""
+
+    def increment(self, base: nn.Linear) -> LoRALinear:
+        return LoRALinear(base, self.rank, self.svd.alpha, self.svd.init_std)
+
+    def triplet(self, base: nn.Linear) -> int:
+        """Parameters of a doublet: a column of B, a row of A."""
+        return base.out_features + base.in_features

@@ -1,0 +1,115 @@
+"""What the files of ablations and controls compose to: the method they vary, and nothing else changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hydra import compose
+from omegaconf import OmegaConf
+from task_configs import CONF, GLUE
+
+from adalora_repro import plan as planning
+
+pytestmark = pytest.mark.usefixtures("hydra")
+
+#: method -> the one it varies, and the settings that differ
+VARIED: dict[str, tuple[str, dict[str, Any]]] = {
+    "adalora_sensitivity": ("adalora", {"method.score": "sensitivity"}),
+    "adalora_magnitude": ("adalora", {"method.score": "magnitude"}),
+    "adalora_random": ("adalora", {"method.score": "random"}),
+    "adalora_uniform": ("adalora", {"method.allocation": "uniform"}),
+    "adalora_gamma0": ("adalora", {"method.gamma": 0.0}),
+    "prune_lora": ("adalora", {"method.module": "prune_lora", "method.gamma": 0.0}),
+    "lora_init_r": ("lora", {"method.r": 4}),
+    "lora_qv": ("lora", {"method.r": 9, "method.targets": ["q", "v"]}),
+    "svd_lora_init_r": ("svd_lora", {"method.r": 4}),
+}
+TASKS = [*GLUE, "squad"]
+
+
+def settings(method: str, task: str, *words: str) -> dict[str, Any]:
+    cfg = compose("config", [f"task={task}", f"method={method}", "budget=0.16%", *words])
+    plan = planning.resolve(cfg)
+    assert plan.key["budget"] == "0.16%"
+    return plan.settings
+
+
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+@pytest.mark.parametrize("method", VARIED)
+def test_an_ablation_differs_from_what_it_varies_in_what_it_is_about(method: str, protocol: str) -> None:
+    base, differs = VARIED[method]
+    for task in ("cola", "squad") if protocol == "paper" else ("cola",):
+        own, other = (settings(name, task, f"protocol={protocol}") for name in (method, base))
+        changed = {name for name in own.keys() | other.keys() if own.get(name) != other.get(name)}
+        assert changed == {*differs, "method.name"}
+        assert {name: own[name] for name in differs} == differs
+        assert own["method.name"] == method
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_taken_from_adalora_s_recipe_is_the_task_s(task: str) -> None:
+    recipe = OmegaConf.load(CONF / "tuned" / f"{task}_adalora.yaml")
+    regularized, svd, lora, plain = (
+        settings(method, task) for method in ("lora_regu", "svd_lora", "lora_at_adalora", "lora")
+    )
+    for name in ("method.gamma", "method.alpha", "optim.lr"):
+        assert svd[name] == OmegaConf.select(recipe, name)
+    assert regularized == plain | {
+        "method.name": "lora_regu",
+        "method.module": "lora_regu",
+        "method.gamma": recipe.method.gamma,
+    }
+    assert lora == plain | {"method.name": "lora_at_adalora", "optim.lr": recipe.optim.lr}
+
+
+def test_what_is_typed_wins_over_the_recipe() -> None:
+    words = ("method.gamma=0.7", "method.t_i=3", "optim.lr=9e-3")
+    assert settings("adalora_uniform", "cola", *words) == settings("adalora_uniform", "cola") | {
+        "method.gamma": 0.7,
+        "method.t_i": 3,
+        "optim.lr": 9e-3,
+    }
+
+
+def test_a_budget_s_own_roles_are_not_fewer_matrices() -> None:
+    def budget(*words: str) -> str:
+        return str(planning.resolve(compose("config", ["task=cola", "method=lora_qv", *words])).key["budget"])
+
+    assert budget() == budget("method.targets=[q,v]") == "0.3M"
+    assert budget("method.targets=[q]") == "r9-q"
+    assert budget("method.layers=[0]") == "r9-0"
+    assert budget("method.r=3") == "r3"
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "origin"),
+    [
+        ("prune_lora", "method.t_i", "conf/tuned/cola_adalora.yaml:14 (paper, Table 8)"),
+        ("prune_lora", "method.gamma", "conf/method/prune_lora.yaml:"),
+        ("prune_lora", "method.beta1", "conf/method/adalora.yaml:"),
+        ("adalora_random", "method.init_r", "budget (conf/method/adalora.yaml:"),
+        ("svd_lora", "optim.lr", "conf/tuned/cola_adalora.yaml:9 (paper, Table 8)"),
+        ("lora_at_adalora", "optim.lr", "conf/tuned/cola_adalora.yaml:9 (paper, Table 8)"),
+        ("lora_at_adalora", "method.alpha", "conf/method/lora.yaml:"),
+    ],
+)
+def test_the_plan_says_from_which_file_a_value_is(method: str, setting: str, origin: str) -> None:
+    cfg = compose("config", ["task=cola", f"method={method}"], return_hydra_config=True)
+    choices = cfg.hydra.runtime.choices
+    plain = compose("config", ["task=cola", f"method={method}"])
+    assert planning.resolve(plain, choices).origins[setting].startswith(origin)
+    released = compose("config", ["task=cola", f"method={method}", "protocol=released"], return_hydra_config=True)
+    if setting == "optim.lr":
+        found = planning.resolve(plain, released.hydra.runtime.choices).origins[setting]
+        assert found.startswith("conf/script/released_cola_adalora.yaml:7 (released script")
+
+
+def test_a_task_without_a_recipe_has_defaults_and_asks_for_phases() -> None:
+    """``task.name`` of one's own with a file: here the recipe is taken away."""
+    words = ["task=cola", "~tuned@recipe", "~tuned"]
+    assert planning.resolve(compose("config", [*words, "method=svd_lora"])).settings["method.gamma"] == 0.1
+    plan = planning.resolve(compose("config", [*words, "method=adalora_gamma0"]))
+    assert plan.settings["method.t_i"] is None
+    with pytest.raises(planning.InputError, match=r"method\.t_f must be positive"):
+        planning.count(plan)

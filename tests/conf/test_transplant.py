@@ -1,0 +1,121 @@
+"""LoRA at the ranks of another run: where they come from, what the run is then called, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_records import make, save
+from hydra import compose
+from omegaconf import OmegaConf
+
+from adalora_repro import backbones, inject, methods
+from adalora_repro import plan as planning
+from adalora_repro.errors import InputError
+from adalora_repro.lowrank import LoRALinear
+
+pytestmark = pytest.mark.usefixtures("hydra")
+
+ROLES = ("q", "k", "v", "attn_out", "ffn_in", "ffn_out")
+#: 24 in all, two for each of tiny-bert's 12 matrices: budget 0.3M; the first is pruned away
+OF_LAYER = dict(zip(ROLES, (0, 1, 2, 2, 3, 4), strict=True))
+RANKS = {f"encoder.{layer}.{role}": rank for layer in (0, 1) for role, rank in OF_LAYER.items()}
+
+
+def source(folder: Path, ranks: dict[str, int] | None = None, **changes: Any) -> Path:
+    fields: dict[str, Any] = {"method": "adalora", "backbone": "tiny-bert", "rank_pattern": ranks or RANKS}
+    return save(folder, make(**(fields | changes))).parent
+
+
+def resolved(run: Path | str, *words: str, method: str = "lora_rank_pattern") -> planning.Plan:
+    common = ["task=rte", f"method={method}", f"method.rank_pattern={run}", "backbone=tiny-bert", "data=sample"]
+    return planning.resolve(compose("config", [*common, *words]), overrides=words)
+
+
+def test_the_run_is_known_by_the_ranks_not_by_where_they_lie(tmp_path: Path) -> None:
+    first, second = source(tmp_path / "a"), source(tmp_path / "b", lr=5e-3)
+    plan = resolved(first)
+    assert plan.key == resolved(second).key == resolved(first / "metrics.json").key
+    assert plan.folder == resolved(second).folder
+    assert plan.settings["method.rank_pattern"] == RANKS
+    assert str(tmp_path) not in str(plan.settings)
+    other = source(tmp_path / "c", RANKS | {"encoder.0.q": 4, "encoder.1.ffn_out": 0})
+    assert resolved(other).key["hash"] != plan.key["hash"]
+    assert resolved(other).key["variant"] != plan.key["variant"]
+    assert plan.key == resolved(first, "seed=1").key | {"seed": 0, "hash": plan.key["hash"]}
+
+
+def test_its_budget_is_that_of_the_ranks(tmp_path: Path) -> None:
+    small, large = source(tmp_path), source(tmp_path, budget="1.2M")
+    assert resolved(small).key["budget"] == "0.3M"
+    assert resolved(large).key["budget"] == "1.2M"
+    assert resolved(large, "budget=1.2M").key == resolved(large).key  # said or not
+    assert resolved(small, method="lora").key["budget"] == "0.3M-ranks"  # never in LoRA's own cell
+    assert resolved(source(tmp_path, budget="target_r3-init_r5")).key["budget"] == "target_r3-init_r5"
+    with pytest.raises(InputError, match=r"are of budget '1\.2M', not '0\.6M'"):
+        resolved(large, "budget=0.6M")
+
+
+def test_ranks_are_injected_and_a_matrix_of_rank_0_stays_as_it_is(tmp_path: Path) -> None:
+    plan = planning.count(resolved(source(tmp_path), "method.alpha=6"))
+    sizes = {"ffn_in": 96, "ffn_out": 96}
+    expected = sum(rank * sizes.get(name.rpartition(".")[2], 64) for name, rank in RANKS.items())
+    assert plan.params["method"] == plan.params["at_init"] == expected
+    assert plan.method == {"n": 12, "b_T": 24, "alpha": 6.0, "alpha_over_r": 3.0}
+    assert "of 12 matrices" in planning.describe(plan)
+    model = backbones.load_model(plan.cfg)
+    method = methods.load(plan.cfg)
+    method.inject(model, backbones.find_sites(model))
+    assert inject.count_trained(model)["method"] == expected
+    adapted = [module for module in model.modules() if isinstance(module, LoRALinear)]
+    assert sorted(layer.r for layer in adapted) == sorted(rank for rank in RANKS.values() if rank)
+    assert {layer.scaling for layer in adapted} == {3.0}  # alpha over the mean rank, LoRA's at that budget
+    assert type(model.bert.encoder.layer[0].attention.self.query) is not LoRALinear
+    assert method.summary() == {"rank_pattern": RANKS}
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"status": "failed", "final": None, "error": "x"}, r"the run is not finished \(failed\)"),
+    ({"rank_pattern": None}, "method 'adalora' has no ranks there"),
+    ({"rank_pattern": {}}, "has no ranks there"),
+    ({"rank_pattern": {"encoder.0.q": 0}}, "has no ranks there"),
+    ({"rank_pattern": {"encoder.0.q": 1.5}}, "has no ranks there"),
+    ({"rank_pattern": {"encoder.0.q": True}}, "has no ranks there"),
+    ({"rank_pattern": {"encoder.0.q": -1, "encoder.0.k": 2}}, "has no ranks there"),
+    ({"rank_pattern": RANKS | {"encoder.2.q": 1}}, r"encoder\.2\.q, which this model does not adapt"),
+    ({"rank_pattern": {"encoder.0.q": 1}}, r"encoder\.0\.k and 10 more, of this model, which the ranks leave out"),
+]
+
+
+@pytest.mark.parametrize(("changes", "told"), WRONG)
+def test_what_does_not_fit_is_refused_before_training(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"method": "adalora", "backbone": "tiny-bert", "rank_pattern": RANKS}
+    run = save(tmp_path, make(**(fields | changes))).parent
+    with pytest.raises(InputError, match=told) as error:
+        planning.count(resolved(run))
+    assert str(error.value).startswith("method.rank_pattern")
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_record_and_two_sizes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("{")
+    for place in (tmp_path, tmp_path / "metrics.json", tmp_path / "else"):
+        with pytest.raises(InputError, match=r"^method\.rank_pattern: .*"):
+            resolved(place)
+    run = source(tmp_path / "good")
+    with pytest.raises(InputError, match=r"method\.r and method\.rank_pattern both say the ranks"):
+        planning.count(resolved(run, "method.r=2"))
+
+
+def test_ranks_of_chosen_matrices_fit_the_same_choice(tmp_path: Path) -> None:
+    run = source(tmp_path, {"encoder.0.q": 1, "encoder.1.q": 3}, budget="target_r2-init_r4-q")
+    with pytest.raises(InputError, match="of this model, which the ranks leave out"):
+        planning.count(resolved(run))
+    assert planning.count(resolved(run, "method.targets=[q]")).params["method"] == 4 * 64
+
+
+def test_without_ranks_nothing_changes() -> None:
+    cfg = compose("config", ["task=rte", "method=lora", "data=sample"])
+    assert OmegaConf.select(cfg, "method.rank_pattern") is None
+    assert "method.rank_pattern" not in planning.resolve(cfg).settings
