@@ -346,21 +346,21 @@ WIDTH, HEIGHT, MARGIN = 168, 76, 8
 
 
 def rates_html(name: str, tables: Sequence[Table]) -> str:
-    """A small curve for each cell with several learning rates; "" where no cell has them."""
-    drawn = [
-        rate_figure(table, row, column, cell)
-        for table in tables
-        for row in table.rows
-        for column, cell in zip(table.spec.columns, row.cells, strict=True)
-        if len(cell.lrs) > 1
-    ]
-    if not drawn:
+    """A small curve for each cell with several learning rates, of the first table that has it; "" for none."""
+    found: dict[tuple[str, str, str], str] = {}
+    for table in tables:
+        for row in table.rows:
+            for column, cell in zip(table.spec.columns, row.cells, strict=True):
+                place = (column.task, row.method, row.budget)
+                if len(cell.lrs) > 1 and place not in found:
+                    found[place] = rate_figure(table, row, column, cell)
+    if not found:
         return ""
     lead = (
         "<p>Score of each learning rate that was tried: dots are seeds, the line is their mean, the ring the one that "
         "the tables show.</p>"
     )
-    return section_html(name, "Learning rates", f'{lead}<div class="rates">{"".join(drawn)}</div>')
+    return section_html(name, "Learning rates", f'{lead}<div class="rates">{"".join(found.values())}</div>')
 
 
 def rate_figure(table: Table, row: Row, column: Column, cell: Cell) -> str:

@@ -78,8 +78,8 @@ def test_a_star_is_a_paired_t_test_over_the_common_seeds(tmp_path: Path) -> None
 
 def test_the_best_baseline_is_of_the_same_budget_and_no_variant_of_adalora(tmp_path: Path) -> None:
     for budget, better in (("0.3M", "houlsby"), ("1.2M", "lora")):
-        for method in ("houlsby", "lora", "adalora", "adalora_magnitude"):
-            base = {"adalora": 0.7, "adalora_magnitude": 0.8}.get(method, 0.65 if method == better else 0.6)
+        for method in ("houlsby", "lora", "adalora", "adalora_mine"):
+            base = {"adalora": 0.7, "adalora_mine": 0.8}.get(method, 0.65 if method == better else 0.6)
             seeds(tmp_path, [base, base + 0.01, base + 0.03], method=method, budget=budget)
     seeds(tmp_path, [0.5, 0.6, 0.7], method="full", budget="full")
     table = marked(tmp_path)
@@ -92,9 +92,9 @@ def test_the_best_baseline_is_of_the_same_budget_and_no_variant_of_adalora(tmp_p
     assert against == {}  # the differences of these are the same for every seed
     assert table.tests[1].startswith("Not tested (the difference is the same for every seed")
     seeds(tmp_path, [0.71, 0.72, 0.79], method="adalora", budget="0.3M", variant="v2", total_steps=200)
-    seeds(tmp_path, [0.81, 0.82, 0.89], method="adalora_magnitude", budget="1.2M", variant="v2", total_steps=200)
+    seeds(tmp_path, [0.81, 0.82, 0.89], method="adalora_mine", budget="1.2M", variant="v2", total_steps=200)
     table = marked(tmp_path)
-    found = [comparison(table, name, (2, 0)) for name in ("AdaLoRA 0.3M", "adalora_magnitude 1.2M")]
+    found = [comparison(table, name, (2, 0)) for name in ("AdaLoRA 0.3M", "adalora_mine 1.2M")]
     assert [one.baseline for one in found if one is not None] == [houlsby, lora]
 
 
