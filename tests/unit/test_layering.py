@@ -21,7 +21,7 @@ LAYERS = [
     "records",
     "lowrank",
     "backbones skeleton",
-    "inject",
+    "inject shortcuts",
     "methods tasks",
     "plan",
     "checkpoint provenance world console batches tables",
