@@ -106,6 +106,7 @@ class TrainConfig:
     log_steps: int = 50
     precision: str = "fp32"  # fp32 | bf16
     padding: str = "longest"  # longest (length-grouped batches) | max_length (as the released scripts)
+    attention: str = "eager"  # eager (transformers' code) | cropped (DeBERTa: only the relative positions that occur)
     num_workers: int = 0
     device: str = "auto"  # auto | cpu | cuda
 

@@ -53,6 +53,7 @@ LATER: dict[str, Any] = {
     "data.skip_invalid": False,
     "method.allocation": "global",
     "method.rank_pattern": None,
+    "train.attention": "eager",
     "task.n_best": None,
     "task.max_answer_length": None,
     "task.null_threshold": None,
@@ -146,6 +147,9 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     label = _apply_budget(cfg, any(word.startswith("budget=") for word in overrides))
     task = load_family(cfg)
     _check_backbone(cfg, task.architecture)
+    model_type = cfg.backbone.architecture.model_type
+    if cfg.train.attention == "cropped" and model_type != "deberta-v2":
+        raise InputError(f"train.attention=cropped is for deberta-v2, backbone '{cfg.backbone.name}' is {model_type}")
     sources.check(cfg, task)
     rows, data_fingerprint = _facts(cfg)
     total_steps, steps_per_epoch = _steps(cfg, rows)
@@ -351,6 +355,7 @@ def _check_values(cfg: DictConfig) -> None:
     choices = {
         "train.precision": ("fp32", "bf16"),
         "train.padding": ("longest", "max_length"),
+        "train.attention": ("eager", "cropped"),
         "train.device": ("auto", "cpu", "cuda"),
         "method.schedule": ("absolute", "scaled"),
         "protocol.name": ("paper", "released"),

@@ -24,7 +24,7 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from omegaconf import OmegaConf
 from transformers import get_linear_schedule_with_warmup
 
-from adalora_repro import backbones, checkpoint, inject, methods, provenance, records
+from adalora_repro import backbones, checkpoint, inject, methods, provenance, records, shortcuts
 from adalora_repro.console import Interrupted, StopSignal, complain, launched, tell
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
 from adalora_repro.lock import Lock, LostLockError
@@ -278,6 +278,10 @@ def build(plan: Plan, world: World | None = None) -> Loop:
         )
     if cfg.backbone.gradient_checkpointing:
         backbones.recompute_activations(model)
+    if cfg.train.attention == "cropped":
+        shortcuts.crop_positions(model)
+    if cfg.train.precision == "bf16":
+        shortcuts.store_frozen(model, torch.bfloat16)
     optimizer = make_optimizer(model, cfg.optim)
     # device and precision only: gradients are added up by `World`, without a wrapper around the model
     model = world.accelerator.prepare_model(model, evaluation_mode=True)

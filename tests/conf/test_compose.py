@@ -399,6 +399,7 @@ LATER_VALUES = {
     "backbone.weights": ("cola", "random"),
     "data.skip_invalid": ("cola", "true"),
     "method.allocation": ("cola", "uniform"),
+    "train.attention": ("cola", "cropped"),
     "task.n_best": ("squad", "7"),
     "task.max_answer_length": ("squad", "9"),
     "task.null_threshold": ("squad_v2", "0.5"),

@@ -22,7 +22,7 @@ LAYERS = [
     "cost_record",
     "lowrank cluster",
     "backbones skeleton",
-    "inject",
+    "inject shortcuts",
     "methods tasks",
     "plan",
     "checkpoint provenance world console batches tables",

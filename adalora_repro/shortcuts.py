@@ -1,0 +1,53 @@
+"""The same model at less cost: what is computed or cast again and again without need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CROP_STEP = 16  # a span is a multiple of it, so that few shapes occur and a compiler or allocator meets them again
+
+
+def store_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keeps frozen weights and biases of linear layers in ``dtype``, what autocast would turn them into at every use.
+
+    Not one number changes: the products have the same operands. A weight that another kind of module has too (an
+    embedding tied to the head) stays as it is, for that module is not autocast.
+    """
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    own = {id(module) for module in linear}
+    elsewhere = {id(p) for module in model.modules() if id(module) not in own for p in module.parameters(recurse=False)}
+    for module in linear:
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad and id(parameter) not in elsewhere:
+                parameter.data = parameter.data.to(dtype)
+
+
+def crop_positions(model: PreTrainedModel) -> None:
+    """DeBERTa's attention without the relative positions that no two tokens of a batch have.
+
+    Each layer projects all 2k embeddings of relative positions (k = 256 buckets on either side), multiplies every query
+    and key with all of them and picks the few that occur: in a batch of L tokens at most 2L - 1 of 512. Here the layers
+    are given the middle 2s embeddings, s >= L a multiple of ``CROP_STEP``. Distances up to k / 2 are their own buckets,
+    so that a batch of up to k / 2 tokens can be cropped; a longer one is not. What is computed is the same; only the
+    dropout of position embeddings draws fewer random numbers, so that a training run is another sample.
+    """
+    encoder: Any = model.base_model.encoder
+    layers: list[Any] = [layer.attention.self for layer in encoder.layer]
+    embedding, full = encoder.get_rel_embedding, layers[0].pos_ebd_size
+    longest = encoder.position_buckets // 2 if encoder.position_buckets > 0 else full
+
+    def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        span = -(-hidden.shape[1] // CROP_STEP) * CROP_STEP
+        span = span if span <= longest else full
+        for layer in layers:
+            layer.pos_ebd_size = span
+        encoder.get_rel_embedding = lambda: embedding()[full - span : full + span]
+
+    encoder.register_forward_pre_hook(before_forward, with_kwargs=True)

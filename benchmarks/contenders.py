@@ -1,0 +1,127 @@
+"""What the benchmarks compare: an optimizer step of a method, ours or PEFT's, on a backbone's shape, random weights."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from adalora_repro import backbones, shortcuts
+from adalora_repro.config import resource
+from adalora_repro.methods import adalora, lora
+from adalora_repro.methods.base import BaseMethod
+from adalora_repro.train import add_gradient
+
+RANK = 12  # of every matrix at the start
+FINAL_RANK = 8
+PEFT_TARGETS = r".*encoder\.layer\.\d+\..*(query_proj|key_proj|value_proj|dense)"
+
+
+def make_model(shape: str = "deberta-v3-base", vocabulary: int = 1000) -> Any:
+    """The shape of conf/backbone with random weights and a small vocabulary (which costs no time in a step)."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    path = resource("conf") / "backbone" / f"{shape}.yaml"
+    architecture = yaml.safe_load(Path(path).read_text())["architecture"] | {"vocab_size": vocabulary}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture.pop("model_type"), **architecture, num_labels=2)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+def our_method(name: str, rank: int = RANK, delta_t: int = 1) -> BaseMethod:
+    """``lora`` or ``adalora``; AdaLoRA is in its pruning phase from the first step on, a mask every ``delta_t``."""
+    if name == "lora":
+        return lora.Method(lora.Options("lora", "lora", r=rank), "paper")
+    final = max(1, rank * FINAL_RANK // RANK)
+    options = adalora.Options("adalora", "adalora", init_r=rank, target_r=final, t_i=0, t_f=10, delta_t=delta_t)
+    return adalora.Method(options, "paper")
+
+
+def peft_model(name: str, model: Any, delta_t: int = 1) -> Any:
+    import peft
+
+    common: dict[str, Any] = {"task_type": "SEQ_CLS", "target_modules": PEFT_TARGETS, "lora_alpha": 16}
+    if name == "lora":
+        return peft.get_peft_model(model, peft.LoraConfig(r=RANK, **common))
+    phases = {"tinit": 0, "tfinal": 10, "deltaT": delta_t, "total_step": 100_000}
+    return peft.get_peft_model(model, peft.AdaLoraConfig(init_r=RANK, target_r=FINAL_RANK, **phases, **common))
+
+
+@dataclass
+class Contender:
+    """A model that trains one step at a time.
+
+    Attributes:
+        who: ``ours`` or ``peft``; ``name``: ``lora`` or ``adalora``.
+        bf16: autocast; ours then keeps its frozen weights in bf16.
+        cropped: ``train.attention=cropped``.
+    """
+
+    who: str
+    name: str
+    bf16: bool = False
+    cropped: bool = False
+    shape: str = "deberta-v3-base"
+    delta_t: int = 1
+    rank: int = RANK
+    device: str = "cpu"
+    t: int = 0
+    times: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        model = make_model(self.shape)
+        self.method = BaseMethod()
+        self.peft: Any = None
+        if self.who == "ours":
+            self.method = our_method(self.name, self.rank, self.delta_t)
+            self.method.inject(model, backbones.find_sites(model))
+            if self.cropped:
+                shortcuts.crop_positions(model)
+            if self.bf16:
+                shortcuts.store_frozen(model, torch.bfloat16)
+        else:
+            model = peft_model(self.name, model, self.delta_t)
+            self.peft = model.base_model if hasattr(model.base_model, "update_and_allocate") else None
+        self.model = model.to(self.device)
+        self.method.on_train_start(100_000)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
+
+    @property
+    def label(self) -> str:
+        return f"{self.who} {self.name}{' cropped' * self.cropped}{' bf16' if self.bf16 else ' fp32'}"
+
+    def step(self, batch: dict[str, torch.Tensor]) -> None:
+        """Forward, backward, regularizer, clipping, AdamW, importance, mask: as in train.py and in PEFT's examples."""
+        self.model.train()
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            loss = self.model(**batch).loss
+        loss.backward()
+        if (penalty := self.method.regularizer()) is not None:
+            add_gradient(penalty, self.parameters)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.method.before_update(self.t)
+        self.optimizer.step()
+        self.method.after_update(self.t)
+        if self.peft is not None:
+            self.peft.update_and_allocate(self.t)
+        self.optimizer.zero_grad()
+        self.t += 1
+
+    def timed(self, batch: dict[str, torch.Tensor]) -> float:
+        """Seconds of one step, the device waited for."""
+        batch = {name: value.to(self.device) for name, value in batch.items()}
+        wait(self.device)
+        began = time.perf_counter()
+        self.step(batch)
+        wait(self.device)
+        return time.perf_counter() - began
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

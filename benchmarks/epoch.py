@@ -1,0 +1,105 @@
+"""Time of an epoch: the way the paper's scripts run against this runner's, same batch size, same examples.
+
+    python -m benchmarks.epoch                 # MNLI and QQP, this machine; --threads 2
+
+Theirs: every batch padded to the task's maximum length, fp32, PEFT's AdaLoRA or a plain loop (here: our own AdaLoRA,
+which dispatches a quarter of PEFT's operations). Ours: length-grouped batches padded to their longest, bf16, with
+transformers' attention and with train.attention=cropped. A step is timed on batches spread evenly over the epoch, the
+ways taking turns; seconds per epoch are their mean times the steps of an epoch of the paper's data. Padded batches are
+all alike, so that few are enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from benchmarks.contenders import Contender
+from benchmarks.lengths import lengths_of, sampled_epoch, tensors
+from benchmarks.results import print_table, write
+
+TASKS = {"mnli": (256, 392_702), "qqp": (320, 363_846)}  # maximum length (conf/task), training examples (GLUE)
+BATCH = 32
+
+
+@dataclass
+class Way:
+    """A contender and how it is fed."""
+
+    name: str
+    contender: Contender
+    padded: bool
+
+
+def interval(above: list[float], below: list[float]) -> tuple[float, float]:
+    """95% bootstrap interval of the ratio of two means that were not measured in pairs."""
+    generator = np.random.default_rng(0)
+    draws = [generator.choice(np.array(values), size=(2000, len(values))).mean(1) for values in (above, below)]
+    low, high = np.quantile(draws[0] / draws[1], [0.025, 0.975])
+    return float(low), float(high)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--padded-steps", type=int, default=2)
+    parser.add_argument("--grouped-steps", type=int, default=8)
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows, figures = [], {}
+    for task, (longest, examples) in TASKS.items():
+        ways = [
+            Way("PEFT AdaLoRA, padded, fp32", Contender("peft", "adalora", delta_t=100), True),
+            Way("our AdaLoRA, padded, fp32", Contender("ours", "adalora", delta_t=100), True),
+            Way("our AdaLoRA, grouped, bf16", Contender("ours", "adalora", bf16=True, delta_t=100), False),
+            Way("… and cropped", Contender("ours", "adalora", bf16=True, cropped=True, delta_t=100), False),
+        ]
+        lengths = lengths_of(task, longest)
+        batches = sampled_epoch(lengths, BATCH, args.grouped_steps)
+        for way in ways:
+            way.contender.step(tensors(batches[0], 1000, 0))
+        every = args.grouped_steps // args.padded_steps
+        for number, batch in enumerate(batches):
+            for way in ways if number % 2 else ways[::-1]:
+                if way.padded and number % every:
+                    continue
+                data = tensors(batch, 1000, number, longest if way.padded else None)
+                way.contender.times.append(way.contender.timed(data))
+            print(f"{task}: batch {number + 1}/{len(batches)}", file=sys.stderr, flush=True)
+        theirs, plain = ways[0].contender.times, ways[1].contender.times
+        figures[task] = {}
+        for way in ways:
+            times = way.contender.times
+            per_epoch = statistics.fmean(times) * examples / BATCH
+            faster = [statistics.fmean(other) / statistics.fmean(times) for other in (theirs, plain)]
+            low, high = interval(plain, times)
+            figures[task][way.name] = {
+                "seconds": times,
+                "s_per_epoch": per_epoch,
+                "faster_than_peft_padded": faster[0],
+                "faster_than_plain_padded": faster[1],
+                "interval": [low, high],
+            }
+            rows.append(
+                [
+                    task,
+                    way.name,
+                    f"{statistics.fmean(times):.2f}",
+                    f"{per_epoch / 3600:.1f}",
+                    f"{faster[0]:.2f}",
+                    f"{faster[1]:.2f} [{low:.2f}, {high:.2f}]",
+                ]
+            )
+    print_table(["task", "way", "s / step", "h / epoch", "x PEFT padded", "x plain padded [95%]"], rows)
+    write("epoch", {"batch": BATCH, "threads": torch.get_num_threads(), "ways": figures})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

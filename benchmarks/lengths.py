@@ -1,0 +1,69 @@
+"""Lengths of the tasks' examples in tokens, and batches that have them: benchmarks need neither data nor tokenizer.
+
+    python benchmarks/lengths.py DIR      # from DIR/<task>/train.jsonl.gz, with MiniLM's WordPiece tokenizer
+
+writes lengths.json: task -> {length: examples}, special tokens included, cut at the task's max_length.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from adalora_repro.batches import epoch_order
+
+STORED = Path(__file__).with_name("lengths.json")
+Tensors = dict[str, torch.Tensor]
+TASKS = ("mnli", "qqp", "cola", "rte")
+
+
+def lengths_of(task: str, longest: int) -> list[int]:
+    """One length per example of the training split, cut at ``longest``."""
+    histogram = json.loads(STORED.read_text())[task]
+    return [min(int(length), longest) for length, examples in histogram.items() for _ in range(examples)]
+
+
+def sampled_epoch(lengths: Sequence[int], batch_size: int, batches: int, grouped: bool = True) -> list[list[int]]:
+    """Lengths of the examples of so many batches, evenly spread over an epoch's batches sorted by their longest one."""
+    order = epoch_order(lengths, batch_size, seed=0, group=grouped)
+    full = sorted(([lengths[row] for row in rows] for rows in order if len(rows) == batch_size), key=max)
+    return [full[int((i + 0.5) * len(full) / batches)] for i in range(batches)]
+
+
+def tensors(lengths: Sequence[int], vocabulary: int, seed: int, padded_to: int | None = None) -> Tensors:
+    """A classification batch with random tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    width = padded_to or max(lengths)
+    mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+    tokens = torch.randint(5, vocabulary, mask.shape, generator=generator) * mask
+    labels = torch.randint(0, 2, (len(lengths),), generator=generator)
+    return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+
+
+def main(folder: str) -> int:
+    from hydra import compose, initialize_config_dir
+
+    from adalora_repro import backbones
+    from adalora_repro.config import resource
+    from adalora_repro.run import _register
+    from adalora_repro.tasks import load_family
+
+    _register()
+    found = {}
+    with initialize_config_dir(str(resource("conf").absolute()), version_base="1.3"):
+        for task in TASKS:
+            words = [f"task={task}", "method=lora", "backbone=minilm", "data=local", f"data.dir={folder}"]
+            cfg = compose("config", words)
+            data = load_family(cfg).load(backbones.load_tokenizer(cfg))
+            found[task] = {str(n): count for n, count in sorted(Counter(data.train["length"][:]).items())}
+    STORED.write_text(json.dumps(found, indent=None) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,73 @@
+"""Time of the reports against the number of records, 100 to 50,000.
+
+    python -m benchmarks.reports               # --counts 100,1000,5000
+
+The records are made as training writes them: eight GLUE tasks, six methods, three budgets, eight learning rates, seeds.
+CPU seconds of a new process each time, so that nothing is cached but the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from adalora_repro import records
+from benchmarks.results import FOLDER, print_table, write
+
+ROOT = FOLDER.parents[1]
+BUDGETS, RATES = ("0.3M", "0.6M", "1.2M"), (8e-5, 5e-5, 3e-5, 1e-4, 3e-4, 5e-4, 8e-4, 1e-3)
+REPORTS = (["table1"], ["status"], ["table1", "--format", "csv"])
+
+
+def fill(results: Path, count: int) -> None:
+    """So many records, each a changed copy of one that the repository holds."""
+    source = next((ROOT / "results" / "runs" / "minilm" / "cola" / "adalora").rglob(records.RECORD_NAME))
+    whole = records.read(source)
+    primary = {"mnli": "accuracy_m", "cola": "matthews_correlation", "stsb": "corr"}
+    metrics = {"mnli": ("accuracy_m", "accuracy_mm"), "cola": ("matthews_correlation",), "stsb": ("corr",)}
+    metrics |= {"qqp": ("accuracy", "f1"), "mrpc": ("accuracy", "f1")}
+    tasks = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
+    cells = itertools.product(range(10**6), RATES, BUDGETS, ("lora", "adalora", "houlsby", "pfeiffer"), tasks)
+    for number, (seed, lr, budget, method, task) in enumerate(itertools.islice(cells, count)):
+        scores = dict.fromkeys(metrics.get(task, ("accuracy",)), 0.5 + (number * 37 % 1000) / 2500)
+        key = whole.key | {"task": task, "method": method, "budget": budget, "lr": lr, "seed": seed}
+        key |= {"backbone": "deberta-v3-base", "data": "hub", "hash": f"{number:010x}", "variant": "v"}
+        name = primary.get(task, "accuracy")
+        end = {"metrics": scores, "step": key["total_steps"]}
+        record = dataclasses.replace(whole, key=key, primary_metric=name, final=end, best=end)
+        folder = records.run_folder(results, key)
+        folder.mkdir(parents=True)
+        records.write(record, folder)
+
+
+def cpu_of(words: list[str], folder: Path) -> float:
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "adalora_repro.report", *words], cwd=folder, check=True, capture_output=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", default="100,500,1000,5000,20000,50000")
+    args = parser.parse_args()
+    rows, found = [], {}
+    for count in map(int, args.counts.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            fill(Path(folder) / "results", count)
+            found[count] = {" ".join(words): cpu_of(words, Path(folder)) for words in REPORTS}
+        rows.append([f"{count:,}", *(f"{seconds:.2f}" for seconds in found[count].values())])
+        print(f"{count:,} records: done", file=sys.stderr, flush=True)
+    print_table(["records", *(f"{' '.join(words)}, CPU s" for words in REPORTS)], rows)
+    write("reports", {"cpu_s": found})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The same model at less cost: what must not change, does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from adalora_repro import backbones, inject
+from adalora_repro.config import resource
+from adalora_repro.methods import adalora
+from adalora_repro.shortcuts import CROP_STEP, crop_positions, store_frozen
+
+LONG = 2 * CROP_STEP
+
+
+def make(
+    backbone: str, dropout: float = 0.0, **changes: object
+) -> tuple[torch.nn.Module, dict[str, torch.nn.Parameter]]:
+    architecture = yaml.safe_load((Path(resource("conf")) / "backbone" / f"{backbone}.yaml").read_text())[
+        "architecture"
+    ]
+    torch.manual_seed(0)
+    options = architecture | dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout) | changes
+    model = AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model(options.pop("model_type"), **options, num_labels=2)
+    )
+    method = adalora.Method(
+        adalora.Options("adalora", "adalora", init_r=4, target_r=2, t_i=0, t_f=2, delta_t=1), "paper"
+    )
+    method.inject(model, backbones.find_sites(model))
+    method.on_train_start(10)
+    return model, inject.trained(model)
+
+
+def gradients(model: torch.nn.Module, tokens: int, precision: torch.dtype | None = None) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    ids, labels = torch.randint(5, 100, (3, tokens)), torch.tensor([0, 1, 0])
+    mask = (torch.arange(tokens) < torch.tensor([[tokens], [tokens - 2], [1]])).long()
+    model.train()
+    with torch.autocast("cpu", precision, enabled=precision is not None):
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    loss.backward()
+    found = [loss.detach()]
+    for parameter in inject.trained(model).values():
+        if parameter.grad is not None:
+            found.append(parameter.grad)
+        parameter.grad = None
+    return found
+
+
+@pytest.mark.parametrize("backbone", ["tiny-bert", "tiny-deberta"])
+def test_frozen_weights_in_bf16_give_the_loss_and_gradients_of_autocast_to_the_last_bit(backbone: str) -> None:
+    plain, cast = make(backbone, 0.1)[0], make(backbone, 0.1)[0]
+    store_frozen(cast, torch.bfloat16)
+    kinds = {p.dtype for p in cast.parameters() if not p.requires_grad}
+    assert kinds == {torch.float32, torch.bfloat16}
+    assert {p.dtype for p in inject.trained(cast).values()} == {torch.float32}
+    for expected, found in zip(gradients(plain, 9, torch.bfloat16), gradients(cast, 9, torch.bfloat16), strict=True):
+        assert torch.equal(expected, found)
+
+
+def test_an_embedding_tied_to_the_head_keeps_its_type() -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 5))
+    model[2].weight = model[0].weight
+    model.requires_grad_(False)
+    model[1].bias.requires_grad_(True)
+    store_frozen(model, torch.bfloat16)
+    assert [p.dtype for p in model.parameters()] == [torch.float32, torch.bfloat16, torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("tokens", [3, CROP_STEP, CROP_STEP + 1, LONG])
+@pytest.mark.parametrize("buckets", [2 * LONG, -1])
+def test_cropped_attention_is_the_same_function(tokens: int, buckets: int) -> None:
+    changes = {"position_buckets": buckets, "max_relative_positions": 2 * LONG, "max_position_embeddings": 2 * LONG}
+    plain, cropped = make("tiny-deberta", **changes)[0], make("tiny-deberta", **changes)[0]
+    crop_positions(cropped)
+    seen = []
+    attention = cropped.base_model.encoder.layer[0].attention.self
+    attention.register_forward_pre_hook(lambda *a: seen.append(a[2]["rel_embeddings"].shape[0]), with_kwargs=True)
+    for expected, found in zip(gradients(plain, tokens), gradients(cropped, tokens), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    assert seen == [2 * CROP_STEP * -(-tokens // CROP_STEP)]
+
+
+def test_a_batch_longer_than_half_the_buckets_is_not_cropped_and_the_next_short_one_is() -> None:
+    changes = {"position_buckets": LONG, "max_relative_positions": 4 * LONG, "max_position_embeddings": 4 * LONG}
+    plain, cropped = make("tiny-deberta", **changes)[0], make("tiny-deberta", **changes)[0]
+    crop_positions(cropped)
+    for tokens in (LONG, CROP_STEP):
+        for expected, found in zip(gradients(plain, tokens), gradients(cropped, tokens), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
