@@ -290,7 +290,7 @@ def check_lengths(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """
     from transformers import AutoConfig
 
-    if cfg.backbone.source == "random":  # comes with its own tokenizer
+    if "random" in (cfg.backbone.source, cfg.backbone.weights):  # there is no saved model to ask
         return
     config = _from_hub(cfg, lambda: AutoConfig.from_pretrained(**_location(cfg)))
     if not getattr(config, "position_biased_input", True):  # DeBERTaV3 knows distances alone

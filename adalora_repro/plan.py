@@ -762,7 +762,7 @@ def describe(plan: Plan) -> str:
             ("pruning", f"{t_i:,} … {final - 1:,}", f"a mask every delta_t = {method['delta_t']} steps"),
             ("final phase", f"{final:,} … {plan.total_steps - 1:,}", f"t_f = {method['t_f']:,}, b_T triplets"),
         ]
-    rows += [(name, f"{method[name]:,g}", text) for name, text in names.items() if name in method]
+    rows += [(name, f"{round(method[name], 2):,g}", text) for name, text in names.items() if name in method]
     lines += [*_table(rows), "", "settings and where they come from"]
     rows = [(name, _short(OmegaConf.select(plan.cfg, name)), origin) for name, origin in plan.origins.items()]
     lines += [*_table(rows), "", f"folder: {plan.folder}"]

@@ -173,7 +173,8 @@ def run(cfg: DictConfig, many: bool) -> Outcome:
         raise InputError("launch=detach submits a sweep: adalora-run -m … hydra/launcher=slurm launch=detach")
     # +key=value goes past Hydra's own check of names
     OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
-    words = list(hydra_cfg.overrides.task)
+    words = OmegaConf.to_container(hydra_cfg.overrides.task)  # as typed: ${…} is looked up where it stands
+    assert isinstance(words, list)
     plan = planning.resolve(cfg, hydra_cfg.runtime.choices, words)
     beside = [planning.resolve(_beside(cfg, words), overrides=words)] if _measured_beside(cfg) else []
     if cfg.dry_run:

@@ -12,15 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, TINY, Outcome, Run, find_runs, only_run
+from spoilt import SignalInStep, SignalInWrite, in_child, unspoilt
 
-from adalora_repro import checkpoint, lock, records, report, run, train
+from adalora_repro import checkpoint, lock, records, report, train
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.tasks import glue
 
@@ -43,21 +43,6 @@ def server() -> None:
         forkserver.ensure_running()
 
 
-def in_child(folder: Path, words: tuple[str, ...], spoil: Callable[[], None]) -> None:
-    import torch
-
-    multiprocessing.set_start_method("fork", force=True)  # its locks have no name that a kill would leave behind
-    torch.set_num_threads(1)
-    os.chdir(folder)
-    for number, name in ((1, "out.txt"), (2, "err.txt")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    spoil()
-    sys.argv = ["adalora-run", *words]
-    code = run.main()
-    sys.stdout.flush()
-    os._exit(code)  # what multiprocessing does at an end is not what is tested
-
-
 def in_process(words: tuple[str, ...], spoil: Callable[[], None], tmp_path: Path) -> Outcome:
     """adalora-run in a process of its own, spoilt before it starts; a signal that ends it is a negative code."""
     child = CONTEXT.Process(target=in_child, args=(Path.cwd(), (*words, f"data.cache_dir={tmp_path / 'cache'}"), spoil))
@@ -67,60 +52,6 @@ def in_process(words: tuple[str, ...], spoil: Callable[[], None], tmp_path: Path
     child.join()
     assert child.exitcode is not None
     return Outcome(child.exitcode, Path("out.txt").read_text(), Path("err.txt").read_text())
-
-
-@dataclass
-class SignalInWrite:
-    """A signal when ``name`` is written for the ``count``-th time: half of it is on the disk, or its old name gone."""
-
-    name: str
-    count: int
-    where: str = "half"
-    signum: int = signal.SIGKILL
-
-    def __call__(self) -> None:
-        write_atomic, replace = records.write_atomic, os.replace
-
-        def half(handle: int) -> None:
-            os.ftruncate(handle, os.fstat(handle).st_size // 2)
-            os.kill(os.getpid(), self.signum)
-
-        def write(path: Path, content: Any) -> None:
-            self.count -= path.name == self.name
-            if not self.count and self.where == "half":
-                os.fsync = half
-            write_atomic(path, content)
-
-        def rename(source: Any, target: Any) -> None:
-            if not self.count and self.where == "rename" and Path(source).name == self.name:
-                os.kill(os.getpid(), self.signum)
-            replace(source, target)
-
-        records.write_atomic = checkpoint.write_atomic = write
-        os.replace = rename
-
-
-@dataclass
-class SignalInStep:
-    """A signal in the middle of the ``count``-th optimizer step of the process."""
-
-    count: int
-    signum: int = signal.SIGKILL
-
-    def __call__(self) -> None:
-        loss = glue.Task.loss
-
-        def signalled(task: Any, model: Any, batch: Any) -> Any:
-            self.count -= 1
-            if not self.count:
-                os.kill(os.getpid(), self.signum)
-            return loss(task, model, batch)
-
-        glue.Task.loss = signalled  # type: ignore[method-assign]
-
-
-def unspoilt() -> None:
-    pass
 
 
 # -- comparing -----------------------------------------------------------------------------------------------------

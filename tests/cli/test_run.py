@@ -822,6 +822,7 @@ def test_two_processes_do_not_train_the_same_run(tiny: Cli, stopped: tuple[str, 
         assert done.code == EXIT_BAD_INPUT
         assert done.err == f"adalora-run: error: {folder}: another process is training this run\n"
         assert (folder / ".lock").exists()
+        (folder / ".lock").unlink()
     assert tiny(*stopped).code == EXIT_OK
 
 

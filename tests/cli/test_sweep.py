@@ -63,6 +63,7 @@ def held(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+        (folder / ".lock").unlink()
 
 
 # Tables

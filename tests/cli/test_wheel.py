@@ -68,7 +68,7 @@ def test_the_wheel_holds_all_that_is_needed(source: Path, wheel: Path) -> None:
     configurations = {f"adalora_repro/{name}" for name in files("conf/**/*.yaml", "sweeps/*.yaml")}
     numbers = files("adalora_repro/tables/paper/*.csv")
     assert len(configurations) > 50
-    assert len(numbers) == 8
+    assert len(numbers) == 9
     assets = files("adalora_repro/tables/assets/*")
     assert len(assets) == 3
     assert configurations | numbers | assets | files("adalora_repro/**/*.py", "hydra_plugins/*.py") == names

@@ -54,7 +54,7 @@ def test_figures_are_those_of_the_markdown(name: str) -> None:
     ours = [[cell.replace("*", "") for cell in cells_of(line, r"\|")[2:-1]] for line in markdown]
     rows = [line[:-3] for line in render.render(table, "latex").splitlines() if line.endswith(r" \\")][2:]
     latex = [[plain(cell) for cell in cells_of(row, "&")[1:]] for row in rows]
-    assert len(latex) > 8
+    assert len(latex) >= 2
     assert latex == ours
 
 

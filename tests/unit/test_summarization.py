@@ -322,7 +322,7 @@ def test_what_is_evaluated_is_the_masked_model(hydra: None, tmp_path: Path) -> N
     with torch.no_grad():
         for layer in layers:
             layer.lora_E.normal_()
-    loop.method._share()  # type: ignore[attr-defined]
+    loop.method.share()  # type: ignore[attr-defined]
     allocator = loop.method.allocator  # type: ignore[attr-defined]
     allocator._mask = torch.arange(len(allocator._mask)) % 2 == 0
 
