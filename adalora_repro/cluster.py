@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from adalora_repro.errors import EXIT_OK, InputError
 from adalora_repro.records import RecordError, RunRecord
 
 PREFIX = "submitted-"  # results/sweeps/<time>/submitted-<job>.json
+USAGE = "adalora-run cancel [JOB_ID …] [results.dir=DIR]"
+KILL_S = 60.0  # how long cancelled tasks may take to save a checkpoint and leave the queue
 
 
 @dataclass
@@ -148,22 +151,27 @@ def cancel(words: Sequence[str]) -> int:
         InputError: a word that is neither, a job that was not submitted from there, SLURM cannot be asked.
     """
     results, jobs = Path("results"), []
+    if {"-h", "--help"} & set(words):
+        print(USAGE)
+        return EXIT_OK
     for word in words:
-        if word.startswith("results.dir="):
+        if word.startswith("results.dir=") and word != "results.dir=":
             results = Path(word.removeprefix("results.dir=")).expanduser()
         elif word.isdecimal():
             jobs.append(word)
         else:
-            raise InputError(f"cancel: '{word}' is no job id; adalora-run cancel [JOB_ID …] [results.dir=DIR]")
-    submissions, _ = read_all(results)
+            raise InputError(f"cancel: '{word}' is no job id; {USAGE}")
+    submissions, refused = read_all(results)
+    for line in refused:
+        print(f"adalora-run: note: {line}", file=sys.stderr)
     recorded = {submission.job: path for path, submission in submissions.items()}
     for job in jobs:
         if job not in recorded:
             known = ", ".join(recorded) or "none"
             raise InputError(f"cancel: job {job} was not submitted from {results}; valid: {known}")
     queue = in_queue() if recorded else {}
-    found = 0
-    for job in jobs or recorded:
+    found = []
+    for job in dict.fromkeys(jobs or recorded):
         tasks = tasks_of(job, queue)
         if not tasks:
             continue
@@ -174,7 +182,10 @@ def cancel(words: Sequence[str]) -> int:
         states = Counter(queue[task].lower() for task in tasks)
         counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
         print(f"cancelled: job {job}, {counts}; the same sweep goes on with its runs")
-        found += 1
+        found.append(job)
+    end = time.monotonic() + KILL_S  # until then a task is in the queue, and would not be submitted again
+    while time.monotonic() < end and any(tasks_of(job, in_queue()) for job in found):
+        time.sleep(1)
     if not found:
         print(f"nothing to cancel: no {'such job' if jobs else 'job'} of {results} is in the queue")
     return EXIT_OK

@@ -87,7 +87,7 @@ class Plan:
         scaled: setting -> how ``method.schedule=scaled`` made it.
         method: what the method says of itself (``BaseMethod.plan``), after ``count``.
         params: ``method`` (at the final budget), ``at_init``, ``head``, ``total``, ``backbone``; after ``count``.
-        memory: bytes of fp32 weights, of gradients and of AdamW's two averages of what trains; after ``count``.
+        memory: bytes of weights, of gradients and of AdamW's two averages of what trains; after ``count``.
     """
 
     cfg: DictConfig
@@ -689,10 +689,13 @@ def count(plan: Plan) -> Plan:
     Raises:
         InputError: an option of the method is wrong, the backbone lacks its sites, T is too short for its schedule.
     """
+    import torch
+
     from adalora_repro import methods
     from adalora_repro.backbones import find_sites, meta_model
     from adalora_repro.inject import count as count_parameters
     from adalora_repro.inject import count_trained
+    from adalora_repro.shortcuts import store_frozen
 
     model = meta_model(plan.cfg)
     backbone = count_parameters(model.base_model.parameters())
@@ -702,7 +705,9 @@ def count(plan: Plan) -> Plan:
     method = methods.load(plan.cfg)
     method.inject(model, find_sites(model))
     trained = count_trained(model)
-    plan.memory = 4 * count_parameters(model.parameters()) + 12 * sum(trained.values())
+    if plan.cfg.train.precision == "bf16":
+        store_frozen(model, torch.bfloat16)
+    plan.memory = sum(p.numel() * p.element_size() for p in model.parameters()) + 12 * sum(trained.values())
     plan.method = method.plan(plan.total_steps)
     final = plan.method.pop("params_final", trained["method"])
     plan.params = {
@@ -740,7 +745,7 @@ def describe(plan: Plan) -> str:
     rows.append(("head", f"{params['head']:,}", "trains in every method, counted apart"))
     rows.append(("total", f"{params['total']:,}", ""))
     gib = plan.memory / 2**30
-    rows.append(("memory", f"{gib:.2f} GiB", "fp32 weights, gradients and AdamW's averages; activations come on top"))
+    rows.append(("memory", f"{gib:.2f} GiB", "weights, gradients and AdamW's averages; activations come on top"))
     lines += [*_table(rows), "", "steps"]
     epochs = plan.total_steps / plan.steps_per_epoch
     rows = [("T", f"{plan.total_steps:,}", f"{epochs:g} epochs of {plan.steps_per_epoch:,} optimizer steps")]

@@ -73,7 +73,10 @@ def execute(plan: Plan) -> int:
         )
         return EXIT_BAD_INPUT
     if code not in (EXIT_FAILED, EXIT_BAD_INPUT):  # to be requeued would not help these
-        stop.hand_on()
+        try:
+            stop.hand_on()
+        except Exception as error:  # submitit's: as often as max_num_timeout allows, or scontrol does not answer
+            complain(f"not requeued: {error}; the same command goes on")
     return code
 
 
@@ -140,7 +143,7 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
         status, error, code = "ok", None, stop.exit_code or EXIT_OK  # asked to stop in the last step: no next job
     except Interrupted as signal:
         again = "without force=true the same command" if plan.cfg.force else "the same command"
-        requeued = "goes on when its job is requeued; " if signal.signum == SIGUSR2 else ""
+        requeued = "goes on if its job is requeued; " if signal.signum == SIGUSR2 else ""
         status, error, code = "cancelled", f"{signal}: {requeued}{again} resumes it", signal.exit_code
         together = signal.agreed
     except Exception as problem:

@@ -41,6 +41,5 @@ def write(name: str, figures: dict[str, Any], device: str = "cpu") -> None:
 
 
 def print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from tabulate import tabulate
-
-    print(tabulate(rows, heading, tablefmt="github", disable_numparse=True))
+    for row in (heading, ["---"] * len(heading), *rows):
+        print(f"| {' | '.join(row)} |")

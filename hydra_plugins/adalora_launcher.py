@@ -58,7 +58,10 @@ class ArrayTask:
         os.chdir(self.cwd)
         os.environ.pop("HYDRA_FULL_ERROR", None)  # of the sweep's own process, which had it for another reason
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, and the run is not there yet
-        word, code = one_of_many(self.words)
+        words = self.words
+        if int(os.environ.get("SLURM_RESTART_COUNT", 0)):  # force=true starts over once, not at every requeue
+            words = [word for word in words if word.lstrip("+").partition("=")[0] != "force"]
+        word, code = one_of_many(words)
         if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise SystemExit(code)
         if code != EXIT_OK:
@@ -122,6 +125,10 @@ class ArrayLauncher(Launcher):
                 print(f"refused: {' '.join(job)}: {self.refusals.get(job, '')}", file=sys.stderr)
                 outcomes[job] = REFUSED, EXIT_BAD_INPUT
                 continue
+            if self.plans[job].cfg.measure == "cost":
+                print("refused: measure=cost measures where it is started; leave out hydra/launcher", file=sys.stderr)
+                outcomes[job] = REFUSED, EXIT_BAD_INPUT
+                continue
             folder = self.plans[job].folder
             if left.setdefault(folder, job) != job or folder in self.waiting:
                 print(f"in the queue already: {folder} (task {self.waiting.get(folder, 'of this sweep')})")
@@ -130,6 +137,8 @@ class ArrayLauncher(Launcher):
         try:
             if not self.detached:
                 self.wait(jobs, outcomes)
+                with suppress(InputError):  # hours later, for the choice of a next stage
+                    self.waiting = cluster.waiting(self.results, cluster.in_queue())
         except KeyboardInterrupt:
             print("the runs go on without this process", file=sys.stderr)
             raise

@@ -48,9 +48,8 @@ class LowRankLinear(nn.Module):
     def merge(self) -> nn.Linear:
         """A new plain layer with weight W + Δ (and the base's bias); this one stays as it is."""
         base = self.base
-        merged = nn.Linear(
-            base.in_features, base.out_features, base.bias is not None, base.weight.device, base.weight.dtype
-        )
+        dtype = torch.promote_types(base.weight.dtype, self.lora_A.dtype)  # frozen weights may be kept in bf16
+        merged = nn.Linear(base.in_features, base.out_features, base.bias is not None, base.weight.device, dtype)
         merged.weight.copy_(base.weight + self.delta_weight())
         if base.bias is not None:
             merged.bias.copy_(base.bias)

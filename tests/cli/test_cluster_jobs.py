@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,27 @@ def test_a_dry_run_needs_no_cluster(tiny: Cli, monkeypatch: pytest.MonkeyPatch) 
     assert last_line(done) == "sweep: 2 planned"
 
 
+def test_force_starts_over_once_and_not_at_every_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra_plugins import adalora_launcher
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr(adalora_launcher, "one_of_many", lambda words: (seen.append(list(words)), ("done", EXIT_OK))[1])
+    monkeypatch.setattr(adalora_launcher.signal, "signal", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    task = adalora_launcher.ArrayTask(("task=cola", "force=true"), str(tmp_path))
+    task()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    task()
+    assert seen == [["task=cola", "force=true"], ["task=cola"]]
+
+
+def test_a_measurement_is_refused(tiny: Cli, slurm: Path) -> None:
+    done = tiny(*WORDS, "measure=cost")
+    assert done.code == EXIT_BAD_INPUT
+    assert done.err == "refused: measure=cost measures where it is started; leave out hydra/launcher\n"
+    assert list(slurm.iterdir()) == []
+
+
 # launch=detach
 
 
@@ -203,6 +225,10 @@ def test_tasks_run_and_report_to_who_waits(tiny: Cli, slurm: Path, monkeypatch: 
     assert [run.record.status for run in sorted(find_runs(), key=lambda run: run.record.key["lr"])] == ["ok", "failed"]
     (line,) = (line for line in done.out.splitlines() if line.startswith("failed: "))
     assert line.endswith("slurm/7_1_0_log.err)")
+    for _ in range(600):  # a task ends after it has left its result
+        if (slurm / "queue").read_text() == "":
+            break
+        time.sleep(0.1)
     assert set((slurm / "ended").read_text().splitlines()) == {"7_0 0", "7_1 1"}
     assert last_line(tiny(*WORDS, "optim.lr=1e-3")) == "sweep: 1 already done"
 

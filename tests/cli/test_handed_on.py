@@ -24,7 +24,7 @@ COMMAND = (
     "train.save_steps=100",
     "eval.batch_size=8",  # four batches
 )
-REQUEUED = "SIGUSR2: goes on when its job is requeued; the same command resumes it"
+REQUEUED = "SIGUSR2: goes on if its job is requeued; the same command resumes it"
 
 
 class RequeuedError(SystemExit):

@@ -75,10 +75,10 @@ if os.environ.get("SUBMITIT_EXECUTOR") and os.environ.get("ADALORA_SLOW"):
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("slurm")
     script = str(Path(__file__).with_name("slurm.sh"))
-    subprocess.run([script, "up", str(folder)], check=True)
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     try:
+        subprocess.run([script, "up", str(folder)], check=True)
         yield
     finally:
         subprocess.run([script, "down", str(folder)], check=True)
@@ -172,7 +172,7 @@ def test_a_sweep_of_which_some_tasks_are_ended(shell: Shell) -> None:
     subprocess.run(["scancel", "--signal=USR2", f"{job}_{PREEMPTED}"], check=True)
     subprocess.run(["scontrol", "requeue", f"{job}_{REQUEUED}"], check=True)
     until(lambda: shell.records()[PREEMPTED].status == "cancelled")
-    assert str(shell.records()[PREEMPTED].error).startswith("SIGUSR2: goes on when its job is requeued")
+    assert str(shell.records()[PREEMPTED].error).startswith("SIGUSR2: goes on if its job is requeued")
     out, err = sweep.communicate(timeout=PATIENCE_S)
     assert sweep.returncode == 143, (out, err)
     assert out.splitlines()[-1] == "sweep: 4 done, 1 failed, 1 interrupted"
