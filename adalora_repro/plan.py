@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from adalora_repro import backbones, budgets, cost_record, lock, records
 from adalora_repro.config import GROUPS, LAUNCHES, base_files, choices_of, resource
@@ -402,9 +402,9 @@ def _apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
     A size of one's own is no longer that budget, nor are fewer matrices than all: such a run is named by its size, so
     that it never enters the budget's cell.
     """
-    if cfg.method.get("rank_pattern") is not None:
-        return _take_ranks(cfg, budget_typed)
     sizes = cfg.method.get("sizes")
+    if cfg.method.get("rank_pattern") is not None or ("rank_pattern" in cfg.method and sizes is None):
+        return _take_ranks(cfg, budget_typed)
     if cfg.budget.params is not None:
         _check_params(cfg, budget_typed)
     elif sizes is None and not budget_typed:
@@ -439,7 +439,13 @@ def _take_ranks(cfg: DictConfig, budget_typed: bool) -> str:
     Returns their budget, the name of this run's: as it is for a method that has no sizes of its own, else with "-ranks"
     behind it, so that such a run never enters the budget's cell.
     """
-    where = cfg.method.rank_pattern
+    where, sizes = cfg.method.rank_pattern, cfg.method.get("sizes")
+    if cfg.budget.params is not None:
+        _check_params(cfg, budget_typed)
+    if budgets.matched(cfg):
+        raise InputError("method.rank_pattern and budget.match=params both choose the ranks; leave one out")
+    if sizes is not None and any(PLACES & size.keys() for size in sizes.values()):
+        raise InputError(f"method.rank_pattern is for all matrices, method '{cfg.method.name}' is about some of them")
     if not isinstance(where, str) or not where:
         raise InputError(f"method.rank_pattern must be the folder or the record of a finished run, not '{where}'")
     try:
@@ -451,11 +457,19 @@ def _take_ranks(cfg: DictConfig, budget_typed: bool) -> str:
             f"method.rank_pattern: the ranks of {where} are of budget '{budget}', not '{cfg.budget.label}'"
         )
     cfg.budget.label = None  # whichever was composed: the ranks say all
-    return budget if cfg.method.get("sizes") is None else f"{budget}-ranks"
+    return budget if sizes is None else f"{budget}-ranks"
 
 
 def _narrowed(cfg: DictConfig, size: Mapping[str, Any]) -> list[str]:
-    """What the choice of fewer matrices than the size itself may name adds to the budget's name."""
+    """What the choice of fewer matrices than the size itself may name adds to the budget's name.
+
+    Raises:
+        InputError: the choice is no list.
+    """
+    for name in PLACES:
+        chosen = cfg.method.get(name)
+        if chosen is not None and not isinstance(chosen, ListConfig):
+            raise InputError(f"method.{name}: must be a list, [{chosen}], not {chosen}")
     return [
         ".".join(map(str, cfg.method[name]))
         for name in sorted(PLACES, reverse=True)

@@ -34,6 +34,7 @@ from adalora_repro.tables.base import (
     Table,
     choose_scope,
     compile_table,
+    lr_text,
 )
 from adalora_repro.tables.choose import choices, keep, render_choices
 from adalora_repro.tables.marks import with_marks
@@ -258,6 +259,9 @@ def choose(args: argparse.Namespace, specs: Specs, results: Path) -> int:
     problems = []
     for table in built if args.write else ():
         for choice in choices(table):
+            if choice.row.method == "lora_rank_pattern":  # its budget is another run's, and no word of the command line
+                print(f"not written: {clean(choice.name)}: type optim.lr={lr_text(choice.lr)} beside its ranks")
+                continue
             if len(choice.cell.lrs) < 2 or not (choice.row.fixed_size or choice.row.budget in budgets()):
                 print(f"not written: {clean(choice.name)}: {choice.tried}, or no budget of conf/budget")
                 continue

@@ -225,7 +225,8 @@ def _beside(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
     name = cfg.cost.against
     if name not in choices_of("method"):
         raise InputError(f"cost.against: {_unknown_choice('method', name)}, or null to measure the method alone")
-    options = OmegaConf.load(resource("conf") / "method" / f"{name}.yaml").method
+    options = {key for path in base_files("method", name) for key in OmegaConf.load(path).method}
+    options -= {"rank_pattern"}  # the ranks of the method that is measured
     kept = []
     for word in words:
         group, _, option = word.lstrip("+~").partition("=")[0].partition(".")

@@ -64,6 +64,8 @@ class Options(SVDOptions):
         for name, valid in (("score", get_args(Score)), ("allocation", get_args(Allocation))):
             if getattr(self, name) not in valid:
                 raise one_of(f"method.{name}", getattr(self, name), valid)
+        if self.params is not None and self.allocation != "global":
+            raise InputError("budget.match=params counts parameters, method.allocation=uniform triplets; leave one out")
 
 
 class Method(SVDMethod):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -11,6 +13,11 @@ from adalora_repro.lowrank import orthogonality_penalty
 from adalora_repro.lowrank.orthogonality import Form
 from adalora_repro.methods import lora
 from adalora_repro.methods.base import require_not_negative
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from adalora_repro.backbones import Site
 
 
 @dataclass
@@ -31,11 +38,13 @@ class Method(lora.Method):
         super().__init__(options, protocol)
         self.gamma = options.gamma
         self.form: Form = "sum_squared" if protocol == "paper" else "mean_cosine"
-        ranks = options.rank_pattern.values() if options.rank_pattern else [options.r]
-        if self.gamma and self.form == "mean_cosine" and 1 in ranks:
+
+    def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
+        super().inject(model, sites)
+        if self.gamma and self.form == "mean_cosine" and 1 in self.ranks.values():
             raise InputError(
                 "protocol=released regularizes LoRA by the angles between the columns of B, and between the rows of A: "
-                "method.r=1 has none; a larger method.r or budget, or protocol=paper"
+                "a matrix of rank 1 (method.r=1) has none; a larger method.r or budget, or protocol=paper"
             )
 
     def regularizer(self) -> Tensor | None:

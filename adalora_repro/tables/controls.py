@@ -25,7 +25,8 @@ SPEC = Spec(
     columns=columns_of("mnli", "sst2", "cola", "rte"),
     notes=(
         "The paper's numbers of LoRA and AdaLoRA are those of its Table 1; it has none of the others.",
-        "LoRA and SVD-LoRA at the initial rank hold twice the parameters of the budget, as AdaLoRA does at the start.",
+        "LoRA and SVD-LoRA at the initial rank hold 1.5 to 2 times the parameters of the budget (twice at 0.3M), as "
+        "AdaLoRA does at the start.",
         "LoRA (ranks of AdaLoRA) starts from a finished run of AdaLoRA: adalora-run method=lora_rank_pattern "
         "method.rank_pattern=RUN. Ranks of another run are another setting.",
     ),

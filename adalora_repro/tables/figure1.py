@@ -54,7 +54,7 @@ def figure(found: Records, scope: Scope, task: str) -> Figure:
         lambda canvas: draw(canvas, points, column),
         (7.2, 3.0),
         tuple(notes),
-        () if points else (command(scope),),
+        () if points or task != "mnli" else (command(scope),),
     )
 
 

@@ -15,14 +15,15 @@ from adalora_repro.tables.compare import evaluated_on, pair_up
 from adalora_repro.tables.significance import LEVEL, RESAMPLES, NoTest, holm, paired_t
 
 PROPOSED = "adalora"  # the method of the paper; its variants begin with its name
+LARGER = {"lora_init_r", "svd_lora_init_r"}  # controls with more parameters than their budget: no baselines
 SEEDS, EXAMPLES = "*", "†"
 RULE = (
     f"Marks: {SEEDS} p < {LEVEL} by a paired t-test over the common seeds; {EXAMPLES} p < {LEVEL} by a test over the "
     "examples of one pair of runs, made where fewer than two seeds are common: McNemar's exact test for accuracy and "
     f"exact match, otherwise the paired bootstrap ({RESAMPLES:,} resamples); it says nothing of other seeds. Against "
-    "the best baseline: of the rows with the same budget that are neither AdaLoRA nor a variant of it, the one with "
-    "the best mean of the figure; that row itself and averages are not tested. Two-sided: a mark says different, the "
-    "means say which is better."
+    "the best baseline: of the rows with the same budget whose name does not begin with AdaLoRA, those at the initial "
+    "rank left out, the one with the best mean of the figure; that row itself and averages are not tested. Two-sided: "
+    "a mark says different, the means say which is better."
 )
 
 
@@ -76,6 +77,7 @@ def opponents(rows: Sequence[Row]) -> Iterator[tuple[Place, Row]]:
                     other: mean
                     for other in groups[row.budget]
                     if not rows[other].method.startswith(PROPOSED)
+                    and rows[other].method not in LARGER
                     and (mean := rows[other].cells[j].values[k].mean) is not None
                 }
                 best = max(means, key=means.__getitem__, default=i)

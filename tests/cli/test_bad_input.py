@@ -73,7 +73,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ("method=prune_lora method.init=5", ["no setting 'method.init'", "valid: method.name", "method.init_r"]),
     (
         "method=lora_regu protocol=released budget=0.08%",
-        ["method.r=1 has none; a larger method.r or budget, or"],
+        ["(method.r=1) has none; a larger method.r or budget, or"],
     ),
     ("method=lora_rank_pattern", ["method.rank_pattern must be the folder or the record of a finished run, not ''"]),
     ("method=lora method.rank_pattern=7", ["must be the folder or the record of a finished run, not '7'"]),

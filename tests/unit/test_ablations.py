@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
+from adalora_repro.backbones import find_sites
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import BudgetSchedule, LoRALinear, RankAllocator, SVDLinear, orthogonality_penalty
 from adalora_repro.methods import lora_regu, svd_lora
@@ -125,8 +127,10 @@ def test_the_released_penalty_of_lora_is_finite_at_the_start_and_undefined_at_ra
 
 def test_lora_regu_refuses_rank_1_with_the_released_penalty_alone():
     options = lora_regu.Options("lora_regu", "lora_regu", r=1)
-    with pytest.raises(InputError, match=r"method\.r=1 has none"):
-        lora_regu.Method(options, "released")
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
+    model = BertForSequenceClassification(config)
+    with pytest.raises(InputError, match=r"\(method\.r=1\) has none"):
+        lora_regu.Method(options, "released").inject(model, find_sites(model))
     assert lora_regu.Method(options, "paper").form == "sum_squared"
     assert (
         lora_regu.Method(lora_regu.Options("lora_regu", "lora_regu", r=1, gamma=0.0), "released").regularizer() is None
