@@ -234,7 +234,6 @@ def test_every_form(results: Path, capsys: Captured, name: str) -> None:
     [
         (["figure1", "--out", "figure.gif"], ["'.gif'", ".svg", ".png", ".pdf", ".csv", "--format"]),
         (["figure1", "--out", "figure"], ["ending of --out", ".svg"]),
-        (["figure1", "--format", "svg"], ["nothing to draw", "adalora-run -m +sweep=figure1"]),
         (["figure1", "--task", "cola", "--format", "svg"], ["nothing to draw"]),  # the sweep is MNLI's
         (["figure1", "--task", "squad"], ["squad", "mnli"]),
         (["figure2", "--format", "png"], ["--out FILE"]),
