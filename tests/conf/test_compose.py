@@ -397,6 +397,15 @@ def test_every_published_record_has_its_command() -> None:
     assert len(published_commands()) == len(published()) > 5
 
 
+def test_the_short_runs_can_be_read() -> None:
+    """Those of docs/short-runs.md, each at its place."""
+    found, refused = records.read_all(ROOT / "results" / "ablations")
+    assert refused == []
+    assert {record.status for _, record in found} == {"ok"}
+    places = [records.run_folder(ROOT / "results" / "ablations", record.key) for _, record in found]
+    assert places == [path.parent for path, _ in found]
+
+
 #: setting of ``LATER`` -> a task and another value; of AdaLoRA alone if it is ``method.allocation``
 LATER_VALUES = {
     "backbone.weights": ("cola", "random"),
