@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,11 +123,7 @@ def validate(values: Any, where: str) -> CostRecord:
     def refuse(why: str) -> RecordError:
         return RecordError(f"{where}: {why}")
 
-    if not isinstance(values, dict):
-        raise refuse("not a JSON object")
-    version = values.get("schema_version")
-    if type(version) is not int or version != SCHEMA_VERSION:
-        raise refuse(f"schema_version {version!r}, this program reads {SCHEMA_VERSION}")
+    records.check_version(values, SCHEMA_VERSION, refuse)
     known = [field.name for field in dataclasses.fields(CostRecord)]
     for name in [*known, *values]:
         if name not in values or name not in known:
@@ -139,11 +134,7 @@ def validate(values: Any, where: str) -> CostRecord:
     if not isinstance(values["memory_of"], str):
         raise refuse("memory_of is not text")
     _check_number(values["created"], "created", refuse)
-    for name, types in KEY_FIELDS.items():
-        if name not in values["key"]:
-            raise refuse(f"key.{name} is missing")
-        if not isinstance(values["key"][name], types) or isinstance(values["key"][name], bool):
-            raise refuse(f"key.{name} is {values['key'][name]!r}")
+    records.check_key(values["key"], KEY_FIELDS, refuse)
     for name in ("steps", "examples"):
         _check_number(values["epoch"].get(name), f"epoch.{name}", refuse)
     against = values["key"]["against"]
@@ -162,7 +153,7 @@ def validate(values: Any, where: str) -> CostRecord:
     return CostRecord(**values)
 
 
-def _check_pairs(pairs: Any, names: list[str], refuse: Callable[[str], RecordError]) -> None:
+def _check_pairs(pairs: Any, names: list[str], refuse: records.Refuse) -> None:
     if not isinstance(pairs, list) or not pairs:
         raise refuse("no pairs")
     for number, pair in enumerate(pairs):
@@ -177,7 +168,7 @@ def _check_pairs(pairs: Any, names: list[str], refuse: Callable[[str], RecordErr
             _check_number(value, f"pairs[{number}].seconds.{name}", refuse)
 
 
-def _check_ratio(ratio: Any, against: str | None, refuse: Callable[[str], RecordError]) -> None:
+def _check_ratio(ratio: Any, against: str | None, refuse: records.Refuse) -> None:
     if against is None:
         if ratio is not None:
             raise refuse("a ratio to nothing")
@@ -192,7 +183,7 @@ def _check_ratio(ratio: Any, against: str | None, refuse: Callable[[str], Record
                 _check_number(found[end], f"ratio.{name}.{end}", refuse)
 
 
-def _check_number(value: Any, name: str, refuse: Callable[[str], RecordError]) -> None:
+def _check_number(value: Any, name: str, refuse: records.Refuse) -> None:
     """Every figure of a record is a positive number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         raise refuse(f"{name} is {value!r}")

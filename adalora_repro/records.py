@@ -13,7 +13,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,27 @@ class RunRecord:
         return {name: value for name, value in self.to_json().items() if name not in volatile}
 
 
+Refuse = Callable[[str], RecordError]
+
+
+def check_version(values: Any, version: int, refuse: Refuse) -> None:
+    """Raises what ``refuse`` makes of the reason unless ``values`` is a JSON object of this schema version."""
+    if not isinstance(values, dict):
+        raise refuse("not a JSON object")
+    found = values.get("schema_version")
+    if type(found) is not int or found != version:
+        raise refuse(f"schema_version {found!r}, this program reads {version}")
+
+
+def check_key(key: Mapping[str, Any], fields: Mapping[str, tuple[type, ...]], refuse: Refuse) -> None:
+    """Likewise unless ``key`` has all ``fields``, each of one of its types."""
+    for name, types in fields.items():
+        if name not in key:
+            raise refuse(f"key.{name} is missing")
+        if not isinstance(key[name], types) or isinstance(key[name], bool):
+            raise refuse(f"key.{name} is {key[name]!r}")
+
+
 def validate(values: Any, where: str) -> RunRecord:
     """JSON values -> RunRecord.
 
@@ -105,11 +126,7 @@ def validate(values: Any, where: str) -> RunRecord:
     def refuse(why: str) -> RecordError:
         return RecordError(f"{where}: {why}")
 
-    if not isinstance(values, dict):
-        raise refuse("not a JSON object")
-    version = values.get("schema_version")
-    if type(version) is not int or version != SCHEMA_VERSION:
-        raise refuse(f"schema_version {version!r}, this program reads {SCHEMA_VERSION}")
+    check_version(values, SCHEMA_VERSION, refuse)
     known = {f.name for f in dataclasses.fields(RunRecord)}
     unknown = sorted(set(values) - known)
     if unknown:
@@ -119,11 +136,7 @@ def validate(values: Any, where: str) -> RunRecord:
     key = values.get("key")
     if not isinstance(key, dict):
         raise refuse("no key")
-    for name, types in KEY_FIELDS.items():
-        if name not in key:
-            raise refuse(f"key.{name} is missing")
-        if not isinstance(key[name], types) or isinstance(key[name], bool):
-            raise refuse(f"key.{name} is {key[name]!r}")
+    check_key(key, KEY_FIELDS, refuse)
     if not _finite(key["lr"]):
         raise refuse(f"key.lr is {key['lr']!r}")
     if not isinstance(values.get("error"), str | None):
