@@ -171,7 +171,7 @@ def report(argv: Sequence[str] | None) -> int:
     if args.report in reports:
         request = Request(args, specs, results, reports)
         if reports[args.report].reads == "scope" and args.backbone is not None:
-            known_backbone(args.backbone, records.read_all(results)[0], specs)
+            known_backbone(args.backbone, request.found[0], specs)
         out = reports[args.report].place(request)
         text, refused = reports[args.report].make(request)
     elif args.report == "status":

@@ -16,11 +16,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from adalora_repro.records import RunRecord
+from adalora_repro.records import RunRecord, read_all
 
 DATA_SOURCES = ("hub", "local", "sample")  # in the order they are preferred; never mixed in one table
 PROTOCOLS = ("paper", "released")
@@ -134,6 +135,11 @@ class Request:
     specs: Mapping[str, Spec]
     results: Path
     reports: Mapping[str, Report] = field(default_factory=dict)
+
+    @cached_property
+    def found(self) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
+        """All records, and a line for each file refused: read once, when they are first asked for."""
+        return read_all(self.results)
 
 
 @dataclass(frozen=True)

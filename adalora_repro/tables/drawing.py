@@ -119,7 +119,7 @@ def report_of(
 
     def make(request: Request) -> tuple[str | bytes, list[str]]:
         form = format_of(request.args)
-        found, refused = records.read_all(request.results)
+        found, refused = request.found
         return render(compile_figure(found, request), form), refused
 
     return Report(name, title, add, make, section=section)

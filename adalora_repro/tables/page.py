@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from adalora_repro import __version__, records
+from adalora_repro import __version__
 from adalora_repro.errors import InputError
 from adalora_repro.tables.base import (
     DATA_SOURCES,
@@ -82,7 +82,7 @@ def place(request: Request) -> str:
 
 def make(request: Request) -> tuple[str, list[str]]:
     """The page, and a line for each file that was refused."""
-    found, refused = records.read_all(request.results)
+    found, refused = request.found[0], list(request.found[1])
     now, host = time.time(), socket.gethostname()
     states = [state_of(path, record, now, host) for path, record in found]
     data = Data(request.results, Path(place(request)).parent)

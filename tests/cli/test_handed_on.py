@@ -10,20 +10,13 @@ from typing import Any
 
 import pytest
 from conftest import Outcome, only_run
+from test_stop import COMMAND
 
 from adalora_repro import console, plan, train
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.tasks import glue
 
 Cli = Callable[..., Outcome]
-COMMAND = (
-    "task=cola",
-    "method=adalora",
-    "train.max_steps=6",
-    "train.eval_steps=3",
-    "train.save_steps=100",
-    "eval.batch_size=8",  # four batches
-)
 REQUEUED = "SIGUSR2: goes on if its job is requeued; the same command resumes it"
 
 
