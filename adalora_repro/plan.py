@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from adalora_repro import backbones, budgets, cost_record, lock, records
+from adalora_repro import backbones, budgets, cost_record, records
 from adalora_repro.config import GROUPS, LAUNCHES, base_files, choices_of, resource
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import load_family, sources
@@ -687,11 +687,6 @@ def finished(plan: Plan) -> str | None:
 def already_done(plan: Plan, score: str) -> str:
     """The one line about a finished run."""
     return f"already done: {plan.folder} ({score}); force=true runs it again"
-
-
-def held(folder: Path, sure: bool = False) -> bool:
-    """Whether a process is training in the run's folder, see ``lock.held``."""
-    return lock.held(folder, sure)
 
 
 # -- counting ------------------------------------------------------------------------------------------------------

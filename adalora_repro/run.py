@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adalora_repro import cluster
+from adalora_repro import cluster, lock
 from adalora_repro import plan as planning
 from adalora_repro.config import GROUPS, Config, base_files, choices_of, resource
 from adalora_repro.console import ALONE_S, complain, launched
@@ -195,7 +195,7 @@ def run(cfg: DictConfig, many: bool) -> Outcome:
     if alone and not cfg.force and (score := planning.finished(plan)):
         print(planning.already_done(plan, score))
         return ALREADY, EXIT_OK
-    if alone and many and planning.held(plan.folder, sure=True):  # in doubt ``execute`` watches its lock
+    if alone and many and lock.held(plan.folder, sure=True):  # in doubt ``execute`` watches its lock
         return _skipped(plan)
     planning.count(plan)  # fails on a wrong option before any download
 
@@ -204,7 +204,7 @@ def run(cfg: DictConfig, many: bool) -> Outcome:
     try:
         code = execute(plan)
     except InputError:
-        if alone and many and planning.held(plan.folder):  # taken since we looked
+        if alone and many and lock.held(plan.folder):  # taken since we looked
             return _skipped(plan)
         raise
     return ENDS.get(code, INTERRUPTED), code

@@ -23,8 +23,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from adalora_repro import lock, records
 from adalora_repro import plan as planning
-from adalora_repro import records
 from adalora_repro.config import GROUPS, LAUNCHES
 from adalora_repro.console import launched
 from adalora_repro.errors import EXIT_FAILED, InputError, one_of
@@ -273,7 +273,7 @@ class CellSweeper(BasicSweeper):
             if plan is None:
                 continue
             folder = plan.folder
-            held += planning.held(folder) or folder in elsewhere
+            held += lock.held(folder) or folder in elsewhere
             try:
                 record = records.read(folder / records.RECORD_NAME)
             except (FileNotFoundError, records.RecordError):

@@ -12,7 +12,7 @@ import pytest
 from conftest import Outcome, only_run
 from test_stop import COMMAND
 
-from adalora_repro import console, plan, train
+from adalora_repro import console, lock, train
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.tasks import glue
 
@@ -32,7 +32,7 @@ def handed() -> Iterator[list[dict[str, Any]]]:
     def handler(signum: int, frame: Any) -> None:
         run = only_run()
         checkpoints = list(run.folder.glob("*.pt"))
-        seen.append({"status": run.record.status, "saved": len(checkpoints), "held": plan.held(run.folder)})
+        seen.append({"status": run.record.status, "saved": len(checkpoints), "held": lock.held(run.folder)})
         raise RequeuedError(255)
 
     before = signal.signal(signal.SIGUSR2, handler)

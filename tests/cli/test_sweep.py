@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, TINY, Outcome, find_runs
 from fake_records import make
 
+from adalora_repro import lock as locks
 from adalora_repro import plan as planning
 from adalora_repro import records
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
@@ -190,7 +191,7 @@ def test_what_another_process_has_is_skipped_in_a_sweep_and_refused_alone(
         assert last_line(done) == "sweep: 1 done, 1 skipped (another process has them)"
         with monkeypatch.context() as patch:  # taken after the sweep had looked
             looks = iter([False, True])
-            patch.setattr(planning, "held", lambda *_, **__: next(looks))
+            patch.setattr(locks, "held", lambda *_, **__: next(looks))
             done = tiny("-m", *words, "seed=0,1")
         assert done.code == EXIT_OK, done.err
         assert last_line(done) == "sweep: 1 already done, 1 skipped (another process has them)"
