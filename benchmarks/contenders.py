@@ -15,21 +15,29 @@ from adalora_repro.config import resource
 from adalora_repro.methods import adalora, lora
 from adalora_repro.methods.base import BaseMethod
 from adalora_repro.train import add_gradient
+from benchmarks.lengths import VOCABULARY, Tensors
 
 RANK = 12  # of every matrix at the start
 FINAL_RANK = 8
 PEFT_TARGETS = r".*encoder\.layer\.\d+\..*(query_proj|key_proj|value_proj|dense)"
 
 
-def make_model(shape: str = "deberta-v3-base", vocabulary: int = 1000) -> Any:
-    """The shape of conf/backbone with random weights and a small vocabulary (which costs no time in a step)."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULARY, layers: int | None = None) -> Any:
+    """The shape of conf/backbone with random weights, for two classes or, an encoder-decoder, to write text.
+
+    ``vocabulary``: tokens, few because they cost no time in a step; None: as many as the true one. ``layers``: of the
+    encoder, None: as many as the true one.
+    """
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
     path = resource("conf") / "backbone" / f"{shape}.yaml"
-    architecture = yaml.safe_load(Path(path).read_text())["architecture"] | {"vocab_size": vocabulary}
+    architecture = yaml.safe_load(Path(path).read_text())["architecture"]
+    changes = {"vocab_size": vocabulary, "num_hidden_layers": layers}
+    architecture |= {name: value for name, value in changes.items() if value is not None}
     torch.manual_seed(0)
     config = AutoConfig.for_model(architecture.pop("model_type"), **architecture, num_labels=2)
-    return AutoModelForSequenceClassification.from_config(config)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForSequenceClassification
+    return auto.from_config(config)
 
 
 def our_method(name: str, rank: int = RANK, delta_t: int = 1) -> BaseMethod:
@@ -57,23 +65,27 @@ class Contender:
 
     Attributes:
         who: ``ours`` or ``peft``; ``name``: ``lora`` or ``adalora``.
-        bf16: autocast; ours then keeps its frozen weights in bf16.
-        cropped: ``train.attention=cropped``.
+        bf16: autocast; ours then keeps its frozen weights in bf16, unless ``stored`` is false.
+        cropped: ``train.attention=cropped``; ``compiler``: ``train.compile``.
     """
 
     who: str
     name: str
     bf16: bool = False
     cropped: bool = False
+    stored: bool = True
+    compiler: str | None = None
     shape: str = "deberta-v3-base"
     delta_t: int = 1
     rank: int = RANK
     device: str = "cpu"
+    vocabulary: int | None = VOCABULARY
+    layers: int | None = None
     t: int = 0
     times: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        model = make_model(self.shape)
+        model = make_model(self.shape, self.vocabulary, self.layers)
         self.method = BaseMethod()
         self.peft: Any = None
         if self.who == "ours":
@@ -81,25 +93,35 @@ class Contender:
             self.method.inject(model, backbones.find_sites(model))
             if self.cropped:
                 shortcuts.crop_positions(model)
-            if self.bf16:
+            if self.bf16 and self.stored:
                 shortcuts.store_frozen(model, torch.bfloat16)
         else:
             model = peft_model(self.name, model, self.delta_t)
             self.peft = model.base_model if hasattr(model.base_model, "update_and_allocate") else None
         self.model = model.to(self.device)
+        self.forward: Any = torch.compile(self.model, backend=self.compiler) if self.compiler else self.model
         self.method.on_train_start(100_000)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
 
     @property
     def label(self) -> str:
-        return f"{self.who} {self.name}{' cropped' * self.cropped}{' bf16' if self.bf16 else ' fp32'}"
+        way = ["cropped"] * self.cropped + ["compiled"] * bool(self.compiler) + ["bf16" if self.bf16 else "fp32"]
+        return " ".join([self.who, self.name, *way])
 
-    def step(self, batch: dict[str, torch.Tensor]) -> None:
+    def loss(self, batch: Tensors) -> torch.Tensor:
+        """Mean cross entropy as the tasks compute it, which waits for nothing on the device (DeBERTa's own does)."""
+        if batch["labels"].ndim > 1:
+            logits = self.forward(**batch, use_cache=False).logits
+        else:
+            logits = self.forward(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, -2).float(), batch["labels"].flatten())
+
+    def step(self, batch: Tensors) -> None:
         """Forward, backward, regularizer, clipping, AdamW, importance, mask: as in train.py and in PEFT's examples."""
         self.model.train()
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-            loss = self.model(**batch).loss
+            loss = self.loss(batch)
         loss.backward()
         if (penalty := self.method.regularizer()) is not None:
             add_gradient(penalty, self.parameters)
@@ -112,7 +134,7 @@ class Contender:
         self.optimizer.zero_grad()
         self.t += 1
 
-    def timed(self, batch: dict[str, torch.Tensor]) -> float:
+    def timed(self, batch: Tensors) -> float:
         """Seconds of one step, the device waited for."""
         batch = {name: value.to(self.device) for name, value in batch.items()}
         wait(self.device)

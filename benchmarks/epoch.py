@@ -1,6 +1,6 @@
 """Time of an epoch: the way the paper's scripts run against this runner's, same batch size, same examples.
 
-    python -m benchmarks.epoch                 # MNLI and QQP, this machine; --threads 2
+    python -m benchmarks.epoch                 # MNLI and QQP, this machine; --only mnli --threads 2
 
 Theirs: every batch padded to the task's maximum length, fp32, PEFT's AdaLoRA or a plain loop (here: our own AdaLoRA,
 which dispatches a quarter of PEFT's operations). Ours: length-grouped batches padded to their longest, bf16, with
@@ -11,17 +11,15 @@ all alike, so that few are enough.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from benchmarks.contenders import Contender
 from benchmarks.lengths import lengths_of, sampled_epoch, tensors
-from benchmarks.results import print_table, write
+from benchmarks.results import parser, print_table, start, write
 
 TASKS = {"mnli": (256, 392_702), "qqp": (320, 363_846)}  # maximum length (conf/task), training examples (GLUE)
 BATCH = 32
@@ -45,31 +43,31 @@ def interval(above: list[float], below: list[float]) -> tuple[float, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--padded-steps", type=int, default=2)
-    parser.add_argument("--grouped-steps", type=int, default=8)
-    parser.add_argument("--threads", type=int)
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    arguments = parser(__doc__)
+    arguments.add_argument("--padded-steps", type=int, default=2)
+    arguments.add_argument("--grouped-steps", type=int, default=8)
+    arguments.add_argument("--only", choices=TASKS)
+    args = start(arguments)
     rows, figures = [], {}
-    for task, (longest, examples) in TASKS.items():
+    for task in [args.only] if args.only else TASKS:
+        longest, examples = TASKS[task]
+        common = {"delta_t": 100, "shape": args.shape}
         ways = [
-            Way("PEFT AdaLoRA, padded, fp32", Contender("peft", "adalora", delta_t=100), True),
-            Way("our AdaLoRA, padded, fp32", Contender("ours", "adalora", delta_t=100), True),
-            Way("our AdaLoRA, grouped, bf16", Contender("ours", "adalora", bf16=True, delta_t=100), False),
-            Way("… and cropped", Contender("ours", "adalora", bf16=True, cropped=True, delta_t=100), False),
+            Way("PEFT AdaLoRA, padded, fp32", Contender("peft", "adalora", **common), True),
+            Way("our AdaLoRA, padded, fp32", Contender("ours", "adalora", **common), True),
+            Way("our AdaLoRA, grouped, bf16", Contender("ours", "adalora", bf16=True, **common), False),
+            Way("… and cropped", Contender("ours", "adalora", bf16=True, cropped=True, **common), False),
         ]
         lengths = lengths_of(task, longest)
         batches = sampled_epoch(lengths, BATCH, args.grouped_steps)
         for way in ways:
-            way.contender.step(tensors(batches[0], 1000, 0))
+            way.contender.step(tensors(batches[0], 0))
         every = args.grouped_steps // args.padded_steps
         for number, batch in enumerate(batches):
             for way in ways if number % 2 else ways[::-1]:
                 if way.padded and number % every:
                     continue
-                data = tensors(batch, 1000, number, longest if way.padded else None)
+                data = tensors(batch, number, longest if way.padded else None)
                 way.contender.times.append(way.contender.timed(data))
             print(f"{task}: batch {number + 1}/{len(batches)}", file=sys.stderr, flush=True)
         theirs, plain = ways[0].contender.times, ways[1].contender.times
@@ -96,8 +94,8 @@ def main() -> int:
                     f"{faster[1]:.2f} [{low:.2f}, {high:.2f}]",
                 ]
             )
+    write(args, "epoch", {"batch": BATCH, "ways": figures})
     print_table(["task", "way", "s / step", "h / epoch", "x PEFT padded", "x plain padded [95%]"], rows)
-    write("epoch", {"batch": BATCH, "threads": torch.get_num_threads(), "ways": figures})
     return 0
 
 

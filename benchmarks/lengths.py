@@ -19,6 +19,7 @@ from adalora_repro.batches import epoch_order
 
 STORED = Path(__file__).with_name("lengths.json")
 Tensors = dict[str, torch.Tensor]
+VOCABULARY = 250  # tokens drawn: those of the smallest model, for which ones they are costs no time
 TASKS = ("mnli", "qqp", "cola", "rte")
 
 
@@ -35,13 +36,16 @@ def sampled_epoch(lengths: Sequence[int], batch_size: int, batches: int, grouped
     return [full[int((i + 0.5) * len(full) / batches)] for i in range(batches)]
 
 
-def tensors(lengths: Sequence[int], vocabulary: int, seed: int, padded_to: int | None = None) -> Tensors:
-    """A classification batch with random tokens."""
+def tensors(lengths: Sequence[int], seed: int, padded_to: int | None = None, target: int | None = None) -> Tensors:
+    """A batch with random tokens, to be classified or, with ``target``, to be summarized in so many tokens."""
     generator = torch.Generator().manual_seed(seed)
     width = padded_to or max(lengths)
     mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
-    tokens = torch.randint(5, vocabulary, mask.shape, generator=generator) * mask
-    labels = torch.randint(0, 2, (len(lengths),), generator=generator)
+    tokens = torch.randint(5, VOCABULARY, mask.shape, generator=generator) * mask
+    if target is None:
+        labels = torch.randint(0, 2, (len(lengths),), generator=generator)
+    else:
+        labels = torch.randint(5, VOCABULARY, (len(lengths), target), generator=generator)
     return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
 
 

@@ -39,7 +39,7 @@ def count(who: str, name: str) -> Counter[str]:
     """The operations of the third step; two before it create the optimizer's state."""
     contender = Contender(who, name)
     torch.manual_seed(0)
-    batch = tensors([TOKENS] * BATCH, 1000, seed=0)
+    batch = tensors([TOKENS] * BATCH, seed=0)
     contender.step(batch)
     contender.step(batch)
     with CountOperations() as counted:

@@ -8,7 +8,6 @@ CPU seconds of a new process each time, so that nothing is cached but the files.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import os
@@ -18,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from adalora_repro import records
-from benchmarks.results import FOLDER, print_table, write
+from benchmarks.results import FOLDER, parser, print_table, start, write
 
 ROOT = FOLDER.parents[1]
 BUDGETS, RATES = ("0.3M", "0.6M", "1.2M"), (8e-5, 5e-5, 3e-5, 1e-4, 3e-4, 5e-4, 8e-4, 1e-3)
@@ -54,9 +53,9 @@ def cpu_of(words: list[str], folder: Path) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--counts", default="100,500,1000,5000,20000,50000")
-    args = parser.parse_args()
+    arguments = parser(__doc__, model=False)
+    arguments.add_argument("--counts", default="100,500,1000,5000,20000,50000")
+    args = start(arguments)
     rows, found = [], {}
     for count in map(int, args.counts.split(",")):
         with tempfile.TemporaryDirectory() as folder:
@@ -64,8 +63,8 @@ def main() -> int:
             found[count] = {" ".join(words): cpu_of(words, Path(folder)) for words in REPORTS}
         rows.append([f"{count:,}", *(f"{seconds:.2f}" for seconds in found[count].values())])
         print(f"{count:,} records: done", file=sys.stderr, flush=True)
+    write(args, "reports", {"cpu_s": found})
     print_table(["records", *(f"{' '.join(words)}, CPU s" for words in REPORTS)], rows)
-    write("reports", {"cpu_s": found})
     return 0
 
 

@@ -1,7 +1,8 @@
-"""What every benchmark does with its figures: a table on the terminal, JSON with the environment beside it."""
+"""What every benchmark does alike: its options, a table on the terminal, JSON with the environment beside it."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -17,6 +18,24 @@ from adalora_repro import provenance, records
 FOLDER = Path(__file__).parents[1] / "results" / "benchmarks"
 
 
+def parser(doc: str | None, model: bool = True) -> argparse.ArgumentParser:
+    """The options that all benchmarks have, or all that run a ``model``; ``doc`` is shown by ``--help``."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", type=Path, default=FOLDER, help="folder of the JSON (default: results/benchmarks)")
+    made.add_argument("--threads", type=int, default=1, help="of torch on a CPU (default: %(default)s)")
+    if model:
+        made.add_argument("--shape", default="deberta-v3-base", help="a file of conf/backbone (default: %(default)s)")
+        made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    return made
+
+
+def start(arguments: argparse.ArgumentParser) -> argparse.Namespace:
+    """The parsed options, with torch set accordingly."""
+    args = arguments.parse_args()
+    torch.set_num_threads(args.threads)
+    return args
+
+
 def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
     """Median of the ratios of pairs measured side by side, with a 95% bootstrap interval."""
     ratios = np.array(above) / np.array(below)
@@ -29,15 +48,15 @@ def ratio_text(found: dict[str, float]) -> str:
     return f"{found['median']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
-def write(name: str, figures: dict[str, Any], device: str = "cpu") -> None:
-    """results/benchmarks/NAME.json; the figures of an earlier run are replaced, git has them."""
-    environment = provenance.environment(torch.device(device))
-    command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path = FOLDER / f"{name}.json"
-    content = {"command": command, "environment": environment, **figures}
+def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> None:
+    """``NAME.json`` in ``--out``; the figures of an earlier run are replaced, git has them."""
+    environment = provenance.environment(torch.device(getattr(args, "device", "cpu")))
+    words = [f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"{name}.json"
+    content = {"command": f"python -m {' '.join(words)}", "environment": environment, **figures}
     records.write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
-    print(f"written: results/benchmarks/{path.name}", file=sys.stderr)
+    print(f"written: {path}", file=sys.stderr)
 
 
 def print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

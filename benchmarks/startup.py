@@ -8,7 +8,6 @@ work. ``first step`` is a whole run of one step on generated text with MiniLM, e
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import tempfile
 import time
 from typing import Any
 
-from benchmarks.results import print_table, write
+from benchmarks.results import parser, print_table, start, write
 
 RUN, REPORT = "adalora_repro.run", "adalora_repro.report"
 ONE_STEP = ["task=sst2", "method=adalora", "budget=0.3M", "backbone=minilm", "data=sample", "method.schedule=scaled"]
@@ -42,19 +41,18 @@ def once(words: list[str], folder: str) -> tuple[float, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=5)
-    args = parser.parse_args()
+    arguments = parser(__doc__, model=False)
+    arguments.add_argument("--repeat", type=int, default=5)
+    args = start(arguments)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.repeat):
             for name, words in CASES.items():
                 found.setdefault(name, []).append(once(words, folder))
     best = {name: {"wall_s": min(w for w, _ in t), "cpu_s": min(c for _, c in t)} for name, t in found.items()}
-    print_table(
-        ["command", "wall s", "CPU s"], [[n, f"{b['wall_s']:.2f}", f"{b['cpu_s']:.2f}"] for n, b in best.items()]
-    )
-    write("startup", {"best": best, "repeat": args.repeat})
+    write(args, "startup", {"best": best, "repeat": args.repeat})
+    rows = [[name, f"{seconds['wall_s']:.2f}", f"{seconds['cpu_s']:.2f}"] for name, seconds in best.items()]
+    print_table(["command", "wall s", "CPU s"], rows)
     return 0
 
 

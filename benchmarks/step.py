@@ -16,26 +16,31 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contenders import Contender, wait
 from benchmarks.lengths import TASKS, Tensors, lengths_of, sampled_epoch, tensors
-from benchmarks.results import print_table, ratio, ratio_text, write
+from benchmarks.results import parser, print_table, ratio, ratio_text, start, write
 
-WARM_UP = 2  # steps that create optimizer states and fill caches
+METHODS = ("lora", "adalora")
+CROPPED = ("deberta-v3-base", "tiny-deberta")  # shapes that train.attention=cropped is for
 SHAPES = ((768, 768), (3072, 768), (768, 3072))  # of the frozen matrices, (d_out, d_in)
 
 
 def contenders(args: argparse.Namespace) -> list[Contender]:
     made = []
+    common = {"delta_t": args.delta_t, "device": args.device, "shape": args.shape}
+    ways: list[dict[str, Any]] = [{}, *([{"cropped": True}] if args.shape in CROPPED else [])]
+    ways += [{**ways[-1], "compiler": "inductor"}] if args.compile else []
     for bf16 in {"fp32": [False], "bf16": [True], "both": [False, True]}[args.precision]:
-        for cropped in (False, True):
-            for name in ("lora", "adalora"):
-                made.append(Contender("ours", name, bf16, cropped, delta_t=args.delta_t, device=args.device))
+        for way in ways:
+            made += [Contender("ours", name, bf16, **way, **common) for name in METHODS]
         if args.only != "ours":
-            made += [Contender("peft", n, bf16, delta_t=args.delta_t, device=args.device) for n in ("lora", "adalora")]
+            made += [Contender("peft", name, bf16, **common) for name in METHODS]
     return made
 
 
@@ -57,51 +62,69 @@ def matrix_rate(tokens: int, dtype: torch.dtype, device: str) -> float:
 
 
 def flop_of(contender: Contender, batch: Tensors) -> int:
-    """Floating-point operations of the matrix products of a step."""
+    """Floating-point operations of the matrix products of a step, uncompiled (a compiled one does the same)."""
+    forward, contender.forward = contender.forward, contender.model
     with FlopCounterMode(display=False) as counter:
         contender.step({name: value.to(contender.device) for name, value in batch.items()})
+    contender.forward = forward
     return counter.get_total_flops()
 
 
+def compared(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The pairs of contenders whose ratio answers a question."""
+    known = set(labels)
+    pairs = []
+    for precision in ("fp32", "bf16"):
+        for way in ("", " cropped", " cropped compiled", " compiled"):
+            ours, peft = ([f"{who} {name}{way} {precision}" for name in METHODS] for who in ("ours", "peft"))
+            pairs.append((ours[1], ours[0]))  # AdaLoRA at the cost of LoRA
+            plain = [f"ours {name} {precision}" for name in METHODS]
+            pairs += zip(plain, ours, strict=True) if way else []  # what the way saves
+            pairs += [*zip(peft, ours, strict=True), (peft[0], ours[1])]
+    pairs += [(f"ours {name}{way} fp32", f"ours {name}{way} bf16") for name in METHODS for way in ("", " cropped")]
+    yield from (pair for pair in pairs if known.issuperset(pair))
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=TASKS, default="mnli")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both")
-    parser.add_argument("--delta-t", type=int, default=1)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--only", choices=("ours",))
-    args = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--task", choices=TASKS, default="mnli")
+    arguments.add_argument("--batch", type=int, default=32)
+    arguments.add_argument("--rounds", type=int, default=8)
+    arguments.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both")
+    arguments.add_argument("--delta-t", type=int, default=1)
+    arguments.add_argument("--compile", action="store_true", help="train.compile=inductor too (minutes the first time)")
+    arguments.add_argument("--only", choices=("ours",))
+    args = start(arguments)
 
     batches = sampled_epoch(lengths_of(args.task, 256), args.batch, args.rounds)
     found = contenders(args)
     for contender in found:
-        for seed in range(WARM_UP):
-            contender.step({k: v.to(args.device) for k, v in tensors(batches[args.rounds // 2], 1000, seed).items()})
-    flop: dict[str, int] = dict.fromkeys((c.label for c in found), 0)
-    rates: dict[bool, list[float]] = {bf16: [] for bf16 in {c.bf16 for c in found}}
+        # two lengths, so that a compiler makes a program for any
+        for number in (args.rounds // 2, 0, args.rounds // 2):
+            batch = tensors(batches[number], number)
+            contender.step({name: value.to(args.device) for name, value in batch.items()})
+        print(f"{contender.label}: ready", file=sys.stderr, flush=True)
+    precisions = {contender.bf16 for contender in found}
+    rates: dict[bool, list[float]] = {bf16: [] for bf16 in precisions}
     order = list(range(len(found)))
     for number, lengths in enumerate(batches):
-        batch = tensors(lengths, 1000, number)
+        batch = tensors(lengths, number)
         for place in order[number % len(order) :] + order[: number % len(order)]:
             found[place].times.append(found[place].timed(batch))
-        for bf16, measured in rates.items():
+        for bf16, found_rates in rates.items():
             dtype = torch.bfloat16 if bf16 else torch.float32
-            measured.append(matrix_rate(batch["input_ids"].numel(), dtype, args.device))
+            found_rates.append(matrix_rate(batch["input_ids"].numel(), dtype, args.device))
         print(f"batch {number + 1}/{len(batches)}: {batch['input_ids'].shape[1]} tokens", file=sys.stderr, flush=True)
-    for contender in found:
-        for number in (0, len(batches) // 2, len(batches) - 1):
-            flop[contender.label] += flop_of(contender, tensors(batches[number], 1000, number))
 
-    by_label = {contender.label: contender for contender in found}
+    sample = sorted({0, len(batches) // 2, len(batches) - 1})  # their operations are counted
     rows, figures = [], {}
+    by_label = {contender.label: contender for contender in found}
     for contender in found:
-        base = by_label[f"ours lora{' bf16' if contender.bf16 else ' fp32'}"]
-        against = ratio(contender.times, base.times)
-        sample = [contender.times[number] for number in (0, len(batches) // 2, len(batches) - 1)]
-        rate = statistics.median(rates[contender.bf16])
-        share = flop[contender.label] / sum(sample) / rate
+        flop = sum(flop_of(contender, tensors(batches[number], number)) for number in sample)
+        # of each step the bare rate measured beside it
+        needed = flop / statistics.fmean(rates[contender.bf16][number] for number in sample)
+        share = needed / sum(contender.times[number] for number in sample)
+        against = ratio(contender.times, by_label[f"ours lora {'bf16' if contender.bf16 else 'fp32'}"].times)
         figures[contender.label] = {
             "seconds": contender.times,
             "ratio_to_our_lora": against,
@@ -109,25 +132,15 @@ def main() -> int:
         }
         median = f"{statistics.median(contender.times):.2f}"
         rows.append([contender.label, median, ratio_text(against), f"{share:.0%}"])
+    ratios = {f"{a} / {b}": ratio(by_label[a].times, by_label[b].times) for a, b in compared(by_label)}
+    rate = {("bf16" if bf16 else "fp32"): statistics.median(each) for bf16, each in rates.items()}
+    setting = {name: value for name, value in vars(args).items() if name != "out"}
+    setting["padded_lengths"] = [max(lengths) for lengths in batches]
+    content = {"setting": setting, "contenders": figures, "ratios": ratios, "matrix_products_per_s": rate}
+    write(args, f"step_{args.task}_{args.device}", content)
     print_table(["contender", "s / step", "x our LoRA, same precision [95%]", "matrix rate"], rows)
-    comparisons = {}
-    pairs = [("ours lora fp32", "ours lora bf16"), ("ours adalora fp32", "ours adalora bf16")]
-    pairs += [(f"ours adalora{c} {p}", f"ours lora{c} {p}") for c in ("", " cropped") for p in ("fp32", "bf16")]
-    pairs += [(f"peft {n} {p}", f"ours {n} {p}") for n in ("lora", "adalora") for p in ("fp32", "bf16")]
-    pairs += [(f"ours {n} {p}", f"ours {n} cropped {p}") for n in ("lora", "adalora") for p in ("fp32", "bf16")]
-    for above, below in pairs:
-        if above in by_label and below in by_label:
-            comparisons[f"{above} / {below}"] = ratio(by_label[above].times, by_label[below].times)
     print()
-    print_table(["ratio of step times", "median [95%]"], [[k, ratio_text(v)] for k, v in comparisons.items()])
-    tokens = [max(lengths) for lengths in batches]
-    setting = {**vars(args), "padded_lengths": tokens}
-    rate = {("bf16" if k else "fp32"): statistics.median(v) for k, v in rates.items()}
-    write(
-        f"step_{args.task}_{args.device}",
-        {"setting": setting, "contenders": figures, "ratios": comparisons, "matrix_products_per_s": rate},
-        args.device,
-    )
+    print_table(["ratio of step times", "median [95%]"], [[name, ratio_text(value)] for name, value in ratios.items()])
     return 0
 
 

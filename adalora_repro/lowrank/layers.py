@@ -121,7 +121,8 @@ class SVDLinear(LowRankLinear):
 
     def left_factor(self) -> Tensor:
         """(alpha / r) P Λ, (d_out, r): from ``share_left_factors`` if it is current, else computed here."""
-        if self._shared is not None:
+        # a compiler fuses the product below, and would guard on the versions: a recompilation at every step
+        if self._shared is not None and not torch.compiler.is_compiling():
             factor, versions = self._shared
             if versions == self._versions() and (factor.requires_grad or not torch.is_grad_enabled()):
                 return factor

@@ -1,0 +1,84 @@
+"""Memory of an optimizer step: what lives between steps, and the most that a step adds to it.
+
+    python -m benchmarks.memory                     # --tokens 48,128 --rank 12
+
+Counted from the allocator's own events (torch's profiler), so the figures are properties of the code and the shapes:
+bytes of tensors, without what the allocator or the operating system keep in reserve. The vocabulary is the true one.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import warnings
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.contenders import RANK, Contender
+from benchmarks.lengths import Tensors, tensors
+from benchmarks.results import parser, print_table, start, write
+
+WAYS: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"bf16": True}, "bf16 cropped": {"bf16": True, "cropped": True}}
+
+
+def living() -> int:
+    """Bytes of all tensors of this process, each storage once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated names of modules answer isinstance with a warning
+        tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+    return sum({item.untyped_storage().data_ptr(): item.untyped_storage().nbytes() for item in tensors}.values())
+
+
+def added(contender: Contender, batch: Tensors) -> int:
+    """Most bytes that were allocated at once in a step, beyond those from before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+        contender.step(batch)
+    assert measured.profiler is not None
+    events: Any = measured.profiler.kineto_results.events()
+    now = most = 0
+    for _, size in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
+        now += size
+        most = max(most, now)
+    return most
+
+
+def main() -> int:
+    arguments = parser(__doc__)
+    arguments.add_argument("--batch", type=int, default=32)
+    arguments.add_argument("--tokens", default="48,128", help="lengths of batches (default: %(default)s)")
+    arguments.add_argument("--rank", type=int, default=RANK)
+    arguments.add_argument("--only", choices=("ours",))
+    args = start(arguments)
+    lengths = [int(tokens) for tokens in args.tokens.split(",")]
+    kinds = [("ours", "lora"), ("ours", "adalora"), *([] if args.only else [("peft", "lora"), ("peft", "adalora")])]
+    found: dict[str, dict[str, Any]] = {}
+    for way, options in WAYS.items():
+        for who, name in kinds:
+            if who == "peft" and options.get("cropped"):
+                continue
+            contender = Contender(who, name, shape=args.shape, rank=args.rank, vocabulary=None, **options)
+            for seed in range(2):  # the optimizer's states come with the first step
+                contender.step(tensors([8] * args.batch, seed))
+            gc.collect()
+            figures: dict[str, Any] = {"between_steps": living()}
+            for tokens in lengths:
+                figures[str(tokens)] = figures["between_steps"] + added(contender, tensors([tokens] * args.batch, 0))
+            found[f"{who} {name} {way}"] = figures
+            print(f"{who} {name} {way}: done", file=sys.stderr, flush=True)
+            del contender
+            gc.collect()
+    write(args, "memory", {"bytes": found})
+    rows = []
+    for name, figures in found.items():
+        base = found[f"ours lora {name.split(' ', 2)[2]}"]
+        cells = [f"{figures[column] / 1e9:.3f} ({figures[column] / base[column]:.3f})" for column in figures]
+        rows.append([name, *cells])
+    columns = [f"peak, {args.batch} x {tokens} tokens" for tokens in lengths]
+    print_table(["contender", "between steps, GB (x our LoRA)", *columns], rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

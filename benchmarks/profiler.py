@@ -1,0 +1,91 @@
+"""Where the time of an optimizer step goes, before and after each of our changes: self time by kind of operation.
+
+    python -m benchmarks.profiler                        # MNLI's lengths, batch 32; --batches 4 --method lora
+
+One thread, torch's profiler, the variants taking turns on the same batches. Each variant adds one change to the one
+before: autocast, frozen weights kept in bf16, only the relative positions that occur. The profiler itself costs some
+microseconds an operation, so that absolute times are those of ``benchmarks.step``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.contenders import Contender
+from benchmarks.lengths import TASKS, lengths_of, sampled_epoch, tensors
+from benchmarks.results import parser, print_table, start, write
+
+VARIANTS = {
+    "fp32": {},
+    "bf16, autocast alone": {"bf16": True, "stored": False},
+    "bf16, frozen weights stored": {"bf16": True},
+    "… and cropped positions": {"bf16": True, "cropped": True},
+}
+#: kind of operation -> beginnings of the names of torch's operations; the first that fits counts
+KINDS = {
+    "matrix products": (
+        "aten::mm",
+        "aten::addmm",
+        "aten::bmm",
+        "aten::baddbmm",
+        "aten::linear",
+        "mkldnn::",
+        "onednn::",
+    ),
+    "copies and casts": (
+        "aten::copy_",
+        "aten::_to_copy",
+        "aten::clone",
+        "aten::contiguous",
+        "aten::cat",
+        "aten::stack",
+    ),
+    "picking positions": ("aten::gather", "aten::scatter_add", "aten::index", "aten::repeat"),
+    "dropout": ("aten::bernoulli", "aten::native_dropout", "aten::dropout"),
+    "softmax, norms, gelu": ("aten::_softmax", "aten::native_layer_norm", "aten::gelu", "aten::_softmax_backward"),
+    "clipping and AdamW": ("aten::_fused_adam", "aten::_foreach"),
+}
+OTHER = "other element-wise"
+
+
+def kind_of(name: str) -> str:
+    return next((kind for kind, starts in KINDS.items() if name.startswith(starts)), OTHER)
+
+
+def main() -> int:
+    arguments = parser(__doc__)
+    arguments.add_argument("--task", choices=TASKS, default="mnli")
+    arguments.add_argument("--method", choices=("lora", "adalora"), default="adalora")
+    arguments.add_argument("--batch", type=int, default=32)
+    arguments.add_argument("--batches", type=int, default=3)
+    args = start(arguments)
+    batches = sampled_epoch(lengths_of(args.task, 256), args.batch, args.batches)
+    found = {
+        name: Contender("ours", args.method, shape=args.shape, delta_t=100, **options)
+        for name, options in VARIANTS.items()
+    }
+    for contender in found.values():
+        for seed in range(2):
+            contender.step(tensors(batches[0], seed))
+    times: dict[str, Counter[str]] = {name: Counter() for name in found}
+    for number, lengths in enumerate(batches):
+        for name, contender in found.items():
+            with profile(activities=[ProfilerActivity.CPU]) as measured:
+                contender.step(tensors(lengths, number))
+            for event in measured.key_averages():
+                times[name][kind_of(event.key)] += event.self_cpu_time_total / 1e6 / len(batches)
+    kinds = [*KINDS, OTHER]
+    write(args, f"profiler_{args.task}_{args.method}", {"self_s_per_step": times})
+    rows = [
+        [name, f"{count.total():.2f}", *(f"{count[kind]:.2f} ({count[kind] / count.total():.0%})" for kind in kinds)]
+        for name, count in times.items()
+    ]
+    print_table(["variant", "s / step", *kinds], rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
