@@ -110,7 +110,9 @@ class Contender:
         return " ".join([self.who, self.name, *way])
 
     def loss(self, batch: Tensors) -> torch.Tensor:
-        """Mean cross entropy as the tasks compute it, which waits for nothing on the device (DeBERTa's own does)."""
+        """Mean cross entropy: ours as the tasks compute it, PEFT's the model's own, to which AdaLoRA adds its penalty."""
+        if self.who == "peft":
+            return self.model(**batch).loss
         if batch["labels"].ndim > 1:
             logits = self.forward(**batch, use_cache=False).logits
         else:

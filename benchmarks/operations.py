@@ -3,8 +3,9 @@
     python -m benchmarks.operations
 
 Setting: a 12-layer DeBERTaV3-base shape (small vocabulary, which changes no count), batch 4 x 32 tokens, rank 12, a
-mask at every step. A step is forward, backward, regularizer, clipping, AdamW, importance and mask. The count is a
-property of the code, not of the machine; it is what an accelerator's launch queue sees.
+mask at every step; and BART-large's. A step is forward, backward, regularizer, clipping, AdamW, importance and mask.
+The count is a property of the code, not of the machine; it is what an accelerator's launch queue sees. ``waits`` are
+operations whose result the host needs before it can go on: on an accelerator each one empties that queue.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.contenders import Contender
 from benchmarks.lengths import tensors
+from benchmarks.results import parser, print_table, start, write
 
-BATCH, TOKENS = 4, 32
+BATCH, TOKENS, TARGET = 4, 32, 8
+METHODS = ("lora", "adalora")
+#: the host reads a value (item, a tensor's truth) or needs the size of a result
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "aten::equal")
 
 
 class CountOperations(TorchDispatchMode):
@@ -35,11 +40,11 @@ class CountOperations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count(who: str, name: str) -> Counter[str]:
+def count(who: str, name: str, shape: str = "deberta-v3-base", **options: Any) -> Counter[str]:
     """The operations of the third step; two before it create the optimizer's state."""
-    contender = Contender(who, name)
+    contender = Contender(who, name, shape=shape, **options)
     torch.manual_seed(0)
-    batch = tensors([TOKENS] * BATCH, seed=0)
+    batch = tensors([TOKENS] * BATCH, seed=0, target=TARGET if "bart" in shape else None)
     contender.step(batch)
     contender.step(batch)
     with CountOperations() as counted:
@@ -47,16 +52,28 @@ def count(who: str, name: str) -> Counter[str]:
     return counted.counts
 
 
+def waits(counts: Counter[str]) -> int:
+    """How often the host waits for the device."""
+    return sum(times for name, times in counts.items() if any(wait in name for wait in WAITS))
+
+
 def main() -> int:
-    counts = {("ours", name): count("ours", name).total() for name in ("lora", "adalora")}
+    arguments = parser(__doc__)
+    args = start(arguments)
+    counts = {("ours", name, args.shape): count("ours", name, args.shape) for name in METHODS}
     try:
-        counts |= {("peft", name): count("peft", name).total() for name in ("lora", "adalora")}
+        counts |= {("peft", name, args.shape): count("peft", name, args.shape) for name in METHODS}
     except ImportError:
-        print("peft is not installed: its columns are left out (pip install peft)", file=sys.stderr)
-    base = counts["ours", "lora"]
-    print(f"{'':8}{'method':10}{'operations':>11}{'x our LoRA':>12}")
-    for (who, name), total in counts.items():
-        print(f"{who:8}{name:10}{total:>11,}{total / base:>12.3f}")
+        print("peft is not installed: its rows are left out (pip install 'adalora-repro[bench]')", file=sys.stderr)
+    if args.shape == "deberta-v3-base":
+        counts |= {("ours", name, "bart-large"): count("ours", name, "bart-large") for name in METHODS}
+    rows, figures = [], {}
+    for (who, name, shape), found in counts.items():
+        base = counts["ours", "lora", shape].total()
+        figures[f"{who} {name} {shape}"] = {"operations": found.total(), "waits": waits(found)}
+        rows.append([shape, who, name, f"{found.total():,}", f"{found.total() / base:.3f}", str(waits(found))])
+    write(args, "operations", {"per_step": figures})
+    print_table(["shape", "", "method", "operations", "x our LoRA", "waits"], rows)
     return 0
 
 

@@ -1,0 +1,84 @@
+"""What an epoch spends beside its steps: loading batches, logging, checkpoints, evaluation.
+
+    python -m benchmarks.around                                        # generated SST-2, MiniLM
+    python -m benchmarks.around task=cola data=local data.dir=DIR      # any words of adalora-run
+
+One real run of one epoch with AdaLoRA, whose functions are timed from outside; the start (imports, model, tokenization)
+is ``benchmarks.startup``'s. MiniLM's step is a fifth of DeBERTaV3-base's, so that these shares are large ones; ``ms``
+are of the host, and say what a faster device would have to wait for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from adalora_repro import session, train
+from benchmarks.results import parser, print_table, write
+from benchmarks.runs import planned
+
+WORDS = ["task=sst2", "method=adalora", "budget=0.3M", "backbone=minilm", "data=sample", "data.sample_rows=4000"]
+WORDS += ["data.sample_validation_rows=200", "method.schedule=scaled", "train.precision=bf16", "train.epochs=1"]
+PARTS = {"step": "step", "_log_step": "log lines", "_evaluate": "evaluation", "_save": "checkpoints"}
+LOADING, WHOLE, REST = "loading batches", "the whole loop", "the rest (progress, signals, lock)"
+
+
+def main() -> int:
+    arguments = parser(__doc__, model=False)
+    arguments.add_argument("words", nargs="*", help="of adalora-run")
+    args = arguments.parse_intermixed_args()
+    torch.set_num_threads(args.threads)
+    seconds: dict[str, float] = defaultdict(float)
+    calls: dict[str, int] = defaultdict(int)
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*inputs: Any, **options: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*inputs, **options)
+            finally:
+                seconds[name] += time.perf_counter() - began
+                calls[name] += 1
+
+        return call
+
+    def batches(loop: train.Loop) -> Iterator[Any]:
+        ready = original(loop)
+        fetch = timed(LOADING, lambda: next(ready, None))
+        yield from iter(fetch, None)
+
+    original = train.training_batches
+    train.training_batches = batches
+    for function, name in PARTS.items():
+        setattr(train, function, timed(name, getattr(train, function)))
+    session.run_loop = timed(WHOLE, session.run_loop)  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        chosen = {word.partition("=")[0] for word in args.words}
+        words = [*(word for word in WORDS if word.partition("=")[0] not in chosen), *args.words]
+        plan = planned([*words, f"results.dir={folder}"])
+        code = session.execute(plan)
+    if code:
+        return code
+    seconds[REST] = seconds[WHOLE] - sum(value for name, value in seconds.items() if name != WHOLE)
+    beside = seconds[WHOLE] - seconds["step"]
+    write(args, f"around_{plan.key['task']}", {"words": words, "seconds": seconds, "calls": calls})
+    rows = []
+    for name in ("step", LOADING, *(part for part in PARTS.values() if part != "step"), REST):
+        each = f"{1000 * seconds[name] / calls[name]:.2f}" if calls.get(name) else ""
+        share = f"{seconds[name] / seconds[WHOLE]:.2%}"
+        rows.append([name, str(calls.get(name, "")), each, f"{seconds[name]:.2f}", share])
+    rows.append(["all beside the steps", "", "", f"{beside:.2f}", f"{beside / seconds[WHOLE]:.2%}"])
+    print_table([f"{plan.key['task']}, one epoch", "calls", "ms each", "s", "share of the epoch"], rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

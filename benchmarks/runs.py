@@ -1,0 +1,19 @@
+"""adalora-run's configuration and loop, for benchmarks that look at the runner itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra import compose, initialize_config_dir
+
+from adalora_repro import plan as planning
+from adalora_repro.config import resource
+from adalora_repro.plan import Plan
+from adalora_repro.run import _register
+
+
+def planned(words: Sequence[str]) -> Plan:
+    """The plan of ``adalora-run`` with these words."""
+    _register()
+    with initialize_config_dir(str(resource("conf").absolute()), version_base="1.3"):
+        return planning.count(planning.resolve(compose("config", list(words)), overrides=words))
