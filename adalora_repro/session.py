@@ -283,6 +283,8 @@ def build(plan: Plan, world: World | None = None) -> Loop:
         backbones.recompute_activations(model)
     if cfg.train.attention == "cropped":
         shortcuts.crop_positions(model)
+    if world.accelerator.device.type != "cpu":
+        shortcuts.mask_without_looking(model)
     if cfg.train.precision == "bf16":
         shortcuts.store_frozen(model, torch.bfloat16)
     optimizer = make_optimizer(model, cfg.optim)

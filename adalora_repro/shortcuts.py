@@ -28,6 +28,31 @@ def store_frozen(model: nn.Module, dtype: torch.dtype) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
+def mask_without_looking(model: PreTrainedModel) -> None:
+    """Training steps for which the host need not wait until the device has reached them.
+
+    For models on PyTorch's fused attention transformers looks whether a batch has padding at all, to leave the mask out
+    where it has none: the host reads a value, once for an encoder, three times for an encoder-decoder, and whatever was
+    queued on an accelerator has to end first. A mask of four dimensions is taken as it is. What is computed is the
+    same; a batch without padding takes the kernel with a mask, whose rounding may differ.
+    """
+    if model.config._attn_implementation != "sdpa":
+        return
+
+    def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        mask = kwargs.get("attention_mask")
+        if not module.training or mask is None or mask.ndim != 2:
+            return None
+        kwargs["attention_mask"] = mask[:, None, None].bool()
+        written = kwargs.get("decoder_input_ids")
+        if written is not None and kwargs.get("decoder_attention_mask") is None:
+            square = torch.ones(written.shape[1], written.shape[1], dtype=torch.bool, device=written.device)
+            kwargs["decoder_attention_mask"] = square.tril()[None, None]
+        return args, kwargs
+
+    model.register_forward_pre_hook(before_forward, with_kwargs=True)
+
+
 def crop_positions(model: PreTrainedModel) -> None:
     """DeBERTa's attention without the relative positions that no two tokens of a batch have.
 

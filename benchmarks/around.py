@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -56,11 +57,13 @@ def main() -> int:
         yield from iter(fetch, None)
 
     original = train.training_batches
-    train.training_batches = batches
-    for function, name in PARTS.items():
-        setattr(train, function, timed(name, getattr(train, function)))
-    session.run_loop = timed(WHOLE, session.run_loop)  # type: ignore[attr-defined]
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.ExitStack() as stack:
+        for function, name in PARTS.items():
+            stack.enter_context(patch.object(train, function, timed(name, getattr(train, function))))
+        stack.enter_context(patch.object(train, "training_batches", batches))
+        stack.enter_context(patch.object(session, "run_loop", timed(WHOLE, train.run_loop)))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         chosen = {word.partition("=")[0] for word in args.words}
         words = [*(word for word in WORDS if word.partition("=")[0] not in chosen), *args.words]
         plan = planned([*words, f"results.dir={folder}"])

@@ -67,6 +67,7 @@ class Contender:
         who: ``ours`` or ``peft``; ``name``: ``lora`` or ``adalora``.
         bf16: autocast; ours then keeps its frozen weights in bf16, unless ``stored`` is false.
         cropped: ``train.attention=cropped``; ``compiler``: ``train.compile``.
+        as_on_device: with what ``session.build`` does for an accelerator alone.
     """
 
     who: str
@@ -80,6 +81,7 @@ class Contender:
     rank: int = RANK
     device: str = "cpu"
     vocabulary: int | None = VOCABULARY
+    as_on_device: bool = False
     layers: int | None = None
     t: int = 0
     times: list[float] = field(default_factory=list)
@@ -93,6 +95,8 @@ class Contender:
             self.method.inject(model, backbones.find_sites(model))
             if self.cropped:
                 shortcuts.crop_positions(model)
+            if self.device != "cpu" or self.as_on_device:
+                shortcuts.mask_without_looking(model)
             if self.bf16 and self.stored:
                 shortcuts.store_frozen(model, torch.bfloat16)
         else:
@@ -110,11 +114,12 @@ class Contender:
         return " ".join([self.who, self.name, *way])
 
     def loss(self, batch: Tensors) -> torch.Tensor:
-        """Mean cross entropy: ours as the tasks compute it, PEFT's the model's own, to which AdaLoRA adds its penalty."""
+        """Mean cross entropy: ours as the tasks compute it, PEFT's as the model does, for AdaLoRA adds its penalty."""
         if self.who == "peft":
             return self.model(**batch).loss
         if batch["labels"].ndim > 1:
-            logits = self.forward(**batch, use_cache=False).logits
+            inputs = {name: value for name, value in batch.items() if name != "labels"}
+            logits = self.forward(**inputs, decoder_input_ids=batch["labels"], use_cache=False).logits
         else:
             logits = self.forward(**{name: value for name, value in batch.items() if name != "labels"}).logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, -2).float(), batch["labels"].flatten())

@@ -14,6 +14,7 @@ from __future__ import annotations
 import statistics
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,8 @@ def main() -> int:
     arguments.add_argument("--grouped-steps", type=int, default=8)
     arguments.add_argument("--only", choices=TASKS)
     args = start(arguments)
-    rows, figures = [], {}
+    rows: list[list[str]] = []
+    figures: dict[str, Any] = {}
     for task in [args.only] if args.only else TASKS:
         longest, examples = TASKS[task]
         common = {"delta_t": 100, "shape": args.shape}

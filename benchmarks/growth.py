@@ -63,8 +63,8 @@ def draw(found: dict[str, dict[str, list[Point]]], path: Path) -> None:
     mpl.rcParams |= {"svg.hashsalt": "growth", "font.size": 8}
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(found), figsize=(2.7 * len(found), 2.5), layout="constrained")
-    for place, (axis, methods) in zip(axes, found.items(), strict=True):
+    figure, axes = pyplot.subplots(1, len(found), figsize=(2.7 * len(found), 2.5), layout="constrained", squeeze=False)
+    for place, (axis, methods) in zip(axes[0], found.items(), strict=True):
         for method, points in methods.items():
             values = [point.value for point in points]
             place.plot(values, [statistics.median(point.times) for point in points], marker="o", ms=3, label=method)
@@ -74,8 +74,8 @@ def draw(found: dict[str, dict[str, list[Point]]], path: Path) -> None:
             place.plot(values, line, color="grey", lw=0.8, ls=":", label="linear from the first")
         place.set(xscale="log", yscale="log", xlabel=UNITS[axis], xticks=values, xticklabels=values)
         place.minorticks_off()
-    axes[0].set_ylabel("seconds of a step")
-    axes[0].legend(frameon=False)
+    axes[0, 0].set_ylabel("seconds of a step")
+    axes[0, 0].legend(frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -18,7 +19,7 @@ from benchmarks.contenders import Contender
 from benchmarks.lengths import TASKS, lengths_of, sampled_epoch, tensors
 from benchmarks.results import parser, print_table, start, write
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16, autocast alone": {"bf16": True, "stored": False},
     "bf16, frozen weights stored": {"bf16": True},

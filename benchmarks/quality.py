@@ -34,20 +34,29 @@ def main() -> int:
     results, tasks = args.out / "quality", args.tasks.split(",")
     for task in tasks:
         for padding, precision in WAYS.values():
-            way = [f"train.padding={padding}", f"train.precision={precision}", f"seed={args.seeds}"]
-            words = ["-m", f"task={task}", "backbone=minilm", *RUNS[task], *way, f"results.dir={results}", *args.words]
+            setting = [f"train.padding={padding}", f"train.precision={precision}", f"seed={args.seeds}"]
+            words = [
+                "-m",
+                f"task={task}",
+                "backbone=minilm",
+                *RUNS[task],
+                *setting,
+                f"results.dir={results}",
+                *args.words,
+            ]
             environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
             subprocess.run([sys.executable, "-m", "adalora_repro.run", *words], check=True, env=environment)
     found: dict[str, dict[str, dict[int, float]]] = {task: {way: {} for way in WAYS} for task in tasks}
     seconds: dict[str, dict[str, list[float]]] = {task: {way: [] for way in WAYS} for task in tasks}
     for path in records.find(results):
         record = records.read(path)
-        settings: Any = (record.settings["train.padding"], record.settings["train.precision"])
-        way = next(name for name, setting in WAYS.items() if setting == settings)
+        used = (record.settings["train.padding"], record.settings["train.precision"])
+        way = next(name for name, setting in WAYS.items() if setting == used)
         if record.final is not None and record.key["task"] in tasks:
             found[record.key["task"]][way][record.key["seed"]] = record.final["metrics"][record.primary_metric]
             seconds[record.key["task"]][way].append(record.time["s_per_step"])
-    rows, figures = [], {}
+    rows: list[list[str]] = []
+    figures: dict[str, Any] = {}
     for task, ways in found.items():
         padded, grouped = ways.values()
         differences = [100 * (grouped[seed] - padded[seed]) for seed in sorted(padded)]

@@ -17,7 +17,6 @@ from adalora_repro import checkpoint, records, session, train
 from benchmarks.results import parser, print_table, start, write
 from benchmarks.runs import planned
 
-RANKS = (1, 2, 4, 8, 16, 32, 64)
 SIZES = {"lora": "method.r={r}", "adalora": "method.init_r={r} method.target_r={half}"}
 WORDS = ["task=sst2", "data=sample", "data.sample_rows=64", "data.sample_validation_rows=8", "train.device=cpu"]
 WORDS += ["method.schedule=scaled", "train.max_steps=10", "force=true"]
@@ -26,10 +25,11 @@ WORDS += ["method.schedule=scaled", "train.max_steps=10", "force=true"]
 def main() -> int:
     arguments = parser(__doc__, model=False)
     arguments.add_argument("--backbone", default="minilm")
+    arguments.add_argument("--ranks", default="1,2,4,8,16,32,64")
     args = start(arguments)
     found: dict[str, dict[int, dict[str, int]]] = {method: {} for method in SIZES}
     for method, size in SIZES.items():
-        for r in RANKS:
+        for r in map(int, args.ranks.split(",")):
             with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
                 folder = Path(name)
                 ranks = size.format(r=r, half=max(1, r // 2)).split()

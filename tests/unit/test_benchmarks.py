@@ -1,0 +1,98 @@
+"""The benchmarks run, at the size of a toy, and write what they print."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.growth import Point, exponent
+from benchmarks.lengths import lengths_of, sampled_epoch, tensors
+from benchmarks.profiler import KINDS, OTHER, kind_of
+from benchmarks.results import ratio
+
+DEBERTA, BERT = ["--shape", "tiny-deberta"], ["--shape", "tiny-bert"]
+QUICK = {
+    "step": [*DEBERTA, "--rounds", "2", "--batch", "2", "--precision", "bf16"],
+    "memory": [*DEBERTA, "--tokens", "8", "--batch", "2", "--only", "ours"],
+    "operations": BERT,
+    "profiler": [*DEBERTA, "--batches", "1", "--batch", "2"],
+    "growth": [*BERT, "--rounds", "1", "--axes", "rank"],
+    "generation": ["--shape", "tiny-bart", "--rounds", "1", "--tokens", "8", "--target", "4", "--beams", "2"],
+    "sizes": ["--backbone", "tiny-bert", "--ranks", "3"],
+    "around": ["backbone=tiny-bert", "data.sample_rows=64", "data.sample_validation_rows=8", "train.batch_size=4"],
+    "reports": ["--counts", "3"],
+}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_it_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr(sys, "argv", [name, *QUICK[name], "--out", str(tmp_path)])
+    assert module.main() == 0
+    (written,) = tmp_path.glob("*.json")
+    content = json.loads(written.read_text())
+    assert content["command"].startswith(f"python -m benchmarks.{name}")
+    assert content["environment"]["versions"]["torch"]
+    assert all(math.isfinite(number) for number in numbers(content))
+    out = capsys.readouterr().out
+    assert out.count("\n|") >= 2  # a table with something in it
+    assert "nan" not in out
+
+
+def numbers(content: Any) -> list[float]:
+    if isinstance(content, dict | list):
+        inside = content.values() if isinstance(content, dict) else content
+        return [number for value in inside for number in numbers(value)]
+    return [content] if isinstance(content, int | float) else []
+
+
+def test_a_ratio_is_the_median_of_pairs_within_its_interval() -> None:
+    generator = np.random.default_rng(0)
+    below = generator.uniform(1, 9, 50)  # the machine was up to nine times slower for both of a pair
+    found = ratio((1.5 * below * generator.normal(1, 0.02, 50)).tolist(), below.tolist())
+    assert found["low"] < found["median"] < found["high"]
+    assert found["median"] == pytest.approx(1.5, rel=0.02)
+    assert found["high"] - found["low"] < 0.05
+
+
+def test_the_exponent_of_a_power_is_that_power() -> None:
+    points = [Point(value, None, {}, [value**1.7]) for value in (1, 2, 8)]  # type: ignore[arg-type]
+    assert exponent(points) == pytest.approx(1.7)
+
+
+def test_sampled_batches_are_spread_over_the_epoch_s() -> None:
+    lengths = lengths_of("mnli", 256)
+    assert len(lengths) > 10_000
+    grouped = sampled_epoch(lengths, 32, 200)
+    assert all(len(batch) == 32 for batch in grouped)
+    longest = [max(batch) for batch in grouped]
+    assert longest == sorted(longest)
+    mean = sum(map(sum, grouped)) / 6400
+    assert mean == pytest.approx(sum(lengths) / len(lengths), rel=0.05)
+    # grouping is what saves padding
+    mixed = sampled_epoch(lengths, 32, 200, grouped=False)
+    assert sum(longest) < 0.7 * sum(map(max, mixed))
+
+
+def test_a_batch_has_its_lengths_and_padding() -> None:
+    batch = tensors([3, 5], seed=0, padded_to=8)
+    assert batch["attention_mask"].sum(1).tolist() == [3, 5]
+    assert batch["input_ids"].shape == (2, 8)
+    assert not batch["input_ids"][~batch["attention_mask"].bool()].any()
+
+
+def test_operations_are_of_one_kind() -> None:
+    assert kind_of("aten::addmm") == "matrix products"
+    assert kind_of("aten::_softmax_backward_data") == "softmax, norms, gelu"
+    assert kind_of("aten::mul") == OTHER
+    starts = [start for found in KINDS.values() for start in found]
+    assert len(starts) == len(set(starts))

@@ -1,0 +1,79 @@
+"""No training step makes the host wait for the device: nothing in it reads a value or a size that depends on one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from adalora_repro import session, shortcuts, train
+from adalora_repro.train import Loop
+from benchmarks.operations import CountOperations, waits
+from benchmarks.runs import planned
+
+SMALL = [
+    "data=sample",
+    "data.sample_rows=16",
+    "data.sample_validation_rows=8",
+    "train.device=cpu",
+    "train.batch_size=4",
+]
+SMALL += ["train.max_steps=10", "method.schedule=scaled", "train.precision=bf16"]
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Callable[..., Loop]:
+    def build(*words: str) -> Loop:
+        cache = f"data.cache_dir={tmp_path / 'cache'}"
+        return session.build(planned([*SMALL, *words, cache, f"results.dir={tmp_path / 'results'}"]))
+
+    return build
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+@pytest.mark.parametrize(
+    ("task", "backbone"),
+    [("sst2", "tiny-bert"), ("sst2", "tiny-deberta"), ("squad", "tiny-bert"), ("xsum", "tiny-bart")],
+)
+def test_no_step_waits(built: Callable[..., Loop], task: str, backbone: str, method: str) -> None:
+    budget = {"sst2": "0.3M", "squad": "0.65%", "xsum": "2.20%"}[task]
+    loop = built(f"task={task}", f"backbone={backbone}", f"method={method}", f"budget={budget}")
+    shortcuts.mask_without_looking(loop.model)  # as session.build does for an accelerator
+    batches = train.training_batches(loop)
+    for _ in range(9):  # masks are due meanwhile
+        train.step(loop, next(batches))
+    batch = next(batches)
+    with CountOperations() as counted:
+        train.step(loop, batch)
+    assert waits(counted.counts) == 0, counted.counts
+
+
+@pytest.mark.parametrize(("task", "backbone"), [("sst2", "tiny-bert"), ("xsum", "tiny-bart")])
+def test_a_mask_that_is_not_looked_at_gives_the_same_gradients(
+    built: Callable[..., Loop], task: str, backbone: str
+) -> None:
+    loop = built(f"task={task}", f"backbone={backbone}", "method=full", "train.precision=fp32")
+    batches = [batch for parts, _ in zip(train.training_batches(loop), range(3), strict=False) for batch in parts]
+    assert any(not batch["attention_mask"].all() for batch in batches)
+    loop.model.train()
+    for module in loop.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    loop.model.config.dropout = 0.0
+
+    def found() -> list[torch.Tensor]:
+        tensors = []
+        for batch in batches:
+            torch.manual_seed(0)
+            loss, _ = loop.task.loss(loop.model, batch)
+            tensors += [loss.detach(), *torch.autograd.grad(loss, [*loop.model.parameters()], allow_unused=True)]
+        return [tensor for tensor in tensors if tensor is not None]
+
+    before = found()
+    with CountOperations() as counted:
+        loop.task.loss(loop.model, batches[0])
+    assert waits(counted.counts) > 0  # or this shortcut has become needless
+    shortcuts.mask_without_looking(loop.model)
+    torch.testing.assert_close(found(), before)
