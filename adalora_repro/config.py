@@ -107,6 +107,7 @@ class TrainConfig:
     precision: str = "fp32"  # fp32 | bf16
     padding: str = "longest"  # longest (length-grouped batches) | max_length (as the released scripts)
     attention: str = "eager"  # eager (transformers' code) | cropped (DeBERTa: only the relative positions that occur)
+    compile: str = "none"  # of training steps: none | inductor | aot_eager (traced alone, to see that it can be)
     num_workers: int = 0
     device: str = "auto"  # auto | cpu | cuda
 

@@ -295,7 +295,8 @@ def build(plan: Plan, world: World | None = None) -> Loop:
     method.on_train_start(plan.total_steps)
     if world.rank:
         torch.manual_seed(cfg.seed + world.rank)  # other examples, other dropout; the start was the same for all
-    return Loop(plan, model, method, task, data, optimizer, scheduler, world)
+    compiled = shortcuts.compiled(model, cfg.train.compile) if cfg.train.compile != "none" else None
+    return Loop(plan, model, method, task, data, optimizer, scheduler, world, compiled)
 
 
 def make_optimizer(model: torch.nn.Module, optim: Any) -> torch.optim.AdamW:

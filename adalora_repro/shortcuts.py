@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from adalora_repro.errors import InputError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+COMPILERS = ("g++", "clang++")
 CROP_STEP = 16  # a span is a multiple of it, so that few shapes occur and a compiler or allocator meets them again
 
 
@@ -76,3 +81,18 @@ def crop_positions(model: PreTrainedModel) -> None:
         encoder.get_rel_embedding = lambda: embedding()[full - span : full + span]
 
     encoder.register_forward_pre_hook(before_forward, with_kwargs=True)
+
+
+def compiled(model: PreTrainedModel, backend: str) -> Any:
+    """``model`` for training steps, through torch.compile: one program for batches of any length.
+
+    It is made at the first steps (a minute or more). The model itself stays as it is, for evaluation: generation would
+    need programs of its own. Fused operations round otherwise: not the same numbers.
+
+    Raises:
+        InputError: ``inductor`` finds no compiler for what it writes.
+    """
+    compilers = [name for name in (os.environ.get("CXX"), *COMPILERS) if name]
+    if backend == "inductor" and not any(map(shutil.which, compilers)):
+        raise InputError(f"train.compile=inductor needs a C++ compiler: none of {', '.join(compilers)} is here")
+    return torch.compile(model, backend=backend, dynamic=True)

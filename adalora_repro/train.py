@@ -59,6 +59,7 @@ class Loop:
     optimizer: torch.optim.Optimizer
     scheduler: Any
     world: World
+    compiled: Any = None  # ``model`` as a compiler made it, for the training steps; None: as it is
     t: int = 0
     losses: list[Tensor] = field(default_factory=list)  # of the steps since the last look, on the device
     looked: list[float] = field(default_factory=list)  # of the steps since the last log line, on the host
@@ -224,13 +225,14 @@ def _save(loop: Loop, log: Log) -> None:
 def step(loop: Loop, batches: list[Batch]) -> Tensor:
     """One optimizer step on this process's micro-batches; returns the gradient's norm before clipping."""
     model, method, optimizer, world = loop.model, loop.method, loop.optimizer, loop.world
+    called = model if loop.compiled is None else loop.compiled
     model.train()
     whole = len(batches) == 1 and world.size == 1
     losses: list[Tensor] = []
     terms = 0
     for batch in batches:
         with world.accelerator.autocast():
-            loss, n = loop.task.loss(model, batch)
+            loss, n = loop.task.loss(called, batch)
         # a mean over all examples of the step: micro-batches count by their number of terms
         world.accelerator.backward(loss if whole else loss * n)
         losses.append(loss.detach() if whole else loss.detach() * n)

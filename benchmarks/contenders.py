@@ -103,7 +103,7 @@ class Contender:
             model = peft_model(self.name, model, self.delta_t)
             self.peft = model.base_model if hasattr(model.base_model, "update_and_allocate") else None
         self.model = model.to(self.device)
-        self.forward: Any = torch.compile(self.model, backend=self.compiler) if self.compiler else self.model
+        self.forward: Any = shortcuts.compiled(self.model, self.compiler) if self.compiler else self.model
         self.method.on_train_start(100_000)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)

@@ -1,0 +1,68 @@
+"""``train.compile``: one program for all steps, whatever the lengths and masks, that computes what the model does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from adalora_repro import inject, session, shortcuts, train
+from adalora_repro.errors import InputError
+from benchmarks.runs import planned
+
+SMALL = [
+    "data=sample",
+    "data.sample_rows=64",
+    "data.sample_validation_rows=8",
+    "train.device=cpu",
+    "train.batch_size=4",
+]
+SMALL += ["train.max_steps=16", "method.schedule=scaled"]
+CASES = [
+    pytest.param("sst2", "tiny-bert", "adalora", "0.3M", [], id="adalora"),
+    pytest.param("sst2", "tiny-deberta", "adalora", "0.3M", ["train.attention=cropped"], marks=pytest.mark.slow),
+    pytest.param("xsum", "tiny-bart", "adalora", "2.20%", [], marks=pytest.mark.slow),
+    *(
+        pytest.param("sst2", "tiny-bert", method, "0.3M", [], marks=pytest.mark.slow, id=method)
+        for method in ("lora", "full", "houlsby", "prune_lora")
+    ),
+]
+
+
+@pytest.mark.parametrize(("task", "backbone", "method", "budget", "more"), CASES)
+def test_one_program_computes_the_steps_of_the_model(
+    task: str, backbone: str, method: str, budget: str, more: list[str], tmp_path: Path
+) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    places = [f"data.cache_dir={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}"]
+    words = [*SMALL, f"task={task}", f"backbone={backbone}", f"method={method}", f"budget={budget}", *more, *places]
+    loops = [session.build(planned([*words, f"train.compile={compiler}"])) for compiler in ("none", "aot_eager")]
+    for loop in loops:  # dropout draws its random numbers in another order when it is compiled
+        loop.model.config.dropout = loop.model.config.attention_dropout = loop.model.config.activation_dropout = 0.0
+        for module in loop.model.modules():
+            for name in ("p", "dropout", "activation_dropout", "attention_dropout"):
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
+    widths = set()
+    for _ in range(12):  # lengths differ, and masks are due meanwhile
+        for loop in loops:
+            (batch,) = next(train.training_batches(loop))
+            widths.add(batch["input_ids"].shape)
+            train.step(loop, [batch])
+    assert len(widths) > 1
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1
+    plain, compiled = loops
+    torch.testing.assert_close(torch.stack(compiled.losses), torch.stack(plain.losses), rtol=1e-4, atol=1e-5)
+    assert compiled.method.summary() == plain.method.summary()
+    assert list(inject.trained(compiled.model)) == list(inject.trained(plain.model))  # a checkpoint fits both
+
+
+def test_without_a_compiler_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "")
+    with pytest.raises(InputError, match=r"train\.compile=inductor needs a C\+\+ compiler: none of g\+\+, clang\+\+"):
+        shortcuts.compiled(torch.nn.Linear(1, 1), "inductor")  # type: ignore[arg-type]
