@@ -87,6 +87,7 @@ class DataConfig:
     sample_rows: int = 1500
     sample_validation_rows: int = 400
     sample_seed: int = 0
+    num_proc: int | None = None  # processes that tokenize a split; null: 1, for a large one up to 8
     skip_invalid: bool = False  # leave bad rows out, counted and reported, instead of stopping
 
 
@@ -108,7 +109,7 @@ class TrainConfig:
     padding: str = "longest"  # longest (length-grouped batches) | max_length (as the released scripts)
     attention: str = "eager"  # eager (transformers' code) | cropped (DeBERTa: only the relative positions that occur)
     compile: str = "none"  # of training steps: none | inductor | aot_eager (traced alone, to see that it can be)
-    num_workers: int = 0
+    num_workers: int | None = None  # processes that make batches; null: 0 on a CPU, 2 beside an accelerator
     device: str = "auto"  # auto | cpu | cuda
 
 

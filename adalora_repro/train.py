@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from adalora_repro import checkpoint, inject, records
-from adalora_repro.batches import epoch_order, loaded, longest_first, split
+from adalora_repro.batches import epoch_order, loaded, longest_first, split, workers_for
 from adalora_repro.console import EvaluationStopped, Progress, StopSignal, Watch
 from adalora_repro.tasks.base import Evaluation
 
@@ -296,7 +296,9 @@ def steps_of(loop: Loop, epoch: int, lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _loaded(loop: Loop, rows: Dataset, batches: Sequence[list[int]]) -> Iterator[Batch]:
-    return loaded(rows, batches, loop.task.collate, loop.world.accelerator.device, loop.plan.cfg.train.num_workers)
+    device = loop.world.accelerator.device
+    workers = workers_for(loop.plan.cfg.train.num_workers, device, len(batches))
+    return loaded(rows, batches, loop.task.collate, device, workers)
 
 
 def evaluate(loop: Loop, watch: Watch) -> Evaluation:

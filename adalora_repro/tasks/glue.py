@@ -26,6 +26,7 @@ class Task(BaseTask):
     """
 
     architecture = "encoder"
+    cpus_for_processes = 2
     code_version = 2
     uses = frozenset({"classifier_dropout"})
 
@@ -67,13 +68,14 @@ class Task(BaseTask):
         """One or two text columns -> input_ids, … cut to ``max_length`` (longest text first), labels, length."""
         columns, label = self.cfg.task.text_columns, self.cfg.task.label_column
 
-        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
+            del numbers
             texts = (batch[column] for column in columns)
             encoded = dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
             lengths = [len(ids) for ids in encoded["input_ids"]]
             return encoded | {"labels": batch[label], "length": lengths}
 
-        return mapped(rows, encode)
+        return mapped(rows, encode, bad, self.processes(len(rows)))
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """Pads to the longest row, rounded up to a multiple of 8, or to max_length (``train.padding=max_length``).

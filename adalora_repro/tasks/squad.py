@@ -134,7 +134,7 @@ class Task(BaseTask):
             return self._windows(batch, numbers, training, split, bad)
 
         # with types, for the first rows may all have no answer
-        windows = mapped(rows, encode, with_indices=True, features=Features(self._types(training)))
+        windows = mapped(rows, encode, bad, self.processes(len(rows)), Features(self._types(training)))
         if not len(windows):
             raise InputError(f"{self.cfg.task.name} {split}: no good row ({bad.problems[0]}), this split needs rows")
         return windows

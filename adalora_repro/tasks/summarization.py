@@ -104,11 +104,11 @@ class Task(BaseTask):
     def tokenize(self, rows: Dataset, split: str, bad: sources.BadRows) -> Dataset:
         """Rows -> input_ids, attention_mask cut to ``max_length``, length; for training labels, cut to
         ``max_target_length``, for evaluation id and reference."""
-        del bad  # an empty text was found before
         task, tokenizer = self.cfg.task, self.tokenizer
         text, label = task.text_columns[0], task.label_column
 
-        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
+            del numbers
             encoded = tokenizer(batch[text], truncation=True, max_length=self.max_length)
             columns = {name: encoded[name] for name in INPUTS}
             columns["length"] = [len(ids) for ids in columns["input_ids"]]
@@ -117,7 +117,7 @@ class Task(BaseTask):
             targets = tokenizer(text_target=batch[label], truncation=True, max_length=self.max_target_length)
             return columns | {"labels": targets["input_ids"]}
 
-        return mapped(rows, encode)
+        return mapped(rows, encode, bad, self.processes(len(rows)))
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
         data = super().load(tokenizer)

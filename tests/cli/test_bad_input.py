@@ -180,6 +180,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ("train.epochs=inf", ["train.epochs must be positive, not inf"]),
     ("train.epochs=nan", ["train.epochs must be positive, not nan"]),
     ("train.grad_accumulation=9", ["train.grad_accumulation=9", "train.batch_size", "8"]),
+    ("data.num_proc=0", ["data.num_proc must be positive, not 0"]),
     ("train.num_workers=-1", ["train.num_workers must be 0 or more"]),
     ("optim.lr=0", ["optim.lr must be positive, not 0.0"]),
     ("optim.lr=-1", ["optim.lr must be positive, not -1.0"]),
@@ -357,6 +358,24 @@ def test_rows_of_other_families_are_refused_by_their_id_before_anything_is_writt
     assert line.startswith("adalora-run: error: ")
     assert message in line
     assert line.endswith("; data.skip_invalid=true leaves such rows out")
+    assert on_disk() == before
+
+
+def test_a_row_that_one_of_several_processes_refuses(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adalora_repro.tasks.base.ROWS", 2)
+    for split in ("train", "validation"):
+        rows = [QUESTION | {"id": str(i), "question": "x" * 99 if i in (3, 5) else "Where?"} for i in range(7)]
+        write_jsonl(Path("data") / "squad" / f"{split}.jsonl.gz", rows)
+    before = on_disk()
+    words = ("task=squad", "budget=0.08%", "method=lora", "task.max_length=96", "task.stride=16")
+    said = []
+    for count in (1, 3):
+        done = tiny(*words, "data=local", "data.dir=data", f"data.num_proc={count}")
+        assert done.code == EXIT_BAD_INPUT
+        said.append([line for line in done.err.splitlines() if " note: " not in line])
+    assert said[0] == said[1]
+    (line,) = said[0]
+    assert line.startswith("adalora-run: error: squad train: id '3': the question has 99 tokens")
     assert on_disk() == before
 
 

@@ -266,6 +266,8 @@ def changed(name: str, value: Any) -> str:
         "data.dir": "elsewhere",
         "results.dir": "elsewhere",
         "data.cache_dir": "elsewhere",
+        "data.num_proc": 3,
+        "train.num_workers": 3,
         "launch": "detach",
         "task.classifier_dropout": 0.3,
         "task.rows": "{train: 9000}",

@@ -17,7 +17,7 @@ CONF = PACKAGE.parent / "conf"
 LAYERS = [
     "__init__",
     "errors",
-    "config budgets",
+    "config budgets processes",
     "records lock",
     "cost_record",
     "lowrank cluster",
