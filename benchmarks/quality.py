@@ -20,8 +20,8 @@ from benchmarks.results import parser, print_table, write
 
 WAYS = {"padded, fp32": ("max_length", "fp32"), "grouped, bf16": ("longest", "bf16")}
 RUNS = {
-    "cola": ["method=lora", "budget=1.2M", "optim.lr=1e-3", "train.epochs=2"],
-    "rte": ["method=lora", "budget=1.2M", "optim.lr=1e-3", "train.epochs=3", "task.max_length=128"],
+    "cola": ["method=lora", "budget=1.2M", "optim.lr=2e-3", "train.epochs=1"],
+    "rte": ["method=lora", "budget=1.2M", "optim.lr=2e-3", "train.epochs=1.5", "task.max_length=128"],
 }
 
 
