@@ -50,10 +50,10 @@ quickstart: $(VENV)/.installed  ## six methods on one task with an embedded mode
 	@echo; echo "This was generated text, not GLUE. The report: $(QUICK)/tables/table1.md; the runs: $(QUICK)/runs"
 
 test: $(VENV)/.installed-dev  ## the default test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not net and not cluster"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not net and not cluster"
 
 test-all: $(VENV)/.installed-dev  ## the slow tests too
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not net and not cluster"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not net and not cluster"
 
 test-cluster: $(VENV)/.installed-dev  ## sweeps on a SLURM cluster of its own (root, Debian; else skipped)
 	@tests/cluster/run.sh $(BIN)/python -m pytest -m cluster tests/cluster

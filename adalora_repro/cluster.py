@@ -23,6 +23,7 @@ from adalora_repro.records import RecordError, RunRecord
 
 PREFIX = "submitted-"  # results/sweeps/<time>/submitted-<job>.json
 USAGE = "adalora-run cancel [JOB_ID …] [results.dir=DIR]"
+ASK_S = 20.0  # where the controller is down squeue says so itself, after 9 s; where answers get lost it just waits
 KILL_S = 60.0  # how long cancelled tasks may take to save a checkpoint and leave the queue
 
 
@@ -112,10 +113,12 @@ def slurm(*words: str) -> str:
     """Runs one of SLURM's commands and returns what it prints.
 
     Raises:
-        InputError: there is no such command here, or it failed.
+        InputError: there is no such command here, it failed, or it has no answer within ``ASK_S`` seconds.
     """
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=ASK_S)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{words[0]}: no answer within {ASK_S:g} s; is SLURM's controller up?") from None
     except OSError:
         raise InputError(f"no {words[0]} here; this needs a machine from which SLURM takes jobs") from None
     if done.returncode != 0:

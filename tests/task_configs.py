@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import gzip
 import json
 import os
@@ -33,10 +35,16 @@ def task_yaml(task: str) -> DictConfig:
     return values
 
 
-def task_config(task: str, source: str = "sample", **options: Any) -> DictConfig:
-    """The task's YAML over the schema, ``data.source`` and dotted options: ``task_config("rte", data__dir="x")``."""
+@functools.cache
+def _over_schema(task: str) -> DictConfig:
     cfg = OmegaConf.merge(OmegaConf.structured(Config), task_yaml(task))
     assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def task_config(task: str, source: str = "sample", **options: Any) -> DictConfig:
+    """The task's YAML over the schema, ``data.source`` and dotted options: ``task_config("rte", data__dir="x")``."""
+    cfg = copy.deepcopy(_over_schema(task))
     for name, value in {"data__source": source, **options}.items():
         OmegaConf.update(cfg, name.replace("__", "."), value)
     return cfg

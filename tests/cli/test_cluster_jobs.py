@@ -42,6 +42,10 @@ exec "$@"
 SQUEUE = """#!/bin/bash
 [ ! -e {state}/queue ] || sed 's/$/ RUNNING/' {state}/queue
 """
+SCANCEL = """#!/bin/bash
+echo $* >>{state}/scancel
+sed -i "/^$1\\(_\\|$\\)/d" {state}/queue
+"""
 
 
 @pytest.fixture
@@ -50,8 +54,7 @@ def slurm(tiny: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     state, commands = tmp_path / "slurm", tmp_path / "bin"
     state.mkdir()
     commands.mkdir()
-    scancel = f"#!/bin/bash\necho $* >>{state}/scancel\n"
-    for name, text in {"sbatch": SBATCH, "srun": SRUN, "squeue": SQUEUE, "scancel": scancel}.items():
+    for name, text in {"sbatch": SBATCH, "srun": SRUN, "squeue": SQUEUE, "scancel": SCANCEL}.items():
         path = commands / name
         path.write_text(text.replace("{state}", str(state)))
         path.chmod(0o755)
@@ -188,6 +191,7 @@ def test_detached_runs_are_submitted_once_and_cancelled(tiny: Cli, cli: Cli, slu
     (slurm / "queue").write_text("7_0\n7_1\n")
     assert "cancelled: job 7, 2 running" in cli("cancel", "7").out
     assert (slurm / "scancel").read_text() == "7\n"
+    assert (slurm / "queue").read_text() == ""
 
 
 def test_detached_stages_wait_for_each_other(tiny: Cli, slurm: Path) -> None:

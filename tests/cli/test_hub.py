@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import sentencepiece
 import torch
+from huggingface_hub import constants
 from omegaconf import OmegaConf
 from task_configs import CONF, task_config
 from tokenizers import ByteLevelBPETokenizer
@@ -28,6 +29,11 @@ SHRINK = {
     "intermediate_size": 64,
     "position_buckets": 16,
 }
+#: a run of a model like that
+SMALL = (
+    *("task=rte", "data=sample", *(f"backbone.architecture.{name}={value}" for name, value in SHRINK.items())),
+    *("data.sample_rows=32", "data.sample_validation_rows=16", "train.batch_size=8", "task.max_length=48"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +80,9 @@ def hub_cache(tmp_path_factory) -> Path:
 
 def adalora_run(tmp_path: Path, hub: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub), "HF_HOME": str(tmp_path / "hf")}
-    command = [sys.executable, "-m", "adalora_repro.run", "task=rte", "data=sample", f"data.cache_dir={tmp_path}/cache"]
-    shrink = [f"backbone.architecture.{name}={value}" for name, value in SHRINK.items()]
-    options = ["data.sample_rows=32", "data.sample_validation_rows=16", "train.batch_size=8", "task.max_length=48"]
+    command = [sys.executable, "-m", "adalora_repro.run", *SMALL, f"data.cache_dir={tmp_path}/cache"]
     return subprocess.run(
-        [*command, *shrink, *options, *arguments],
+        [*command, *arguments],
         env=environment | {"PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         capture_output=True,
@@ -94,19 +98,20 @@ def test_a_backbone_of_the_hub_trains_from_the_cache_without_a_network(tmp_path,
     assert records.read(path).status == "ok"
 
 
-def test_a_backbone_that_is_not_cached_is_one_line_that_says_how_to_run_offline(tmp_path):
-    done = adalora_run(tmp_path, tmp_path / "empty", "method=lora", "optim.warmup_steps=0", "train.max_steps=3")
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+def test_a_backbone_that_is_not_cached_is_one_line_that_says_how_to_run_offline(cli):
+    done = cli(*SMALL, "method=lora", "optim.warmup_steps=0", "train.max_steps=3")
+    assert done.code == 2
+    (line,) = done.err.strip().splitlines()
     assert line.startswith("adalora-run: error: cannot load backbone 'deberta-v3-base' (microsoft/deberta-v3-base)")
     assert "backbone.path=DIR" in line
     assert "backbone=minilm" in line
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path, hub_cache):
-    done = adalora_run(tmp_path, hub_cache, "method=lora", "train.max_steps=3", "backbone.architecture.hidden_size=48")
-    assert done.returncode == 2
-    assert "is not the architecture of conf/backbone" in done.stderr
+def test_weights_of_another_architecture_are_refused(cli, hub_cache, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
+    done = cli(*SMALL, "method=lora", "train.max_steps=3", "backbone.architecture.hidden_size=48")
+    assert done.code == 2
+    assert "is not the architecture of conf/backbone" in done.err
 
 
 def test_hub_weights_are_loaded_in_full_precision_and_pinned(monkeypatch):

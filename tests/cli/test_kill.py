@@ -100,7 +100,7 @@ def resumed_as_if_nothing_had_happened(tiny: Cli, words: tuple[str, ...] = COMMA
     return found.record.measured() == expected.record.measured() and found.log == expected.log
 
 
-@pytest.mark.parametrize("checkpoints", [1, 4])
+@pytest.mark.parametrize("checkpoints", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_sigkill_at_any_step_costs_nothing(tiny: Cli, tmp_path: Path, checkpoints: int) -> None:
     process, _ = killed(tmp_path / "cache", checkpoints)
     run: Run = only_run()
@@ -125,7 +125,11 @@ def test_sigkill_of_a_run_whose_t_came_with_its_data(tiny: Cli, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGTERM, EXIT_TERMINATED), (signal.SIGINT, EXIT_INTERRUPTED)], ids=["TERM", "INT"]
+    ("signum", "code"),
+    [
+        pytest.param(signal.SIGTERM, EXIT_TERMINATED, id="TERM"),
+        pytest.param(signal.SIGINT, EXIT_INTERRUPTED, id="INT", marks=pytest.mark.slow),  # in process: test_run.py
+    ],
 )
 def test_a_signal_ends_the_run_cleanly(tiny: Cli, tmp_path: Path, signum: int, code: int) -> None:
     process = start(tmp_path / "cache")

@@ -149,6 +149,7 @@ COMMAND = ["task=squad_v2", *RUN, "optim.lr=1e-2", "train.max_steps=8", "train.s
 COMMAND = [*(word for word in TINY if word.split("=")[0] not in {w.split("=")[0] for w in COMMAND}), *COMMAND]
 
 
+@pytest.mark.slow  # test_kill.py has a run of GLUE killed
 def test_sigkill_costs_nothing(tiny: Cli, tmp_path: Path) -> None:
     killed(tmp_path / "cache", 2, tuple(COMMAND))  # the second checkpoint is that of step 4, behind an evaluation
     assert resumed_as_if_nothing_had_happened(tiny, tuple(COMMAND))

@@ -153,6 +153,7 @@ def contents(run: Run) -> dict[str, bytes]:
     return {str(name): (run.folder / name).read_bytes() for name in sorted(names) if name.name != "metrics.json"}
 
 
+@pytest.mark.slow  # test_kill.py has a run of GLUE killed
 def test_sigkill_costs_nothing(cli: Cli, tmp_path: Path) -> None:
     killed(tmp_path / "cache", 2, KILLED)  # after step 4: past the evaluation at 3, before the one at 6
     again = cli(*KILLED)

@@ -144,6 +144,14 @@ def command_lines() -> list[tuple[str, str]]:
 COMMANDS = command_lines()
 
 
+def test_no_file_chooses_between_run_and_multirun() -> None:
+    """The command line does, which is why the fixture ``cli`` need not ask."""
+    assert compose("config", return_hydra_config=True).hydra.mode is None
+    files = [*CONF.rglob("*.yaml"), *SWEEPS.rglob("*.yaml")]
+    assert len(files) > 50
+    assert not [path for path in files if re.search(r"^\s*(hydra\.)?mode:", path.read_text(), re.MULTILINE)]
+
+
 def test_headers_have_commands() -> None:
     files = {path for path, _ in COMMANDS}
     for group in ("task", "method", "budget", "data", "tuned", "script"):

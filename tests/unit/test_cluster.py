@@ -39,17 +39,33 @@ def submitted(job: str, *seeds: int, when: float = 1e9, **changes: Any) -> Path:
     return cluster.write(submission, RESULTS / "sweeps" / f"sweep-{job}")
 
 
-def queue(monkeypatch: pytest.MonkeyPatch, states: dict[str, str]) -> list[tuple[str, ...]]:
-    """squeue and scancel; returns the other commands that were run."""
+def queue(
+    monkeypatch: pytest.MonkeyPatch, states: dict[str, str], looks_until_gone: float = 0
+) -> list[tuple[str, ...]]:
+    """squeue and scancel, and a clock that only waiting moves; returns the other commands that were run.
+
+    Args:
+        looks_until_gone: how often squeue still has a cancelled task.
+    """
     commands: list[tuple[str, ...]] = []
+    looks: dict[str, int] = {}
+    clock = [0.0]
 
     def slurm(*words: str) -> str:
         if words[0] == "squeue":
-            return "".join(f"{task} {state}\n" for task, state in states.items())
+            left = {task: state for task, state in states.items() if looks.get(task, 0) <= looks_until_gone}
+            looks.update({task: looks[task] + 1 for task in left if task in looks})
+            return "".join(f"{task} {state}\n" for task, state in left.items())
         commands.append(words)
+        looks.update(dict.fromkeys(cluster.tasks_of(words[1], states), 1))
         return ""
 
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
     monkeypatch.setattr(cluster, "slurm", slurm)
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(cluster.time, "sleep", sleep)
     return commands
 
 
@@ -126,13 +142,27 @@ def test_cancel_ends_what_is_recorded_and_in_the_queue(
     commands = queue(monkeypatch, {"12_0": "RUNNING", "12_1": "PENDING", "12_2": "PENDING", "14": "PENDING", "9": "X"})
     assert cluster.cancel(["14"]) == EXIT_OK
     assert commands == [("scancel", "14")]
+    submitted("14", 14)
+    commands = queue(monkeypatch, {"12_0": "RUNNING", "12_1": "PENDING", "12_2": "PENDING", "14": "PENDING", "9": "X"})
     assert cluster.cancel(["results.dir=results"]) == EXIT_OK
-    assert commands[1:] == [("scancel", "12"), ("scancel", "14")]
+    assert commands == [("scancel", "12"), ("scancel", "14")]
     assert capsys.readouterr().out.splitlines()[1:] == [
         "cancelled: job 12, 2 pending, 1 running; the same sweep goes on with its runs",
         "cancelled: job 14, 1 pending; the same sweep goes on with its runs",
     ]
     assert seeds_queued() == [13]
+
+
+@pytest.mark.parametrize(("looks", "seconds"), [(0, 0.0), (3, 3.0), (float("inf"), cluster.KILL_S)])
+def test_cancel_waits_until_the_tasks_have_left_the_queue(
+    monkeypatch: pytest.MonkeyPatch, looks: float, seconds: float
+) -> None:
+    """They save a checkpoint first; one that never leaves is not waited for for ever."""
+    submitted("12", 0)
+    commands = queue(monkeypatch, {"12_0": "RUNNING", "9": "RUNNING"}, looks)
+    assert cluster.cancel([]) == EXIT_OK
+    assert commands == [("scancel", "12")]
+    assert cluster.time.monotonic() == seconds
 
 
 def test_nothing_to_cancel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +200,12 @@ def test_slurm_s_own_complaint_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match=r"^no squeue here"):
         cluster.in_queue()
+
+
+def test_a_controller_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ASK_S", 0.1)
+    with pytest.raises(InputError, match=r"^sleep: no answer within 0\.1 s; is SLURM's controller up\?$"):
+        cluster.slurm("sleep", "30")
 
 
 def test_the_record_wins_over_the_queue() -> None:
