@@ -89,7 +89,7 @@ def one_of_many(words: Sequence[str]) -> Outcome:
 
 
 def _main(ledger: Ledger) -> int:
-    _register()
+    _register(sys.argv[1:])
     inside = False  # what a single run raises beyond wrong input is its own failure, not Hydra's
 
     def job(cfg: DictConfig) -> Outcome:
@@ -247,11 +247,15 @@ def _skipped(plan: planning.Plan) -> Outcome:
 # -- Hydra ---------------------------------------------------------------------------------------------------------
 
 
-def _register() -> None:
-    """The typed schema, and every file of ``sweeps/`` as a choice of the group ``sweep``."""
+HELP = ("--help", "-h", "--hydra-help")
+
+
+def _register(words: Sequence[str] = ("sweep",)) -> None:
+    """The typed schema, and every file of ``sweeps/`` as a choice of the group ``sweep`` if a word may ask."""
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
-    for path in sorted(resource("sweeps").glob("*.yaml")):
+    paths = sorted(resource("sweeps").glob("*.yaml")) if any(word in HELP or "sweep" in word for word in words) else ()
+    for path in paths:
         store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
     # hydra-submitit-launcher has a schema of the same name, which is meant to check the types of our file
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/submitit_slurm' is validated against ConfigStore schema")

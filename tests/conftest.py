@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import sys
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-#: configurations kept; a test that repeats a command does so soon
-KEPT = 64
 
 
 def pytest_configure() -> None:
@@ -22,17 +17,12 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def read_once() -> Iterator[None]:
-    """OmegaConf parses a YAML text once, and Hydra composes the same words in the same folder once; copies are handed
-    out. Processes that tests start have nothing of this."""
+def parsed_once() -> Iterator[None]:
+    """OmegaConf parses a YAML text once; copies are handed out. Processes that tests start have nothing of this."""
     import yaml
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.utils import JobRuntime
 
-    parse, compose = yaml.load, ConfigLoaderImpl.load_configuration
+    parse = yaml.load
     texts: dict[str, Any] = {}
-    composed: OrderedDict[Any, Any] = OrderedDict()
 
     def load(stream: Any, Loader: Any) -> Any:
         if Loader.__name__ != "OmegaConfLoader" or not hasattr(stream, "read"):
@@ -43,20 +33,8 @@ def read_once() -> Iterator[None]:
             texts[text] = parse(stream, Loader)
         return copy.deepcopy(texts[text])
 
-    def load_configuration(self: ConfigLoaderImpl, **given: Any) -> Any:
-        sources = tuple((source.provider, source.path) for source in self.repository.get_sources())
-        words = tuple(given.pop("overrides"))
-        registered = frozenset(ConfigStore.instance().repo)
-        key = (words, *given.items(), sources, registered, os.getcwd(), JobRuntime.instance().get("name"))
-        if key not in composed:
-            composed[key] = compose(self, overrides=list(words), **given)
-            if len(composed) > KEPT:
-                composed.popitem(last=False)
-        return copy.deepcopy(composed[key])
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yaml, "load", load)
-        patch.setattr(ConfigLoaderImpl, "load_configuration", load_configuration)
         yield
 
 

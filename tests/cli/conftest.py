@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -93,8 +92,6 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         capsys.readouterr()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["adalora-run", *words, *options])
-            if not any("hydra.mode" in word for word in words):  # Hydra composes everything to learn what is known
-                patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
             try:
                 code = run.main()
             except SystemExit as end:

@@ -144,14 +144,6 @@ def command_lines() -> list[tuple[str, str]]:
 COMMANDS = command_lines()
 
 
-def test_no_file_chooses_between_run_and_multirun() -> None:
-    """The command line does, which is why the fixture ``cli`` need not ask."""
-    assert compose("config", return_hydra_config=True).hydra.mode is None
-    files = [*CONF.rglob("*.yaml"), *SWEEPS.rglob("*.yaml")]
-    assert len(files) > 50
-    assert not [path for path in files if re.search(r"^\s*(hydra\.)?mode:", path.read_text(), re.MULTILINE)]
-
-
 def test_headers_have_commands() -> None:
     files = {path for path, _ in COMMANDS}
     for group in ("task", "method", "budget", "data", "tuned", "script"):
@@ -282,6 +274,7 @@ def changed(name: str, value: Any) -> str:
         "task.auto_model": "AutoModel",
         "task.head": "{problem_type: other}",
         "method.sizes": "{0.6M: {init_r: 5}}",
+        "train.compile": "inductor",
         "measure": "cost",
         "cost.against": "bitfit",
     }
@@ -422,6 +415,7 @@ LATER_VALUES = {
     "data.skip_invalid": ("cola", "true"),
     "method.allocation": ("cola", "uniform"),
     "train.attention": ("cola", "cropped"),
+    "train.compile": ("cola", "inductor"),
     "task.n_best": ("squad", "7"),
     "task.max_answer_length": ("squad", "9"),
     "task.null_threshold": ("squad_v2", "0.5"),
