@@ -19,9 +19,10 @@ from adalora_repro import records
 from benchmarks.results import parser, print_table, write
 
 WAYS = {"padded, fp32": ("max_length", "fp32"), "grouped, bf16": ("longest", "bf16")}
+LORA = ["method=lora", "budget=1.2M", "optim.lr=1e-3", "method.schedule=scaled"]
 RUNS = {
-    "cola": ["method=lora", "budget=1.2M", "optim.lr=2e-3", "train.epochs=1"],
-    "rte": ["method=lora", "budget=1.2M", "optim.lr=2e-3", "train.epochs=1.5", "task.max_length=128"],
+    "cola": [*LORA, "train.epochs=1"],
+    "rte": [*LORA, "train.epochs=1.5", "task.max_length=128"],
 }
 
 
