@@ -52,6 +52,8 @@ def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> None:
     """``NAME.json`` in ``--out``; the figures of an earlier run are replaced, git has them."""
     environment = provenance.environment(torch.device(getattr(args, "device", "cpu")))
     words = [f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+    if "--out" in words:  # where it was written is of no use elsewhere
+        del words[(place := words.index("--out")) : place + 2]
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{name}.json"
     content = {"command": f"python -m {' '.join(words)}", "environment": environment, **figures}

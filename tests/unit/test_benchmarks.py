@@ -40,7 +40,7 @@ def test_it_runs(
     assert module.main() == 0
     (written,) = tmp_path.glob("*.json")
     content = json.loads(written.read_text())
-    assert content["command"].startswith(f"python -m benchmarks.{name}")
+    assert content["command"] == " ".join(["python -m", f"benchmarks.{name}", *QUICK[name]])
     assert content["environment"]["versions"]["torch"]
     assert all(math.isfinite(number) for number in numbers(content))
     out = capsys.readouterr().out
