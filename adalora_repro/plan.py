@@ -709,14 +709,17 @@ def count(plan: Plan) -> Plan:
     from adalora_repro.inject import count as count_parameters
     from adalora_repro.inject import count_trained
     from adalora_repro.shortcuts import store_frozen
+    from adalora_repro.skeleton import Unfilled
 
-    model = meta_model(plan.cfg)
+    with Unfilled():
+        model = meta_model(plan.cfg)
     backbone = count_parameters(model.base_model.parameters())
     matched = budgets.matched(plan.cfg)
     if matched and plan.cfg.budget.params is None:
         plan.cfg.budget.params = budgets.label_params(plan.cfg.budget.label, backbone)
     method = methods.load(plan.cfg)
-    method.inject(model, find_sites(model))
+    with Unfilled():
+        method.inject(model, find_sites(model))
     trained = count_trained(model)
     if plan.cfg.train.precision == "bf16":
         store_frozen(model, torch.bfloat16)

@@ -75,10 +75,15 @@ def in_order(work: Callable[[Piece], Outcome], pieces: Sequence[Piece], count: i
     with ProcessPoolExecutor(count, multiprocessing.get_context("fork"), settle) as pool:
         with forking():  # the first piece that is handed in starts all processes
             outcomes = pool.map(_call, pieces)
+        _work = _no_work  # the children have theirs; what it holds may be large
         yield from outcomes
 
 
-_work: Callable[[Any], Any]
+def _no_work(piece: Any) -> Any:
+    raise AssertionError("only a child has work")
+
+
+_work: Callable[[Any], Any] = _no_work
 
 
 def _call(piece: Any) -> Any:

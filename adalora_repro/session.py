@@ -295,7 +295,10 @@ def build(plan: Plan, world: World | None = None) -> Loop:
     method.on_train_start(plan.total_steps)
     if world.rank:
         torch.manual_seed(cfg.seed + world.rank)  # other examples, other dropout; the start was the same for all
-    compiled = shortcuts.compiled(model, cfg.train.compile) if cfg.train.compile != "none" else None
+    compiled = None
+    if cfg.train.compile != "none":
+        torch.compiler.reset()  # programs of earlier runs of a sweep count against a limit, beyond which none is made
+        compiled = shortcuts.compiled(model, cfg.train.compile)
     return Loop(plan, model, method, task, data, optimizer, scheduler, world, compiled)
 
 

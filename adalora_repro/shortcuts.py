@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from adalora_repro.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-COMPILERS = ("g++", "clang++")
+COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # what inductor calls where CXX names none
 CROP_STEP = 16  # a span is a multiple of it, so that few shapes occur and a compiler or allocator meets them again
 
 
@@ -92,7 +93,7 @@ def compiled(model: PreTrainedModel, backend: str) -> Any:
     Raises:
         InputError: ``inductor`` finds no compiler for what it writes.
     """
-    compilers = [name for name in (os.environ.get("CXX"), *COMPILERS) if name]
-    if backend == "inductor" and not any(map(shutil.which, compilers)):
-        raise InputError(f"train.compile=inductor needs a C++ compiler: none of {', '.join(compilers)} is here")
+    compiler = os.environ.get("CXX") or COMPILER
+    if backend == "inductor" and not shutil.which(compiler):
+        raise InputError(f"train.compile=inductor needs a C++ compiler: no {compiler} here (CXX names another)")
     return torch.compile(model, backend=backend, dynamic=True)

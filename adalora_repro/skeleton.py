@@ -12,11 +12,24 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 PREFIXES = {"bert": "bert", "roberta": "roberta", "deberta-v2": "deberta", "bart": "model"}
 CLASSIFIER, SPANS, SEQ2SEQ = (
     f"AutoModelFor{head}" for head in ("SequenceClassification", "QuestionAnswering", "Seq2SeqLM")
 )
+
+
+class Unfilled(TorchFunctionMode):
+    """Inside, weights on the meta device are not filled: to draw none there torch would import its compiler, a second
+    of the time that a plan takes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **(kwargs or {}))
 
 
 class Skeleton(nn.Module):
