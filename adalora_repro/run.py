@@ -247,14 +247,18 @@ def _skipped(plan: planning.Plan) -> Outcome:
 # -- Hydra ---------------------------------------------------------------------------------------------------------
 
 
-HELP = ("--help", "-h", "--hydra-help")
+HELP = ("--h", "-h", "-sc", "--shell")  # beginnings of words after which Hydra may list all choices
 
 
 def _register(words: Sequence[str] = ("sweep",)) -> None:
     """The typed schema, and every file of ``sweeps/`` as a choice of the group ``sweep`` if a word may ask."""
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
-    paths = sorted(resource("sweeps").glob("*.yaml")) if any(word in HELP or "sweep" in word for word in words) else ()
+    paths = (
+        sorted(resource("sweeps").glob("*.yaml"))
+        if any(word.startswith(HELP) or "sweep" in word for word in words)
+        else ()
+    )
     for path in paths:
         store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
     # hydra-submitit-launcher has a schema of the same name, which is meant to check the types of our file

@@ -40,7 +40,7 @@ def mask_without_looking(model: PreTrainedModel) -> None:
     For models on PyTorch's fused attention transformers looks whether a batch has padding at all, to leave the mask out
     where it has none: the host reads a value, once for an encoder, three times for an encoder-decoder, and whatever was
     queued on an accelerator has to end first. A mask of four dimensions is taken as it is. What is computed is the
-    same; a batch without padding takes the kernel with a mask, whose rounding may differ.
+    same; a batch without padding takes the kernel with a mask, whose rounding, and draws of dropout, may differ.
     """
     if model.config._attn_implementation != "sdpa":
         return

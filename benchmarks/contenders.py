@@ -19,7 +19,6 @@ from benchmarks.lengths import VOCABULARY, Tensors
 
 RANK = 12  # of every matrix at the start
 FINAL_RANK = 8
-PEFT_TARGETS = r".*encoder\.layer\.\d+\..*(query_proj|key_proj|value_proj|dense)"
 
 
 def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULARY, layers: int | None = None) -> Any:
@@ -52,7 +51,8 @@ def our_method(name: str, rank: int = RANK, delta_t: int = 1) -> BaseMethod:
 def peft_model(name: str, model: Any, delta_t: int = 1) -> Any:
     import peft
 
-    common: dict[str, Any] = {"task_type": "SEQ_CLS", "target_modules": PEFT_TARGETS, "lora_alpha": 16}
+    targets = [site.path for site in lora.Options("lora", "lora", r=RANK).matrices(backbones.find_sites(model))]
+    common: dict[str, Any] = {"task_type": "SEQ_CLS", "target_modules": targets, "lora_alpha": 16}
     if name == "lora":
         return peft.get_peft_model(model, peft.LoraConfig(r=RANK, **common))
     phases = {"tinit": 0, "tfinal": 10, "deltaT": delta_t, "total_step": 100_000}
@@ -124,12 +124,16 @@ class Contender:
             logits = self.forward(**{name: value for name, value in batch.items() if name != "labels"}).logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, -2).float(), batch["labels"].flatten())
 
-    def step(self, batch: Tensors) -> None:
-        """Forward, backward, regularizer, clipping, AdamW, importance, mask: as in train.py and in PEFT's examples."""
+    def step(self, *parts: Tensors) -> None:
+        """One optimizer step on a batch, or on its micro-batches, as train.py and PEFT's examples have it.
+
+        Forward, backward, regularizer, clipping, AdamW, importance, mask.
+        """
         self.model.train()
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-            loss = self.loss(batch)
-        loss.backward()
+        for part in parts:
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+                loss = self.loss(part) / len(parts)
+            loss.backward()
         if (penalty := self.method.regularizer()) is not None:
             add_gradient(penalty, self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -141,12 +145,12 @@ class Contender:
         self.optimizer.zero_grad()
         self.t += 1
 
-    def timed(self, batch: Tensors) -> float:
+    def timed(self, *parts: Tensors) -> float:
         """Seconds of one step, the device waited for."""
-        batch = {name: value.to(self.device) for name, value in batch.items()}
+        ready = [{name: value.to(self.device) for name, value in part.items()} for part in parts]
         wait(self.device)
         began = time.perf_counter()
-        self.step(batch)
+        self.step(*ready)
         wait(self.device)
         return time.perf_counter() - began
 

@@ -28,7 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def main() -> int:
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, devices=True)
     arguments.set_defaults(shape="bart-large")
     arguments.add_argument("--documents", type=int, default=2, help="in a batch")
     arguments.add_argument("--tokens", type=int, default=256, help="of a document")
@@ -45,7 +45,7 @@ def main() -> int:
     for number in range(args.rounds):
         batch = tensors([args.tokens] * args.documents, number)
         inputs = {name: batch[name].to(args.device) for name in ("input_ids", "attention_mask")}
-        for name in list(WAYS)[number % 2 :: 1] + list(WAYS)[: number % 2]:
+        for name in list(WAYS)[:: 1 if number % 2 else -1]:
             config = GenerationConfig(
                 max_length=args.target, min_length=args.target, num_beams=args.beams, do_sample=False,
                 decoder_start_token_id=2, bos_token_id=0, eos_token_id=2, pad_token_id=1, **WAYS[name],

@@ -80,7 +80,7 @@ def draw(found: dict[str, dict[str, list[Point]]], path: Path) -> None:
 
 
 def main() -> int:
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, devices=True)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     arguments.add_argument("--axes", default=",".join(AXES))

@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 from adalora_repro import records
-from benchmarks.results import parser, print_table, write
+from benchmarks.results import parser, print_table, start, write
 
 WAYS = {"padded, fp32": ("max_length", "fp32"), "grouped, bf16": ("longest", "bf16")}
 LORA = ["method=lora", "budget=1.2M", "optim.lr=1e-3", "method.schedule=scaled"]
@@ -27,11 +27,11 @@ RUNS = {
 
 
 def main() -> int:
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, model=False)
     arguments.add_argument("--seeds", default="0,1,2")
     arguments.add_argument("--tasks", default=",".join(RUNS))
     arguments.add_argument("words", nargs="*", help="of adalora-run")
-    args = arguments.parse_args()
+    args = start(arguments)
     results, tasks = args.out / "quality", args.tasks.split(",")
     for task in tasks:
         for padding, precision in WAYS.values():

@@ -2,7 +2,7 @@
 
     python -m benchmarks.reports               # --counts 100,1000,5000
 
-The records are made as training writes them: eight GLUE tasks, six methods, three budgets, eight learning rates, seeds.
+The records are made as training writes them: eight GLUE tasks, four methods, three budgets, eight rates, seeds.
 CPU seconds of a new process each time, so that nothing is cached but the files.
 """
 

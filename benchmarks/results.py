@@ -18,13 +18,14 @@ from adalora_repro import provenance, records
 FOLDER = Path(__file__).parents[1] / "results" / "benchmarks"
 
 
-def parser(doc: str | None, model: bool = True) -> argparse.ArgumentParser:
-    """The options that all benchmarks have, or all that run a ``model``; ``doc`` is shown by ``--help``."""
+def parser(doc: str | None, model: bool = True, devices: bool = False) -> argparse.ArgumentParser:
+    """The options that all benchmarks have, or all that run a ``model``, or on other devices than a CPU too."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--out", type=Path, default=FOLDER, help="folder of the JSON (default: results/benchmarks)")
     made.add_argument("--threads", type=int, default=1, help="of torch on a CPU (default: %(default)s)")
     if model:
         made.add_argument("--shape", default="deberta-v3-base", help="a file of conf/backbone (default: %(default)s)")
+    if devices:
         made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return made
 

@@ -3,7 +3,8 @@
     python -m benchmarks.startup                # --repeat 5
 
 The wall time is the machine's at that moment (the best of the repetitions is the least disturbed), CPU time is the
-work. ``first step`` is a whole run of one step on generated text with MiniLM, evaluation of 8 examples included.
+work. ``ten steps`` is a whole run on generated text with MiniLM, an evaluation of 8 examples included; the reports are
+those of a folder without records (``benchmarks.reports`` has the others).
 """
 
 from __future__ import annotations

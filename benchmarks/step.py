@@ -7,7 +7,7 @@ All contenders are in one process and step on the same batches, whose lengths ar
 it (length-grouped, padded to the longest); the order turns from batch to batch. Ratios are medians over batches of the
 ratio of two steps on one batch, with a bootstrap interval: what else the machine does hits both. A mask at every step
 is AdaLoRA's costliest case (--delta-t 100: the paper's). Between rounds bare matrix products of the model's shapes are
-timed; ``matrix rate`` is the share of their rate that a step reaches, counting the model's own products alone.
+timed; ``matrix rate`` is the share of their rate that a step reaches, counting the model's and the method's products.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def compared(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def main() -> int:
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, devices=True)
     arguments.add_argument("--task", choices=TASKS, default="mnli")
     arguments.add_argument("--batch", type=int, default=32)
     arguments.add_argument("--rounds", type=int, default=8)
@@ -109,7 +109,8 @@ def main() -> int:
     order = list(range(len(found)))
     for number, lengths in enumerate(batches):
         batch = tensors(lengths, number)
-        for place in order[number % len(order) :] + order[: number % len(order)]:
+        turned = order[number % len(order) :] + order[: number % len(order)]
+        for place in turned if number % 2 else turned[::-1]:
             found[place].times.append(found[place].timed(batch))
         for bf16, found_rates in rates.items():
             dtype = torch.bfloat16 if bf16 else torch.float32

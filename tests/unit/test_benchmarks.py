@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.contenders import Contender
 from benchmarks.growth import Point, exponent
 from benchmarks.lengths import lengths_of, sampled_epoch, tensors
 from benchmarks.profiler import KINDS, OTHER, kind_of
@@ -20,6 +21,7 @@ from benchmarks.results import ratio
 DEBERTA, BERT = ["--shape", "tiny-deberta"], ["--shape", "tiny-bert"]
 QUICK = {
     "step": [*DEBERTA, "--rounds", "2", "--batch", "2", "--precision", "bf16"],
+    "epoch": [*DEBERTA, "--only", "mnli", "--grouped-steps", "1", "--padded-steps", "1", "--part", "16"],
     "memory": [*DEBERTA, "--tokens", "8", "--batch", "2", "--only", "ours"],
     "operations": BERT,
     "profiler": [*DEBERTA, "--batches", "1", "--batch", "2"],
@@ -96,3 +98,12 @@ def test_operations_are_of_one_kind() -> None:
     assert kind_of("aten::mul") == OTHER
     starts = [start for found in KINDS.values() for start in found]
     assert len(starts) == len(set(starts))
+
+
+@pytest.mark.parametrize("shape", ["tiny-bert", "tiny-deberta"])
+def test_peft_adapts_the_matrices_that_we_adapt(shape: str) -> None:
+    counts = [
+        sum("lora_A" in name for name, _ in Contender(who, "lora", shape=shape, rank=2).model.named_parameters())
+        for who in ("ours", "peft")
+    ]
+    assert counts[0] == counts[1] > 0
