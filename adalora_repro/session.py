@@ -260,6 +260,7 @@ def build(plan: Plan, world: World | None = None) -> Loop:
         InputError: data or backbone cannot be had or are not what the plan counted.
     """
     cfg = plan.cfg
+    shortcuts.require_compiler(cfg.train.compile)
     world = world or World(_accelerator(cfg))
     if not sys.stderr.isatty() or not world.main:
         datasets.disable_progress_bars()  # a log file wants lines

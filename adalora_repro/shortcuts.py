@@ -89,11 +89,12 @@ def compiled(model: PreTrainedModel, backend: str) -> Any:
 
     It is made at the first steps (a minute or more). The model itself stays as it is, for evaluation: generation would
     need programs of its own. Fused operations round otherwise: not the same numbers.
-
-    Raises:
-        InputError: ``inductor`` finds no compiler for what it writes.
     """
+    return torch.compile(model, backend=backend, dynamic=True)
+
+
+def require_compiler(backend: str) -> None:
+    """Raises InputError if ``backend`` is ``inductor`` and finds no compiler for what it writes."""
     compiler = os.environ.get("CXX") or COMPILER
     if backend == "inductor" and not shutil.which(compiler):
         raise InputError(f"train.compile=inductor needs a C++ compiler: no {compiler} here (CXX names another)")
-    return torch.compile(model, backend=backend, dynamic=True)

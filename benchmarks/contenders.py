@@ -18,7 +18,6 @@ from adalora_repro.train import add_gradient
 from benchmarks.lengths import VOCABULARY, Tensors
 
 RANK = 12  # of every matrix at the start
-FINAL_RANK = 8
 
 
 def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULARY, layers: int | None = None) -> Any:
@@ -39,24 +38,30 @@ def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULA
     return auto.from_config(config)
 
 
+def final_rank(rank: int) -> int:
+    """AdaLoRA's at the end, two thirds of that at the start."""
+    return max(1, rank * 2 // 3)
+
+
 def our_method(name: str, rank: int = RANK, delta_t: int = 1) -> BaseMethod:
     """``lora`` or ``adalora``; AdaLoRA is in its pruning phase from the first step on, a mask every ``delta_t``."""
     if name == "lora":
         return lora.Method(lora.Options("lora", "lora", r=rank), "paper")
-    final = max(1, rank * FINAL_RANK // RANK)
-    options = adalora.Options("adalora", "adalora", init_r=rank, target_r=final, t_i=0, t_f=10, delta_t=delta_t)
+    options = adalora.Options(
+        "adalora", "adalora", init_r=rank, target_r=final_rank(rank), t_i=0, t_f=10, delta_t=delta_t
+    )
     return adalora.Method(options, "paper")
 
 
-def peft_model(name: str, model: Any, delta_t: int = 1) -> Any:
+def peft_model(name: str, model: Any, rank: int = RANK, delta_t: int = 1) -> Any:
     import peft
 
-    targets = [site.path for site in lora.Options("lora", "lora", r=RANK).matrices(backbones.find_sites(model))]
+    targets = [site.path for site in lora.Options("lora", "lora", r=rank).matrices(backbones.find_sites(model))]
     common: dict[str, Any] = {"task_type": "SEQ_CLS", "target_modules": targets, "lora_alpha": 16}
     if name == "lora":
-        return peft.get_peft_model(model, peft.LoraConfig(r=RANK, **common))
+        return peft.get_peft_model(model, peft.LoraConfig(r=rank, **common))
     phases = {"tinit": 0, "tfinal": 10, "deltaT": delta_t, "total_step": 100_000}
-    return peft.get_peft_model(model, peft.AdaLoraConfig(init_r=RANK, target_r=FINAL_RANK, **phases, **common))
+    return peft.get_peft_model(model, peft.AdaLoraConfig(init_r=rank, target_r=final_rank(rank), **phases, **common))
 
 
 @dataclass
@@ -100,7 +105,7 @@ class Contender:
             if self.bf16 and self.stored:
                 shortcuts.store_frozen(model, torch.bfloat16)
         else:
-            model = peft_model(self.name, model, self.delta_t)
+            model = peft_model(self.name, model, self.rank, self.delta_t)
             self.peft = model.base_model if hasattr(model.base_model, "update_and_allocate") else None
         self.model = model.to(self.device)
         self.forward: Any = shortcuts.compiled(self.model, self.compiler) if self.compiler else self.model
@@ -117,11 +122,10 @@ class Contender:
         """Mean cross entropy: ours as the tasks compute it, PEFT's as the model does, for AdaLoRA adds its penalty."""
         if self.who == "peft":
             return self.model(**batch).loss
+        inputs: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
         if batch["labels"].ndim > 1:
-            inputs = {name: value for name, value in batch.items() if name != "labels"}
-            logits = self.forward(**inputs, decoder_input_ids=batch["labels"], use_cache=False).logits
-        else:
-            logits = self.forward(**{name: value for name, value in batch.items() if name != "labels"}).logits
+            inputs |= {"decoder_input_ids": batch["labels"], "use_cache": False}
+        logits = self.forward(**inputs).logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, -2).float(), batch["labels"].flatten())
 
     def step(self, *parts: Tensors) -> None:

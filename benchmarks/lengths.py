@@ -50,21 +50,15 @@ def tensors(lengths: Sequence[int], seed: int, padded_to: int | None = None, tar
 
 
 def main(folder: str) -> int:
-    from hydra import compose, initialize_config_dir
-
     from adalora_repro import backbones
-    from adalora_repro.config import resource
-    from adalora_repro.run import _register
     from adalora_repro.tasks import load_family
+    from benchmarks.runs import composed
 
-    _register()
     found = {}
-    with initialize_config_dir(str(resource("conf").absolute()), version_base="1.3"):
-        for task in TASKS:
-            words = [f"task={task}", "method=lora", "backbone=minilm", "data=local", f"data.dir={folder}"]
-            cfg = compose("config", words)
-            data = load_family(cfg).load(backbones.load_tokenizer(cfg))
-            found[task] = {str(n): count for n, count in sorted(Counter(data.train["length"][:]).items())}
+    for task in TASKS:
+        cfg = composed([f"task={task}", "method=lora", "backbone=minilm", "data=local", f"data.dir={folder}"])
+        data = load_family(cfg).load(backbones.load_tokenizer(cfg))
+        found[task] = {str(n): count for n, count in sorted(Counter(data.train["length"][:]).items())}
     STORED.write_text(json.dumps(found, indent=None) + "\n")
     return 0
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import warnings
 from typing import Any
 
 import torch
@@ -25,10 +24,8 @@ WAYS: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"bf16": True}, "bf16 cro
 
 def living() -> int:
     """Bytes of all tensors of this process, each storage once."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated names of modules answer isinstance with a warning
-        # subclasses (a compiler's stand-ins) have no memory
-        tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
+    # by type, for subclasses (a compiler's stand-ins) have no memory
+    tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
     return sum({item.untyped_storage().data_ptr(): item.untyped_storage().nbytes() for item in tensors}.values())
 
 

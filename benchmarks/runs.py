@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from adalora_repro import plan as planning
 from adalora_repro.config import resource
@@ -12,8 +13,13 @@ from adalora_repro.plan import Plan
 from adalora_repro.run import _register
 
 
-def planned(words: Sequence[str]) -> Plan:
-    """The plan of ``adalora-run`` with these words."""
+def composed(words: Sequence[str]) -> DictConfig:
+    """The configuration of ``adalora-run`` with these words."""
     _register()
     with initialize_config_dir(str(resource("conf").absolute()), version_base="1.3"):
-        return planning.count(planning.resolve(compose("config", list(words)), overrides=words))
+        return compose("config", list(words))
+
+
+def planned(words: Sequence[str]) -> Plan:
+    """The plan of ``adalora-run`` with these words."""
+    return planning.count(planning.resolve(composed(words), overrides=words))

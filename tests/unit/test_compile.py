@@ -65,4 +65,4 @@ def test_without_a_compiler_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "")
     with pytest.raises(InputError, match=r"train\.compile=inductor needs a C\+\+ compiler: no (g|clang)\+\+ here"):
-        shortcuts.compiled(torch.nn.Linear(1, 1), "inductor")  # type: ignore[arg-type]
+        shortcuts.require_compiler("inductor")
