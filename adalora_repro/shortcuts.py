@@ -64,24 +64,29 @@ def crop_positions(model: PreTrainedModel) -> None:
 
     Each layer projects all 2k embeddings of relative positions (k = 256 buckets on either side), multiplies every query
     and key with all of them and picks the few that occur: in a batch of L tokens at most 2L - 1 of 512. Here the layers
-    are given the middle 2s embeddings, s >= L a multiple of ``CROP_STEP``. Distances up to k / 2 are their own buckets,
-    so that a batch of up to k / 2 tokens can be cropped; a longer one is not. What is computed is the same; only the
-    dropout of position embeddings draws fewer random numbers, so that a training run is another sample.
+    go on with the middle 2s embeddings, s >= L a multiple of ``CROP_STEP``. Distances up to k / 2 are their own
+    buckets, so that a batch of up to k / 2 tokens can be cropped; a longer one is not.
+
+    What is computed is the same, up to the order of sums: the embeddings are cropped behind their dropout, which draws
+    as many random numbers as ever.
     """
     encoder: Any = model.base_model.encoder
     layers: list[Any] = [layer.attention.self for layer in encoder.layer]
-    embedding, full = encoder.get_rel_embedding, layers[0].pos_ebd_size
+    full = layers[0].pos_ebd_size
     longest = encoder.position_buckets // 2 if encoder.position_buckets > 0 else full
 
     def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         span = -(-hidden.shape[1] // CROP_STEP) * CROP_STEP
-        span = span if span <= longest else full
         for layer in layers:
-            layer.pos_ebd_size = span
-        encoder.get_rel_embedding = lambda: embedding()[full - span : full + span]
+            layer.pos_ebd_size = span if span <= longest else full
+
+    def after_dropout(layer: Any) -> Any:
+        return lambda module, args, output: output[full - layer.pos_ebd_size : full + layer.pos_ebd_size]
 
     encoder.register_forward_pre_hook(before_forward, with_kwargs=True)
+    for layer in layers:
+        layer.pos_dropout.register_forward_hook(after_dropout(layer))
 
 
 def compiled(model: PreTrainedModel, backend: str) -> Any:

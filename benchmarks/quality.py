@@ -17,12 +17,13 @@ from typing import Any
 
 from adalora_repro import records
 from benchmarks.results import parser, print_table, start, write
+from benchmarks.runs import planned
 
 WAYS = {"padded, fp32": ("max_length", "fp32"), "grouped, bf16": ("longest", "bf16")}
-LORA = ["method=lora", "budget=1.2M", "optim.lr=1e-3", "method.schedule=scaled"]
+LORA = ["backbone=minilm", "method=lora", "budget=1.2M", "optim.lr=1e-3", "method.schedule=scaled"]
 RUNS = {
-    "cola": [*LORA, "train.epochs=1"],
-    "rte": [*LORA, "train.epochs=1.5", "task.max_length=128"],
+    "cola": [*LORA, "train.epochs=2"],
+    "rte": [*LORA, "train.epochs=4", "task.max_length=128"],
 }
 
 
@@ -32,47 +33,33 @@ def main() -> int:
     arguments.add_argument("--tasks", default=",".join(RUNS))
     arguments.add_argument("words", nargs="*", help="of adalora-run")
     args = start(arguments)
-    results, tasks = args.out / "quality", args.tasks.split(",")
-    for task in tasks:
-        for padding, precision in WAYS.values():
-            setting = [f"train.padding={padding}", f"train.precision={precision}", f"seed={args.seeds}"]
-            words = [
-                "-m",
-                f"task={task}",
-                "backbone=minilm",
-                *RUNS[task],
-                *setting,
-                f"results.dir={results}",
-                *args.words,
-            ]
-            environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
-            subprocess.run([sys.executable, "-m", "adalora_repro.run", *words], check=True, env=environment)
-    found: dict[str, dict[str, dict[int, float]]] = {task: {way: {} for way in WAYS} for task in tasks}
-    seconds: dict[str, dict[str, list[float]]] = {task: {way: [] for way in WAYS} for task in tasks}
-    for path in records.find(results):
-        record = records.read(path)
-        used = (record.settings["train.padding"], record.settings["train.precision"])
-        way = next(name for name, setting in WAYS.items() if setting == used)
-        if record.final is not None and record.key["task"] in tasks:
-            found[record.key["task"]][way][record.key["seed"]] = record.final["metrics"][record.primary_metric]
-            seconds[record.key["task"]][way].append(record.time["s_per_step"])
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    if len(seeds) < 2:
+        arguments.error("--seeds: a standard error takes two or more")
+    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     rows: list[list[str]] = []
     figures: dict[str, Any] = {}
-    for task, ways in found.items():
-        padded, grouped = ways.values()
-        differences = [100 * (grouped[seed] - padded[seed]) for seed in sorted(padded)]
+    for task in args.tasks.split(","):
+        scores: dict[str, list[float]] = {}
+        seconds: dict[str, list[float]] = {}
+        for way, (padding, precision) in WAYS.items():
+            words = [f"task={task}", *RUNS[task], f"train.padding={padding}", f"train.precision={precision}"]
+            words += [f"results.dir={args.out / 'quality'}", *args.words]
+            runs = [sys.executable, "-m", "adalora_repro.run", "-m", *words, f"seed={args.seeds}"]
+            subprocess.run(runs, check=True, env=environment)
+            found = [records.read(planned([*words, f"seed={seed}"]).folder / "metrics.json") for seed in seeds]
+            scores[way] = [100 * record.final["metrics"][record.primary_metric] for record in found if record.final]
+            seconds[way] = [record.time["s_per_step"] for record in found]
+            values = ", ".join(f"{score:.2f}" for score in scores[way])
+            each = f"{statistics.median(seconds[way]):.2f}"
+            rows.append([task, way, values, f"{statistics.fmean(scores[way]):.2f}", each])
+        padded, grouped = scores.values()
+        differences = [b - a for a, b in zip(padded, grouped, strict=True)]
         mean, error = statistics.fmean(differences), statistics.stdev(differences) / len(differences) ** 0.5
-        for way, scores in ways.items():
-            values = [f"{100 * score:.2f}" for _, score in sorted(scores.items())]
-            average = 100 * statistics.fmean(scores.values())
-            rows.append(
-                [task, way, ", ".join(values), f"{average:.2f}", f"{statistics.median(seconds[task][way]):.2f}"]
-            )
-        rows.append(
-            [task, "difference", ", ".join(f"{d:+.2f}" for d in differences), f"{mean:+.2f} (s.e. {error:.2f})", ""]
-        )
-        figures[task] = {"scores": ways, "s_per_step": seconds[task], "mean_difference": mean, "standard_error": error}
-    write(args, "quality", {"tasks": figures})
+        values = ", ".join(f"{difference:+.2f}" for difference in differences)
+        rows.append([task, "difference", values, f"{mean:+.2f} (s.e. {error:.2f})", ""])
+        figures[task] = {"scores": scores, "s_per_step": seconds, "mean_difference": mean, "standard_error": error}
+    write(args, "quality", {"seeds": seeds, "tasks": figures})
     print_table(["task", "way", "metric of each seed, %", "mean", "s / step"], rows)
     return 0
 

@@ -20,9 +20,10 @@ SMALL = [
     "train.batch_size=4",
 ]
 SMALL += ["train.max_steps=16", "method.schedule=scaled"]
+CROPPED = ["train.attention=cropped", "backbone.architecture.position_buckets=256"]  # of which 128 hold the sentences
 CASES = [
     pytest.param("sst2", "tiny-bert", "adalora", "0.3M", [], id="adalora"),
-    pytest.param("sst2", "tiny-deberta", "adalora", "0.3M", ["train.attention=cropped"], marks=pytest.mark.slow),
+    pytest.param("sst2", "tiny-deberta", "adalora", "0.3M", CROPPED, marks=pytest.mark.slow, id="cropped"),
     pytest.param("xsum", "tiny-bart", "adalora", "2.20%", [], marks=pytest.mark.slow),
     *(
         pytest.param("sst2", "tiny-bert", method, "0.3M", [], marks=pytest.mark.slow, id=method)
