@@ -57,7 +57,9 @@ def peft_model(name: str, model: Any, rank: int = RANK, delta_t: int = 1) -> Any
     import peft
 
     targets = [site.path for site in lora.Options("lora", "lora", r=rank).matrices(backbones.find_sites(model))]
-    common: dict[str, Any] = {"task_type": "SEQ_CLS", "target_modules": targets, "lora_alpha": 16}
+    head = sorted({name.rpartition(".")[0] for name in backbones.head_parameters(model)})  # trains, as ours does
+    common: dict[str, Any] = {"target_modules": targets, "modules_to_save": head, "lora_alpha": 16}
+    common |= {"task_type": "SEQ_CLS"}
     if name == "lora":
         return peft.get_peft_model(model, peft.LoraConfig(r=rank, **common))
     phases = {"tinit": 0, "tfinal": 10, "deltaT": delta_t, "total_step": 100_000}

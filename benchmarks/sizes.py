@@ -37,7 +37,8 @@ def main() -> int:
                 loop = session.build(plan)
                 train.step(loop, next(train.training_batches(loop)))
                 checkpoint.save(folder, loop.state_dict())
-                session.execute(plan)
+                if code := session.execute(plan):
+                    return code
                 (record,) = records.find(folder)
                 found[method][r] = {
                     "parameters": plan.params["at_init"] + plan.params["head"],

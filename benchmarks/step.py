@@ -138,7 +138,7 @@ def main() -> int:
     setting = {name: value for name, value in vars(args).items() if name != "out"}
     setting["padded_lengths"] = [max(lengths) for lengths in batches]
     content = {"setting": setting, "contenders": figures, "ratios": ratios, "matrix_products_per_s": rate}
-    write(args, f"step_{args.task}_{args.device}", content)
+    write(args, f"step_{args.task}_{args.device}{'_compiled' * args.compile}", content)
     print_table(["contender", "s / step", "x our LoRA, same precision [95%]", "matrix rate"], rows)
     print()
     print_table(["ratio of step times", "median [95%]"], [[name, ratio_text(value)] for name, value in ratios.items()])
