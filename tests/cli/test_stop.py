@@ -45,26 +45,33 @@ def files(run: Run) -> dict[str, bytes]:
     return {str(path.relative_to(run.folder)): path.read_bytes() for path in run.folder.glob("*/*")}
 
 
-def undisturbed(tiny: Cli) -> Run:
-    assert tiny(*COMMAND, "results.dir=undisturbed").code == EXIT_OK
+def undisturbed(tiny: Cli, *more: str) -> Run:
+    assert tiny(*COMMAND, *more, "results.dir=undisturbed").code == EXIT_OK
     return only_run("undisturbed")
 
 
-@pytest.mark.parametrize(("call", "step"), [(2, 3), (6, 6)], ids=["between", "the last one"])
+@pytest.mark.parametrize(
+    ("call", "step", "more"),
+    [
+        pytest.param(2, 3, [], id="between"),
+        pytest.param(6, 6, [], id="the last one"),
+        pytest.param(2, 3, ["train.compile=aot_eager", "train.precision=bf16"], id="compiled", marks=pytest.mark.slow),
+    ],
+)
 def test_an_evaluation_that_takes_long_gives_way(
-    tiny: Cli, monkeypatch: pytest.MonkeyPatch, call: int, step: int
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch, call: int, step: int, more: list[str]
 ) -> None:
-    expected = undisturbed(tiny)
+    expected = undisturbed(tiny, *more)
     with monkeypatch.context() as patch:
         patch.setattr(console, "GRACE_S", 0.0)
         calls = stop_in(patch, call)
-        stopped = tiny(*COMMAND)
+        stopped = tiny(*COMMAND, *more)
         assert calls == [call]
     assert stopped.code == EXIT_TERMINATED
     run = only_run()
     assert (run.record.status, run.record.progress["step"]) == ("cancelled", step)
     assert run.record.final is None
-    again = tiny(*COMMAND)
+    again = tiny(*COMMAND, *more)
     assert again.code == EXIT_OK
     assert f"at step {step} of 6" in again.err
     assert run.record.measured() == expected.record.measured()
