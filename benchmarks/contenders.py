@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,22 @@ from adalora_repro.config import resource
 from adalora_repro.methods import adalora, lora
 from adalora_repro.methods.base import BaseMethod
 from adalora_repro.train import add_gradient
-from benchmarks.lengths import VOCABULARY, Tensors
+from benchmarks.lengths import VOCABULARY, Tensors, tensors
 
 RANK = 12  # of every matrix at the start
+TARGET = 32  # tokens of the summary that an encoder-decoder writes
+
+
+def architecture(shape: str) -> dict[str, Any]:
+    """Of a file of conf/backbone."""
+    read = yaml.safe_load(Path(resource("conf") / "backbone" / f"{shape}.yaml").read_text())
+    found: dict[str, Any] = read["architecture"]
+    return found
+
+
+def can_crop(shape: str) -> bool:
+    """Whether ``train.attention=cropped`` is for it."""
+    return bool(architecture(shape)["model_type"] == "deberta-v2")
 
 
 def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULARY, layers: int | None = None) -> Any:
@@ -28,12 +42,10 @@ def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULA
     """
     from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
-    path = resource("conf") / "backbone" / f"{shape}.yaml"
-    architecture = yaml.safe_load(Path(path).read_text())["architecture"]
     changes = {"vocab_size": vocabulary, "num_hidden_layers": layers}
-    architecture |= {name: value for name, value in changes.items() if value is not None}
+    sizes = architecture(shape) | {name: value for name, value in changes.items() if value is not None}
     torch.manual_seed(0)
-    config = AutoConfig.for_model(architecture.pop("model_type"), **architecture, num_labels=2)
+    config = AutoConfig.for_model(sizes.pop("model_type"), **sizes, num_labels=2)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForSequenceClassification
     return auto.from_config(config)
 
@@ -53,13 +65,18 @@ def our_method(name: str, rank: int = RANK, delta_t: int = 1) -> BaseMethod:
     return adalora.Method(options, "paper")
 
 
+def adapted(model: Any) -> list[str]:
+    """Paths of the matrices that LoRA and AdaLoRA adapt."""
+    return [site.path for site in lora.Options("lora", "lora", r=RANK).matrices(backbones.find_sites(model))]
+
+
 def peft_model(name: str, model: Any, rank: int = RANK, delta_t: int = 1) -> Any:
     import peft
 
-    targets = [site.path for site in lora.Options("lora", "lora", r=rank).matrices(backbones.find_sites(model))]
+    targets = adapted(model)
     head = sorted({name.rpartition(".")[0] for name in backbones.head_parameters(model)})  # trains, as ours does
     common: dict[str, Any] = {"target_modules": targets, "modules_to_save": head, "lora_alpha": 16}
-    common |= {"task_type": "SEQ_CLS"}
+    common |= {"task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "SEQ_CLS"}
     if name == "lora":
         return peft.get_peft_model(model, peft.LoraConfig(r=rank, **common))
     phases = {"tinit": 0, "tfinal": 10, "deltaT": delta_t, "total_step": 100_000}
@@ -120,6 +137,12 @@ class Contender:
         way = ["cropped"] * self.cropped + ["compiled"] * bool(self.compiler) + ["bf16" if self.bf16 else "fp32"]
         return " ".join([self.who, self.name, *way])
 
+    def batch(self, lengths: Sequence[int], seed: int, padded_to: int | None = None) -> Tensors:
+        """A batch that this model can train on, on its device."""
+        target = TARGET if self.model.config.is_encoder_decoder else None
+        made = tensors(lengths, seed, padded_to, target)
+        return {name: value.to(self.device) for name, value in made.items()}
+
     def loss(self, batch: Tensors) -> torch.Tensor:
         """Mean cross entropy: ours as the tasks compute it, PEFT's as the model does, for AdaLoRA adds its penalty."""
         if self.who == "peft":
@@ -153,10 +176,9 @@ class Contender:
 
     def timed(self, *parts: Tensors) -> float:
         """Seconds of one step, the device waited for."""
-        ready = [{name: value.to(self.device) for name, value in part.items()} for part in parts]
         wait(self.device)
         began = time.perf_counter()
-        self.step(*ready)
+        self.step(*parts)
         wait(self.device)
         return time.perf_counter() - began
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import Contender
-from benchmarks.lengths import lengths_of, sampled_epoch, tensors
+from benchmarks.contenders import Contender, can_crop
+from benchmarks.lengths import lengths_of, sampled_epoch
 from benchmarks.results import parser, print_table, start, write
 
 TASKS = {"mnli": (256, 392_702), "qqp": (320, 363_846)}  # maximum length (conf/task), training examples (GLUE)
@@ -59,13 +59,15 @@ def main() -> int:
             Way("PEFT AdaLoRA, padded, fp32", Contender("peft", "adalora", **common), True),
             Way("our AdaLoRA, padded, fp32", Contender("ours", "adalora", **common), True),
             Way("our AdaLoRA, grouped, bf16", Contender("ours", "adalora", bf16=True, **common), False),
-            Way("… and cropped", Contender("ours", "adalora", bf16=True, cropped=True, **common), False),
         ]
-        lengths = lengths_of(task, longest)
+        if can_crop(args.shape):
+            ways.append(Way("… and cropped", Contender("ours", "adalora", bf16=True, cropped=True, **common), False))
+        lengths = lengths_of(task)
         batches = sampled_epoch(lengths, BATCH, args.grouped_steps)
         for way in ways:
             # on the shapes that are timed
-            way.contender.step(tensors(batches[0][: args.part], 0, longest) if way.padded else tensors(batches[-1], 0))
+            padded = (batches[0][: args.part], 0, longest)
+            way.contender.step(way.contender.batch(*padded if way.padded else (batches[-1], 0)))
         every = max(1, args.grouped_steps // args.padded_steps)
         for number, batch in enumerate(batches):
             for way in ways if number % 2 else ways[::-1]:
@@ -73,9 +75,9 @@ def main() -> int:
                     continue
                 if way.padded:
                     starts = range(0, BATCH, args.part)
-                    parts = [tensors(batch[i : i + args.part], number + i, longest) for i in starts]
+                    parts = [way.contender.batch(batch[i : i + args.part], number + i, longest) for i in starts]
                 else:
-                    parts = [tensors(batch, number)]
+                    parts = [way.contender.batch(batch, number)]
                 way.contender.times.append(way.contender.timed(*parts))
             print(f"{task}: batch {number + 1}/{len(batches)}", file=sys.stderr, flush=True)
         theirs, plain = ways[0].contender.times, ways[1].contender.times

@@ -2,9 +2,9 @@
 
     python -m benchmarks.growth                    # --rounds 5 --precision fp32
 
-Ours alone, LoRA and AdaLoRA (a mask at every step), bf16, positions cropped. All points of an axis are measured in
-turn, round after round, so that what else the machine does meets all; medians. ``exponent`` is the slope between the
-last two points in the logarithms: 1 is linear. Writes growth.json and growth.svg.
+Ours alone, LoRA and AdaLoRA (a mask at every step), positions cropped where they can be. All points of an axis are
+measured in turn, round after round, so that what else the machine does meets all; medians. ``exponent`` is the slope
+between the last two points in the logarithms: 1 is linear. Writes growth.json and growth.svg.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import RANK, Contender
-from benchmarks.lengths import Tensors, tensors
+from benchmarks.contenders import RANK, Contender, can_crop
+from benchmarks.lengths import Tensors
 from benchmarks.results import parser, print_table, start, write
 
 METHODS = ("lora", "adalora")
@@ -48,7 +48,7 @@ def points_of(axis: str, method: str, common: dict[str, Any]) -> Iterator[Point]
         batch, tokens = value if axis == "batch" else BATCH, value if axis == "tokens" else TOKENS
         rank, layers = value if axis == "rank" else RANK, value // PER_LAYER if axis == "matrices" else None
         contender = one or Contender("ours", method, rank=rank, layers=layers, **common)
-        yield Point(value, contender, tensors([tokens] * batch, 0), [])
+        yield Point(value, contender, contender.batch([tokens] * batch, 0), [])
 
 
 def exponent(points: list[Point]) -> float:
@@ -86,7 +86,7 @@ def main() -> int:
     arguments.add_argument("--axes", default=",".join(AXES))
     args = start(arguments)
     common: dict[str, Any] = {"bf16": args.precision == "bf16", "shape": args.shape, "device": args.device}
-    common["cropped"] = "deberta" in args.shape
+    common["cropped"] = can_crop(args.shape)
     found: dict[str, dict[str, list[Point]]] = {}
     for axis in args.axes.split(","):
         found[axis] = {method: list(points_of(axis, method, common)) for method in METHODS}
@@ -104,8 +104,8 @@ def main() -> int:
         axis: {method: {point.value: point.times for point in points} for method, points in methods.items()}
         for axis, methods in found.items()
     }
-    write(args, "growth", {"seconds": figures, "elsewhere": {"batch": BATCH, "tokens": TOKENS, "rank": RANK}})
-    draw(found, args.out / "growth.svg")
+    path = write(args, "growth", {"seconds": figures, "elsewhere": {"batch": BATCH, "tokens": TOKENS, "rank": RANK}})
+    draw(found, path.with_suffix(".svg"))
     for axis, methods in found.items():
         rows = [
             [method, *(f"{statistics.median(point.times):.3f}" for point in points), f"{exponent(points):.2f}"]

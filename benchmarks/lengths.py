@@ -1,8 +1,8 @@
 """Lengths of the tasks' examples in tokens, and batches that have them: benchmarks need neither data nor tokenizer.
 
-    python benchmarks/lengths.py DIR      # from DIR/<task>/train.jsonl.gz, with MiniLM's WordPiece tokenizer
+    python -m benchmarks.lengths DIR      # from DIR/<task>/train.jsonl.gz, with MiniLM's WordPiece tokenizer
 
-writes lengths.json: task -> {length: examples}, special tokens included, cut at the task's max_length.
+writes lengths.json: task -> {length: examples}, special tokens included, cut at the task's max_length or MiniLM's 512.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from adalora_repro.batches import epoch_order
 STORED = Path(__file__).with_name("lengths.json")
 Tensors = dict[str, torch.Tensor]
 VOCABULARY = 250  # tokens drawn: those of the smallest model, for which ones they are costs no time
-TASKS = ("mnli", "qqp", "cola", "rte")
+TASKS = ("mnli", "qqp", "cola", "rte", "xsum")
 
 
-def lengths_of(task: str, longest: int) -> list[int]:
-    """One length per example of the training split, cut at ``longest``."""
+def lengths_of(task: str) -> list[int]:
+    """One length per stored example of the training split."""
     histogram = json.loads(STORED.read_text())[task]
-    return [min(int(length), longest) for length, examples in histogram.items() for _ in range(examples)]
+    return [int(length) for length, examples in histogram.items() for _ in range(examples)]
 
 
 def sampled_epoch(lengths: Sequence[int], batch_size: int, batches: int, grouped: bool = True) -> list[list[int]]:

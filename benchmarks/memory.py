@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.contenders import RANK, Contender
-from benchmarks.lengths import Tensors, tensors
+from benchmarks.contenders import RANK, Contender, can_crop
+from benchmarks.lengths import Tensors
 from benchmarks.results import parser, print_table, start, write
 
 WAYS: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"bf16": True}, "bf16 cropped": {"bf16": True, "cropped": True}}
@@ -54,15 +54,17 @@ def main() -> int:
     found: dict[str, dict[str, Any]] = {}
     for way, options in WAYS.items():
         for who, name in kinds:
-            if who == "peft" and options.get("cropped"):
+            if options.get("cropped") and (who == "peft" or not can_crop(args.shape)):
                 continue
             contender = Contender(who, name, shape=args.shape, rank=args.rank, vocabulary=None, **options)
             for seed in range(2):  # the optimizer's states come with the first step
-                contender.step(tensors([8] * args.batch, seed))
+                contender.step(contender.batch([8] * args.batch, seed))
             gc.collect()
             figures: dict[str, Any] = {"between_steps": living()}
             for tokens in lengths:
-                figures[str(tokens)] = figures["between_steps"] + added(contender, tensors([tokens] * args.batch, 0))
+                figures[str(tokens)] = figures["between_steps"] + added(
+                    contender, contender.batch([tokens] * args.batch, 0)
+                )
             found[f"{who} {name} {way}"] = figures
             print(f"{who} {name} {way}: done", file=sys.stderr, flush=True)
             del contender

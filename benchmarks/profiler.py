@@ -15,8 +15,8 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.contenders import Contender
-from benchmarks.lengths import TASKS, lengths_of, sampled_epoch, tensors
+from benchmarks.contenders import Contender, can_crop
+from benchmarks.lengths import TASKS, lengths_of, sampled_epoch
 from benchmarks.results import parser, print_table, start, write
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -63,19 +63,20 @@ def main() -> int:
     arguments.add_argument("--batch", type=int, default=32)
     arguments.add_argument("--batches", type=int, default=3)
     args = start(arguments)
-    batches = sampled_epoch(lengths_of(args.task, 256), args.batch, args.batches)
+    batches = sampled_epoch(lengths_of(args.task), args.batch, args.batches)
     found = {
         name: Contender("ours", args.method, shape=args.shape, delta_t=100, **options)
         for name, options in VARIANTS.items()
+        if can_crop(args.shape) or not options.get("cropped")
     }
     for contender in found.values():
         for seed in range(2):
-            contender.step(tensors(batches[0], seed))
+            contender.step(contender.batch(batches[0], seed))
     times: dict[str, Counter[str]] = {name: Counter() for name in found}
     for number, lengths in enumerate(batches):
         for name, contender in found.items():
             with profile(activities=[ProfilerActivity.CPU]) as measured:
-                contender.step(tensors(lengths, number))
+                contender.step(contender.batch(lengths, number))
             for event in measured.key_averages():
                 times[name][kind_of(event.key)] += event.self_cpu_time_total / 1e6 / len(batches)
     kinds = [*KINDS, OTHER]

@@ -9,7 +9,6 @@ Their records are kept in results/benchmarks/quality.
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -36,7 +35,6 @@ def main() -> int:
     seeds = [int(seed) for seed in args.seeds.split(",")]
     if len(seeds) < 2:
         arguments.error("--seeds: a standard error takes two or more")
-    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     rows: list[list[str]] = []
     figures: dict[str, Any] = {}
     for task in args.tasks.split(","):
@@ -46,7 +44,7 @@ def main() -> int:
             words = [f"task={task}", *RUNS[task], f"train.padding={padding}", f"train.precision={precision}"]
             words += [f"results.dir={args.out / 'quality'}", *args.words]
             runs = [sys.executable, "-m", "adalora_repro.run", "-m", *words, f"seed={args.seeds}"]
-            subprocess.run(runs, check=True, env=environment)
+            subprocess.run(runs, check=True)
             found = [records.read(planned([*words, f"seed={seed}"]).folder / "metrics.json") for seed in seeds]
             scores[way] = [100 * record.final["metrics"][record.primary_metric] for record in found if record.final]
             seconds[way] = [record.time["s_per_step"] for record in found]

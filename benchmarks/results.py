@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -31,9 +33,10 @@ def parser(doc: str | None, model: bool = True, devices: bool = False) -> argpar
 
 
 def start(arguments: argparse.ArgumentParser) -> argparse.Namespace:
-    """The parsed options, with torch set accordingly."""
-    args = arguments.parse_args()
+    """The parsed options, with torch set accordingly, here and in processes that are started."""
+    args = arguments.parse_intermixed_args()
     torch.set_num_threads(args.threads)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
     return args
 
 
@@ -49,17 +52,21 @@ def ratio_text(found: dict[str, float]) -> str:
     return f"{found['median']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
-def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> None:
-    """``NAME.json`` in ``--out``; the figures of an earlier run are replaced, git has them."""
+def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> Path:
+    """``NAME.json`` in ``--out``: in the place of an earlier run with the same words, beside one with others."""
     environment = provenance.environment(torch.device(getattr(args, "device", "cpu")))
-    words = [f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+    words = sys.argv[1:]
     if "--out" in words:  # where it was written is of no use elsewhere
         del words[(place := words.index("--out")) : place + 2]
+    command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *words])
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{name}.json"
-    content = {"command": f"python -m {' '.join(words)}", "environment": environment, **figures}
+    if path.exists() and json.loads(path.read_text())["command"] != command:
+        path = path.with_name("_".join([name, *(re.sub(r"[^\w.]+", "-", word.strip("-")) for word in words)]) + ".json")
+    content = {"command": command, "environment": environment, **figures}
     records.write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
     print(f"written: {path}", file=sys.stderr)
+    return path
 
 
 def print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -8,6 +8,7 @@ it (length-grouped, padded to the longest); the order turns from batch to batch.
 ratio of two steps on one batch, with a bootstrap interval: what else the machine does hits both. A mask at every step
 is AdaLoRA's costliest case (--delta-t 100: the paper's). Between rounds bare matrix products of the model's shapes are
 timed; ``matrix rate`` is the share of their rate that a step reaches, counting the model's and the method's products.
+Tokens are counted without padding.
 """
 
 from __future__ import annotations
@@ -22,19 +23,18 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contenders import Contender, wait
-from benchmarks.lengths import TASKS, Tensors, lengths_of, sampled_epoch, tensors
+from benchmarks.contenders import Contender, adapted, can_crop, make_model, wait
+from benchmarks.lengths import TASKS, Tensors, lengths_of, sampled_epoch
 from benchmarks.results import parser, print_table, ratio, ratio_text, start, write
 
 METHODS = ("lora", "adalora")
-CROPPED = ("deberta-v3-base", "tiny-deberta")  # shapes that train.attention=cropped is for
-SHAPES = ((768, 768), (3072, 768), (768, 3072))  # of the frozen matrices, (d_out, d_in)
+PRODUCTS = {"cpu": 1, "cuda": 50}  # of one kind in a row: one alone would be the time of its launch
 
 
 def contenders(args: argparse.Namespace) -> list[Contender]:
     made = []
     common = {"delta_t": args.delta_t, "device": args.device, "shape": args.shape}
-    ways: list[dict[str, Any]] = [{}, *([{"cropped": True}] if args.shape in CROPPED else [])]
+    ways: list[dict[str, Any]] = [{}, *([{"cropped": True}] if can_crop(args.shape) else [])]
     ways += [{**ways[-1], "compiler": "inductor"}] if args.compile else []
     for bf16 in {"fp32": [False], "bf16": [True], "both": [False, True]}[args.precision]:
         for way in ways:
@@ -44,18 +44,19 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
     return made
 
 
-def matrix_rate(tokens: int, dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of the bare products x Wᵀ of the model's shapes, x with so many rows; the best of three each."""
+def matrix_rate(shapes: Iterable[tuple[int, int]], tokens: int, dtype: torch.dtype, device: str) -> float:
+    """FLOP/s of the bare products x Wᵀ, one for each (d_out, d_in), x with so many rows; the best of three times."""
     flop, seconds = 0, 0.0
-    for d_out, d_in in SHAPES:
+    for d_out, d_in in shapes:
         x, weight = (torch.randn(rows, d_in, device=device).to(dtype) for rows in (tokens, d_out))
         times = []
         for _ in range(3):
             wait(device)
             began = time.perf_counter()
-            torch.nn.functional.linear(x, weight)
+            for _ in range(PRODUCTS[device]):
+                torch.nn.functional.linear(x, weight)
             wait(device)
-            times.append(time.perf_counter() - began)
+            times.append((time.perf_counter() - began) / PRODUCTS[device])
         flop += 2 * tokens * d_out * d_in
         seconds += min(times)
     return flop / seconds
@@ -65,7 +66,7 @@ def flop_of(contender: Contender, batch: Tensors) -> int:
     """Floating-point operations of the matrix products of a step, uncompiled (a compiled one does the same)."""
     forward, contender.forward = contender.forward, contender.model
     with FlopCounterMode(display=False) as counter:
-        contender.step({name: value.to(contender.device) for name, value in batch.items()})
+        contender.step(batch)
     contender.forward = forward
     return counter.get_total_flops()
 
@@ -96,50 +97,54 @@ def main() -> int:
     arguments.add_argument("--only", choices=("ours",))
     args = start(arguments)
 
-    batches = sampled_epoch(lengths_of(args.task, 256), args.batch, args.rounds)
+    batches = sampled_epoch(lengths_of(args.task), args.batch, args.rounds)
     found = contenders(args)
     for contender in found:
-        # two lengths, so that a compiler makes a program for any
-        for number in (args.rounds // 2, 0, args.rounds // 2):
-            batch = tensors(batches[number], number)
-            contender.step({name: value.to(args.device) for name, value in batch.items()})
+        # two lengths, so that a compiler makes a program for any, and the longest, which cropped attention may not hold
+        for number in (args.rounds // 2, 0, -1):
+            contender.step(contender.batch(batches[number], number))
         print(f"{contender.label}: ready", file=sys.stderr, flush=True)
     precisions = {contender.bf16 for contender in found}
     rates: dict[bool, list[float]] = {bf16: [] for bf16 in precisions}
+    plain = make_model(args.shape, layers=1)
+    shapes = sorted({tuple(plain.get_submodule(path).weight.shape) for path in adapted(plain)})
     order = list(range(len(found)))
     for number, lengths in enumerate(batches):
-        batch = tensors(lengths, number)
+        batch = found[0].batch(lengths, number)
         turned = order[number % len(order) :] + order[: number % len(order)]
         for place in turned if number % 2 else turned[::-1]:
             found[place].times.append(found[place].timed(batch))
         for bf16, found_rates in rates.items():
             dtype = torch.bfloat16 if bf16 else torch.float32
-            found_rates.append(matrix_rate(batch["input_ids"].numel(), dtype, args.device))
+            found_rates.append(matrix_rate(shapes, batch["input_ids"].numel(), dtype, args.device))
         print(f"batch {number + 1}/{len(batches)}: {batch['input_ids'].shape[1]} tokens", file=sys.stderr, flush=True)
 
     sample = sorted({0, len(batches) // 2, len(batches) - 1})  # their operations are counted
     rows, figures = [], {}
     by_label = {contender.label: contender for contender in found}
     for contender in found:
-        flop = sum(flop_of(contender, tensors(batches[number], number)) for number in sample)
-        # of each step the bare rate measured beside it
-        needed = flop / statistics.fmean(rates[contender.bf16][number] for number in sample)
+        flop = {number: flop_of(contender, contender.batch(batches[number], number)) for number in sample}
+        # at the bare rate that was measured beside each step
+        needed = sum(flop[number] / rates[contender.bf16][number] for number in sample)
         share = needed / sum(contender.times[number] for number in sample)
+        tokens = sum(map(sum, batches)) / sum(contender.times)
         against = ratio(contender.times, by_label[f"ours lora {'bf16' if contender.bf16 else 'fp32'}"].times)
         figures[contender.label] = {
             "seconds": contender.times,
             "ratio_to_our_lora": against,
             "matrix_rate_share": share,
+            "flop": flop,
+            "tokens_per_s": tokens,
         }
         median = f"{statistics.median(contender.times):.2f}"
-        rows.append([contender.label, median, ratio_text(against), f"{share:.0%}"])
+        rows.append([contender.label, median, ratio_text(against), f"{share:.0%}", f"{tokens:,.0f}"])
     ratios = {f"{a} / {b}": ratio(by_label[a].times, by_label[b].times) for a, b in compared(by_label)}
     rate = {("bf16" if bf16 else "fp32"): statistics.median(each) for bf16, each in rates.items()}
     setting = {name: value for name, value in vars(args).items() if name != "out"}
     setting["padded_lengths"] = [max(lengths) for lengths in batches]
     content = {"setting": setting, "contenders": figures, "ratios": ratios, "matrix_products_per_s": rate}
     write(args, f"step_{args.task}_{args.device}{'_compiled' * args.compile}", content)
-    print_table(["contender", "s / step", "x our LoRA, same precision [95%]", "matrix rate"], rows)
+    print_table(["contender", "s / step", "x our LoRA, same precision [95%]", "matrix rate", "tokens / s"], rows)
     print()
     print_table(["ratio of step times", "median [95%]"], [[name, ratio_text(value)] for name, value in ratios.items()])
     return 0

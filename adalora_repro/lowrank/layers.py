@@ -159,16 +159,16 @@ class _LeftFactors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scaling: float, n: int, *parameters: Tensor) -> tuple[Tensor, ...]:
-        ctx.P = torch.stack(parameters[:n])  # (n, d_out, r)
+        ctx.P, ctx.scaling = parameters[:n], scaling  # each (d_out, r)
         ctx.scaled = torch.stack(parameters[n:]).transpose(1, 2) * scaling  # s Λ as a row, (n, 1, r)
-        ctx.scaling = scaling
-        return (ctx.P * ctx.scaled).unbind()
+        return torch.stack(ctx.P).mul_(ctx.scaled).unbind()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = torch.stack(grads)
         grad_P = grad * ctx.scaled
-        grad_E = (ctx.P * grad).sum(1, keepdim=True).mul_(ctx.scaling).transpose(1, 2)
+        # stacked anew: the copy would live as long as the factors, between steps too
+        grad_E = torch.stack(ctx.P).mul_(grad).sum(1, keepdim=True).mul_(ctx.scaling).transpose(1, 2)
         return None, None, *grad_P.unbind(), *grad_E.unbind()
 
 

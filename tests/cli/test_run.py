@@ -168,6 +168,19 @@ def test_a_finished_run_is_not_run_again(tiny: Cli) -> None:
     assert (path.stat().st_mtime_ns, path.read_bytes()) == before
 
 
+def test_a_plan_imports_no_compiler() -> None:
+    """Which drawing weights would: a second."""
+    code = (
+        "import sys; sys.argv = ['adalora-run', 'task=mnli', 'method=adalora', 'budget=0.3M', 'dry_run=true']\n"
+        "from adalora_repro.run import main\n"
+        "code = main()\n"
+        "print(sorted({'torch._dynamo', 'datasets', 'accelerate'} & set(sys.modules)), code)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert child.stdout.splitlines()[-1] == "[] 0"
+
+
 def test_force_keeps_the_old_record_and_measures_the_same(tiny: Cli) -> None:
     command = ("task=sst2", "method=adalora", "optim.lr=1e-2")
     tiny(*command)

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from benchmarks.contenders import Contender
 from benchmarks.growth import Point, exponent
 from benchmarks.lengths import lengths_of, sampled_epoch, tensors
 from benchmarks.profiler import KINDS, OTHER, kind_of
-from benchmarks.results import ratio
+from benchmarks.results import ratio, write
 
 DEBERTA, BERT = ["--shape", "tiny-deberta"], ["--shape", "tiny-bert"]
-QUICK = {
+QUICK: dict[str, list[str]] = {
     "step": [*DEBERTA, "--rounds", "2", "--batch", "2", "--precision", "bf16"],
     "epoch": [*DEBERTA, "--only", "mnli", "--grouped-steps", "1", "--padded-steps", "1", "--part", "16"],
     "memory": [*DEBERTA, "--tokens", "8", "--batch", "2", "--only", "ours"],
@@ -31,23 +32,41 @@ QUICK = {
     "around": ["backbone=tiny-bert", "data.sample_rows=64", "data.sample_validation_rows=8", "train.batch_size=4"],
     "reports": ["--counts", "3"],
 }
+#: runs of their own, or of MiniLM
+LONG = {
+    "exactness": DEBERTA,
+    "startup": ["--repeat", "1"],
+    "quality": ["--tasks", "cola", "--seeds", "0,1", "data=sample", "data.sample_rows=64", "train.max_steps=10"],
+}
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)])
 def test_it_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    words = (QUICK | LONG)[name]
     module = importlib.import_module(f"benchmarks.{name}")
-    monkeypatch.setattr(sys, "argv", [name, *QUICK[name], "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", [name, *words, "--out", str(tmp_path)])
     assert module.main() == 0
     (written,) = tmp_path.glob("*.json")
     content = json.loads(written.read_text())
-    assert content["command"] == " ".join(["python -m", f"benchmarks.{name}", *QUICK[name]])
+    assert content["command"] == " ".join(["python -m", f"benchmarks.{name}", *words])
     assert content["environment"]["versions"]["torch"]
     assert all(math.isfinite(number) for number in numbers(content))
     out = capsys.readouterr().out
     assert out.count("\n|") >= 2  # a table with something in it
     assert "nan" not in out
+
+
+def test_other_words_do_not_replace_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in ([], ["--only", "mnli"], []):
+        monkeypatch.setattr(sys, "argv", ["/some/where/epoch.py", *words, "--out", str(tmp_path)])
+        write(Namespace(out=tmp_path), "epoch", {"words": words})
+    found = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert {name: content["words"] for name, content in found.items()} == {
+        "epoch.json": [],
+        "epoch_only_mnli.json": ["--only", "mnli"],
+    }
 
 
 def numbers(content: Any) -> list[float]:
@@ -72,7 +91,7 @@ def test_the_exponent_of_a_power_is_that_power() -> None:
 
 
 def test_sampled_batches_are_spread_over_the_epoch_s() -> None:
-    lengths = lengths_of("mnli", 256)
+    lengths = lengths_of("mnli")
     assert len(lengths) > 10_000
     grouped = sampled_epoch(lengths, 32, 200)
     assert all(len(batch) == 32 for batch in grouped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,14 @@ SMALL = [
     "train.batch_size=4",
 ]
 SMALL += ["train.max_steps=16", "method.schedule=scaled"]
+INDUCTOR = "train.compile=inductor"  # a minute, and a C++ compiler: where it is not named, aot_eager's traces do
 CROPPED = ["train.attention=cropped", "backbone.architecture.position_buckets=256"]  # of which 128 hold the sentences
 CASES = [
     pytest.param("sst2", "tiny-bert", "adalora", "0.3M", [], id="adalora"),
+    pytest.param("sst2", "tiny-bert", "adalora", "0.3M", [INDUCTOR], marks=pytest.mark.slow, id="inductor"),
+    pytest.param(
+        "sst2", "tiny-deberta", "adalora", "0.3M", [*CROPPED, INDUCTOR], marks=pytest.mark.slow, id="cropped, inductor"
+    ),
     pytest.param("sst2", "tiny-deberta", "adalora", "0.3M", CROPPED, marks=pytest.mark.slow, id="cropped"),
     pytest.param("xsum", "tiny-bart", "adalora", "2.20%", [], marks=pytest.mark.slow),
     *(
@@ -39,8 +45,12 @@ def test_one_program_computes_the_steps_of_the_model(
     torch._dynamo.reset()
     counters.clear()
     places = [f"data.cache_dir={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}"]
-    words = [*SMALL, f"task={task}", f"backbone={backbone}", f"method={method}", f"budget={budget}", *more, *places]
-    loops = [session.build(planned([*words, f"train.compile={compiler}"])) for compiler in ("none", "aot_eager")]
+    words = [*SMALL, *places, f"task={task}", f"backbone={backbone}", f"method={method}", f"budget={budget}"]
+    words += [word for word in more if word != INDUCTOR]
+    if INDUCTOR in more and not shutil.which(shortcuts.COMPILER):
+        pytest.skip("needs a C++ compiler")
+    plain, chosen = "train.compile=none", INDUCTOR if INDUCTOR in more else "train.compile=aot_eager"
+    loops = [session.build(planned([*words, compiler])) for compiler in (plain, chosen)]
     for loop in loops:  # dropout draws its random numbers in another order when it is compiled
         loop.model.config.dropout = loop.model.config.attention_dropout = loop.model.config.activation_dropout = 0.0
         for module in loop.model.modules():
