@@ -22,7 +22,7 @@ WAYS = {"padded, fp32": ("max_length", "fp32"), "grouped, bf16": ("longest", "bf
 LORA = ["backbone=minilm", "method=lora", "budget=1.2M", "optim.lr=1e-3", "method.schedule=scaled"]
 RUNS = {
     "cola": [*LORA, "train.epochs=2"],
-    "rte": [*LORA, "train.epochs=4", "task.max_length=128"],
+    "rte": [*LORA, "train.epochs=1.5", "task.max_length=128"],
 }
 
 
