@@ -89,7 +89,7 @@ def one_of_many(words: Sequence[str]) -> Outcome:
 
 
 def _main(ledger: Ledger) -> int:
-    _register(sys.argv[1:])
+    register(sys.argv[1:])
     inside = False  # what a single run raises beyond wrong input is its own failure, not Hydra's
 
     def job(cfg: DictConfig) -> Outcome:
@@ -250,7 +250,7 @@ def _skipped(plan: planning.Plan) -> Outcome:
 HELP = ("--h", "-h", "-sc", "--shell")  # beginnings of words after which Hydra may list all choices
 
 
-def _register(words: Sequence[str] = ("sweep",)) -> None:
+def register(words: Sequence[str] = ("sweep",)) -> None:
     """The typed schema, and every file of ``sweeps/`` as a choice of the group ``sweep`` if a word may ask."""
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)

@@ -4,7 +4,7 @@
 
 Ours alone, LoRA and AdaLoRA (a mask at every step), positions cropped where they can be. All points of an axis are
 measured in turn, round after round, so that what else the machine does meets all; medians. ``exponent`` is the slope
-between the last two points in the logarithms: 1 is linear. Writes growth.json and growth.svg.
+between the last two points in the logarithms: 1 is linear. ``benchmarks.curves`` draws it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import RANK, Contender, can_crop
@@ -29,7 +28,6 @@ AXES = {
     "rank": (1, 2, 4, 8, 16, 32, 64),
     "matrices": (18, 72, 192),
 }
-UNITS = {"batch": "examples", "tokens": "tokens of an example", "rank": "rank r", "matrices": "adapted matrices"}
 
 
 @dataclass
@@ -54,29 +52,6 @@ def points_of(axis: str, method: str, common: dict[str, Any]) -> Iterator[Point]
 def exponent(points: list[Point]) -> float:
     (x1, y1), (x2, y2) = ((point.value, statistics.median(point.times)) for point in points[-2:])
     return math.log(y2 / y1) / math.log(x2 / x1)
-
-
-def draw(found: dict[str, dict[str, list[Point]]], path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams |= {"svg.hashsalt": "growth", "font.size": 8}
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(found), figsize=(2.7 * len(found), 2.5), layout="constrained", squeeze=False)
-    for place, (axis, methods) in zip(axes[0], found.items(), strict=True):
-        for method, points in methods.items():
-            values = [point.value for point in points]
-            place.plot(values, [statistics.median(point.times) for point in points], marker="o", ms=3, label=method)
-        first = methods["lora"][0]
-        line = [statistics.median(first.times) * value / first.value for value in values]
-        if axis != "rank":  # of which no one expects a step to be proportional to it
-            place.plot(values, line, color="grey", lw=0.8, ls=":", label="linear from the first")
-        place.set(xscale="log", yscale="log", xlabel=UNITS[axis], xticks=values, xticklabels=values)
-        place.minorticks_off()
-    axes[0, 0].set_ylabel("seconds of a step")
-    axes[0, 0].legend(frameon=False)
-    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> int:
@@ -104,14 +79,13 @@ def main() -> int:
         axis: {method: {point.value: point.times for point in points} for method, points in methods.items()}
         for axis, methods in found.items()
     }
-    path = write(args, "growth", {"seconds": figures, "elsewhere": {"batch": BATCH, "tokens": TOKENS, "rank": RANK}})
-    draw(found, path.with_suffix(".svg"))
+    write(args, "growth", {"seconds": figures, "elsewhere": {"batch": BATCH, "tokens": TOKENS, "rank": RANK}})
     for axis, methods in found.items():
         rows = [
             [method, *(f"{statistics.median(point.times):.3f}" for point in points), f"{exponent(points):.2f}"]
             for method, points in methods.items()
         ]
-        print_table([f"{UNITS[axis]}: s / step", *map(str, AXES[axis]), "exponent at the end"], rows)
+        print_table([f"{axis}: s / step", *map(str, AXES[axis]), "exponent at the end"], rows)
         print()
     return 0
 

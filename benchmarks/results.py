@@ -52,7 +52,7 @@ def ratio_text(found: dict[str, float]) -> str:
     return f"{found['median']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
-def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> Path:
+def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> None:
     """``NAME.json`` in ``--out``: in the place of an earlier run with the same words, beside one with others."""
     environment = provenance.environment(torch.device(getattr(args, "device", "cpu")))
     words = sys.argv[1:]
@@ -66,7 +66,6 @@ def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> Path:
     content = {"command": command, "environment": environment, **figures}
     records.write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
     print(f"written: {path}", file=sys.stderr)
-    return path
 
 
 def print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -10,12 +10,12 @@ from omegaconf import DictConfig
 from adalora_repro import plan as planning
 from adalora_repro.config import resource
 from adalora_repro.plan import Plan
-from adalora_repro.run import _register
+from adalora_repro.run import register
 
 
 def composed(words: Sequence[str]) -> DictConfig:
     """The configuration of ``adalora-run`` with these words."""
-    _register()
+    register()
     with initialize_config_dir(str(resource("conf").absolute()), version_base="1.3"):
         return compose("config", list(words))
 

@@ -51,7 +51,7 @@ def hydra() -> Iterator[None]:
     store = ConfigStore.instance()
     before = dict(store.repo)
     GlobalHydra.instance().clear()
-    run._register()
+    run.register()
     with initialize_config_dir(str(resource("conf")), version_base="1.3"):
         yield
     store.repo = before

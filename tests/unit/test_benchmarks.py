@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import curves
 from benchmarks.contenders import Contender
 from benchmarks.growth import Point, exponent
 from benchmarks.lengths import lengths_of, sampled_epoch, tensors
@@ -56,6 +57,20 @@ def test_it_runs(
     out = capsys.readouterr().out
     assert out.count("\n|") >= 2  # a table with something in it
     assert "nan" not in out
+
+
+def test_curves_are_drawn_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["curves", "--out", str(tmp_path)])
+    assert curves.main() == 1
+    (tmp_path / "reports.json").write_text(json.dumps({"cpu_s": {"100": {"table1": 0.2}, "5000": {"table1": 2.0}}}))
+    steps = {"batch": {"lora": {"4": [1.0, 9.0, 2.0], "8": [4.0]}, "adalora": {"4": [2.0], "8": [5.0]}}}
+    (tmp_path / "growth.json").write_text(json.dumps({"seconds": steps}))
+    assert curves.panels(tmp_path) == [
+        ("examples", "seconds of a step", {"lora": {4.0: 2.0, 8.0: 4.0}, "adalora": {4.0: 2.0, 8.0: 5.0}}),
+        ("records", "CPU seconds", {"table1": {100.0: 0.2, 5000.0: 2.0}}),
+    ]
+    assert curves.main() == 0
+    assert "<svg" in (tmp_path / "growth.svg").read_text()
 
 
 def test_other_words_do_not_replace_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
