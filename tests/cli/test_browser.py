@@ -20,6 +20,7 @@ from adalora_repro import report
 from adalora_repro.errors import EXIT_OK
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (dev extra)")
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no Chromium with its driver here")
@@ -95,6 +96,11 @@ def find(browser: Driver, selector: str) -> list[Any]:
     return list(browser.find_elements("css selector", selector))
 
 
+def wait_for_details(browser: Driver, there: bool = True) -> None:
+    """The page opens them when it is told of a new address: perhaps after the click or key has been dealt with."""
+    WebDriverWait(browser, 30).until(lambda _: bool(find(browser, "dialog[open]")) == there)
+
+
 def facts(browser: Driver) -> list[tuple[str, str]]:
     """Names and texts of the details that are open, as the script put them there."""
     script = (
@@ -121,6 +127,7 @@ def test_tables_show_our_numbers_and_a_click_leads_to_the_record(shown: Driver, 
     )[:1]
     assert link.text == "50.00"
     link.click()
+    wait_for_details(shown)
     (dialog,) = find(shown, "dialog[open]")
     assert "AdaLoRA 0.3M, CoLA" in dialog.text
     told = facts(shown)
@@ -135,12 +142,13 @@ def test_tables_show_our_numbers_and_a_click_leads_to_the_record(shown: Driver, 
     assert len(find(shown, "dialog table.ranks tbody tr")) == 6
     assert find(shown, "dialog .curve polyline")
     find(shown, "dialog header button")[0].click()
-    assert not find(shown, "dialog[open]")
+    wait_for_details(shown, there=False)
     assert "#" not in shown.current_url
 
 
 def test_details_of_the_other_seeds_open_one_by_one(shown: Driver) -> None:
     find(shown, f"article:not([hidden]) {address(shown, 'table1/minilm/local/paper/lora/0.3M/cola')}")[0].click()
+    wait_for_details(shown)
     runs = find(shown, "dialog details.run")
     assert len(runs) == 3
     assert ("final.metrics.matthews_correlation", "0.31") in facts(shown)
@@ -157,6 +165,7 @@ def test_text_of_records_is_text(shown: Driver) -> None:
     assert shown.execute_script("return document.title") == "AdaLoRA reproduction: report"
     failed = next(row for row in find(shown, "#list tbody tr") if "failed" in row.text)
     failed.find_element("css selector", "a").click()
+    wait_for_details(shown)
     assert shown.execute_script("return document.querySelector('dialog pre').textContent") == f"{EVIL}\nline two"
     names = [cell.text for cell in find(shown, "article:not([hidden]) tbody th")]
     assert any("<script>alert(1)<|script>" in name for name in names)
@@ -184,6 +193,7 @@ def test_a_point_of_a_figure_leads_to_its_run(shown: Driver) -> None:
     link = figure.find_elements("css selector", "a")[-1]
     assert "rank 5" in link.find_element("css selector", "title").get_attribute("textContent")
     shown.execute_script("arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true}))", link)
+    wait_for_details(shown)
     assert "minilm/cola/adalora" in find(shown, "dialog[open] h2")[0].text
 
 
@@ -251,9 +261,9 @@ def test_the_keyboard_is_enough(shown: Driver) -> None:
     link = find(shown, "article:not([hidden]) td a")[0]
     shown.execute_script("arguments[0].focus()", link)
     link.send_keys("\ue007")  # Enter
-    assert find(shown, "dialog[open]")
+    wait_for_details(shown)
     shown.switch_to.active_element.send_keys("\ue00c")  # Escape
-    assert not find(shown, "dialog[open]")
+    wait_for_details(shown, there=False)
 
 
 @pytest.mark.slow
