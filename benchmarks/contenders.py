@@ -13,6 +13,7 @@ import yaml
 
 from adalora_repro import backbones, shortcuts
 from adalora_repro.config import resource
+from adalora_repro.cost import wait_for
 from adalora_repro.methods import adalora, lora
 from adalora_repro.methods.base import BaseMethod
 from adalora_repro.train import add_gradient
@@ -176,13 +177,9 @@ class Contender:
 
     def timed(self, *parts: Tensors) -> float:
         """Seconds of one step, the device waited for."""
-        wait(self.device)
+        device = torch.device(self.device)
+        wait_for(device)
         began = time.perf_counter()
         self.step(*parts)
-        wait(self.device)
+        wait_for(device)
         return time.perf_counter() - began
-
-
-def wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from benchmarks.contenders import make_model, wait
+from adalora_repro.cost import wait_for
+from benchmarks.contenders import make_model
 from benchmarks.lengths import tensors
 from benchmarks.results import parser, print_table, ratio, ratio_text, start, write
 
@@ -50,11 +51,11 @@ def main() -> int:
                 max_length=args.target, min_length=args.target, num_beams=args.beams, do_sample=False,
                 decoder_start_token_id=2, bos_token_id=0, eos_token_id=2, pad_token_id=1, **WAYS[name],
             )  # fmt: skip
-            wait(args.device)
+            wait_for(torch.device(args.device))
             began = time.perf_counter()
             with torch.inference_mode():
                 texts[name] = model.generate(**inputs, generation_config=config)
-            wait(args.device)
+            wait_for(torch.device(args.device))
             if number >= 0:
                 times[name].append(time.perf_counter() - began)
         print(f"round {number + 1}/{args.rounds}: done", file=sys.stderr, flush=True)

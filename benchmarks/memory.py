@@ -62,9 +62,8 @@ def main() -> int:
             gc.collect()
             figures: dict[str, Any] = {"between_steps": living()}
             for tokens in lengths:
-                figures[str(tokens)] = figures["between_steps"] + added(
-                    contender, contender.batch([tokens] * args.batch, 0)
-                )
+                batch = contender.batch([tokens] * args.batch, 0)
+                figures[str(tokens)] = figures["between_steps"] + added(contender, batch)
             found[f"{who} {name} {way}"] = figures
             print(f"{who} {name} {way}: done", file=sys.stderr, flush=True)
             del contender

@@ -23,7 +23,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contenders import Contender, adapted, can_crop, make_model, wait
+from adalora_repro.cost import wait_for
+from adalora_repro.lowrank.layers import LowRankLinear
+from benchmarks.contenders import Contender, can_crop
 from benchmarks.lengths import TASKS, Tensors, lengths_of, sampled_epoch
 from benchmarks.results import parser, print_table, ratio, ratio_text, start, write
 
@@ -51,11 +53,11 @@ def matrix_rate(shapes: Iterable[tuple[int, int]], tokens: int, dtype: torch.dty
         x, weight = (torch.randn(rows, d_in, device=device).to(dtype) for rows in (tokens, d_out))
         times = []
         for _ in range(3):
-            wait(device)
+            wait_for(torch.device(device))
             began = time.perf_counter()
             for _ in range(PRODUCTS[device]):
                 torch.nn.functional.linear(x, weight)
-            wait(device)
+            wait_for(torch.device(device))
             times.append((time.perf_counter() - began) / PRODUCTS[device])
         flop += 2 * tokens * d_out * d_in
         seconds += min(times)
@@ -106,8 +108,8 @@ def main() -> int:
         print(f"{contender.label}: ready", file=sys.stderr, flush=True)
     precisions = {contender.bf16 for contender in found}
     rates: dict[bool, list[float]] = {bf16: [] for bf16 in precisions}
-    plain = make_model(args.shape, layers=1)
-    shapes = sorted({tuple(plain.get_submodule(path).weight.shape) for path in adapted(plain)})
+    layers = [module.base for module in found[0].model.modules() if isinstance(module, LowRankLinear)]
+    shapes = sorted({(layer.out_features, layer.in_features) for layer in layers})
     order = list(range(len(found)))
     for number, lengths in enumerate(batches):
         batch = found[0].batch(lengths, number)
