@@ -342,17 +342,20 @@ def ratio_of_sums(ours: Seconds, theirs: Seconds, axis: int = -1) -> Any:
     return ours.sum(axis=axis) / theirs.sum(axis=axis)
 
 
-def interval(ours: Seconds, theirs: Seconds, statistic: Statistic) -> dict[str, float | None]:
-    """A figure and its percentile bootstrap interval over pairs, always from the same random numbers."""
+def interval(ours: Seconds, theirs: Seconds, statistic: Statistic, paired: bool = True) -> dict[str, float | None]:
+    """A figure and its percentile bootstrap interval, always from the same random numbers.
+
+    ``paired``: resamples pairs; otherwise each side by itself, and there may be more of one.
+    """
     from scipy.stats import bootstrap
 
     value = float(statistic(ours, theirs))
-    if len(ours) < 2:
+    if min(len(ours), len(theirs)) < 2:
         return {"value": value, "low": None, "high": None}
     found = bootstrap(
         (ours, theirs),
         statistic,
-        paired=True,
+        paired=paired,
         vectorized=True,
         n_resamples=RESAMPLES,
         confidence_level=CONFIDENCE,

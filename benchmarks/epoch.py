@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from adalora_repro.cost import Seconds, interval
 from benchmarks.contenders import Contender, can_crop
 from benchmarks.lengths import lengths_of, sampled_epoch
-from benchmarks.results import parser, print_table, start, write
+from benchmarks.results import parser, print_table, ratio_text, start, write
+from benchmarks.runs import composed
 
-TASKS = {"mnli": (256, 392_702), "qqp": (320, 363_846)}  # maximum length (conf/task), training examples (GLUE)
+TASKS = ("mnli", "qqp")
 BATCH = 32
 
 
@@ -35,16 +37,12 @@ class Way:
     padded: bool
 
 
-def interval(above: list[float], below: list[float]) -> tuple[float, float]:
-    """95% bootstrap interval of the ratio of two means that were not measured in pairs."""
-    generator = np.random.default_rng(0)
-    draws = [generator.choice(np.array(values), size=(2000, len(values))).mean(1) for values in (above, below)]
-    low, high = np.quantile(draws[0] / draws[1], [0.025, 0.975])
-    return float(low), float(high)
+def ratio_of_means(ours: Seconds, theirs: Seconds, axis: int = -1) -> Any:
+    return ours.mean(axis=axis) / theirs.mean(axis=axis)
 
 
 def main() -> int:
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, devices=True)
     arguments.add_argument("--padded-steps", type=int, default=4)
     arguments.add_argument("--grouped-steps", type=int, default=8)
     arguments.add_argument("--part", type=int, default=8, help="examples of a padded micro-batch (%(default)s)")
@@ -53,8 +51,9 @@ def main() -> int:
     rows: list[list[str]] = []
     figures: dict[str, Any] = {}
     for task in [args.only] if args.only else TASKS:
-        longest, examples = TASKS[task]
-        common = {"delta_t": 100, "shape": args.shape}
+        about = composed([f"task={task}", "method=adalora"]).task
+        longest, examples = about.max_length, about.rows["train"]
+        common: dict[str, Any] = {"delta_t": 100, "shape": args.shape, "device": args.device}
         ways = [
             Way("PEFT AdaLoRA, padded, fp32", Contender("peft", "adalora", **common), True),
             Way("our AdaLoRA, padded, fp32", Contender("ours", "adalora", **common), True),
@@ -85,25 +84,17 @@ def main() -> int:
         for way in ways:
             times = way.contender.times
             per_epoch = statistics.fmean(times) * examples / BATCH
-            faster = [statistics.fmean(other) / statistics.fmean(times) for other in (theirs, plain)]
-            low, high = interval(plain, times)
+            against_peft = statistics.fmean(theirs) / statistics.fmean(times)
+            against_plain = interval(np.array(plain), np.array(times), ratio_of_means, paired=False)
             figures[task][way.name] = {
                 "seconds": times,
                 "s_per_epoch": per_epoch,
-                "faster_than_peft_padded": faster[0],
-                "faster_than_plain_padded": faster[1],
-                "interval": [low, high],
+                "faster_than_peft_padded": against_peft,
+                "faster_than_plain_padded": against_plain,
             }
-            rows.append(
-                [
-                    task,
-                    way.name,
-                    f"{statistics.fmean(times):.2f}",
-                    f"{per_epoch / 3600:.1f}",
-                    f"{faster[0]:.2f}",
-                    f"{faster[1]:.2f} [{low:.2f}, {high:.2f}]",
-                ]
-            )
+            hours = f"{per_epoch / 3600:.1f}"
+            row = [task, way.name, f"{statistics.fmean(times):.2f}", hours, f"{against_peft:.2f}"]
+            rows.append([*row, ratio_text(against_plain)])
     write(args, "epoch", {"batch": BATCH, "ways": figures})
     print_table(["task", "way", "s / step", "h / epoch", "x PEFT padded", "x plain padded [95%]"], rows)
     return 0

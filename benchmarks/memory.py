@@ -1,9 +1,10 @@
 """Memory of an optimizer step: what lives between steps, and the most that a step adds to it.
 
-    python -m benchmarks.memory                     # --tokens 48,128 --rank 12
+    python -m benchmarks.memory                     # --tokens 48,128,256 --rank 12
 
-Counted from the allocator's own events (torch's profiler), so the figures are properties of the code and the shapes:
-bytes of tensors, without what the allocator or the operating system keep in reserve. The vocabulary is the true one.
+Counted by the allocator (on a CPU from its events, with torch's profiler), so the figures are properties of the code
+and the shapes: bytes of tensors, without what the allocator or the operating system keep in reserve. The vocabulary is
+the true one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ def living() -> int:
 
 def added(contender: Contender, batch: Tensors) -> int:
     """Most bytes that were allocated at once in a step, beyond those from before it."""
+    if contender.device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        contender.timed(batch)
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         contender.step(batch)
     assert measured.profiler is not None
@@ -43,7 +49,7 @@ def added(contender: Contender, batch: Tensors) -> int:
 
 
 def main() -> int:
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, devices=True)
     arguments.add_argument("--batch", type=int, default=32)
     arguments.add_argument("--tokens", default="48,128", help="lengths of batches (default: %(default)s)")
     arguments.add_argument("--rank", type=int, default=RANK)
@@ -56,7 +62,9 @@ def main() -> int:
         for who, name in kinds:
             if options.get("cropped") and (who == "peft" or not can_crop(args.shape)):
                 continue
-            contender = Contender(who, name, shape=args.shape, rank=args.rank, vocabulary=None, **options)
+            contender = Contender(
+                who, name, shape=args.shape, rank=args.rank, vocabulary=None, device=args.device, **options
+            )
             for seed in range(2):  # the optimizer's states come with the first step
                 contender.step(contender.batch([8] * args.batch, seed))
             gc.collect()

@@ -6,9 +6,8 @@ import argparse
 import json
 import os
 import re
-import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from adalora_repro import provenance, records
+from adalora_repro.cost import interval, median_of_ratios
 
 FOLDER = Path(__file__).parents[1] / "results" / "benchmarks"
 
@@ -40,16 +40,15 @@ def start(arguments: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    """Median of the ratios of pairs measured side by side, with a 95% bootstrap interval."""
-    ratios = np.array(above) / np.array(below)
-    draws = np.random.default_rng(0).choice(ratios, size=(2000, len(ratios)))
-    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-    return {"median": statistics.median(ratios.tolist()), "low": float(low), "high": float(high)}
+def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float | None]:
+    """Median of the ratios of pairs measured side by side, with a 95% bootstrap interval (none of a single pair)."""
+    found = interval(np.array(above), np.array(below), median_of_ratios)
+    return {"median": found["value"], "low": found["low"], "high": found["high"]}
 
 
-def ratio_text(found: dict[str, float]) -> str:
-    return f"{found['median']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+def ratio_text(found: Mapping[str, float | None]) -> str:
+    middle, low, high = found.values()
+    return f"{middle:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
 
 
 def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> None:

@@ -183,6 +183,16 @@ def test_interval_covers_about_as_often_as_it_says() -> None:
     assert covered >= 50
 
 
+def test_interval_of_sides_that_are_no_pairs() -> None:
+    """More of one side than of the other; the spread of both is in it, though pairs would have none."""
+    ours, theirs = np.array([2.0, 4.0, 2.0, 4.0]), np.array([1.0, 2.0, 1.0, 2.0])
+    found = cost.interval(np.append(ours, 3.0), theirs, lambda a, b, axis=-1: a.mean(axis) / b.mean(axis), paired=False)
+    assert found["value"] == pytest.approx(2)
+    assert found["low"] is not None and found["high"] is not None
+    assert 1 <= found["low"] < 1.8 and 2.2 < found["high"] <= 4
+    assert cost.interval(ours, theirs[:1], cost.ratio_of_sums, paired=False)["low"] is None
+
+
 # -- the record ----------------------------------------------------------------------------------------------------
 
 
