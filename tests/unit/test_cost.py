@@ -188,8 +188,10 @@ def test_interval_of_sides_that_are_no_pairs() -> None:
     ours, theirs = np.array([2.0, 4.0, 2.0, 4.0]), np.array([1.0, 2.0, 1.0, 2.0])
     found = cost.interval(np.append(ours, 3.0), theirs, lambda a, b, axis=-1: a.mean(axis) / b.mean(axis), paired=False)
     assert found["value"] == pytest.approx(2)
-    assert found["low"] is not None and found["high"] is not None
-    assert 1 <= found["low"] < 1.8 and 2.2 < found["high"] <= 4
+    assert found["low"] is not None
+    assert found["high"] is not None
+    assert 1 <= found["low"] < 1.8
+    assert 2.2 < found["high"] <= 4
     assert cost.interval(ours, theirs[:1], cost.ratio_of_sums, paired=False)["low"] is None
 
 
