@@ -53,12 +53,15 @@ def main() -> int:
     arguments.add_argument("--batch", type=int, default=32)
     arguments.add_argument("--tokens", default="48,128", help="lengths of batches (default: %(default)s)")
     arguments.add_argument("--rank", type=int, default=RANK)
+    arguments.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both")
     arguments.add_argument("--only", choices=("ours",))
     args = start(arguments)
     lengths = [int(tokens) for tokens in args.tokens.split(",")]
     kinds = [("ours", "lora"), ("ours", "adalora"), *([] if args.only else [("peft", "lora"), ("peft", "adalora")])]
     found: dict[str, dict[str, Any]] = {}
     for way, options in WAYS.items():
+        if args.precision not in ("both", way.split()[0]):
+            continue
         for who, name in kinds:
             if options.get("cropped") and (who == "peft" or not can_crop(args.shape)):
                 continue
