@@ -19,6 +19,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from adalora_repro import backbones, budgets, cost_record, records
+from adalora_repro.backbones import MATRIX_ROLES
 from adalora_repro.config import GROUPS, LAUNCHES, base_files, choices_of, resource
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import load_family, sources
@@ -68,6 +69,7 @@ LATER: dict[str, Any] = {
 }
 
 
+MOST_STEPS = 2**40  # ten thousand years of them
 PLACES = {"targets", "layers"}  # the settings of a method that say which matrices it adapts
 Stamp = tuple[tuple[str, int, int], ...]
 
@@ -142,6 +144,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     Raises:
         InputError: a value out of range, a budget of another task family, missing data.
     """
+    _check_words(overrides, choices or {})
     if OmegaConf.is_missing(cfg.task, "name"):
         raise InputError(f"choose a task: task=…; valid: {', '.join(choices_of('task'))}")
     _check_values(cfg)
@@ -273,7 +276,10 @@ def _stamp(folder: Path) -> Stamp:
 def _steps(cfg: DictConfig, examples: int) -> tuple[int, int]:
     """T and the optimizer steps of one epoch."""
     steps_per_epoch = math.ceil(examples / cfg.train.batch_size)
-    return cfg.train.max_steps or math.ceil(cfg.train.epochs * steps_per_epoch), steps_per_epoch
+    total_steps = cfg.train.max_steps or math.ceil(cfg.train.epochs * steps_per_epoch)
+    if total_steps >= MOST_STEPS:
+        raise InputError(f"train.max_steps or train.epochs: T={total_steps} steps are 2^40 or more")
+    return total_steps, steps_per_epoch
 
 
 def settle(plan: Plan, examples: int) -> Plan:
@@ -315,6 +321,32 @@ def _check_backbone(cfg: DictConfig, needed: str) -> None:
         f"task={cfg.task.name} needs an {needed}, backbone '{cfg.backbone.name}' is an {found}; "
         f"valid: {', '.join(fitting)}"
     )
+
+
+#: settings that are the name of a choice, by which a run is filed
+NAMES = {"data.source": "data", "budget.label": "budget"} | {
+    f"{group}.name": group for group in ("task", "method", "backbone", "protocol")
+}
+OPTIONAL = ("tuned", "tuned/lr", "script")  # groups of which Hydra passes over a file that is not there
+
+
+def _check_words(words: Sequence[str], choices: Mapping[str, Any]) -> None:
+    """What would be filed under the name of something else, or have no effect without a word.
+
+    Raises:
+        InputError: the name of another choice, a part of a method's file, an unknown file, a node taken away.
+    """
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        group = key.partition("@")[0]
+        if word.startswith("~") and not word.startswith(tuple(f"~{name}" for name in OPTIONAL)):
+            raise InputError(f"'{word}': settings are given other values, not taken away")
+        if group in OPTIONAL and value not in ("null", *(valid := choices_of(group))):
+            raise one_of(key, value, valid)
+        if key in NAMES and value in choices_of(NAMES[key]) and value != choices.get(NAMES[key]):
+            raise InputError(f"{word}: that name belongs to a file of conf/{NAMES[key]}: {NAMES[key]}={value}")
+        if key in ("method.module", "method.sizes"):
+            raise InputError(f"{key} belongs to the file of a method: conf/method/NAME.yaml, chosen with method=NAME")
 
 
 def _check_values(cfg: DictConfig) -> None:
@@ -474,6 +506,10 @@ def _narrowed(cfg: DictConfig, size: Mapping[str, Any]) -> list[str]:
         chosen = cfg.method.get(name)
         if chosen is not None and not isinstance(chosen, ListConfig):
             raise InputError(f"method.{name}: must be a list, [{chosen}], not {chosen}")
+        if chosen is not None and len(set(chosen)) < len(chosen):
+            raise InputError(f"method.{name}: {list(chosen)} names something twice")
+        if chosen is not None and set(chosen) <= set(every := MATRIX_ROLES if name == "targets" else range(2**16)):
+            cfg.method[name] = sorted(chosen, key=every.index)  # in any other order it is the same run
     return [
         ".".join(map(str, cfg.method[name]))
         for name in sorted(PLACES, reverse=True)

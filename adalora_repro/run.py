@@ -15,18 +15,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adalora_repro import cluster, lock
+from adalora_repro import __version__, cluster, lock
 from adalora_repro import plan as planning
 from adalora_repro.config import GROUPS, Config, base_files, choices_of, resource
 from adalora_repro.console import ALONE_S, complain, launched
@@ -99,10 +99,9 @@ def _main(ledger: Ledger) -> int:
         many = together or ledger.apart
         try:
             outcome = run(cfg, many)
-        except InputError as error:
-            outcome = REFUSED, _refuse(str(error))
-        except OmegaConfBaseException as error:
-            outcome = REFUSED, _refuse(explain(error))
+        except (InputError, OmegaConfBaseException) as error:
+            which = f"{' '.join(HydraConfig.get().overrides.task)}: " if many else ""
+            outcome = REFUSED, _refuse(which + (str(error) if isinstance(error, InputError) else explain(error)))
         except BrokenPipeError:
             if not many:
                 raise
@@ -123,6 +122,9 @@ def _main(ledger: Ledger) -> int:
 
     vars(job)["ledger"] = ledger  # for the sweeper
     try:
+        if sys.argv[1:] == ["--version"]:  # Hydra would tell its own
+            print(f"adalora-run {__version__}")
+            return EXIT_OK
         if sys.argv[1:2] == ["cancel"]:
             return cluster.cancel(sys.argv[2:])
         _check_options()
@@ -271,7 +273,15 @@ def _check_options() -> None:
     Raises:
         InputError: naming the word.
     """
-    _, unknown = get_args_parser().parse_known_args()
+    parser = get_args_parser()
+
+    def refuse(problem: str) -> NoReturn:
+        raise InputError(problem)
+
+    parser.error = refuse
+    known, unknown = parser.parse_known_args()
+    if known.config_path or known.config_name:
+        raise InputError("--config-path, --config-name: the configuration is this program's; --config-dir adds files")
     if not unknown:
         return
     option = next((word for word in unknown if word.startswith("-")), None)
@@ -298,7 +308,9 @@ def explain(error: Exception) -> str:
     """One line for one of the errors met while composing: what, where, the valid choices."""
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        return f"results.dir: cannot write {error.filename}: {error.strerror}"
+        return f"cannot write {error.filename}: {error.strerror}; results.dir says where results go"
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override, text.splitlines()[0])
     if "Config group override must be" in text:  # budget=0.5, method=null
         words = (word.partition("=") for word in sys.argv[1:])
         for group, _, choice in words:
@@ -306,7 +318,7 @@ def explain(error: Exception) -> str:
                 return _unknown_choice(group, choice)
     if error.__cause__ is not None and type(error).__name__ == "ConfigCompositionException":
         text += f"\n{error.__cause__}"
-    if match := re.search(r"Could not find '([\w/]+)/(.+?)'", text):
+    if match := re.search(r"Could not find '([\w/]+)/(.*?)'", text):
         return _unknown_choice(match[1], match[2])
     if match := re.search(r"full_key: ([\w.]+)", text):
         lines = [line for line in text.splitlines() if line and not line.startswith("Error merging")]
@@ -315,6 +327,13 @@ def explain(error: Exception) -> str:
         return _unknown_setting(match[1])
     text = re.sub(r"See https?://\S+.*", "", text)
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _unreadable(word: str, why: str) -> str:
+    """For a word that Hydra's grammar does not take: letters beyond ASCII, brackets and blanks have to be in quotes."""
+    key, equals, value = word.partition("=")
+    hint = f"""; text with such characters goes in quotes: '{key}="{value}"'""" if equals and value else ""
+    return f"cannot read '{word}': {why.rpartition('Exception: ')[2]}{hint}"
 
 
 def _unknown_choice(group: str, choice: str) -> str:

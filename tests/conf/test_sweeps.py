@@ -268,6 +268,12 @@ def test_what_no_sweep_can_mean_is_refused(tmp_path: Path) -> None:
         made.sweep(["+sweep=lr,seeds", "task=cola"])
     with pytest.raises(HydraException, match="seed"):
         made.sweep(["seed=interval(0,1)", "task=cola"])
+    for words in (["seed=range(0,1000000000)"], ["seed=range(0,1000)", "data.sample_seed=range(0,1000)"]):
+        with pytest.raises(InputError, match="more than 100,000 runs in one sweep"):
+            made.sweep(["task=cola", *words])
+    made.max_batch_size = 0
+    with pytest.raises(InputError, match="max_batch_size must be positive or null, not 0"):
+        made.sweep(["task=cola"])
     made = sweeper("stages")
     made.stages = [{"optim.lr": "chosen"}]
     with pytest.raises(InputError, match=re.escape("stage 1, optim.lr: 'chosen'")):

@@ -12,7 +12,7 @@ from adalora_repro.lowrank import BudgetSchedule, LoRALinear, RankAllocator, SVD
 from adalora_repro.lowrank import importance as imp
 from adalora_repro.lowrank.layers import drop_left_factors, share_left_factors
 from adalora_repro.lowrank.orthogonality import orthogonality_errors
-from adalora_repro.lowrank.schedule import mask_due
+from adalora_repro.lowrank.schedule import mask_due, masks_due
 
 
 def layers_of(n: int = 3, r: int = 4, seed: int = 0) -> dict[str, SVDLinear]:
@@ -166,6 +166,14 @@ def test_masks_are_due_as_each_protocol_says():
     start = BudgetSchedule(12, 6, 4, 5, 20)
     assert mask_due(start, 4, "paper", 4)
     assert not mask_due(start, 4, "released", 4)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+@given(st.integers(0, 30), st.integers(1, 30), st.integers(1, 40), st.integers(1, 50))
+def test_masks_are_counted_without_a_look_at_each_step(protocol, t_i, t_f, between, delta_t):
+    schedule = BudgetSchedule(12, 6, t_i, t_f, t_i + between + t_f)
+    one_by_one = [t for t in range(schedule.final_step + 1) if mask_due(schedule, delta_t, protocol, t)]
+    assert masks_due(schedule, delta_t, protocol) == len(one_by_one)
 
 
 # -- scores and survivors ------------------------------------------------------------------------------------------
