@@ -247,6 +247,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("key.against", "bitfit", "methods are"),
     ("methods.lora.mean_s", float("nan"), "methods.lora.mean_s is nan"),
     ("methods.lora.peak_memory", 0, "peak_memory is 0"),
+    ("methods.lora.epoch_s", 10**400, "methods.lora.epoch_s is 1000"),
     ("methods.adalora", [], "methods.adalora has no budget"),
     ("pairs", [], "no pairs"),
     ("pairs", [pair(1.0, -1.0)], "pairs[0].seconds.lora is -1.0"),

@@ -128,6 +128,7 @@ def test_figure3_reads_encoders_and_decoders(tmp_path: Path) -> None:
         ({"encoder.0.query": 3}, "names no matrix"),
         ({"encoder.0.q": True}, "rank of encoder.0.q is True"),
         ({"encoder.0.q": -1}, "rank of encoder.0.q is -1"),
+        ({"encoder.0.q": 10**400}, "rank of encoder.0.q is 1000"),
         (None, "has no ranks"),
     ],
 )
