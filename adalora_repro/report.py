@@ -290,12 +290,20 @@ def warn(refused: Sequence[str]) -> None:
 
 
 def results_folder(name: str | None) -> Path:
-    """The folder asked for, which must exist; the default one may not exist yet: then the paper speaks alone."""
-    if name is None:
-        return Path("results")
-    if not Path(name).is_dir():
-        raise InputError(f"--results: no folder '{name}'")
-    return Path(name)
+    """The folder asked for, which must hold what runs leave: a misspelt one must not look like an empty table.
+
+    The default one, named or not, need not be there yet: then the paper speaks alone.
+
+    Raises:
+        InputError: there is no such folder, or it is none of results.
+    """
+    results = Path("results" if name is None else name)
+    if results != Path("results"):
+        if not results.is_dir():
+            raise InputError(f"--results: no folder '{name}'")
+        if not any((results / part).is_dir() for part in ("runs", "cost", "sweeps")):
+            raise InputError(f"--results: '{name}' holds no runs/, cost/ or sweeps/: name the results.dir of the runs")
+    return results
 
 
 def known_backbone(name: str | None, found: Sequence[tuple[Path, RunRecord]], specs: Specs) -> None:

@@ -68,6 +68,8 @@ def test_without_results_the_paper_speaks_alone(
     out = capsys.readouterr().out
     assert "no record yet" in out
     assert "88.86" in out
+    assert run("table1", "--results", "results") == EXIT_OK  # as make says it
+    assert capsys.readouterr().out == out
     assert "ours  " not in out
     assert run("status") == EXIT_OK
     lines = [line for line in capsys.readouterr().out.splitlines() if line]
@@ -208,6 +210,9 @@ def test_select_best_data_and_protocol(results: Path, capsys: Captured) -> None:
         (["table1", "--backbone", "minilmm"], ["unknown backbone 'minilmm'", "minilm", "deberta-v3-base"]),
         (["status", "--backbone", "minilmm"], ["unknown backbone 'minilmm'"]),
         (["table1", "--results", "nowhere"], ["no folder 'nowhere'"]),
+        (["table1", "--results", "results/runs"], ["'results/runs' holds no runs/, cost/ or sweeps/"]),
+        (["table15", "--results", "."], ["'.' holds no runs/, cost/ or sweeps/"]),
+        (["status", "--results", "."], ["'.' holds no runs/, cost/ or sweeps/"]),
         (["table1", "--out", "t"], ["unknown ending of --out (or say --format) ''", ".md, .tex, .csv, .html"]),
         (["table1", "--out", "t.svg"], ["'.svg'", ".md, .tex, .csv, .html"]),
         (["table1", "--format", "csv", "--out", "t.pdf"], ["'t.pdf' is no name for csv; valid endings: .csv"]),
