@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from adalora_repro import cluster, records, tables
+from adalora_repro import __version__, cluster, records, tables
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError, one_of
 from adalora_repro.records import RunRecord
 from adalora_repro.tables.base import (
@@ -96,6 +96,7 @@ def parser_of(specs: dict[str, Spec], reports: dict[str, Report]) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"adalora-report {__version__}")
     commands = parser.add_subparsers(dest="report", metavar="REPORT", title="reports")
     for spec in specs.values():
         table = commands.add_parser(spec.name, help=spec.title, description=spec.title, allow_abbrev=False)

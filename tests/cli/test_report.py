@@ -60,6 +60,13 @@ def test_table1(results: Path, capsys: Captured) -> None:
     assert "adalora-run -m task=mnli,sst2,cola,qqp,qnli,rte,mrpc,stsb method=bitfit backbone=minilm data=local" in out
 
 
+def test_version(capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run("--version")
+    assert exit_.value.code == EXIT_OK
+    assert capsys.readouterr().out == f"adalora-report {adalora_repro.__version__}\n"
+
+
 def test_without_results_the_paper_speaks_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
