@@ -44,7 +44,7 @@ from adalora_repro.tables.base import (
 from adalora_repro.tables.curves import losses
 from adalora_repro.tables.drawing import Records, run_link, run_name
 from adalora_repro.tables.layout import Sheet, budgets_of, command, filled_columns, fixed, plural, sheet_of
-from adalora_repro.tables.marks import with_marks
+from adalora_repro.tables.marks import Done, with_marks
 from adalora_repro.tables.out import check, form_of
 from adalora_repro.tables.render import clean, escape_html, html_notes, html_table, html_values
 from adalora_repro.tables.status import HEADINGS, SYMBOLS, State, first_line, state_of
@@ -83,9 +83,9 @@ def make(request: Request) -> tuple[str, list[str]]:
     specs = [request.specs[name] for name in sorted(request.specs, key=paper_order)]
     sections = [request.reports[name] for name in sorted(request.reports, key=paper_order)]
     scopes = scopes_of(found, request, specs[0])
-    parts = []
+    parts, tests = [], Done()
     for number, scope in enumerate(scopes):
-        tables = [with_marks(compile_table(spec, found, scope)) for spec in specs]
+        tables = [with_marks(compile_table(spec, found, scope), tests) for spec in specs]
         refused += [line for table in tables for line in table.refused]
         parts.append(scope_part(f"s{number}", scope, tables, sections, found, states, data))
     refused = list(dict.fromkeys(refused))
