@@ -45,7 +45,8 @@ quickstart: $(VENV)/.installed  ## six methods on one task with an embedded mode
 	  $(RUN) task=sst2 method=$$method budget=0.3M backbone=minilm data=sample optim.lr=$$lr method.schedule=scaled \
 	    train.max_steps=60 train.log_steps=20 results.dir=$(QUICK) || exit $$?; \
 	done
-	@$(REPORT) table1 --backbone minilm --data sample --only-filled --results $(QUICK) --out $(QUICK)/tables/table1.md
+	@$(REPORT) table1 --backbone minilm --data sample --only-filled --results $(QUICK) --overwrite \
+	  --out $(QUICK)/tables/table1.md
 	@echo; cat $(QUICK)/tables/table1.md
 	@echo; echo "This was generated text, not GLUE. The report: $(QUICK)/tables/table1.md; the runs: $(QUICK)/runs"
 
@@ -67,9 +68,10 @@ types: $(VENV)/.installed-dev  ## mypy
 # The table that the target is named by, from the records in $(RESULTS).
 TABLE = $(RESULTS)/tables/$@-$(BACKBONE)
 define table
+@mkdir -p results
 @for format in markdown:md latex:tex csv:csv html:html; do \
   $(REPORT) $@ --backbone $(BACKBONE) --results $(RESULTS) --format $${format%%:*} \
-    --out $(TABLE).$${format##*:} > /dev/null || exit $$?; \
+    --overwrite --out $(TABLE).$${format##*:} > /dev/null || exit $$?; \
 done
 @cat $(TABLE).md; echo; echo "written: $(TABLE).{md,tex,csv,html}"
 endef
@@ -136,8 +138,10 @@ report: $(VENV)/.installed  ## results/report.html: every table and figure, and 
 
 # Figures 3 and 4 are of a finished AdaLoRA run: without one they have nothing to draw, and the others still are made.
 figures: $(VENV)/.installed  ## the paper's Figures 1 to 4 from the records in results/, as SVG and PDF
+	@mkdir -p results
 	@for figure in figure1 figure2 figure3 figure4; do for form in svg pdf; do \
-	  $(REPORT) $$figure --results $(RESULTS) --out $(RESULTS)/figures/$$figure.$$form || test $$? = 2 || exit 1; \
+	  $(REPORT) $$figure --results $(RESULTS) --overwrite --out $(RESULTS)/figures/$$figure.$$form \
+    || test $$? = 2 || exit 1; \
 	done; done
 
 status: $(VENV)/.installed  ## which cells are done, running, failed, missing

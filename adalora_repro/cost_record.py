@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +184,7 @@ def _check_ratio(ratio: Any, against: str | None, refuse: records.Refuse) -> Non
 
 def _check_number(value: Any, name: str, refuse: records.Refuse) -> None:
     """Every figure of a record is a positive number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not records.finite(value) or value <= 0:
         raise refuse(f"{name} is {value!r}")
 
 

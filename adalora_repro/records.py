@@ -44,7 +44,7 @@ class RecordError(ValueError):
 
 @dataclass
 class RunRecord:
-    """One run (design.md section 4). Units: seconds, bytes, counts.
+    """One run (README, "What a record holds"). Units: seconds, bytes, counts.
 
     Metrics have the unit of their task: GLUE's are fractions of 1, SQuAD's and ROUGE percentages.
 
@@ -137,7 +137,7 @@ def validate(values: Any, where: str) -> RunRecord:
     if not isinstance(key, dict):
         raise refuse("no key")
     check_key(key, KEY_FIELDS, refuse)
-    if not _finite(key["lr"]):
+    if not finite(key["lr"]):
         raise refuse(f"key.lr is {key['lr']!r}")
     if not isinstance(values.get("error"), str | None):
         raise refuse("error is not text")
@@ -153,7 +153,7 @@ def validate(values: Any, where: str) -> RunRecord:
         if not isinstance(values.get(name), dict | None):
             raise refuse(f"{name} is not an object")
     for name, count in values.get("params", {}).items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0 or not finite(count):
             raise refuse(f"params.{name} is {count!r}")
     if values["status"] == "ok":
         if values.get("final") is None:
@@ -169,14 +169,15 @@ def _check_evaluation(value: Any, name: str, refuse: Any) -> None:
     if not isinstance(value, dict) or not isinstance(value.get("metrics"), dict) or "step" not in value:
         raise refuse(f"{name} has no metrics and step")
     for metric, number in value["metrics"].items():
-        if isinstance(number, bool) or not isinstance(number, int | float) or not _finite(number):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not finite(number):
             raise refuse(f"{name}.metrics.{metric} is {number!r}")
 
 
-def _finite(number: int | float) -> bool:
+def finite(number: int | float) -> bool:
+    """Whether it is a number to compute with: not nan, not infinite, no integer beyond any float."""
     try:
         return math.isfinite(number)
-    except OverflowError:  # an integer beyond any float
+    except OverflowError:
         return False
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from adalora_repro import cluster, records, tables
+from adalora_repro import __version__, cluster, records, tables
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError, one_of
 from adalora_repro.records import RunRecord
 from adalora_repro.tables.base import (
@@ -38,6 +38,7 @@ from adalora_repro.tables.base import (
 )
 from adalora_repro.tables.choose import choices, keep, render_choices
 from adalora_repro.tables.marks import with_marks
+from adalora_repro.tables.out import add_format, add_out, checked, form_of, write
 from adalora_repro.tables.render import FORMATS, clean, render
 from adalora_repro.tables.status import render_status
 
@@ -49,7 +50,7 @@ examples:
   adalora-report table4                                   ablations: table4, table5, table14, and controls
   adalora-report table1 --backbone minilm --data local    another backbone, files of a local folder
   adalora-report table1 --only-filled                     only rows and columns that have records
-  adalora-report table1 --format latex --out table1.tex   also csv, html, markdown
+  adalora-report table1 --out table1.tex                  also .csv, .html, .md; --overwrite replaces a file
   adalora-report table1 --select best                     best evaluation at the final budget, not the last step
   adalora-report table15                                  time and memory of training steps, AdaLoRA's over LoRA's
   adalora-report html                                     results/report.html: all of it, to look at
@@ -95,12 +96,13 @@ def parser_of(specs: dict[str, Spec], reports: dict[str, Report]) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"adalora-report {__version__}")
     commands = parser.add_subparsers(dest="report", metavar="REPORT", title="reports")
     for spec in specs.values():
         table = commands.add_parser(spec.name, help=spec.title, description=spec.title, allow_abbrev=False)
         add_scope(table)
         table.add_argument("--select", choices=CHECKPOINTS, default="final", help="checkpoint (default: %(default)s)")
-        table.add_argument("--format", choices=FORMATS, default="markdown", help="default: %(default)s")
+        add_format(table, FORMATS)
         table.add_argument("--include-partial", action="store_true", help="show runs with eval.max_examples too")
         table.add_argument("--only-filled", action="store_true", help="leave out rows and columns without a record")
         add_out(table)
@@ -142,10 +144,6 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", metavar="DIR", help="folder with runs/ in it (default: results)")
 
 
-def add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="FILE", help="write there instead of to the terminal")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
     try:
@@ -180,8 +178,9 @@ def report(argv: Sequence[str] | None) -> int:
     elif args.report == "choose":
         return choose(args, specs, results)
     else:
+        form, out = form_of(args.format, args.out, FORMATS), checked(args)
         (table,), refused = compiled(args, [specs[args.report]], specs, results, args.select, args.include_partial)
-        text, out = render(with_marks(table), args.format, args.only_filled), args.out
+        text = render(with_marks(table), form, args.only_filled)
     warn(refused)
     deliver(text, out)
     return EXIT_OK
@@ -292,12 +291,20 @@ def warn(refused: Sequence[str]) -> None:
 
 
 def results_folder(name: str | None) -> Path:
-    """The folder asked for, which must exist; the default one may not exist yet: then the paper speaks alone."""
-    if name is None:
-        return Path("results")
-    if not Path(name).is_dir():
-        raise InputError(f"--results: no folder '{name}'")
-    return Path(name)
+    """The folder asked for, which must hold what runs leave: a misspelt one must not look like an empty table.
+
+    The default one, named or not, need not be there yet: then the paper speaks alone.
+
+    Raises:
+        InputError: there is no such folder, or it is none of results.
+    """
+    results = Path("results" if name is None else name)
+    if results != Path("results"):
+        if not results.is_dir():
+            raise InputError(f"--results: no folder '{name}'")
+        if not any((results / part).is_dir() for part in ("runs", "cost", "sweeps")):
+            raise InputError(f"--results: '{name}' holds no runs/, cost/ or sweeps/: name the results.dir of the runs")
+    return results
 
 
 def known_backbone(name: str | None, found: Sequence[tuple[Path, RunRecord]], specs: Specs) -> None:
@@ -311,7 +318,7 @@ def known_backbone(name: str | None, found: Sequence[tuple[Path, RunRecord]], sp
 
 
 def deliver(text: str | bytes, out: str | None) -> None:
-    """To the terminal, or whole or not at all to a file.
+    """To the terminal or to a file.
 
     Raises:
         InputError: the file cannot be written, or there is none for what is no text.
@@ -324,11 +331,7 @@ def deliver(text: str | bytes, out: str | None) -> None:
         sys.stdout.write(str(text))
         sys.stdout.flush()
         return
-    try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        records.write_atomic(Path(out), text if isinstance(text, bytes) else text.encode())
-    except OSError as error:
-        raise InputError(f"--out: cannot write '{out}': {error.strerror}") from None
+    write(text, out)
     print(f"wrote {clean(out)}", file=sys.stderr)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro.records import RunRecord, read_all
+from adalora_repro.tables.out import checked
 
 DATA_SOURCES = ("hub", "local", "sample")  # in the order they are preferred; never mixed in one table
 PROTOCOLS = ("paper", "released")
@@ -162,7 +163,7 @@ class Report:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     make: Callable[[Request], tuple[str | bytes, list[str]]]
     reads: str = "scope"
-    place: Callable[[Request], str | None] = lambda request: request.args.out
+    place: Callable[[Request], str | None] = lambda request: checked(request.args)
     section: Callable[[Sequence[tuple[Path, RunRecord]], Scope], str] | None = None
     common: Callable[[Path], str] | None = None
 

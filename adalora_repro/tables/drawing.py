@@ -18,9 +18,10 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from adalora_repro import records
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError
 from adalora_repro.records import RunRecord
 from adalora_repro.tables.base import Report, Request, Run, Scope
+from adalora_repro.tables.out import add_format, form_of
 from adalora_repro.tables.render import clean, escape_html, html_values, to_csv
 from adalora_repro.tables.status import aligned, real
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 Records = Sequence[tuple[Path, RunRecord]]
 FORMATS = ("text", "csv", "svg", "png", "pdf")
-SUFFIXES = {".txt": "text"} | {f".{form}": form for form in FORMATS[1:]}
 INK, MUTED, RULE = "#1d1c1a", "#66625a", "#d9d5cb"
 #: the paper's names of the matrices
 SYMBOLS = {
@@ -115,28 +115,14 @@ def report_of(
 
     def add(parser: argparse.ArgumentParser) -> None:
         add_arguments(parser)
-        parser.add_argument("--format", choices=FORMATS, help="default: by the ending of --out, else text")
+        add_format(parser, FORMATS)
 
     def make(request: Request) -> tuple[str | bytes, list[str]]:
-        form = format_of(request.args)
+        form = form_of(request.args.format, request.args.out, FORMATS)
         found, refused = request.found
         return render(compile_figure(found, request), form), refused
 
     return Report(name, title, add, make, section=section)
-
-
-def format_of(args: argparse.Namespace) -> str:
-    """``--format``, or what the name of the file says.
-
-    Raises:
-        InputError: it says nothing known.
-    """
-    if args.format is not None or args.out is None:
-        return args.format or FORMATS[0]
-    suffix = Path(args.out).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise one_of("ending of --out (or say --format)", suffix, SUFFIXES)
-    return SUFFIXES[suffix]
 
 
 def render(figure: Figure, form: str) -> str | bytes:

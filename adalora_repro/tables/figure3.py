@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.backbones import MATRIX_ROLES
 from adalora_repro.errors import InputError
+from adalora_repro.records import finite
 from adalora_repro.tables.base import Request, Run, Scope, in_scope
 from adalora_repro.tables.drawing import (
     INK,
@@ -54,7 +55,7 @@ def points_of(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
         for name in matrices(run):
             stack, layer, role = site(name)
             rank = run.record.rank_pattern[name]  # type: ignore[index]
-            if type(rank) is not int or rank < 0:
+            if type(rank) is not int or rank < 0 or not finite(rank):
                 raise InputError(f"{run.path}: the rank of {name} is {rank!r}")
             points.append(
                 {

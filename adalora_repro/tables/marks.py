@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from adalora_repro.tables.base import Cell, Comparison, Row, Table
@@ -35,15 +36,24 @@ class Place(NamedTuple):
     metric: int
 
 
-def with_marks(table: Table) -> Table:
-    """The table with ``Value.comparison`` and the notes about them; p is corrected over all tests of the table."""
+#: (metric, checkpoint, run, run) -> (test, p)
+Done = dict[tuple[str, str, Path, Path], tuple[str, float]]
+
+
+def with_marks(table: Table, done: Done | None = None) -> Table:
+    """The table with ``Value.comparison`` and the notes about them; p is corrected over all tests of the table.
+
+    ``done`` keeps the tests over examples for other tables of the same records, which share pairs of runs.
+    """
+    done = {} if done is None else done
     tested: dict[Place, tuple[str, str, str, float]] = {}
     untested: dict[str, list[str]] = defaultdict(list)
     for place, baseline in opponents(table.rows):
         row, column = table.rows[place.row], table.spec.columns[place.column]
         metric = column.metrics[place.metric]
         try:
-            result = tested_cell(metric, table.scope.select, row.cells[place.column], baseline.cells[place.column])
+            cells = row.cells[place.column], baseline.cells[place.column]
+            result = tested_cell(metric, table.scope.select, *cells, done)
         except NoTest as reason:
             figure = f" {metric}" if len(column.metrics) > 1 else ""
             untested[str(reason)].append(f"{row.name} {column.heading}{figure}")
@@ -52,12 +62,12 @@ def with_marks(table: Table) -> Table:
     if not tested and not untested:
         return table
     corrected = holm([p for *_, p in tested.values()])
-    done = {
+    compared = {
         place: Comparison(baseline, test, p, p_holm, mark if p_holm < LEVEL else "")
         for (place, (baseline, mark, test, p)), p_holm in zip(tested.items(), corrected, strict=True)
     }
     rows = [
-        replace(row, cells=tuple(marked(cell, done, i, j) for j, cell in enumerate(row.cells)))
+        replace(row, cells=tuple(marked(cell, compared, i, j) for j, cell in enumerate(row.cells)))
         for i, row in enumerate(table.rows)
     ]
     notes = [f"{RULE} Tests in this table: {len(tested)}, p corrected by Holm for as many."]
@@ -85,7 +95,7 @@ def opponents(rows: Sequence[Row]) -> Iterator[tuple[Place, Row]]:
                     yield Place(i, j, k), rows[best]
 
 
-def tested_cell(metric: str, select: str, ours: Cell, theirs: Cell) -> tuple[str, str, float]:
+def tested_cell(metric: str, select: str, ours: Cell, theirs: Cell, done: Done) -> tuple[str, str, float]:
     """(mark, test, p): over the common seeds where there are two, otherwise over the examples of one pair of runs.
 
     Raises:
@@ -99,11 +109,13 @@ def tested_cell(metric: str, select: str, ours: Cell, theirs: Cell) -> tuple[str
         p = paired_t(*([runs[seed].scores[metric] for seed in common] for runs in (a, b)))
         return SEEDS, f"paired t-test, {len(common)} seeds", p
     first, second = (a[common[0]], b[common[0]]) if common else (ours.runs[0], theirs.runs[0])
-    pair = pair_up(metric, select, (first.path, first.record), (second.path, second.record))
-    test, p = pair.test()
+    pair = metric, select, first.path, second.path
+    if pair not in done:
+        done[pair] = pair_up(metric, select, (first.path, first.record), (second.path, second.record)).test()
+    test, p = done[pair]
     return EXAMPLES, f"{test}; seeds {first.key['seed']} and {second.key['seed']}", p
 
 
-def marked(cell: Cell, done: dict[Place, Comparison], i: int, j: int) -> Cell:
-    values = [replace(value, comparison=done.get(Place(i, j, k))) for k, value in enumerate(cell.values)]
+def marked(cell: Cell, compared: dict[Place, Comparison], i: int, j: int) -> Cell:
+    values = [replace(value, comparison=compared.get(Place(i, j, k))) for k, value in enumerate(cell.values)]
     return replace(cell, values=tuple(values))

@@ -24,7 +24,6 @@ from typing import Any
 from urllib.parse import quote
 
 from adalora_repro import __version__
-from adalora_repro.errors import InputError
 from adalora_repro.tables.base import (
     DATA_SOURCES,
     Cell,
@@ -45,7 +44,8 @@ from adalora_repro.tables.base import (
 from adalora_repro.tables.curves import losses
 from adalora_repro.tables.drawing import Records, run_link, run_name
 from adalora_repro.tables.layout import Sheet, budgets_of, command, filled_columns, fixed, plural, sheet_of
-from adalora_repro.tables.marks import with_marks
+from adalora_repro.tables.marks import Done, with_marks
+from adalora_repro.tables.out import check, form_of
 from adalora_repro.tables.render import clean, escape_html, html_notes, html_table, html_values
 from adalora_repro.tables.status import HEADINGS, SYMBOLS, State, first_line, state_of
 
@@ -61,23 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def place(request: Request) -> str:
-    """``--out``, or report.html in the folder of results; an earlier page is replaced, another file is not.
+    """``--out``, or report.html in the folder of results; an earlier page needs no ``--overwrite``.
 
     Raises:
-        InputError: something else is there, or what cannot be read.
+        InputError: something else is there, or what cannot be written.
     """
-    path = Path(request.args.out) if request.args.out else request.results / FILE
-    if path.is_dir():
-        raise InputError(f"--out: '{path}' is a folder")
-    try:
-        with path.open("rb") as file:
-            if GENERATOR.encode() not in file.read(1000):
-                raise InputError(f"--out: '{path}' is no page of this program and stays as it is: name another file")
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # of a folder that is none, writing says more
-    except OSError as error:
-        raise InputError(f"--out: cannot read what is there, '{path}': {error.strerror}") from None
-    return str(path)
+    out = request.args.out or str(request.results / FILE)
+    form_of("html", out, ["html"])
+    check(out, request.args.overwrite, GENERATOR.encode())
+    return out
 
 
 def make(request: Request) -> tuple[str, list[str]]:
@@ -91,9 +83,9 @@ def make(request: Request) -> tuple[str, list[str]]:
     specs = [request.specs[name] for name in sorted(request.specs, key=paper_order)]
     sections = [request.reports[name] for name in sorted(request.reports, key=paper_order)]
     scopes = scopes_of(found, request, specs[0])
-    parts = []
+    parts, tests = [], Done()
     for number, scope in enumerate(scopes):
-        tables = [with_marks(compile_table(spec, found, scope)) for spec in specs]
+        tables = [with_marks(compile_table(spec, found, scope), tests) for spec in specs]
         refused += [line for table in tables for line in table.refused]
         parts.append(scope_part(f"s{number}", scope, tables, sections, found, states, data))
     refused = list(dict.fromkeys(refused))

@@ -49,7 +49,8 @@ TELLING = 0.9
 INTRODUCTION = """\
 # Are the paper's figures possible?
 
-Written by `adalora-report check-paper --out docs/paper-check.md` from the CSV files in `adalora_repro/tables/paper`.
+Written by `adalora-report check-paper --overwrite --out docs/paper-check.md` from the CSV files in
+`adalora_repro/tables/paper`.
 
 The accuracy of one run on N examples is k/N. A mean of n runs is k/(nN), with an integer k, and a printed figure is
 possible as such a mean where some k rounds to it. The paper says of Table 1: "We report mean of 5 runs using different

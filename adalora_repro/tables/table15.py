@@ -19,6 +19,7 @@ from adalora_repro.cost_record import CostRecord
 from adalora_repro.errors import one_of
 from adalora_repro.tables.base import METHOD_NAMES, Report, Request, Scope, number, paper_rows
 from adalora_repro.tables.layout import NONE, OURS, PAPER, Block, Line, Part, Sheet, command, plural
+from adalora_repro.tables.out import add_format, form_of
 from adalora_repro.tables.render import FORMATS, html_notes, html_table, render_sheet, to_csv
 
 TITLE = "Reproduction of Table 15, cost of training"
@@ -69,21 +70,22 @@ Found = Mapping[Row, Mapping[Condition, Shown]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", metavar="NAME", help="default: the paper's, or the only one with measurements")
-    parser.add_argument("--format", choices=FORMATS, default="markdown", help="default: %(default)s")
+    add_format(parser, FORMATS)
     parser.add_argument("--only-filled", action="store_true", help="leave out rows without a measurement")
 
 
 def make(request: Request) -> tuple[str, list[str]]:
-    records, refused = cost_record.read_all(request.results)
     args = request.args
+    form = form_of(args.format, args.out, FORMATS)
+    records, refused = cost_record.read_all(request.results)
     backbone, said = choose_backbone(args.backbone, [record for _, record in records])
     found = sort_in((path, record) for path, record in records if record.key["backbone"] == backbone)
     rows = rows_of(found, args.only_filled)
     scope = Scope(backbone, data_of(found), results=request.results)
-    if args.format == "csv":
+    if form == "csv":
         return to_csv(FIELDS, long_rows(rows, found, scope)), refused
     commands = [] if args.only_filled else commands_of(found, scope)
-    return render_sheet(sheet_of(rows, found, backbone, said, commands), args.format), refused
+    return render_sheet(sheet_of(rows, found, backbone, said, commands), form), refused
 
 
 def common(results: Path) -> str:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -59,6 +60,13 @@ def test_table1(results: Path, capsys: Captured) -> None:
     assert "adalora-run -m task=mnli,sst2,cola,qqp,qnli,rte,mrpc,stsb method=bitfit backbone=minilm data=local" in out
 
 
+def test_version(capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run("--version")
+    assert exit_.value.code == EXIT_OK
+    assert capsys.readouterr().out == f"adalora-report {adalora_repro.__version__}\n"
+
+
 def test_without_results_the_paper_speaks_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
@@ -67,6 +75,8 @@ def test_without_results_the_paper_speaks_alone(
     out = capsys.readouterr().out
     assert "no record yet" in out
     assert "88.86" in out
+    assert run("table1", "--results", "results") == EXIT_OK  # as make says it
+    assert capsys.readouterr().out == out
     assert "ours  " not in out
     assert run("status") == EXIT_OK
     lines = [line for line in capsys.readouterr().out.splitlines() if line]
@@ -100,6 +110,51 @@ def test_out_writes_what_would_be_printed(results: Path, capsys: Captured, form:
     out, err = capsys.readouterr()
     assert (out, err) == ("", "wrote table\n")
     assert Path("table").read_text(encoding="utf-8") == printed
+
+
+@pytest.mark.parametrize(("form", "ending"), list(zip(FORMATS, ("md", "tex", "csv", "html"), strict=True)))
+def test_the_ending_of_out_is_the_form_of_a_table(results: Path, capsys: Captured, form: str, ending: str) -> None:
+    for name in ("table1", "table15"):
+        assert run(name, "--format", form) == EXIT_OK
+        printed = capsys.readouterr().out
+        assert run(name, "--out", f"made/{name}.{ending}") == EXIT_OK
+        assert Path(f"made/{name}.{ending}").read_text(encoding="utf-8") == printed
+
+
+@pytest.mark.parametrize("words", [("table1", "--format", "csv"), ("figure2", "--format", "text"), ("check-paper",)])
+def test_a_file_is_replaced_only_when_told_to(results: Path, capsys: Captured, words: tuple[str, ...]) -> None:
+    assert run(*words) == EXIT_OK
+    printed = capsys.readouterr().out
+    Path("mine").write_text("mine")
+    Path("link").symlink_to("mine")
+    for name in ("mine", "link"):
+        assert run(*words, "--out", name) == EXIT_BAD_INPUT
+        assert f"'{name}' is there already; --overwrite replaces it" in capsys.readouterr().err
+        assert Path("mine").read_text() == "mine"
+    assert run(*words, "--out", "link", "--overwrite") == EXIT_OK
+    assert Path("mine").read_text() == printed
+    assert Path("link").is_symlink()
+
+
+def test_a_record_is_never_replaced(results: Path, capsys: Captured) -> None:
+    record = next(results.rglob("metrics.json"))
+    before = record.read_bytes()
+    Path("t.md").symlink_to(record)
+    for name in (str(record), "t.md"):
+        assert run("table1", "--format", "markdown", "--overwrite", "--out", name) == EXIT_BAD_INPUT
+        assert f"'{name}' is the name of a record" in capsys.readouterr().err
+    assert record.read_bytes() == before
+
+
+def test_a_pipe_is_written_into_and_stays(results: Path, capsys: Captured) -> None:
+    assert run("table1") == EXIT_OK
+    printed = capsys.readouterr().out
+    os.mkfifo("pipe")
+    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert run("table1", "--out", "pipe") == EXIT_OK
+    assert os.read(reader, 1_000_000).decode() == printed
+    os.close(reader)
+    assert stat.S_ISFIFO(os.stat("pipe").st_mode)
 
 
 def test_results_folder_elsewhere(results: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -162,6 +217,16 @@ def test_select_best_data_and_protocol(results: Path, capsys: Captured) -> None:
         (["table1", "--backbone", "minilmm"], ["unknown backbone 'minilmm'", "minilm", "deberta-v3-base"]),
         (["status", "--backbone", "minilmm"], ["unknown backbone 'minilmm'"]),
         (["table1", "--results", "nowhere"], ["no folder 'nowhere'"]),
+        (["table1", "--results", "results/runs"], ["'results/runs' holds no runs/, cost/ or sweeps/"]),
+        (["table15", "--results", "."], ["'.' holds no runs/, cost/ or sweeps/"]),
+        (["status", "--results", "."], ["'.' holds no runs/, cost/ or sweeps/"]),
+        (["table1", "--out", "t"], ["unknown ending of --out (or say --format) ''", ".md, .tex, .csv, .html"]),
+        (["table1", "--out", "t.svg"], ["'.svg'", ".md, .tex, .csv, .html"]),
+        (["table1", "--format", "csv", "--out", "t.pdf"], ["'t.pdf' is no name for csv; valid endings: .csv"]),
+        (["table15", "--format", "csv", "--out", "t.md"], ["'t.md' is no name for csv; valid endings: .csv"]),
+        (["compare", "a", "b", "--out", "cost.json", "--overwrite"], ["'cost.json' is the name of a record"]),
+        (["table1", "--out", "results", "--format", "csv"], ["'results' is a folder"]),
+        (["table1", "--out", "a/b/t.md"], ["cannot write 'a/b/t.md'", "no folder '"]),
         (["table1", "--out", "/dev/null/t.md"], ["cannot write '/dev/null/t.md'"]),
         (["table1", "--colour"], ["--colour"]),
         (["table1", "--back", "minilm"], ["--back"]),
@@ -192,7 +257,7 @@ def test_a_failing_write_keeps_the_old_table(results: Path, monkeypatch: pytest.
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        assert run("table1", "--out", "t.md") == EXIT_BAD_INPUT
+        assert run("table1", "--out", "t.md", "--overwrite") == EXIT_BAD_INPUT
     assert "No space left on device" in capsys.readouterr().err
     assert Path("t.md").read_text() == "old"
     assert sorted(os.listdir()) == ["results", "t.md"]

@@ -24,6 +24,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.records import RecordError
 from adalora_repro.tables import table15
 from adalora_repro.tables.base import Request, paper_rows
+from adalora_repro.tables.out import add_out
 
 ROOT = Path(planning.__file__).parents[1]
 
@@ -247,6 +248,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("key.against", "bitfit", "methods are"),
     ("methods.lora.mean_s", float("nan"), "methods.lora.mean_s is nan"),
     ("methods.lora.peak_memory", 0, "peak_memory is 0"),
+    ("methods.lora.epoch_s", 10**400, "methods.lora.epoch_s is 1000"),
     ("methods.adalora", [], "methods.adalora has no budget"),
     ("pairs", [], "no pairs"),
     ("pairs", [pair(1.0, -1.0)], "pairs[0].seconds.lora is -1.0"),
@@ -312,6 +314,7 @@ def test_a_committed_run_keeps_its_folder(hydra: None, monkeypatch: pytest.Monke
 def report(results: Path, *words: str) -> str:
     parser = argparse.ArgumentParser()
     table15.add_arguments(parser)
+    add_out(parser)
     text, refused = table15.REPORT.make(Request(parser.parse_args(words), {}, results))
     assert not refused
     assert isinstance(text, str)

@@ -128,6 +128,7 @@ def test_figure3_reads_encoders_and_decoders(tmp_path: Path) -> None:
         ({"encoder.0.query": 3}, "names no matrix"),
         ({"encoder.0.q": True}, "rank of encoder.0.q is True"),
         ({"encoder.0.q": -1}, "rank of encoder.0.q is -1"),
+        ({"encoder.0.q": 10**400}, "rank of encoder.0.q is 1000"),
         (None, "has no ranks"),
     ],
 )
@@ -234,6 +235,9 @@ def test_every_form(results: Path, capsys: Captured, name: str) -> None:
     [
         (["figure1", "--out", "figure.gif"], ["'.gif'", ".svg", ".png", ".pdf", ".csv", "--format"]),
         (["figure1", "--out", "figure"], ["ending of --out", ".svg"]),
+        (["figure2", "--format", "svg", "--out", "x.pdf"], ["'x.pdf' is no name for svg", "valid endings: .svg"]),
+        (["figure2", "--out", "x.tex"], ["'.tex'", ".svg"]),
+        (["figure2", "--out", "results/torn.json", "--format", "svg"], ["'results/torn.json' is there already"]),
         (["figure1", "--task", "cola", "--format", "svg"], ["nothing to draw"]),  # the sweep is MNLI's
         (["figure1", "--task", "squad"], ["squad", "mnli"]),
         (["figure2", "--format", "png"], ["--out FILE"]),

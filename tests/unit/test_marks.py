@@ -13,7 +13,7 @@ from fake_records import make, save
 
 from adalora_repro.errors import InputError
 from adalora_repro.records import RunRecord, read_all, write_files
-from adalora_repro.tables import layout, render, table1, table2, table3
+from adalora_repro.tables import layout, marks, render, table1, table2, table3
 from adalora_repro.tables.base import Comparison, Scope, Spec, Table, compile_table
 from adalora_repro.tables.compare import BOOTSTRAP, MCNEMAR, compare, evaluated_on, pair_up
 from adalora_repro.tables.marks import with_marks
@@ -156,6 +156,18 @@ def test_a_dagger_is_a_test_over_examples_of_one_pair(tmp_path: Path) -> None:
     assert r"$^{\dagger}$" in latex
     assert "†" not in latex
     assert "<sup>†</sup>" in render.render(table, "html")
+
+
+def test_a_pair_of_runs_that_several_tables_share_is_tested_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glue_run(tmp_path, "mrpc", LABELS, BAD)
+    glue_run(tmp_path, "mrpc", LABELS, GOOD, method="adalora")
+    table = compile_table(table1.SPEC, read_all(tmp_path)[0], Scope("minilm", "local", results=tmp_path))
+    done = marks.Done()
+    first = with_marks(table, done)
+    monkeypatch.delattr(marks, "pair_up")
+    assert with_marks(table, done) == first != table
 
 
 def test_csv_names_baseline_test_and_both_p(tmp_path: Path) -> None:

@@ -226,13 +226,16 @@ def test_it_replaces_its_own_page_and_no_other_file(results: Path, capsys: Captu
         Path("notes.html").write_text(content)
         capsys.readouterr()
         assert report.main(["html", "--out", "notes.html"]) == EXIT_BAD_INPUT
-        assert "'notes.html' is no page of this program" in capsys.readouterr().err
+        assert "'notes.html' is there already; --overwrite" in capsys.readouterr().err
         assert Path("notes.html").read_text() == content
     assert report.main(["html", "--out", "results"]) == EXIT_BAD_INPUT
     assert "'results' is a folder" in capsys.readouterr().err
     Path("loop.html").symlink_to("loop.html")
     assert report.main(["html", "--out", "loop.html"]) == EXIT_BAD_INPUT
-    assert "cannot read what is there, 'loop.html'" in capsys.readouterr().err
+    assert "cannot write 'loop.html'" in capsys.readouterr().err
+    assert report.main(["html", "--out", "page.pdf"]) == EXIT_BAD_INPUT
+    assert "'page.pdf' is no name for html; valid endings: .html" in capsys.readouterr().err
+    assert report.main(["html", "--out", "notes.html", "--overwrite"]) == EXIT_OK
     assert report.main(["html", "--out", "made/page.html"]) == EXIT_OK
     assert page.GENERATOR in Path("made/page.html").read_text()
     assert sorted(os.listdir("made")) == ["page.html"]

@@ -105,7 +105,7 @@ def test_the_page_is_what_the_command_writes(tmp_path: Path, capsys: pytest.Capt
     assert report.main(["check-paper", "--out", str(tmp_path / "page.md")]) == 0
     page = (ROOT / "docs" / "paper-check.md").read_text(encoding="utf-8")
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == page, (
-        "run: adalora-report check-paper --out docs/paper-check.md"
+        "run: adalora-report check-paper --overwrite --out docs/paper-check.md"
     )
     capsys.readouterr()
     assert report.main(["check-paper"]) == 0

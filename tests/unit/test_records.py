@@ -93,6 +93,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("params.method", True, "params.method is True"),
         ("params.method", -1, "params.method is -1"),
         ("params.method", 1.5, "params.method is 1.5"),
+        ("params.method", 10**400, "params.method is 1000"),
         ("params", [], "params is not an object"),
         ("rank_pattern", [1], "rank_pattern is not an object"),
     ],
