@@ -33,14 +33,14 @@ def add_format(parser: argparse.ArgumentParser, forms: Sequence[str]) -> None:
 
 
 def form_of(form: str | None, out: str | None, forms: Sequence[str]) -> str:
-    """``form`` (``--format``), or the one of ``forms`` that the ending of ``out`` names; the first where neither is.
+    """``form`` (``--format``), or the one of ``forms`` that the ending of ``out`` names; without an ending the first.
 
     Raises:
         InputError: the ending names none of them, or another one than ``form``.
     """
-    if out is None or is_device(out):
+    suffix = "" if out is None or is_device(out) else Path(out).suffix.lower()
+    if out is None or not suffix:
         return form or forms[0]
-    suffix = Path(out).suffix.lower()
     named = ENDINGS.get(suffix)
     if form is None and named not in forms:
         raise one_of("ending of --out (or say --format)", suffix, endings(forms))
@@ -89,7 +89,8 @@ def check(out: str, overwrite: bool, own: bytes | None = None) -> None:
         if is_device(out) or (overwrite and path.exists()):
             return
         with open(out, "rb") as file:
-            if own is None or own not in file.read(1000):
+            start = file.read(1000)
+            if start and (own is None or own not in start):  # an empty file has nothing to lose
                 raise InputError(f"--out: '{out}' is there already; --overwrite replaces it")
     except FileNotFoundError:
         if not path.parent.parent.is_dir():
