@@ -99,10 +99,6 @@ class StopSignal:
             self._deferred = False
 
     @property
-    def requested(self) -> bool:
-        return self._received is not None
-
-    @property
     def waiting_s(self) -> float:
         """Seconds since the signal came; 0 without one."""
         return 0.0 if self._received is None else time.monotonic() - self._when

@@ -93,12 +93,9 @@ def real(value: Any) -> float | None:
 
 
 def seconds_left(record: RunRecord, updated: float, now: float) -> float | None:
-    """Time to the last step: the run's own seconds per step, else what its steps took since it started."""
+    """Time to the last step, by the run's own seconds per step; None before it has one."""
     step, total = real(record.progress.get("step")), real(record.progress.get("total_steps"))
-    started = real(record.progress.get("started"))
     per_step = real(record.time.get("s_per_step"))
-    if per_step is None and started is not None and step:
-        per_step = (updated - started) / step
     if not step or total is None or per_step is None or per_step < 0:
         return None
     return max(0.0, (total - step) * per_step - max(0.0, now - updated))  # a clock may have been set back
