@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import random
 import re
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from fake_records import GLUE, make
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adalora_repro.lock import Lock
 from adalora_repro.records import RunRecord
 from adalora_repro.tables import base, layout, render, status
 from adalora_repro.tables.base import Cell, Scope, Table, Value, choose_scope, compile_table, mean_sd, paper_rows
@@ -583,18 +585,30 @@ def running(**progress: Any) -> RunRecord:
         ({"host": "elsewhere", "updated": NOW - 601}, False, "interrupted"),
         ({"updated": NOW - 601}, True, "running"),  # a slow evaluation, but its process is there
         ({"updated": NOW - 599}, True, "running"),
-        ({"pid": "seven"}, False, "running"),
+        ({"updated": NOW - 599}, None, "running"),  # the lock is of an earlier boot
+        ({"updated": NOW - 601}, None, "interrupted"),
     ],
 )
-def test_running_means_heard_of_and_alive(progress: dict[str, Any], alive: bool, expected: str) -> None:
-    state = status.state_of(Path("x"), running(**progress), NOW, "here", lambda pid: alive)
+def test_running_means_heard_of_and_alive(progress: dict[str, Any], alive: bool | None, expected: str) -> None:
+    state = status.state_of(Path("x"), running(**progress), NOW, "here", lambda folder: alive)
     assert state.status == expected
+
+
+def test_a_run_of_this_host_lives_as_long_as_its_lock(tmp_path: Path) -> None:
+    """Its process id says nothing: after a restart, or in a container, another process may have it."""
+    path, record = tmp_path / "metrics.json", running(pid=os.getpid())
+    assert status.state_of(path, record, NOW, "here").status == "interrupted"
+    lock = Lock(tmp_path)
+    lock.take(print)
+    assert status.state_of(path, record, NOW + 601, "here").status == "running"
+    lock.release()
+    assert status.state_of(path, record, NOW, "here").status == "interrupted"
 
 
 def test_only_running_can_be_interrupted() -> None:
     for word in ("ok", "failed", "cancelled"):
         record = make(status=word, progress={"host": "here", "pid": 7, "updated": 0})
-        assert status.state_of(Path("x"), record, NOW, "here", lambda pid: False).status == word
+        assert status.state_of(Path("x"), record, NOW, "here", lambda folder: False).status == word
 
 
 def test_time_left() -> None:
