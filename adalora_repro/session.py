@@ -85,17 +85,17 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
     if not plan.cfg.force and (score := world.on_main(lambda: finished(plan))):
         print(f"already done: {plan.folder} ({score}); force=true runs it again")
         return EXIT_OK
-    for note in plan.notes:
-        tell(f"adalora-run: note: {note}")
     provenance.reset_peak_memory()
     loop = build(plan, world)  # nothing on disk has changed when this fails
     plan, folder = loop.plan, plan.folder
+    state, problems = (None, []) if plan.cfg.force else checkpoint.load(folder, plan.key["hash"])
+    for note in plan.notes:  # not before: a refusal is one line
+        tell(f"adalora-run: note: {note}")
     if plan.provisional:
         tell(
             f"adalora-run: note: {len(loop.data.train):,} training examples, {plan.steps_per_epoch:,} steps an epoch, "
             f"T = {plan.total_steps:,}"
         )
-    state, problems = (None, []) if plan.cfg.force else checkpoint.load(folder, plan.key["hash"])
     for problem in problems:
         tell(f"adalora-run: {problem}")
     if len({*world.gathered([None if state is None else state["t"]])}) > 1:
