@@ -17,6 +17,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.records import write_atomic
 
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
+FILES = ("checkpoint.new.pt", *NAMES)  # the newest first
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -36,36 +37,46 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load(folder: Path, run_hash: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest readable checkpoint (None: there is none) and a line for each file that could not be read.
+    """The newest checkpoint that is whole (None: there is none) and a line for each damaged file.
 
     Raises:
-        InputError: a checkpoint belongs to another configuration.
+        InputError: a checkpoint belongs to another configuration, or the disk does not give it: it may be whole.
+        MemoryError, RuntimeError: no memory for it.
     """
-    problems = []
-    for name in ("checkpoint.new.pt", *NAMES):
+    problems: list[str] = []
+    for name in FILES:
         path = folder / name
-        if not path.exists():
-            continue
         try:
-            with zipfile.ZipFile(path) as archive:
+            content = path.read_bytes()  # all of it first: what goes wrong from here on is the file's own
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be read ({error.strerror}) and stays as it is: repeat the command when it can be, or "
+                "force=true starts over beside it"
+            ) from None
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 if damaged := archive.testzip():  # torch does not look at the sums that it writes
                     raise zipfile.BadZipFile(damaged)
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             found = state["hash"]
         except Exception as error:  # torch.load raises anything on a damaged file
-            problems.append(f"{path} cannot be read ({type(error).__name__}), trying the one before")
+            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's is a RuntimeError
+                raise
+            problems.append(f"{path} cannot be read ({type(error).__name__})")
             continue
         if found != run_hash:
             raise InputError(
                 f"{path} is from another configuration ({found}, this one is {run_hash}); move it away to start over"
             )
-        return state, problems
+        return state, [f"{problem}, trying the one before" for problem in problems]
     return None, problems
 
 
 def remove(folder: Path) -> None:
-    """A finished run needs none."""
-    for name in ("checkpoint.new.pt", *NAMES):
+    """A finished run needs none of its own; those of a run that was started over stay, under numbered names."""
+    for name in FILES:
         (folder / name).unlink(missing_ok=True)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adalora_repro.world import World
 
 EVALUATION_LINE_S = 60.0  # between the lines that a long evaluation prints where there is no bar
-HEARTBEAT_S = 60.0  # a running record is renewed at least this often, at the next logged step or evaluated batch
+HEARTBEAT_S = 60.0  # a running record is renewed at least this often, at the next step or evaluated batch
 AGREE_S = 1.0  # about how often several processes ask each other whether one was asked to stop
 AGREE_CALLS = 100  # and at least once in so many steps or evaluated batches
 GRACE_S = 10.0  # how long an evaluation may go on when the run was asked to stop: schedulers kill after half a minute
@@ -97,10 +97,6 @@ class StopSignal:
             yield
         finally:
             self._deferred = False
-
-    @property
-    def requested(self) -> bool:
-        return self._received is not None
 
     @property
     def waiting_s(self) -> float:
@@ -236,9 +232,12 @@ class Watch:
         self._publish()
         self._published = time.perf_counter()
 
+    def due(self) -> bool:
+        return time.perf_counter() - self._published > HEARTBEAT_S
+
     def beat(self) -> None:
         """The same, if it is due."""
-        if time.perf_counter() - self._published > HEARTBEAT_S:
+        if self.due():
             self.publish()
 
     def stopping(self) -> bool:

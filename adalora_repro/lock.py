@@ -231,18 +231,23 @@ def look(path: Path) -> Found | None:
     return Found(content, _parse(content), flocked)
 
 
+def alive(folder: Path) -> bool | None:
+    """Whether a process trains in the run's folder: a quick look. None where only watching can tell."""
+    try:
+        found = look(folder / NAME)
+    except OSError:
+        return None
+    return False if found is None else found.alive
+
+
 def held(folder: Path, sure: bool = False) -> bool:
-    """Whether a process trains in the run's folder: a quick look.
+    """The same, with an answer in any case.
 
     Args:
         sure: count only what is certain. A lock of another machine may be a dead holder's; it counts otherwise.
     """
-    try:
-        found = look(folder / NAME)
-    except OSError:
-        return not sure
-    alive = False if found is None else found.alive
-    return not sure if alive is None else alive
+    found = alive(folder)
+    return not sure if found is None else found
 
 
 def _remove(path: Path, content: bytes) -> None:

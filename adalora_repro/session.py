@@ -36,6 +36,7 @@ from adalora_repro.world import LostError, World
 #: how long a process waits for another: the main one may tokenize the data meanwhile
 PATIENCE = timedelta(hours=3)
 CONFIG = "config.yaml"
+ERROR = "error.txt"  # the traceback of a run that failed
 SKIPPED = "skipped.json"  # the bad rows that were left out, by split, one line each
 SIZES = ("params", "b_0", "b_T", "n", "r", "d", "wider", "widths")
 BUDGET_FIELDS = (*SIZES, "t_i", "t_f", "delta_t", "mask_events", "gamma")
@@ -85,17 +86,17 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
     if not plan.cfg.force and (score := world.on_main(lambda: finished(plan))):
         print(f"already done: {plan.folder} ({score}); force=true runs it again")
         return EXIT_OK
-    for note in plan.notes:
-        tell(f"adalora-run: note: {note}")
     provenance.reset_peak_memory()
     loop = build(plan, world)  # nothing on disk has changed when this fails
     plan, folder = loop.plan, plan.folder
+    state, problems = (None, []) if plan.cfg.force else checkpoint.load(folder, plan.key["hash"])
+    for note in plan.notes:  # not before: a refusal is one line
+        tell(f"adalora-run: note: {note}")
     if plan.provisional:
         tell(
             f"adalora-run: note: {len(loop.data.train):,} training examples, {plan.steps_per_epoch:,} steps an epoch, "
             f"T = {plan.total_steps:,}"
         )
-    state, problems = (None, []) if plan.cfg.force else checkpoint.load(folder, plan.key["hash"])
     for problem in problems:
         tell(f"adalora-run: {problem}")
     if len({*world.gathered([None if state is None else state["t"]])}) > 1:
@@ -116,8 +117,11 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
     def prepare() -> None:  # every process has read the checkpoint when the main one gets here
         if lock is not None:
             lock.check()
-        if state is None:
-            _set_aside(folder)
+        if state is None and (saved := _set_aside(folder)):
+            tell(
+                f"starting {folder} over at step 0 of {plan.total_steps:,}; the checkpoints that were there stay until "
+                f"you remove them: {', '.join(saved)}"
+            )
         _write_settings(loop)
         loop.before_write = before_write
 
@@ -154,7 +158,7 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
         if world.main:
             loop.before_write()
             with suppress(OSError):
-                (folder / "error.txt").write_text(trace)
+                (folder / ERROR).write_text(trace)
     write(status, error)
     if status == "failed" and not together:  # perhaps in this process alone
         complain(f"{status}: {error}  ({folder})", trace)
@@ -162,7 +166,7 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
         tell(f"adalora-run: {status}: {error}  ({folder})")
     elif world.main:
         checkpoint.remove(folder)
-        (folder / "error.txt").unlink(missing_ok=True)  # of an earlier try
+        (folder / ERROR).unlink(missing_ok=True)  # of an earlier try
         found = figures(plan.measured, record.final["metrics"])  # type: ignore[index]
         print(f"done: {found}  ({folder / records.RECORD_NAME})")
     if world.size == 1:
@@ -221,15 +225,22 @@ def _write_settings(loop: Loop) -> None:
         records.write_files(loop.plan.folder, {SKIPPED: loop.data.skipped})
 
 
-def _set_aside(folder: Path) -> None:
-    """A start from step 0 (``force=true``, nothing to resume) keeps what an earlier try left, under numbered names."""
-    taken = [re.fullmatch(r"\w+\.old-(\d+)(\.\w+)?", path.name) for path in folder.iterdir()]
+def _set_aside(folder: Path) -> list[str]:
+    """A start from step 0 (``force=true``, nothing to resume) keeps what an earlier try left, under numbered names.
+
+    Returns:
+        The new names of its checkpoints: they may be large, and nothing removes them.
+    """
+    taken = [re.fullmatch(r"[\w.]+\.old-(\d+)(\.\w+)?", path.name) for path in folder.iterdir()]
     number = 1 + max((int(match[1]) for match in taken if match), default=0)
-    for name in ("log.jsonl", "final", "best", SKIPPED, records.RECORD_NAME):  # the record goes last: it names the rest
+    saved = []
+    # checkpoints go first: none may be resumed without its log; the record goes last: it names the rest
+    for name in (*checkpoint.FILES, "log.jsonl", "final", "best", SKIPPED, ERROR, records.RECORD_NAME):
         path = folder / name
         if path.exists():
-            path.rename(path.with_suffix(f".old-{number}{path.suffix}"))
-    checkpoint.remove(folder)
+            kept = path.rename(path.with_suffix(f".old-{number}{path.suffix}"))
+            saved += [kept.name] if name in checkpoint.FILES else []
+    return saved
 
 
 def _accelerator(cfg: Any) -> Accelerator:

@@ -177,9 +177,11 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
                 loop.evaluation_due = last or loop.t % eval_steps == 0
                 stopping = not last and watch.stopping()
                 save_due = stopping or (not last and loop.t % cfg.save_steps == 0)
-                if not (log_due or loop.evaluation_due or save_due):
+                look_due = log_due or loop.evaluation_due or save_due
+                if not (look_due or watch.due()):
                     continue
-                loop.look()  # waits for the device, so the clock is true; nothing spoilt goes past this line
+                if look_due:  # a heartbeat alone is no place to fail: each process has its own
+                    loop.look()  # waits for the device, so the clock is true; nothing spoilt goes past this line
                 loop.train_s += time.perf_counter() - began
                 if log_due:
                     _log_step(loop, grad_norm, log, watch.progress)

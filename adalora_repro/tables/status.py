@@ -5,7 +5,6 @@ Records are read while runs write them; each is whole (written atomically) and a
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections import Counter, defaultdict
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adalora_repro import lock
 from adalora_repro.records import RunRecord
 from adalora_repro.tables.base import Scope, Spec, Table, compile_table, in_scope, lr_text, rows_wanted
 from adalora_repro.tables.choose import choices
@@ -43,36 +43,25 @@ class State:
     updated: float
 
 
-def this_host_runs(pid: int) -> bool:
-    """Whether a process of this machine has this id (another user's counts)."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
 def state_of(
     path: Path,
     record: RunRecord,
     now: float,
     host: str,
-    alive: Callable[[int], bool] = this_host_runs,
+    alive: Callable[[Path], bool | None] = lock.alive,
 ) -> State:
-    """A record that says running is interrupted when its process here is gone; elsewhere, silent for STALE_S."""
+    """A record of this host that says running is interrupted when nobody has the lock of its folder.
+
+    One of another host, or with a lock that does not tell (of an earlier boot): when it is silent for STALE_S.
+    """
     progress = record.progress
     updated = real(progress.get("updated"))
     if updated is None:
         updated = modified(path)
     status = record.status
     if status == "running":
-        pid = progress.get("pid")
-        if progress.get("host") == host and type(pid) is int and pid > 0:
-            gone = not alive(pid)
-        else:
-            gone = now - updated > STALE_S
+        held = alive(path.parent) if progress.get("host") == host else None
+        gone = now - updated > STALE_S if held is None else not held
         status = "interrupted" if gone else status
     return State(path, record, status, updated)
 
@@ -93,12 +82,9 @@ def real(value: Any) -> float | None:
 
 
 def seconds_left(record: RunRecord, updated: float, now: float) -> float | None:
-    """Time to the last step: the run's own seconds per step, else what its steps took since it started."""
+    """Time to the last step, by the run's own seconds per step; None before it has one."""
     step, total = real(record.progress.get("step")), real(record.progress.get("total_steps"))
-    started = real(record.progress.get("started"))
     per_step = real(record.time.get("s_per_step"))
-    if per_step is None and started is not None and step:
-        per_step = (updated - started) / step
     if not step or total is None or per_step is None or per_step < 0:
         return None
     return max(0.0, (total - step) * per_step - max(0.0, now - updated))  # a clock may have been set back

@@ -789,19 +789,78 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tiny: Cli, stopped:
     done = tiny(*stopped)
     assert done.code == EXIT_OK
     lines = done.err.splitlines()
-    assert f"{newest} cannot be read" in lines[0]
+    assert lines[0] == f"adalora-run: {newest} cannot be read (BadZipFile), trying the one before"
     assert "at step 4 of 6" in lines[1]
     assert _same_as_undisturbed()
 
 
-def test_without_a_readable_checkpoint_it_starts_over(tiny: Cli, stopped: tuple[str, ...]) -> None:
-    for name in checkpoint.NAMES:
-        (only_run().folder / name).write_bytes(b"not a checkpoint")
+@pytest.mark.parametrize("names", [checkpoint.NAMES, checkpoint.NAMES[:1]], ids=["both", "one"])
+def test_without_a_readable_checkpoint_it_starts_over(
+    tiny: Cli, stopped: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    folder = only_run().folder
+    (folder / checkpoint.NAMES[1]).unlink()
+    for name in names:
+        (folder / name).write_bytes(name.encode())
     done = tiny(*stopped)
     assert done.code == EXIT_OK
-    assert done.err.count("cannot be read") == 2
-    assert "resuming" not in done.err
+    kept = [name.replace(".pt", ".old-1.pt") for name in names]
+    assert done.err.splitlines()[: len(names) + 1] == [
+        *(f"adalora-run: {folder / name} cannot be read (BadZipFile)" for name in names),
+        f"starting {folder} over at step 0 of 6; the checkpoints that were there stay until you remove them: "
+        + ", ".join(kept),
+    ]
     assert _same_as_undisturbed()
+    assert sorted(path.name for path in folder.glob("*.pt")) == sorted(kept)
+    assert [(folder / name).read_bytes() for name in kept] == [name.encode() for name in names]
+
+
+def test_a_checkpoint_that_the_disk_does_not_give_is_left_alone(
+    tiny: Cli, stopped: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = only_run().folder / "checkpoint.pt"
+    before = {path.name: path.read_bytes() for path in newest.parent.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", _failing(newest.name, OSError(errno.ESTALE, "Stale file handle")))
+        done = tiny(*stopped)
+    assert done.code == EXIT_BAD_INPUT
+    assert done.err == (
+        f"adalora-run: error: {newest} cannot be read (Stale file handle) and stays as it is: repeat the command when "
+        "it can be, or force=true starts over beside it\n"
+    )
+    assert {path.name: path.read_bytes() for path in newest.parent.iterdir()} == before
+    assert "at step 5 of 6" in tiny(*stopped).err
+
+
+def _failing(name: str, error: Exception) -> Any:
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == name:
+            raise error
+        return read(path)
+
+    return failing
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you …")])
+def test_no_memory_for_a_checkpoint_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    checkpoint.save(tmp_path, {"hash": "0"})
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(type(error)):
+        checkpoint.load(tmp_path, "0")
+
+
+def test_a_checkpoint_that_went_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, {"hash": "0", "t": step})
+    monkeypatch.setattr(Path, "read_bytes", _failing("checkpoint.pt", FileNotFoundError()))
+    assert checkpoint.load(tmp_path, "0") == ({"hash": "0", "t": 1}, [])
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tiny: Cli, stopped: tuple[str, ...]) -> None:
@@ -818,12 +877,25 @@ def test_a_checkpoint_of_another_configuration_is_refused(tiny: Cli, stopped: tu
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_force_starts_over_despite_a_checkpoint(tiny: Cli, stopped: tuple[str, ...]) -> None:
+def test_force_starts_over_and_keeps_what_was_there(tiny: Cli, stopped: tuple[str, ...]) -> None:
+    folder = only_run().folder
+    (folder / "error.txt").write_text("a traceback")  # of a failure before
+    names = (*checkpoint.NAMES, "error.txt")
+    before = [(folder / name).read_bytes() for name in names]
     done = tiny(*stopped, "force=true")
     assert done.code == EXIT_OK
-    assert "resuming" not in done.err
+    assert done.err.startswith(
+        f"starting {folder} over at step 0 of 6; the checkpoints that were there stay until you remove them: "
+        "checkpoint.old-1.pt, checkpoint.previous.old-1.pt\n"
+    )
     assert _same_as_undisturbed()
-    assert not list(only_run().folder.glob("*.pt"))
+    kept = [Path(name).with_suffix(f".old-1{Path(name).suffix}") for name in names]
+    assert [(folder / name).read_bytes() for name in kept] == before
+    assert not [name for name in names if (folder / name).exists()]
+    assert "starting" not in tiny(*stopped, "force=true").err  # a finished run has none
+    assert sorted(path.name for path in folder.glob("*.old-2*")) == [
+        *("best.old-2", "final.old-2", "log.old-2.jsonl", "metrics.old-2.json")
+    ]
 
 
 def test_two_processes_do_not_train_the_same_run(tiny: Cli, stopped: tuple[str, ...]) -> None:

@@ -170,3 +170,21 @@ def test_a_long_evaluation_renews_the_record(tiny: Cli, monkeypatch: pytest.Monk
     assert [progress["step"] for progress in seen] == [3] * 4 + [6] * 4
     times = [progress["updated"] for progress in seen]
     assert times == sorted(set(times))  # one record for each batch
+
+
+def test_steps_renew_the_record_by_the_clock(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only those that are logged, evaluated or saved, which may be an hour apart."""
+    monkeypatch.setattr(console, "HEARTBEAT_S", -1.0)
+    seen = []
+    step = train.step
+
+    def watched(*args: Any) -> Any:
+        seen.append(only_run().record)
+        return step(*args)
+
+    monkeypatch.setattr(train, "step", watched)
+    assert tiny(*COMMAND, "train.log_steps=100", "train.eval_steps=100").code == EXIT_OK
+    assert [record.progress["step"] for record in seen] == [0, 1, 2, 3, 4, 5]
+    spent = [record.time["train_s"] for record in seen]
+    assert spent == sorted(set(spent))  # for the time that is left
+    assert [line["t"] for line in only_run().steps] == [6]

@@ -173,6 +173,7 @@ def test_a_quick_look_at_a_lock_that_says_nothing(tmp_path: Path, text: str) -> 
     (tmp_path / NAME).write_text(text)
     assert held(tmp_path)
     assert not held(tmp_path, sure=True)
+    assert lock.alive(tmp_path) is None
     assert (tmp_path / NAME).read_text() == text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import random
 import re
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from fake_records import GLUE, make
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adalora_repro.lock import Lock
 from adalora_repro.records import RunRecord
 from adalora_repro.tables import base, layout, render, status
 from adalora_repro.tables.base import Cell, Scope, Table, Value, choose_scope, compile_table, mean_sd, paper_rows
@@ -583,35 +585,46 @@ def running(**progress: Any) -> RunRecord:
         ({"host": "elsewhere", "updated": NOW - 601}, False, "interrupted"),
         ({"updated": NOW - 601}, True, "running"),  # a slow evaluation, but its process is there
         ({"updated": NOW - 599}, True, "running"),
-        ({"pid": "seven"}, False, "running"),
+        ({"updated": NOW - 599}, None, "running"),  # the lock is of an earlier boot
+        ({"updated": NOW - 601}, None, "interrupted"),
     ],
 )
-def test_running_means_heard_of_and_alive(progress: dict[str, Any], alive: bool, expected: str) -> None:
-    state = status.state_of(Path("x"), running(**progress), NOW, "here", lambda pid: alive)
+def test_running_means_heard_of_and_alive(progress: dict[str, Any], alive: bool | None, expected: str) -> None:
+    state = status.state_of(Path("x"), running(**progress), NOW, "here", lambda folder: alive)
     assert state.status == expected
+
+
+def test_a_run_of_this_host_lives_as_long_as_its_lock(tmp_path: Path) -> None:
+    """Its process id says nothing: after a restart, or in a container, another process may have it."""
+    path, record = tmp_path / "metrics.json", running(pid=os.getpid())
+    assert status.state_of(path, record, NOW, "here").status == "interrupted"
+    lock = Lock(tmp_path)
+    lock.take(print)
+    assert status.state_of(path, record, NOW + 601, "here").status == "running"
+    lock.release()
+    assert status.state_of(path, record, NOW, "here").status == "interrupted"
 
 
 def test_only_running_can_be_interrupted() -> None:
     for word in ("ok", "failed", "cancelled"):
         record = make(status=word, progress={"host": "here", "pid": 7, "updated": 0})
-        assert status.state_of(Path("x"), record, NOW, "here", lambda pid: False).status == word
+        assert status.state_of(Path("x"), record, NOW, "here", lambda folder: False).status == word
 
 
 def test_time_left() -> None:
-    started = running(started=NOW - 20)
-    assert status.seconds_left(started, NOW, NOW) == pytest.approx(200)
-    assert status.seconds_left(started, NOW, NOW + 50) == pytest.approx(150)
-    assert status.seconds_left(started, NOW, NOW - 50) == pytest.approx(200)  # written by a clock that was ahead
-    assert status.seconds_left(make(progress=started.progress, time={"s_per_step": 1.0}), NOW, NOW) == 100
-    assert status.seconds_left(running(), NOW, NOW) is None
-    assert status.seconds_left(running(step=None, started="x"), NOW, NOW) is None
+    timed = make(progress=running().progress, time={"s_per_step": 2.0})
+    assert status.seconds_left(timed, NOW, NOW) == 200
+    assert status.seconds_left(timed, NOW, NOW + 50) == 150
+    assert status.seconds_left(timed, NOW, NOW - 50) == 200  # written by a clock that was ahead
+    assert status.seconds_left(make(progress=running(step=None).progress, time=timed.time), NOW, NOW) is None
+    assert status.seconds_left(make(progress=timed.progress, time={}), NOW, NOW) is None
     assert [status.duration(s) for s in (5, 125, 7300)] == ["5 s", "2 min", "2 h 01 min"]
 
 
 @pytest.mark.parametrize("junk", [None, "x", [1], {"a": {}}, float("nan"), float("inf"), 10**400, True, -1])
 def test_free_fields_of_a_record_may_hold_anything(junk: Any) -> None:
     """Only the key, the metrics and the counts of a record are checked when it is read."""
-    progress = dict.fromkeys(("step", "total_steps", "updated", "started", "host", "pid"), junk)
+    progress = dict.fromkeys(("step", "total_steps", "updated", "host", "pid"), junk)
     odd = {"time": {"s_per_step": junk}, "data": {"rows": {"train": junk}}, "settings": {"train.epochs": junk}}
     records = [make(**odd), make(variant="b", **odd), make(seed=1, status="running", progress=progress, **odd)]
     found = [(Path(str(i)), record) for i, record in enumerate(records)]
@@ -624,12 +637,12 @@ def test_status_shows_each_state_once() -> None:
     records = [
         make(seed=0),
         make(seed=1),
-        running(host="elsewhere", started=NOW - 20),
+        running(host="elsewhere"),
         make(status="failed", error="loss is nan\nTraceback", seed=3),
         make(status="cancelled", method="adalora"),
         make(task="rte", method="dora", status="failed", error="\x1b[31mred"),
     ]
-    records[2].key["seed"] = 2
+    records[2].key["seed"], records[2].time = 2, {"s_per_step": 2.0}
     found = [(Path(f"r/{i}"), record) for i, record in enumerate(records)]
     text = status.render_status([(SPEC, SCOPE)], found, NOW, "here")
     lines = {line.split("  ")[0]: line for line in text.splitlines()}
