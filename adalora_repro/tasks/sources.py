@@ -73,8 +73,8 @@ def check(cfg: DictConfig, rules: RowRules) -> None:
     """What can be told about the data without reading them: fails before torch is imported.
 
     Raises:
-        InputError: ``data.dir`` not given or missing, a split's file missing, unreadable or empty, its first row
-            without a column; a sample size below 1; a task that ``data=sample`` has no text for.
+        InputError: ``data.dir`` not given or missing, a split's file missing, there twice, unreadable or empty, its
+            first row without a column; a sample size below 1; a task that ``data=sample`` has no text for.
     """
     source = cfg.data.source
     if source == "local":
@@ -275,11 +275,13 @@ def _file(cfg: DictConfig, split: str) -> Path:
     root = Path(cfg.data.dir).expanduser()
     if not root.is_dir():
         raise InputError(f"data.dir={cfg.data.dir}: no such folder")
-    for suffix in SUFFIXES:
-        path = root / cfg.task.name / f"{split}{suffix}"
-        if path.is_file():
-            return path
-    raise InputError(f"{root / cfg.task.name / (split + SUFFIXES[0])}: no such file; it must hold {FORMAT}")
+    paths = [root / cfg.task.name / f"{split}{suffix}" for suffix in SUFFIXES]
+    found = [path for path in paths if path.is_file()]
+    if not found:
+        raise InputError(f"{paths[0]}: no such file; it must hold {FORMAT}")
+    if len(found) > 1:  # one of them may be older
+        raise InputError(f"{' and '.join(map(str, found))} both hold the {split} split; move one away")
+    return found[0]
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
