@@ -343,6 +343,7 @@ def _check_values(cfg: DictConfig) -> None:
         "task.num_beams",
         "budget.params",
         "cost.steps",
+        *(f"task.rows.{split}" for split in cfg.task.rows),
     ]
     fractions = ["optim.beta1", "optim.beta2", "task.classifier_dropout"]
     not_negative = [
@@ -355,6 +356,10 @@ def _check_values(cfg: DictConfig) -> None:
     ]
     not_negative += ["task.stride", "task.min_target_length", "task.no_repeat_ngram_size"]
     _check_numbers(cfg, positive, not_negative, fractions)
+    for name in {"num_hidden_layers", "encoder_layers", "decoder_layers"} & cfg.backbone.architecture.keys():
+        layers = cfg.backbone.architecture[name]
+        if not isinstance(layers, int) or layers < 1:
+            raise InputError(f"backbone.architecture.{name} must be a positive number of layers, not {layers}")
     choices = {
         "train.precision": ("fp32", "bf16"),
         "train.padding": ("longest", "max_length"),
