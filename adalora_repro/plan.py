@@ -371,11 +371,20 @@ def _check_values(cfg: DictConfig) -> None:
         "budget.match": ("label", "params"),
         "launch": LAUNCHES,
         "measure": ("score", "cost"),
+        "backbone.source": ("hub", "package", "random"),
+        "backbone.tokenizer": ("hub", "package", "bytes"),
         "backbone.weights": ("pretrained", "random"),
     }
     for name, valid in choices.items():
         if OmegaConf.select(cfg, name) not in valid:
             raise one_of(name, OmegaConf.select(cfg, name), valid)
+    backbone = cfg.backbone
+    where = "package" if backbone.source == "package" else "hub"
+    if (backbone.source, backbone.tokenizer) != ("random", "bytes") and backbone[where] is None is backbone.path:
+        raise InputError(
+            f"backbone.{where} is not set, which backbone.source={backbone.source} with "
+            f"backbone.tokenizer={backbone.tokenizer} needs; or backbone.path=DIR"
+        )
     if cfg.measure == "score" and cfg.backbone.weights == "random":
         raise InputError("backbone.weights=random has no score worth a record: it is for measure=cost")
     if cfg.train.grad_accumulation > cfg.train.batch_size:
