@@ -226,6 +226,10 @@ WRONG: list[tuple[str, list[str]]] = [
     ("method=lora method.r=-2", ["method.r must be positive, not -2"]),
     ("method=houlsby method.d=0", ["method.d must be positive, not 0"]),
     ("method=pfeiffer method.d=-4", ["method.d must be positive, not -4"]),
+    *[
+        (f"method={method} method.{size}=99999999999", [f"method.{size} must be at most 1048576, not 99999999999"])
+        for method, size in (("lora", "r"), ("svd_lora", "r"), ("adalora", "init_r"), ("houlsby", "d"))
+    ],
     ("method.alpha=0", ["method.alpha must be positive"]),
     ("method.gamma=-1", ["method.gamma must be 0 or more"]),
     ("method.gamma=nan", ["method.gamma must be finite, not nan"]),
