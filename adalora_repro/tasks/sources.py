@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from adalora_repro import hub
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import sample
 
@@ -242,7 +243,8 @@ def _from_hub(cfg: DictConfig, split: str, rules: RowRules) -> Dataset:
 
     task = cfg.task
     try:
-        dataset = load_dataset(task.hub, task.hub_config, split=split, revision=task.revision)
+        with hub.asked():
+            dataset = load_dataset(task.hub, task.hub_config, split=split, revision=task.revision)
     except OSError as error:  # ConnectionError and "not found" are OSErrors, and so is a disk that cannot be written
         if error.errno in DISK_ERRORS:
             raise InputError(f"data=hub: cannot store {task.hub} below HF_HOME: {_first_line(error)}") from None

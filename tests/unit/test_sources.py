@@ -356,6 +356,7 @@ def on_hub(monkeypatch: pytest.MonkeyPatch, answer: Dataset | Exception) -> list
         return answer
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # nobody looks for a connection
     return calls
 
 
