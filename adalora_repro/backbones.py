@@ -11,11 +11,12 @@ import hashlib
 import importlib.metadata
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adalora_repro import hub
 from adalora_repro.errors import InputError, one_of
 
 if TYPE_CHECKING:
@@ -381,8 +382,10 @@ def _from_hub(cfg: DictConfig, load: Any) -> Any:
 
     logging.set_verbosity_error()  # "newly initialized: classifier" is what fine-tuning is
     logging.disable_progress_bar()
+    backbone = cfg.backbone
     try:
-        return load()
+        with nullcontext() if backbone.path is not None or backbone.source == "package" else hub.asked():
+            return load()
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:  # ValueError: not a model's files
         name = cfg.backbone.path or cfg.backbone.hub or cfg.backbone.package
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

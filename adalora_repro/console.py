@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED, InputError
 
 if TYPE_CHECKING:
     from adalora_repro.world import World
@@ -24,13 +24,54 @@ AGREE_S = 1.0  # about how often several processes ask each other whether one wa
 AGREE_CALLS = 100  # and at least once in so many steps or evaluated batches
 GRACE_S = 10.0  # how long an evaluation may go on when the run was asked to stop: schedulers kill after half a minute
 ALONE_S = 15.0  # how long a process with a problem waits for the launcher to end it, because the main one has it too
+LAUNCHERS = "torchrun and accelerate launch set it"
 
 
 def launched() -> tuple[int, int]:
-    """This process's rank and how many there are, as torchrun and accelerate launch say; (0, 1) without them."""
-    if "LOCAL_RANK" not in os.environ:
+    """This process's rank and how many there are, as torchrun and accelerate launch say; (0, 1) without them.
+
+    Raises:
+        SystemExit: a variable says none of this. The line is printed here: who prints others asks first who it is.
+    """
+    if os.environ.get("LOCAL_RANK", "-1") == "-1":
         return 0, 1
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        _number("LOCAL_RANK", 0, 0)
+        size = _number("WORLD_SIZE", 1, 1)
+        return _number("RANK", 0, 0, size - 1), size
+    except InputError as error:
+        print(f"adalora-run: error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT) from None
+
+
+def check_meeting_point() -> None:
+    """Whether a launcher said where several processes meet.
+
+    Raises:
+        InputError: a variable is missing or wrong.
+    """
+    _, processes = launched()
+    if processes == 1:
+        return
+    if not os.environ.get("MASTER_ADDR"):
+        raise InputError(
+            f"environment variable MASTER_ADDR is not set, where {processes} processes (WORLD_SIZE) meet; {LAUNCHERS}"
+        )
+    _number("MASTER_PORT", -1, 1, 65535)
+
+
+def _number(name: str, default: int, least: int, most: int | None = None) -> int:
+    """A launcher's environment variable.
+
+    Raises:
+        InputError: it is no whole number, or out of range.
+    """
+    text = os.environ.get(name, str(default))
+    if text.strip().isdecimal() and least <= int(text) and (most is None or int(text) <= most):
+        return int(text)
+    found = f"is '{text}'" if name in os.environ else "is not set"
+    valid = f"{least} or more" if most is None else f"{least} to {most}"
+    raise InputError(f"environment variable {name} {found}, must be {valid}; {LAUNCHERS}")
 
 
 def tell(text: str) -> None:

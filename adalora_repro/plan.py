@@ -375,6 +375,7 @@ def _check_values(cfg: DictConfig) -> None:
         "task.num_beams",
         "budget.params",
         "cost.steps",
+        *(f"task.rows.{split}" for split in cfg.task.rows),
     ]
     fractions = ["optim.beta1", "optim.beta2", "task.classifier_dropout"]
     not_negative = [
@@ -387,6 +388,10 @@ def _check_values(cfg: DictConfig) -> None:
     ]
     not_negative += ["task.stride", "task.min_target_length", "task.no_repeat_ngram_size"]
     _check_numbers(cfg, positive, not_negative, fractions)
+    for name in {"num_hidden_layers", "encoder_layers", "decoder_layers"} & cfg.backbone.architecture.keys():
+        layers = cfg.backbone.architecture[name]
+        if not isinstance(layers, int) or layers < 1:
+            raise InputError(f"backbone.architecture.{name} must be a positive number of layers, not {layers}")
     choices = {
         "train.precision": ("fp32", "bf16"),
         "train.padding": ("longest", "max_length"),
@@ -398,11 +403,20 @@ def _check_values(cfg: DictConfig) -> None:
         "budget.match": ("label", "params"),
         "launch": LAUNCHES,
         "measure": ("score", "cost"),
+        "backbone.source": ("hub", "package", "random"),
+        "backbone.tokenizer": ("hub", "package", "bytes"),
         "backbone.weights": ("pretrained", "random"),
     }
     for name, valid in choices.items():
         if OmegaConf.select(cfg, name) not in valid:
             raise one_of(name, OmegaConf.select(cfg, name), valid)
+    backbone = cfg.backbone
+    where = "package" if backbone.source == "package" else "hub"
+    if (backbone.source, backbone.tokenizer) != ("random", "bytes") and backbone[where] is None is backbone.path:
+        raise InputError(
+            f"backbone.{where} is not set, which backbone.source={backbone.source} with "
+            f"backbone.tokenizer={backbone.tokenizer} needs; or backbone.path=DIR"
+        )
     if cfg.measure == "score" and cfg.backbone.weights == "random":
         raise InputError("backbone.weights=random has no score worth a record: it is for measure=cost")
     if cfg.train.grad_accumulation > cfg.train.batch_size:

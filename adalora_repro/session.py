@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from transformers import get_linear_schedule_with_warmup
 
 from adalora_repro import backbones, checkpoint, inject, methods, provenance, records, shortcuts
-from adalora_repro.console import Interrupted, StopSignal, complain, launched, tell
+from adalora_repro.console import Interrupted, StopSignal, check_meeting_point, complain, launched, tell
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
 from adalora_repro.lock import Lock, LostLockError
 from adalora_repro.plan import Plan, finished, settle
@@ -246,6 +246,7 @@ def _set_aside(folder: Path) -> list[str]:
 def _accelerator(cfg: Any) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # the run before in a sweep may have had another precision
     _, processes = launched()
+    check_meeting_point()
     device = cfg.train.device
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("train.device=cuda, but torch finds no GPU here; train.device=auto uses the CPU")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from adalora_repro.budgets import Place, fill, wider
@@ -39,11 +40,14 @@ class Adapter(nn.Module):
         d: bottleneck width.
         activation: φ.
         init_std: W ~ N(0, init_std²); biases 0.
+        device: where the weights are made; a plan's are on the meta device.
     """
 
-    def __init__(self, width: int, d: int, activation: Callable[[Tensor], Tensor], init_std: float) -> None:
+    def __init__(
+        self, width: int, d: int, activation: Callable[[Tensor], Tensor], init_std: float, device: torch.device
+    ) -> None:
         super().__init__()
-        self.down, self.up = nn.Linear(width, d), nn.Linear(d, width)
+        self.down, self.up = nn.Linear(width, d, device=device), nn.Linear(d, width, device=device)
         self.activation = activation
         for linear in (self.down, self.up):
             nn.init.normal_(linear.weight, std=init_std)

@@ -52,7 +52,7 @@ class Options(SVDOptions):
         super().__post_init__()
         require_size(self, self.params, "target_r")
         if self.params is None or self.init_r:  # left out, it follows from params
-            require_positive(self, "init_r")
+            require_size(self, None, "init_r")
         require_positive(self, "t_f", "delta_t")
         if self.t_i < 0:
             raise InputError(f"method.t_i must be 0 or more, not {self.t_i}; conf/tuned/ sets it")

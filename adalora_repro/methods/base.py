@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from adalora_repro.backbones import Site
 
 
+LARGEST = 2**20  # rank or width: far beyond any use, and no number of parameters that torch cannot count
+
+
 @dataclass
 class BaseOptions:
     """What every method's YAML has: its id in the tables, its module, and how step counts meet another T.
@@ -74,12 +77,16 @@ def require_positive(options: object, *names: str) -> None:
 
 
 def require_size(options: object, params: int | None, *names: str) -> None:
-    """Raises InputError unless the sizes are set, or left to ``params`` (``budget.match=params``)."""
+    """Raises InputError unless the sizes are set, to no more than ``LARGEST``, or left to ``params``
+    (``budget.match=params``)."""
     if params is None:
-        return require_positive(options, *names)
+        require_positive(options, *names)
     for name in names:
-        if value := getattr(options, name):
+        value = getattr(options, name)
+        if value and params is not None:
             raise InputError(f"method.{name}={value} and budget.match=params both choose the size; leave one out")
+        if value > LARGEST:
+            raise InputError(f"method.{name} must be at most {LARGEST}, not {value}")
 
 
 def require_not_negative(options: object, *names: str) -> None:

@@ -36,7 +36,7 @@ class Method(AdapterMethod):
 
         def behind(site: Site, old: nn.Module) -> nn.Module:
             # swish, as in the released code (fidelity F26)
-            adapter = Adapter(width, self.widths[site.path], F.silu, self.options.init_std)
-            return nn.Sequential(old, adapter.to(model.device))
+            adapter = Adapter(width, self.widths[site.path], F.silu, self.options.init_std, model.device)
+            return nn.Sequential(old, adapter)
 
         replace(model, places, behind)

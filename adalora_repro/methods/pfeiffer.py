@@ -36,7 +36,7 @@ class Method(AdapterMethod):
         places = self.choose_widths(matching(sites, ["ffn_norm"]), width)
 
         def behind(site: Site, norm: nn.Module) -> nn.Module:
-            adapter = Adapter(width, self.widths[site.path], F.relu, self.options.init_std).to(model.device)
+            adapter = Adapter(width, self.widths[site.path], F.relu, self.options.init_std, model.device)
             return nn.Sequential(norm, adapter, norm) if self.norm_twice else nn.Sequential(norm, adapter)
 
         replace(model, places, behind)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adalora_repro.methods._svd import SVDMethod, SVDOptions
-from adalora_repro.methods.base import require_positive
+from adalora_repro.methods.base import require_size
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Options(SVDOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "r")
+        require_size(self, None, "r")
 
 
 class Method(SVDMethod):

@@ -117,7 +117,7 @@ class BaseTask(Task):
     beside the protocol's ``collate``, ``loss``, ``predict`` and ``metrics``.
 
     Raises:
-        InputError: a setting of another family, more text columns than the family reads.
+        InputError: a setting of another family, more text columns than the family reads, a column with two uses.
     """
 
     #: ``encoder`` or ``encoder-decoder``: the backbones that can do it
@@ -145,6 +145,8 @@ class BaseTask(Task):
             raise InputError(f"task.text_columns: {cfg.task.name} reads {wanted}, not {len(cfg.task.text_columns)}")
         self.primary_metric: str = cfg.task.primary_metric
         self.columns = [*(["id"] if self.has_ids else []), *cfg.task.text_columns, cfg.task.label_column]
+        if twice := [name for name in self.columns if self.columns.count(name) > 1]:
+            raise InputError(f"task.text_columns, task.label_column: column '{twice[0]}' cannot be two things at once")
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def row_problem(self, row: dict[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import one_of
+from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import sources
 from adalora_repro.tasks.base import BaseTask, Batch, Evaluation, mapped, pad
 
@@ -22,7 +22,8 @@ class Task(BaseTask):
     """One task of the family, as its YAML in conf/task/ describes it (the protocol: ``tasks/base.py``).
 
     Raises:
-        InputError: a metric of ``task.metrics`` that this family does not know.
+        InputError: a metric of ``task.metrics`` that this family does not know; labels that are neither classes nor
+            scores of a range; a maximum length that leaves no room for text.
     """
 
     architecture = "encoder"
@@ -36,6 +37,13 @@ class Task(BaseTask):
         for name in cfg.task.metrics:
             if name not in METRICS:
                 raise one_of("metric", name, METRICS)
+        bounds, least = list(cfg.task.label_range), 1 + 2 * len(cfg.task.text_columns)
+        if not self.regression and bounds:
+            raise InputError(f"task.label_range={bounds} is for scores (task.num_labels=1), not for classes")
+        if self.regression and not (len(bounds) == 2 and -math.inf < bounds[0] < bounds[1] < math.inf):
+            raise InputError(f"task.label_range={bounds} must be two ascending numbers where task.num_labels is 1")
+        if cfg.task.max_length < least:
+            raise InputError(f"task.max_length={cfg.task.max_length} must be {least} or more: a token of each text")
 
     def row_problem(self, row: dict[str, Any]) -> str | None:
         """A class is an integer in [0, num_labels); a score (num_labels 1) is a number in label_range.

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from adalora_repro import hub
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import sample
 
@@ -73,8 +74,8 @@ def check(cfg: DictConfig, rules: RowRules) -> None:
     """What can be told about the data without reading them: fails before torch is imported.
 
     Raises:
-        InputError: ``data.dir`` not given or missing, a split's file missing, unreadable or empty, its first row
-            without a column; a sample size below 1; a task that ``data=sample`` has no text for.
+        InputError: ``data.dir`` not given or missing, a split's file missing, there twice, unreadable or empty, its
+            first row without a column; a sample size below 1; a task that ``data=sample`` has no text for.
     """
     source = cfg.data.source
     if source == "local":
@@ -242,7 +243,8 @@ def _from_hub(cfg: DictConfig, split: str, rules: RowRules) -> Dataset:
 
     task = cfg.task
     try:
-        dataset = load_dataset(task.hub, task.hub_config, split=split, revision=task.revision)
+        with hub.asked():
+            dataset = load_dataset(task.hub, task.hub_config, split=split, revision=task.revision)
     except OSError as error:  # ConnectionError and "not found" are OSErrors, and so is a disk that cannot be written
         if error.errno in DISK_ERRORS:
             raise InputError(f"data=hub: cannot store {task.hub} below HF_HOME: {_first_line(error)}") from None
@@ -275,11 +277,13 @@ def _file(cfg: DictConfig, split: str) -> Path:
     root = Path(cfg.data.dir).expanduser()
     if not root.is_dir():
         raise InputError(f"data.dir={cfg.data.dir}: no such folder")
-    for suffix in SUFFIXES:
-        path = root / cfg.task.name / f"{split}{suffix}"
-        if path.is_file():
-            return path
-    raise InputError(f"{root / cfg.task.name / (split + SUFFIXES[0])}: no such file; it must hold {FORMAT}")
+    paths = [root / cfg.task.name / f"{split}{suffix}" for suffix in SUFFIXES]
+    found = [path for path in paths if path.is_file()]
+    if not found:
+        raise InputError(f"{paths[0]}: no such file; it must hold {FORMAT}")
+    if len(found) > 1:  # one of them may be older
+        raise InputError(f"{' and '.join(map(str, found))} both hold the {split} split; move one away")
+    return found[0]
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:

@@ -1,10 +1,15 @@
 """The hub path, with a hub cache made here: the files of microsoft/deberta-v3-base (half-precision .bin, spm.model)."""
 
+import errno
 import json
 import os
+import socket
+import ssl
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -18,7 +23,8 @@ from tokenizers.processors import RobertaProcessing
 from transformers import AutoConfig, AutoModelForMaskedLM, BartModel
 from transformers import BartForConditionalGeneration as Bart
 
-from adalora_repro import records
+from adalora_repro import backbones, hub, records
+from adalora_repro.errors import InputError
 from adalora_repro.tasks import sample, summarization
 
 SHRINK = {
@@ -107,6 +113,59 @@ def test_a_backbone_that_is_not_cached_is_one_line_that_says_how_to_run_offline(
     assert "backbone=minilm" in line
 
 
+def test_without_a_connection_the_cache_serves_and_what_it_lacks_is_refused_at_once(monkeypatch, hub_cache, capfd):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
+    monkeypatch.setattr(hub, "AGAIN_S", 0.0)
+    cfg = task_config("rte")
+    cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml"))
+    assert backbones.load_tokenizer(cfg).vocab_size == 127
+    cfg.backbone.hub = "microsoft/another"
+    began = time.monotonic()
+    with pytest.raises(InputError, match="cannot load backbone 'deberta-v3-base'"):
+        backbones.load_tokenizer(cfg)
+    assert time.monotonic() - began < 10  # a minute, were each request tried again
+    assert "thrown while requesting" not in capfd.readouterr().err
+    assert not constants.HF_HUB_OFFLINE
+
+
+def chained(error: Exception) -> Exception:
+    """As HTTP libraries raise it."""
+    outer = RuntimeError("of the library")
+    outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("answers", "reachable"),
+    [
+        (["200"], True),
+        ([chained(socket.gaierror(-2, "Name or service not known"))] * 2, False),
+        ([chained(ConnectionRefusedError())] * 2, False),
+        ([chained(TimeoutError())] * 2, False),
+        ([chained(OSError(errno.ENETUNREACH, "Network is unreachable"))] * 2, False),
+        ([chained(ssl.SSLCertVerificationError())], True),  # somebody is there
+        ([ValueError("no URL")], True),
+        ([chained(ConnectionResetError()), "200"], True),
+    ],
+)
+def test_only_a_connection_that_fails_twice_is_none(monkeypatch, answers, reachable):
+    asked = iter(answers)
+
+    def head(url: str, timeout: float) -> str:
+        assert (url, timeout) == ("https://a.hub", hub.TIMEOUT_S)
+        answer = next(asked)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=head))
+    monkeypatch.setattr(hub, "AGAIN_S", 0.0)
+    assert hub._reachable.__wrapped__("https://a.hub", 0) == reachable
+    assert list(asked) == []
+
+
 def test_weights_of_another_architecture_are_refused(cli, hub_cache, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
     done = cli(*SMALL, "method=lora", "train.max_steps=3", "backbone.architecture.hidden_size=48")
@@ -117,8 +176,6 @@ def test_weights_of_another_architecture_are_refused(cli, hub_cache, monkeypatch
 def test_hub_weights_are_loaded_in_full_precision_and_pinned(monkeypatch):
     import transformers
 
-    from adalora_repro import backbones
-
     cfg = task_config("rte")
     cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml"))
     asked = {}
@@ -128,6 +185,7 @@ def test_hub_weights_are_loaded_in_full_precision_and_pinned(monkeypatch):
         def from_pretrained(**options):
             asked.update(options)
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(backbones, "_auto_model", lambda _: Auto)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda **_: transformers.DebertaV2Config())
     backbones.load_model(cfg)
@@ -273,9 +331,6 @@ def test_a_saved_bart_whose_tokenizer_knows_no_limit_refuses_longer_texts(tmp_pa
 
 
 def test_package_weights_are_checked_by_their_sum(tmp_path, monkeypatch):
-    from adalora_repro import backbones
-    from adalora_repro.errors import InputError
-
     cfg = task_config("rte")
     cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / "minilm.yaml"))
     (tmp_path / "model.safetensors").write_bytes(b"not the published file")

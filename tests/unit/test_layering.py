@@ -17,7 +17,7 @@ CONF = PACKAGE.parent / "conf"
 LAYERS = [
     "__init__",
     "errors",
-    "config budgets processes",
+    "config budgets processes hub",
     "records lock",
     "cost_record",
     "lowrank cluster",

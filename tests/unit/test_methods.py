@@ -102,6 +102,14 @@ def test_count_is_the_plan_and_gradients_reach_exactly_what_trains(backbone, met
     assert all("embeddings" in name or cancels in name for name in silent), silent
 
 
+@pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "lora", "adalora"])
+def test_a_plan_makes_no_weights(method):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    plan.count(resolved("tiny-bert", method))
+    assert torch.equal(torch.get_rng_state(), before)  # none was drawn
+
+
 @pytest.mark.parametrize(("method", "backbone"), LOW_RANK)
 def test_low_rank_methods_start_bit_identical(backbone, method):
     model, plain, _ = injected(backbone, method)

@@ -81,6 +81,14 @@ def test_plain_files_are_read_too(tmp_path: Path) -> None:
     assert sources.train_rows(cfg) == len(load(cfg, "train")) == 3
 
 
+def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
+    cfg = local(tmp_path, "sst2")
+    other = write_jsonl(tmp_path / "sst2" / "validation.jsonl", [GOOD_ROWS["sst2"]], compress=False)
+    with pytest.raises(InputError) as error:
+        check(cfg)
+    assert str(error.value) == f"{other}.gz and {other} both hold the validation split; move one away"
+
+
 BAD_LINES = [
     ("sst2", "{broken", "not JSON"),
     ("sst2", '"text"', "not an object but text"),
@@ -348,6 +356,7 @@ def on_hub(monkeypatch: pytest.MonkeyPatch, answer: Dataset | Exception) -> list
         return answer
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # nobody looks for a connection
     return calls
 
 

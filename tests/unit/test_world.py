@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.nn import Parameter
 
 from adalora_repro import console
-from adalora_repro.errors import EXIT_TERMINATED
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_TERMINATED, InputError
 from adalora_repro.world import LostError, World
 
 
@@ -173,8 +174,54 @@ def test_ranks_are_those_of_a_launcher_only(monkeypatch: pytest.MonkeyPatch) -> 
     assert console.launched() == (3, 4)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("RANK", "abc", "RANK is 'abc', must be 0 to 1"),
+        ("RANK", "2", "RANK is '2', must be 0 to 1"),
+        ("LOCAL_RANK", "x", "LOCAL_RANK is 'x', must be 0 or more"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE is '0', must be 1 or more"),
+    ],
+)
+def test_a_launchers_nonsense_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str, told: str
+) -> None:
+    for variable, good in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", name: value}.items():
+        monkeypatch.setenv(variable, good)
+    with pytest.raises(SystemExit) as end:
+        console.launched()
+    assert end.value.code == EXIT_BAD_INPUT
+    assert capsys.readouterr().err == (
+        f"adalora-run: error: environment variable {told}; torchrun and accelerate launch set it\n"
+    )
+
+
+def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    console.check_meeting_point()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    from adalora_repro import session
+
+    cfg = OmegaConf.create({"train": {"device": "cpu", "precision": "fp32"}})
+    for name, value, told in (
+        ("MASTER_PORT", "1", "MASTER_ADDR is not set, where 2 processes"),
+        ("MASTER_ADDR", "127.0.0.1", ""),
+        ("MASTER_PORT", "70000", "MASTER_PORT is '70000', must be 1 to 65535"),
+    ):
+        monkeypatch.setenv(name, value)
+        if told:
+            with pytest.raises(InputError, match=told):
+                session._accelerator(cfg)
+        else:
+            console.check_meeting_point()
+
+
 def test_a_problem_of_all_is_said_by_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     waited: list[float] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(time, "sleep", waited.append)
     for rank, expected in (("0", "adalora-run: error: x\n"), ("1", "adalora-run: process 1: error: x\ntrace\n")):
         monkeypatch.setenv("LOCAL_RANK", rank)
