@@ -412,7 +412,8 @@ def _check_values(cfg: DictConfig) -> None:
             raise one_of(name, OmegaConf.select(cfg, name), valid)
     backbone = cfg.backbone
     where = "package" if backbone.source == "package" else "hub"
-    if (backbone.source, backbone.tokenizer) != ("random", "bytes") and backbone[where] is None is backbone.path:
+    nowhere = backbone[where] is None and backbone.path is None
+    if nowhere and (backbone.source, backbone.tokenizer) != ("random", "bytes"):
         raise InputError(
             f"backbone.{where} is not set, which backbone.source={backbone.source} with "
             f"backbone.tokenizer={backbone.tokenizer} needs; or backbone.path=DIR"
