@@ -100,8 +100,8 @@ def _main(ledger: Ledger) -> int:
         try:
             outcome = run(cfg, many)
         except (InputError, OmegaConfBaseException) as error:
-            which = f"{' '.join(HydraConfig.get().overrides.task)}: " if many else ""
-            outcome = REFUSED, _refuse(which + (str(error) if isinstance(error, InputError) else explain(error)))
+            which = f" (run: {' '.join(HydraConfig.get().overrides.task)})" if many else ""
+            outcome = REFUSED, _refuse((str(error) if isinstance(error, InputError) else explain(error)) + which)
         except BrokenPipeError:
             if not many:
                 raise

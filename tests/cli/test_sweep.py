@@ -141,7 +141,7 @@ def test_a_failing_run_does_not_stop_the_others(tiny: Cli, monkeypatch: pytest.M
     assert last_line(done) == "sweep: 1 done, 2 failed, 1 refused"
     assert "RuntimeError: a bug" in done.err
     assert "failed: loss is nan" in done.err
-    (line,) = (line for line in done.err.splitlines() if line.endswith(": seed must be 0 or more, not -1"))
+    (line,) = (line for line in done.err.splitlines() if "seed must be 0 or more, not -1 (run: " in line)
     assert {"task=rte", "seed=-1"} <= set(line.split())  # which of them
     assert [run.record.key["seed"] for run in find_runs()] == [2]
 
