@@ -35,6 +35,8 @@ def parser(doc: str | None, model: bool = True, devices: bool = False) -> argpar
 def start(arguments: argparse.ArgumentParser) -> argparse.Namespace:
     """The parsed options, with torch set accordingly, here and in processes that are started."""
     args = arguments.parse_intermixed_args()
+    if getattr(args, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+        arguments.error("--device cuda: torch finds no GPU here")
     torch.set_num_threads(args.threads)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     return args

@@ -84,6 +84,14 @@ def test_other_words_do_not_replace_the_figures(tmp_path: Path, monkeypatch: pyt
     }
 
 
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["memory", "--device", "cuda"])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module("benchmarks.memory").main()
+    assert "torch finds no GPU here" in capsys.readouterr().err
+
+
 def numbers(content: Any) -> list[float]:
     if isinstance(content, dict | list):
         inside = content.values() if isinstance(content, dict) else content
