@@ -515,7 +515,7 @@ def _narrowed(cfg: DictConfig, size: Mapping[str, Any]) -> list[str]:
     """What the choice of fewer matrices than the size itself may name adds to the budget's name.
 
     Raises:
-        InputError: the choice is no list.
+        InputError: the choice is no list, or has something twice.
     """
     for name in PLACES:
         chosen = cfg.method.get(name)
@@ -523,8 +523,9 @@ def _narrowed(cfg: DictConfig, size: Mapping[str, Any]) -> list[str]:
             raise InputError(f"method.{name}: must be a list, [{chosen}], not {chosen}")
         if chosen is not None and len(set(chosen)) < len(chosen):
             raise InputError(f"method.{name}: {list(chosen)} names something twice")
-        if chosen is not None and set(chosen) <= set(every := MATRIX_ROLES if name == "targets" else range(2**16)):
-            cfg.method[name] = sorted(chosen, key=every.index)  # in any other order it is the same run
+        known: Sequence[Any] = MATRIX_ROLES if name == "targets" else range(2**16)
+        if chosen is not None and all(each in known for each in chosen):
+            cfg.method[name] = sorted(chosen, key=known.index)  # in any other order it is the same run
     return [
         ".".join(map(str, cfg.method[name]))
         for name in sorted(PLACES, reverse=True)

@@ -353,9 +353,7 @@ def product(lists: Values) -> list[Job]:
     """
     if math.prod(map(len, lists.values())) > MOST_JOBS:
         longest = max(lists, key=lambda key: len(lists[key]))
-        raise InputError(
-            f"more than {MOST_JOBS:,} runs in one sweep; {longest} alone has {len(lists[longest]):,} values"
-        )
+        raise InputError(f"more than {MOST_JOBS:,} runs in one sweep; the longest list is {longest}")
     return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
 
 
