@@ -314,7 +314,7 @@ def ratios(pairs: Sequence[Mapping[str, Any]], name: str, against: str) -> dict[
             by_phase[pair["phase"]].append(number)
     return {
         "median": interval(ours, theirs, median_of_ratios),
-        "epoch": interval(ours, theirs, ratio_of_sums),
+        "epoch": interval(ours, theirs, ratio_of_means),
         "phases": {
             phase: {"median": float(median_of_ratios(ours[numbers], theirs[numbers])), "pairs": len(numbers)}
             for phase, numbers in by_phase.items()
@@ -337,9 +337,9 @@ def median_of_ratios(ours: Seconds, theirs: Seconds, axis: int = -1) -> Any:
     return np.median(ours / theirs, axis=axis)
 
 
-def ratio_of_sums(ours: Seconds, theirs: Seconds, axis: int = -1) -> Any:
-    """Of the times of an epoch, for which the pairs stand."""
-    return ours.sum(axis=axis) / theirs.sum(axis=axis)
+def ratio_of_means(ours: Seconds, theirs: Seconds, axis: int = -1) -> Any:
+    """Of the times of an epoch, for which the steps stand; there may be more of one side."""
+    return ours.mean(axis=axis) / theirs.mean(axis=axis)
 
 
 def interval(ours: Seconds, theirs: Seconds, statistic: Statistic, paired: bool = True) -> dict[str, float | None]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from adalora_repro.cost import Seconds, interval
+from adalora_repro.cost import interval, ratio_of_means
 from benchmarks.contenders import Contender, can_crop
 from benchmarks.lengths import lengths_of, sampled_epoch
 from benchmarks.results import parser, print_table, ratio_text, start, write
@@ -35,10 +35,6 @@ class Way:
     name: str
     contender: Contender
     padded: bool
-
-
-def ratio_of_means(ours: Seconds, theirs: Seconds, axis: int = -1) -> Any:
-    return ours.mean(axis=axis) / theirs.mean(axis=axis)
 
 
 def main() -> int:

@@ -31,7 +31,7 @@ RUNS = {"cola": COLA, "rte": RTE}
 
 def figures_of(folder: Path) -> dict[str, float]:
     """What is compared, of a finished run."""
-    record = records.read(folder / "metrics.json")
+    record = records.read(folder / records.RECORD_NAME)
     assert record.final is not None  # the run has ended
     half = record.key["total_steps"] / 2
     return {

@@ -154,7 +154,7 @@ seconds = st.lists(st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)), min_si
 @given(seconds, st.floats(0.1, 10))
 def test_interval_lies_among_the_pairs_and_has_no_unit(times: list[tuple[float, float]], unit: float) -> None:
     ours, theirs = np.array(times).T
-    for statistic in (cost.median_of_ratios, cost.ratio_of_sums):
+    for statistic in (cost.median_of_ratios, cost.ratio_of_means):
         found = cost.interval(ours, theirs, statistic)
         ends = [found["low"], found["high"]]
         slack = 1 + 1e-9
@@ -168,7 +168,7 @@ def test_interval_lies_among_the_pairs_and_has_no_unit(times: list[tuple[float, 
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=12), st.floats(0.5, 2))
 def test_interval_of_equal_ratios_is_a_point(times: list[float], ratio: float) -> None:
     theirs = np.array(times)
-    for statistic in (cost.median_of_ratios, cost.ratio_of_sums):
+    for statistic in (cost.median_of_ratios, cost.ratio_of_means):
         found = cost.interval(theirs * ratio, theirs, statistic)
         assert [found["low"], found["value"], found["high"]] == pytest.approx([ratio] * 3)
 
@@ -187,13 +187,13 @@ def test_interval_covers_about_as_often_as_it_says() -> None:
 def test_interval_of_sides_that_are_no_pairs() -> None:
     """More of one side than of the other; the spread of both is in it, though pairs would have none."""
     ours, theirs = np.array([2.0, 4.0, 2.0, 4.0]), np.array([1.0, 2.0, 1.0, 2.0])
-    found = cost.interval(np.append(ours, 3.0), theirs, lambda a, b, axis=-1: a.mean(axis) / b.mean(axis), paired=False)
+    found = cost.interval(np.append(ours, 3.0), theirs, cost.ratio_of_means, paired=False)
     assert found["value"] == pytest.approx(2)
     assert found["low"] is not None
     assert found["high"] is not None
     assert 1 <= found["low"] < 1.8
     assert 2.2 < found["high"] <= 4
-    assert cost.interval(ours, theirs[:1], cost.ratio_of_sums, paired=False)["low"] is None
+    assert cost.interval(ours, theirs[:1], cost.ratio_of_means, paired=False)["low"] is None
 
 
 # -- the record ----------------------------------------------------------------------------------------------------
