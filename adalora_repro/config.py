@@ -106,7 +106,8 @@ class TrainConfig:
     save_steps: int = 500
     log_steps: int = 50
     precision: str = "fp32"  # fp32 | bf16
-    padding: str = "longest"  # longest (length-grouped batches) | max_length (as the released scripts)
+    padding: str = "longest"  # longest (of what goes through the model at once) | max_length (as the released scripts)
+    group_by_length: bool = False  # batches of rows of similar length; false: drawn at random, as the released scripts
     attention: str = "eager"  # eager (transformers' code) | cropped (DeBERTa: only the relative positions that occur)
     compile: str = "none"  # of training steps: none | inductor | aot_eager (traced alone, to see that it can be)
     num_workers: int | None = None  # processes that make batches; null: 0 on a CPU, 2 beside an accelerator

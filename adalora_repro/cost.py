@@ -23,6 +23,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,11 @@ import torch
 from numpy.typing import NDArray
 
 from adalora_repro import backbones, cost_record, provenance, session
-from adalora_repro.batches import loaded, split
+from adalora_repro.batches import loaded
 from adalora_repro.console import Interrupted, Progress, StopSignal, complain, launched, tell
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError
 from adalora_repro.plan import Plan, cost_key
-from adalora_repro.train import Loop, NonFiniteLossError, step, steps_of
+from adalora_repro.train import Loop, NonFiniteLossError, micro_batches, step, steps_of
 
 if TYPE_CHECKING:
     from adalora_repro.tasks.base import Batch
@@ -45,8 +46,8 @@ LINES = 20  # about so many are printed of a measurement, however long
 #: words of the command line that other fields of the key tell, or that change nothing
 TOLD = {
     *("task", "method", "budget", "backbone", "backbone.weights", "backbone.path", "data", "protocol", "optim.lr"),
-    *("train.precision", "train.padding", "train.device", "train.num_workers", "train.eval_steps", "train.save_steps"),
-    *("train.log_steps", "measure", "seed", "force", "dry_run"),
+    *("train.precision", "train.padding", "train.group_by_length", "train.device", "train.num_workers"),
+    *("train.eval_steps", "train.save_steps", "train.log_steps", "measure", "seed", "force", "dry_run"),
 }
 TOLD_GROUPS = ("cost.", "data.", "eval.", "results.", "hydra")
 
@@ -91,9 +92,9 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     loops = {plan.key["method"]: session.build(plan, first.world) for plan in plans[1:]}
     loops = {first.plan.key["method"]: first} | loops
     cfg, lengths = first.plan.cfg, first.data.train["length"][:]
-    batches = steps_of(first, 0, lengths)
-    sizes = [padded_size(rows, lengths, first) for rows in batches]
-    chosen = [batches[i] for i in middles(sizes, cfg.cost.steps, cfg.seed)]
+    steps = [micro_batches(first, rows, lengths) for rows in steps_of(first, 0, lengths)]
+    sizes = [padded_sizes(parts, lengths, first) for parts in steps]
+    chosen = [steps[i] for i in middles([sum(parts) for parts in sizes], cfg.cost.steps, cfg.seed)]
     environment = provenance.environment(first.world.accelerator.device)
     pairs = measure_pairs(loops, chosen, lengths)
     device, names = first.world.accelerator.device, list(loops)
@@ -103,7 +104,8 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     del loops, first  # the GPU is the next processes'
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    ends = [batches[sizes.index(min(sizes))], batches[sizes.index(max(sizes))]]
+    peaks = [max(parts) for parts in sizes]
+    ends = [steps[peaks.index(min(peaks))], steps[peaks.index(max(peaks))]]
     memory = {plan.key["method"]: peak_alone(plan, ends) for plan in settled}
     epoch = official_epoch(settled[0], examples, data["rows"])
     key = cost_key(cfg, settled[0].key) | {
@@ -133,10 +135,10 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
 # -- what stands for an epoch --------------------------------------------------------------------------------------
 
 
-def padded_size(rows: Sequence[int], lengths: Sequence[int], loop: Loop) -> int:
-    """What orders batches by cost: tokens with padding, roughly."""
-    longest = max(lengths[row] for row in rows) if loop.plan.cfg.train.padding == "longest" else 1
-    return len(rows) * longest
+def padded_sizes(parts: Sequence[Sequence[int]], lengths: Sequence[int], loop: Loop) -> list[int]:
+    """What orders micro-batches by cost: tokens with padding, roughly."""
+    flat = loop.plan.cfg.train.padding == "max_length"
+    return [len(rows) * (1 if flat else max(lengths[row] for row in rows)) for rows in parts]
 
 
 def middles(sizes: Sequence[int], count: int, seed: int) -> list[int]:
@@ -175,9 +177,9 @@ def typed(words: Sequence[str]) -> str:
 
 
 def measure_pairs(
-    loops: Mapping[str, Loop], chosen: Sequence[list[int]], lengths: Sequence[int]
+    loops: Mapping[str, Loop], chosen: Sequence[list[list[int]]], lengths: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """A step of every method on each batch; as in ``CostRecord.pairs``."""
+    """A step of every method on each batch, which is in micro-batches; as in ``CostRecord.pairs``."""
     first = next(iter(loops.values()))
     cost = first.plan.cfg.cost
     times = {name: steps_over_a_run(loop.plan.total_steps, cost.steps) for name, loop in loops.items()}
@@ -185,8 +187,9 @@ def measure_pairs(
     pairs: list[dict[str, Any]] = []
     try:
         for number in range(-cost.warmup_steps, cost.steps):
-            rows, k = chosen[number % cost.steps], max(number, 0)
-            batches = on_device(first, rows)
+            parts, k = chosen[number % cost.steps], max(number, 0)
+            rows = list(chain.from_iterable(parts))
+            batches = on_device(first, parts)
             order = list(loops) if number % 2 == 0 else list(loops)[::-1]
             seconds = {}
             for name in order:
@@ -213,11 +216,9 @@ def measure_pairs(
     return pairs
 
 
-def on_device(loop: Loop, rows: list[int]) -> list[Batch]:
+def on_device(loop: Loop, parts: Sequence[list[int]]) -> list[Batch]:
     """The micro-batches of a step."""
-    cfg, device = loop.plan.cfg, loop.world.accelerator.device
-    parts = split(rows, cfg.train.grad_accumulation)
-    return list(loaded(loop.data.train, parts, loop.task.collate, device, workers=0))
+    return list(loaded(loop.data.train, parts, loop.task.collate, loop.world.accelerator.device, workers=0))
 
 
 def timed(loop: Loop, batches: list[Batch]) -> float:
@@ -252,7 +253,7 @@ def phase_of(plan: Plan, t: int) -> str | None:
 # -- memory --------------------------------------------------------------------------------------------------------
 
 
-def peak_alone(plan: Plan, batches: Sequence[list[int]]) -> dict[str, Any]:
+def peak_alone(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]:
     """Peak memory of a new process that makes a step on each of ``batches``; as ``provenance.peak_memory`` has it.
 
     ``peak`` is None where that process fails, for the largest batch may be too large: the times are not lost then.
@@ -285,8 +286,8 @@ def answer() -> None:
     plan, batches = pickle.load(sys.stdin.buffer)
     loop = session.build(plan)
     provenance.reset_peak_memory()
-    for rows in batches:
-        timed(loop, on_device(loop, rows))
+    for parts in batches:
+        timed(loop, on_device(loop, parts))
     print(json.dumps(provenance.peak_memory(loop.world.accelerator.device)))
 
 

@@ -57,6 +57,7 @@ LATER: dict[str, Any] = {
     "method.rank_pattern": None,
     "train.attention": "eager",
     "train.compile": "none",
+    "train.group_by_length": True,
     "task.n_best": None,
     "task.max_answer_length": None,
     "task.null_threshold": None,
@@ -245,7 +246,7 @@ def cost_key(cfg: DictConfig, key: Mapping[str, Any]) -> dict[str, Any]:
     return {name: key[name] for name in ("backbone", "task", "budget", "method", "protocol", "data")} | {
         "against": reference(cfg),
         "precision": cfg.train.precision,
-        "padding": cfg.train.padding,
+        "padding": "grouped" if cfg.train.group_by_length else cfg.train.padding,
         "weights": "random" if cfg.backbone.source == "random" else cfg.backbone.weights,
         "batch_size": cfg.train.batch_size,
     }
@@ -425,6 +426,10 @@ def _check_values(cfg: DictConfig) -> None:
             f"train.grad_accumulation={cfg.train.grad_accumulation} splits the {cfg.train.batch_size} examples of a "
             "step (train.batch_size) into more parts than there are"
         )
+    if cfg.train.group_by_length and cfg.train.padding == "max_length":
+        raise InputError(
+            "train.group_by_length=true saves the padding that train.padding=max_length asks for: one of both"
+        )
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise InputError(f"{missing[0]} is not set")
@@ -599,11 +604,14 @@ def _counts(cfg: DictConfig, asked: Mapping[str, Any]) -> dict[str, Any]:
 def result_settings(cfg: DictConfig) -> dict[str, Any]:
     """Flat ``group.setting`` -> value of all that changes the result."""
     flat: dict[str, Any] = {}
+    never_grouped = cfg.train.padding == "max_length"
 
     def walk(node: Any, prefix: str) -> None:
         for name, value in node.items():
             path = f"{prefix}{name}"
             if path in NOT_RESULT or (path in LATER and value == LATER[path]):
+                continue
+            if path == "train.group_by_length" and never_grouped:
                 continue
             if isinstance(value, dict) and value and not any("." in str(key) for key in value):  # no settings then
                 walk(value, f"{path}.")
@@ -667,6 +675,7 @@ def _shown(cfg: DictConfig) -> list[str]:
         "train.eval_steps",
         "train.precision",
         "train.padding",
+        "train.group_by_length",
         "task.max_length",
         "task.classifier_dropout",
     ]

@@ -26,7 +26,16 @@ import torch
 from torch import Tensor
 
 from adalora_repro import checkpoint, inject, records
-from adalora_repro.batches import epoch_order, loaded, longest_first, split, workers_for
+from adalora_repro.batches import (
+    PASS_TOKENS,
+    by_length,
+    epoch_order,
+    evaluation_batches,
+    loaded,
+    longest_first,
+    split,
+    workers_for,
+)
 from adalora_repro.console import EvaluationStopped, Progress, StopSignal, Watch
 from adalora_repro.tasks.base import Evaluation
 
@@ -278,13 +287,12 @@ def add_gradient(loss: Tensor, parameters: Sequence[torch.nn.Parameter]) -> None
 
 def training_batches(loop: Loop) -> Iterator[list[Batch]]:
     """This process's micro-batches of every step from ``loop.t`` on; which these are follows from t and the seed."""
-    cfg, per_epoch = loop.plan.cfg, loop.plan.steps_per_epoch
+    per_epoch = loop.plan.steps_per_epoch
     lengths = loop.data.train["length"][:]
     for epoch in range(loop.t // per_epoch, math.ceil(loop.plan.total_steps / per_epoch)):
         batches = steps_of(loop, epoch, lengths)
         first, last = loop.t - epoch * per_epoch, loop.plan.total_steps - epoch * per_epoch
-        pieces = cfg.train.grad_accumulation * loop.world.size
-        steps = [loop.world.own(split(rows, pieces)) for rows in batches[first:last]]
+        steps = [micro_batches(loop, rows, lengths) for rows in batches[first:last]]
         ready = _loaded(loop, loop.data.train, [part for parts in steps for part in parts])
         for rows, parts in zip(batches[first:last], steps, strict=True):
             loop.tokens += sum(lengths[row] for row in rows)
@@ -294,7 +302,24 @@ def training_batches(loop: Loop) -> Iterator[list[Batch]]:
 def steps_of(loop: Loop, epoch: int, lengths: Sequence[int]) -> list[list[int]]:
     """Row numbers of every optimizer step of an epoch; ``lengths`` are the tokens of each row."""
     cfg = loop.plan.cfg
-    return epoch_order(lengths, cfg.train.batch_size, cfg.seed * 100_003 + epoch, group=cfg.train.padding == "longest")
+    return epoch_order(lengths, cfg.train.batch_size, cfg.seed * 100_003 + epoch, cfg.train.group_by_length)
+
+
+def micro_batches(loop: Loop, rows: list[int], lengths: Sequence[int]) -> list[list[int]]:
+    """This process's rows of a step, in the parts that go through the model one after the other.
+
+    Those of a batch drawn at random are cut in order of length, which saves padding and changes nothing else: a step's
+    gradient is that of all its rows. A CPU makes of them as many parts as save time, and at least
+    ``train.grad_accumulation``; an accelerator, which prefers few large ones, makes just so many.
+    """
+    train, world = loop.plan.cfg.train, loop.world
+    pieces = train.grad_accumulation * world.size
+    if train.group_by_length or train.padding == "max_length":
+        return list(world.own(split(rows, pieces)))
+    parts = world.own(split(longest_first(lengths, rows), pieces))
+    if world.accelerator.device.type != "cpu":
+        return list(parts)
+    return [piece for part in parts for piece in by_length(part, lengths, PASS_TOKENS)]
 
 
 def _loaded(loop: Loop, rows: Dataset, batches: Sequence[list[int]]) -> Iterator[Batch]:
@@ -335,7 +360,7 @@ def _predictions(loop: Loop, name: str, watch: Watch) -> Iterator[dict[str, Any]
     The next batch is under way before one is fetched, so that the device does not wait for the host.
     """
     rows, world = loop.data.evaluation[name], loop.world
-    batches = longest_first(rows["length"][:], loop.plan.cfg.eval.batch_size)
+    batches = evaluation_batches(rows["length"][:], loop.plan.cfg.eval.batch_size)
     own = world.own(batches)
     ready = zip(_loaded(loop, rows, own), own, strict=True)
     before: tuple[dict[str, Tensor], list[int]] | None = None

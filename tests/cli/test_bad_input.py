@@ -63,6 +63,8 @@ WRONG: list[tuple[str, list[str]]] = [
     ("task=xsum budget=0.3M", ["does not exist for task 'xsum'", "valid: 0.13%, 0.26%, 1.10%, 2.20%"]),
     ("train.precision=fp8", ["train.precision 'fp8'", "valid: fp32, bf16"]),
     ("train.padding=left", ["train.padding 'left'", "valid: longest, max_length"]),
+    ("train.padding=max_length train.group_by_length=true", ["train.group_by_length=true", "train.padding=max_length"]),
+    ("train.group_by_length=maybe", ["train.group_by_length", "maybe"]),
     ("train.device=tpu", ["train.device 'tpu'", "valid: auto, cpu, cuda"]),
     ("method.schedule=nope", ["method.schedule 'nope'", "valid: absolute, scaled"]),
     ("method.score=nope", ["method.score 'nope'", "valid: importance, sensitivity, magnitude, random"]),

@@ -301,11 +301,19 @@ def test_a_committed_run_keeps_its_folder(hydra: None, monkeypatch: pytest.Monke
     monkeypatch.setattr(planning, "_facts", lambda cfg: facts)
     monkeypatch.setattr(planning.sources, "check", lambda cfg, task: None)
     words = ["task=mrpc", "method=adalora", "budget=1.2M", "backbone=minilm", "data=local", "train.epochs=2"]
-    words += ["method.schedule=scaled", "optim.lr=3e-3"]
+    words += ["method.schedule=scaled", "optim.lr=3e-3", "train.group_by_length=true"]  # as every run then did
     assert planning.resolve(compose("config", words)).key["hash"] == record.key["hash"]
     measured = planning.resolve(compose("config", [*words, "measure=cost", "cost.steps=7"]))
     assert measured.key["hash"] == record.key["hash"], "how it is measured is not what is measured"
-    assert measured.folder == Path("results/cost/minilm/mrpc/1.2M/adalora-lora-fp32-longest-pretrained")
+    assert measured.folder == Path("results/cost/minilm/mrpc/1.2M/adalora-lora-fp32-grouped-pretrained")
+
+
+def test_grouping_is_no_setting_of_a_run_that_pads_to_the_limit(hydra: None) -> None:
+    """Such runs never grouped: those from before there was the setting are found again."""
+    words = ["task=rte", "method=lora", "backbone=tiny-bert", "data=sample", "data.sample_rows=90"]
+    plans = [planning.resolve(compose("config", [*words, f"train.padding={how}"])) for how in ("max_length", "longest")]
+    assert ["train.group_by_length" in plan.settings for plan in plans] == [False, True]
+    assert "train.group_by_length" not in plans[0].asked
 
 
 # -- Table 15 ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,133 @@
+"""Which rows make a step, and in which parts they go through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adalora_repro import batches, inject, session, train
+from adalora_repro.tasks.base import MULTIPLE
+from adalora_repro.train import Loop
+from benchmarks.lengths import lengths_of
+from benchmarks.runs import planned
+
+LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=9)
+
+
+def padded(cut: list[list[int]], lengths: list[int]) -> int:
+    """Tokens, padding included, as the tasks pad."""
+    return sum(len(rows) * -(-max(lengths[row] for row in rows) // MULTIPLE) * MULTIPLE for rows in cut)
+
+
+def ways_to_cut(order: list[int]) -> list[list[list[int]]]:
+    """All: after each row or not."""
+    n = len(order)
+    ways = []
+    for chosen in range(2 ** (n - 1)):
+        ends = [0, *(i + 1 for i in range(n - 1) if chosen >> i & 1), n]
+        ways.append([order[a:b] for a, b in pairwise(ends)])
+    return ways
+
+
+@given(lengths=LENGTHS, pass_tokens=st.integers(0, 400))
+def test_no_other_cut_costs_less(lengths: list[int], pass_tokens: int) -> None:
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    cut = batches.by_length(range(len(lengths)), lengths, pass_tokens)
+    assert list(chain.from_iterable(cut)) == order
+    least = min(padded(way, lengths) + len(way) * pass_tokens for way in ways_to_cut(order))
+    assert padded(cut, lengths) + len(cut) * pass_tokens == least
+
+
+def test_a_batch_of_one_length_is_not_cut() -> None:
+    assert batches.by_length([4, 2, 7], [40] * 8, 1) == [[4, 2, 7]]
+
+
+@pytest.mark.parametrize("task", ["mnli", "qqp", "cola", "rte"])
+def test_cutting_saves_most_of_the_padding_that_random_batches_have(task: str) -> None:
+    lengths = lengths_of(task)
+    steps = batches.epoch_order(lengths, 32, 0, group=False)[:200]
+    whole = padded(steps, lengths)
+    cut = [batches.by_length(rows, lengths, batches.PASS_TOKENS) for rows in steps]
+    least = sum(lengths[row] for rows in steps for row in rows)
+    saved = whole - sum(padded(parts, lengths) for parts in cut)
+    assert saved > 0.7 * (whole - least) or task == "cola"  # CoLA's are so short that a pass costs what it would save
+    assert sum(map(len, cut)) < 4.5 * len(cut)
+
+
+# -- in a run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Callable[..., Loop]:
+    def build(*words: str) -> Loop:
+        small = ["data=sample", "data.sample_rows=300", "data.sample_validation_rows=8", "train.device=cpu"]
+        small += [
+            "task=rte",
+            "backbone=tiny-bert",
+            "train.batch_size=32",
+            "method.schedule=scaled",
+            "train.max_steps=7",
+        ]
+        places = [f"data.cache_dir={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}"]
+        return session.build(planned([*small, *places, *words]))
+
+    return build
+
+
+def steps(loop: Loop) -> list[list[int]]:
+    """Which rows each step of two epochs has, in order."""
+    lengths = loop.data.train["length"][:]
+    return [sorted(rows) for epoch in (0, 1) for rows in train.steps_of(loop, epoch, lengths)]
+
+
+def test_steps_have_the_rows_of_the_released_scripts(built: Callable[..., Loop]) -> None:
+    """Only what is asked to be grouped is: padding to the longest changes no step."""
+    released = steps(built("method=full", "train.padding=max_length"))
+    assert steps(built("method=full")) == released
+    assert steps(built("method=full", "train.group_by_length=true")) != released
+
+
+@pytest.mark.parametrize("method", ["full", "adalora"])
+def test_steps_have_the_gradients_of_the_released_scripts(built: Callable[..., Loop], method: str) -> None:
+    def found(*words: str) -> tuple[list[dict[str, torch.Tensor]], list[int], int]:
+        loop = built(f"method={method}", "budget=0.3M" if method == "adalora" else "seed=0", *words)
+        gradients: list[dict[str, torch.Tensor]] = []
+        passes, tokens = [], 0
+        for module in loop.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        before_update = loop.method.before_update
+
+        def look(t: int) -> None:
+            gradients.append({name: p.grad.clone() for name, p in inject.trained(loop.model).items()})  # type: ignore
+            before_update(t)
+
+        loop.method.before_update = look  # type: ignore[method-assign]
+        for parts in train.training_batches(loop):
+            train.step(loop, parts)
+            passes.append(len(parts))
+            tokens += sum(part["input_ids"].numel() for part in parts)
+        return gradients, passes, tokens
+
+    expected, whole, all_tokens = found("train.padding=max_length")
+    cut, passes, tokens = found()
+    assert set(whole) == {1}
+    assert max(passes) > 1
+    assert tokens < all_tokens / 2
+    torch.testing.assert_close(cut, expected, rtol=2e-3, atol=2e-5)
+
+
+def test_no_part_is_larger_than_accumulation_allows(built: Callable[..., Loop]) -> None:
+    loop = built("method=full", "train.grad_accumulation=8")
+    for parts in train.training_batches(loop):
+        sizes: list[Any] = [part["input_ids"].shape for part in parts]
+        assert all(rows <= 4 for rows, _ in sizes)
+        widths = [width for _, width in sizes]
+        assert widths == sorted(widths, reverse=True)
