@@ -160,9 +160,10 @@ class Contender:
         Forward, backward, regularizer, clipping, AdamW, importance, mask.
         """
         self.model.train()
+        examples = sum(len(part["labels"]) for part in parts)
         for part in parts:
             with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-                loss = self.loss(part) / len(parts)
+                loss = self.loss(part) * (len(part["labels"]) / examples)
             loss.backward()
         if (penalty := self.method.regularizer()) is not None:
             add_gradient(penalty, self.parameters)

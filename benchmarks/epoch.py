@@ -3,7 +3,8 @@
     python -m benchmarks.epoch                 # MNLI and QQP, this machine; --only mnli --threads 2
 
 Theirs: every batch padded to the task's maximum length, fp32, PEFT's AdaLoRA or a plain loop (here: our own AdaLoRA,
-which dispatches a quarter of PEFT's operations). Ours: length-grouped batches padded to their longest, bf16, with
+which dispatches a quarter of PEFT's operations). Ours, in bf16: batches drawn at random as theirs, padded to their
+longest, on a CPU in parts of similar length (the default); and length-grouped ones (train.group_by_length); both with
 transformers' attention and with train.attention=cropped. A step is timed on batches spread evenly over the epoch, the
 ways taking turns; seconds per epoch are their mean times the steps of an epoch of the paper's data. Padded batches are
 all alike, so that few are enough; their step is of micro-batches (32 x 256 tokens in fp32 need more than 20 GB).
@@ -13,14 +14,16 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from adalora_repro.batches import PASS_TOKENS, by_length
 from adalora_repro.cost import interval, ratio_of_means
 from benchmarks.contenders import Contender, can_crop
-from benchmarks.lengths import lengths_of, sampled_epoch
+from benchmarks.lengths import Tensors, lengths_of, sampled_epoch
 from benchmarks.results import parser, print_table, ratio_text, start, write
 from benchmarks.runs import composed
 
@@ -34,13 +37,37 @@ class Way:
 
     name: str
     contender: Contender
-    padded: bool
+    batches: str = "padded"  # | drawn | grouped
+
+    def parts(self, lengths: Sequence[int], seed: int, size: int, longest: int) -> list[Tensors]:
+        """A step's micro-batches: padded ones are of ``size`` examples and as long as ``longest``."""
+        if self.batches == "padded":
+            starts = range(0, len(lengths), size)
+            return [self.contender.batch(lengths[i : i + size], seed + i, longest) for i in starts]
+        cut = [list(range(len(lengths)))]
+        if self.batches == "drawn" and self.contender.device == "cpu":  # as train.micro_batches
+            cut = by_length(cut[0], lengths, PASS_TOKENS)
+        return [self.contender.batch([lengths[i] for i in part], seed + part[0]) for part in cut]
+
+
+def made(shape: str, device: str) -> list[Way]:
+    common: dict[str, Any] = {"name": "adalora", "delta_t": 100, "shape": shape, "device": device}
+    ways = [
+        Way("PEFT AdaLoRA, padded, fp32", Contender("peft", **common)),
+        Way("our AdaLoRA, padded, fp32", Contender("ours", **common)),
+    ]
+    for batches, told in (("drawn", "to the longest"), ("grouped", "grouped")):
+        ways.append(Way(f"our AdaLoRA, {told}, bf16", Contender("ours", bf16=True, **common), batches))
+        if can_crop(shape):
+            cropped = Contender("ours", bf16=True, cropped=True, **common)
+            ways.append(Way(f"our AdaLoRA, {told}, bf16, cropped", cropped, batches))
+    return ways
 
 
 def main() -> int:
     arguments = parser(__doc__, devices=True)
     arguments.add_argument("--padded-steps", type=int, default=4)
-    arguments.add_argument("--grouped-steps", type=int, default=8)
+    arguments.add_argument("--steps", type=int, default=8, help="of those that are not padded (%(default)s)")
     arguments.add_argument("--part", type=int, default=8, help="examples of a padded micro-batch (%(default)s)")
     arguments.add_argument("--only", choices=TASKS)
     args = start(arguments)
@@ -49,32 +76,19 @@ def main() -> int:
     for task in [args.only] if args.only else TASKS:
         about = composed([f"task={task}", "method=adalora"]).task
         longest, examples = about.max_length, about.rows["train"]
-        common: dict[str, Any] = {"delta_t": 100, "shape": args.shape, "device": args.device}
-        ways = [
-            Way("PEFT AdaLoRA, padded, fp32", Contender("peft", "adalora", **common), True),
-            Way("our AdaLoRA, padded, fp32", Contender("ours", "adalora", **common), True),
-            Way("our AdaLoRA, grouped, bf16", Contender("ours", "adalora", bf16=True, **common), False),
-        ]
-        if can_crop(args.shape):
-            ways.append(Way("… and cropped", Contender("ours", "adalora", bf16=True, cropped=True, **common), False))
+        ways = made(args.shape, args.device)
         lengths = lengths_of(task)
-        batches = sampled_epoch(lengths, BATCH, args.grouped_steps)
-        for way in ways:
-            # on the shapes that are timed
-            padded = (batches[0][: args.part], 0, longest)
-            way.contender.step(way.contender.batch(*padded if way.padded else (batches[-1], 0)))
-        every = max(1, args.grouped_steps // args.padded_steps)
-        for number, batch in enumerate(batches):
+        batches = {grouped: sampled_epoch(lengths, BATCH, args.steps, grouped) for grouped in (False, True)}
+        for way in ways:  # on the shapes that are timed
+            way.contender.step(*way.parts(batches[way.batches == "grouped"][-1], 0, args.part, longest))
+        every = max(1, args.steps // args.padded_steps)
+        for number in range(args.steps):
             for way in ways if number % 2 else ways[::-1]:
-                if way.padded and number % every:
+                if way.batches == "padded" and number % every:
                     continue
-                if way.padded:
-                    starts = range(0, BATCH, args.part)
-                    parts = [way.contender.batch(batch[i : i + args.part], number + i, longest) for i in starts]
-                else:
-                    parts = [way.contender.batch(batch, number)]
+                parts = way.parts(batches[way.batches == "grouped"][number], number, args.part, longest)
                 way.contender.times.append(way.contender.timed(*parts))
-            print(f"{task}: batch {number + 1}/{len(batches)}", file=sys.stderr, flush=True)
+            print(f"{task}: batch {number + 1}/{args.steps}", file=sys.stderr, flush=True)
         theirs, plain = ways[0].contender.times, ways[1].contender.times
         figures[task] = {}
         for way in ways:

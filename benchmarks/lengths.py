@@ -30,9 +30,9 @@ def lengths_of(task: str) -> list[int]:
 
 
 def sampled_epoch(lengths: Sequence[int], batch_size: int, batches: int, grouped: bool = True) -> list[list[int]]:
-    """Lengths of the examples of so many batches, evenly spread over an epoch's batches sorted by their longest one."""
+    """Lengths of the examples of so many batches, evenly spread over an epoch's batches sorted by their tokens."""
     order = epoch_order(lengths, batch_size, seed=0, group=grouped)
-    full = sorted(([lengths[row] for row in rows] for rows in order if len(rows) == batch_size), key=max)
+    full = sorted(([lengths[row] for row in rows] for rows in order if len(rows) == batch_size), key=sum)
     return [full[int((i + 0.5) * len(full) / batches)] for i in range(batches)]
 
 

@@ -1,11 +1,12 @@
-"""Whether the fast way harms the metric: the same runs padded in fp32 and length-grouped in bf16, seed by seed.
+"""Whether the fast ways harm the metric: the same runs padded in fp32 and each fast way in bf16, seed by seed.
 
     python -m benchmarks.quality data=local data.dir=DIR       # CoLA and RTE with MiniLM, three seeds each way
 
-The first way is the paper's scripts' (every batch padded to the task's maximum length, fp32), the second this runner's
-(``train.padding=longest train.precision=bf16``). Beside the metric of the last step, the mean training loss of the
-second half of the run, which is far less a matter of chance. Words go to adalora-run; runs that are finished are not
-made again. Their records are kept in results/benchmarks/quality.
+The first way is the paper's scripts' (every batch padded to the task's maximum length, fp32). The second has the same
+batches, padded to the longest (``train.precision=bf16`` alone), the third other ones, of similar length
+(``train.group_by_length=true``). Beside the metric of the last step, the mean training loss of the second half of the
+run. Words go to adalora-run; runs that are finished are not made again. Their records are kept in
+results/benchmarks/quality.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from adalora_repro.tables.curves import losses
 from benchmarks.results import parser, print_table, start, write
 from benchmarks.runs import planned
 
-WAYS = {"padded, fp32": ("max_length", "fp32"), "grouped, bf16": ("longest", "bf16")}
+WAYS = {
+    "padded, fp32": ["train.padding=max_length", "train.precision=fp32"],
+    "to the longest, bf16": ["train.precision=bf16"],
+    "grouped, bf16": ["train.group_by_length=true", "train.precision=bf16"],
+}
 COLA = ["method=lora", "budget=1.2M", "optim.lr=1e-3", "method.schedule=scaled", "train.epochs=2"]
 # what LoRA learns of RTE in as short a run is near chance
 RTE = ["method=full", "optim.lr=1e-4", "optim.warmup_steps=20", "train.epochs=3", "task.max_length=128"]
@@ -60,9 +65,8 @@ def main() -> int:
     figures: dict[str, Any] = {}
     for task in args.tasks.split(","):
         found: dict[str, dict[str, list[float]]] = {}
-        for way, (padding, precision) in WAYS.items():
-            words = [f"task={task}", "backbone=minilm", *RUNS[task]]
-            words += [f"train.padding={padding}", f"train.precision={precision}"]
+        for way, its_words in WAYS.items():
+            words = [f"task={task}", "backbone=minilm", *RUNS[task], *its_words]
             words += [f"results.dir={args.out / 'quality'}", *args.words]
             runs = [sys.executable, "-m", "adalora_repro.run", "-m", *words, f"seed={args.seeds}"]
             subprocess.run(runs, check=True)
@@ -72,13 +76,18 @@ def main() -> int:
             listed = ", ".join(f"{score:.2f}" for score in scores)
             means = [f"{statistics.fmean(scores):.2f}", f"{statistics.fmean(loss):.4f}"]
             rows.append([task, way, listed, *means, f"{statistics.median(seconds):.2f}"])
-        differences = {name: difference([of_way[name] for of_way in found.values()]) for name in ("score", "loss")}
-        listed = ", ".join(f"{each:+.2f}" for each in differences["score"]["each"])
-        means = [
-            f"{value['mean']:+.{digits}f} (s.e. {value['standard_error']:.{digits}f})"
-            for value, digits in zip(differences.values(), (2, 4), strict=True)
-        ]
-        rows.append([task, "difference", listed, *means, ""])
+        first, *others = found
+        differences = {
+            way: {name: difference([found[first][name], found[way][name]]) for name in ("score", "loss")}
+            for way in others
+        }
+        for way, of_way in differences.items():
+            listed = ", ".join(f"{each:+.2f}" for each in of_way["score"]["each"])
+            means = [
+                f"{value['mean']:+.{digits}f} (s.e. {value['standard_error']:.{digits}f})"
+                for value, digits in zip(of_way.values(), (2, 4), strict=True)
+            ]
+            rows.append([task, f"{way} - {first}", listed, *means, ""])
         figures[task] = {"ways": found, "differences": differences}
     write(args, "quality", {"seeds": seeds, "tasks": figures})
     print_table(["task", "way", "metric of each seed, %", "mean", "training loss", "s / step"], rows)
