@@ -342,7 +342,7 @@ EARLIER = {
 
 @pytest.mark.parametrize("command", EARLIER)
 def test_runs_keep_the_identity_they_had(command: str) -> None:
-    key = resolved(*command.split()).key
+    key = resolved(*command.split(), "train.group_by_length=true").key  # its value in LATER is not the default
     assert (key["hash"], key["variant"]) == EARLIER[command]
 
 
@@ -429,7 +429,8 @@ LATER_VALUES = {
 
 
 def test_later_settings_are_all_tried() -> None:
-    assert set(LATER_VALUES) | {"method.rank_pattern"} == set(LATER)  # that one: test_transplant.py
+    elsewhere = {"method.rank_pattern", "train.group_by_length"}  # test_transplant.py, below
+    assert set(LATER_VALUES) | elsewhere == set(LATER)
 
 
 @pytest.mark.parametrize("name", LATER_VALUES)
@@ -444,6 +445,15 @@ def test_a_later_setting_is_part_of_the_identity_only_at_another_value(name: str
     assert other.settings[name] == yaml.safe_load(value)
     assert other.key["hash"] != plan.key["hash"]
     assert other.key["variant"] != plan.key["variant"]
+
+
+def test_grouping_is_part_of_the_identity_only_where_it_is_not_done() -> None:
+    """All runs grouped before there was the setting, whose default is not to."""
+    words = ("task=cola", "method=lora", "backbone=tiny-bert")
+    drawn, grouped = (resolved(*words, *more) for more in ((), ("train.group_by_length=true",)))
+    assert drawn.settings["train.group_by_length"] is False
+    assert "train.group_by_length" not in grouped.settings
+    assert drawn.key["variant"] != grouped.key["variant"]
 
 
 # Which backbone for which task
