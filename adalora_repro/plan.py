@@ -604,14 +604,11 @@ def _counts(cfg: DictConfig, asked: Mapping[str, Any]) -> dict[str, Any]:
 def result_settings(cfg: DictConfig) -> dict[str, Any]:
     """Flat ``group.setting`` -> value of all that changes the result."""
     flat: dict[str, Any] = {}
-    never_grouped = cfg.train.padding == "max_length"
 
     def walk(node: Any, prefix: str) -> None:
         for name, value in node.items():
             path = f"{prefix}{name}"
             if path in NOT_RESULT or (path in LATER and value == LATER[path]):
-                continue
-            if path == "train.group_by_length" and never_grouped:
                 continue
             if isinstance(value, dict) and value and not any("." in str(key) for key in value):  # no settings then
                 walk(value, f"{path}.")
@@ -619,6 +616,8 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
                 flat[path] = value
 
     walk(OmegaConf.to_container(cfg, resolve=True), "")
+    if cfg.train.padding == "max_length":  # such runs never grouped, before there was the setting or since
+        flat.pop("train.group_by_length", None)
     return flat
 
 
