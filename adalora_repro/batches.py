@@ -23,15 +23,16 @@ WORKERS = 2
 #: to start and end two workers takes 0.1 s, 1 s in a process of 3 GB (measured), and what a worker takes over is 1 to
 #: 6 ms a batch: what is shorter than this is sooner done without them
 FEW_BATCHES = 200
-#: on a CPU, a forward and backward pass costs as much as so many more tokens in it: 25 to 90 were measured with one
-#: thread (MiniLM, DeBERTaV3-base; fp32, bf16), and more threads shorten the tokens' part alone
+#: what a forward and backward pass costs a CPU beside its tokens, in tokens. 25 to 90 were measured once by hand with
+#: one thread (MiniLM, DeBERTaV3-base; fp32, bf16); with more, which hasten the tokens' part alone, it must be more.
+#: Another number means other parts, and with them other draws of dropout, in runs of the same identity.
 PASS_TOKENS = 128
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, group: bool) -> list[list[int]]:
     """Row numbers of the batches of one epoch, each row once.
 
-    Without ``group`` they are drawn at random, as by the released scripts. With it, rows of similar length share a
+    Without ``group`` rows are drawn at random, as in the released scripts. With it, rows of similar length share a
     batch (little padding), and the order of batches is random.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -44,6 +45,7 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, group: bool)
 
 
 def longest_first(lengths: Sequence[int], rows: Iterable[int]) -> list[int]:
+    """The rows, in order of length."""
     return sorted(rows, key=lengths.__getitem__, reverse=True)
 
 
@@ -73,9 +75,18 @@ def by_length(rows: Sequence[int], lengths: Sequence[int], pass_tokens: int) -> 
     return cut[::-1]
 
 
+def micro_batches(rows: Sequence[int], lengths: Sequence[int], least: int, on_cpu: bool) -> list[list[int]]:
+    """Rows cut in order of length into ``least`` parts; on a CPU into more where that saves time.
+
+    An accelerator prefers few large parts: a pass costs it more than the padding that another one would save.
+    """
+    parts = split(longest_first(lengths, rows), least)
+    return [cut for part in parts for cut in by_length(part, lengths, PASS_TOKENS)] if on_cpu else parts
+
+
 def split(rows: list[int], parts: int) -> list[list[int]]:
-    """At most ``parts`` pieces of equal size (the last may be smaller)."""
-    size = math.ceil(len(rows) / parts)
+    """At most ``parts`` pieces of equal size (the last may be smaller); of no rows none."""
+    size = max(1, math.ceil(len(rows) / parts))
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 

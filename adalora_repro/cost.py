@@ -36,7 +36,7 @@ from adalora_repro.batches import loaded
 from adalora_repro.console import Interrupted, Progress, StopSignal, complain, launched, tell
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError
 from adalora_repro.plan import Plan, cost_key
-from adalora_repro.train import Loop, NonFiniteLossError, micro_batches, step, steps_of
+from adalora_repro.train import Loop, NonFiniteLossError, parts_of, step, steps_of
 
 if TYPE_CHECKING:
     from adalora_repro.tasks.base import Batch
@@ -92,7 +92,7 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     loops = {plan.key["method"]: session.build(plan, first.world) for plan in plans[1:]}
     loops = {first.plan.key["method"]: first} | loops
     cfg, lengths = first.plan.cfg, first.data.train["length"][:]
-    steps = [micro_batches(first, rows, lengths) for rows in steps_of(first, 0, lengths)]
+    steps = [parts_of(first, rows, lengths) for rows in steps_of(first, 0, lengths)]
     sizes = [padded_sizes(parts, lengths, first) for parts in steps]
     chosen = [steps[i] for i in middles([sum(parts) for parts in sizes], cfg.cost.steps, cfg.seed)]
     environment = provenance.environment(first.world.accelerator.device)

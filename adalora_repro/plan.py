@@ -49,7 +49,8 @@ NOT_RESULT = [
     "cost.warmup_steps",
     "cost.against",
 ]
-#: settings that came after the first records: at these values they leave a run's identity, and its folder, as it was
+#: settings that came after the first records: at these values, which are what was done before and not always the
+#: default, they leave a run's identity, and its folder, as it was
 LATER: dict[str, Any] = {
     "backbone.weights": "pretrained",
     "data.skip_invalid": False,
@@ -242,11 +243,15 @@ def reference(cfg: DictConfig) -> str | None:
 
 
 def cost_key(cfg: DictConfig, key: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies a measurement of cost before it is made, as in ``cost_record.KEY_FIELDS``."""
+    """What identifies a measurement of cost before it is made, as in ``cost_record.KEY_FIELDS``.
+
+    ``padding`` is ``max_length``, ``longest`` with grouped batches, ``drawn`` with those that are not.
+    """
+    drawn = cfg.train.padding == "longest" and not cfg.train.group_by_length
     return {name: key[name] for name in ("backbone", "task", "budget", "method", "protocol", "data")} | {
         "against": reference(cfg),
         "precision": cfg.train.precision,
-        "padding": "grouped" if cfg.train.group_by_length else cfg.train.padding,
+        "padding": "drawn" if drawn else cfg.train.padding,
         "weights": "random" if cfg.backbone.source == "random" else cfg.backbone.weights,
         "batch_size": cfg.train.batch_size,
     }

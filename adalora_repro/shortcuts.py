@@ -90,7 +90,8 @@ def crop_positions(model: PreTrainedModel) -> None:
 
 
 def compiled(model: PreTrainedModel, backend: str) -> Any:
-    """``model`` for training steps, through torch.compile: one program for batches of any length.
+    """``model`` for training steps, through torch.compile: one program for batches of any length,
+    and another for those of a single row, which torch does not take for one of any number.
 
     It is made at the first steps (a minute or more). The model itself stays as it is, for evaluation: generation would
     need programs of its own. Fused operations round otherwise: not the same numbers.

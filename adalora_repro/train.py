@@ -27,12 +27,11 @@ from torch import Tensor
 
 from adalora_repro import checkpoint, inject, records
 from adalora_repro.batches import (
-    PASS_TOKENS,
-    by_length,
     epoch_order,
     evaluation_batches,
     loaded,
     longest_first,
+    micro_batches,
     split,
     workers_for,
 )
@@ -292,7 +291,7 @@ def training_batches(loop: Loop) -> Iterator[list[Batch]]:
     for epoch in range(loop.t // per_epoch, math.ceil(loop.plan.total_steps / per_epoch)):
         batches = steps_of(loop, epoch, lengths)
         first, last = loop.t - epoch * per_epoch, loop.plan.total_steps - epoch * per_epoch
-        steps = [micro_batches(loop, rows, lengths) for rows in batches[first:last]]
+        steps = [parts_of(loop, rows, lengths) for rows in batches[first:last]]
         ready = _loaded(loop, loop.data.train, [part for parts in steps for part in parts])
         for rows, parts in zip(batches[first:last], steps, strict=True):
             loop.tokens += sum(lengths[row] for row in rows)
@@ -305,21 +304,17 @@ def steps_of(loop: Loop, epoch: int, lengths: Sequence[int]) -> list[list[int]]:
     return epoch_order(lengths, cfg.train.batch_size, cfg.seed * 100_003 + epoch, cfg.train.group_by_length)
 
 
-def micro_batches(loop: Loop, rows: list[int], lengths: Sequence[int]) -> list[list[int]]:
+def parts_of(loop: Loop, rows: list[int], lengths: Sequence[int]) -> list[list[int]]:
     """This process's rows of a step, in the parts that go through the model one after the other.
 
-    Those of a batch drawn at random are cut in order of length, which saves padding and changes nothing else: a step's
-    gradient is that of all its rows. A CPU makes of them as many parts as save time, and at least
-    ``train.grad_accumulation``; an accelerator, which prefers few large ones, makes just so many.
+    Those of a batch drawn at random are dealt out and cut in order of length, which saves padding and changes nothing
+    else: a step's gradient is that of all its rows.
     """
     train, world = loop.plan.cfg.train, loop.world
-    pieces = train.grad_accumulation * world.size
     if train.group_by_length or train.padding == "max_length":
-        return list(world.own(split(rows, pieces)))
-    parts = world.own(split(longest_first(lengths, rows), pieces))
-    if world.accelerator.device.type != "cpu":
-        return list(parts)
-    return [piece for part in parts for piece in by_length(part, lengths, PASS_TOKENS)]
+        return list(world.own(split(rows, train.grad_accumulation * world.size)))
+    mine = world.own(longest_first(lengths, rows))
+    return micro_batches(mine, lengths, train.grad_accumulation, world.accelerator.device.type == "cpu")
 
 
 def _loaded(loop: Loop, rows: Dataset, batches: Sequence[list[int]]) -> Iterator[Batch]:

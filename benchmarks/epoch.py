@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from adalora_repro.batches import PASS_TOKENS, by_length
+from adalora_repro.batches import micro_batches
 from adalora_repro.cost import interval, ratio_of_means
 from benchmarks.contenders import Contender, can_crop
 from benchmarks.lengths import Tensors, lengths_of, sampled_epoch
@@ -45,8 +45,8 @@ class Way:
             starts = range(0, len(lengths), size)
             return [self.contender.batch(lengths[i : i + size], seed + i, longest) for i in starts]
         cut = [list(range(len(lengths)))]
-        if self.batches == "drawn" and self.contender.device == "cpu":  # as train.micro_batches
-            cut = by_length(cut[0], lengths, PASS_TOKENS)
+        if self.batches == "drawn":
+            cut = micro_batches(cut[0], lengths, 1, self.contender.device == "cpu")
         return [self.contender.batch([lengths[i] for i in part], seed + part[0]) for part in cut]
 
 

@@ -3,12 +3,12 @@
     python -m benchmarks.step                                   # this machine, MNLI's lengths, batch 32
     python -m benchmarks.step --task qqp --rounds 20 --only ours
 
-All contenders are in one process and step on the same batches, whose lengths are spread over an epoch as training forms
-it (length-grouped, padded to the longest); the order turns from batch to batch. Ratios are medians over batches of the
-ratio of two steps on one batch, with a bootstrap interval: what else the machine does hits both. A mask at every step
-is AdaLoRA's costliest case (--delta-t 100: the paper's). Between rounds bare matrix products of the model's shapes are
-timed; ``matrix rate`` is the share of their rate that a step reaches, counting the model's and the method's products.
-Tokens are counted without padding.
+All contenders are in one process and step on the same batches, whose lengths are spread over an epoch of grouped ones
+(train.group_by_length=true, so that a step is one pass); the order turns from batch to batch. Ratios are medians over
+batches of the ratio of two steps on one batch, with a bootstrap interval: what else the machine does hits both. A mask
+at every step is AdaLoRA's costliest case (--delta-t 100: the paper's). Between rounds bare matrix products of the
+model's shapes are timed; ``matrix rate`` is the share of their rate that a step reaches, counting the model's and the
+method's products. Tokens are counted without padding.
 """
 
 from __future__ import annotations

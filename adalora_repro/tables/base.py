@@ -483,10 +483,10 @@ def setting_notes(shown: Run, others: Sequence[Run]) -> list[str]:
     """Names the setting shown when a cell had several, and what the others do differently."""
     if not others:
         return []
-    ours = shown.record.settings
+    ours = stated(shown.record)
     told = []
     for other in others:
-        theirs = other.record.settings
+        theirs = stated(other.record)
         names = sorted(
             name
             for name in ours.keys() | theirs.keys()
@@ -497,6 +497,11 @@ def setting_notes(shown: Run, others: Sequence[Run]) -> list[str]:
         told.append(f"{other.key['variant']} ({other.key['total_steps']:,} steps{'; ' * bool(names)}{differs}{more})")
     key = shown.key
     return [f"shows setting {key['variant']} ({key['total_steps']:,} steps); also found: {', '.join(told)}"]
+
+
+def stated(record: RunRecord) -> dict[str, Any]:
+    """A record's settings, with the one that those leave out whose value was no choice when they were made."""
+    return {"train.group_by_length": record.settings.get("train.padding") == "longest"} | record.settings
 
 
 def short(value: object) -> str:

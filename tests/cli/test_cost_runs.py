@@ -45,7 +45,7 @@ def test_two_methods_in_turn(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> 
     assert done.code == EXIT_OK, done.err
     assert "adalora / lora: " in done.out
     assert done.out.splitlines()[-1] == (
-        "done: results/cost/tiny-deberta/sst2/0.3M/adalora-lora-bf16-longest-random-1/cost.json"
+        "done: results/cost/tiny-deberta/sst2/0.3M/adalora-lora-bf16-drawn-random-1/cost.json"
     )
     record = only_record()
     assert [pair["order"] for pair in record.pairs] == [["adalora", "lora"], ["lora", "adalora"]] * 2
@@ -135,7 +135,7 @@ def test_random_weights_need_no_network(quick: Tiny, words: list[str]) -> None:
 def test_dry_run_shows_both_and_leaves_nothing(quick: Tiny) -> None:
     done = quick("dry_run=true")
     assert done.code == EXIT_OK, done.err
-    assert "folder: results/cost/tiny-bert/sst2/0.3M/adalora-lora-fp32-longest-random\n" in done.out
+    assert "folder: results/cost/tiny-bert/sst2/0.3M/adalora-lora-fp32-drawn-random\n" in done.out
     assert "beside: lora 0.3M, 1,792 parameters; 3 + 4 steps of each" in done.out
     assert not Path("results").exists()
 

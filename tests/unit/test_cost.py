@@ -305,7 +305,22 @@ def test_a_committed_run_keeps_its_folder(hydra: None, monkeypatch: pytest.Monke
     assert planning.resolve(compose("config", words)).key["hash"] == record.key["hash"]
     measured = planning.resolve(compose("config", [*words, "measure=cost", "cost.steps=7"]))
     assert measured.key["hash"] == record.key["hash"], "how it is measured is not what is measured"
-    assert measured.folder == Path("results/cost/minilm/mrpc/1.2M/adalora-lora-fp32-grouped-pretrained")
+    assert measured.folder == Path("results/cost/minilm/mrpc/1.2M/adalora-lora-fp32-longest-pretrained")
+
+
+def test_a_committed_measurement_is_of_the_words_that_are_told_of_it(
+    hydra: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches were grouped when it was made: what groups none goes to another folder, and another line of the table."""
+    (path,) = (ROOT / "results" / "cost").rglob("cost.json")
+    monkeypatch.setattr(planning, "_facts", lambda cfg: (30_465, "none"))
+    monkeypatch.setattr(planning.sources, "check", lambda cfg, task: None)
+    words = ["task=mnli", "method=adalora", "budget=0.16%", "measure=cost", "backbone.weights=random", "data=local"]
+    words += ["method.schedule=scaled", "train.precision=bf16", "train.grad_accumulation=4"]
+    grouped = planning.resolve(compose("config", [*words, "train.group_by_length=true"])).folder
+    drawn = planning.resolve(compose("config", words)).folder
+    assert path.parent.relative_to(ROOT) == Path(f"{grouped}-1")
+    assert str(drawn) == str(grouped).replace("longest", "drawn")
 
 
 def test_grouping_is_no_setting_of_a_run_that_pads_to_the_limit(hydra: None) -> None:
@@ -314,6 +329,23 @@ def test_grouping_is_no_setting_of_a_run_that_pads_to_the_limit(hydra: None) -> 
     plans = [planning.resolve(compose("config", [*words, f"train.padding={how}"])) for how in ("max_length", "longest")]
     assert ["train.group_by_length" in plan.settings for plan in plans] == [False, True]
     assert "train.group_by_length" not in plans[0].asked
+
+
+def test_a_committed_run_that_pads_to_the_limit_keeps_its_folder(hydra: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = ROOT / "results" / "benchmarks" / "quality" / "runs" / "minilm" / "rte"
+    found = [records.read(path) for path in runs.rglob("metrics.json")]
+    (record,) = (
+        record
+        for record in found
+        if (record.key["seed"], record.settings["train.padding"], record.settings["train.precision"])
+        == (0, "max_length", "fp32")
+    )
+    facts = record.data["rows"]["train"], record.data["fingerprint"]
+    monkeypatch.setattr(planning, "_facts", lambda cfg: facts)
+    monkeypatch.setattr(planning.sources, "check", lambda cfg, task: None)
+    words = ["task=rte", "method=full", "backbone=minilm", "data=local", "train.padding=max_length"]
+    words += ["optim.lr=1e-4", "optim.warmup_steps=20", "train.epochs=3", "task.max_length=128"]
+    assert planning.resolve(compose("config", words)).key["hash"] == record.key["hash"]
 
 
 # -- Table 15 ------------------------------------------------------------------------------------------------------
