@@ -312,7 +312,7 @@ def test_a_committed_measurement_is_of_the_words_that_are_told_of_it(
     hydra: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches were grouped when it was made: what groups none goes to another folder, and another line of the table."""
-    (path,) = (ROOT / "results" / "cost").rglob("cost.json")
+    (path,) = (ROOT / "results" / "cost").rglob("*-longest-*/cost.json")
     monkeypatch.setattr(planning, "_facts", lambda cfg: (30_465, "none"))
     monkeypatch.setattr(planning.sources, "check", lambda cfg, task: None)
     words = ["task=mnli", "method=adalora", "budget=0.16%", "measure=cost", "backbone.weights=random", "data=local"]
