@@ -165,6 +165,15 @@ def test_variants_are_never_mixed_and_the_choice_is_told() -> None:
     assert "short (50 steps" in shown.notes[0]
 
 
+def test_runs_from_before_grouping_was_a_setting_are_told_apart_by_what_they_did() -> None:
+    padded, longest = ({"train.padding": padding} for padding in ("max_length", "longest"))
+    drawn = make(0.9, variant="drawn", settings=longest | {"train.group_by_length": False})
+    (grouped,) = cell(compiled([drawn, make(0.8, variant="grouped", settings=longest)])).notes
+    assert "grouped (100 steps; train.group_by_length=True not False)" in grouped
+    (neither,) = cell(compiled([drawn, make(0.8, variant="padded", settings=padded)])).notes
+    assert "padded (100 steps; train.padding=max_length not longest)" in neither
+
+
 def test_among_equal_variants_the_best_mean_wins() -> None:
     shown = cell(compiled([make(0.5, variant="a"), make(0.6, variant="b"), make(0.4, variant="c")]))
     assert shown.runs[0].key["variant"] == "b"
