@@ -40,7 +40,7 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, group: bool)
         order = get_length_grouped_indices(lengths, batch_size, generator=generator)
     else:
         order = torch.randperm(len(lengths), generator=generator).tolist()
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = _in_order(order, batch_size)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
 
@@ -51,17 +51,15 @@ def longest_first(lengths: Sequence[int], rows: Iterable[int]) -> list[int]:
 
 def evaluation_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Every row once, with little padding, and the batch that needs the most memory first."""
-    order = longest_first(lengths, range(len(lengths)))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return _in_order(longest_first(lengths, range(len(lengths))), batch_size)
 
 
-def by_length(rows: Sequence[int], lengths: Sequence[int], pass_tokens: int) -> list[list[int]]:
-    """Rows cut into micro-batches of similar length, the longest first.
+def by_length(order: list[int], lengths: Sequence[int], pass_tokens: int) -> list[list[int]]:
+    """Rows, the longest first, cut into micro-batches of similar length.
 
-    Of all ways to cut them in order of length the one with the least sum, over micro-batches, of ``pass_tokens`` and of
-    the tokens with padding: rows times the longest, rounded up as the tasks pad.
+    Of all ways to cut them the one with the least sum, over micro-batches, of ``pass_tokens`` and of the tokens with
+    padding: rows times the longest, rounded up as the tasks pad.
     """
-    order = longest_first(lengths, rows)
     widths = [math.ceil(lengths[row] / MULTIPLE) * MULTIPLE for row in order]
     least, starts = [0], [0]  # of the first so many rows: their cost, and where their last micro-batch begins
     for end in range(1, len(order) + 1):
@@ -75,18 +73,21 @@ def by_length(rows: Sequence[int], lengths: Sequence[int], pass_tokens: int) -> 
     return cut[::-1]
 
 
-def micro_batches(rows: Sequence[int], lengths: Sequence[int], least: int, on_cpu: bool) -> list[list[int]]:
-    """Rows cut in order of length into ``least`` parts; on a CPU into more where that saves time.
+def micro_batches(order: list[int], lengths: Sequence[int], least: int, on_cpu: bool) -> list[list[int]]:
+    """Rows, the longest first, cut into ``least`` parts; on a CPU into more where that saves time.
 
     An accelerator prefers few large parts: a pass costs it more than the padding that another one would save.
     """
-    parts = split(longest_first(lengths, rows), least)
+    parts = split(order, least)
     return [cut for part in parts for cut in by_length(part, lengths, PASS_TOKENS)] if on_cpu else parts
 
 
 def split(rows: list[int], parts: int) -> list[list[int]]:
     """At most ``parts`` pieces of equal size (the last may be smaller); of no rows none."""
-    size = max(1, math.ceil(len(rows) / parts))
+    return _in_order(rows, max(1, math.ceil(len(rows) / parts)))
+
+
+def _in_order(rows: list[int], size: int) -> list[list[int]]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 

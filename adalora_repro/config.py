@@ -101,7 +101,7 @@ class TrainConfig:
     epochs: float = 3.0
     max_steps: int | None = None  # wins over epochs
     batch_size: int = 32  # examples of one optimizer step, whatever grad_accumulation is
-    grad_accumulation: int = 1  # parts of a step's examples that go through the model in turn; on a CPU at least
+    grad_accumulation: int = 1  # parts of a step's examples that go through the model in turn (on a CPU: or more)
     eval_steps: int | None = None  # null: once per epoch
     save_steps: int = 500
     log_steps: int = 50

@@ -197,6 +197,11 @@ def read(path: Path) -> RunRecord:
     return validate(values, str(path))
 
 
+def stated(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings, with the one that is left out where it says what was done before there was a choice."""
+    return {"train.group_by_length": settings.get("train.padding") == "longest"} | dict(settings)
+
+
 def ranks(place: Path) -> tuple[dict[str, int], str]:
     """The final ranks of a finished run, matrix -> rank, and the budget they are of.
 

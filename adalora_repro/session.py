@@ -218,8 +218,7 @@ def _locked(folder: Path) -> Iterator[Lock]:
 
 def _write_settings(loop: Loop) -> None:
     nested = OmegaConf.create()
-    grouped = loop.plan.cfg.train.group_by_length  # which runs from before there was the setting leave out
-    for name, value in ({"train.group_by_length": grouped} | loop.plan.settings).items():
+    for name, value in records.stated(loop.plan.settings).items():
         OmegaConf.update(nested, name, value)
     records.write_atomic(loop.plan.folder / CONFIG, OmegaConf.to_yaml(nested).encode())
     if loop.data.skipped:

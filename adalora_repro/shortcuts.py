@@ -90,10 +90,10 @@ def crop_positions(model: PreTrainedModel) -> None:
 
 
 def compiled(model: PreTrainedModel, backend: str) -> Any:
-    """``model`` for training steps, through torch.compile: one program for batches of any length,
-    and another for those of a single row, which torch does not take for one of any number.
+    """``model`` for training steps, through torch.compile: one program for batches of any length.
 
-    It is made at the first steps (a minute or more). The model itself stays as it is, for evaluation: generation would
+    It is made at the first steps (a minute or more), another for the first batch of a single row: torch does not take
+    1 for one of many numbers. The model itself stays as it is, for evaluation: generation would
     need programs of its own. Fused operations round otherwise: not the same numbers.
     """
     return torch.compile(model, backend=backend, dynamic=True)

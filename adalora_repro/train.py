@@ -313,7 +313,7 @@ def parts_of(loop: Loop, rows: list[int], lengths: Sequence[int]) -> list[list[i
     train, world = loop.plan.cfg.train, loop.world
     if train.group_by_length or train.padding == "max_length":
         return list(world.own(split(rows, train.grad_accumulation * world.size)))
-    mine = world.own(longest_first(lengths, rows))
+    mine = list(world.own(longest_first(lengths, rows)))
     return micro_batches(mine, lengths, train.grad_accumulation, world.accelerator.device.type == "cpu")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from adalora_repro.batches import micro_batches
+from adalora_repro.batches import longest_first, micro_batches
 from adalora_repro.cost import interval, ratio_of_means
 from benchmarks.contenders import Contender, can_crop
 from benchmarks.lengths import Tensors, lengths_of, sampled_epoch
@@ -44,9 +44,9 @@ class Way:
         if self.batches == "padded":
             starts = range(0, len(lengths), size)
             return [self.contender.batch(lengths[i : i + size], seed + i, longest) for i in starts]
-        cut = [list(range(len(lengths)))]
-        if self.batches == "drawn":
-            cut = micro_batches(cut[0], lengths, 1, self.contender.device == "cpu")
+        order = longest_first(lengths, range(len(lengths)))
+        on_cpu = self.contender.device == "cpu"
+        cut = micro_batches(order, lengths, 1, on_cpu) if self.batches == "drawn" else [order]
         return [self.contender.batch([lengths[i] for i in part], seed + part[0]) for part in cut]
 
 
@@ -78,15 +78,16 @@ def main() -> int:
         longest, examples = about.max_length, about.rows["train"]
         ways = made(args.shape, args.device)
         lengths = lengths_of(task)
-        batches = {grouped: sampled_epoch(lengths, BATCH, args.steps, grouped) for grouped in (False, True)}
+        drawn, grouped = (sampled_epoch(lengths, BATCH, args.steps, grouped=group) for group in (False, True))
+        batches = {"padded": drawn, "drawn": drawn, "grouped": grouped}
         for way in ways:  # on the shapes that are timed
-            way.contender.step(*way.parts(batches[way.batches == "grouped"][-1], 0, args.part, longest))
+            way.contender.step(*way.parts(batches[way.batches][-1], 0, args.part, longest))
         every = max(1, args.steps // args.padded_steps)
         for number in range(args.steps):
             for way in ways if number % 2 else ways[::-1]:
                 if way.batches == "padded" and number % every:
                     continue
-                parts = way.parts(batches[way.batches == "grouped"][number], number, args.part, longest)
+                parts = way.parts(batches[way.batches][number], number, args.part, longest)
                 way.contender.times.append(way.contender.timed(*parts))
             print(f"{task}: batch {number + 1}/{args.steps}", file=sys.stderr, flush=True)
         theirs, plain = ways[0].contender.times, ways[1].contender.times

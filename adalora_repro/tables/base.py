@@ -21,7 +21,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from adalora_repro.records import RunRecord, read_all
+from adalora_repro.records import RunRecord, read_all, stated
 from adalora_repro.tables.out import checked
 
 DATA_SOURCES = ("hub", "local", "sample")  # in the order they are preferred; never mixed in one table
@@ -483,10 +483,10 @@ def setting_notes(shown: Run, others: Sequence[Run]) -> list[str]:
     """Names the setting shown when a cell had several, and what the others do differently."""
     if not others:
         return []
-    ours = stated(shown.record)
+    ours = stated(shown.record.settings)
     told = []
     for other in others:
-        theirs = stated(other.record)
+        theirs = stated(other.record.settings)
         names = sorted(
             name
             for name in ours.keys() | theirs.keys()
@@ -497,11 +497,6 @@ def setting_notes(shown: Run, others: Sequence[Run]) -> list[str]:
         told.append(f"{other.key['variant']} ({other.key['total_steps']:,} steps{'; ' * bool(names)}{differs}{more})")
     key = shown.key
     return [f"shows setting {key['variant']} ({key['total_steps']:,} steps); also found: {', '.join(told)}"]
-
-
-def stated(record: RunRecord) -> dict[str, Any]:
-    """A record's settings, with the one that those leave out whose value was no choice when they were made."""
-    return {"train.group_by_length": record.settings.get("train.padding") == "longest"} | record.settings
 
 
 def short(value: object) -> str:

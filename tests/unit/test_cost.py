@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -293,13 +294,22 @@ def test_names_cannot_leave_the_results(tmp_path: Path) -> None:
 # -- identity of a scoring run -------------------------------------------------------------------------------------
 
 
-def test_a_committed_run_keeps_its_folder(hydra: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def data_are(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], None]:
+    """Says how many rows the local data have and their fingerprint, for they need not be here."""
+
+    def say(rows: int, fingerprint: str) -> None:
+        monkeypatch.setattr(planning, "_facts", lambda cfg: (rows, fingerprint))
+        monkeypatch.setattr(planning.sources, "check", lambda cfg, task: None)
+
+    return say
+
+
+def test_a_committed_run_keeps_its_folder(hydra: None, data_are: Callable[[int, str], None]) -> None:
     """What was run before there was anything to measure but scores is found again."""
     (path,) = (ROOT / "results" / "runs" / "minilm" / "mrpc" / "adalora").rglob("metrics.json")
     record = records.read(path)
-    facts = record.data["rows"]["train"], record.data["fingerprint"]
-    monkeypatch.setattr(planning, "_facts", lambda cfg: facts)
-    monkeypatch.setattr(planning.sources, "check", lambda cfg, task: None)
+    data_are(record.data["rows"]["train"], record.data["fingerprint"])
     words = ["task=mrpc", "method=adalora", "budget=1.2M", "backbone=minilm", "data=local", "train.epochs=2"]
     words += ["method.schedule=scaled", "optim.lr=3e-3", "train.group_by_length=true"]  # as every run then did
     assert planning.resolve(compose("config", words)).key["hash"] == record.key["hash"]
@@ -309,12 +319,11 @@ def test_a_committed_run_keeps_its_folder(hydra: None, monkeypatch: pytest.Monke
 
 
 def test_a_committed_measurement_is_of_the_words_that_are_told_of_it(
-    hydra: None, monkeypatch: pytest.MonkeyPatch
+    hydra: None, data_are: Callable[[int, str], None]
 ) -> None:
     """Batches were grouped when it was made: what groups none goes to another folder, and another line of the table."""
     (path,) = (ROOT / "results" / "cost").rglob("*-longest-*/cost.json")
-    monkeypatch.setattr(planning, "_facts", lambda cfg: (30_465, "none"))
-    monkeypatch.setattr(planning.sources, "check", lambda cfg, task: None)
+    data_are(30_465, "none")
     words = ["task=mnli", "method=adalora", "budget=0.16%", "measure=cost", "backbone.weights=random", "data=local"]
     words += ["method.schedule=scaled", "train.precision=bf16", "train.grad_accumulation=4"]
     grouped = planning.resolve(compose("config", [*words, "train.group_by_length=true"])).folder
@@ -331,7 +340,9 @@ def test_grouping_is_no_setting_of_a_run_that_pads_to_the_limit(hydra: None) -> 
     assert "train.group_by_length" not in plans[0].asked
 
 
-def test_a_committed_run_that_pads_to_the_limit_keeps_its_folder(hydra: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_committed_run_that_pads_to_the_limit_keeps_its_folder(
+    hydra: None, data_are: Callable[[int, str], None]
+) -> None:
     runs = ROOT / "results" / "benchmarks" / "quality" / "runs" / "minilm" / "rte"
     found = [records.read(path) for path in runs.rglob("metrics.json")]
     (record,) = (
@@ -340,9 +351,7 @@ def test_a_committed_run_that_pads_to_the_limit_keeps_its_folder(hydra: None, mo
         if (record.key["seed"], record.settings["train.padding"], record.settings["train.precision"])
         == (0, "max_length", "fp32")
     )
-    facts = record.data["rows"]["train"], record.data["fingerprint"]
-    monkeypatch.setattr(planning, "_facts", lambda cfg: facts)
-    monkeypatch.setattr(planning.sources, "check", lambda cfg, task: None)
+    data_are(record.data["rows"]["train"], record.data["fingerprint"])
     words = ["task=rte", "method=full", "backbone=minilm", "data=local", "train.padding=max_length"]
     words += ["optim.lr=1e-4", "optim.warmup_steps=20", "train.epochs=3", "task.max_length=128"]
     assert planning.resolve(compose("config", words)).key["hash"] == record.key["hash"]
