@@ -117,6 +117,12 @@ class Plan:
         return measured(self.cfg)
 
     @property
+    def eval_steps(self) -> int:
+        """Optimizer steps from one evaluation to the next; the last step is evaluated too."""
+        asked: int | None = self.cfg.train.eval_steps
+        return asked or self.steps_per_epoch
+
+    @property
     def unscaled(self) -> dict[str, Any]:
         """The step counts as they were asked for."""
         return {name: self.asked[name] for name in SCALED if name in self.asked}
@@ -849,6 +855,11 @@ def describe(plan: Plan) -> str:
             ("final phase", f"{final:,} … {plan.total_steps - 1:,}", f"t_f = {method['t_f']:,}, b_T triplets"),
         ]
     rows += [(name, f"{round(method[name], 2):,g}", text) for name, text in names.items() if name in method]
+    if plan.cfg.measure == "score":
+        every = (
+            f"every {plan.eval_steps:,} steps, {plan.steps_per_epoch / plan.eval_steps:.2g} an epoch, and at the end"
+        )
+        rows.append(("evaluations", f"{math.ceil(plan.total_steps / plan.eval_steps):,}", every))
     lines += [*_table(rows), "", "settings and where they come from"]
     rows = [(name, _short(OmegaConf.select(plan.cfg, name)), origin) for name, origin in plan.origins.items()]
     lines += [*_table(rows), "", f"folder: {plan.folder}"]

@@ -165,7 +165,6 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
         Interrupted: asked to stop; a checkpoint of the step is saved.
     """
     cfg, total = loop.plan.cfg.train, loop.plan.total_steps
-    eval_steps = cfg.eval_steps or loop.plan.steps_per_epoch
     log_path = loop.plan.folder / "log.jsonl"
     if loop.world.main:
         log_path.touch()
@@ -182,7 +181,7 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
                 watch.progress.update(loop.t)
                 last = loop.t == total
                 log_due = last or loop.t % cfg.log_steps == 0
-                loop.evaluation_due = last or loop.t % eval_steps == 0
+                loop.evaluation_due = last or loop.t % loop.plan.eval_steps == 0
                 stopping = not last and watch.stopping()
                 save_due = stopping or (not last and loop.t % cfg.save_steps == 0)
                 look_due = log_due or loop.evaluation_due or save_due

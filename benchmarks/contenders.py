@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from adalora_repro import backbones, shortcuts
+from adalora_repro.batches import by_length, longest_first
 from adalora_repro.config import resource
 from adalora_repro.cost import wait_for
 from adalora_repro.methods import adalora, lora
@@ -143,6 +144,12 @@ class Contender:
         target = TARGET if self.model.config.is_encoder_decoder else None
         made = tensors(lengths, seed, padded_to, target)
         return {name: value.to(self.device) for name, value in made.items()}
+
+    def parts(self, lengths: Sequence[int], seed: int, pass_tokens: int | None) -> list[Tensors]:
+        """A step's micro-batches: its examples cut with ``batches.by_length``, or (None) all in one."""
+        order = longest_first(lengths, range(len(lengths)))
+        cut = [order] if pass_tokens is None else by_length(order, lengths, pass_tokens)
+        return [self.batch([lengths[i] for i in part], seed + part[0]) for part in cut]
 
     def loss(self, batch: Tensors) -> torch.Tensor:
         """Mean cross entropy: ours as the tasks compute it, PEFT's as the model does, for AdaLoRA adds its penalty."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from adalora_repro.batches import longest_first, micro_batches
+from adalora_repro.batches import PASS_TOKENS
 from adalora_repro.cost import interval, ratio_of_means
 from benchmarks.contenders import Contender, can_crop
 from benchmarks.lengths import Tensors, lengths_of, sampled_epoch
@@ -44,10 +44,8 @@ class Way:
         if self.batches == "padded":
             starts = range(0, len(lengths), size)
             return [self.contender.batch(lengths[i : i + size], seed + i, longest) for i in starts]
-        order = longest_first(lengths, range(len(lengths)))
-        on_cpu = self.contender.device == "cpu"
-        cut = micro_batches(order, lengths, 1, on_cpu) if self.batches == "drawn" else [order]
-        return [self.contender.batch([lengths[i] for i in part], seed + part[0]) for part in cut]
+        cut = self.batches == "drawn" and self.contender.device == "cpu"
+        return self.contender.parts(lengths, seed, PASS_TOKENS if cut else None)
 
 
 def made(shape: str, device: str) -> list[Way]:

@@ -219,11 +219,22 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path: Path) -> None:
         "b_T 144",
         "alpha_over_r 4",
         "gamma 0.1",
+        "evaluations 29 every 3,000 steps, 4.1 an epoch, and at the end",
         "optim.lr 0.0005 conf/tuned/mnli_adalora.yaml",
         "method.target_r 2 budget (conf/method/adalora.yaml",
     ):
         assert words in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluations_that_a_dry_run_counts() -> None:
+    once_an_epoch = resolved("task=sst2", "method=lora", "train.eval_steps=null", "train.epochs=2")
+    assert once_an_epoch.eval_steps == once_an_epoch.steps_per_epoch
+    assert "evaluations 2 every 2,105 steps, 1 an epoch" in " ".join(
+        planning.describe(planning.count(once_an_epoch)).split()
+    )
+    cost = resolved("task=sst2", "method=lora", "measure=cost")
+    assert "evaluations" not in planning.describe(planning.count(cost))  # it makes none
 
 
 # The same configuration, the same folder

@@ -26,6 +26,7 @@ QUICK: dict[str, list[str]] = {
     "epoch": [*DEBERTA, "--only", "mnli", "--steps", "1", "--padded-steps", "1", "--part", "16"],
     "memory": [*DEBERTA, "--tokens", "8", "--batch", "2", "--only", "ours"],
     "operations": BERT,
+    "parts": [*BERT, "--rounds", "2", "--batch", "4"],
     "profiler": [*DEBERTA, "--batches", "1", "--batch", "2"],
     "growth": [*BERT, "--rounds", "1", "--axes", "rank"],
     "generation": ["--shape", "tiny-bart", "--rounds", "1", "--tokens", "8", "--target", "4", "--beams", "2"],
