@@ -24,7 +24,7 @@ DEBERTA, BERT = ["--shape", "tiny-deberta"], ["--shape", "tiny-bert"]
 QUICK: dict[str, list[str]] = {
     "step": [*DEBERTA, "--rounds", "2", "--batch", "2", "--precision", "bf16"],
     "epoch": [*DEBERTA, "--only", "mnli", "--steps", "1", "--padded-steps", "1", "--part", "16"],
-    "memory": [*DEBERTA, "--tokens", "8", "--batch", "2", "--only", "ours"],
+    "memory": [*DEBERTA, "--tokens", "8", "--batch", "2", "--only", "ours", "--precision", "fp32"],
     "operations": BERT,
     "parts": [*BERT, "--rounds", "2", "--batch", "4"],
     "profiler": [*DEBERTA, "--batches", "1", "--batch", "2"],
