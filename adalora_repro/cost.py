@@ -102,8 +102,7 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     tokenizer = backbones.tokenizer_name(cfg, first.task.tokenizer)  # type: ignore[attr-defined]
     data, examples = first.data.provenance, len(lengths)
     del loops, first  # the GPU is the next processes'
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    session.free_device(device)
     peaks = [max(parts) for parts in sizes]
     ends = [steps[peaks.index(min(peaks))], steps[peaks.index(max(peaks))]]
     memory = {plan.key["method"]: peak_alone(plan, ends) for plan in settled}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import re
 import socket
@@ -265,6 +266,16 @@ def _accelerator(cfg: Any) -> Accelerator:
     return accelerator
 
 
+def free_device(device: torch.device) -> None:
+    """Gives back what models that are gone kept of a GPU's memory: earlier runs of a sweep, or the ones measured.
+
+    Hooks and what accelerate wraps refer to their model, so that only the garbage collector ends it.
+    """
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def build(plan: Plan, world: World | None = None) -> Loop:
     """Data, model, method and optimizer of a plan, on their device.
 
@@ -274,6 +285,7 @@ def build(plan: Plan, world: World | None = None) -> Loop:
     cfg = plan.cfg
     shortcuts.require_compiler(cfg.train.compile)
     world = world or World(_accelerator(cfg))
+    free_device(world.accelerator.device)
     if not sys.stderr.isatty() or not world.main:
         datasets.disable_progress_bars()  # a log file wants lines
     task = load_family(cfg)
@@ -298,6 +310,7 @@ def build(plan: Plan, world: World | None = None) -> Loop:
         shortcuts.crop_positions(model)
     if world.accelerator.device.type != "cpu":
         shortcuts.mask_without_looking(model)
+        shortcuts.positions_at_hand(model)
     if cfg.train.precision == "bf16":
         shortcuts.store_frozen(model, torch.bfloat16)
     optimizer = make_optimizer(model, cfg.optim)
@@ -305,6 +318,7 @@ def build(plan: Plan, world: World | None = None) -> Loop:
     model = world.accelerator.prepare_model(model, evaluation_mode=True)
     optimizer = world.accelerator.prepare(optimizer)
     scheduler = get_linear_schedule_with_warmup(optimizer, cfg.optim.warmup_steps, plan.total_steps)
+    method.compiled = cfg.train.compile != "none"
     method.on_train_start(plan.total_steps)
     if world.rank:
         torch.manual_seed(cfg.seed + world.rank)  # other examples, other dropout; the start was the same for all

@@ -59,6 +59,29 @@ def mask_without_looking(model: PreTrainedModel) -> None:
     model.register_forward_pre_hook(before_forward, with_kwargs=True)
 
 
+def positions_at_hand(model: PreTrainedModel) -> None:
+    """DeBERTa's buckets of relative positions from a table that is made once.
+
+    transformers makes them anew in every pass, with a number that it copies from the host: a copy for which the host
+    waits until an accelerator has ended all that was queued before. The same integers. The table is as long as the
+    model's own limit; a longer batch is left to transformers. Other models have no such positions and stay as they are.
+    """
+    encoder: Any = getattr(model.base_model, "encoder", None)
+    if not hasattr(encoder, "get_rel_pos"):
+        return
+    longest = model.config.max_position_embeddings
+    table = encoder.get_rel_pos(torch.empty(1, longest, 1, device=model.device))
+    encoder.register_buffer("relative_positions", table, persistent=False)
+
+    def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        length = (args[0] if args else kwargs["hidden_states"]).shape[1]
+        if length <= longest:
+            kwargs["relative_pos"] = module.relative_positions[:, :length, :length]
+        return args, kwargs
+
+    encoder.register_forward_pre_hook(before_forward, with_kwargs=True)
+
+
 def crop_positions(model: PreTrainedModel) -> None:
     """DeBERTa's attention without the relative positions that no two tokens of a batch have.
 
@@ -92,9 +115,10 @@ def crop_positions(model: PreTrainedModel) -> None:
 def compiled(model: PreTrainedModel, backend: str) -> Any:
     """``model`` for training steps, through torch.compile: one program for batches of any length.
 
-    It is made at the first steps (a minute or more), another for the first batch of a single row: torch does not take
-    1 for one of many numbers. The model itself stays as it is, for evaluation: generation would
-    need programs of its own. Fused operations round otherwise: not the same numbers.
+    It is made at the first steps (a minute or more). Another is made for the first batch of a single row, for torch
+    does not take 1 for one of many numbers, and with ``crop_positions`` one for the first batch that is too long to be
+    cropped. The model itself stays as it is, for evaluation: generation would need programs of its own. Fused
+    operations round otherwise: not the same numbers.
     """
     return torch.compile(model, backend=backend, dynamic=True)
 

@@ -15,10 +15,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -290,8 +290,8 @@ def training_batches(loop: Loop) -> Iterator[list[Batch]]:
     for epoch in range(loop.t // per_epoch, math.ceil(loop.plan.total_steps / per_epoch)):
         batches = steps_of(loop, epoch, lengths)
         first, last = loop.t - epoch * per_epoch, loop.plan.total_steps - epoch * per_epoch
-        steps = [parts_of(loop, rows, lengths) for rows in batches[first:last]]
-        ready = _loaded(loop, loop.data.train, [part for parts in steps for part in parts])
+        steps, ahead = tee(parts_of(loop, rows, lengths) for rows in batches[first:last])  # cut as they are loaded
+        ready = _loaded(loop, loop.data.train, chain.from_iterable(ahead), len(batches[first:last]))
         for rows, parts in zip(batches[first:last], steps, strict=True):
             loop.tokens += sum(lengths[row] for row in rows)
             yield [next(ready) for _ in parts]
@@ -316,9 +316,10 @@ def parts_of(loop: Loop, rows: list[int], lengths: Sequence[int]) -> list[list[i
     return micro_batches(mine, lengths, train.grad_accumulation, world.accelerator.device.type == "cpu")
 
 
-def _loaded(loop: Loop, rows: Dataset, batches: Sequence[list[int]]) -> Iterator[Batch]:
+def _loaded(loop: Loop, rows: Dataset, batches: Iterable[list[int]], count: int) -> Iterator[Batch]:
+    """The batches, of which there are ``count`` or more, on the device."""
     device = loop.world.accelerator.device
-    workers = workers_for(loop.plan.cfg.train.num_workers, device, len(batches))
+    workers = workers_for(loop.plan.cfg.train.num_workers, device, count)
     return loaded(rows, batches, loop.task.collate, device, workers)
 
 
@@ -343,8 +344,10 @@ def evaluate(loop: Loop, watch: Watch) -> Evaluation:
 
 
 def _check_weights(loop: Loop) -> None:
-    for name, parameter in inject.trained(loop.model).items():
-        if not parameter.isfinite().all():
+    trained = inject.trained(loop.model)
+    finite = torch.stack([parameter.isfinite().all() for parameter in trained.values()])
+    for name, is_finite in zip(trained, finite.tolist(), strict=True):  # the device is waited for once
+        if not is_finite:
             raise NonFiniteLossError(f"{name} is not finite after step {loop.t - 1}; a lower optim.lr may help")
 
 
@@ -356,7 +359,7 @@ def _predictions(loop: Loop, name: str, watch: Watch) -> Iterator[dict[str, Any]
     rows, world = loop.data.evaluation[name], loop.world
     batches = evaluation_batches(rows["length"][:], loop.plan.cfg.eval.batch_size)
     own = world.own(batches)
-    ready = zip(_loaded(loop, rows, own), own, strict=True)
+    ready = zip(_loaded(loop, rows, own, len(own)), own, strict=True)
     before: tuple[dict[str, Tensor], list[int]] | None = None
     for done in range(0, len(batches), world.size):  # as many rounds in each process, for these agree on a stop
         watch.evaluating(name, done, len(batches))
@@ -376,6 +379,7 @@ def _fetched(found: dict[str, Tensor], index: list[int]) -> dict[str, Any]:
 # -- writing things down -------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def _log_step(loop: Loop, grad_norm: Tensor, log: Log, progress: Progress) -> None:
     loss = sum(loop.looked) / len(loop.looked)
     penalty = loop.method.regularizer()

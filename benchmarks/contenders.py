@@ -123,6 +123,7 @@ class Contender:
                 shortcuts.crop_positions(model)
             if self.device != "cpu" or self.as_on_device:
                 shortcuts.mask_without_looking(model)
+                shortcuts.positions_at_hand(model)
             if self.bf16 and self.stored:
                 shortcuts.store_frozen(model, torch.bfloat16)
         else:
@@ -130,6 +131,7 @@ class Contender:
             self.peft = model.base_model if hasattr(model.base_model, "update_and_allocate") else None
         self.model = model.to(self.device)
         self.forward: Any = shortcuts.compiled(self.model, self.compiler) if self.compiler else self.model
+        self.method.compiled = bool(self.compiler)
         self.method.on_train_start(100_000)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
@@ -182,6 +184,14 @@ class Contender:
             self.peft.update_and_allocate(self.t)
         self.optimizer.zero_grad()
         self.t += 1
+
+    def warm_up(self, steps: Sequence[Sequence[Tensors]]) -> None:
+        """Steps that nobody times: on an accelerator all of them, for each new length costs it something once.
+
+        On a CPU a micro-batch is enough, for the optimizer's states.
+        """
+        for parts in steps if self.device != "cpu" else [steps[-1][:1]]:
+            self.step(*parts)
 
     def timed(self, *parts: Tensors) -> float:
         """Seconds of one step, the device waited for."""

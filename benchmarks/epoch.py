@@ -5,9 +5,10 @@
 Theirs: every batch padded to the task's maximum length, fp32, PEFT's AdaLoRA or a plain loop (here: our own AdaLoRA,
 which dispatches a quarter of PEFT's operations). Ours, in bf16: batches drawn at random as theirs, padded to their
 longest, on a CPU in parts of similar length (the default); and length-grouped ones (train.group_by_length); both with
-transformers' attention and with train.attention=cropped. A step is timed on batches spread evenly over the epoch, the
+transformers' attention and with train.attention=cropped. A step is timed on batches that stand for the epoch's, the
 ways taking turns; seconds per epoch are their mean times the steps of an epoch of the paper's data. Padded batches are
-all alike, so that few are enough; their step is of micro-batches (32 x 256 tokens in fp32 need more than 20 GB).
+all alike, so that few are enough; on a CPU their step is of micro-batches (32 x 256 tokens in fp32 need more than
+20 GB).
 """
 
 from __future__ import annotations
@@ -66,9 +67,10 @@ def main() -> int:
     arguments = parser(__doc__, devices=True)
     arguments.add_argument("--padded-steps", type=int, default=4)
     arguments.add_argument("--steps", type=int, default=8, help="of those that are not padded (%(default)s)")
-    arguments.add_argument("--part", type=int, default=8, help="examples of a padded micro-batch (%(default)s)")
+    arguments.add_argument("--part", type=int, help="examples of a padded micro-batch (8 on a CPU, else the batch)")
     arguments.add_argument("--only", choices=TASKS)
     args = start(arguments)
+    size = args.part or (8 if args.device == "cpu" else BATCH)
     rows: list[list[str]] = []
     figures: dict[str, Any] = {}
     for task in [args.only] if args.only else TASKS:
@@ -78,14 +80,14 @@ def main() -> int:
         lengths = lengths_of(task)
         drawn, grouped = (sampled_epoch(lengths, BATCH, args.steps, grouped=group) for group in (False, True))
         batches = {"padded": drawn, "drawn": drawn, "grouped": grouped}
-        for way in ways:  # on the shapes that are timed
-            way.contender.step(*way.parts(batches[way.batches][-1], 0, args.part, longest))
+        for way in ways:
+            way.contender.warm_up([way.parts(chosen, 0, size, longest) for chosen in batches[way.batches]])
         every = max(1, args.steps // args.padded_steps)
         for number in range(args.steps):
             for way in ways if number % 2 else ways[::-1]:
                 if way.batches == "padded" and number % every:
                     continue
-                parts = way.parts(batches[way.batches][number], number, args.part, longest)
+                parts = way.parts(batches[way.batches][number], number, size, longest)
                 way.contender.times.append(way.contender.timed(*parts))
             print(f"{task}: batch {number + 1}/{args.steps}", file=sys.stderr, flush=True)
         theirs, plain = ways[0].contender.times, ways[1].contender.times
@@ -104,7 +106,7 @@ def main() -> int:
             hours = f"{per_epoch / 3600:.1f}"
             row = [task, way.name, f"{statistics.fmean(times):.2f}", hours, f"{against_peft:.2f}"]
             rows.append([*row, ratio_text(against_plain)])
-    write(args, "epoch", {"batch": BATCH, "ways": figures})
+    write(args, "epoch", {"batch": BATCH, "padded_micro_batch": size, "ways": figures})
     print_table(["task", "way", "s / step", "h / epoch", "x PEFT padded", "x plain padded [95%]"], rows)
     return 0
 

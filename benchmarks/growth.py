@@ -9,6 +9,7 @@ between the last two points in the logarithms: 1 is linear. ``benchmarks.curves`
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 import sys
@@ -74,6 +75,7 @@ def main() -> int:
                         point.times.append(seconds)
         for point in (point for points in pairs for point in points):
             del point.contender  # the next axis needs the memory
+        gc.collect()  # hooks refer to their model
         print(f"{axis}: done", file=sys.stderr, flush=True)
     figures = {
         axis: {method: {point.value: point.times for point in points} for method, points in methods.items()}

@@ -7,15 +7,18 @@ writes lengths.json: task -> {length: examples}, special tokens included, cut at
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from adalora_repro.batches import epoch_order
+from adalora_repro.batches import PASS_TOKENS, by_length, epoch_order, longest_first
+from adalora_repro.tasks.base import MULTIPLE
 
 STORED = Path(__file__).with_name("lengths.json")
 Tensors = dict[str, torch.Tensor]
@@ -29,17 +32,38 @@ def lengths_of(task: str) -> list[int]:
     return [int(length) for length, examples in histogram.items() for _ in range(examples)]
 
 
+def padded(lengths: Sequence[int]) -> int:
+    """Length of a batch as the tasks pad it."""
+    return math.ceil(max(lengths) / MULTIPLE) * MULTIPLE
+
+
+def tokens_in_parts(lengths: Sequence[int]) -> int:
+    """Tokens of a batch with padding, cut as on a CPU."""
+    order = longest_first(lengths, range(len(lengths)))
+    parts = by_length(order, lengths, PASS_TOKENS)
+    return sum(len(part) * padded([lengths[i] for i in part]) for part in parts)
+
+
 def sampled_epoch(lengths: Sequence[int], batch_size: int, batches: int, grouped: bool = True) -> list[list[int]]:
-    """Lengths of the examples of so many batches, evenly spread over an epoch's batches sorted by their tokens."""
+    """Lengths of the examples of so many batches that stand for an epoch's, grouped by length or drawn at random.
+
+    The epoch's batches in order of their tokens with padding (random ones in parts) are dealt into ``batches`` equal
+    shares; of each the batch next to the share's mean is taken, so that the sample has the epoch's mean.
+    """
     order = epoch_order(lengths, batch_size, seed=0, group=grouped)
-    full = sorted(([lengths[row] for row in rows] for rows in order if len(rows) == batch_size), key=sum)
-    return [full[int((i + 0.5) * len(full) / batches)] for i in range(batches)]
+    full = [[lengths[row] for row in rows] for rows in order if len(rows) == batch_size]
+    size = padded if grouped else tokens_in_parts
+    sizes = [size(batch) for batch in full]
+    by_size = sorted(range(len(full)), key=sizes.__getitem__)
+    shares = [by_size[i * len(full) // batches : (i + 1) * len(full) // batches] for i in range(batches)]
+    means = [statistics.fmean(sizes[i] for i in share) for share in shares]
+    return [full[min(s, key=lambda i: abs(sizes[i] - mean))] for s, mean in zip(shares, means, strict=True)]
 
 
 def tensors(lengths: Sequence[int], seed: int, padded_to: int | None = None, target: int | None = None) -> Tensors:
     """A batch with random tokens, to be classified or, with ``target``, to be summarized in so many tokens."""
     generator = torch.Generator().manual_seed(seed)
-    width = padded_to or max(lengths)
+    width = padded_to or padded(lengths)
     mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
     tokens = torch.randint(5, VOCABULARY, mask.shape, generator=generator) * mask
     if target is None:
@@ -49,7 +73,10 @@ def tensors(lengths: Sequence[int], seed: int, padded_to: int | None = None, tar
     return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
 
 
-def main(folder: str) -> int:
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("folder", metavar="DIR", help="with the tasks' files, as data=local takes it")
+    folder = arguments.parse_args().folder
     from adalora_repro import backbones
     from adalora_repro.tasks import load_family
     from benchmarks.runs import composed
@@ -60,8 +87,7 @@ def main(folder: str) -> int:
         data = load_family(cfg).load(backbones.load_tokenizer(cfg))
         found[task] = {str(n): count for n, count in sorted(Counter(data.train["length"][:]).items())}
     STORED.write_text(json.dumps(found, indent=None) + "\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    main()

@@ -1,11 +1,12 @@
 """Tensor operations dispatched per optimizer step, views left out: AdaLoRA against LoRA, ours and PEFT's.
 
-    python -m benchmarks.operations
+    python -m benchmarks.operations                # --device cuda: copies from the host count among the waits too
 
 Setting: a 12-layer DeBERTaV3-base shape (small vocabulary, which changes no count), batch 4 x 32 tokens, rank 12, a
 mask at every step; and BART-large's. A step is forward, backward, regularizer, clipping, AdamW, importance and mask.
 The count is a property of the code, not of the machine; it is what an accelerator's launch queue sees. ``waits`` are
-operations of which the host needs a value or a size before it can go on: on an accelerator each one empties that queue.
+operations of which the host needs a value or a size before it can go on, and copies from one device to another: on an
+accelerator each one empties that queue. What a CPU cannot show of these, tests count on torch's device ``meta``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ METHODS = ("lora", "adalora")
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "aten::equal")
 #: those that need a size if one of their indices is of this type: picking by a mask
 INDEXING, MASKS = ("aten::index", "aten::index_put", "aten::_index_put_impl"), (torch.bool, torch.uint8)
+COPIES = ("aten::_to_copy", "aten::copy_")
 
 
 class CountOperations(TorchDispatchMode):
@@ -41,7 +43,9 @@ class CountOperations(TorchDispatchMode):
             name = func.name()
             self.counts[name] += 1
             self.waits += any(wait in name for wait in WAITS) or (name.startswith(INDEXING) and picks_by_mask(args))
-        return func(*args, **(kwargs or {}))
+        found = func(*args, **(kwargs or {}))
+        self.waits += func.name() in COPIES and args[-1 if func.name() == "aten::copy_" else 0].device != found.device
+        return found
 
 
 def picks_by_mask(args: Any) -> bool:
@@ -63,15 +67,16 @@ def count(who: str, name: str, shape: str = "deberta-v3-base", **options: Any) -
 
 
 def main() -> int:
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, devices=True)
     args = start(arguments)
-    counts = {("ours", name, args.shape): count("ours", name, args.shape) for name in METHODS}
+    device = {"device": args.device}
+    counts = {("ours", name, args.shape): count("ours", name, args.shape, **device) for name in METHODS}
     try:
-        counts |= {("peft", name, args.shape): count("peft", name, args.shape) for name in METHODS}
+        counts |= {("peft", name, args.shape): count("peft", name, args.shape, **device) for name in METHODS}
     except ImportError:
         print("peft is not installed: its rows are left out (pip install 'adalora-repro[bench]')", file=sys.stderr)
     if args.shape == "deberta-v3-base":
-        counts |= {("ours", name, "bart-large"): count("ours", name, "bart-large") for name in METHODS}
+        counts |= {("ours", name, "bart-large"): count("ours", name, "bart-large", **device) for name in METHODS}
     rows, figures = [], {}
     for (who, name, shape), found in counts.items():
         base, total = counts["ours", "lora", shape].counts.total(), found.counts.total()

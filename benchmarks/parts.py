@@ -31,7 +31,7 @@ def main() -> int:
     bf16 = args.precision == "bf16"
     contender = Contender("ours", "adalora", bf16=bf16, shape=args.shape, delta_t=100, device=args.device)
     batches = sampled_epoch(lengths_of(args.task), args.batch, args.rounds, grouped=False)
-    contender.step(*contender.parts(batches[-1], 0, None))
+    contender.warm_up([contender.parts(lengths, 0, choice) for lengths in batches for choice in CHOICES])
     times: dict[int | None, list[float]] = {choice: [] for choice in CHOICES}
     sizes: dict[int | None, list[tuple[int, int]]] = {choice: [] for choice in CHOICES}  # tokens with padding, passes
     for number, lengths in enumerate(batches):

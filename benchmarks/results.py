@@ -56,7 +56,7 @@ def ratio_text(found: Mapping[str, float | None]) -> str:
 def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> None:
     """``NAME.json`` in ``--out``: in the place of an earlier run with the same words, beside one with others."""
     environment = provenance.environment(torch.device(getattr(args, "device", "cpu")))
-    words = sys.argv[1:]
+    words = [word for word in sys.argv[1:] if not word.startswith("--out=")]
     if "--out" in words:  # where it was written is of no use elsewhere
         del words[(place := words.index("--out")) : place + 2]
     command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *words])

@@ -105,6 +105,7 @@ def main() -> int:
         # two lengths, so that a compiler makes a program for any, and the longest, which cropped attention may not hold
         for number in (args.rounds // 2, 0, -1):
             contender.step(contender.batch(batches[number], number))
+        contender.warm_up([[contender.batch(lengths, number)] for number, lengths in enumerate(batches)])
         print(f"{contender.label}: ready", file=sys.stderr, flush=True)
     precisions = {contender.bf16 for contender in found}
     rates: dict[bool, list[float]] = {bf16: [] for bf16 in precisions}

@@ -109,7 +109,8 @@ class RankAllocator:
         self._from_stacks = torch.argsort(torch.tensor(stacked)).to(device)
         costs = [layer.base.out_features + self._triplets + layer.base.in_features for layer in self.layers.values()]
         self._kinds = len(set(costs))
-        self._costs = torch.tensor(costs, device=device).repeat_interleave(torch.tensor(self._ranks, device=device))
+        self._sizes = torch.tensor(self._ranks, device=device)
+        self._costs = torch.tensor(costs, device=device).repeat_interleave(self._sizes, output_size=total)
         self._scores: Tensor | None = None
         self._mask = torch.ones(total, dtype=torch.bool, device=device)
         if score == "random":
@@ -250,7 +251,7 @@ class RankAllocator:
     def _score_triplets(self, raw: list[Tensor] | None) -> Tensor:
         """S of every triplet, flat, in the order of ``layers``; levelled where the allocation is uniform."""
         scores = self._own_scores(raw)
-        return scores if self.allocation == "global" else importance.level(scores, self._ranks)
+        return scores if self.allocation == "global" else importance.level(scores, self._sizes)
 
     def _own_scores(self, raw: list[Tensor] | None) -> Tensor:
         if self.score == "random":

@@ -57,16 +57,17 @@ def doublet_score(s_B: Tensor, s_A: Tensor) -> Tensor:
     return s_B.mean(-2) + s_A.mean(-1)
 
 
-def level(scores: Tensor, ranks: Sequence[int]) -> Tensor:
+def level(scores: Tensor, ranks: Tensor | Sequence[int]) -> Tensor:
     """Scores that share any budget evenly among the matrices: N for the first to be kept down to 1, no two alike.
 
     The best of every matrix come first, then the second best, and so on; among those of one place the better score,
     of equal ones the earlier. A budget of n r thus keeps r of each of n matrices, one in between one more of some.
 
     Args:
-        scores: (N,), matrix after matrix; ``ranks``: how many each matrix has, N in all.
+        scores: (N,), matrix after matrix.
+        ranks: how many each matrix has, N in all; a tensor on the scores' device, or else the host waits for it.
     """
-    sizes = torch.tensor(ranks, device=scores.device)
+    sizes = torch.as_tensor(ranks, device=scores.device)
     matrix = torch.repeat_interleave(sizes, output_size=len(scores))
     first = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes, output_size=len(scores))
     best_first = torch.argsort(scores, descending=True, stable=True)
@@ -102,8 +103,8 @@ def keep_within(scores: Tensor, costs: Tensor, params: int, kinds: int) -> Tenso
     for _ in range(kinds):
         # behind the first that does not fit nothing of its cost or more fits either: one kind less in each round
         over = stays & (torch.cumsum(cost * stays, 0) > params)
-        first = over.int().argmax()
-        stays &= ~(over.any() & (place >= first) & (cost >= cost[first]))
+        first = over.int().argmax(keepdim=True)  # (1,): an index of no dimension would be fetched by the host
+        stays &= ~(over.any() & (place >= first) & (cost >= cost.index_select(0, first)))
     return torch.zeros_like(stays).index_copy_(0, order, stays)
 
 

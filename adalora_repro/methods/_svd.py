@@ -54,8 +54,9 @@ class SVDMethod(BaseMethod):
         return [layer for layer in self.layers.values() if isinstance(layer, SVDLinear)]
 
     def share(self) -> None:
-        """Prepares the next forward passes; after every change of a parameter."""
-        share_left_factors(self.svd_layers())
+        """Prepares the next forward passes; after every change of a parameter. A compiler fuses the products itself."""
+        if not self.compiled:
+            share_left_factors(self.svd_layers())
 
     def on_train_start(self, total_steps: int) -> None:
         self.share()

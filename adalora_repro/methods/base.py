@@ -103,7 +103,12 @@ class BaseMethod:
     The loop calls, in this order: ``inject`` once, ``on_train_start`` once, then per optimizer step t = 0 … T-1
     ``regularizer`` (after the task loss's backward), ``before_update(t)`` and ``after_update(t)`` around
     ``optimizer.step()``. Gradients are alive in both, unscaled and summed over processes.
+
+    Attributes:
+        compiled: whether training steps go through a compiler; said before ``on_train_start``.
     """
+
+    compiled = False
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         """Replaces modules and leaves ``requires_grad`` on what trains; called before an optimizer exists."""

@@ -13,6 +13,7 @@ from adalora_repro.backbones import find_sites
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import BudgetSchedule, LoRALinear, RankAllocator, SVDLinear, orthogonality_penalty
 from adalora_repro.methods import lora_regu, svd_lora
+from benchmarks.operations import CountOperations
 
 SCHEDULE = BudgetSchedule(12, 6, 2, 6, 20)
 
@@ -55,6 +56,21 @@ def test_a_uniform_allocation_leaves_the_same_rank_everywhere(protocol):
     drive(free, range(20))
     assert set(allocator.rank_pattern().values()) == {2}
     assert free.rank_pattern()["m2"] == 4
+
+
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+@pytest.mark.parametrize("options", [{}, {"allocation": "uniform"}, {"score": "random"}, {"max_params": 50}], ids=str)
+def test_no_step_of_an_allocator_copies_from_the_host(protocol, options):
+    layers = {name: layer.to("meta") for name, layer in layers_of(SVDLinear).items()}
+    allocator = RankAllocator(layers, SCHEDULE, 1, protocol=protocol, **options)
+    for layer in layers.values():
+        for p in layer.parameters():
+            p.grad = torch.empty_like(p) if p.requires_grad else None
+    with CountOperations() as counted:
+        for t in range(20):
+            allocator.observe(t)
+            allocator.allocate(t)
+    assert counted.waits == 0, counted.counts
 
 
 @pytest.mark.parametrize("protocol", ["paper", "released"])

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adalora_repro.batches import epoch_order
 from benchmarks import curves
 from benchmarks.contenders import Contender
 from benchmarks.growth import Point, exponent
-from benchmarks.lengths import lengths_of, sampled_epoch, tensors
+from benchmarks.lengths import lengths_of, padded, sampled_epoch, tensors, tokens_in_parts
 from benchmarks.profiler import KINDS, OTHER, kind_of
 from benchmarks.results import ratio, write
 
@@ -119,12 +120,26 @@ def test_sampled_batches_are_spread_over_the_epoch_s() -> None:
     assert len(lengths) > 10_000
     grouped = sampled_epoch(lengths, 32, 200)
     assert all(len(batch) == 32 for batch in grouped)
-    assert grouped == sorted(grouped, key=sum)
+    assert grouped == sorted(grouped, key=padded)
     mean = sum(map(sum, grouped)) / 6400
     assert mean == pytest.approx(sum(lengths) / len(lengths), rel=0.05)
     # grouping is what saves padding
     mixed = sampled_epoch(lengths, 32, 200, grouped=False)
-    assert sum(map(max, grouped)) < 0.7 * sum(map(max, mixed))
+    assert sum(map(padded, grouped)) < 0.7 * sum(map(padded, mixed))
+
+
+@pytest.mark.parametrize(("task", "grouped", "tokens"), [("mnli", True, 46.3), ("qqp", True, 36.0)])
+def test_a_few_batches_have_the_tokens_of_the_epoch(task: str, grouped: bool, tokens: float) -> None:
+    order = epoch_order(lengths := lengths_of(task), 32, 0, group=grouped)
+    whole = [padded([lengths[row] for row in rows]) for rows in order]
+    assert sum(whole) / len(whole) == pytest.approx(tokens, rel=0.01)  # docs/performance.md
+    assert sum(map(padded, sampled_epoch(lengths, 32, 8, grouped))) / 8 == pytest.approx(tokens, rel=0.03)
+
+
+@pytest.mark.parametrize(("task", "tokens"), [("mnli", 50.5), ("qqp", 39.5)])
+def test_a_few_random_batches_have_the_tokens_of_the_epoch_in_parts(task: str, tokens: float) -> None:
+    few = sampled_epoch(lengths_of(task), 32, 8, grouped=False)
+    assert sum(map(tokens_in_parts, few)) / (8 * 32) == pytest.approx(tokens, rel=0.03)
 
 
 def test_a_batch_has_its_lengths_and_padding() -> None:

@@ -72,6 +72,22 @@ def test_one_program_computes_the_steps_of_the_model(
     assert list(inject.trained(compiled.model)) == list(inject.trained(plain.model))  # a checkpoint fits both
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_batch_too_long_to_be_cropped_has_a_program_of_its_own(tmp_path: Path, precision: str) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    places = [f"data.cache_dir={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}"]
+    words = [*SMALL, *places, *CROPPED, "train.compile=aot_eager", f"train.precision={precision}"]
+    loop = session.build(planned([*words, "task=sst2", "backbone=tiny-deberta", "method=adalora", "budget=0.3M"]))
+    batch = next(train.training_batches(loop))[0]
+    for tokens, programs in ((8, 1), (24, 1), (120, 1), (136, 2), (160, 2), (16, 2)):
+        ids = torch.randint(5, 50, (3, tokens))
+        made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": batch["labels"][:1].expand(3)}
+        train.step(loop, [made])
+        assert counters["stats"]["unique_graphs"] == programs
+    assert not counters["graph_break"]
+
+
 def test_without_a_compiler_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "")

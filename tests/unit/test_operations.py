@@ -32,8 +32,20 @@ def test_adalora_dispatches_at_most_5_percent_more_operations_than_lora(narrow):
         (lambda x: x.sum().item(), 1),
         (lambda x: x.clone().__setitem__(x > 0, torch.ones(2)), 1),
         (lambda x: bool((x > 0).any()), 1),
+        (lambda x: x.to(torch.bfloat16), 0),
+        (lambda x: x.to("meta"), 1),
+        (lambda x: torch.empty(3, device="meta").copy_(x), 1),
     ],
-    ids=["mask", "positions", "item", "assignment by mask", "truth"],
+    ids=[
+        "mask",
+        "positions",
+        "item",
+        "assignment by mask",
+        "truth",
+        "cast",
+        "another device",
+        "copy to another device",
+    ],
 )
 def test_operations_of_which_the_host_needs_a_value_are_waits(operation, waits):
     with CountOperations() as counted:

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from adalora_repro import backbones, inject
 from adalora_repro.config import resource
 from adalora_repro.methods import adalora
-from adalora_repro.shortcuts import CROP_STEP, crop_positions, store_frozen
+from adalora_repro.shortcuts import CROP_STEP, crop_positions, positions_at_hand, store_frozen
+from benchmarks.operations import CountOperations
 
 LONG = 2 * CROP_STEP
 
@@ -96,3 +97,38 @@ def test_a_batch_longer_than_half_the_buckets_is_not_cropped_and_the_next_short_
     for tokens in (LONG, CROP_STEP):
         for expected, found in zip(gradients(plain, tokens), gradients(cropped, tokens), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("buckets", [8, -1])
+@pytest.mark.parametrize("tokens", [3, CROP_STEP, LONG])  # the last is longer than the table
+@pytest.mark.parametrize("cropped", [False, True])
+def test_positions_at_hand_are_the_model_s_own(tokens: int, buckets: int, cropped: bool) -> None:
+    changes = {"position_buckets": buckets, "max_relative_positions": 2 * LONG, "max_position_embeddings": LONG - 8}
+    made, at_hand = (make("tiny-deberta", 0.1, **changes)[0] for _ in range(2))
+    positions_at_hand(at_hand)
+    for model in (made, at_hand):
+        if cropped:
+            crop_positions(model)
+    for expected, found in zip(gradients(made, tokens), gradients(at_hand, tokens), strict=True):
+        assert torch.equal(expected, found)
+    assert at_hand.state_dict().keys() == made.state_dict().keys()
+
+
+def test_positions_at_hand_are_not_copied_from_the_host() -> None:
+    model = make("tiny-deberta")[0].to("meta")
+    ids = torch.ones(2, 5, dtype=torch.long, device="meta")
+
+    def waits() -> int:
+        with CountOperations() as counted:
+            model(input_ids=ids, attention_mask=ids).logits.sum().backward()
+        return counted.waits
+
+    assert waits() > 0  # or this shortcut has become needless
+    positions_at_hand(model)
+    assert waits() == 0
+
+
+def test_a_model_without_relative_positions_stays_as_it_is() -> None:
+    model = make("tiny-bert")[0]
+    positions_at_hand(model)
+    assert not any(module._forward_pre_hooks for module in model.modules())

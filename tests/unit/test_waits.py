@@ -41,6 +41,7 @@ def test_no_step_waits(built: Callable[..., Loop], task: str, backbone: str, met
     budget = {"sst2": "0.3M", "squad": "0.65%", "xsum": "2.20%"}[task]
     loop = built(f"task={task}", f"backbone={backbone}", f"method={method}", f"budget={budget}")
     shortcuts.mask_without_looking(loop.model)  # as session.build does for an accelerator
+    shortcuts.positions_at_hand(loop.model)
     batches = train.training_batches(loop)
     train.step(loop, next(batches))  # the optimizer's states come with it
     for _ in range(9):  # of all phases: masks are due, and no longer
