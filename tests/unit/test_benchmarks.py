@@ -27,6 +27,7 @@ QUICK: dict[str, list[str]] = {
     "epoch": [*DEBERTA, "--only", "mnli", "--steps", "1", "--padded-steps", "1", "--part", "16"],
     "memory": [*DEBERTA, "--tokens", "8", "--batch", "2", "--only", "ours", "--precision", "fp32"],
     "operations": BERT,
+    "evaluation": [*BERT, "--rounds", "1", "--examples", "16"],
     "parts": [*BERT, "--rounds", "2", "--batch", "4"],
     "profiler": [*DEBERTA, "--batches", "1", "--batch", "2"],
     "growth": [*BERT, "--rounds", "1", "--axes", "rank"],
