@@ -3,7 +3,7 @@
     python -m benchmarks.reports               # --counts 100,1000,5000
 
 The records are made as training writes them: eight GLUE tasks, four methods, three budgets, eight rates, seeds.
-CPU seconds of a new process each time, so that nothing is cached but the files.
+CPU seconds of a new process each time, so that nothing is cached but the files, and in brackets those of waiting.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from adalora_repro import records
@@ -45,26 +47,34 @@ def fill(results: Path, count: int) -> None:
         records.write(record, folder)
 
 
-def cpu_of(words: list[str], folder: Path) -> float:
-    before = os.times()
+def seconds_of(words: list[str], folder: Path) -> tuple[float, float]:
+    """Of CPU, and of waiting."""
+    before, began = os.times(), time.perf_counter()
     subprocess.run([sys.executable, "-m", "adalora_repro.report", *words], cwd=folder, check=True, capture_output=True)
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
+    after, waited = os.times(), time.perf_counter() - began
+    return after.children_user + after.children_system - before.children_user - before.children_system, waited
 
 
 def main() -> int:
     arguments = parser(__doc__, model=False)
     arguments.add_argument("--counts", default="100,500,1000,5000,20000,50000")
+    arguments.add_argument("--repeat", type=int, default=3, help="times, of which the median counts (%(default)s)")
     args = start(arguments)
-    rows, found = [], {}
+    rows: list[list[str]] = []
+    cpu: dict[int, dict[str, float]] = {}
+    wall: dict[int, dict[str, float]] = {}
     for count in map(int, args.counts.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             fill(Path(folder) / "results", count)
-            found[count] = {" ".join(words): cpu_of(words, Path(folder)) for words in REPORTS}
-        rows.append([f"{count:,}", *(f"{seconds:.2f}" for seconds in found[count].values())])
+            times = {" ".join(w): [seconds_of(w, Path(folder)) for _ in range(args.repeat)] for w in REPORTS}
+        cpu[count], wall[count] = (
+            {name: statistics.median(pair[which] for pair in pairs) for name, pairs in times.items()}
+            for which in range(2)
+        )
+        rows.append([f"{count:,}", *(f"{cpu[count][name]:.2f} ({wall[count][name]:.2f})" for name in times)])
         print(f"{count:,} records: done", file=sys.stderr, flush=True)
-    write(args, "reports", {"cpu_s": found})
-    print_table(["records", *(f"{' '.join(words)}, CPU s" for words in REPORTS)], rows)
+    write(args, "reports", {"cpu_s": cpu, "wall_s": wall})
+    print_table(["records", *(f"{' '.join(words)}, CPU s (s)" for words in REPORTS)], rows)
     return 0
 
 
