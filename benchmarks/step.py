@@ -100,7 +100,8 @@ def main() -> int:
     args = start(arguments)
 
     # contenders share a limit, beyond which a step would quietly not be compiled
-    torch._dynamo.config.recompile_limit, torch._dynamo.config.fail_on_recompile_limit_hit = 64, True
+    if args.compile:
+        torch._dynamo.config.recompile_limit, torch._dynamo.config.fail_on_recompile_limit_hit = 64, True
     batches = sampled_epoch(lengths_of(args.task), args.batch, args.rounds)
     found = contenders(args)
     for contender in found:

@@ -337,4 +337,4 @@ def test_how_many_workers(
         world=SimpleNamespace(accelerator=SimpleNamespace(device=torch.device(device))),
         plan=SimpleNamespace(cfg=SimpleNamespace(train=SimpleNamespace(num_workers=asked))),
     )
-    assert train._loaded(loop, Dataset.from_dict({}), range(batches)) == workers  # type: ignore[arg-type, comparison-overlap]
+    assert train._loaded(loop, Dataset.from_dict({}), range(batches), batches) == workers  # type: ignore[arg-type, comparison-overlap]
