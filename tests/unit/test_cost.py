@@ -6,19 +6,22 @@ import argparse
 import copy
 import csv
 import dataclasses
+import gc
 import io
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adalora_repro import cost, cost_record, records
+from adalora_repro import cost, cost_record, records, session
 from adalora_repro import plan as planning
 from adalora_repro.cost_record import CostRecord
 from adalora_repro.errors import InputError
@@ -495,3 +498,21 @@ def test_a_record_on_disk_is_plain_json(tmp_path: Path) -> None:
     values = json.loads(cost_record.write(make(), tmp_path).read_text())
     assert next(iter(values)) == "schema_version"
     assert values["pairs"][0]["seconds"] == {"adalora": 1.1, "lora": 1.0}
+
+
+@pytest.mark.parametrize(("device", "freed"), [("cuda", True), ("cpu", False)])
+def test_a_model_that_refers_to_itself_leaves_the_gpu(
+    device: str, freed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emptied = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(gone() is None))
+    model = torch.nn.Linear(2, 2)
+    model.own_forward = model.forward  # refers to the model, as what accelerate keeps does
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        session.free_device(torch.device(device))
+    finally:
+        gc.enable()
+    assert emptied == [True] * freed
