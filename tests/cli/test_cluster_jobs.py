@@ -282,7 +282,11 @@ def test_a_lost_result_does_not_hide_the_others(
 
 
 def test_ctrl_c_leaves_the_runs_in_the_queue(tiny: Cli, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: Any) -> None:
+    nap = time.sleep
+
+    def interrupted(seconds: float) -> None:
+        if seconds < 0.1:  # subprocess naps so while it waits for SLURM's commands to end
+            return nap(seconds)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
