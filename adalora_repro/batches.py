@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from adalora_repro.processes import forking, settle, usable
-from adalora_repro.tasks.base import MULTIPLE
+from adalora_repro.tasks.base import padded_length
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,7 +60,7 @@ def by_length(order: list[int], lengths: Sequence[int], pass_tokens: int) -> lis
     Of all ways to cut them the one with the least sum, over micro-batches, of ``pass_tokens`` and of the tokens with
     padding: rows times the longest, rounded up as the tasks pad.
     """
-    widths = [math.ceil(lengths[row] / MULTIPLE) * MULTIPLE for row in order]
+    widths = [padded_length(lengths[row]) for row in order]
     least, starts = [0], [0]  # of the first so many rows: their cost, and where their last micro-batch begins
     for end in range(1, len(order) + 1):
         best, where = math.inf, 0

@@ -12,13 +12,12 @@ import torch
 import yaml
 
 from adalora_repro import backbones, shortcuts
-from adalora_repro.batches import by_length, longest_first
 from adalora_repro.config import resource
 from adalora_repro.cost import wait_for
 from adalora_repro.methods import adalora, lora
 from adalora_repro.methods.base import BaseMethod
 from adalora_repro.train import add_gradient
-from benchmarks.lengths import VOCABULARY, Tensors, tensors
+from benchmarks.lengths import VOCABULARY, Tensors, cut, tensors
 
 RANK = 12  # of every matrix at the start
 TARGET = 32  # tokens of the summary that an encoder-decoder writes
@@ -149,9 +148,8 @@ class Contender:
 
     def parts(self, lengths: Sequence[int], seed: int, pass_tokens: int | None) -> list[Tensors]:
         """A step's micro-batches: its examples cut with ``batches.by_length``, or (None) all in one."""
-        order = longest_first(lengths, range(len(lengths)))
-        cut = [order] if pass_tokens is None else by_length(order, lengths, pass_tokens)
-        return [self.batch([lengths[i] for i in part], seed + part[0]) for part in cut]
+        parts = [list(range(len(lengths)))] if pass_tokens is None else cut(lengths, pass_tokens)
+        return [self.batch([lengths[i] for i in part], seed + part[0]) for part in parts]
 
     def loss(self, batch: Tensors) -> torch.Tensor:
         """Mean cross entropy: ours as the tasks compute it, PEFT's as the model does, for AdaLoRA adds its penalty."""

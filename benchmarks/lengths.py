@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from adalora_repro.batches import PASS_TOKENS, by_length, epoch_order, longest_first
-from adalora_repro.tasks.base import MULTIPLE
+from adalora_repro.tasks.base import padded_length
 
 STORED = Path(__file__).with_name("lengths.json")
 Tensors = dict[str, torch.Tensor]
@@ -34,14 +33,17 @@ def lengths_of(task: str) -> list[int]:
 
 def padded(lengths: Sequence[int]) -> int:
     """Length of a batch as the tasks pad it."""
-    return math.ceil(max(lengths) / MULTIPLE) * MULTIPLE
+    return padded_length(max(lengths))
+
+
+def cut(lengths: Sequence[int], pass_tokens: int) -> list[list[int]]:
+    """Places of a batch's examples in parts of similar length, as ``batches.by_length`` cuts them."""
+    return by_length(longest_first(lengths, range(len(lengths))), lengths, pass_tokens)
 
 
 def tokens_in_parts(lengths: Sequence[int]) -> int:
     """Tokens of a batch with padding, cut as on a CPU."""
-    order = longest_first(lengths, range(len(lengths)))
-    parts = by_length(order, lengths, PASS_TOKENS)
-    return sum(len(part) * padded([lengths[i] for i in part]) for part in parts)
+    return sum(len(part) * padded([lengths[i] for i in part]) for part in cut(lengths, PASS_TOKENS))
 
 
 def sampled_epoch(lengths: Sequence[int], batch_size: int, batches: int, grouped: bool = True) -> list[list[int]]:

@@ -45,6 +45,11 @@ MANY_ROWS = 20_000  # from so many on a split is tokenized by several processes,
 MOST_PROCESSES = 8
 
 
+def padded_length(longest: int) -> int:
+    """Of a batch whose longest row has so many tokens, where the task's limit does not cut it."""
+    return -(-longest // MULTIPLE) * MULTIPLE
+
+
 @dataclass
 class TaskData:
     """Tokenized splits, ready for a DataLoader, with their provenance.
@@ -320,7 +325,7 @@ def pad(
         tokenizer,
         {name: [row[name] for row in rows] for name in names},
         padding="max_length",
-        max_length=limit if to_limit else min(-(-longest // MULTIPLE) * MULTIPLE, limit),
+        max_length=limit if to_limit else min(padded_length(longest), limit),
         return_tensors="pt",
     )
     return dict(padded)
