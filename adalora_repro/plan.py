@@ -55,6 +55,7 @@ LATER: dict[str, Any] = {
     "backbone.weights": "pretrained",
     "data.skip_invalid": False,
     "method.allocation": "global",
+    "method.initial_rank": True,
     "method.rank_pattern": None,
     "train.attention": "eager",
     "train.compile": "none",

@@ -54,7 +54,8 @@ class RankAllocator:
         beta1, beta2: of the averages, eqs. (9) and (10).
         max_params: from T - t_f on, instead of b_T triplets those stay, best score first, whose parameters fit into
             this number (``importance.keep_within``); a triplet of P, Λ and Q has d_out + 1 + d_in, a doublet of B and A
-            d_out + d_in. None: b_T triplets.
+            d_out + d_in. With ``allocation="uniform"`` the ranks then differ by one at most (``importance.keep_level``).
+            None: b_T triplets.
 
     Raises:
         ValueError: no layers, delta_t < 1, a beta outside [0, 1), more budget than triplets, an unknown score,
@@ -109,6 +110,7 @@ class RankAllocator:
         self._from_stacks = torch.argsort(torch.tensor(stacked)).to(device)
         costs = [layer.base.out_features + self._triplets + layer.base.in_features for layer in self.layers.values()]
         self._kinds = len(set(costs))
+        self._level_cost = sum(costs)  # parameters of one triplet in every matrix
         self._sizes = torch.tensor(self._ranks, device=device)
         self._costs = torch.tensor(costs, device=device).repeat_interleave(self._sizes, output_size=total)
         self._scores: Tensor | None = None
@@ -169,6 +171,9 @@ class RankAllocator:
     def _keep(self, scores: Tensor, t: int) -> Tensor:
         """Mask of the triplets that survive step t."""
         if self.max_params is not None and t >= self.schedule.final_step:
+            if self.allocation == "uniform":
+                most = (self.max_params // self._level_cost + 1) * len(self.layers)
+                return importance.keep_level(scores, self._costs, self.max_params, self._kinds, most)
             return importance.keep_within(scores, self._costs, self.max_params, self._kinds)
         keep = importance.keep_top if self.protocol == "paper" else importance.keep_above_threshold
         return keep(scores, self.schedule(t))

@@ -108,6 +108,19 @@ def keep_within(scores: Tensor, costs: Tensor, params: int, kinds: int) -> Tenso
     return torch.zeros_like(stays).index_copy_(0, order, stays)
 
 
+def keep_level(levelled: Tensor, costs: Tensor, params: int, kinds: int, most: int) -> Tensor:
+    """``keep_within`` for scores of ``level``, the ``most`` best alone: every matrix keeps s or s + 1.
+
+    Without that limit a cheap triplet of a further level would take what is left where a dear one does not fit.
+
+    Args:
+        levelled: (N,), N for the first to be kept down to 1.
+        most: (s + 1) n triplets, s the largest rank that fits into ``params`` in all n matrices.
+    """
+    within = torch.where(levelled > len(levelled) - most, costs, params + 1)
+    return keep_within(levelled, within, params, kinds + 1)
+
+
 def keep_above_threshold(scores: Tensor, budget: int) -> Tensor:
     """The released code's rule: all scores above the (N - budget)-th smallest survive.
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from torch import nn
 
-from adalora_repro.budgets import require_at_least
+from adalora_repro.budgets import initial_rank, mean_triplets, require_at_least
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.lowrank import BudgetSchedule, RankAllocator
 from adalora_repro.lowrank.allocator import Allocation, Score
@@ -64,8 +62,6 @@ class Options(SVDOptions):
         for name, valid in (("score", get_args(Score)), ("allocation", get_args(Allocation))):
             if getattr(self, name) not in valid:
                 raise one_of(f"method.{name}", getattr(self, name), valid)
-        if self.params is not None and self.allocation != "global":
-            raise InputError("budget.match=params counts parameters, method.allocation=uniform triplets; leave one out")
 
 
 class Method(SVDMethod):
@@ -101,8 +97,8 @@ class Method(SVDMethod):
             self.b_T = n * options.target_r
             return
         require_at_least(max(costs), options.params)
-        self.b_T = options.params * n // sum(costs)
-        self.rank = options.init_r or math.ceil(Fraction(3 * self.b_T, 2 * n))
+        self.b_T = mean_triplets(options.params, costs)
+        self.rank = options.init_r or initial_rank(options.params, costs)
         if n * self.rank < self.b_T:
             raise InputError(
                 f"method.init_r={self.rank} makes {n * self.rank} triplets in {n} matrices, fewer than the "
