@@ -292,7 +292,14 @@ def test_a_number_needs_no_label_of_the_task() -> None:
 
 
 def test_lora_at_the_initial_rank_is_where_adalora_of_the_same_number_starts() -> None:
-    words = ("task=cola", "backbone=minilm", "data=sample", "method.schedule=scaled", "budget.match=params", "budget.params=83000")
+    words = (
+        "task=cola",
+        "backbone=minilm",
+        "data=sample",
+        "method.schedule=scaled",
+        "budget.match=params",
+        "budget.params=83000",
+    )
     names = ("lora", "lora_init_r", "adalora")
     lora, control, adalora = (plan.count(resolved(*words, f"method={name}")) for name in names)
     assert control.method["r"] == adalora.method["b_0"] // adalora.method["n"] == 3
@@ -301,7 +308,14 @@ def test_lora_at_the_initial_rank_is_where_adalora_of_the_same_number_starts() -
 
 
 def test_a_uniform_allocation_fills_a_number_of_parameters() -> None:
-    words = ("task=cola", "backbone=minilm", "data=sample", "method.schedule=scaled", "budget.match=params", "budget.params=83000")
+    words = (
+        "task=cola",
+        "backbone=minilm",
+        "data=sample",
+        "method.schedule=scaled",
+        "budget.match=params",
+        "budget.params=83000",
+    )
     uniform, free = (plan.count(resolved(*words, f"method={name}")) for name in ("adalora_uniform", "adalora"))
     assert (uniform.params, uniform.method) == (free.params, free.method)
     assert 83_000 - uniform.method["params_min"] < 384 + 1 + 1536
