@@ -54,8 +54,8 @@ class RankAllocator:
         beta1, beta2: of the averages, eqs. (9) and (10).
         max_params: from T - t_f on, instead of b_T triplets those stay, best score first, whose parameters fit into
             this number (``importance.keep_within``); a triplet of P, Λ and Q has d_out + 1 + d_in, a doublet of B and A
-            d_out + d_in. With ``allocation="uniform"`` the ranks then differ by one at most (``importance.keep_level``).
-            None: b_T triplets.
+            d_out + d_in. With ``allocation="uniform"`` the ranks then differ by one at most
+            (``importance.keep_level``). None: b_T triplets.
 
     Raises:
         ValueError: no layers, delta_t < 1, a beta outside [0, 1), more budget than triplets, an unknown score,
