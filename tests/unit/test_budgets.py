@@ -147,7 +147,7 @@ def test_triplets_are_kept_as_a_loop_would(triplets: list[tuple[int, int]], para
 )
 @settings(deadline=None)
 def test_a_uniform_allocation_of_parameters_keeps_level_after_level(costs, rank, params, random) -> None:
-    """The oracle: whole levels while they fit, then the best triplets of one more level that still fit, and no others."""
+    """The oracle: whole levels while they fit, then the best triplets of one more level that still fit."""
     scores = torch.tensor([random.random() for _ in range(len(costs) * rank)])
     left, expected = params, [False] * len(scores)
     best_first = [sorted(range(i * rank, (i + 1) * rank), key=lambda j: -scores[j]) for i in range(len(costs))]
