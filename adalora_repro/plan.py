@@ -760,6 +760,15 @@ def finished(plan: Plan) -> str | None:
     return f"{record.primary_metric} {record.final['metrics'][record.primary_metric]:.4f}"
 
 
+def failed_since(plan: Plan, moment: float) -> bool:
+    """Whether the run was tried and failed after ``moment`` (Unix time)."""
+    try:
+        record = records.read(plan.folder / records.RECORD_NAME)
+    except (FileNotFoundError, records.RecordError):
+        return False
+    return record.status == "failed" and record.progress.get("updated", 0.0) > moment
+
+
 def already_done(plan: Plan, score: str) -> str:
     """The one line about a finished run."""
     return f"already done: {plan.folder} ({score}); force=true runs it again"

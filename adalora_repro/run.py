@@ -36,6 +36,7 @@ Outcome = tuple[str, int]  # a word for the summary, the exit code
 DONE, ALREADY, PLANNED, FAILED, REFUSED = "done", "already done", "planned", "failed", "refused"
 SKIPPED, INTERRUPTED = "skipped (another process has them)", "interrupted"
 SUBMITTED, QUEUED = "submitted", "in the queue already"
+RESTARTED = "restarted"  # a skipped run whose other process ended too early: counted as the job that it became
 ENDS = {EXIT_OK: DONE, EXIT_FAILED: FAILED, EXIT_BAD_INPUT: REFUSED}
 
 
@@ -48,6 +49,7 @@ class Ledger:
     already: int = 0  # finished before, passed over
     left_out: int = 0  # of a later stage: no learning rate to go on with
     apart: bool = False  # one run of a sweep whose others are in other processes
+    began: float = field(default_factory=time.time)
 
     @property
     def code(self) -> int:
@@ -98,7 +100,7 @@ def _main(ledger: Ledger) -> int:
         together = HydraConfig.get().mode == RunMode.MULTIRUN
         many = together or ledger.apart
         try:
-            outcome = run(cfg, many)
+            outcome = run(cfg, many, ledger.began)
         except (InputError, OmegaConfBaseException) as error:
             which = f" (run: {' '.join(HydraConfig.get().overrides.task)})" if many else ""
             outcome = REFUSED, _refuse((str(error) if isinstance(error, InputError) else explain(error)) + which)
@@ -156,11 +158,13 @@ def _refuse(problem: str) -> int:
     return EXIT_BAD_INPUT
 
 
-def run(cfg: DictConfig, many: bool) -> Outcome:
+def run(cfg: DictConfig, many: bool, began: float) -> Outcome:
     """One configuration -> how it ended. A finished run is recognized before torch is imported.
 
     Args:
         many: among other runs one that another process trains is skipped; alone it is an error.
+        began: when this command began (Unix time). A run of a sweep that has failed since, in another process with
+            the same command, is not tried again.
 
     Raises:
         InputError: wrong input, found before anything is trained.
@@ -199,6 +203,9 @@ def run(cfg: DictConfig, many: bool) -> Outcome:
         return ALREADY, EXIT_OK
     if alone and many and lock.held(plan.folder, sure=True):  # in doubt ``execute`` watches its lock
         return _skipped(plan)
+    if alone and many and not cfg.force and planning.failed_since(plan, began):
+        print(f"failed since this command began, not tried again: {plan.folder}")
+        return FAILED, EXIT_FAILED
     planning.count(plan)  # fails on a wrong option before any download
 
     from adalora_repro.session import execute

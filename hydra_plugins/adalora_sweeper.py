@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +30,8 @@ from adalora_repro import lock, records
 from adalora_repro import plan as planning
 from adalora_repro.config import GROUPS, LAUNCHES
 from adalora_repro.console import launched
-from adalora_repro.errors import EXIT_FAILED, InputError, one_of
+from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError, one_of
+from adalora_repro.run import RESTARTED, SKIPPED
 from adalora_repro.tables.base import Run, at_edge, choose_lr, lr_text
 from hydra_plugins.adalora_launcher import ArrayLauncher
 
@@ -58,6 +61,7 @@ class CellSweeper(BasicSweeper):
         self.detached = False
         self.planned: dict[tuple[str, ...], planning.Plan] = {}  # the runs whose configuration is sound
         self.refusals: dict[tuple[str, ...], str] = {}  # the others
+        self.numbers: dict[tuple[str, ...], int] = {}  # of the jobs given to the launcher, in the ledger
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if config.launch not in LAUNCHES:
@@ -91,8 +95,11 @@ class CellSweeper(BasicSweeper):
             every = self.jobs(given | stage)
             jobs = [job for job in every if all(job[key] in given.get(key, [job[key]]) for key in stage.keys() - {LR})]
             if stage.get(LR) == [CHOSEN]:
-                jobs = self.at_chosen_lr(jobs, earlier, number)
-            left = self.launch(jobs)
+                left = []
+                for ready in self.once_free(jobs, earlier, number):
+                    left += self.launch(self.at_chosen_lr(ready, earlier, number))
+            else:
+                left = self.launch(jobs)
             if self.detached and not all(map(self.has_failed, left)) and number < len(stages):
                 print(f"stage {number} of {len(stages)}: when its runs have ended, repeat the command for the next")
                 return
@@ -133,11 +140,11 @@ class CellSweeper(BasicSweeper):
         restrictions = {key.lstrip("+"): values for key, values in lists.items() if key.lstrip("+") in AXES}
         rest = {key: values for key, values in lists.items() if key.lstrip("+") not in AXES}
         replaced = {key.lstrip("+") for key in rest}
-        jobs = []
+        jobs: dict[tuple[str, ...], Job] = {}  # cells may differ in what is replaced alone
         for cell in self.chosen_cells(restrictions):
             own = {key: [value] for key, value in cell.items() if key not in replaced}
-            jobs += product(own | rest)
-        return jobs
+            jobs |= {words_of(job): job for job in product(own | rest)}
+        return list(jobs.values())
 
     def chosen_cells(self, restrictions: Values) -> list[Job]:
         """The cells that have one of the values for each axis given."""
@@ -174,6 +181,7 @@ class CellSweeper(BasicSweeper):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         first, self.ledger.jobs = self.ledger.jobs, self.ledger.jobs + len(left)
+        self.numbers |= {words_of(job): number for number, job in enumerate(left, first)}
         size = self.max_batch_size or len(left)
         for start in range(0, len(left), size):
             batch = [words_of(job) for job in left[start : start + size]]
@@ -250,11 +258,59 @@ class CellSweeper(BasicSweeper):
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
+    def once_free(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> Iterator[list[Job]]:
+        """``jobs`` in parts: those of a cell as soon as no other process trains one of the cell's ``earlier`` jobs.
+
+        Processes with the same command share its runs: each passes over what another trains. A learning rate is
+        chosen when the others have finished those runs too; one that another process left unfinished is trained here.
+        """
+        assert self.config is not None
+        cells = {cell_of(job) for job in jobs}
+        candidates = [job for job in earlier if cell_of(job) in cells]
+        missing = [job for job in candidates if words_of(job) not in self.planned]
+        self.planned |= {words_of(job): plan for job, plan in self.plans(missing) if plan is not None}
+        # a cluster's queue may take days; the processes of one distributed run must not look at different moments
+        if self.config.dry_run or isinstance(self.launcher, ArrayLauncher) or launched()[1] > 1:
+            yield list(jobs)
+            return
+        waiting = False
+        while jobs:
+            self.restart([job for job in candidates if self.was_abandoned(job)])
+            held = Counter(cell_of(job) for job in candidates if self.is_held(job))
+            ready = [job for job in jobs if cell_of(job) not in held]
+            jobs = [job for job in jobs if cell_of(job) in held]
+            if ready:
+                yield ready
+            elif not waiting:
+                waiting = True
+                print(f"stage {number}: waiting for {held.total()} runs that other processes train", flush=True)
+            if not ready:
+                time.sleep(lock.LOOK_S)
+
+    def is_held(self, job: Job) -> bool:
+        """Whether a process trains it."""
+        plan = self.planned.get(words_of(job))
+        return plan is not None and lock.held(plan.folder)
+
+    def was_abandoned(self, job: Job) -> bool:
+        """Whether another process had it when its turn came here, and has left it unfinished since."""
+        outcome, _ = self.ledger.outcomes.get(self.numbers.get(words_of(job)), ("", EXIT_OK))
+        if outcome != SKIPPED or self.is_held(job):
+            return False
+        try:
+            status = records.read(self.planned[words_of(job)].folder / records.RECORD_NAME).status
+        except (FileNotFoundError, records.RecordError):
+            return True
+        return status not in ("ok", "failed")
+
+    def restart(self, jobs: Sequence[Job]) -> None:
+        """Launches jobs once more; the summary counts only how they end now."""
+        for job in jobs:
+            self.ledger.outcomes[self.numbers[words_of(job)]] = RESTARTED, EXIT_OK
+        self.launch(jobs)
+
     def at_chosen_lr(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> list[Job]:
         """``jobs`` with the learning rate that won among ``earlier`` jobs of the same cell, whatever their seed."""
-        cells = {cell_of(job) for job in jobs}
-        missing = [job for job in earlier if cell_of(job) in cells and words_of(job) not in self.planned]
-        self.planned |= {words_of(job): plan for job, plan in self.plans(missing) if plan is not None}
         before: dict[tuple[str, ...], list[Job]] = {}
         for job in earlier:
             before.setdefault(cell_of(job), []).append(job)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -289,3 +290,101 @@ def test_a_cell_without_a_first_stage_is_left_out_by_name(tiny: Cli, monkeypatch
         done = tiny(*words, "results.dir=a", "method=bitfit", "optim.lr=1e-4,1e-3")
     assert "stage 2, rte bitfit: left out, another process trains 1 of the 2 runs to choose from\n" in done.out
     assert last_line(done) == "sweep: 2 already done, 1 left out"
+
+
+# Stages that several processes share
+
+
+def test_two_processes_share_stages(tmp_path: Path) -> None:
+    """Each run is trained once, and both choose the learning rate from all the runs of the first stage."""
+    words = [*STAGES, "seed=0,1,2", *TINY, f"data.cache_dir={tmp_path / 'cache'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "adalora_repro.run", *words]
+    both = [
+        subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    printed = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [EXIT_OK, EXIT_OK], printed
+    lines = [line for out, _ in printed for line in out.splitlines()]
+    done = [line for line in lines if line.startswith("done: ")]
+    assert len(done) == len(set(done)) == 5
+    runs = find_runs(tmp_path / "results")
+    assert sorted(run.record.key["seed"] for run in runs) == [0, 0, 0, 1, 2]
+    assert len({run.record.key["lr"] for run in runs if run.record.key["seed"]}) == 1
+    choices = [line for line in lines if line.startswith("stage 2, ")]
+    assert len(choices) == 2
+    assert len({*choices}) == 1
+    assert "the best of 3 in 3 of 3 runs" in choices[0]
+    assert not list(tmp_path.rglob("*.old-*"))
+
+
+@pytest.mark.parametrize("ends", ["finished", "failed", "killed"])
+def test_a_stage_waits_for_the_run_of_another_process(tiny: Cli, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
+    """The other process finishes the run, which is the best; or it fails; or it is killed, and the run is done here."""
+    scores = {1e-4: 0.4, 1e-3: 0.6, 1e-2: 0.5}
+    trained = []
+
+    def score(cfg: Any) -> float:
+        trained.append((cfg.optim.lr, cfg.seed))
+        return scores[cfg.optim.lr] - 0.3 * (cfg.seed > 0)
+
+    plans = {}
+    resolve = planning.named
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "named", lambda *args: plans.setdefault(args[1].optim.lr, resolve(*args)))
+        tiny("-m", "task=rte", "method=lora", "budget=0.3M", GRID, "dry_run=true")
+    other = plans[1e-3]
+
+    def wait(_: float) -> None:
+        (other.folder / ".lock").unlink()
+        if ends == "finished":
+            save(other, 0.6)
+        elif ends == "failed":
+            record = make(0.6, task="rte", status="failed")
+            record.key, record.error = other.key, "loss is nan"
+            records.write(record, other.folder)
+        else:
+            other.folder.rmdir()
+
+    give_scores(monkeypatch, score)
+    other.folder.mkdir(parents=True)
+    with (other.folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr(time, "sleep", wait)
+        done = tiny(*STAGES, "seed=0,1,2")
+    assert done.code == EXIT_OK, done.err
+    assert "stage 2: waiting for 1 runs that other processes train\n" in done.out
+    taken_over = [(1e-3, 0)] if ends == "killed" else []
+    best = 1e-2 if ends == "failed" else 1e-3
+    assert trained == [(1e-4, 0), (1e-2, 0), *taken_over, (best, 1), (best, 2)]
+    skipped = "" if ends == "killed" else ", 1 skipped (another process has them)"
+    assert last_line(done) == f"sweep: {len(trained)} done{skipped}"
+
+
+def test_a_run_that_failed_in_another_process_meanwhile_is_not_tried_again(
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that had failed before is, as ``test_a_failed_run_is_tried_again`` shows."""
+    tried = []
+
+    def score(cfg: Any) -> float:
+        tried.append(cfg.seed)  # while this one trains, another process tries the second
+        other = make(0.1, task="rte", status="failed")
+        other.key, other.error = plans[1].key, "loss is nan"
+        other.progress = {"updated": time.time() + 1}
+        records.write(other, plans[1].folder)
+        return 0.5
+
+    plans = {}
+    resolve = planning.named
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "named", lambda *args: plans.setdefault(args[1].seed, resolve(*args)))
+        tiny("-m", "task=rte", "method=lora", "seed=0,1", "dry_run=true")
+    give_scores(monkeypatch, score)
+    done = tiny("-m", "task=rte", "method=lora", "seed=0,1")
+    assert done.code == EXIT_FAILED
+    assert tried == [0]
+    assert last_line(done) == "sweep: 1 done, 1 failed"

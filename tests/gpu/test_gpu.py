@@ -1,0 +1,191 @@
+"""On a real accelerator: nothing in a step makes the host wait, and what is computed is what a CPU computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from adalora_repro import session, train
+from adalora_repro.lowrank.allocator import RankAllocator
+from adalora_repro.lowrank.layers import LoRALinear, LowRankLinear, SVDLinear
+from adalora_repro.lowrank.schedule import BudgetSchedule
+from adalora_repro.train import Loop
+from benchmarks.runs import planned
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
+
+SMALL = [
+    "data=sample",
+    "data.sample_rows=16",
+    "data.sample_validation_rows=8",
+    "train.batch_size=4",
+    "train.max_steps=10",
+    "method.schedule=scaled",
+]
+CELLS = [
+    ("sst2", "tiny-bert", "0.3M"),
+    ("sst2", "tiny-deberta", "0.3M"),
+    ("squad", "tiny-bert", "0.65%"),
+    ("xsum", "tiny-bart", "2.20%"),
+]
+#: calls of the CUDA runtime that return only when the device has got there
+WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy", "cudaMalloc", "cudaFree")
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Callable[..., Loop]:
+    def build(*words: str, device: str = "cuda") -> Loop:
+        folders = [f"data.cache_dir={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}"]
+        return session.build(planned([*SMALL, *words, *folders, f"train.device={device}"]))
+
+    return build
+
+
+@pytest.fixture
+def waits_are_errors() -> Iterator[Callable[[], None]]:
+    """The function that it yields makes torch raise where the host would wait for the device."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def words_of(task: str, backbone: str, budget: str, method: str, precision: str) -> list[str]:
+    return [
+        f"task={task}",
+        f"backbone={backbone}",
+        f"budget={budget}",
+        f"method={method}",
+        f"train.precision={precision}",
+    ]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+@pytest.mark.parametrize(("task", "backbone", "budget"), CELLS)
+def test_no_step_waits(
+    built: Callable[..., Loop],
+    waits_are_errors: Callable[[], None],
+    task: str,
+    backbone: str,
+    budget: str,
+    method: str,
+    precision: str,
+) -> None:
+    loop = built(*words_of(task, backbone, budget, method, precision))
+    batches = list(train.training_batches(loop))
+    train.step(loop, batches[0])  # the optimizer's states come with it
+    waits_are_errors()
+    for batch in batches[1:]:  # of all phases: masks are due, and no longer
+        train.step(loop, batch)
+
+
+def test_the_check_for_waits_sees_one(waits_are_errors: Callable[[], None]) -> None:
+    value = torch.ones(1, device="cuda")
+    waits_are_errors()
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        value.item()
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_a_profile_of_a_step_has_no_wait(built: Callable[..., Loop], method: str) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    loop = built(*words_of("sst2", "tiny-deberta", "0.3M", method, "bf16"))
+    batches = list(train.training_batches(loop))
+    longest = max(batches, key=lambda parts: parts[0]["input_ids"].numel())
+    for _ in range(3):  # the allocator has all it needs
+        train.step(loop, longest)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as measured:
+        train.step(loop, longest)
+    calls = {event.key for event in measured.key_averages()}
+    if not any(call.startswith("cudaLaunchKernel") for call in calls):
+        pytest.skip("the profiler sees no call of the CUDA runtime here")
+    assert calls.isdisjoint(WAITS)
+
+
+# -- the same as on a CPU ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+@pytest.mark.parametrize("kind", [SVDLinear, LoRALinear])
+@pytest.mark.parametrize("score", ["importance", "sensitivity", "magnitude"])
+def test_the_same_gradients_give_the_same_masks(score: Any, kind: type[LowRankLinear], protocol: Any) -> None:
+    if score == "magnitude" and kind is LoRALinear:
+        pytest.skip("doublets have no magnitude")
+    steps, rank = 30, 6
+    torch.manual_seed(0)
+    shapes = [(24, 16), (16, 24), (16, 16), (24, 16)]
+
+    def layers() -> dict[str, LowRankLinear]:
+        return {str(i): kind(nn.Linear(d_in, d_out), rank, 8.0) for i, (d_out, d_in) in enumerate(shapes)}
+
+    allocators = []
+    for device in ("cpu", "cuda"):
+        made = {name: layer.to(device) for name, layer in layers().items()}
+        schedule = BudgetSchedule(rank * len(shapes), 9, 4, 6, steps)
+        allocators.append(RankAllocator(made, schedule, delta_t=2, score=score, protocol=protocol))
+    masks = set()
+    for t in range(steps):
+        here, there = (list(allocator.layers.values()) for allocator in allocators)
+        for mine, other in zip(here, there, strict=True):
+            for name, parameter in mine.named_parameters():
+                if "lora" in name:
+                    value, gradient = torch.randn_like(parameter), torch.randn_like(parameter)
+                    twin = other.get_parameter(name)
+                    parameter.data.copy_(value)
+                    twin.data.copy_(value)
+                    parameter.grad, twin.grad = gradient, gradient.to("cuda")
+        for allocator in allocators:
+            allocator.observe(t)
+            allocator.allocate(t)
+        patterns = [tuple(allocator.rank_pattern().values()) for allocator in allocators]
+        assert patterns[0] == patterns[1]
+        assert torch.equal(allocators[0]._mask, allocators[1]._mask.cpu())
+        masks.add(patterns[0])
+    assert len(masks) > 3  # they did change
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+@pytest.mark.parametrize(("task", "backbone", "budget"), CELLS)
+def test_losses_are_those_of_a_cpu(
+    built: Callable[..., Loop], task: str, backbone: str, budget: str, method: str
+) -> None:
+    """In fp32 without dropout, over ten steps with masks: up to the order of sums."""
+    losses = []
+    for device in ("cpu", "cuda"):
+        loop = built(*words_of(task, backbone, budget, method, "fp32"), device=device)
+        for module in loop.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if hasattr(loop.model.config, name):
+                setattr(loop.model.config, name, 0.0)
+        for module in loop.model.modules():  # BART's are functions that read an attribute
+            for name in ("dropout", "activation_dropout"):
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
+        for batches in train.training_batches(loop):
+            train.step(loop, batches)
+        loop.look()
+        losses.append(loop.looked)
+    assert len(losses[0]) == 10
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_memory_is_given_back_between_the_runs_of_a_sweep(built: Callable[..., Loop]) -> None:
+    def train_one() -> None:
+        loop = built(*words_of("sst2", "tiny-deberta", "0.3M", "adalora", "bf16"))
+        for batches in train.training_batches(loop):
+            train.step(loop, batches)
+
+    train_one()
+    session.free_device(torch.device("cuda"))
+    first = torch.cuda.memory_allocated()
+    for _ in range(2):
+        train_one()
+        session.free_device(torch.device("cuda"))
+    assert torch.cuda.memory_allocated() <= first
