@@ -32,6 +32,7 @@ from adalora_repro.tables.base import (
     Scope,
     Spec,
     Table,
+    add_partial,
     choose_scope,
     compile_table,
     lr_text,
@@ -103,7 +104,7 @@ def parser_of(specs: dict[str, Spec], reports: dict[str, Report]) -> Parser:
         add_scope(table)
         table.add_argument("--select", choices=CHECKPOINTS, default="final", help="checkpoint (default: %(default)s)")
         add_format(table, FORMATS)
-        table.add_argument("--include-partial", action="store_true", help="show runs with eval.max_examples too")
+        add_partial(table)
         table.add_argument("--only-filled", action="store_true", help="leave out rows and columns without a record")
         add_out(table)
     for other in reports.values():
@@ -116,12 +117,14 @@ def parser_of(specs: dict[str, Spec], reports: dict[str, Report]) -> Parser:
         add_out(command)
     status = commands.add_parser("status", help="what is done, running, failed, missing", allow_abbrev=False)
     add_scope(status)
+    add_partial(status)
     status.add_argument(
         "--watch", nargs="?", type=seconds, const=10.0, metavar="SECONDS", help="again and again, Ctrl-C ends it"
     )
     choose = commands.add_parser("choose", help="the learning rate of each cell", allow_abbrev=False)
     choose.add_argument("table", nargs="?", choices=list(specs), metavar="TABLE", help=f"{', '.join(specs)} or all")
     add_scope(choose)
+    add_partial(choose)
     choose.add_argument("--write", action="store_true", help="keep the choices in conf/tuned/lr")
     return parser
 
@@ -179,7 +182,7 @@ def report(argv: Sequence[str] | None) -> int:
         return choose(args, specs, results)
     else:
         form, out = form_of(args.format, args.out, FORMATS), checked(args)
-        (table,), refused = compiled(args, [specs[args.report]], specs, results, args.select, args.include_partial)
+        (table,), refused = compiled(args, [specs[args.report]], specs, results, args.select)
         text = render(with_marks(table), form, args.only_filled)
     warn(refused)
     deliver(text, out)
@@ -195,12 +198,11 @@ def compiled(
     specs: Specs,
     results: Path,
     select: str = "final",
-    include_partial: bool = False,
 ) -> tuple[list[Table], list[str]]:
     """Tables, and a line for each file refused."""
     found, refused = records.read_all(results)
     known_backbone(args.backbone, found, specs)
-    wish = Scope("", "", args.protocol, select, include_partial, results)
+    wish = Scope("", "", args.protocol, select, args.include_partial, results)
     built = [compile_table(spec, found, choose_scope(spec, found, args.backbone, args.data, wish)) for spec in wanted]
     return built, refused + [line for table in built for line in table.refused]
 
@@ -210,7 +212,7 @@ def status_text(args: argparse.Namespace, specs: Specs, results: Path) -> tuple[
     waiting, more = cluster.queued(results, [path for path, _ in found])
     found, refused = found + waiting, refused + more
     known_backbone(args.backbone, found, specs)
-    wish = Scope("", "", args.protocol, include_partial=True, results=results)
+    wish = Scope("", "", args.protocol, include_partial=args.include_partial, results=results)
     scopes = [(spec, choose_scope(spec, found, args.backbone, args.data, wish)) for spec in specs.values()]
     return render_status(scopes, found), refused
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from adalora_repro.records import RunRecord
+
 LOG_NAME = "log.jsonl"
 T = TypeVar("T")
 
@@ -41,6 +43,22 @@ def orthogonality(folder: Path, side: str, place: int) -> list[Point]:
         if isinstance(errors, list) and place < len(errors) and is_number(errors[place]):
             points.append(Point(values["t"], float(errors[place])))
     return points
+
+
+def evaluations_at_budget(folder: Path, record: RunRecord) -> int | None:
+    """How many evaluations ``best`` is the best of; None where the log does not tell.
+
+    Those after step t >= T - t_f of a method with phases (``lowrank.RankAllocator.at_final_budget``; with
+    ``protocol=released`` at T - t_f itself only if a mask falls there), otherwise all but that of the untrained model.
+    """
+    budget = record.budget or {}
+    t_f, delta_t = budget.get("t_f"), budget.get("delta_t")
+    first = 0
+    if type(t_f) is int and type(delta_t) is int and delta_t > 0:
+        final = record.key["total_steps"] - t_f
+        first = final + (record.key["protocol"] == "released" and final % delta_t != 0)
+    steps = [values["t"] for values in parsed(lines_with(folder, b'"evaluation"')) if "evaluation" in values]
+    return len({step for step in steps if step - 1 >= first}) or None
 
 
 def lines_with(folder: Path, word: bytes) -> list[bytes]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from adalora_repro.backbones import MATRIX_ROLES
 from adalora_repro.errors import InputError
 from adalora_repro.records import finite
-from adalora_repro.tables.base import Request, Run, Scope, in_scope
+from adalora_repro.selection import Run
+from adalora_repro.tables.base import Request, Scope, in_scope
 from adalora_repro.tables.drawing import (
     INK,
     SERIES,

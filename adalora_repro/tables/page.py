@@ -7,7 +7,6 @@ mixed: each combination with a finished run has its own part of the page.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import json
@@ -24,6 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 from adalora_repro import __version__
+from adalora_repro.selection import at_edge, primary_mean
 from adalora_repro.tables.base import (
     DATA_SOURCES,
     Cell,
@@ -34,16 +34,25 @@ from adalora_repro.tables.base import (
     Scope,
     Spec,
     Table,
-    at_edge,
+    add_partial,
     compile_table,
     in_scope,
     left_out_because,
     lr_text,
-    primary_mean,
 )
 from adalora_repro.tables.curves import losses
 from adalora_repro.tables.drawing import Records, run_link, run_name
-from adalora_repro.tables.layout import Sheet, budgets_of, command, filled_columns, fixed, plural, sheet_of
+from adalora_repro.tables.layout import (
+    Sheet,
+    budgets_of,
+    command,
+    filled_columns,
+    fixed,
+    optimism,
+    plural,
+    sheet_of,
+    tried,
+)
 from adalora_repro.tables.marks import Done, with_marks
 from adalora_repro.tables.out import check, form_of
 from adalora_repro.tables.render import clean, escape_html, html_notes, html_table, html_values
@@ -54,10 +63,6 @@ GENERATOR = '<meta name="generator" content="adalora-report">'
 CURVE_POINTS = 100
 STATUSES = ("ok", *SYMBOLS)
 WORDS = {"ok": "finished"}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--include-partial", action="store_true", help="show runs with eval.max_examples too")
 
 
 def place(request: Request) -> str:
@@ -148,14 +153,16 @@ class Data:
                 "name": run_name(state.path, self.results),
                 "path": str(state.path),
                 "href": quote(os.fsencode(os.path.relpath(state.path, self.beside))),
-                "status": WORDS.get(state.status, state.status),
+                "status": WORDS.get(state.status, state.status) + " (degenerate)" * record.degenerate,
                 "key": [key[name] for name in ("task", "method", "budget", "backbone", "data", "protocol", "seed")],
                 "lr": lr_text(float(key["lr"])),
                 "score": "" if score is None else f"{score:.6g}",
                 "metric": record.primary_metric,
                 "error": record.error or "",
                 "parts": {
-                    "Result": flat({name: values[name] for name in ("status", "primary_metric", "final", "best")}),
+                    "Result": flat(
+                        {name: values[name] for name in ("status", "primary_metric", "final", "best", "degenerate")}
+                    ),
                     "Key": flat(key),
                     "Learning rate and seed": flat(own),
                     "Other settings": self.share(flat(settings)),
@@ -171,7 +178,6 @@ class Data:
 
     def add_cell(self, name: str, table: Table, row: Row, column: Column, cell: Cell) -> None:
         scope = table.scope
-        tried = f"the best of {len(cell.lrs)} tried" if len(cell.lrs) > 1 else "the only one tried"
         told = [
             f"{metric} {fixed(value.mean)}"
             + (f" ± {fixed(value.sd)}" if value.sd is not None else "")
@@ -181,8 +187,8 @@ class Data:
         self.cells[name] = {
             "title": f"{row.name}, {column.heading}",
             "said": f"{scope.backbone}, data {scope.data}, protocol {scope.protocol}, {scope.select} step. "
-            f"{'; '.join(told)}; lr {lr_text(float(cell.runs[0].key['lr']))}, {tried}.",
-            "notes": list(cell.notes),
+            f"{'; '.join(told)}; lr {lr_text(float(cell.runs[0].key['lr']))}, {tried(cell)}.",
+            "notes": [*cell.notes, *optimism([cell])],
             "runs": [self.numbers[run.path] for run in cell.runs],
             "command": command([column.task], [row.method], budgets_of(row), scope),
         }
@@ -348,17 +354,19 @@ def rates_html(name: str, tables: Sequence[Table]) -> str:
                     found[place] = rate_figure(table, row, column, cell)
     if not found:
         return ""
+    cells = [cell for table in tables for row in table.rows for cell in row.cells]
     lead = (
-        "<p>Score of each learning rate that was tried: dots are seeds, the line is their mean, the ring the one that "
-        "the tables show.</p>"
+        "<p>Score of each learning rate that was tried, on the held-out split where there is one: dots are seeds, the "
+        "line is their mean, the ring the one that the tables show.</p>"
     )
+    lead += "".join(f"<p>{escape_html(sentence)}</p>" for sentence in optimism(cells))
     return section_html(name, "Learning rates", f'{lead}<div class="rates">{"".join(found.values())}</div>')
 
 
 def rate_figure(table: Table, row: Row, column: Column, cell: Cell) -> str:
     chosen = float(cell.runs[0].key["lr"])
-    means = {lr: primary_mean(runs) for lr, runs in sorted(cell.by_lr.items())}
-    scores = {run.path: primary_mean([run]) for runs in cell.by_lr.values() for run in runs}
+    means = {lr: primary_mean(runs, cell.held_out) for lr, runs in sorted(cell.by_lr.items())}
+    scores = {run.path: run.primary(cell.held_out) for runs in cell.by_lr.values() for run in runs}
     x, y = axis(map(log, means), MARGIN, WIDTH - MARGIN), axis(scores.values(), HEIGHT - MARGIN, MARGIN)
     line = " ".join(f"{x(log(lr)):.1f},{y(mean):.1f}" for lr, mean in means.items())
     dots = "".join(
@@ -369,7 +377,7 @@ def rate_figure(table: Table, row: Row, column: Column, cell: Cell) -> str:
         for run in runs
     )
     edge = ", at the edge of its grid" if at_edge(chosen, cell.lrs) else ""
-    metric = cell.runs[0].record.primary_metric
+    metric = cell.runs[0].record.primary_metric + " (held-out split)" * cell.held_out
     told = f"lr {lr_text(chosen)} of {len(cell.lrs)}{edge}; {metric} {means[chosen]:.2f}"
     title = f"{column.heading}, {row.name}"
     return (
@@ -578,7 +586,7 @@ def day(updated: float) -> str:
 REPORT = Report(
     "html",
     "one page to look at: tables, figures, learning rates, and the runs behind every number",
-    add_arguments,
+    add_partial,
     make,
     reads="results",
     place=place,

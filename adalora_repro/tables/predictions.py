@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro.records import RunRecord
-from adalora_repro.tables.base import evaluation_of
+from adalora_repro.tables.base import metrics_of
 from adalora_repro.tables.significance import MEASURES, NoTest
 
 LARGEST = 1e50  # what is beyond, or is no number, is damage
@@ -75,9 +75,13 @@ def read_examples(path: Path, record: RunRecord, select: str, metric: str) -> Ex
 
 
 def points(record: RunRecord, select: str, metric: str) -> float:
-    """The record's figure in percent: GLUE's are fractions of 1."""
-    scale = 100.0 if record.settings.get("task.family") == "glue" else 1.0
-    return scale * evaluation_of(record, select)[metric]
+    """The record's figure in percent."""
+    return in_points(record, metrics_of(record, select)[metric])
+
+
+def in_points(record: RunRecord, score: float) -> float:
+    """A metric of the record in percent: GLUE's are fractions of 1."""
+    return (100.0 if record.settings.get("task.family") == "glue" else 1.0) * score
 
 
 def _glue(folder: Path, record: RunRecord, metric: str, score: float) -> Examples:

@@ -115,10 +115,13 @@ LATEX = {
     "`": r"\textasciigrave{}",
     "±": r"$\pm$",
     "†": r"\dag{}",
+    "‡": r"\ddag{}",
+    "§": r"\S{}",
+    "¶": r"\P{}",
     "–": "--",
     "…": r"\dots{}",
 }
-LATEX_MARKS = {"*": "*", "†": r"\dagger"}  # in mathematics
+LATEX_MARKS = {"*": "*", "†": r"\dagger", "‡": r"\ddagger", "§": r"\S", "¶": r"\P"}  # in mathematics
 
 
 def escape_latex(text: str) -> str:
@@ -177,7 +180,7 @@ def latex_part(part: Part, label: str) -> str:
     text = escape_latex(part.text)
     if label == DIFFERENCE and text[:1] in ("+", "-") and text != "--":
         text = f"${text}$"  # a minus sign, not a hyphen
-    mark = f"$^{{{LATEX_MARKS[part.mark]}}}$" if part.mark else ""
+    mark = f"$^{{{''.join(LATEX_MARKS[one] for one in part.mark)}}}$" if part.mark else ""
     return (rf"\textbf{{{text}}}" if part.bold else text) + mark
 
 

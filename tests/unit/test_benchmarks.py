@@ -34,6 +34,7 @@ QUICK: dict[str, list[str]] = {
     "generation": ["--shape", "tiny-bart", "--rounds", "1", "--tokens", "8", "--target", "4", "--beams", "2"],
     "sizes": ["--backbone", "tiny-bert", "--ranks", "3"],
     "around": ["backbone=tiny-bert", "data.sample_rows=64", "data.sample_validation_rows=8", "train.batch_size=4"],
+    "selection_rule": ["--cells", "10"],
     "reports": ["--counts", "3", "--repeat", "1"],
 }
 #: runs of their own, or of MiniLM

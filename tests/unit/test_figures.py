@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 import adalora_repro
 from adalora_repro import records, report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
+from adalora_repro.selection import Run
 from adalora_repro.tables import drawing, figure1, figure2, figure3, figure4
-from adalora_repro.tables.base import Run, Scope, compile_table, paper_rows
+from adalora_repro.tables.base import Scope, compile_table, paper_rows
 from adalora_repro.tables.curves import evenly, losses, orthogonality
 
 ROOT = Path(adalora_repro.__file__).parent.parent

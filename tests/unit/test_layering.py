@@ -19,6 +19,7 @@ LAYERS = [
     "errors",
     "config budgets processes hub",
     "records lock",
+    "selection",
     "cost_record",
     "lowrank cluster",
     "backbones skeleton",
