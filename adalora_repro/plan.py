@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from adalora_repro import backbones, budgets, cost_record, records
 from adalora_repro.backbones import MATRIX_ROLES
 from adalora_repro.config import GROUPS, LAUNCHES, base_files, choices_of, resource
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.tasks import load_family, sources
+from adalora_repro.tasks import holdout, load_family, sources
 
 #: settings that change where, how fast or how observed, but not what is measured: left out of the run's identity
 NOT_RESULT = [
@@ -53,6 +54,7 @@ NOT_RESULT = [
 #: default, they leave a run's identity, and its folder, as it was
 LATER: dict[str, Any] = {
     "backbone.weights": "pretrained",
+    "data.holdout": None,
     "data.skip_invalid": False,
     "method.allocation": "global",
     "method.initial_rank": True,
@@ -86,6 +88,7 @@ class Plan:
         key, settings: as in ``records.RunRecord``.
         folder: results/runs/…, the same for the same configuration.
         total_steps: T; ``steps_per_epoch`` likewise in optimizer steps.
+        train_rows: rows of the train split to train on: those that ``data.holdout`` sets apart are not among them.
         provisional: the examples are known only when they are tokenized: a row may give several windows, bad rows are
             left out. Until ``settle``, T and ``steps_per_epoch`` take one example for each row.
         asked: the settings as asked for, of which the run's hash is made; where provisional, with the step counts
@@ -103,6 +106,7 @@ class Plan:
     folder: Path
     total_steps: int
     steps_per_epoch: int
+    train_rows: int = 0
     provisional: bool = False
     asked: dict[str, Any] = field(default_factory=dict)
     choices: Mapping[str, Any] = field(default_factory=dict)
@@ -165,7 +169,10 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     if cfg.train.attention == "cropped" and model_type != "deberta-v2":
         raise InputError(f"train.attention=cropped is for deberta-v2, backbone '{cfg.backbone.name}' is {model_type}")
     sources.check(cfg, task)
-    rows, data_fingerprint = _facts(cfg)
+    rows = sources.train_rows(cfg)
+    if cfg.data.holdout is not None:
+        cfg.data.holdout = holdout.size(cfg.data.holdout, rows)  # a fraction is the same run as its number of rows
+        rows -= cfg.data.holdout
     total_steps, steps_per_epoch = _steps(cfg, rows)
     scaled: dict[str, str] = {}
     provisional = cfg.task.stride is not None or cfg.data.skip_invalid
@@ -192,7 +199,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     for name, value in asked.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name} must be finite, not {value}")
-    asked["data.fingerprint"] = data_fingerprint
+    asked["data.fingerprint"] = sources.fingerprint(cfg)
     if cfg.backbone.path is not None:
         asked["backbone.path"] = weights_fingerprint(Path(cfg.backbone.path).expanduser())
     if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
@@ -209,15 +216,48 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         "seed": None,
         "total_steps": total_steps,
         "max_examples": cfg.eval.max_examples,
-        "variant": digest({name: value for name, value in asked.items() if name not in ("optim.lr", "seed")}),
+        "variant": _variant(asked),
         "hash": None,
     }
+    if cfg.data.source == "local":
+        before = asked | {"data.fingerprint": sources.byte_fingerprint(cfg)}
+        if _has_variant(cfg, key, variant := _variant(before)):
+            asked, key["variant"] = before, variant
     chosen = dict(choices or {})
     settings = asked | _counts(cfg, asked)
     unnamed = Plan(
-        cfg, key, settings, Path(), total_steps, steps_per_epoch, provisional, asked, chosen, overrides, scaled, notes
+        cfg,
+        key,
+        settings,
+        Path(),
+        total_steps,
+        steps_per_epoch,
+        train_rows=rows,
+        provisional=provisional,
+        asked=asked,
+        choices=chosen,
+        overrides=overrides,
+        scaled=scaled,
+        notes=notes,
     )
     return named(unnamed, cfg)
+
+
+def _variant(asked: Mapping[str, Any]) -> str:
+    return digest({name: value for name, value in asked.items() if name not in ("optim.lr", "seed")})
+
+
+def _has_variant(cfg: DictConfig, key: Mapping[str, Any], variant: str) -> bool:
+    """Whether the cell of ``key`` has a record of this variant.
+
+    Data of the user's own were identified by the bytes of their files once. Where there are records from then, runs on
+    the same bytes keep that name: finished ones are found, and new seeds are runs of the same setting.
+    """
+    parts = [str(key[name]) for name in ("backbone", "task", "method", "budget")]
+    with suppress(records.RecordError, OSError):
+        cell = records.folder_below(Path(cfg.results.dir).expanduser(), "runs", parts)
+        return any(f'"{variant}"'.encode() in path.read_bytes() for path in cell.glob(f"*/{records.RECORD_NAME}"))
+    return False
 
 
 def named(plan: Plan, cfg: DictConfig) -> Plan:
@@ -262,22 +302,6 @@ def cost_key(cfg: DictConfig, key: Mapping[str, Any]) -> dict[str, Any]:
         "weights": "random" if cfg.backbone.source == "random" else cfg.backbone.weights,
         "batch_size": cfg.train.batch_size,
     }
-
-
-Facts = tuple[int, str]
-_local_facts: dict[str, tuple[Stamp, Facts]] = {}
-
-
-def _facts(cfg: DictConfig) -> Facts:
-    """Rows of the training split and the data's fingerprint; local files are read again only when they changed."""
-    if cfg.data.source != "local":
-        return sources.train_rows(cfg), sources.fingerprint(cfg)
-    folder = Path(cfg.data.dir).expanduser() / cfg.task.name
-    name = json.dumps([str(folder.absolute()), sources.splits(cfg)])
-    stamp = _stamp(folder)
-    if _local_facts.get(name, ((), None))[0] != stamp or not stamp:
-        _local_facts[name] = stamp, (sources.train_rows(cfg), sources.fingerprint(cfg))
-    return _local_facts[name][1]
 
 
 def _stamp(folder: Path) -> Stamp:
@@ -630,6 +654,8 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
     walk(OmegaConf.to_container(cfg, resolve=True), "")
     if cfg.train.padding == "max_length":  # such runs never grouped, before there was the setting or since
         flat.pop("train.group_by_length", None)
+    if cfg.data.holdout is None:
+        flat.pop("task.holdout_by", None)
     return flat
 
 
@@ -846,6 +872,9 @@ def describe(plan: Plan) -> str:
     lines += [*_table(rows), "", "steps"]
     epochs = plan.total_steps / plan.steps_per_epoch
     rows = [("T", f"{plan.total_steps:,}", f"{epochs:g} epochs of {plan.steps_per_epoch:,} optimizer steps")]
+    if plan.cfg.data.holdout is not None:
+        text = f"rows of the train split, evaluated and not trained on; {plan.train_rows:,} are trained on"
+        rows.append(("held out", f"{plan.cfg.data.holdout:,}", text))
     names = {
         "n": "adapted matrices",
         "r": "rank of every matrix",

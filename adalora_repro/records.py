@@ -21,6 +21,7 @@ from typing import Any
 SCHEMA_VERSION = 1
 STATUSES = ("running", "ok", "failed", "cancelled")
 RECORD_NAME = "metrics.json"
+EVALUATED = ("metrics", "holdout")  # what an evaluation has figures of: the reported splits, the held-out split
 
 KEY_FIELDS: dict[str, tuple[type, ...]] = {
     "backbone": (str,),
@@ -53,8 +54,11 @@ class RunRecord:
         key: what identifies the run, see ``KEY_FIELDS``. ``hash`` covers every result-relevant setting, ``variant``
             the same settings without learning rate and seed: runs of one variant differ in those two only.
         primary_metric: name of the metric that selects and ranks, a key of ``final["metrics"]``.
-        final: ``{"metrics": {name: float}, "step": int}`` at the last step; ``best`` likewise, the best evaluation by
-            the primary metric among those at the final budget (None until one exists).
+        final: ``{"metrics": {name: float}, "step": int}`` at the last step, with ``data.holdout`` also ``"holdout"``:
+            the figures of the held-out split, of the names that ``metrics`` has (MNLI: accuracy_m alone); ``best``
+            likewise, the best evaluation by ``selection`` among those at the final budget (None until one exists).
+        degenerate: in the final evaluation all predictions on a split of two or more examples are the same: one class,
+            one score (to rounding), no answer to every question, one summary. The figures then say nothing of learning.
         params: trained parameters: ``method`` (after pruning), ``head``, ``total`` (their sum), ``at_init`` (method
             parameters at the initial budget), ``backbone`` (the frozen model, for shares).
         budget: ``n`` adapted matrices, ``r`` or ``b_0``, ``b_T`` and the phases; None for methods without matrices.
@@ -72,6 +76,7 @@ class RunRecord:
     error: str | None = None
     final: dict[str, Any] | None = None
     best: dict[str, Any] | None = None
+    degenerate: bool = False
     params: dict[str, int] = field(default_factory=dict)
     budget: dict[str, Any] | None = None
     rank_pattern: dict[str, int] | None = None
@@ -86,7 +91,7 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON types, its identity first so that a person sees it first."""
-        first = ("schema_version", "status", "error", "key", "primary_metric", "final", "best")
+        first = ("schema_version", "status", "error", "key", "primary_metric", "final", "best", "degenerate")
         values = dataclasses.asdict(self)
         return {name: values.pop(name) for name in first} | values
 
@@ -140,6 +145,8 @@ def validate(values: Any, where: str) -> RunRecord:
     check_key(key, KEY_FIELDS, refuse)
     if not finite(key["lr"]):
         raise refuse(f"key.lr is {key['lr']!r}")
+    if not isinstance(values.get("degenerate", False), bool):
+        raise refuse("degenerate is not true or false")
     if not isinstance(values.get("error"), str | None):
         raise refuse("error is not text")
     if not isinstance(values.get("primary_metric"), str):
@@ -159,19 +166,34 @@ def validate(values: Any, where: str) -> RunRecord:
     if values["status"] == "ok":
         if values.get("final") is None:
             raise refuse("status ok without a final evaluation")
-        if values["primary_metric"] not in values["final"]["metrics"]:
-            raise refuse(f"final has no metric '{values['primary_metric']}'")
-        if values.get("best") is not None and values["primary_metric"] not in values["best"]["metrics"]:
-            raise refuse(f"best has no metric '{values['primary_metric']}'")
+        for name in ("final", "best"):
+            if values.get(name) is None:
+                continue
+            for part in EVALUATED:
+                if values["primary_metric"] not in values[name].get(part, values[name]["metrics"]):
+                    raise refuse(
+                        f"{name}{'' if part == 'metrics' else f'.{part}'} has no metric '{values['primary_metric']}'"
+                    )
+            if ("holdout" in values[name]) != ("holdout" in values["final"]):
+                raise refuse("one of final and best has a held-out split, the other has none")
     return RunRecord(**values)
 
 
 def _check_evaluation(value: Any, name: str, refuse: Any) -> None:
     if not isinstance(value, dict) or not isinstance(value.get("metrics"), dict) or "step" not in value:
         raise refuse(f"{name} has no metrics and step")
-    for metric, number in value["metrics"].items():
-        if isinstance(number, bool) or not isinstance(number, int | float) or not finite(number):
-            raise refuse(f"{name}.metrics.{metric} is {number!r}")
+    for part in EVALUATED:
+        if not isinstance(value.get(part, {}), dict):
+            raise refuse(f"{name}.{part} is not an object")
+        for metric, number in value.get(part, {}).items():
+            if isinstance(number, bool) or not isinstance(number, int | float) or not finite(number):
+                raise refuse(f"{name}.{part}.{metric} is {number!r}")
+
+
+def selection(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation (``final`` or ``best``) to choose by: the held-out split's where it has one."""
+    figures: dict[str, float] = entry.get("holdout", entry["metrics"])
+    return figures
 
 
 def finite(number: int | float) -> bool:

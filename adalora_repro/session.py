@@ -168,8 +168,11 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
     elif world.main:
         checkpoint.remove(folder)
         (folder / ERROR).unlink(missing_ok=True)  # of an earlier try
-        found = figures(plan.measured, record.final["metrics"])  # type: ignore[index]
-        print(f"done: {found}  ({folder / records.RECORD_NAME})")
+        assert record.final is not None
+        print(f"done: {figures(plan.measured, record.final)}  ({folder / records.RECORD_NAME})")
+        if loop.constant:
+            same = ", ".join(f"{split}: {prediction}" for split, prediction in loop.constant.items())
+            tell(f"adalora-run: note: degenerate: the last evaluation predicts the same for all examples ({same})")
     if world.size == 1:
         return code
     if not together:  # the others may be anywhere: no next job
@@ -343,7 +346,7 @@ def make_optimizer(model: torch.nn.Module, optim: Any) -> torch.optim.AdamW:
 def _write(loop: Loop, record: records.RunRecord, status: str, error: str | None = None) -> None:
     """Brings the record up to date with the loop and writes it."""
     record.status, record.error = status, error
-    record.best, record.final = loop.best, loop.final
+    record.best, record.final, record.degenerate = loop.best, loop.final, bool(loop.constant)
     summary = loop.method.summary()
     record.rank_pattern = summary.get("rank_pattern")
     if loop.final is not None and "params" in summary:

@@ -15,9 +15,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,8 +71,11 @@ class Loop:
     t: int = 0
     losses: list[Tensor] = field(default_factory=list)  # of the steps since the last look, on the device
     looked: list[float] = field(default_factory=list)  # of the steps since the last log line, on the host
+    log_due: bool = False  # of the step under way: ``step`` measures the norm of the task's gradient too
+    task_norm: Tensor | None = None  # of the last step for which it was measured
     best: dict[str, Any] | None = None
     final: dict[str, Any] | None = None
+    constant: dict[str, str] = field(default_factory=dict)  # of the final evaluation, as in ``Evaluation``
     train_s: float = 0.0
     eval_s: float = 0.0
     tokens: int = 0
@@ -177,20 +180,20 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
             _evaluate_before(loop, log, watch)
             began = time.perf_counter()
             for batches in training_batches(loop):
+                last = loop.t + 1 == total
+                loop.log_due = last or (loop.t + 1) % cfg.log_steps == 0
                 grad_norm = step(loop, batches)
                 watch.progress.update(loop.t)
-                last = loop.t == total
-                log_due = last or loop.t % cfg.log_steps == 0
                 loop.evaluation_due = last or loop.t % loop.plan.eval_steps == 0
                 stopping = not last and watch.stopping()
                 save_due = stopping or (not last and loop.t % cfg.save_steps == 0)
-                look_due = log_due or loop.evaluation_due or save_due
+                look_due = loop.log_due or loop.evaluation_due or save_due
                 if not (look_due or watch.due()):
                     continue
                 if look_due:  # a heartbeat alone is no place to fail: each process has its own
                     loop.look()  # waits for the device, so the clock is true; nothing spoilt goes past this line
                 loop.train_s += time.perf_counter() - began
-                if log_due:
+                if loop.log_due:
                     _log_step(loop, grad_norm, log, watch.progress)
                 if loop.evaluation_due:
                     _evaluate(loop, log, watch)
@@ -211,11 +214,11 @@ def _evaluate_before(loop: Loop, log: Log, watch: Watch) -> None:
         _evaluate(loop, log, watch)
     elif loop.plan.cfg.eval.untrained and loop.t == 0:
         try:
-            metrics = evaluate(loop, watch).metrics
+            evaluation = evaluate(loop, watch)
         except EvaluationStopped:
             watch.stop.check()
             raise
-        _log_evaluation(loop, metrics, log, watch.progress)
+        _log_evaluation(loop, evaluation, log, watch.progress)
 
 
 def _save(loop: Loop, log: Log) -> None:
@@ -232,7 +235,10 @@ def _save(loop: Loop, log: Log) -> None:
 
 
 def step(loop: Loop, batches: list[Batch]) -> Tensor:
-    """One optimizer step on this process's micro-batches; returns the gradient's norm before clipping."""
+    """One optimizer step on this process's micro-batches; returns the gradient's norm before clipping.
+
+    Where a log line is due, ``loop.task_norm`` becomes the norm of the task loss's gradient, without the regularizer's.
+    """
     model, method, optimizer, world = loop.model, loop.method, loop.optimizer, loop.world
     called = model if loop.compiled is None else loop.compiled
     model.train()
@@ -256,7 +262,10 @@ def step(loop: Loop, batches: list[Batch]) -> Tensor:
             mean, count = world.add_up(parameters, torch.stack([mean, torch.full_like(mean, count)]))
         torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
         mean = mean / count
-    if (penalty := method.regularizer()) is not None:
+    penalty = method.regularizer()
+    if loop.log_due and penalty is not None:
+        loop.task_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if penalty is not None:
         add_gradient(penalty, parameters)
     grad_norm = world.accelerator.clip_grad_norm_(parameters, loop.plan.cfg.optim.max_grad_norm)
     method.before_update(loop.t)
@@ -267,6 +276,8 @@ def step(loop: Loop, batches: list[Batch]) -> Tensor:
     loop.losses.append(mean)
     loop.t += 1
     assert grad_norm is not None
+    if loop.log_due and penalty is None:
+        loop.task_norm = grad_norm
     return grad_norm
 
 
@@ -335,12 +346,12 @@ def evaluate(loop: Loop, watch: Watch) -> Evaluation:
         found = {name: loop.world.gathered(_predictions(loop, name, watch)) for name in loop.data.evaluation}
         files: dict[str, Any] = {}  # stay in the main process, which writes them
 
-        def metrics() -> dict[str, float]:
+        def scored() -> Evaluation:
             evaluation = loop.task.metrics(found)
             files.update(evaluation.files)
-            return evaluation.metrics
+            return replace(evaluation, files={})
 
-        return Evaluation(loop.world.on_main(metrics), files)
+        return replace(loop.world.on_main(scored), files=files)
 
 
 def _check_weights(loop: Loop) -> None:
@@ -381,6 +392,7 @@ def _fetched(found: dict[str, Tensor], index: list[int]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _log_step(loop: Loop, grad_norm: Tensor, log: Log, progress: Progress) -> None:
+    assert loop.task_norm is not None
     loss = sum(loop.looked) / len(loop.looked)
     penalty = loop.method.regularizer()
     line = {
@@ -389,6 +401,7 @@ def _log_step(loop: Loop, grad_norm: Tensor, log: Log, progress: Progress) -> No
         "regularizer": None if penalty is None else penalty.item(),
         "lr": loop.scheduler.get_last_lr()[0],
         "grad_norm": float(grad_norm),
+        "grad_norm_task": float(loop.task_norm),
     }
     loop.looked = []
     loop.before_write()
@@ -415,17 +428,17 @@ def _evaluate(loop: Loop, log: Log, watch: Watch) -> None:
         raise
     loop.eval_s += time.perf_counter() - began
     loop.evaluation_due = False
-    metrics, primary = evaluation.metrics, loop.task.primary_metric
-    entry = {"metrics": metrics, "step": loop.t}
+    primary = loop.task.primary_metric
+    entry = evaluation.entry | {"step": loop.t}
     if loop.method.at_final_budget(loop.t - 1) and (
-        loop.best is None or metrics[primary] > loop.best["metrics"][primary]
+        loop.best is None or records.selection(entry)[primary] > records.selection(loop.best)[primary]
     ):
         loop.best = entry
         _write_files(loop, "best", evaluation)
     if loop.t == loop.plan.total_steps:
-        loop.final = entry
+        loop.final, loop.constant = entry, evaluation.constant
         _write_files(loop, "final", evaluation)
-    _log_evaluation(loop, metrics, log, watch.progress)
+    _log_evaluation(loop, evaluation, log, watch.progress)
 
 
 def _evaluation_batches(loop: Loop) -> int:
@@ -440,12 +453,17 @@ def _write_files(loop: Loop, name: str, evaluation: Evaluation) -> None:
     loop.world.on_main(write)
 
 
-def _log_evaluation(loop: Loop, metrics: dict[str, float], log: Log, progress: Progress) -> None:
+def _log_evaluation(loop: Loop, evaluation: Evaluation, log: Log, progress: Progress) -> None:
     loop.before_write()
-    log.append({"t": loop.t, "evaluation": metrics})
-    progress.line(loop.t, figures(loop.plan.measured, metrics))
+    line = {"t": loop.t, "evaluation": evaluation.metrics}
+    log.append(line if evaluation.holdout is None else line | {"holdout": evaluation.holdout})
+    progress.line(loop.t, figures(loop.plan.measured, evaluation.entry))
 
 
-def figures(names: Sequence[str], metrics: dict[str, float]) -> str:
-    """The metrics of these names, for people."""
-    return ", ".join(f"{name} {metrics[name]:.4f}" for name in names)
+def figures(names: Sequence[str], entry: Mapping[str, Any]) -> str:
+    """The metrics of these names in an evaluation (``final`` of a record, say), for people."""
+
+    def text(metrics: Mapping[str, float]) -> str:
+        return ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
+
+    return text(entry["metrics"]) + (f"; held out: {text(entry['holdout'])}" if "holdout" in entry else "")

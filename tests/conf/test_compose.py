@@ -386,7 +386,8 @@ def test_published_commands_name_the_folders_of_their_records(
     )
     monkeypatch.setattr(sources, "check", lambda *_: None)
     monkeypatch.setattr(sources, "train_rows", lambda _: record.data["rows"]["train"])
-    monkeypatch.setattr(sources, "fingerprint", lambda _: record.data["fingerprint"])
+    monkeypatch.setattr(sources, "fingerprint", lambda _: "of the rows, which these records do not have")
+    monkeypatch.setattr(sources, "byte_fingerprint", lambda _: record.data["fingerprint"])
     plan = resolved(*words, f"results.dir={ROOT / 'results'}")
     assert str(plan.folder) in published()
     assert plan.key == record.key

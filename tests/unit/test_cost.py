@@ -302,7 +302,9 @@ def data_are(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], None]:
     """Says how many rows the local data have and their fingerprint, for they need not be here."""
 
     def say(rows: int, fingerprint: str) -> None:
-        monkeypatch.setattr(planning, "_facts", lambda cfg: (rows, fingerprint))
+        monkeypatch.setattr(planning.sources, "train_rows", lambda cfg: rows)
+        monkeypatch.setattr(planning.sources, "fingerprint", lambda cfg: fingerprint)
+        monkeypatch.setattr(planning.sources, "byte_fingerprint", lambda cfg: fingerprint)
         monkeypatch.setattr(planning.sources, "check", lambda cfg, task: None)
 
     return say
