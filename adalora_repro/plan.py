@@ -272,7 +272,7 @@ def _facts(cfg: DictConfig) -> Facts:
     if cfg.data.source != "local":
         return sources.train_rows(cfg), sources.fingerprint(cfg)
     folder = Path(cfg.data.dir).expanduser() / cfg.task.name
-    name = json.dumps([str(folder.absolute()), sources.splits(cfg)])
+    name = json.dumps([str(folder.absolute()), sources.splits(cfg)], allow_nan=False)
     stamp = _stamp(folder)
     if _local_facts.get(name, ((), None))[0] != stamp or not stamp:
         _local_facts[name] = stamp, (sources.train_rows(cfg), sources.fingerprint(cfg))
@@ -665,7 +665,7 @@ def digest(settings: Mapping[str, Any]) -> str:
             return float(value)
         return [plain(item) for item in value] if isinstance(value, list) else value
 
-    content = json.dumps({name: plain(value) for name, value in settings.items()}, sort_keys=True)
+    content = json.dumps({name: plain(value) for name, value in settings.items()}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(content.encode()).hexdigest()[:10]
 
 

@@ -16,7 +16,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.records import write_atomic
 from adalora_repro.tables.base import RULE, Cell, Row, Run, Scope, Table, at_edge, lr_text, primary_mean
 from adalora_repro.tables.layout import plural
-from adalora_repro.tables.render import clean
+from adalora_repro.terminal import clean
 
 EDGE = "edge of its grid: widen it"
 MARK = "  # chosen"  # begins the comment lines that a later choice replaces
