@@ -287,7 +287,7 @@ def answer() -> None:
     provenance.reset_peak_memory()
     for parts in batches:
         timed(loop, on_device(loop, parts))
-    print(json.dumps(provenance.peak_memory(loop.world.accelerator.device)))
+    print(json.dumps(provenance.peak_memory(loop.world.accelerator.device), allow_nan=False))
 
 
 # -- figures -------------------------------------------------------------------------------------------------------

@@ -692,7 +692,7 @@ def digest(settings: Mapping[str, Any]) -> str:
             return float(value)
         return [plain(item) for item in value] if isinstance(value, list) else value
 
-    content = json.dumps({name: plain(value) for name, value in settings.items()}, sort_keys=True)
+    content = json.dumps({name: plain(value) for name, value in settings.items()}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(content.encode()).hexdigest()[:10]
 
 

@@ -90,7 +90,7 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
     provenance.reset_peak_memory()
     loop = build(plan, world)  # nothing on disk has changed when this fails
     plan, folder = loop.plan, plan.folder
-    state, problems = (None, []) if plan.cfg.force else checkpoint.load(folder, plan.key["hash"])
+    state, problems = (None, []) if plan.cfg.force else checkpoint.load(folder, plan.key["hash"], loop.load_state_dict)
     for note in plan.notes:  # not before: a refusal is one line
         tell(f"adalora-run: note: {note}")
     if plan.provisional:
@@ -103,7 +103,6 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
     if len({*world.gathered([None if state is None else state["t"]])}) > 1:
         raise InputError(f"{folder}: the processes read different checkpoints; all of them need the same results.dir")
     if state is not None:
-        loop.load_state_dict(state)
         tell(f"resuming {folder} at step {loop.t:,} of {plan.total_steps:,}")
     record = records.RunRecord(
         key=plan.key,

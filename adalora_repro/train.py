@@ -11,7 +11,6 @@ non-finite loss is found, with its step, before it can enter a checkpoint or a r
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from adalora_repro import checkpoint, inject, records
+from adalora_repro import checkpoint, inject, records, shapes
 from adalora_repro.batches import (
     epoch_order,
     evaluation_batches,
@@ -37,6 +36,7 @@ from adalora_repro.batches import (
 )
 from adalora_repro.console import EvaluationStopped, Progress, StopSignal, Watch
 from adalora_repro.tasks.base import Evaluation
+from adalora_repro.terminal import one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,6 +48,17 @@ if TYPE_CHECKING:
     from adalora_repro.world import World
 
 
+#: what must hold of the loop's own values in a checkpoint
+LOOP = {
+    "looked": shapes.items(shapes.NUMBER),
+    "best": shapes.optional(records.EVALUATION),
+    "final": shapes.optional(records.EVALUATION),
+    "train_s": shapes.AMOUNT,
+    "eval_s": shapes.AMOUNT,
+    "tokens": shapes.COUNT,
+    "log_bytes": shapes.COUNT,
+    "evaluation_due": shapes.FLAG,
+}
 LONG_EVALUATION = 200  # batches: before so many a checkpoint is saved, for a kill must not cost the steps before
 
 
@@ -85,6 +96,7 @@ class Loop:
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "format": checkpoint.VERSION,
             "hash": self.plan.key["hash"],
             "t": self.t,
             "model": {name: p.detach() for name, p in inject.trained(self.model).items()},
@@ -98,18 +110,62 @@ class Loop:
     _plain = ("looked", "best", "final", "train_s", "eval_s", "tokens", "log_bytes", "evaluation_due")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            for name, parameter in inject.trained(self.model).items():
-                parameter.copy_(state["model"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.method.load_state_dict(state["method"])
-        for name in self._plain:
-            setattr(self, name, state["loop"][name])
-        self.t = state["t"]
-        streams = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # one, before there were several
-        if self.world.rank < len(streams):  # else there are more processes than before: theirs are new streams
-            checkpoint.set_rng_state(streams[self.world.rank])
+        """Goes on from what ``state_dict`` returned, and ``checkpoint.load`` read.
+
+        Raises:
+            ValueError: it is not of such a run, but of another version of this program or of a library. What the loop
+                holds then is neither the old state nor the new one.
+        """
+        try:
+            self._require_shape(state)
+            with torch.no_grad():
+                for name, parameter in inject.trained(self.model).items():
+                    parameter.copy_(state["model"][name])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.method.load_state_dict(state["method"])
+            for name in self._plain:
+                setattr(self, name, state["loop"][name])
+            self.t = state["t"]
+            streams = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # one, before there were more
+            if self.world.rank < len(streams):  # else there are more processes than before: theirs are new streams
+                checkpoint.set_rng_state(streams[self.world.rank])
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            if checkpoint.no_memory(error):
+                raise
+            raise ValueError(one_line(error)) from None
+
+    def _require_shape(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where torch would take what does not fit: it broadcasts, and looks into no optimizer."""
+        like = {
+            "hash": "",
+            "t": 0,
+            "model": {name: parameter.detach() for name, parameter in inject.trained(self.model).items()},
+            "optimizer": {"state": None, "param_groups": None},
+            "scheduler": None,
+            "method": self.method.state_dict(),
+            "rng": None,
+            "loop": None,
+        }
+        checkpoint.require_shape(state, like)
+        shapes.fields({name: LOOP.get(name, shapes.ANY) for name in self._plain}, closed=True)(
+            state["loop"], "loop", ValueError
+        )
+        if not 0 <= state["t"] <= self.plan.total_steps or state["scheduler"]["last_epoch"] != state["t"]:
+            raise ValueError(f"t is {state['t']}, the scheduler at {state['scheduler']['last_epoch']}")
+        ours, theirs = self.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
+        if [group["params"] for group in ours] != [group["params"] for group in theirs]:
+            raise ValueError("optimizer.param_groups has other parameters")
+        both = [*zip(ours, theirs, strict=True), (self.scheduler.state_dict(), state["scheduler"])]
+        for mine, other in both:  # a library may add entries and take some away
+            common = mine.keys() & other.keys()
+            checkpoint.require_shape({name: other[name] for name in common}, {name: mine[name] for name in common})
+        parameters = [parameter.detach() for group in self.optimizer.param_groups for parameter in group["params"]]
+        for number, moments in state["optimizer"]["state"].items():
+            like = {"step": torch.zeros(()), "exp_avg": parameters[number], "exp_avg_sq": parameters[number]}
+            checkpoint.require_shape(moments, like, f"optimizer.state[{number}]")
+        if state["t"] and not state["optimizer"]["state"]:
+            raise ValueError("optimizer.state is empty")
 
     def look(self) -> None:
         """Fetches the losses of the steps since the last look.
@@ -152,12 +208,21 @@ class Log:
         self._file = self._path.open("a+b")
 
     def append(self, line: dict[str, Any]) -> None:
+        """Writes a line; a figure that is not finite, of which JSON has none, is written as null."""
         self.restore()
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.write(shapes.dump(_finite(line)))
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:

@@ -138,6 +138,12 @@ class Request:
         """All records, and a line for each file refused: read once, when they are first asked for."""
         return read_all(self.results)
 
+    def of(self, records: Sequence[tuple[Path, RunRecord]]) -> Request:
+        """The same request, made of these records alone."""
+        request = replace(self)
+        vars(request)["found"] = list(records), self.found[1]
+        return request
+
 
 @dataclass(frozen=True)
 class Report:
@@ -151,7 +157,7 @@ class Report:
             and ``--protocol`` too) or ``nothing``.
         place: the request -> the file that the report goes to, None for the terminal; asked first. Raises InputError.
         section: records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing. ``common``:
-            the folder of results -> the same, of what belongs to no scope.
+            the folder of results -> the same, of what belongs to no scope, and a line for each file refused.
     """
 
     name: str
@@ -161,7 +167,7 @@ class Report:
     reads: str = "scope"
     place: Callable[[Request], str | None] = lambda request: checked(request.args)
     section: Callable[[Sequence[tuple[Path, RunRecord]], Scope], str] | None = None
-    common: Callable[[Path], str] | None = None
+    common: Callable[[Path], tuple[str, list[str]]] | None = None
 
 
 def add_partial(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from adalora_repro.records import write_atomic
 from adalora_repro.selection import RULE, Run, at_edge, primary_mean
 from adalora_repro.tables.base import Cell, Row, Scope, Table, lr_text
 from adalora_repro.tables.layout import optimism, plural
-from adalora_repro.tables.render import clean
+from adalora_repro.terminal import clean
 
 EDGE = "edge of its grid: widen it"
 MARK = "  # chosen"  # begins the comment lines that a later choice replaces

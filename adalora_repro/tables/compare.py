@@ -14,8 +14,9 @@ from adalora_repro.records import RECORD_NAME, RecordError, RunRecord
 from adalora_repro.tables.base import CHECKPOINTS, Report, Request, held_out_of, lr_text, metrics_of
 from adalora_repro.tables.layout import fixed, plural, signed
 from adalora_repro.tables.predictions import Examples, in_points, points, read_examples
-from adalora_repro.tables.render import clean, pad
+from adalora_repro.tables.render import pad
 from adalora_repro.tables.significance import MEASURES, RESAMPLES, NoTest, bootstrap, bootstrap_p, interval, mcnemar
+from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

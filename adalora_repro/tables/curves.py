@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from adalora_repro.records import RunRecord
+from adalora_repro.records import RecordError, RunRecord, content_of
+from adalora_repro.shapes import finite
 
 LOG_NAME = "log.jsonl"
+LARGEST_LOG = 512 << 20  # bytes; a line for each of the paper's longest run's steps takes 250 million
+LAST_STEP = 2**53  # beyond, steps are no longer told apart as floats
 T = TypeVar("T")
 
 
@@ -63,9 +66,10 @@ def evaluations_at_budget(folder: Path, record: RunRecord) -> int | None:
 
 def lines_with(folder: Path, word: bytes) -> list[bytes]:
     try:
-        return [line for line in (folder / LOG_NAME).read_bytes().splitlines() if word in line]
-    except OSError:
+        content = content_of(folder / LOG_NAME, LARGEST_LOG)
+    except (OSError, RecordError):
         return []
+    return [line for line in content.splitlines() if word in line]
 
 
 def parsed(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
@@ -75,9 +79,10 @@ def parsed(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
             values = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(values, dict) and type(values.get("t")) is int:
+        if isinstance(values, dict) and type(values.get("t")) is int and 0 <= values["t"] < LAST_STEP:
             yield values
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    """One that can be drawn: differences and squares of such numbers are finite."""
+    return finite(value) and abs(value) < 1e100

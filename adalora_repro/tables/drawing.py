@@ -23,8 +23,9 @@ from adalora_repro.records import RunRecord
 from adalora_repro.selection import Run
 from adalora_repro.tables.base import Report, Request, Scope
 from adalora_repro.tables.out import add_format, form_of
-from adalora_repro.tables.render import clean, escape_html, html_values, to_csv
+from adalora_repro.tables.render import escape_html, html_values, to_csv
 from adalora_repro.tables.status import aligned, real
+from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,8 +22,8 @@ from adalora_repro.tables.drawing import (
     titled,
 )
 from adalora_repro.tables.layout import CAVEATS, count_text, fixed, lr_of_tried, optimism, seeds_text
-from adalora_repro.tables.render import clean
 from adalora_repro.tables.table1 import SPEC
+from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -100,7 +100,7 @@ def order(point: dict[str, Any]) -> tuple[Any, ...]:
     if point["panel"] == "method.targets":
         places: list[int] = [MATRIX_ROLES.index(part) if part in MATRIX_ROLES else len(MATRIX_ROLES) for part in parts]
     else:
-        places = [int(part) if part.isdigit() else 0 for part in parts]
+        places = [int(part) if part.isdecimal() else 0 for part in parts]
     return point["panel"] != "method.targets", places, point["budget"]
 
 

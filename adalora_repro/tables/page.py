@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from adalora_repro.tables.base import (
     lr_text,
 )
 from adalora_repro.tables.curves import losses
+from adalora_repro.tables.defence import attempt, fault, without_faulty
 from adalora_repro.tables.drawing import Records, run_link, run_name
 from adalora_repro.tables.layout import (
     Sheet,
@@ -55,8 +57,9 @@ from adalora_repro.tables.layout import (
 )
 from adalora_repro.tables.marks import Done, with_marks
 from adalora_repro.tables.out import check, form_of
-from adalora_repro.tables.render import clean, escape_html, html_notes, html_table, html_values
+from adalora_repro.tables.render import escape_html, html_notes, html_table, html_values
 from adalora_repro.tables.status import HEADINGS, SYMBOLS, State, first_line, state_of
+from adalora_repro.terminal import clean
 
 FILE = "report.html"
 GENERATOR = '<meta name="generator" content="adalora-report">'
@@ -79,23 +82,44 @@ def place(request: Request) -> str:
 
 def make(request: Request) -> tuple[str, list[str]]:
     """The page, and a line for each file that was refused."""
-    found, refused = request.found[0], list(request.found[1])
+    refused = list(request.found[1])
     now, host = time.time(), socket.gethostname()
-    states = [state_of(path, record, now, host) for path, record in found]
     data = Data(request.results, Path(place(request)).parent)
-    for state in states:
-        data.add_run(state)
+    states: list[State] = []
+    for path, record in request.found[0]:
+        try:
+            state = state_of(path, record, now, host)
+            data.add_run(state)
+            states.append(state)
+        except Exception as error:
+            refused.append(f"{path}: {fault(error)}")
+    found = [(state.path, state.record) for state in states]
     specs = [request.specs[name] for name in sorted(request.specs, key=paper_order)]
     sections = [request.reports[name] for name in sorted(request.reports, key=paper_order)]
     scopes = scopes_of(found, request, specs[0])
     parts, tests = [], Done()
     for number, scope in enumerate(scopes):
-        tables = [with_marks(compile_table(spec, found, scope), tests) for spec in specs]
-        refused += [line for table in tables for line in table.refused]
-        parts.append(scope_part(f"s{number}", scope, tables, sections, found, states, data))
+        tables = []
+        for spec in specs:
+            make_table = partial(marked_table, spec, scope, tests)
+            made = attempt(short_title(spec.name), partial(without_faulty, make_table, found), None, refused)
+            if made is not None:
+                tables.append(made[0])
+                refused += [*made[0].refused, *made[1]]
+        parts.append(scope_part(f"s{number}", scope, tables, sections, found, states, data, refused))
+    common = []
+    for report in sections:
+        if report.common:
+            nothing: tuple[str, list[str]] = "", []
+            html, more = attempt(short_title(report.name), partial(report.common, request.results), nothing, refused)
+            common += [(report, html)] if html else []
+            refused += more
     refused = list(dict.fromkeys(refused))
-    common = [(report, html) for report in sections if report.common and (html := report.common(request.results))]
     return page(scopes, parts, common, states, refused, data), refused
+
+
+def marked_table(spec: Spec, scope: Scope, tests: Done, found: Records) -> Table:
+    return with_marks(compile_table(spec, found, scope), tests)
 
 
 def scopes_of(found: Records, request: Request, first: Spec) -> list[Scope]:
@@ -133,7 +157,7 @@ class Data:
     numbers: dict[Path, int] = field(default_factory=dict)
 
     def share(self, value: Any) -> int:
-        text = json.dumps(value)
+        text = json.dumps(value, allow_nan=False)
         if text not in self.places:
             self.places[text] = len(self.shared)
             self.shared.append(value)
@@ -195,7 +219,8 @@ class Data:
 
     def to_json(self) -> str:
         """JSON that is inert inside HTML: no character in it can end the element or the line."""
-        text = json.dumps({"runs": self.runs, "shared": self.shared, "cells": self.cells}, separators=(",", ":"))
+        values = {"runs": self.runs, "shared": self.shared, "cells": self.cells}
+        text = json.dumps(values, separators=(",", ":"), allow_nan=False)
         for character in "<>&":
             text = text.replace(character, f"\\u{ord(character):04x}")
         return text
@@ -208,7 +233,8 @@ def flat(values: Any, name: str = "") -> dict[str, str]:
         for key, value in values.items():
             found |= flat(value, f"{name}.{key}" if name else str(key))
         return found
-    return {name: values if isinstance(values, str) else json.dumps(values, ensure_ascii=False)} if name else {}
+    text = values if isinstance(values, str) else json.dumps(values, ensure_ascii=False, allow_nan=False)
+    return {name: text} if name else {}
 
 
 # --- one scope --------------------------------------------------------------------------------------------------------
@@ -236,20 +262,24 @@ def scope_part(
     found: Records,
     states: Sequence[State],
     data: Data,
+    refused: list[str],
 ) -> Part:
-    pieces: list[tuple[str, str, str]] = []
+    """``refused`` is given a line for each section that could not be made."""
+    makers: list[tuple[str, str, Callable[[str], str]]] = []
     for table in tables:
-        name = f"{part}-{table.spec.name}"
-        pieces.append((name, short_title(table.spec.name), table_html(name, table, data)))
+        makers.append((table.spec.name, short_title(table.spec.name), partial(table_html, table=table, data=data)))
     for report in sections:
-        html = report.section(found, scope) if report.section else ""
-        if html:
-            name = f"{part}-{report.name}"
-            pieces.append((name, short_title(report.name), section_html(name, report.title, html)))
-    rates = rates_html(f"{part}-rates", tables)
-    pieces += [(f"{part}-rates", "Learning rates", rates)] if rates else []
+        if report.section:
+            make_section = partial(report_html, report=report, found=found, scope=scope)
+            makers.append((report.name, short_title(report.name), make_section))
+    makers.append(("rates", "Learning rates", partial(rates_html, tables=tables)))
     ours = [state for state in states if in_scope(state.record, scope)]
-    pieces.append((f"{part}-open", "What is missing", open_html(f"{part}-open", ours, tables, scope)))
+    makers.append(("open", "What is missing", partial(open_html, states=ours, tables=tables, scope=scope)))
+    pieces: list[tuple[str, str, str]] = []
+    for stem, heading, make_html in makers:
+        name = f"{part}-{stem}"
+        html = attempt(f"{heading} of {scope_name(scope)}", partial(make_html, name), "", refused)
+        pieces += [(name, heading, html)] if html else []
     title = escape_html(scope_name(scope))
     html = "\n".join(html for _, _, html in pieces)
     return Part(
@@ -259,6 +289,12 @@ def scope_part(
         f'<article class="scope" id="{part}" aria-labelledby="{part}-title"><h2 id="{part}-title">{title}</h2>\n'
         f"{html}\n</article>",
     )
+
+
+def report_html(name: str, report: Report, found: Records, scope: Scope) -> str:
+    """The section of a report that is no table; "" where it has nothing to show."""
+    html = report.section(found, scope) if report.section else ""
+    return section_html(name, report.title, html) if html else ""
 
 
 def stem_and_number(name: str) -> tuple[str, str]:

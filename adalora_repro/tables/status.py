@@ -18,7 +18,7 @@ from adalora_repro.records import STATUSES, RunRecord
 from adalora_repro.tables.base import Scope, Spec, Table, compile_table, in_scope, lr_text, rows_wanted
 from adalora_repro.tables.choose import choices
 from adalora_repro.tables.layout import commands_of, optimism, plural
-from adalora_repro.tables.render import clean
+from adalora_repro.terminal import clean
 
 STALE_S = 600.0  # a run reports its progress far more often: after this silence it is taken for dead
 SYMBOLS = {"running": "r", "queued": "q", "interrupted": "i", "failed": "f", "cancelled": "c"}

@@ -37,7 +37,7 @@ class Entry:
 
 def key(*parts: Any) -> str:
     """32 hex digits of everything that the content depends on (JSON types)."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -105,7 +105,7 @@ def _write(entry: Entry, target: Path) -> None:
     try:
         entry.dataset.save_to_disk(folder / "entry")
         manifest = {"files": _sums(folder / "entry"), "notes": entry.notes}
-        (folder / "entry" / MANIFEST).write_text(json.dumps(manifest))
+        (folder / "entry" / MANIFEST).write_text(json.dumps(manifest, allow_nan=False))
         try:
             os.rename(folder / "entry", target)
         except OSError:  # there is one: put it away in one step, for another run may be writing the same

@@ -400,7 +400,7 @@ def _sizes(cfg: DictConfig) -> dict[str, int]:
 
 
 def _short(parts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
 
 
 def _first_line(error: BaseException) -> str:
