@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from adalora_repro import backbones, budgets, cost_record, records
+from adalora_repro import backbone_files, backbones, budgets, cost_record, records
 from adalora_repro.backbones import MATRIX_ROLES
 from adalora_repro.config import GROUPS, LAUNCHES, base_files, choices_of, resource
 from adalora_repro.errors import InputError, one_of
@@ -75,6 +75,8 @@ LATER: dict[str, Any] = {
 
 
 MOST_STEPS = 2**40  # ten thousand years of them
+MOST_LAYERS = 1000
+MOST_WIDTH = 2**31 - 1  # of anything else that an architecture counts
 PLACES = {"targets", "layers"}  # the settings of a method that say which matrices it adapts
 Stamp = tuple[tuple[str, int, int], ...]
 
@@ -306,8 +308,9 @@ def cost_key(cfg: DictConfig, key: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stamp(folder: Path) -> Stamp:
     """Names, times and sizes of the files of a folder: a sweep of hundreds of runs hashes them once."""
-    found = ((path.name, path.stat()) for path in sorted(folder.iterdir())) if folder.is_dir() else ()
-    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
+    paths = sorted(folder.iterdir()) if folder.is_dir() else ()
+    stats = [(path.name, path.stat() if path.exists() else path.lstat()) for path in paths]  # a link may be broken
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
 
 
 def _steps(cfg: DictConfig, examples: int) -> tuple[int, int]:
@@ -425,10 +428,13 @@ def _check_values(cfg: DictConfig) -> None:
     ]
     not_negative += ["task.stride", "task.min_target_length", "task.no_repeat_ngram_size"]
     _check_numbers(cfg, positive, not_negative, fractions)
-    for name in {"num_hidden_layers", "encoder_layers", "decoder_layers"} & cfg.backbone.architecture.keys():
-        layers = cfg.backbone.architecture[name]
-        if not isinstance(layers, int) or layers < 1:
-            raise InputError(f"backbone.architecture.{name} must be a positive number of layers, not {layers}")
+    for name, value in cfg.backbone.architecture.items():
+        where = f"backbone.architecture.{name}"
+        if name in ("num_hidden_layers", "encoder_layers", "decoder_layers"):
+            if not isinstance(value, int) or not 1 <= value <= MOST_LAYERS:  # each is built for the plan
+                raise InputError(f"{where} must be a positive number of layers, at most {MOST_LAYERS}, not {value}")
+        elif isinstance(value, int) and abs(value) > MOST_WIDTH:
+            raise InputError(f"{where} must be below 2^31, not {value}")
     choices = {
         "train.precision": ("fp32", "bf16"),
         "train.padding": ("longest", "max_length"),
@@ -663,25 +669,15 @@ _weights: dict[Path, tuple[Stamp, str]] = {}
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits of a saved model and its tokenizer: another place for the same files is the same run.
+    """``backbone_files.fingerprint``; the files are read again only when they changed.
 
     Raises:
-        InputError: there is no such folder, or no weights in it.
+        InputError: the folder does not hold a model whose files are whole.
     """
-    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    files = sorted([*weights, *folder.glob("*.json"), *folder.glob("*.model"), *folder.glob("*.txt")])
-    if not weights:
-        raise InputError(f"backbone.path={folder} is not a folder with a model (*.safetensors or pytorch_model*.bin)")
     stamp = _stamp(folder)
-    if _weights.get(folder.absolute(), ((), ""))[0] == stamp:
-        return _weights[folder.absolute()][1]
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
-    found = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
-    _weights[folder.absolute()] = stamp, found
-    return found
+    if _weights.get(folder.absolute(), ((), ""))[0] != stamp or not stamp:
+        _weights[folder.absolute()] = stamp, backbone_files.fingerprint(folder)
+    return _weights[folder.absolute()][1]
 
 
 def digest(settings: Mapping[str, Any]) -> str:

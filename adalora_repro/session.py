@@ -294,6 +294,7 @@ def build(plan: Plan, world: World | None = None) -> Loop:
     set_seed(cfg.seed)
     tokenizer = backbones.load_tokenizer(cfg)
     backbones.check_lengths(cfg, tokenizer)
+    plan.notes += backbones.tokenizer_notes(cfg, tokenizer)
     data = world.main_first(lambda: task.load(tokenizer))
     plan = settle(plan, len(data.train))
     cfg = plan.cfg

@@ -40,6 +40,8 @@ OPTIONAL = (
     "early_stopping",
     "classifier_dropout",
 )
+#: libraries whose version decides what the rows of a text are; the families' own is their ``code_version``
+ROW_MAKERS = ("tokenizers", "transformers")
 MULTIPLE = 8  # padded lengths: what tensor cores like
 ROWS = 1000  # tokenized at once, and by one process
 MANY_ROWS = 20_000  # from so many on a split is tokenized by several processes, if nothing else is said
@@ -308,6 +310,7 @@ class BaseTask(Task):
         name = cache.key(
             sources.split_fingerprint(self.cfg, origin),
             cache.tokenizer_hash(self.tokenizer),
+            {package: cache.version(package) for package in ROW_MAKERS},
             [self.cfg.task.family, self.code_version, split == sources.TRAIN],
             skip and sources.place(self.cfg, origin),  # bad rows are named with their files and lines
             self.columns,

@@ -8,6 +8,7 @@ write the same one. An entry whose files do not match is made again: a damaged c
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -38,6 +39,11 @@ class Entry:
 def key(*parts: Any) -> str:
     """32 hex digits of everything that the content depends on (JSON types)."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
+
+
+def version(package: str) -> str:
+    """The installed version of a package that makes the rows."""
+    return importlib.metadata.version(package)
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

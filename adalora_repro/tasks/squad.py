@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.tasks import sources
+from adalora_repro.tasks import cache, sources
 from adalora_repro.tasks.base import BaseTask, Batch, Scores, TaskData, constant, equal_distances, mapped, pad
 from adalora_repro.tasks.squad_scores import best_thresholds, score_all, squad_metrics
 
@@ -191,6 +191,8 @@ class Task(BaseTask):
                 continue
             first, stop = sequence.index(1), len(sequence) - sequence[::-1].index(1)
             starts, ends = (list(side) for side in zip(*encoded["offset_mapping"][window][first:stop], strict=True))
+            if after != kept_row:
+                self._check_last(contexts[row], ends[-1], where(row))
             cls = ids.index(tokenizer.cls_token_id)
             values = {name: encoded[name][window] for name in tokenizer.model_input_names} | {"length": len(ids)}
             if training:
@@ -205,6 +207,26 @@ class Task(BaseTask):
             for name, column in windows.items():
                 column.append(values[name])
         return windows
+
+    def _check_last(self, context: str, end: int, where: str) -> None:
+        """The last window of a row reaches the last token of its context.
+
+        Args:
+            end: the character behind the last token of the last window.
+
+        Raises:
+            InputError: it does not, as with tokenizers 0.23.1 and 0.23.2, which stop at ``max_length``.
+        """
+        if not context[end:].strip():
+            return
+        # what follows may have no token: a mark that the normalizer takes away
+        offsets = self.tokenizer(context, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        last = offsets["offset_mapping"][-1][1]
+        if end < last:
+            raise InputError(
+                f"{where}: the windows end at character {end:,} of {last:,}: tokenizers {cache.version('tokenizers')} "
+                "loses the rest of a long context; install tokenizers>=0.23.3"
+            )
 
     def _token_problems(self, questions: list[str], contexts: list[str]) -> list[str | None]:
         """What only the tokenizer can tell of each row."""

@@ -17,7 +17,7 @@ CONF = PACKAGE.parent / "conf"
 LAYERS = [
     "__init__",
     "errors terminal shapes",
-    "config budgets processes hub",
+    "config budgets processes hub backbone_files backbone_tokenizer",
     "records lock",
     "selection",
     "cost_record",
