@@ -40,6 +40,7 @@ VARIANTS = {  # ablations and controls: rows of the tables that name them, and o
     "lora_rank_pattern": "LoRA (ranks of AdaLoRA)",
     "svd_lora_init_r": "SVD-LoRA (initial rank)",
     "adalora_random": "AdaLoRA (random scores)",
+    "adalora_gradient": "AdaLoRA (gradient scores)",
     "adalora_uniform": "AdaLoRA (uniform ranks)",
 }
 METHOD_NAMES = {

@@ -15,7 +15,7 @@ from adalora_repro.lowrank import LoRALinear, SVDLinear
 BACKBONES = ("tiny-deberta", "tiny-bert", "tiny-roberta", "tiny-bart")
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")
 #: one for each way to do something else; the others differ from them in numbers (tests/conf/test_ablations_yaml.py)
-ABLATIONS = ("lora_qv", "lora_regu", "prune_lora", "svd_lora", "adalora_random", "adalora_uniform")
+ABLATIONS = ("lora_qv", "lora_regu", "prune_lora", "svd_lora", "adalora_random", "adalora_gradient", "adalora_uniform")
 EVERY = [(method, backbone) for method in METHODS for backbone in BACKBONES]
 EVERY += [(method, backbone) for method in ABLATIONS for backbone in ("tiny-deberta", "tiny-bart")]
 LOW_RANK = [pair for pair in EVERY if pair[0] in ("lora", "adalora", *ABLATIONS)]
