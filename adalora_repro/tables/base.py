@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro.records import RunRecord, read_all, stated
+from adalora_repro.revisions import outdated
 from adalora_repro.tables.out import checked
 
 DATA_SOURCES = ("hub", "local", "sample")  # in the order they are preferred; never mixed in one table
@@ -367,7 +368,7 @@ def sort_in(
         metrics = evaluation_of(record, scope.select)
         column = columns[key["task"]]
         needed = {*(column.mean_of or column.metrics), record.primary_metric, *(metrics.keys() & column.more)}
-        wrong = wrong_metrics(metrics, needed, column.percent)
+        wrong = outdated(record) or wrong_metrics(metrics, needed, column.percent)
         if wrong:
             refused.append(f"{path}: {wrong}")
             continue

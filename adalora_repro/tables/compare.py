@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adalora_repro import records
 from adalora_repro.errors import InputError
 from adalora_repro.records import RECORD_NAME, RecordError, RunRecord
+from adalora_repro.revisions import outdated
 from adalora_repro.tables.base import CHECKPOINTS, Report, Request, evaluation_of, lr_text
 from adalora_repro.tables.layout import fixed, plural, signed
 from adalora_repro.tables.predictions import Examples, points, read_examples
@@ -134,7 +135,8 @@ def compare(first: str, second: str, select: str) -> str:
 def described(path: Path, record: RunRecord) -> str:
     key = record.key
     steps = plural(key["total_steps"], "step")
-    return f"{key['method']} {key['budget']}, lr {lr_text(key['lr'])}, {steps}, seed {key['seed']}: {path}"
+    warning = f"; {reason}" if (reason := outdated(record)) else ""
+    return f"{key['method']} {key['budget']}, lr {lr_text(key['lr'])}, {steps}, seed {key['seed']}: {path}{warning}"
 
 
 def compared(metric: str, select: str, ours: Record, theirs: Record) -> list[str]:

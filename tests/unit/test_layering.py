@@ -19,7 +19,7 @@ LAYERS = [
     "errors",
     "config budgets processes hub",
     "records lock",
-    "cost_record",
+    "cost_record revisions",
     "lowrank cluster",
     "backbones skeleton",
     "inject shortcuts",
