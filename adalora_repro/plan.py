@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from adalora_repro import backbone_files, backbones, budgets, cost_record, records
+from adalora_repro import backbone_files, backbones, budgets, cost_record, records, revisions
 from adalora_repro.backbones import MATRIX_ROLES
 from adalora_repro.config import GROUPS, LAUNCHES, base_files, choices_of, resource
 from adalora_repro.errors import InputError, one_of
@@ -201,6 +201,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     for name, value in asked.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name} must be finite, not {value}")
+    asked |= revisions.present(cfg.method.module)
     asked["data.fingerprint"] = sources.fingerprint(cfg)
     if cfg.backbone.path is not None:
         asked["backbone.path"] = weights_fingerprint(Path(cfg.backbone.path).expanduser())

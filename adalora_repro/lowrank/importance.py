@@ -20,6 +20,11 @@ def sensitivity(weights: Tensors, grads: Tensors) -> list[Tensor]:
     return list(products)
 
 
+def gradient_size(grads: Tensors) -> list[Tensor]:
+    """|∇_w L| for every entry: what ``sensitivity`` is without the weight."""
+    return list(torch._foreach_abs(grads))
+
+
 def update_averages_(average: Tensors, uncertainty: Tensors, current: Tensors, beta1: float, beta2: float) -> None:
     """Ī ← β1 Ī + (1 - β1) I, eq. (9); then Ū ← β2 Ū + (1 - β2) |I - Ī| with the new Ī, eq. (10). In place."""
     torch._foreach_lerp_(average, current, 1 - beta1)

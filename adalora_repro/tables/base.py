@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro.records import RunRecord, read_all, stated
+from adalora_repro.revisions import outdated
 from adalora_repro.selection import Run, Selection, at_edge, evaluation_of, primary_mean, run_of, select
 from adalora_repro.tables.out import checked
 
@@ -41,6 +42,7 @@ VARIANTS = {  # ablations and controls: rows of the tables that name them, and o
     "lora_rank_pattern": "LoRA (ranks of AdaLoRA)",
     "svd_lora_init_r": "SVD-LoRA (initial rank)",
     "adalora_random": "AdaLoRA (random scores)",
+    "adalora_gradient": "AdaLoRA (gradient scores)",
     "adalora_uniform": "AdaLoRA (uniform ranks)",
 }
 METHOD_NAMES = {
@@ -389,7 +391,7 @@ def sort_in(
         metrics, held_out = metrics_of(record, scope.select), held_out_of(record, scope.select)
         column = columns[key["task"]]
         needed = {*(column.mean_of or column.metrics), record.primary_metric, *(metrics.keys() & column.more)}
-        wrong = wrong_metrics(metrics, needed, column.percent)
+        wrong = outdated(record) or wrong_metrics(metrics, needed, column.percent)
         beside = wrong_metrics(held_out, held_out.keys() & {record.primary_metric}, column.percent)
         if wrong or beside:
             refused.append(f"{path}: {wrong or f'held-out split: {beside}'}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adalora_repro import records
 from adalora_repro.errors import InputError
 from adalora_repro.records import RECORD_NAME, RecordError, RunRecord
+from adalora_repro.revisions import outdated
 from adalora_repro.tables.base import CHECKPOINTS, Report, Request, held_out_of, lr_text, metrics_of
 from adalora_repro.tables.layout import fixed, plural, signed
 from adalora_repro.tables.predictions import Examples, in_points, points, read_examples
@@ -139,8 +140,10 @@ def compare(first: str, second: str, select: str) -> str:
 def described(path: Path, record: RunRecord) -> str:
     key = record.key
     steps = plural(key["total_steps"], "step")
+    warning = f"; {reason}" if (reason := outdated(record)) else ""
     degenerate = ", degenerate (one class predicted for every example)" * record.degenerate
-    return f"{key['method']} {key['budget']}, lr {lr_text(key['lr'])}, {steps}, seed {key['seed']}{degenerate}: {path}"
+    run = f"{key['method']} {key['budget']}, lr {lr_text(key['lr'])}, {steps}, seed {key['seed']}{degenerate}"
+    return f"{run}: {path}{warning}"
 
 
 def held_out_rows(select: str, ours: Record, theirs: Record) -> list[list[str]]:

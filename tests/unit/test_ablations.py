@@ -65,6 +65,7 @@ def test_a_uniform_allocation_leaves_the_same_rank_everywhere(protocol):
         {},
         {"allocation": "uniform"},
         {"score": "random"},
+        {"score": "gradient"},
         {"max_params": 50},
         {"max_params": 50, "allocation": "uniform"},
     ],

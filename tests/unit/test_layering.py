@@ -20,7 +20,7 @@ LAYERS = [
     "config budgets processes hub backbone_files backbone_tokenizer",
     "records lock",
     "selection",
-    "cost_record",
+    "cost_record revisions",
     "lowrank cluster",
     "backbones skeleton",
     "inject shortcuts",
