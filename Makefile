@@ -13,7 +13,7 @@ QUICK := results/quickstart
 
 .PHONY: help quickstart install test test-all test-cluster lint types \
   table1 table2 table3 table4 table5 table14 table15 controls sweep-table1 sweep-table2 sweep-table3 sweep-table4 \
-  sweep-table5 sweep-table14 sweep-table15 sweep-controls report figures status clean
+  sweep-table5 sweep-table14 sweep-table15 sweep-controls study report figures status clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -132,6 +132,15 @@ sweep-table15: $(VENV)/.installed  ## measure Table 15, all cells anew
 
 sweep-controls: $(VENV)/.installed  ## the controls likewise, but for the ranks of another run
 	$(sweep)
+
+# The study of sweeps/study.yaml. DATA is a folder with the data sets; without it they come from the hub.
+TASKS ?= cola,stsb
+DATA ?=
+study: BACKBONE ?= minilm
+study: PARAMS ?= $(if $(filter minilm,$(BACKBONE)),83000,331776)
+study: $(VENV)/.installed  ## eleven methods at equal counts, tuned, five seeds (BACKBONE=… TASKS=… DATA=DIR LAUNCHER=… ARGS='…')
+	@$(RUN) -m +sweep=study task=$(TASKS) backbone=$(BACKBONE) budget.params=$(PARAMS) \
+	  $(if $(DATA),data=local data.dir=$(DATA)) hydra/launcher=$(LAUNCHER) results.dir=$(RESULTS)/study $(ARGS)
 
 report: $(VENV)/.installed  ## results/report.html: every table and figure, and the runs behind each number
 	@$(REPORT) html --results $(RESULTS)

@@ -38,7 +38,8 @@ from hydra_plugins.adalora_launcher import ArrayLauncher
 
 AXES = ("task", "method", "budget")  # of a cell: what the command line gives for them restricts, the rest it replaces
 MOST_JOBS = 100_000
-LR, SEED, CHOSEN = "optim.lr", "seed", "chosen"
+LR, SEED = "optim.lr", "seed"
+CHOSEN, WIDENED = "chosen", "widened"  # values of optim.lr in a stage: they follow from the stages before
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 Job = dict[str, str]  # key as typed (``+`` and all) -> value as typed
@@ -93,14 +94,25 @@ class CellSweeper(BasicSweeper):
         check_stages(stages, given)
         earlier: list[Job] = []
         for number, stage in enumerate(stages, 1):
+
+            def wanted(jobs: Sequence[Job], settings: Values = stage) -> list[Job]:
+                """Those that the command line asks for: what it says of a stage's setting restricts the stage."""
+                names = settings.keys() - {LR}
+                return [job for job in jobs if all(job[name] in given.get(name, [job[name]]) for name in names)]
+
             every = self.jobs(given | stage)
-            jobs = [job for job in every if all(job[key] in given.get(key, [job[key]]) for key in stage.keys() - {LR})]
+            left: list[Job] = []
             if stage.get(LR) == [CHOSEN]:
-                left = []
-                for ready in self.once_free(jobs, earlier, number):
+                for ready in self.once_free(wanted(every), earlier, number):
                     left += self.launch(self.at_chosen_lr(ready, earlier, number))
+            elif stage.get(LR) == [WIDENED]:
+                cells, every = every, []
+                for ready in self.once_free(cells, earlier, number):
+                    beyond = self.beyond_edge(ready, earlier, number)
+                    left += self.launch(wanted(beyond))
+                    every += beyond
             else:
-                left = self.launch(jobs)
+                left = self.launch(wanted(every))
             if self.detached and not all(map(self.has_failed, left)) and number < len(stages):
                 print(f"stage {number} of {len(stages)}: when its runs have ended, repeat the command for the next")
                 return
@@ -312,16 +324,32 @@ class CellSweeper(BasicSweeper):
 
     def at_chosen_lr(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> list[Job]:
         """``jobs`` with the learning rate that won among ``earlier`` jobs of the same cell, whatever their seed."""
-        before: dict[tuple[str, ...], list[Job]] = {}
-        for job in earlier:
-            before.setdefault(cell_of(job), []).append(job)
-        chosen: dict[tuple[str, ...], str | None] = {}
-        for job in jobs:
-            cell = cell_of(job)
-            if cell not in chosen:
-                chosen[cell] = self.choose(before.get(cell, []), f"stage {number}, {name_of(job)}")
+        chosen = self.chosen_of(jobs, earlier, number)
         self.ledger.left_out += sum(chosen[cell_of(job)] is None for job in jobs)
         return [job | {LR: lr} for job in jobs if (lr := chosen[cell_of(job)]) is not None]
+
+    def beyond_edge(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> list[Job]:
+        """``jobs`` of the cells whose winner among ``earlier`` is an edge of its grid, with one rate beyond it."""
+        rates: dict[tuple[str, ...], set[float]] = {}
+        for job in (job for job in earlier if LR in job):
+            rates.setdefault(cell_of(job), set()).add(float(job[LR]))
+        chosen = self.chosen_of(jobs, earlier, number)
+        beyond = []
+        for job in jobs:
+            lr, grid = chosen[cell_of(job)], sorted(rates.get(cell_of(job), ()))
+            if lr is not None and at_edge(float(lr), grid):
+                beyond.append(job | {LR: lr_text(next_rate(float(lr), grid))})
+        return beyond
+
+    def chosen_of(
+        self, jobs: Sequence[Job], earlier: Sequence[Job], number: int
+    ) -> dict[tuple[str, ...], str | None]:
+        """The cells of ``jobs`` -> ``choose`` among the ``earlier`` jobs of the same cell."""
+        before: dict[tuple[str, ...], list[Job]] = {cell_of(job): [] for job in jobs}
+        names = {cell_of(job): name_of(job) for job in jobs}
+        for job in earlier:
+            before.get(cell_of(job), []).append(job)
+        return {cell: self.choose(tried, f"stage {number}, {names[cell]}") for cell, tried in before.items()}
 
     def choose(self, jobs: Sequence[Job], where: str) -> str | None:
         """The learning rate by the report's rule, as typed; None, said in a line, where there is nothing to choose."""
@@ -387,20 +415,28 @@ def remembering(loader: Any) -> Iterator[None]:
 
 
 def check_stages(stages: Sequence[Values], given: Values) -> None:
-    """What is given for a setting of the stages restricts them, like a cell's axes; ``chosen`` needs a stage before.
+    """What is given for a setting of the stages restricts them, like a cell's axes; ``chosen`` and ``widened`` need a
+    stage before.
 
     Raises:
         InputError: a value that no stage has.
     """
     for number, stage in enumerate(stages):
         for key, values in stage.items():
-            if CHOSEN in values and (key != LR or values != [CHOSEN] or not number):
-                raise InputError(f"stage {number + 1}, {key}: '{CHOSEN}' is a value of {LR} after the first stage")
+            for word in {CHOSEN, WIDENED} & {*values}:
+                if key != LR or values != [word] or not number:
+                    raise InputError(f"stage {number + 1}, {key}: '{word}' is a value of {LR} after the first stage")
     for key in {key for stage in stages for key in stage} - {LR}:
         valid = list(dict.fromkeys(value for stage in stages for value in stage.get(key, [])))
         for value in given.get(key, []):
             if value not in valid:
                 raise one_of(f"{key} in the stages", value, valid)
+
+
+def next_rate(edge: float, grid: Sequence[float]) -> float:
+    """One rate beyond an edge of a grid, as far from it as its neighbour is, by their ratio; two digits."""
+    neighbour = min((rate for rate in grid if rate != edge), key=lambda rate: abs(math.log(rate / edge)))
+    return float(f"{edge * edge / neighbour:.1e}")
 
 
 def product(lists: Values) -> list[Job]:
@@ -424,8 +460,8 @@ def cell_of(job: Job) -> tuple[str, ...]:
 
 
 def name_of(job: Job) -> str:
-    """ "cola lora 0.3M" """
-    return " ".join(job[axis] for axis in AXES if axis in job)
+    """ "cola lora 0.3M", with the protocol where it is given """
+    return " ".join(job[name] for name in (*AXES, "protocol") if name in job)
 
 
 def sizes_of(cells: Sequence[Job], tasks: Sequence[str]) -> str:

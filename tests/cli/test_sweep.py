@@ -269,6 +269,54 @@ def test_stages_choose_on_the_held_out_split(tiny: Cli, monkeypatch: pytest.Monk
     assert sorted(tried) == [1e-4, *[1e-3] * 5, 1e-2]
 
 
+def test_a_stage_goes_one_rate_beyond_an_edge_for_the_methods_whose_best_is_there(
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """LoRA's best is the largest of its grid, BitFit's in the middle, full fine-tuning's the smallest."""
+    scores = {
+        "lora": {1e-4: 0.4, 1e-3: 0.5, 1e-2: 0.6, 0.1: 0.7},
+        "bitfit": {1e-4: 0.4, 1e-3: 0.6, 1e-2: 0.5},
+        "full": {2e-5: 0.6, 5e-5: 0.5, 8e-6: 0.4},
+    }
+    trained = []
+
+    def score(cfg: Any) -> float:
+        trained.append((cfg.method.name, cfg.optim.lr, cfg.seed))
+        return scores[cfg.method.name][cfg.optim.lr]
+
+    give_scores(monkeypatch, score)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "small.yaml").write_text(
+        """# @package _global_
+hydra:
+  sweeper:
+    cells:
+      small:
+        - {task: rte, method: "lora,bitfit", budget: 0.3M, optim.lr: "1e-4,1e-3,1e-2"}
+        - {task: rte, method: full, optim.lr: "2e-5,5e-5"}
+    stages:
+      - {seed: "0"}
+      - {seed: "0", optim.lr: widened}
+      - {seed: "1", optim.lr: chosen}
+""",
+        encoding="utf-8",
+    )
+    words = ("--config-dir", str(tmp_path), "-m", "+sweep=small")
+    done = tiny(*words)
+    assert done.code == EXIT_OK, done.err
+    assert trained[:8] == [
+        *(("lora", lr, 0) for lr in (1e-4, 1e-3, 1e-2)),
+        *(("bitfit", lr, 0) for lr in (1e-4, 1e-3, 1e-2)),
+        *(("full", lr, 0) for lr in (2e-5, 5e-5)),
+    ]
+    assert trained[8:10] == [("lora", 0.1, 0), ("full", 8e-6, 0)]
+    assert trained[10:] == [("lora", 0.1, 1), ("bitfit", 1e-3, 1), ("full", 2e-5, 1)]
+    trained.clear()
+    assert last_line(tiny(*words)) == "sweep: 13 already done"
+    assert last_line(tiny(*words, "seed=1")) == "sweep: 3 already done"  # the wider grid still counts
+    assert trained == []
+
+
 def test_the_choice_is_each_cell_s_own_and_an_edge_is_named(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     best = {"lora": 1e-2, "bitfit": 1e-3}
     trained = []
