@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro import hub
+from adalora_repro import backbone_files, backbone_tokenizer, hub
 from adalora_repro.errors import InputError, one_of
 
 if TYPE_CHECKING:
@@ -234,11 +234,95 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
     where = _location(cfg)
     if backbone.source == "package":
         _check_sha256(Path(where["pretrained_model_name_or_path"]) / "model.safetensors", backbone.sha256)
-    config = _from_hub(cfg, lambda: AutoConfig.from_pretrained(**where))
+    config = saved_config(cfg)
     for name, value in _head_options(cfg).items():
         setattr(config, name, value)  # from_pretrained takes only options that the configuration's class declares
-    # the checkpoint of DeBERTaV3 is stored in half precision: ask for fp32, never for what the file holds
-    return _from_hub(cfg, lambda: _auto_model(cfg).from_pretrained(**where, config=config, dtype=torch.float32))
+    # the checkpoint of DeBERTaV3 is stored in half precision: ask for fp32, never for what the file holds; weights of
+    # another shape are reported with all others
+    options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = _from_hub(cfg, lambda: _auto_model(cfg).from_pretrained(**where, config=config, **options))
+    _check_loaded(cfg, model, report)
+    return model
+
+
+def saved_config(cfg: DictConfig) -> Any:
+    """transformers' configuration of the saved model, which has to be the architecture that was planned.
+
+    Raises:
+        InputError: as ``load_model``; a setting of ``backbone.architecture`` has another value there.
+    """
+    from omegaconf import OmegaConf
+    from transformers import AutoConfig
+
+    config = _from_hub(cfg, lambda: AutoConfig.from_pretrained(**_location(cfg)))
+    stated: dict[str, Any] = OmegaConf.to_container(cfg.backbone.architecture)  # type: ignore[assignment]
+    with _buildable(cfg):
+        planned = AutoConfig.for_model(**stated)
+    values = {name: (getattr(config, name, None), getattr(planned, name, None)) for name in stated}
+    others = [f"{name} is {saved}, not {wanted}" for name, (saved, wanted) in values.items() if saved != wanted]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise InputError(
+            f"backbone '{cfg.backbone.name}' ({_source(cfg)}) is not the architecture of conf/backbone: in its "
+            f"config.json {', '.join(others[:3])}{more} (backbone.architecture.*)"
+        )
+    return config
+
+
+def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Every weight of the backbone came from the file, none of the file's backbone is left over, all are numbers.
+
+    Only the head is new (and a pooler, where it is part of the head). Heads of the pretraining in the file are normal.
+
+    Args:
+        report: transformers' ``output_loading_info``.
+
+    Raises:
+        InputError: naming the file and the first of the weights.
+    """
+    folder = _folder(cfg)
+    files = backbone_files.weight_files(folder) if folder is not None else []
+    where = f"backbone '{cfg.backbone.name}': {', '.join(map(str, files[:2])) or _source(cfg)}"
+    parameters = dict(model.named_parameters())
+    if shapes := sorted(report["mismatched_keys"]):
+        name, saved, wanted = shapes[0]
+        raise InputError(
+            f"{where}: {name} has the shape {tuple(saved)}, not {tuple(wanted)} ({len(shapes)} such weights in all)"
+        )
+    if missing := sorted(report["missing_keys"] - head_parameters(model).keys()):
+        raise InputError(f"{where}: {len(missing)} of the model's weights are missing: {_first(missing)}")
+    if foreign := sorted(name for name in report["unexpected_keys"] if _of_a_backbone(model, name)):
+        raise InputError(f"{where}: {len(foreign)} weights are of another model: {_first(foreign)}")
+    planned = {name: parameter.shape for name, parameter in meta_model(cfg).named_parameters()}
+    if others := sorted(
+        name
+        for name in planned.keys() | parameters.keys()
+        if name not in planned or name not in parameters or planned[name] != parameters[name].shape
+    ):
+        raise InputError(
+            f"{where} is not the architecture of conf/backbone: {len(others)} weights differ: {_first(others)}"
+        )
+    values = {**parameters, **dict(model.named_buffers())}
+    if odd := sorted(name for name, x in values.items() if x.is_floating_point() and not x.isfinite().all()):
+        raise InputError(f"{where}: {len(odd)} of the weights are not finite (NaN or infinite): {_first(odd)}")
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _of_a_backbone(model: PreTrainedModel, name: str) -> bool:
+    """Whether a weight that the model does not have belongs into its backbone, or into the whole of another model.
+
+    With the base model's prefix it does, but for a pooler that this head goes without; a file of a base model alone has
+    no prefix.
+    """
+    prefix, _, rest = name.partition(".")
+    if prefix == "module":  # as torch's DistributedDataParallel names the whole model
+        return True
+    if prefix == model.base_model_prefix:
+        return not rest.startswith("pooler.")
+    return prefix in dict(model.base_model.named_children())
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
@@ -261,9 +345,11 @@ def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
         return byte_tokenizer(positions - 2)  # two are RoBERTa's offset
     from transformers import AutoTokenizer
 
-    where = _location(cfg)
     try:
-        return _from_hub(cfg, lambda: AutoTokenizer.from_pretrained(**where))
+        own = _from_hub(cfg, lambda: AutoTokenizer.from_pretrained(**_location(cfg)))
+        backbone_tokenizer.restore_character_map(own, _folder(cfg))
+        backbone_tokenizer.check(own, cfg.backbone.architecture, f"backbone '{cfg.backbone.name}' ({_source(cfg)})")
+        return own
     except InputError:
         if cfg.backbone.weights != "random":
             raise
@@ -278,22 +364,27 @@ def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_name(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    """For people: whose tokenizer ``load_tokenizer`` found."""
+    """For people: whose tokenizer ``load_tokenizer`` returned."""
     stand_ins = {"": "bytes", WORD_PIECES: WORD_PIECES}
     return stand_ins.get(tokenizer.name_or_path, f"{cfg.backbone.name}'s own")
+
+
+def tokenizer_notes(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What a user should know about the tokenizer of a run with pretrained weights, one line each."""
+    if "random" in (cfg.backbone.source, cfg.backbone.weights):
+        return []
+    return backbone_tokenizer.notes(tokenizer, cfg.backbone.architecture)
 
 
 def check_lengths(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """What the tokenizer does not cut has to fit into the model's positions: not every saved tokenizer has a limit.
 
     Raises:
-        InputError: the task's texts may be longer.
+        InputError: the task's texts may be longer; as ``saved_config``.
     """
-    from transformers import AutoConfig
-
     if "random" in (cfg.backbone.source, cfg.backbone.weights):  # there is no saved model to ask
         return
-    config = _from_hub(cfg, lambda: AutoConfig.from_pretrained(**_location(cfg)))
+    config = saved_config(cfg)
     if not getattr(config, "position_biased_input", True):  # DeBERTaV3 knows distances alone
         return
     positions = config.max_position_embeddings
@@ -375,23 +466,46 @@ def _check_sha256(path: Path, expected: str) -> None:
         raise InputError(f"{path} is not the published file: its sha256 is {digest}, expected {expected}")
 
 
+def _source(cfg: DictConfig) -> str:
+    """For people: the folder, the name on the hub or the package that the backbone comes from."""
+    backbone = cfg.backbone
+    return str(backbone.path or (backbone.package if backbone.source == "package" else backbone.hub))
+
+
+def _folder(cfg: DictConfig) -> Path | None:
+    """Where the backbone's files are on this machine; None if the hub's cache does not have them."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    where = _location(cfg)
+    if "revision" not in where:
+        return Path(where["pretrained_model_name_or_path"])
+    name, revision = where["pretrained_model_name_or_path"], where["revision"]
+    config = try_to_load_from_cache(name, "config.json", constants.HF_HUB_CACHE, revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
 def _from_hub(cfg: DictConfig, load: Any) -> Any:
-    """``load()``, with transformers' many ways of saying "not there and no network" turned into one line."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    """``load()`` of a saved model's files: whatever a library raises about them becomes one line.
+
+    Raises:
+        InputError: a file is damaged, which is named; or transformers' many ways of saying "not there and no network".
+    """
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # "newly initialized: classifier" is what fine-tuning is
     logging.disable_progress_bar()
-    backbone = cfg.backbone
     try:
-        with nullcontext() if backbone.path is not None or backbone.source == "package" else hub.asked():
+        with nullcontext() if cfg.backbone.path is not None or cfg.backbone.source == "package" else hub.asked():
             return load()
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:  # ValueError: not a model's files
-        name = cfg.backbone.path or cfg.backbone.hub or cfg.backbone.package
+    except InputError:
+        raise
+    except Exception as error:  # foreign files: OSError, ValueError, those of safetensors, pickle, JSON, the hub …
+        if (folder := _folder(cfg)) is not None:
+            backbone_files.check(folder)
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"cannot load backbone '{cfg.backbone.name}' ({name}): {reason} | offline: backbone.path=DIR with a saved "
-            "copy, a filled HF_HOME cache, or backbone=minilm"
+            f"cannot load backbone '{cfg.backbone.name}' ({_source(cfg)}): {reason} | offline: backbone.path=DIR with "
+            "a saved copy, a filled HF_HOME cache, or backbone=minilm"
         ) from error
 
 

@@ -58,6 +58,20 @@ def require_at_least(minimum: int, params: int) -> None:
         )
 
 
+def mean_triplets(params: int, costs: Sequence[int]) -> int:
+    """AdaLoRA's b_T for N parameters: N over the mean cost of a triplet, rounded down.
+
+    Args:
+        costs: parameters of one triplet of each adapted matrix, d_out + 1 + d_in.
+    """
+    return params * len(costs) // sum(costs)
+
+
+def initial_rank(params: int, costs: Sequence[int]) -> int:
+    """The rank from which AdaLoRA starts at N parameters: b_0 = 1.5 b_T (the paper's ratio), rounded up to a rank."""
+    return math.ceil(Fraction(3 * mean_triplets(params, costs), 2 * len(costs)))
+
+
 def fill(places: Sequence[Place], params: int) -> dict[str, int]:
     """Name -> size, s or s + 1, so that the sum of costs is the largest that does not exceed ``params``.
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from adalora_repro.records import write_atomic
 
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
 FILES = ("checkpoint.new.pt", *NAMES)  # the newest first
+VERSION = 1  # of what a checkpoint holds: the entry ``format``, which the first ones do not have
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -36,17 +39,26 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     os.replace(written, newest)
 
 
-def load(folder: Path, run_hash: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest checkpoint that is whole (None: there is none) and a line for each damaged file.
+def load(
+    folder: Path, run_hash: str, take: Callable[[dict[str, Any]], object] = lambda state: None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest checkpoint that is whole and fits (None: there is none), and a line for each file passed over.
+
+    Args:
+        take: is given the state, to go on from it; raises ``ValueError`` where it does not fit.
 
     Raises:
-        InputError: a checkpoint belongs to another configuration, or the disk does not give it: it may be whole.
+        InputError: a checkpoint belongs to another configuration, or the disk does not give it: it may be whole. Or
+            one is whole, but of another version of this program, and there is no other.
         MemoryError, RuntimeError: no memory for it.
     """
     problems: list[str] = []
+    foreign: list[str] = []
     for name in FILES:
         path = folder / name
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+                raise InputError(f"{path} is no regular file; move it away to start over")
             content = path.read_bytes()  # all of it first: what goes wrong from here on is the file's own
         except FileNotFoundError:
             continue
@@ -59,19 +71,90 @@ def load(folder: Path, run_hash: str) -> tuple[dict[str, Any] | None, list[str]]
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 if damaged := archive.testzip():  # torch does not look at the sums that it writes
                     raise zipfile.BadZipFile(damaged)
-            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            found = state["hash"]
-        except Exception as error:  # torch.load raises anything on a damaged file
-            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's is a RuntimeError
+        except Exception as error:  # zipfile raises anything on a damaged file
+            if isinstance(error, MemoryError):
                 raise
             problems.append(f"{path} cannot be read ({type(error).__name__})")
             continue
-        if found != run_hash:
-            raise InputError(
-                f"{path} is from another configuration ({found}, this one is {run_hash}); move it away to start over"
-            )
+        try:
+            state = _state(content, run_hash, path)
+            take(state)
+        except ValueError as error:
+            foreign.append(f"{path} is whole, but of another version of adalora-repro ({error})")
+            problems.append(foreign[-1])
+            continue
         return state, [f"{problem}, trying the one before" for problem in problems]
+    if foreign:
+        raise InputError(
+            f"{foreign[0]}: finish the run with the version that wrote it, or force=true starts over and keeps it "
+            "under another name"
+        )
     return None, problems
+
+
+def _state(content: bytes, run_hash: str, path: Path) -> dict[str, Any]:
+    """The state in the bytes of a whole file.
+
+    Raises:
+        InputError: it belongs to another configuration.
+        ValueError: it is of another version.
+    """
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises anything on a file that is not its own
+        if no_memory(error):
+            raise
+        raise ValueError(f"torch cannot read it: {type(error).__name__}") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}")
+    version = state.pop("format", VERSION)
+    if version != VERSION:
+        raise ValueError(f"format {version!r}, this one reads {VERSION}")
+    if "hash" not in state:
+        raise ValueError("hash is missing")
+    if state["hash"] != run_hash:
+        raise InputError(
+            f"{path} is from another configuration ({state['hash']}, this one is {run_hash}); move it away to start "
+            "over"
+        )
+    return state
+
+
+def no_memory(error: Exception) -> bool:
+    """Whether it says that there is no memory, of the host or of a device: torch has RuntimeErrors for that."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def require_shape(state: Any, like: Any, name: str = "") -> None:
+    """Raises ValueError, with the name of the entry, unless ``state`` has the shape of ``like``.
+
+    Objects have the same names, lists the same length, tensors the same shape and type of numbers, other values the
+    same type. Where ``like`` is None or an empty list anything may stand.
+    """
+    if like is None or like == []:
+        return
+    if isinstance(like, dict):
+        if not isinstance(state, dict):
+            raise ValueError(f"{name or 'it'} is a {type(state).__name__}")
+        dot = f"{name}." if name else ""
+        for key in like.keys() - state.keys():
+            raise ValueError(f"{dot}{key} is missing")
+        for key in state.keys() - like.keys():
+            raise ValueError(f"{dot}{key} is not known here")
+        for key, value in like.items():
+            require_shape(state[key], value, f"{dot}{key}")
+    elif isinstance(like, list | tuple):
+        if not isinstance(state, list | tuple) or len(state) != len(like):
+            raise ValueError(f"{name} is no list of {len(like)}")
+        for number, (one, other) in enumerate(zip(state, like, strict=True)):
+            require_shape(one, other, f"{name}[{number}]")
+    elif isinstance(like, torch.Tensor):
+        if not isinstance(state, torch.Tensor):
+            raise ValueError(f"{name} is a {type(state).__name__}")
+        if (state.shape, state.dtype) != (like.shape, like.dtype):
+            raise ValueError(f"{name} is {state.dtype} {list(state.shape)}, not {like.dtype} {list(like.shape)}")
+    elif type(state) is not type(like):
+        raise ValueError(f"{name} is {type(state).__name__}, not {type(like).__name__}")
 
 
 def remove(folder: Path) -> None:

@@ -6,7 +6,6 @@ Standard library only: ``adalora-report status`` reads the submissions. Submitti
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -19,11 +18,23 @@ from typing import Any
 
 from adalora_repro import records
 from adalora_repro.errors import EXIT_OK, InputError
-from adalora_repro.records import RecordError, RunRecord
+from adalora_repro.records import KEY_FIELDS, RecordError, RunRecord
+from adalora_repro.shapes import AMOUNT, TEXT, a, dump, each, fields, items, optional
 
 PREFIX = "submitted-"  # results/sweeps/<time>/submitted-<job>.json
 USAGE = "adalora-run cancel [JOB_ID …] [results.dir=DIR]"
 ASK_S = 20.0  # where the controller is down squeue says so itself, after 9 s; where answers get lost it just waits
+#: what must hold of a submission
+FIELDS = fields(
+    {
+        "job": a("a job's id", lambda value: isinstance(value, str) and value.isdecimal()),
+        "submitted": AMOUNT,
+        "cwd": TEXT,
+        "runs": each(fields({"key": fields(KEY_FIELDS), "result": TEXT}, {"folder": TEXT, "words": items(TEXT)})),
+    },
+    {"cancelled": optional(AMOUNT)},
+    closed=True,
+)
 KILL_S = 60.0  # how long cancelled tasks may take to save a checkpoint and leave the queue
 
 
@@ -50,7 +61,7 @@ def write(submission: Submission, folder: Path) -> Path:
     """Writes ``folder/submitted-<job>.json`` atomically and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{PREFIX}{submission.job}.json"
-    records.write_atomic(path, json.dumps(asdict(submission), indent=1).encode() + b"\n")
+    records.write_atomic(path, dump(asdict(submission), indent=1))
     return path
 
 
@@ -61,26 +72,41 @@ def read(path: Path) -> Submission:
         RecordError: damaged or foreign; the message names the file and why.
     """
     try:
-        found = Submission(**json.loads(path.read_bytes()))
-        for run in found.runs.values():
-            records.validate(_unstarted(run["key"], found).to_json(), str(path))
-            Path(run["result"])
-        if not found.job.isdecimal():
-            raise ValueError(f"job {found.job!r}")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise RecordError(f"{path}: no submission of adalora-run: {error}") from None
-    return found
+        return records.read_json(path, _submission)
+    except FileNotFoundError:
+        raise RecordError(f"{path}: it is not there") from None
+
+
+def _submission(values: Any, where: str) -> Submission:
+    def refuse(why: str) -> RecordError:
+        return RecordError(f"{where}: no submission of adalora-run: {why}")
+
+    if not isinstance(values, dict):
+        raise refuse("not a JSON object")
+    FIELDS(values, "", refuse)
+    for task, run in values["runs"].items():
+        try:
+            records.run_folder(Path(), run["key"])
+        except RecordError as error:
+            raise refuse(f"runs.{task}: {error}") from None
+    return Submission(**values)
 
 
 def read_all(results: Path) -> tuple[dict[Path, Submission], list[str]]:
-    """All submissions below ``results/sweeps``, and one line for each file refused."""
-    found, refused = {}, []
-    for path in sorted(results.glob(f"sweeps/*/{PREFIX}*.json")):
-        try:
-            found[path] = read(path)
-        except RecordError as error:
-            refused.append(str(error))
-    return found, refused
+    """All submissions below ``results/sweeps``, and one line for each file or folder that was refused."""
+    submissions: dict[Path, Submission] = {}
+    refused: list[str] = []
+    for path in records.walk(results / "sweeps", _is_submission, 1, refused.append):
+        if path.parent.parent == results / "sweeps":
+            try:
+                submissions[path] = read(path)
+            except RecordError as error:
+                refused.append(str(error))
+    return submissions, refused
+
+
+def _is_submission(name: str) -> bool:
+    return name.startswith(PREFIX) and name.endswith(".json")
 
 
 def queued(results: Path, known: Sequence[Path]) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
@@ -98,12 +124,12 @@ def queued(results: Path, known: Sequence[Path]) -> tuple[list[tuple[Path, RunRe
             path = records.run_folder(results, run["key"]) / records.RECORD_NAME
             left.pop(path, None)
             if submission.cancelled is None and not os.path.exists(run["result"]):
-                left[path] = _unstarted(run["key"], submission, "queued")
+                left[path] = _unstarted(run["key"], submission)
     return [(path, record) for path, record in left.items() if path not in set(known)], refused
 
 
-def _unstarted(key: dict[str, Any], submission: Submission, status: str = "running") -> RunRecord:
-    return RunRecord(key, primary_metric="", status=status, progress={"updated": submission.submitted})
+def _unstarted(key: dict[str, Any], submission: Submission) -> RunRecord:
+    return RunRecord(key, primary_metric="", status="queued", progress={"updated": submission.submitted})
 
 
 # -- SLURM's own commands ------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class TaskConfig:
     metrics: list[str] = field(default_factory=list)
     primary_metric: str = MISSING
     validation: dict[str, str] = field(default_factory=dict)  # metric suffix -> split (a default would be merged in)
+    holdout_by: list[str] = field(default_factory=list)  # texts that rows held out together share; none: all texts
     max_length: int = MISSING
     max_target_length: int | None = None
     stride: int | None = None  # tokens that neighbouring windows over a long context share
@@ -88,6 +89,7 @@ class DataConfig:
     sample_validation_rows: int = 400
     sample_seed: int = 0
     num_proc: int | None = None  # processes that tokenize a split; null: 1, for a large one up to 8
+    holdout: int | float | None = None  # rows of train, or a fraction: set apart, evaluated, `best` is chosen on them
     skip_invalid: bool = False  # leave bad rows out, counted and reported, instead of stopping
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED, InputError
+from adalora_repro.terminal import CleanStream, clean, raw
 
 if TYPE_CHECKING:
     from adalora_repro.world import World
@@ -40,7 +41,7 @@ def launched() -> tuple[int, int]:
         size = _number("WORLD_SIZE", 1, 1)
         return _number("RANK", 0, 0, size - 1), size
     except InputError as error:
-        print(f"adalora-run: error: {error}", file=sys.stderr)
+        print(f"adalora-run: error: {clean(str(error))}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
 
 
@@ -77,7 +78,7 @@ def _number(name: str, default: int, least: int, most: int | None = None) -> int
 def tell(text: str) -> None:
     """A line on standard error, from the main process."""
     if launched()[0] == 0:
-        print(text, file=sys.stderr)
+        print(clean(text), file=sys.stderr)
 
 
 def complain(problem: str, details: str = "") -> None:
@@ -88,8 +89,10 @@ def complain(problem: str, details: str = "") -> None:
     rank, _ = launched()
     if rank:
         time.sleep(ALONE_S)
-        problem = f"process {rank}: {problem}\n{details}".rstrip()
-    print(f"adalora-run: {problem}", file=sys.stderr)
+        problem = f"process {rank}: {problem}"
+    else:
+        details = ""
+    CleanStream(raw(sys.stderr)).write(f"adalora-run: {clean(problem)}\n{details}".rstrip() + "\n")
 
 
 class Interrupted(BaseException):
@@ -185,7 +188,7 @@ class Progress:
 
     def __init__(self, title: str, start: int, total: int, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._title, self._total, self._start, self._began = title, total, start, time.monotonic()
+        self._title, self._total, self._start, self._began = clean(title), total, start, time.monotonic()
         self._bar: Any = None
         self._shown = self._told = 0.0
         if sys.stderr.isatty() and not quiet:
@@ -194,9 +197,10 @@ class Progress:
             from rich.progress import Progress as Bar
 
             columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self._bar = Bar(TextColumn("{task.description}"), *columns, console=Console(stderr=True))
+            heading = TextColumn("{task.description}", markup=False)
+            self._bar = Bar(heading, *columns, console=Console(file=raw(sys.stderr)))
             self._bar.start()
-            self._task = self._bar.add_task(title, total=total, completed=start)
+            self._task = self._bar.add_task(self._title, total=total, completed=start)
 
     def update(self, step: int) -> None:
         if self._bar is not None and (now := time.monotonic()) - self._shown > 0.2:
@@ -210,7 +214,7 @@ class Progress:
         now = time.monotonic()
         if done == 0:
             self._told = now
-        text = f"evaluating {split} {done}/{total} batches"
+        text = f"evaluating {clean(split)} {done}/{total} batches"
         if self._bar is not None:
             if done == 0 or now - self._shown > 0.2:
                 self._bar.update(self._task, description=f"{self._title}: {text}")
@@ -225,11 +229,11 @@ class Progress:
             return
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=self._title)
-            self._bar.console.print(f"step {step:,}  {text}", highlight=False, markup=False)
+            self._bar.console.print(f"step {step:,}  {clean(text)}", highlight=False, markup=False)
             return
         done = step - self._start
         left = (time.monotonic() - self._began) / done * (self._total - step) if done > 0 else 0.0
-        print(f"step {step:,}/{self._total:,}  {text}  {left:.0f} s left", file=sys.stderr, flush=True)
+        print(f"step {step:,}/{self._total:,}  {clean(text)}  {left:.0f} s left", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -86,9 +86,9 @@ def execute(plans: Sequence[Plan]) -> int:
 
 def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     """The whole measurement: times in this process, memory in one for each method."""
-    for note in plans[0].notes:
-        tell(f"adalora-run: note: {note}")
     first = session.build(plans[0])
+    for note in plans[0].notes:  # not before: a refusal is one line
+        tell(f"adalora-run: note: {note}")
     loops = {plan.key["method"]: session.build(plan, first.world) for plan in plans[1:]}
     loops = {first.plan.key["method"]: first} | loops
     cfg, lengths = first.plan.cfg, first.data.train["length"][:]
@@ -287,7 +287,7 @@ def answer() -> None:
     provenance.reset_peak_memory()
     for parts in batches:
         timed(loop, on_device(loop, parts))
-    print(json.dumps(provenance.peak_memory(loop.world.accelerator.device)))
+    print(json.dumps(provenance.peak_memory(loop.world.accelerator.device), allow_nan=False))
 
 
 # -- figures -------------------------------------------------------------------------------------------------------

@@ -7,38 +7,79 @@ Below ``results/cost``, apart from the records of training, which it never enter
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adalora_repro import records
-from adalora_repro.records import RecordError
+from adalora_repro.records import ENVIRONMENT, RecordError
+from adalora_repro.shapes import (
+    COUNT,
+    OBJECT,
+    POSITIVE,
+    SIZE,
+    TEXT,
+    Check,
+    Refuse,
+    each,
+    fields,
+    items,
+    optional,
+)
 
 SCHEMA_VERSION = 1
 RECORD_NAME = "cost.json"
+LEVELS = 4  # of folders below ``cost``, see ``folder``
 
 #: what identifies a measurement
-KEY_FIELDS: dict[str, tuple[type, ...]] = {
-    "backbone": (str,),
-    "task": (str,),
-    "budget": (str,),
-    "method": (str,),
-    "against": (str, type(None)),
-    "protocol": (str,),
-    "data": (str,),
-    "precision": (str,),
-    "padding": (str,),
-    "weights": (str,),
-    "batch_size": (int,),
-    "typed": (str,),
-    "tokenizer": (str,),
-    "device": (str,),
-    "threads": (int,),
+KEY_FIELDS: dict[str, Check] = {
+    "backbone": TEXT,
+    "task": TEXT,
+    "budget": TEXT,
+    "method": TEXT,
+    "against": optional(TEXT),
+    "protocol": TEXT,
+    "data": TEXT,
+    "precision": TEXT,
+    "padding": TEXT,
+    "weights": TEXT,
+    "batch_size": SIZE,
+    "typed": TEXT,
+    "tokenizer": TEXT,
+    "device": TEXT,
+    "threads": SIZE,
 }
 TIMES = ("median_s", "mean_s", "epoch_s", "tokens_per_s")  # of each method
 RATIOS = ("median", "epoch")
+
+# What must hold of a record, as in ``records.FIELDS``.
+
+METHOD = fields(
+    {"budget": TEXT, **dict.fromkeys(TIMES, POSITIVE), "peak_memory": optional(POSITIVE)},
+    {"params": each(COUNT), "settings": OBJECT},
+)
+PAIR = fields(
+    {"order": items(TEXT), "seconds": each(POSITIVE)},
+    {"phase": TEXT, **dict.fromkeys(("t", "examples", "tokens", "padded_tokens"), COUNT)},
+)
+INTERVAL = fields({"value": POSITIVE, "low": optional(POSITIVE), "high": optional(POSITIVE)})
+PHASE = fields({"median": POSITIVE, "pairs": COUNT})
+FIELDS = fields(
+    {
+        "key": fields(KEY_FIELDS),
+        "methods": each(METHOD),
+        "pairs": items(PAIR),
+        "ratio": optional(fields(dict.fromkeys(RATIOS, INTERVAL), {"phases": each(PHASE)})),
+        "epoch": fields({"steps": SIZE, "examples": SIZE}),
+        "memory_of": TEXT,
+        "environment": ENVIRONMENT,
+        "data": OBJECT,
+        "created": POSITIVE,
+    },
+    {"schema_version": SIZE},
+    closed=True,
+)
 
 
 @dataclass
@@ -90,9 +131,8 @@ def write(record: CostRecord, results: Path) -> Path:
         RecordError: the record would not be readable.
         OSError: the folder cannot be written.
     """
-    values = dataclasses.asdict(record)
-    validate(values, RECORD_NAME)
-    content = json.dumps({"schema_version": values.pop("schema_version")} | values, indent=1, allow_nan=False)
+    values = {"schema_version": record.schema_version} | dataclasses.asdict(record)
+    content = records.validated(values, Path(RECORD_NAME), validate)
     first = folder(results, record.key)
     first.parent.mkdir(parents=True, exist_ok=True)
     taken = [re.fullmatch(rf"{re.escape(first.name)}-(\d+)", path.name) for path in first.parent.iterdir()]
@@ -105,7 +145,7 @@ def write(record: CostRecord, results: Path) -> Path:
         except FileExistsError:  # another process was faster
             number += 1
     try:
-        records.write_atomic(place / RECORD_NAME, content.encode() + b"\n")
+        records.write_atomic(place / RECORD_NAME, content)
     except BaseException:
         place.rmdir()
         raise
@@ -123,87 +163,47 @@ def validate(values: Any, where: str) -> CostRecord:
         return RecordError(f"{where}: {why}")
 
     records.check_version(values, SCHEMA_VERSION, refuse)
-    known = [field.name for field in dataclasses.fields(CostRecord)]
-    for name in [*known, *values]:
-        if name not in values or name not in known:
-            raise refuse(f"unknown field '{name}'" if name in values else f"{name} is missing")
-    for name in ("key", "methods", "epoch", "environment", "data"):
-        if not isinstance(values[name], dict):
-            raise refuse(f"{name} is not an object")
-    if not isinstance(values["memory_of"], str):
-        raise refuse("memory_of is not text")
-    _check_number(values["created"], "created", refuse)
-    records.check_key(values["key"], KEY_FIELDS, refuse)
-    for name in ("steps", "examples"):
-        _check_number(values["epoch"].get(name), f"epoch.{name}", refuse)
+    FIELDS(values, "", refuse)
     against = values["key"]["against"]
     names = [values["key"]["method"], *([against] if against is not None else [])]
     if list(values["methods"]) != names:
         raise refuse(f"methods are {list(values['methods'])}, the key has {names}")
-    for name, method in values["methods"].items():
-        if not isinstance(method, dict) or not isinstance(method.get("budget"), str):
-            raise refuse(f"methods.{name} has no budget")
-        for figure in TIMES:
-            _check_number(method.get(figure), f"methods.{name}.{figure}", refuse)
-        if method.get("peak_memory") is not None:
-            _check_number(method["peak_memory"], f"methods.{name}.peak_memory", refuse)
-    _check_pairs(values["pairs"], names, refuse)
+    if not values["pairs"]:
+        raise refuse("no pairs")
+    for number, pair in enumerate(values["pairs"]):
+        if set(pair["seconds"]) != set(names) or sorted(pair["order"]) != sorted(names):
+            raise refuse(f"pairs[{number}] has no order and seconds of {', '.join(names)}")
     _check_ratio(values["ratio"], against, refuse)
     return CostRecord(**values)
 
 
-def _check_pairs(pairs: Any, names: list[str], refuse: records.Refuse) -> None:
-    if not isinstance(pairs, list) or not pairs:
-        raise refuse("no pairs")
-    for number, pair in enumerate(pairs):
-        seconds = pair.get("seconds") if isinstance(pair, dict) else None
-        if (
-            not isinstance(seconds, dict)
-            or set(seconds) != set(names)
-            or sorted(pair.get("order", [])) != sorted(names)
-        ):
-            raise refuse(f"pairs[{number}] has no order and seconds of {', '.join(names)}")
-        for name, value in seconds.items():
-            _check_number(value, f"pairs[{number}].seconds.{name}", refuse)
-
-
-def _check_ratio(ratio: Any, against: str | None, refuse: records.Refuse) -> None:
-    if against is None:
-        if ratio is not None:
-            raise refuse("a ratio to nothing")
-        return
-    for name in RATIOS:
-        found = ratio.get(name) if isinstance(ratio, dict) else None
-        if not isinstance(found, dict):
-            raise refuse(f"no ratio.{name}")
-        _check_number(found.get("value"), f"ratio.{name}.value", refuse)
-        for end in ("low", "high"):
-            if found.get(end) is not None:
-                _check_number(found[end], f"ratio.{name}.{end}", refuse)
-
-
-def _check_number(value: Any, name: str, refuse: records.Refuse) -> None:
-    """Every figure of a record is a positive number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not records.finite(value) or value <= 0:
-        raise refuse(f"{name} is {value!r}")
+def _check_ratio(ratio: dict[str, Any] | None, against: str | None, refuse: Refuse) -> None:
+    if (ratio is None) != (against is None):
+        raise refuse("a ratio to nothing" if against is None else f"no ratio to {against}")
+    for name in RATIOS if ratio is not None else ():
+        ends = ratio[name]["low"], ratio[name]["high"]  # type: ignore[index]
+        if None in ends and ends != (None, None):
+            raise refuse(f"ratio.{name} has one end of its interval alone")
 
 
 def read_all(results: Path) -> tuple[list[tuple[Path, CostRecord]], list[str]]:
-    """All readable records below ``results/cost`` and, for each file refused, one line that names it and says why.
+    """All readable records below ``results/cost``, and one line for each file or folder that was refused, with the
+    reason.
 
     A record counts only in a folder that its key names: a copy elsewhere would be one measurement more.
     """
-    found, refused = [], []
-    for path in sorted((results / "cost").rglob(RECORD_NAME)):
+    measurements: list[tuple[Path, CostRecord]] = []
+    refused: list[str] = []
+    for path in records.walk(results / "cost", lambda name: name == RECORD_NAME, LEVELS, refused.append):
         try:
-            record = validate(json.loads(path.read_bytes()), str(path))
+            record = records.read_json(path, validate)
             expected = folder(results, record.key)
             if path.parent.parent != expected.parent or path.parent.name.rpartition("-")[0] != expected.name:
                 raise RecordError(f"{path}: its key belongs in {expected}-N, a copied measurement is not counted")
+        except FileNotFoundError:
+            continue  # moved while we walked
         except RecordError as error:
             refused.append(str(error))
-        except (OSError, ValueError, RecursionError) as error:
-            refused.append(f"{path}: {error}")
         else:
-            found.append((path, record))
-    return found, refused
+            measurements.append((path, record))
+    return measurements, refused

@@ -18,6 +18,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,6 +31,7 @@ from adalora_repro.errors import InputError
 NAME = ".lock"
 BEAT_S = 15.0
 LEASE_S = 60.0  # four beats: one that a busy file system delays is no death
+LARGEST = 1 << 16  # bytes of a lock file that are read; ours have about 200
 LOOK_S = 1.0  # between two looks at a lock that is watched
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # of a file system without hard links
 
@@ -180,7 +182,7 @@ class Lock:
         return made
 
     def _written(self, path: Path) -> int:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # less the umask
         try:
             with suppress(OSError):  # no locks on this file system
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,7 +197,8 @@ class Lock:
         pid = os.getpid()
         process = _process(pid)
         holder = _here() | {"pid": pid, "started": process and process[1], "nonce": self._nonce, "beat": self._beat}
-        os.pwrite(handle, json.dumps(holder).encode() + b"\n", 0)  # never shorter than before: only the beat changes
+        content = json.dumps(holder, allow_nan=False).encode() + b"\n"
+        os.pwrite(handle, content, 0)  # never shorter than before: only the beat changes
         os.fsync(handle)
 
     def _renew(self) -> None:
@@ -216,6 +219,8 @@ def look(path: Path) -> Found | None:
         OSError: it cannot be read.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+            raise OSError(errno.EINVAL, "no regular file", str(path))
         file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -227,7 +232,7 @@ def look(path: Path) -> Found | None:
             flocked = True
         except OSError:  # no locks on this file system
             pass
-        content = file.read()
+        content = file.read(LARGEST)
     return Found(content, _parse(content), flocked)
 
 
@@ -272,7 +277,7 @@ def _parse(content: bytes) -> dict[str, Any] | None:
     kinds = {"host": str, "boot": str | None, "pid": int, "started": int | None, "nonce": str, "beat": int}
     try:
         values = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(values, dict) or not all(isinstance(values.get(name), kind) for name, kind in kinds.items()):
         return None

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from adalora_repro import backbones, budgets, cost_record, records
+from adalora_repro import backbone_files, backbones, budgets, cost_record, records, revisions
 from adalora_repro.backbones import MATRIX_ROLES
 from adalora_repro.config import GROUPS, LAUNCHES, base_files, choices_of, resource
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.tasks import load_family, sources
+from adalora_repro.tasks import holdout, load_family, sources
 
 #: settings that change where, how fast or how observed, but not what is measured: left out of the run's identity
 NOT_RESULT = [
@@ -53,8 +54,10 @@ NOT_RESULT = [
 #: default, they leave a run's identity, and its folder, as it was
 LATER: dict[str, Any] = {
     "backbone.weights": "pretrained",
+    "data.holdout": None,
     "data.skip_invalid": False,
     "method.allocation": "global",
+    "method.initial_rank": True,
     "method.rank_pattern": None,
     "train.attention": "eager",
     "train.compile": "none",
@@ -72,6 +75,8 @@ LATER: dict[str, Any] = {
 
 
 MOST_STEPS = 2**40  # ten thousand years of them
+MOST_LAYERS = 1000
+MOST_WIDTH = 2**31 - 1  # of anything else that an architecture counts
 PLACES = {"targets", "layers"}  # the settings of a method that say which matrices it adapts
 Stamp = tuple[tuple[str, int, int], ...]
 
@@ -85,6 +90,7 @@ class Plan:
         key, settings: as in ``records.RunRecord``.
         folder: results/runs/…, the same for the same configuration.
         total_steps: T; ``steps_per_epoch`` likewise in optimizer steps.
+        train_rows: rows of the train split to train on: those that ``data.holdout`` sets apart are not among them.
         provisional: the examples are known only when they are tokenized: a row may give several windows, bad rows are
             left out. Until ``settle``, T and ``steps_per_epoch`` take one example for each row.
         asked: the settings as asked for, of which the run's hash is made; where provisional, with the step counts
@@ -102,6 +108,7 @@ class Plan:
     folder: Path
     total_steps: int
     steps_per_epoch: int
+    train_rows: int = 0
     provisional: bool = False
     asked: dict[str, Any] = field(default_factory=dict)
     choices: Mapping[str, Any] = field(default_factory=dict)
@@ -164,7 +171,10 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     if cfg.train.attention == "cropped" and model_type != "deberta-v2":
         raise InputError(f"train.attention=cropped is for deberta-v2, backbone '{cfg.backbone.name}' is {model_type}")
     sources.check(cfg, task)
-    rows, data_fingerprint = _facts(cfg)
+    rows = sources.train_rows(cfg)
+    if cfg.data.holdout is not None:
+        cfg.data.holdout = holdout.size(cfg.data.holdout, rows)  # a fraction is the same run as its number of rows
+        rows -= cfg.data.holdout
     total_steps, steps_per_epoch = _steps(cfg, rows)
     scaled: dict[str, str] = {}
     provisional = cfg.task.stride is not None or cfg.data.skip_invalid
@@ -191,7 +201,8 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     for name, value in asked.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name} must be finite, not {value}")
-    asked["data.fingerprint"] = data_fingerprint
+    asked |= revisions.present(cfg.method.module)
+    asked["data.fingerprint"] = sources.fingerprint(cfg)
     if cfg.backbone.path is not None:
         asked["backbone.path"] = weights_fingerprint(Path(cfg.backbone.path).expanduser())
     if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
@@ -208,15 +219,48 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         "seed": None,
         "total_steps": total_steps,
         "max_examples": cfg.eval.max_examples,
-        "variant": digest({name: value for name, value in asked.items() if name not in ("optim.lr", "seed")}),
+        "variant": _variant(asked),
         "hash": None,
     }
+    if cfg.data.source == "local":
+        before = asked | {"data.fingerprint": sources.byte_fingerprint(cfg)}
+        if _has_variant(cfg, key, variant := _variant(before)):
+            asked, key["variant"] = before, variant
     chosen = dict(choices or {})
     settings = asked | _counts(cfg, asked)
     unnamed = Plan(
-        cfg, key, settings, Path(), total_steps, steps_per_epoch, provisional, asked, chosen, overrides, scaled, notes
+        cfg,
+        key,
+        settings,
+        Path(),
+        total_steps,
+        steps_per_epoch,
+        train_rows=rows,
+        provisional=provisional,
+        asked=asked,
+        choices=chosen,
+        overrides=overrides,
+        scaled=scaled,
+        notes=notes,
     )
     return named(unnamed, cfg)
+
+
+def _variant(asked: Mapping[str, Any]) -> str:
+    return digest({name: value for name, value in asked.items() if name not in ("optim.lr", "seed")})
+
+
+def _has_variant(cfg: DictConfig, key: Mapping[str, Any], variant: str) -> bool:
+    """Whether the cell of ``key`` has a record of this variant.
+
+    Data of the user's own were identified by the bytes of their files once. Where there are records from then, runs on
+    the same bytes keep that name: finished ones are found, and new seeds are runs of the same setting.
+    """
+    parts = [str(key[name]) for name in ("backbone", "task", "method", "budget")]
+    with suppress(records.RecordError, OSError):
+        cell = records.folder_below(Path(cfg.results.dir).expanduser(), "runs", parts)
+        return any(f'"{variant}"'.encode() in path.read_bytes() for path in cell.glob(f"*/{records.RECORD_NAME}"))
+    return False
 
 
 def named(plan: Plan, cfg: DictConfig) -> Plan:
@@ -263,26 +307,11 @@ def cost_key(cfg: DictConfig, key: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-Facts = tuple[int, str]
-_local_facts: dict[str, tuple[Stamp, Facts]] = {}
-
-
-def _facts(cfg: DictConfig) -> Facts:
-    """Rows of the training split and the data's fingerprint; local files are read again only when they changed."""
-    if cfg.data.source != "local":
-        return sources.train_rows(cfg), sources.fingerprint(cfg)
-    folder = Path(cfg.data.dir).expanduser() / cfg.task.name
-    name = json.dumps([str(folder.absolute()), sources.splits(cfg)])
-    stamp = _stamp(folder)
-    if _local_facts.get(name, ((), None))[0] != stamp or not stamp:
-        _local_facts[name] = stamp, (sources.train_rows(cfg), sources.fingerprint(cfg))
-    return _local_facts[name][1]
-
-
 def _stamp(folder: Path) -> Stamp:
     """Names, times and sizes of the files of a folder: a sweep of hundreds of runs hashes them once."""
-    found = ((path.name, path.stat()) for path in sorted(folder.iterdir())) if folder.is_dir() else ()
-    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
+    paths = sorted(folder.iterdir()) if folder.is_dir() else ()
+    stats = [(path.name, path.stat() if path.exists() else path.lstat()) for path in paths]  # a link may be broken
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
 
 
 def _steps(cfg: DictConfig, examples: int) -> tuple[int, int]:
@@ -400,10 +429,13 @@ def _check_values(cfg: DictConfig) -> None:
     ]
     not_negative += ["task.stride", "task.min_target_length", "task.no_repeat_ngram_size"]
     _check_numbers(cfg, positive, not_negative, fractions)
-    for name in {"num_hidden_layers", "encoder_layers", "decoder_layers"} & cfg.backbone.architecture.keys():
-        layers = cfg.backbone.architecture[name]
-        if not isinstance(layers, int) or layers < 1:
-            raise InputError(f"backbone.architecture.{name} must be a positive number of layers, not {layers}")
+    for name, value in cfg.backbone.architecture.items():
+        where = f"backbone.architecture.{name}"
+        if name in ("num_hidden_layers", "encoder_layers", "decoder_layers"):
+            if not isinstance(value, int) or not 1 <= value <= MOST_LAYERS:  # each is built for the plan
+                raise InputError(f"{where} must be a positive number of layers, at most {MOST_LAYERS}, not {value}")
+        elif isinstance(value, int) and abs(value) > MOST_WIDTH:
+            raise InputError(f"{where} must be below 2^31, not {value}")
     choices = {
         "train.precision": ("fp32", "bf16"),
         "train.padding": ("longest", "max_length"),
@@ -629,6 +661,8 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
     walk(OmegaConf.to_container(cfg, resolve=True), "")
     if cfg.train.padding == "max_length":  # such runs never grouped, before there was the setting or since
         flat.pop("train.group_by_length", None)
+    if cfg.data.holdout is None:
+        flat.pop("task.holdout_by", None)
     return flat
 
 
@@ -636,25 +670,15 @@ _weights: dict[Path, tuple[Stamp, str]] = {}
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits of a saved model and its tokenizer: another place for the same files is the same run.
+    """``backbone_files.fingerprint``; the files are read again only when they changed.
 
     Raises:
-        InputError: there is no such folder, or no weights in it.
+        InputError: the folder does not hold a model whose files are whole.
     """
-    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    files = sorted([*weights, *folder.glob("*.json"), *folder.glob("*.model"), *folder.glob("*.txt")])
-    if not weights:
-        raise InputError(f"backbone.path={folder} is not a folder with a model (*.safetensors or pytorch_model*.bin)")
     stamp = _stamp(folder)
-    if _weights.get(folder.absolute(), ((), ""))[0] == stamp:
-        return _weights[folder.absolute()][1]
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
-    found = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
-    _weights[folder.absolute()] = stamp, found
-    return found
+    if _weights.get(folder.absolute(), ((), ""))[0] != stamp or not stamp:
+        _weights[folder.absolute()] = stamp, backbone_files.fingerprint(folder)
+    return _weights[folder.absolute()][1]
 
 
 def digest(settings: Mapping[str, Any]) -> str:
@@ -665,7 +689,7 @@ def digest(settings: Mapping[str, Any]) -> str:
             return float(value)
         return [plain(item) for item in value] if isinstance(value, list) else value
 
-    content = json.dumps({name: plain(value) for name, value in settings.items()}, sort_keys=True)
+    content = json.dumps({name: plain(value) for name, value in settings.items()}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(content.encode()).hexdigest()[:10]
 
 
@@ -845,6 +869,9 @@ def describe(plan: Plan) -> str:
     lines += [*_table(rows), "", "steps"]
     epochs = plan.total_steps / plan.steps_per_epoch
     rows = [("T", f"{plan.total_steps:,}", f"{epochs:g} epochs of {plan.steps_per_epoch:,} optimizer steps")]
+    if plan.cfg.data.holdout is not None:
+        text = f"rows of the train split, evaluated and not trained on; {plan.train_rows:,} are trained on"
+        rows.append(("held out", f"{plan.cfg.data.holdout:,}", text))
     names = {
         "n": "adapted matrices",
         "r": "rank of every matrix",

@@ -9,33 +9,104 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import json
-import math
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from adalora_repro import shapes
+from adalora_repro.shapes import (
+    AMOUNT,
+    COUNT,
+    FILE_NAME,
+    FLAG,
+    NUMBER,
+    POSITIVE,
+    SIZE,
+    TEXT,
+    Check,
+    Refuse,
+    each,
+    fields,
+    items,
+    one_of,
+    optional,
+)
+from adalora_repro.terminal import one_line
+
+T = TypeVar("T")
 SCHEMA_VERSION = 1
 STATUSES = ("running", "ok", "failed", "cancelled")
 RECORD_NAME = "metrics.json"
+EVALUATED = ("metrics", "holdout")  # what an evaluation has figures of: the reported splits, the held-out split
+RUN_LEVELS = 5  # of folders below ``runs``, see ``run_folder``
+DEEPEST = 50  # folders below each other that are looked into
+LARGEST = 64 << 20  # bytes of a record; ours have a few thousand
 
-KEY_FIELDS: dict[str, tuple[type, ...]] = {
-    "backbone": (str,),
-    "task": (str,),
-    "method": (str,),
-    "budget": (str,),
-    "protocol": (str,),
-    "data": (str,),
-    "lr": (int, float),
-    "seed": (int,),
-    "total_steps": (int,),
-    "max_examples": (int, type(None)),
-    "variant": (str,),
-    "hash": (str,),
+# What must hold of a record. Whatever a report reads has its line here, so that no report has to look again; names that
+# have none may hold any JSON value.
+
+KEY_FIELDS: dict[str, Check] = {
+    "backbone": TEXT,
+    "task": TEXT,
+    "method": TEXT,
+    "budget": TEXT,
+    "protocol": TEXT,
+    "data": TEXT,
+    "lr": POSITIVE,
+    "seed": COUNT,
+    "total_steps": COUNT,
+    "max_examples": optional(SIZE),
+    "variant": TEXT,
+    "hash": TEXT,
 }
+EVALUATION = fields({"metrics": each(NUMBER), "step": COUNT}, {"holdout": each(NUMBER)})
+BUDGET = dict.fromkeys(("n", "r", "d", "b_0", "b_T", "t_i", "t_f", "delta_t", "mask_events", "params", "wider"), COUNT)
+ENVIRONMENT = fields(
+    {},
+    {
+        "device": TEXT,
+        "threads": COUNT,
+        "processes": COUNT,
+        "versions": each(TEXT),
+        "git": fields({}, {"commit": optional(TEXT), "dirty": optional(FLAG)}),
+    },
+)
+DATA = fields({}, {"source": TEXT, **dict.fromkeys(("rows", "windows", "skipped"), each(COUNT)), "sha256": each(TEXT)})
+SETTINGS = fields(
+    {},
+    {
+        "seed": COUNT,
+        "optim.lr": POSITIVE,
+        "task.family": TEXT,
+        "task.validation.*": FILE_NAME,
+        "method.gamma": optional(NUMBER),
+        "method.targets": optional(items(TEXT)),
+        "method.layers": optional(items(COUNT)),
+    },
+)
+FIELDS = fields(
+    {"status": one_of(*STATUSES), "key": fields(KEY_FIELDS), "primary_metric": TEXT},
+    {
+        "error": optional(TEXT),
+        "degenerate": FLAG,
+        "final": optional(EVALUATION),
+        "best": optional(EVALUATION),
+        "params": each(COUNT),
+        "budget": optional(fields({}, BUDGET | {"gamma": NUMBER})),
+        "rank_pattern": optional(each(COUNT)),
+        "progress": fields({}, {"step": COUNT, "total_steps": COUNT, "updated": AMOUNT, "host": TEXT, "pid": COUNT}),
+        "time": each(AMOUNT),
+        "memory": fields({}, {"peak": AMOUNT, "of": TEXT}),
+        "environment": ENVIRONMENT,
+        "data": DATA,
+        "settings": SETTINGS,
+    },
+)
 
 
 class RecordError(ValueError):
@@ -53,8 +124,11 @@ class RunRecord:
         key: what identifies the run, see ``KEY_FIELDS``. ``hash`` covers every result-relevant setting, ``variant``
             the same settings without learning rate and seed: runs of one variant differ in those two only.
         primary_metric: name of the metric that selects and ranks, a key of ``final["metrics"]``.
-        final: ``{"metrics": {name: float}, "step": int}`` at the last step; ``best`` likewise, the best evaluation by
-            the primary metric among those at the final budget (None until one exists).
+        final: ``{"metrics": {name: float}, "step": int}`` at the last step, with ``data.holdout`` also ``"holdout"``:
+            the figures of the held-out split, of the names that ``metrics`` has (MNLI: accuracy_m alone); ``best``
+            likewise, the best evaluation by ``selection`` among those at the final budget (None until one exists).
+        degenerate: in the final evaluation all predictions on a split of two or more examples are the same: one class,
+            one score (to rounding), no answer to every question, one summary. The figures then say nothing of learning.
         params: trained parameters: ``method`` (after pruning), ``head``, ``total`` (their sum), ``at_init`` (method
             parameters at the initial budget), ``backbone`` (the frozen model, for shares).
         budget: ``n`` adapted matrices, ``r`` or ``b_0``, ``b_T`` and the phases; None for methods without matrices.
@@ -72,6 +146,7 @@ class RunRecord:
     error: str | None = None
     final: dict[str, Any] | None = None
     best: dict[str, Any] | None = None
+    degenerate: bool = False
     params: dict[str, int] = field(default_factory=dict)
     budget: dict[str, Any] | None = None
     rank_pattern: dict[str, int] | None = None
@@ -81,11 +156,12 @@ class RunRecord:
     environment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    degenerate: bool = False  # every prediction of the final evaluation is one class
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON types, its identity first so that a person sees it first."""
-        first = ("schema_version", "status", "error", "key", "primary_metric", "final", "best")
+        first = ("schema_version", "status", "error", "key", "primary_metric", "final", "best", "degenerate")
         values = dataclasses.asdict(self)
         return {name: values.pop(name) for name in first} | values
 
@@ -95,25 +171,13 @@ class RunRecord:
         return {name: value for name, value in self.to_json().items() if name not in volatile}
 
 
-Refuse = Callable[[str], RecordError]
-
-
 def check_version(values: Any, version: int, refuse: Refuse) -> None:
     """Raises what ``refuse`` makes of the reason unless ``values`` is a JSON object of this schema version."""
     if not isinstance(values, dict):
         raise refuse("not a JSON object")
-    found = values.get("schema_version")
-    if type(found) is not int or found != version:
-        raise refuse(f"schema_version {found!r}, this program reads {version}")
-
-
-def check_key(key: Mapping[str, Any], fields: Mapping[str, tuple[type, ...]], refuse: Refuse) -> None:
-    """Likewise unless ``key`` has all ``fields``, each of one of its types."""
-    for name, types in fields.items():
-        if name not in key:
-            raise refuse(f"key.{name} is missing")
-        if not isinstance(key[name], types) or isinstance(key[name], bool):
-            raise refuse(f"key.{name} is {key[name]!r}")
+    version_read = values.get("schema_version")
+    if type(version_read) is not int or version_read != version:
+        raise refuse(f"schema_version {shapes.shown(version_read)}, this program reads {version}")
 
 
 def validate(values: Any, where: str) -> RunRecord:
@@ -127,58 +191,54 @@ def validate(values: Any, where: str) -> RunRecord:
         return RecordError(f"{where}: {why}")
 
     check_version(values, SCHEMA_VERSION, refuse)
-    known = {f.name for f in dataclasses.fields(RunRecord)}
-    unknown = sorted(set(values) - known)
+    unknown = sorted(set(values) - {f.name for f in dataclasses.fields(RunRecord)})
     if unknown:
         raise refuse(f"unknown field '{unknown[0]}'")
-    if values.get("status") not in STATUSES:
-        raise refuse(f"status {values.get('status')!r} is none of {', '.join(STATUSES)}")
-    key = values.get("key")
-    if not isinstance(key, dict):
-        raise refuse("no key")
-    check_key(key, KEY_FIELDS, refuse)
-    if not finite(key["lr"]):
-        raise refuse(f"key.lr is {key['lr']!r}")
-    if not isinstance(values.get("error"), str | None):
-        raise refuse("error is not text")
-    if not isinstance(values.get("primary_metric"), str):
-        raise refuse("no primary_metric")
-    for name in ("final", "best"):
-        if values.get(name) is not None:
-            _check_evaluation(values[name], name, refuse)
-    for name in ("params", "progress", "time", "memory", "environment", "data", "settings"):
-        if not isinstance(values.get(name, {}), dict):
-            raise refuse(f"{name} is not an object")
-    for name in ("budget", "rank_pattern"):
-        if not isinstance(values.get(name), dict | None):
-            raise refuse(f"{name} is not an object")
-    for name, count in values.get("params", {}).items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0 or not finite(count):
-            raise refuse(f"params.{name} is {count!r}")
+    FIELDS(values, "", refuse)
     if values["status"] == "ok":
         if values.get("final") is None:
             raise refuse("status ok without a final evaluation")
-        if values["primary_metric"] not in values["final"]["metrics"]:
-            raise refuse(f"final has no metric '{values['primary_metric']}'")
-        if values.get("best") is not None and values["primary_metric"] not in values["best"]["metrics"]:
-            raise refuse(f"best has no metric '{values['primary_metric']}'")
+        for name in ("final", "best"):
+            if values.get(name) is None:
+                continue
+            for part in EVALUATED:
+                if values["primary_metric"] not in values[name].get(part, values[name]["metrics"]):
+                    raise refuse(
+                        f"{name}{'' if part == 'metrics' else f'.{part}'} has no metric '{values['primary_metric']}'"
+                    )
+            if ("holdout" in values[name]) != ("holdout" in values["final"]):
+                raise refuse("one of final and best has a held-out split, the other has none")
     return RunRecord(**values)
 
 
-def _check_evaluation(value: Any, name: str, refuse: Any) -> None:
-    if not isinstance(value, dict) or not isinstance(value.get("metrics"), dict) or "step" not in value:
-        raise refuse(f"{name} has no metrics and step")
-    for metric, number in value["metrics"].items():
-        if isinstance(number, bool) or not isinstance(number, int | float) or not finite(number):
-            raise refuse(f"{name}.metrics.{metric} is {number!r}")
+def selection(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation (``final`` or ``best``) to choose by: the held-out split's where it has one."""
+    figures: dict[str, float] = entry.get("holdout", entry["metrics"])
+    return figures
 
 
-def finite(number: int | float) -> bool:
-    """Whether it is a number to compute with: not nan, not infinite, no integer beyond any float."""
+def content_of(path: Path, most: int = LARGEST) -> bytes:
+    """What is in a file. Nothing is opened but a regular file: a pipe would wait for ever, a device has no end.
+
+    Raises:
+        RecordError: it is none, is larger than ``most`` bytes, or cannot be read; the message names it and says why.
+        FileNotFoundError: there is none.
+    """
     try:
-        return math.isfinite(number)
-    except OverflowError:
-        return False
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise RecordError(f"{path}: {kind} in the place of a file")
+        if status.st_size > most:
+            raise RecordError(f"{path}: {status.st_size:,} bytes, more than the {most:,} that such a file may have")
+        with path.open("rb") as file:
+            return file.read(most)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise RecordError(f"{path}: {error.strerror or one_line(error)}") from None
+        if path.is_symlink():
+            raise RecordError(f"{path}: a link to a file that is not there") from None
+        raise
 
 
 def read(path: Path) -> RunRecord:
@@ -188,13 +248,25 @@ def read(path: Path) -> RunRecord:
         RecordError: damaged, foreign or from another schema version; the message names the file and why.
         FileNotFoundError: there is none.
     """
+    return read_json(path, validate)
+
+
+def read_json(path: Path, validate: Callable[[Any, str], T]) -> T:
+    """What ``validate`` makes of a JSON file's value and of its name.
+
+    Raises:
+        RecordError: the file cannot be read, is no JSON or is not valid; the message names the file and why.
+        FileNotFoundError: there is none.
+    """
+    content = content_of(path)
     try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError:
+        return validate(shapes.parse(content), str(path))
+    except RecordError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RecordError(f"{path}: {error}") from None
-    return validate(values, str(path))
+    except Exception as error:  # the last line of defence: one foreign file must not take a report with it
+        raise RecordError(f"{path}: {one_line(error)}") from None
 
 
 def stated(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,7 +291,7 @@ def ranks(place: Path) -> tuple[dict[str, int], str]:
     if record.status != "ok":
         raise RecordError(f"{path}: the run is not finished ({record.status})")
     pattern = record.rank_pattern or {}
-    if any(type(rank) is not int or rank < 0 for rank in pattern.values()) or not any(pattern.values()):
+    if not any(pattern.values()):
         raise RecordError(f"{path}: method '{record.key['method']}' has no ranks there")
     return pattern, record.key["budget"]
 
@@ -232,24 +304,41 @@ def write(record: RunRecord, folder: Path) -> Path:
         OSError: the disk is full or the folder not writable; the record that was there survives.
     """
     path = folder / RECORD_NAME
-    values = record.to_json()
-    validate(values, str(path))
-    write_atomic(path, json.dumps(values, indent=1, allow_nan=False).encode() + b"\n")
+    write_atomic(path, validated(record.to_json(), path, validate))
     return path
 
 
-def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Replaces ``path`` by ``content``: after a crash or a full disk either the old or the new file is there, whole."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def validated(values: dict[str, Any], path: Path, validate: Callable[[Any, str], object]) -> bytes:
+    """The content of a file that its reader will take.
+
+    Raises:
+        RecordError: it would not.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
+        content = shapes.dump(values, indent=1)
+        validate(shapes.parse(content), str(path))
+    except RecordError:
+        raise
+    except ValueError as error:
+        raise RecordError(f"{path}: {error}") from None
+    return content
+
+
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
+    """Replaces ``path`` by ``content``: after a crash or a full disk either the old or the new file is there, whole.
+
+    Who may read and write the new file follows from the umask, as for any file that a program makes.
+    """
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        os.replace(new, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        with suppress(OSError):  # the error that is raised says more
+            new.unlink(missing_ok=True)
         raise
 
 
@@ -261,28 +350,68 @@ def write_files(folder: Path, files: Mapping[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         if name.endswith(".jsonl.gz"):
-            lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in content)
-            write_atomic(folder / name, gzip.compress(lines.encode(), mtime=0))
+            write_atomic(folder / name, gzip.compress(b"".join(map(shapes.dump, content)), mtime=0))
         else:
-            write_atomic(folder / name, json.dumps(content, allow_nan=False).encode() + b"\n")
+            write_atomic(folder / name, shapes.dump(content))
 
 
-def find(results: Path) -> Iterator[Path]:
-    """Paths of all records below ``results/runs``, in a fixed order. Records set aside by ``force`` are not found."""
-    runs = results / "runs"
-    for folder, folders, files in os.walk(runs):
-        folders.sort()
-        if RECORD_NAME in files:
-            yield Path(folder) / RECORD_NAME
+def walk(
+    top: Path, name: Callable[[str], bool], levels: int, refuse: Callable[[str], None] = lambda line: None
+) -> Iterator[Path]:
+    """Paths below ``top`` whose name is one that is looked for, in a fixed order. Links to folders are not followed.
+
+    Args:
+        name: whether a name is looked for; what has it may be a folder or a link that leads nowhere, too.
+        levels: how deep below ``top`` the folders lie in which these names belong.
+        refuse: is given a line for each place that could not be looked into: a folder without permission; a link to a
+            folder, or to nothing, that may stand for one of these ``levels`` of folders.
+    """
+
+    def look(folder: str, level: int) -> Iterator[Path]:
+        try:
+            with os.scandir(folder) as entries:
+                inside = sorted(entries, key=lambda entry: entry.name)
+        except FileNotFoundError:
+            if os.path.islink(folder):
+                refuse(f"{folder}: a link to a folder that is not there")
+            return  # or moved while we walk
+        except OSError as error:
+            refuse(f"{folder}: {error.strerror}; records in it are not counted")
+            return
+        for entry in inside:
+            if name(entry.name):
+                yield Path(entry.path)
+            elif entry.is_dir(follow_symlinks=False):
+                if level == DEEPEST:
+                    refuse(f"{entry.path}: {DEEPEST} folders deep; records in it are not counted")
+                else:
+                    yield from look(entry.path, level + 1)
+            elif entry.is_symlink() and level < levels and not entry.name.startswith("."):
+                if os.path.isdir(entry.path):
+                    refuse(f"{entry.path}: a link to a folder, which is not followed; records in it are not counted")
+                elif not os.path.exists(entry.path):
+                    refuse(f"{entry.path}: a link that leads nowhere")
+
+    yield from look(str(top), 0)
+
+
+def find(results: Path, refuse: Callable[[str], None] = lambda line: None) -> Iterator[Path]:
+    """Paths of all records below ``results/runs``, in a fixed order; ``refuse``: see ``walk``.
+
+    Records set aside by ``force`` are not among them.
+    """
+    return walk(results / "runs", lambda name: name == RECORD_NAME, RUN_LEVELS, refuse)
 
 
 def read_all(results: Path) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
-    """All readable records below ``results/runs`` and, for each file refused, one line that names it and says why.
+    """All readable records below ``results/runs``, and one line for each file or folder that was refused, with the
+    reason.
 
     A record counts only in the folder that its key names: a copy elsewhere would be averaged in twice.
     """
-    records, refused = [], []
-    for path in find(results):
+    records: list[tuple[Path, RunRecord]] = []
+    refused: list[str] = []
+    for path in find(results, refused.append):
         try:
             record = read(path)
             _check_place(path, results, record)

@@ -3,7 +3,8 @@
 Reads only ``metrics.json`` files, imports neither torch nor Hydra, and starts at once. A table is a module of
 ``tables/`` with a ``SPEC``, another report one with a ``REPORT``: each becomes a subcommand by being there.
 
-Exit codes: 0 printed (files refused are named on stderr), 2 wrong input (one line on stderr).
+Exit codes: 0 printed (files refused are named on stderr), 2 wrong input (one line on stderr), 1 a fault of the program
+(one line likewise).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from adalora_repro import __version__, cluster, records, tables
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError, one_of
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, one_of
 from adalora_repro.records import RunRecord
 from adalora_repro.tables.base import (
     CHECKPOINTS,
@@ -32,15 +33,18 @@ from adalora_repro.tables.base import (
     Scope,
     Spec,
     Table,
+    add_partial,
     choose_scope,
     compile_table,
     lr_text,
 )
 from adalora_repro.tables.choose import choices, keep, render_choices
+from adalora_repro.tables.defence import fault, without_faulty
 from adalora_repro.tables.marks import with_marks
 from adalora_repro.tables.out import add_format, add_out, checked, form_of, write
-from adalora_repro.tables.render import FORMATS, clean, render
+from adalora_repro.tables.render import FORMATS, render
 from adalora_repro.tables.status import render_status
+from adalora_repro.terminal import clean, guarded, raw
 
 EXAMPLES = """\
 examples:
@@ -103,7 +107,7 @@ def parser_of(specs: dict[str, Spec], reports: dict[str, Report]) -> Parser:
         add_scope(table)
         table.add_argument("--select", choices=CHECKPOINTS, default="final", help="checkpoint (default: %(default)s)")
         add_format(table, FORMATS)
-        table.add_argument("--include-partial", action="store_true", help="show runs with eval.max_examples too")
+        add_partial(table)
         table.add_argument("--only-filled", action="store_true", help="leave out rows and columns without a record")
         add_out(table)
     for other in reports.values():
@@ -116,12 +120,14 @@ def parser_of(specs: dict[str, Spec], reports: dict[str, Report]) -> Parser:
         add_out(command)
     status = commands.add_parser("status", help="what is done, running, failed, missing", allow_abbrev=False)
     add_scope(status)
+    add_partial(status)
     status.add_argument(
         "--watch", nargs="?", type=seconds, const=10.0, metavar="SECONDS", help="again and again, Ctrl-C ends it"
     )
     choose = commands.add_parser("choose", help="the learning rate of each cell", allow_abbrev=False)
     choose.add_argument("table", nargs="?", choices=list(specs), metavar="TABLE", help=f"{', '.join(specs)} or all")
     add_scope(choose)
+    add_partial(choose)
     choose.add_argument("--write", action="store_true", help="keep the choices in conf/tuned/lr")
     return parser
 
@@ -144,6 +150,7 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", metavar="DIR", help="folder with runs/ in it (default: results)")
 
 
+@guarded()
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
     try:
@@ -154,6 +161,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except Exception as error:  # no single record is to blame, see ``without_faulty``
+        print(f"adalora-report: failed: {fault(error)}; this is a fault of the program", file=sys.stderr)
+        return EXIT_FAILED
 
 
 def report(argv: Sequence[str] | None) -> int:
@@ -171,7 +181,7 @@ def report(argv: Sequence[str] | None) -> int:
         if reports[args.report].reads == "scope" and args.backbone is not None:
             known_backbone(args.backbone, request.found[0], specs)
         out = reports[args.report].place(request)
-        text, refused = reports[args.report].make(request)
+        text, refused = made(reports[args.report], request)
     elif args.report == "status":
         text, refused = status_text(args, specs, results)
         out = None
@@ -179,14 +189,34 @@ def report(argv: Sequence[str] | None) -> int:
         return choose(args, specs, results)
     else:
         form, out = form_of(args.format, args.out, FORMATS), checked(args)
-        (table,), refused = compiled(args, [specs[args.report]], specs, results, args.select, args.include_partial)
-        text = render(with_marks(table), form, args.only_filled)
+        found, refused = records.read_all(results)
+
+        def table_text(found: Sequence[Record]) -> tuple[str, tuple[str, ...]]:
+            (table,) = compiled(args, [specs[args.report]], specs, results, found, args.select)
+            return render(with_marks(table), form, args.only_filled), table.refused
+
+        (text, unusable), faulty = without_faulty(table_text, found)
+        refused += [*unusable, *faulty]
     warn(refused)
     deliver(text, out)
     return EXIT_OK
 
 
 Specs = dict[str, Spec]
+Record = tuple[Path, RunRecord]
+
+
+def made(report: Report, request: Request) -> tuple[str | bytes, list[str]]:
+    """A report and its refused files; where a record that was read keeps it from being made, without that record."""
+    try:
+        return report.make(request)
+    except InputError:
+        raise
+    except Exception:
+        if report.reads == "nothing":
+            raise
+        (text, refused), faulty = without_faulty(lambda found: report.make(request.of(found)), request.found[0])
+        return text, refused + faulty
 
 
 def compiled(
@@ -194,15 +224,12 @@ def compiled(
     wanted: Sequence[Spec],
     specs: Specs,
     results: Path,
+    found: Sequence[Record],
     select: str = "final",
-    include_partial: bool = False,
-) -> tuple[list[Table], list[str]]:
-    """Tables, and a line for each file refused."""
-    found, refused = records.read_all(results)
+) -> list[Table]:
     known_backbone(args.backbone, found, specs)
-    wish = Scope("", "", args.protocol, select, include_partial, results)
-    built = [compile_table(spec, found, choose_scope(spec, found, args.backbone, args.data, wish)) for spec in wanted]
-    return built, refused + [line for table in built for line in table.refused]
+    wish = Scope("", "", args.protocol, select, args.include_partial, results)
+    return [compile_table(spec, found, choose_scope(spec, found, args.backbone, args.data, wish)) for spec in wanted]
 
 
 def status_text(args: argparse.Namespace, specs: Specs, results: Path) -> tuple[str, list[str]]:
@@ -210,9 +237,14 @@ def status_text(args: argparse.Namespace, specs: Specs, results: Path) -> tuple[
     waiting, more = cluster.queued(results, [path for path, _ in found])
     found, refused = found + waiting, refused + more
     known_backbone(args.backbone, found, specs)
-    wish = Scope("", "", args.protocol, include_partial=True, results=results)
-    scopes = [(spec, choose_scope(spec, found, args.backbone, args.data, wish)) for spec in specs.values()]
-    return render_status(scopes, found), refused
+    wish = Scope("", "", args.protocol, include_partial=args.include_partial, results=results)
+
+    def text(found: Sequence[Record]) -> str:
+        scopes = [(spec, choose_scope(spec, found, args.backbone, args.data, wish)) for spec in specs.values()]
+        return render_status(scopes, found)
+
+    shown, faulty = without_faulty(text, found)
+    return shown, refused + faulty
 
 
 def watch(look: Callable[[], tuple[str, list[str]]], every: float) -> int:
@@ -224,23 +256,24 @@ def watch(look: Callable[[], tuple[str, list[str]]], every: float) -> int:
     if not sys.stdout.isatty():
         raise InputError("--watch redraws a terminal, and this output is none")
     text = ""
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    screen = raw(sys.stdout)  # moving the cursor is what this is for; the text itself is clean
+    screen.reconfigure(errors="replace")
     # what a script starts in the background would ignore Ctrl-C
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        sys.stdout.write("\x1b[?1049h")
+        screen.write("\x1b[?1049h")
         while True:
             shown, refused = look()
             text = shown + "".join(f"adalora-report: skipped: {clean(line)}\n" for line in refused)
-            sys.stdout.write(f"\x1b[H\x1b[2J{text}{time.strftime('%H:%M:%S')}, every {every:g} s; Ctrl-C ends it\n")
-            sys.stdout.flush()
+            screen.write(f"\x1b[H\x1b[2J{text}{time.strftime('%H:%M:%S')}, every {every:g} s; Ctrl-C ends it\n")
+            screen.flush()
             time.sleep(every)
     except KeyboardInterrupt:
         return EXIT_OK
     finally:
         signal.signal(signal.SIGINT, before)
-        sys.stdout.write(f"\x1b[?1049l{text}")
-        sys.stdout.flush()
+        screen.write(f"\x1b[?1049l{text}")
+        screen.flush()
 
 
 def choose(args: argparse.Namespace, specs: Specs, results: Path) -> int:
@@ -252,9 +285,15 @@ def choose(args: argparse.Namespace, specs: Specs, results: Path) -> int:
     if args.write and args.protocol != "paper":
         raise InputError("--write: conf/tuned/lr is for protocol=paper; the released settings are in conf/script")
     wanted = [specs[args.table]] if args.table else list(specs.values())
-    built, refused = compiled(args, wanted, specs, results)
-    warn(refused)
-    deliver("\n".join(map(render_choices, built)), None)
+    found, refused = records.read_all(results)
+
+    def chosen(found: Sequence[Record]) -> tuple[list[Table], str]:
+        built = compiled(args, wanted, specs, results, found)
+        return built, "\n".join(map(render_choices, built))
+
+    (built, text), faulty = without_faulty(chosen, found)
+    warn([*refused, *(line for table in built for line in table.refused), *faulty])
+    deliver(text, None)
     problems = []
     for table in built if args.write else ():
         for choice in choices(table):

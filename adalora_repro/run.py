@@ -31,6 +31,7 @@ from adalora_repro import plan as planning
 from adalora_repro.config import GROUPS, Config, base_files, choices_of, resource
 from adalora_repro.console import ALONE_S, complain, launched
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, InputError
+from adalora_repro.terminal import guarded
 
 Outcome = tuple[str, int]  # a word for the summary, the exit code
 DONE, ALREADY, PLANNED, FAILED, REFUSED = "done", "already done", "planned", "failed", "refused"
@@ -90,6 +91,7 @@ def one_of_many(words: Sequence[str]) -> Outcome:
     return ledger.outcomes.get(0, (ENDS.get(code, INTERRUPTED), code))
 
 
+@guarded()
 def _main(ledger: Ledger) -> int:
     register(sys.argv[1:])
     inside = False  # what a single run raises beyond wrong input is its own failure, not Hydra's

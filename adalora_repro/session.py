@@ -90,7 +90,7 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
     provenance.reset_peak_memory()
     loop = build(plan, world)  # nothing on disk has changed when this fails
     plan, folder = loop.plan, plan.folder
-    state, problems = (None, []) if plan.cfg.force else checkpoint.load(folder, plan.key["hash"])
+    state, problems = (None, []) if plan.cfg.force else checkpoint.load(folder, plan.key["hash"], loop.load_state_dict)
     for note in plan.notes:  # not before: a refusal is one line
         tell(f"adalora-run: note: {note}")
     if plan.provisional:
@@ -103,7 +103,6 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
     if len({*world.gathered([None if state is None else state["t"]])}) > 1:
         raise InputError(f"{folder}: the processes read different checkpoints; all of them need the same results.dir")
     if state is not None:
-        loop.load_state_dict(state)
         tell(f"resuming {folder} at step {loop.t:,} of {plan.total_steps:,}")
     record = records.RunRecord(
         key=plan.key,
@@ -168,8 +167,11 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
     elif world.main:
         checkpoint.remove(folder)
         (folder / ERROR).unlink(missing_ok=True)  # of an earlier try
-        found = figures(plan.measured, record.final["metrics"])  # type: ignore[index]
-        print(f"done: {found}  ({folder / records.RECORD_NAME})")
+        assert record.final is not None
+        print(f"done: {figures(plan.measured, record.final)}  ({folder / records.RECORD_NAME})")
+        if loop.constant:
+            same = ", ".join(f"{split}: {prediction}" for split, prediction in loop.constant.items())
+            tell(f"adalora-run: note: degenerate: the last evaluation predicts the same for all examples ({same})")
     if world.size == 1:
         return code
     if not together:  # the others may be anywhere: no next job
@@ -292,6 +294,7 @@ def build(plan: Plan, world: World | None = None) -> Loop:
     set_seed(cfg.seed)
     tokenizer = backbones.load_tokenizer(cfg)
     backbones.check_lengths(cfg, tokenizer)
+    plan.notes += backbones.tokenizer_notes(cfg, tokenizer)
     data = world.main_first(lambda: task.load(tokenizer))
     plan = settle(plan, len(data.train))
     cfg = plan.cfg
@@ -343,7 +346,7 @@ def make_optimizer(model: torch.nn.Module, optim: Any) -> torch.optim.AdamW:
 def _write(loop: Loop, record: records.RunRecord, status: str, error: str | None = None) -> None:
     """Brings the record up to date with the loop and writes it."""
     record.status, record.error = status, error
-    record.best, record.final = loop.best, loop.final
+    record.best, record.final, record.degenerate = loop.best, loop.final, bool(loop.constant)
     summary = loop.method.summary()
     record.rank_pattern = summary.get("rank_pattern")
     if loop.final is not None and "params" in summary:

@@ -11,13 +11,12 @@ non-finite loss is found, with its step, before it can enter a checkpoint or a r
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from adalora_repro import checkpoint, inject, records
+from adalora_repro import checkpoint, inject, records, shapes
 from adalora_repro.batches import (
     epoch_order,
     evaluation_batches,
@@ -37,6 +36,7 @@ from adalora_repro.batches import (
 )
 from adalora_repro.console import EvaluationStopped, Progress, StopSignal, Watch
 from adalora_repro.tasks.base import Evaluation
+from adalora_repro.terminal import one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,6 +48,17 @@ if TYPE_CHECKING:
     from adalora_repro.world import World
 
 
+#: what must hold of the loop's own values in a checkpoint
+LOOP = {
+    "looked": shapes.items(shapes.NUMBER),
+    "best": shapes.optional(records.EVALUATION),
+    "final": shapes.optional(records.EVALUATION),
+    "train_s": shapes.AMOUNT,
+    "eval_s": shapes.AMOUNT,
+    "tokens": shapes.COUNT,
+    "log_bytes": shapes.COUNT,
+    "evaluation_due": shapes.FLAG,
+}
 LONG_EVALUATION = 200  # batches: before so many a checkpoint is saved, for a kill must not cost the steps before
 
 
@@ -71,8 +82,11 @@ class Loop:
     t: int = 0
     losses: list[Tensor] = field(default_factory=list)  # of the steps since the last look, on the device
     looked: list[float] = field(default_factory=list)  # of the steps since the last log line, on the host
+    log_due: bool = False  # of the step under way: ``step`` measures the norm of the task's gradient too
+    task_norm: Tensor | None = None  # of the last step for which it was measured
     best: dict[str, Any] | None = None
     final: dict[str, Any] | None = None
+    constant: dict[str, str] = field(default_factory=dict)  # of the final evaluation, as in ``Evaluation``
     train_s: float = 0.0
     eval_s: float = 0.0
     tokens: int = 0
@@ -82,6 +96,7 @@ class Loop:
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "format": checkpoint.VERSION,
             "hash": self.plan.key["hash"],
             "t": self.t,
             "model": {name: p.detach() for name, p in inject.trained(self.model).items()},
@@ -95,18 +110,62 @@ class Loop:
     _plain = ("looked", "best", "final", "train_s", "eval_s", "tokens", "log_bytes", "evaluation_due")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            for name, parameter in inject.trained(self.model).items():
-                parameter.copy_(state["model"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.method.load_state_dict(state["method"])
-        for name in self._plain:
-            setattr(self, name, state["loop"][name])
-        self.t = state["t"]
-        streams = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # one, before there were several
-        if self.world.rank < len(streams):  # else there are more processes than before: theirs are new streams
-            checkpoint.set_rng_state(streams[self.world.rank])
+        """Goes on from what ``state_dict`` returned, and ``checkpoint.load`` read.
+
+        Raises:
+            ValueError: it is not of such a run, but of another version of this program or of a library. What the loop
+                holds then is neither the old state nor the new one.
+        """
+        try:
+            self._require_shape(state)
+            with torch.no_grad():
+                for name, parameter in inject.trained(self.model).items():
+                    parameter.copy_(state["model"][name])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.method.load_state_dict(state["method"])
+            for name in self._plain:
+                setattr(self, name, state["loop"][name])
+            self.t = state["t"]
+            streams = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # one, before there were more
+            if self.world.rank < len(streams):  # else there are more processes than before: theirs are new streams
+                checkpoint.set_rng_state(streams[self.world.rank])
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            if checkpoint.no_memory(error):
+                raise
+            raise ValueError(one_line(error)) from None
+
+    def _require_shape(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where torch would take what does not fit: it broadcasts, and looks into no optimizer."""
+        like = {
+            "hash": "",
+            "t": 0,
+            "model": {name: parameter.detach() for name, parameter in inject.trained(self.model).items()},
+            "optimizer": {"state": None, "param_groups": None},
+            "scheduler": None,
+            "method": self.method.state_dict(),
+            "rng": None,
+            "loop": None,
+        }
+        checkpoint.require_shape(state, like)
+        shapes.fields({name: LOOP.get(name, shapes.ANY) for name in self._plain}, closed=True)(
+            state["loop"], "loop", ValueError
+        )
+        if not 0 <= state["t"] <= self.plan.total_steps or state["scheduler"]["last_epoch"] != state["t"]:
+            raise ValueError(f"t is {state['t']}, the scheduler at {state['scheduler']['last_epoch']}")
+        ours, theirs = self.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
+        if [group["params"] for group in ours] != [group["params"] for group in theirs]:
+            raise ValueError("optimizer.param_groups has other parameters")
+        both = [*zip(ours, theirs, strict=True), (self.scheduler.state_dict(), state["scheduler"])]
+        for mine, other in both:  # a library may add entries and take some away
+            common = mine.keys() & other.keys()
+            checkpoint.require_shape({name: other[name] for name in common}, {name: mine[name] for name in common})
+        parameters = [parameter.detach() for group in self.optimizer.param_groups for parameter in group["params"]]
+        for number, moments in state["optimizer"]["state"].items():
+            like = {"step": torch.zeros(()), "exp_avg": parameters[number], "exp_avg_sq": parameters[number]}
+            checkpoint.require_shape(moments, like, f"optimizer.state[{number}]")
+        if state["t"] and not state["optimizer"]["state"]:
+            raise ValueError("optimizer.state is empty")
 
     def look(self) -> None:
         """Fetches the losses of the steps since the last look.
@@ -149,12 +208,21 @@ class Log:
         self._file = self._path.open("a+b")
 
     def append(self, line: dict[str, Any]) -> None:
+        """Writes a line; a figure that is not finite, of which JSON has none, is written as null."""
         self.restore()
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.write(shapes.dump(_finite(line)))
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
@@ -177,20 +245,20 @@ def run_loop(loop: Loop, stop: StopSignal, publish: Callable[[], None]) -> None:
             _evaluate_before(loop, log, watch)
             began = time.perf_counter()
             for batches in training_batches(loop):
+                last = loop.t + 1 == total
+                loop.log_due = last or (loop.t + 1) % cfg.log_steps == 0
                 grad_norm = step(loop, batches)
                 watch.progress.update(loop.t)
-                last = loop.t == total
-                log_due = last or loop.t % cfg.log_steps == 0
                 loop.evaluation_due = last or loop.t % loop.plan.eval_steps == 0
                 stopping = not last and watch.stopping()
                 save_due = stopping or (not last and loop.t % cfg.save_steps == 0)
-                look_due = log_due or loop.evaluation_due or save_due
+                look_due = loop.log_due or loop.evaluation_due or save_due
                 if not (look_due or watch.due()):
                     continue
                 if look_due:  # a heartbeat alone is no place to fail: each process has its own
                     loop.look()  # waits for the device, so the clock is true; nothing spoilt goes past this line
                 loop.train_s += time.perf_counter() - began
-                if log_due:
+                if loop.log_due:
                     _log_step(loop, grad_norm, log, watch.progress)
                 if loop.evaluation_due:
                     _evaluate(loop, log, watch)
@@ -211,11 +279,11 @@ def _evaluate_before(loop: Loop, log: Log, watch: Watch) -> None:
         _evaluate(loop, log, watch)
     elif loop.plan.cfg.eval.untrained and loop.t == 0:
         try:
-            metrics = evaluate(loop, watch).metrics
+            evaluation = evaluate(loop, watch)
         except EvaluationStopped:
             watch.stop.check()
             raise
-        _log_evaluation(loop, metrics, log, watch.progress)
+        _log_evaluation(loop, evaluation, log, watch.progress)
 
 
 def _save(loop: Loop, log: Log) -> None:
@@ -232,7 +300,10 @@ def _save(loop: Loop, log: Log) -> None:
 
 
 def step(loop: Loop, batches: list[Batch]) -> Tensor:
-    """One optimizer step on this process's micro-batches; returns the gradient's norm before clipping."""
+    """One optimizer step on this process's micro-batches; returns the gradient's norm before clipping.
+
+    Where a log line is due, ``loop.task_norm`` becomes the norm of the task loss's gradient, without the regularizer's.
+    """
     model, method, optimizer, world = loop.model, loop.method, loop.optimizer, loop.world
     called = model if loop.compiled is None else loop.compiled
     model.train()
@@ -256,7 +327,10 @@ def step(loop: Loop, batches: list[Batch]) -> Tensor:
             mean, count = world.add_up(parameters, torch.stack([mean, torch.full_like(mean, count)]))
         torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
         mean = mean / count
-    if (penalty := method.regularizer()) is not None:
+    penalty = method.regularizer()
+    if loop.log_due and penalty is not None:
+        loop.task_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if penalty is not None:
         add_gradient(penalty, parameters)
     grad_norm = world.accelerator.clip_grad_norm_(parameters, loop.plan.cfg.optim.max_grad_norm)
     method.before_update(loop.t)
@@ -267,6 +341,8 @@ def step(loop: Loop, batches: list[Batch]) -> Tensor:
     loop.losses.append(mean)
     loop.t += 1
     assert grad_norm is not None
+    if loop.log_due and penalty is None:
+        loop.task_norm = grad_norm
     return grad_norm
 
 
@@ -335,12 +411,12 @@ def evaluate(loop: Loop, watch: Watch) -> Evaluation:
         found = {name: loop.world.gathered(_predictions(loop, name, watch)) for name in loop.data.evaluation}
         files: dict[str, Any] = {}  # stay in the main process, which writes them
 
-        def metrics() -> dict[str, float]:
+        def scored() -> Evaluation:
             evaluation = loop.task.metrics(found)
             files.update(evaluation.files)
-            return evaluation.metrics
+            return replace(evaluation, files={})
 
-        return Evaluation(loop.world.on_main(metrics), files)
+        return replace(loop.world.on_main(scored), files=files)
 
 
 def _check_weights(loop: Loop) -> None:
@@ -381,6 +457,7 @@ def _fetched(found: dict[str, Tensor], index: list[int]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _log_step(loop: Loop, grad_norm: Tensor, log: Log, progress: Progress) -> None:
+    assert loop.task_norm is not None
     loss = sum(loop.looked) / len(loop.looked)
     penalty = loop.method.regularizer()
     line = {
@@ -389,6 +466,7 @@ def _log_step(loop: Loop, grad_norm: Tensor, log: Log, progress: Progress) -> No
         "regularizer": None if penalty is None else penalty.item(),
         "lr": loop.scheduler.get_last_lr()[0],
         "grad_norm": float(grad_norm),
+        "grad_norm_task": float(loop.task_norm),
     }
     loop.looked = []
     loop.before_write()
@@ -415,17 +493,17 @@ def _evaluate(loop: Loop, log: Log, watch: Watch) -> None:
         raise
     loop.eval_s += time.perf_counter() - began
     loop.evaluation_due = False
-    metrics, primary = evaluation.metrics, loop.task.primary_metric
-    entry = {"metrics": metrics, "step": loop.t}
+    primary = loop.task.primary_metric
+    entry = evaluation.entry | {"step": loop.t}
     if loop.method.at_final_budget(loop.t - 1) and (
-        loop.best is None or metrics[primary] > loop.best["metrics"][primary]
+        loop.best is None or records.selection(entry)[primary] > records.selection(loop.best)[primary]
     ):
         loop.best = entry
         _write_files(loop, "best", evaluation)
     if loop.t == loop.plan.total_steps:
-        loop.final = entry
+        loop.final, loop.constant = entry, evaluation.constant
         _write_files(loop, "final", evaluation)
-    _log_evaluation(loop, metrics, log, watch.progress)
+    _log_evaluation(loop, evaluation, log, watch.progress)
 
 
 def _evaluation_batches(loop: Loop) -> int:
@@ -440,12 +518,17 @@ def _write_files(loop: Loop, name: str, evaluation: Evaluation) -> None:
     loop.world.on_main(write)
 
 
-def _log_evaluation(loop: Loop, metrics: dict[str, float], log: Log, progress: Progress) -> None:
+def _log_evaluation(loop: Loop, evaluation: Evaluation, log: Log, progress: Progress) -> None:
     loop.before_write()
-    log.append({"t": loop.t, "evaluation": metrics})
-    progress.line(loop.t, figures(loop.plan.measured, metrics))
+    line = {"t": loop.t, "evaluation": evaluation.metrics}
+    log.append(line if evaluation.holdout is None else line | {"holdout": evaluation.holdout})
+    progress.line(loop.t, figures(loop.plan.measured, evaluation.entry))
 
 
-def figures(names: Sequence[str], metrics: dict[str, float]) -> str:
-    """The metrics of these names, for people."""
-    return ", ".join(f"{name} {metrics[name]:.4f}" for name in names)
+def figures(names: Sequence[str], entry: Mapping[str, Any]) -> str:
+    """The metrics of these names in an evaluation (``final`` of a record, say), for people."""
+
+    def text(metrics: Mapping[str, float]) -> str:
+        return ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
+
+    return text(entry["metrics"]) + (f"; held out: {text(entry['holdout'])}" if "holdout" in entry else "")

@@ -88,7 +88,7 @@ def main() -> None:
         cfg = composed([f"task={task}", "method=lora", "backbone=minilm", "data=local", f"data.dir={folder}"])
         data = load_family(cfg).load(backbones.load_tokenizer(cfg))
         found[task] = {str(n): count for n, count in sorted(Counter(data.train["length"][:]).items())}
-    STORED.write_text(json.dumps(found, indent=None) + "\n")
+    STORED.write_text(json.dumps(found, indent=None, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

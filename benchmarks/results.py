@@ -65,7 +65,7 @@ def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> None:
     if path.exists() and json.loads(path.read_text())["command"] != command:
         path = path.with_name("_".join([name, *(re.sub(r"[^\w.]+", "-", word.strip("-")) for word in words)]) + ".json")
     content = {"command": command, "environment": environment, **figures}
-    records.write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+    records.write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     print(f"written: {path}", file=sys.stderr)
 
 

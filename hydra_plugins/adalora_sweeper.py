@@ -32,7 +32,8 @@ from adalora_repro.config import GROUPS, LAUNCHES
 from adalora_repro.console import launched
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError, one_of
 from adalora_repro.run import RESTARTED, SKIPPED
-from adalora_repro.tables.base import Run, at_edge, choose_lr, lr_text
+from adalora_repro.selection import at_edge, run_of, select
+from adalora_repro.tables.base import lr_text
 from hydra_plugins.adalora_launcher import ArrayLauncher
 
 AXES = ("task", "method", "budget")  # of a cell: what the command line gives for them restricts, the rest it replaces
@@ -324,7 +325,7 @@ class CellSweeper(BasicSweeper):
 
     def choose(self, jobs: Sequence[Job], where: str) -> str | None:
         """The learning rate by the report's rule, as typed; None, said in a line, where there is nothing to choose."""
-        by_lr: dict[float, list[Run]] = {}
+        runs = []
         typed: dict[float, str] = {}
         held = 0
         elsewhere = self.launcher.waiting if isinstance(self.launcher, ArrayLauncher) else {}
@@ -340,19 +341,20 @@ class CellSweeper(BasicSweeper):
                 continue
             if record.status == "ok" and record.final is not None:
                 lr = float(record.key["lr"])
-                by_lr.setdefault(lr, []).append(Run(folder / records.RECORD_NAME, record, record.final["metrics"]))
+                runs.append(run_of(folder / records.RECORD_NAME, record))
                 typed[lr] = job.get(LR, repr(lr))
-        found = sum(map(len, by_lr.values()))
         if held:
             print(f"{where}: left out, another process trains {held} of the {len(jobs)} runs to choose from")
             return None
-        if not by_lr:
+        if not runs:
             print(f"{where}: left out, none of the {len(jobs)} runs to choose from is finished")
             return None
-        lr = choose_lr(by_lr)
-        edge = ", the edge of its grid: widen it" if at_edge(lr, list(by_lr)) else ""
-        print(f"{where}: {LR}={lr_text(lr)}, the best of {len(by_lr)} in {found} of {len(jobs)} runs{edge}")
-        return typed[lr]
+        chosen = select(runs)
+        split = " on the held-out split" * chosen.held_out
+        edge = ", the edge of its grid: widen it" if at_edge(chosen.lr, list(chosen.by_lr)) else ""
+        best_of = f"the best of {len(chosen.by_lr)}{split} in {len(runs)} of {len(jobs)} runs"
+        print(f"{where}: {LR}={lr_text(chosen.lr)}, {best_of}{edge}")
+        return typed[chosen.lr]
 
 
 class Remembering:

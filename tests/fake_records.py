@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro.records import RunRecord, run_folder, write
+from adalora_repro.revisions import present
 
 GLUE = {
     "mnli": ("accuracy_m", "accuracy_mm"),
@@ -62,7 +63,7 @@ def make(score: float | dict[str, float] = 0.5, **changes: Any) -> RunRecord:
         final={"metrics": metrics, "step": key["total_steps"]},
         params={"method": 331_776, "head": 592_130, "total": 923_906, "at_init": 331_776, "backbone": 183_831_552},
         data={"source": "local", "rows": {"train": 8551, "validation": 1043}},
-        settings={"optim.lr": key["lr"], "seed": key["seed"]},
+        settings={"optim.lr": key["lr"], "seed": key["seed"]} | present(key["method"]),
     )
     for name, value in changes.items():
         if not hasattr(record, name):

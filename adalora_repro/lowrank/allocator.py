@@ -15,7 +15,7 @@ from adalora_repro.lowrank import importance
 from adalora_repro.lowrank.layers import LowRankLinear, SVDLinear, stack_by_shape
 from adalora_repro.lowrank.schedule import BudgetSchedule, mask_due
 
-Score = Literal["importance", "sensitivity", "magnitude", "random"]
+Score = Literal["importance", "sensitivity", "gradient", "magnitude", "random"]
 Allocation = Literal["global", "uniform"]
 Protocol = Literal["paper", "released"]
 
@@ -35,6 +35,9 @@ class RankAllocator:
 
     ``score`` is S of eq. (7): ``importance`` with s = Ī Ū; ``sensitivity`` with s = I (released: its average Ī, F28);
     ``magnitude`` is S_i = |λ_i|; ``random`` one number for each triplet, drawn once from ``seed``: a control.
+    ``gradient``, a control too, is eq. (7) with s = Ḡ, the gradient smoothed as eq. (9) smooths the sensitivity:
+    Ḡ^(t)(w) = β1 Ḡ^(t-1)(w) + (1 - β1) |∇_w L^(t)|, Ḡ^(-1) = 0. It has neither the weight of eq. (8) nor the
+    uncertainty of eqs. (10) and (11); all else is as with ``importance``.
 
     ``allocation``: ``global`` is eq. (6), the b(t) best of all triplets; ``uniform`` shares b(t) evenly, every matrix
     keeps the best of its own (``importance.level``): a control.
@@ -54,7 +57,8 @@ class RankAllocator:
         beta1, beta2: of the averages, eqs. (9) and (10).
         max_params: from T - t_f on, instead of b_T triplets those stay, best score first, whose parameters fit into
             this number (``importance.keep_within``); a triplet of P, Λ and Q has d_out + 1 + d_in, a doublet of B and A
-            d_out + d_in. None: b_T triplets.
+            d_out + d_in. With ``allocation="uniform"`` the ranks then differ by one at most
+            (``importance.keep_level``). None: b_T triplets.
 
     Raises:
         ValueError: no layers, delta_t < 1, a beta outside [0, 1), more budget than triplets, an unknown score,
@@ -109,6 +113,7 @@ class RankAllocator:
         self._from_stacks = torch.argsort(torch.tensor(stacked)).to(device)
         costs = [layer.base.out_features + self._triplets + layer.base.in_features for layer in self.layers.values()]
         self._kinds = len(set(costs))
+        self._level_cost = sum(costs)  # parameters of one triplet in every matrix
         self._sizes = torch.tensor(self._ranks, device=device)
         self._costs = torch.tensor(costs, device=device).repeat_interleave(self._sizes, output_size=total)
         self._scores: Tensor | None = None
@@ -144,8 +149,10 @@ class RankAllocator:
             return
         raw = None
         frozen = self.protocol == "released" and t >= self.schedule.final_step
-        if not frozen and self.score in ("importance", "sensitivity"):
-            raw = importance.sensitivity(self._weights(), self._grads())
+        if not frozen and self.score in ("importance", "sensitivity", "gradient"):
+            grads = self._grads()
+            by_gradient = self.score == "gradient"
+            raw = importance.gradient_size(grads) if by_gradient else importance.sensitivity(self._weights(), grads)
             importance.update_averages_(self._average, self._uncertainty, raw, self.beta1, self.beta2)
         if self.mask_due(t):
             self._scores = self._score_triplets(raw)
@@ -169,6 +176,9 @@ class RankAllocator:
     def _keep(self, scores: Tensor, t: int) -> Tensor:
         """Mask of the triplets that survive step t."""
         if self.max_params is not None and t >= self.schedule.final_step:
+            if self.allocation == "uniform":
+                most = (self.max_params // self._level_cost + 1) * len(self.layers)
+                return importance.keep_level(scores, self._costs, self.max_params, self._kinds, most)
             return importance.keep_within(scores, self._costs, self.max_params, self._kinds)
         keep = importance.keep_top if self.protocol == "paper" else importance.keep_above_threshold
         return keep(scores, self.schedule(t))
@@ -260,7 +270,7 @@ class RankAllocator:
             return torch.cat([value.detach().flatten() for value in self._values()]).abs()
         if self.score == "importance":
             entries = importance.smoothed_importance(self._average, self._uncertainty)
-        elif self.protocol == "paper" and raw is not None:
+        elif self.score == "sensitivity" and self.protocol == "paper" and raw is not None:
             entries = raw
         else:
             entries = self._average

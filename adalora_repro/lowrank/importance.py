@@ -20,6 +20,11 @@ def sensitivity(weights: Tensors, grads: Tensors) -> list[Tensor]:
     return list(products)
 
 
+def gradient_size(grads: Tensors) -> list[Tensor]:
+    """|∇_w L| for every entry: what ``sensitivity`` is without the weight."""
+    return list(torch._foreach_abs(grads))
+
+
 def update_averages_(average: Tensors, uncertainty: Tensors, current: Tensors, beta1: float, beta2: float) -> None:
     """Ī ← β1 Ī + (1 - β1) I, eq. (9); then Ū ← β2 Ū + (1 - β2) |I - Ī| with the new Ī, eq. (10). In place."""
     torch._foreach_lerp_(average, current, 1 - beta1)
@@ -106,6 +111,19 @@ def keep_within(scores: Tensor, costs: Tensor, params: int, kinds: int) -> Tenso
         first = over.int().argmax(keepdim=True)  # (1,): an index of no dimension would be fetched by the host
         stays &= ~(over.any() & (place >= first) & (cost >= cost.index_select(0, first)))
     return torch.zeros_like(stays).index_copy_(0, order, stays)
+
+
+def keep_level(levelled: Tensor, costs: Tensor, params: int, kinds: int, most: int) -> Tensor:
+    """``keep_within`` for scores of ``level``, the ``most`` best alone: every matrix keeps s or s + 1.
+
+    Without that limit a cheap triplet of a further level would take what is left where a dear one does not fit.
+
+    Args:
+        levelled: (N,), N for the first to be kept down to 1.
+        most: (s + 1) n triplets, s the largest rank that fits into ``params`` in all n matrices.
+    """
+    within = torch.where(levelled > len(levelled) - most, costs, params + 1)
+    return keep_within(levelled, within, params, kinds + 1)
 
 
 def keep_above_threshold(scores: Tensor, budget: int) -> Tensor:

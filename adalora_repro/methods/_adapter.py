@@ -32,8 +32,8 @@ class AdapterOptions(BaseOptions):
         require_positive(self, "init_std")
 
 
-class Adapter(nn.Module):
-    """y = x + W_up φ(W_down x + b_down) + b_up, 2 width d + d + width parameters.
+class Bottleneck(nn.Module):
+    """f(x) = W_up φ(W_down x + b_down) + b_up for x (…, width), 2 width d + d + width parameters.
 
     Args:
         width: of the hidden states, the last dimension of x.
@@ -54,7 +54,7 @@ class Adapter(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.up(self.activation(self.down(x)))
+        out: Tensor = self.up(self.activation(self.down(x)))
         return out
 
 
@@ -65,7 +65,7 @@ class AdapterMethod(BaseMethod):
     widths: dict[str, int]
 
     def choose_widths(self, sites: Sequence[Site], width: int) -> list[Site]:
-        """Sets ``widths``, site path -> d; an ``Adapter`` costs (2 width + 1) d + width parameters.
+        """Sets ``widths``, site path -> d; a ``Bottleneck`` costs (2 width + 1) d + width parameters.
 
         Returns:
             The sites that have an adapter: all, unless ``params`` is too few for d = 1 everywhere.

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from torch import nn
 
-from adalora_repro.budgets import require_at_least
+from adalora_repro.budgets import initial_rank, mean_triplets, require_at_least
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.lowrank import BudgetSchedule, RankAllocator
 from adalora_repro.lowrank.allocator import Allocation, Score
@@ -34,7 +32,8 @@ class Options(SVDOptions):
     ``target_r``: mean rank at the end, b_T = n target_r; ``init_r``: rank of every matrix at the start, b_0 = n init_r;
     or ``params``: the triplets of the end fill so many parameters, and init_r is what b_0 >= 1.5 b_T needs, if not set;
     ``gamma``: weight of R, eq. (4); ``t_i``, ``t_f``, ``delta_t``: phases in optimizer steps; ``beta1``, ``beta2``:
-    eqs. (9), (10); ``score``: importance | sensitivity | magnitude | random; ``allocation``: global | uniform.
+    eqs. (9), (10); ``score``: importance | sensitivity | gradient | magnitude | random (``RankAllocator`` has their
+    equations); ``allocation``: global | uniform.
     """
 
     target_r: int = 0
@@ -64,8 +63,6 @@ class Options(SVDOptions):
         for name, valid in (("score", get_args(Score)), ("allocation", get_args(Allocation))):
             if getattr(self, name) not in valid:
                 raise one_of(f"method.{name}", getattr(self, name), valid)
-        if self.params is not None and self.allocation != "global":
-            raise InputError("budget.match=params counts parameters, method.allocation=uniform triplets; leave one out")
 
 
 class Method(SVDMethod):
@@ -101,8 +98,8 @@ class Method(SVDMethod):
             self.b_T = n * options.target_r
             return
         require_at_least(max(costs), options.params)
-        self.b_T = options.params * n // sum(costs)
-        self.rank = options.init_r or math.ceil(Fraction(3 * self.b_T, 2 * n))
+        self.b_T = mean_triplets(options.params, costs)
+        self.rank = options.init_r or initial_rank(options.params, costs)
         if n * self.rank < self.b_T:
             raise InputError(
                 f"method.init_r={self.rank} makes {n * self.rank} triplets in {n} matrices, fewer than the "

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from adalora_repro.backbones import matching
 from adalora_repro.inject import freeze_backbone, replace
-from adalora_repro.methods._adapter import Adapter, AdapterMethod, AdapterOptions
+from adalora_repro.methods._adapter import AdapterMethod, AdapterOptions, Bottleneck
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 @dataclass
 class Options(AdapterOptions):
     pass
+
+
+class Adapter(Bottleneck):
+    """y = z + f(z)."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + super().forward(z)
 
 
 class Method(AdapterMethod):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from adalora_repro.budgets import Place, fill, wider
+from adalora_repro.budgets import Place, fill, initial_rank, require_at_least, wider
 from adalora_repro.errors import InputError
 from adalora_repro.inject import freeze_backbone, replace
 from adalora_repro.lowrank import LoRALinear
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 @dataclass
 class Options(LowRankOptions):
     """``r``: rank of every matrix, from the budget; or ``params``: ranks, 0 among them, that fill so many parameters;
-    or ``rank_pattern``: matrix -> rank, 0 leaves a matrix frozen.
+    or ``rank_pattern``: matrix -> rank, 0 leaves a matrix frozen. With ``initial_rank`` and ``params`` every matrix has
+    the rank from which AdaLoRA starts at so many parameters: a control with more parameters than those.
     """
 
     r: int = 0
     params: int | None = None
+    initial_rank: bool = False
     rank_pattern: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
@@ -44,6 +46,10 @@ class Options(LowRankOptions):
             InputError: ``rank_pattern`` is not about these matrices, ``params`` are too few.
         """
         names = [site.name for site in matrices]
+        if self.params is not None and self.initial_rank:
+            costs = [linear.out_features + 1 + linear.in_features for linear in matrices.values()]
+            require_at_least(max(costs), self.params)
+            return dict.fromkeys(names, initial_rank(self.params, costs))
         if self.params is not None:
             places = [
                 Place(site.name, (site.stack, site.layer), linear.in_features + linear.out_features)

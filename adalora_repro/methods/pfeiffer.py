@@ -1,4 +1,4 @@
-"""Pfeiffer adapters (Pfeiffer et al., 2020): one per layer, after the FFN's residual and LayerNorm."""
+"""Pfeiffer adapters (Pfeiffer et al., 2020): one per layer, around the LayerNorm that follows the FFN."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from adalora_repro.backbones import matching
 from adalora_repro.inject import freeze_backbone, replace
-from adalora_repro.methods._adapter import Adapter, AdapterMethod, AdapterOptions
+from adalora_repro.methods._adapter import AdapterMethod, AdapterOptions, Bottleneck
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,19 +24,34 @@ class Options(AdapterOptions):
     pass
 
 
-class Method(AdapterMethod):
-    """``protocol=released`` applies the layer's own LayerNorm a second time, behind the adapter (fidelity F26)."""
+class NormWithAdapter(nn.Module):
+    """LN(u + f(LN(u))) for u = x + z (…, width): x the layer's skip, z the FFN's output after dropout.
 
+    LN is the layer's own LayerNorm, used twice with the same frozen weights; the adapter's residual is z, not LN(u).
+    With f = 0 this is LN(u), the layer as it was (fidelity F26).
+    """
+
+    def __init__(self, norm: nn.Module, adapter: Bottleneck) -> None:
+        super().__init__()
+        self.norm, self.adapter = norm, adapter
+
+    def forward(self, u: Tensor) -> Tensor:
+        out: Tensor = self.norm(u + self.adapter(self.norm(u)))
+        return out
+
+
+class Method(AdapterMethod):
     def __init__(self, options: Options, protocol: str) -> None:
-        self.options, self.norm_twice = options, protocol == "released"
+        del protocol  # paper and released code agree
+        self.options = options
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         freeze_backbone(model)
         width = model.config.hidden_size
         places = self.choose_widths(matching(sites, ["ffn_norm"]), width)
 
-        def behind(site: Site, norm: nn.Module) -> nn.Module:
-            adapter = Adapter(width, self.widths[site.path], F.relu, self.options.init_std, model.device)
-            return nn.Sequential(norm, adapter, norm) if self.norm_twice else nn.Sequential(norm, adapter)
+        def around(site: Site, norm: nn.Module) -> nn.Module:
+            adapter = Bottleneck(width, self.widths[site.path], F.relu, self.options.init_std, model.device)
+            return NormWithAdapter(norm, adapter)
 
-        replace(model, places, behind)
+        replace(model, places, around)

@@ -4,8 +4,8 @@ A table is one module of this package with a ``SPEC``, any other report one with
 Standard library only, no printing: ``layout.py`` puts a compiled table into words and lines, ``render.py`` into
 markdown, LaTeX, CSV and HTML.
 
-The rule of a cell (task, method, budget) is ``RULE``, printed under every table; its runs have one backbone, one data
-source and one protocol.
+The rule of a cell (task, method, budget) is ``selection.RULE``, printed under every table; its runs have one backbone,
+one data source and one protocol.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro.records import RunRecord, read_all, stated
+from adalora_repro.revisions import outdated
+from adalora_repro.selection import Run, Selection, at_edge, evaluation_of, primary_mean, run_of, select
 from adalora_repro.tables.out import checked
 
 DATA_SOURCES = ("hub", "local", "sample")  # in the order they are preferred; never mixed in one table
@@ -40,6 +42,7 @@ VARIANTS = {  # ablations and controls: rows of the tables that name them, and o
     "lora_rank_pattern": "LoRA (ranks of AdaLoRA)",
     "svd_lora_init_r": "SVD-LoRA (initial rank)",
     "adalora_random": "AdaLoRA (random scores)",
+    "adalora_gradient": "AdaLoRA (gradient scores)",
     "adalora_uniform": "AdaLoRA (uniform ranks)",
 }
 METHOD_NAMES = {
@@ -51,11 +54,6 @@ METHOD_NAMES = {
     "adalora": "AdaLoRA",
     **VARIANTS,
 }
-RULE = (
-    "Rule of a cell: finished runs only. Among settings that differ in more than learning rate and seed: the most "
-    "training steps, then the most seeds, then the best mean. Then the learning rate with the best mean over seeds of "
-    "the task's primary metric; ties: more seeds, then the smaller learning rate."
-)
 
 
 @dataclass(frozen=True)
@@ -142,6 +140,12 @@ class Request:
         """All records, and a line for each file refused: read once, when they are first asked for."""
         return read_all(self.results)
 
+    def of(self, records: Sequence[tuple[Path, RunRecord]]) -> Request:
+        """The same request, made of these records alone."""
+        request = replace(self)
+        vars(request)["found"] = list(records), self.found[1]
+        return request
+
 
 @dataclass(frozen=True)
 class Report:
@@ -155,7 +159,7 @@ class Report:
             and ``--protocol`` too) or ``nothing``.
         place: the request -> the file that the report goes to, None for the terminal; asked first. Raises InputError.
         section: records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing. ``common``:
-            the folder of results -> the same, of what belongs to no scope.
+            the folder of results -> the same, of what belongs to no scope, and a line for each file refused.
     """
 
     name: str
@@ -165,27 +169,20 @@ class Report:
     reads: str = "scope"
     place: Callable[[Request], str | None] = lambda request: checked(request.args)
     section: Callable[[Sequence[tuple[Path, RunRecord]], Scope], str] | None = None
-    common: Callable[[Path], str] | None = None
+    common: Callable[[Path], tuple[str, list[str]]] | None = None
 
 
-@dataclass(frozen=True)
-class Run:
-    """A record with its file. ``scores`` are the metrics of the checkpoint that the table shows, as percentages."""
-
-    path: Path
-    record: RunRecord
-    scores: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def key(self) -> dict[str, Any]:
-        return self.record.key
+def add_partial(parser: argparse.ArgumentParser) -> None:
+    """The option of every report that shows cells: without it all of them count the same runs as filled."""
+    parser.add_argument("--include-partial", action="store_true", help="show runs with eval.max_examples too")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A figure against the best baseline (``marks.py``): p two-sided, ``p_holm`` corrected over the tests of a table.
+    """A figure against that of another row (``marks.py``): p two-sided, ``p_holm`` corrected over the tests of a table.
 
-    ``mark`` is what the table shows beside the figure, "" where the difference is not significant.
+    ``mark`` is what the table shows beside the figure, "" where the difference is not significant; ``lrs`` and
+    ``baseline_lrs`` are the numbers of learning rates tried on the two sides.
     """
 
     baseline: str
@@ -193,17 +190,30 @@ class Comparison:
     p: float
     p_holm: float
     mark: str
+    lrs: int = 1
+    baseline_lrs: int = 1
+
+    @property
+    def unequal(self) -> bool:
+        return self.lrs != self.baseline_lrs
 
 
 @dataclass(frozen=True)
 class Value:
-    """Mean and sample standard deviation (ddof = 1) over seeds, in percent; None where there is none."""
+    """Mean and sample standard deviation (ddof = 1) over seeds, in percent; None where there is none.
+
+    Attributes:
+        best: the best of ours in its column; ``unequal``: and a row of that column tried another number of rates.
+        comparison: with the best baseline of the budget; ``with_full``: with full fine-tuning.
+    """
 
     mean: float | None
     sd: float | None = None
     paper: float | None = None
     best: bool = False
+    unequal: bool = False
     comparison: Comparison | None = None
+    with_full: Comparison | None = None
 
     @property
     def difference(self) -> float | None:
@@ -212,13 +222,18 @@ class Value:
 
 @dataclass(frozen=True)
 class Cell:
-    """One task of one row. Without ``runs`` it holds the paper's numbers alone; ``more`` is by metric."""
+    """One task of one row. Without ``runs`` it holds the paper's numbers alone; ``more`` is by metric.
+
+    ``by_lr`` are the runs of every learning rate tried with the setting shown; ``held_out`` says that the learning rate
+    was chosen on the held-out split.
+    """
 
     values: tuple[Value, ...]
     runs: tuple[Run, ...] = ()
-    by_lr: Mapping[float, Sequence[Run]] = field(default_factory=dict)  # all that were tried with the chosen setting
+    by_lr: Mapping[float, Sequence[Run]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     more: Mapping[str, Value] = field(default_factory=dict)
+    held_out: bool = False
 
     @property
     def lrs(self) -> tuple[float, ...]:
@@ -227,6 +242,16 @@ class Cell:
     @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(run.key["seed"] for run in self.runs)
+
+    @property
+    def optimistic(self) -> bool:
+        """The learning rate was chosen among several by the scores that the cell reports."""
+        return len(self.by_lr) > 1 and not self.held_out
+
+    @property
+    def degenerate(self) -> tuple[int, ...]:
+        """Seeds of the runs shown whose final evaluation predicts one class alone."""
+        return tuple(run.key["seed"] for run in self.runs if run.record.degenerate)
 
 
 @dataclass(frozen=True)
@@ -324,7 +349,7 @@ def rows_wanted(spec: Spec) -> Callable[[Mapping[str, Any]], bool]:
 
 
 def compile_table(spec: Spec, records: Iterable[tuple[Path, RunRecord]], scope: Scope) -> Table:
-    """Records -> numbers of the table, by ``RULE``."""
+    """Records -> numbers of the table, by ``selection.RULE``."""
     cells, left_out, refused = sort_in(spec, records, scope)
     rows = []
     for method, budget, paper in row_specs(spec, cells):
@@ -363,26 +388,31 @@ def sort_in(
         if reason:
             left_out[reason] += 1
             continue
-        metrics = evaluation_of(record, scope.select)
+        metrics, held_out = metrics_of(record, scope.select), held_out_of(record, scope.select)
         column = columns[key["task"]]
         needed = {*(column.mean_of or column.metrics), record.primary_metric, *(metrics.keys() & column.more)}
-        wrong = wrong_metrics(metrics, needed, column.percent)
-        if wrong:
-            refused.append(f"{path}: {wrong}")
+        wrong = outdated(record) or wrong_metrics(metrics, needed, column.percent)
+        beside = wrong_metrics(held_out, held_out.keys() & {record.primary_metric}, column.percent)
+        if wrong or beside:
+            refused.append(f"{path}: {wrong or f'held-out split: {beside}'}")
             continue
-        scale = 1.0 if column.percent else 100.0
-        scores = {name: scale * value for name, value in metrics.items()}
+        run = run_of(path, record, scope.select, 1.0 if column.percent else 100.0)
         if column.mean_of:
-            scores[column.metrics[0]] = statistics.fmean(scores[name] for name in column.mean_of)
-        run = Run(path, record, scores)
+            mean = statistics.fmean(run.scores[name] for name in column.mean_of)
+            run = replace(run, scores={**run.scores, column.metrics[0]: mean})
         cells[key["method"], key["budget"], key["task"]].append(run)
     return dict(cells), dict(left_out), refused
 
 
-def evaluation_of(record: RunRecord, select: str) -> Mapping[str, float]:
+def metrics_of(record: RunRecord, checkpoint: str) -> Mapping[str, float]:
     """The metrics at a checkpoint, in the unit of the task; none where there is no such checkpoint."""
-    evaluation = record.final if select == "final" else record.best
-    metrics: Mapping[str, float] = evaluation["metrics"] if evaluation else {}
+    metrics: Mapping[str, float] = evaluation_of(record, checkpoint).get("metrics", {})
+    return metrics
+
+
+def held_out_of(record: RunRecord, checkpoint: str) -> Mapping[str, float]:
+    """Likewise on the held-out split; none where the run had none."""
+    metrics: Mapping[str, float] = evaluation_of(record, checkpoint).get("holdout") or {}
     return metrics
 
 
@@ -425,15 +455,12 @@ def row_specs(spec: Spec, cells: Iterable[CellKey]) -> list[tuple[str, str, dict
 
 
 def cell_of(column: Column, runs: Sequence[Run], paper: Mapping[str, str]) -> Cell:
-    """The runs that ``RULE`` chooses, and their numbers beside the paper's."""
+    """The runs that ``selection.RULE`` chooses, and their numbers beside the paper's."""
     printed = [number(paper.get(name)) for name in column.paper]
     if not runs:
         return Cell(tuple(Value(None, paper=value) for value in printed))
-    settings = by_setting(runs)
-    chosen = max(settings, key=lambda group: setting_rank(settings[group]))
-    by_lr = settings[chosen]
-    lr = choose_lr(by_lr)
-    shown = tuple(sorted(by_lr[lr], key=lambda run: run.key["seed"]))
+    chosen = select(runs)
+    shown = chosen.runs
     stats = [mean_sd([run.scores[metric] for run in shown]) for metric in column.metrics]
     values = tuple(Value(mean, sd, value) for (mean, sd), value in zip(stats, printed, strict=True))
     more = {
@@ -441,42 +468,10 @@ def cell_of(column: Column, runs: Sequence[Run], paper: Mapping[str, str]) -> Ce
         for metric in column.more
         if all(metric in run.scores for run in shown)
     }
-    others = [next(iter(group.values()))[0] for name, group in settings.items() if name != chosen]
-    notes = setting_notes(shown[0], others) + lr_notes(lr, by_lr) + edge_notes(lr, list(by_lr))
-    notes += duplicate_notes(runs, settings)
-    return Cell(values, shown, by_lr, tuple(notes), more)
-
-
-Setting = tuple[bool, int, str]
-ByLr = dict[float, list[Run]]
-
-
-def by_setting(runs: Iterable[Run]) -> dict[Setting, ByLr]:
-    """Runs by (every example evaluated, steps, variant) and learning rate; a seed counts once in a group."""
-    groups: dict[Setting, dict[float, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
-    for run in sorted(runs, key=lambda run: str(run.path)):
-        setting = (run.key["max_examples"] is None, run.key["total_steps"], run.key["variant"])
-        groups[setting][float(run.key["lr"])].setdefault(run.key["seed"], run)
-    return {
-        setting: {lr: list(seeds.values()) for lr, seeds in sorted(by_lr.items())}
-        for setting, by_lr in sorted(groups.items())
-    }
-
-
-def primary_mean(runs: Sequence[Run]) -> float:
-    return statistics.fmean(run.scores[run.record.primary_metric] for run in runs)
-
-
-def choose_lr(by_lr: Mapping[float, Sequence[Run]]) -> float:
-    """The learning rate with the best mean over seeds; ties: more seeds, then the smaller one."""
-    return max(by_lr, key=lambda lr: (primary_mean(by_lr[lr]), len(by_lr[lr]), -lr))
-
-
-def setting_rank(by_lr: ByLr) -> tuple[bool, int, int, float]:
-    """What settings are compared by: evaluated whole, training steps, seeds, mean at their best learning rate."""
-    key = next(iter(by_lr.values()))[0].key
-    seeds = {run.key["seed"] for runs in by_lr.values() for run in runs}
-    return key["max_examples"] is None, key["total_steps"], len(seeds), primary_mean(by_lr[choose_lr(by_lr)])
+    notes = setting_notes(shown[0], chosen.others) + lr_notes(chosen) + edge_notes(chosen.lr, list(chosen.by_lr))
+    notes += repeated_notes(chosen)
+    cell = Cell(values, shown, chosen.by_lr, tuple(notes), more, chosen.held_out)
+    return replace(cell, notes=(*degenerate_notes(cell), *cell.notes))
 
 
 def setting_notes(shown: Run, others: Sequence[Run]) -> list[str]:
@@ -484,7 +479,7 @@ def setting_notes(shown: Run, others: Sequence[Run]) -> list[str]:
     if not others:
         return []
     ours = stated(shown.record.settings)
-    told = []
+    descriptions = []
     for other in others:
         theirs = stated(other.record.settings)
         names = sorted(
@@ -494,9 +489,10 @@ def setting_notes(shown: Run, others: Sequence[Run]) -> list[str]:
         )
         differs = ", ".join(f"{name}={short(theirs.get(name))} not {short(ours.get(name))}" for name in names[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        told.append(f"{other.key['variant']} ({other.key['total_steps']:,} steps{'; ' * bool(names)}{differs}{more})")
+        steps = f"{other.key['total_steps']:,} steps"
+        descriptions.append(f"{other.key['variant']} ({steps}{'; ' * bool(names)}{differs}{more})")
     key = shown.key
-    return [f"shows setting {key['variant']} ({key['total_steps']:,} steps); also found: {', '.join(told)}"]
+    return [f"shows setting {key['variant']} ({key['total_steps']:,} steps); other settings: {', '.join(descriptions)}"]
 
 
 def short(value: object) -> str:
@@ -510,17 +506,14 @@ def lr_text(lr: float) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def lr_notes(lr: float, by_lr: ByLr) -> list[str]:
-    """Warns when a learning rate won on fewer seeds than another one had: the best of few is a lucky draw."""
-    most = max(len(runs) for runs in by_lr.values())
-    if len(by_lr[lr]) == most:
+def lr_notes(chosen: Selection) -> list[str]:
+    """Names the learning rate with the best mean where it has too few seeds to be shown: it may be a lucky draw."""
+    means = {lr: primary_mean(runs, chosen.held_out) for lr, runs in chosen.by_lr.items()}
+    best = max(means, key=lambda lr: (means[lr], -lr))
+    seeds = [len(chosen.by_lr[lr]) for lr in (best, chosen.lr)]
+    if seeds[0] == seeds[1] or means[best] == means[chosen.lr]:
         return []
-    return [f"lr {lr_text(lr)} won with fewer seeds ({len(by_lr[lr])}) than another lr has ({most})"]
-
-
-def at_edge(lr: float, grid: Sequence[float]) -> bool:
-    """The best of several learning rates is the smallest or the largest: a better one may lie outside."""
-    return len(grid) > 1 and lr in (min(grid), max(grid))
+    return [f"lr {lr_text(best)} has a higher mean with fewer seeds ({seeds[0]} of {seeds[1]}): not shown"]
 
 
 def edge_notes(lr: float, grid: Sequence[float]) -> list[str]:
@@ -529,9 +522,16 @@ def edge_notes(lr: float, grid: Sequence[float]) -> list[str]:
     return [f"lr {lr_text(lr)} is the edge of its grid ({lr_text(min(grid))} to {lr_text(max(grid))}): widen it"]
 
 
-def duplicate_notes(runs: Sequence[Run], settings: Mapping[Setting, ByLr]) -> list[str]:
-    counted = sum(len(group) for by_lr in settings.values() for group in by_lr.values())
-    return [f"{len(runs) - counted} record(s) repeat a seed and are not counted"] if counted < len(runs) else []
+def repeated_notes(chosen: Selection) -> list[str]:
+    return [f"{chosen.repeated} record(s) repeat a seed and are not counted"] if chosen.repeated else []
+
+
+def degenerate_notes(cell: Cell) -> list[str]:
+    """Names the seeds whose model predicts one class alone: their score is that of a constant."""
+    if not cell.degenerate:
+        return []
+    seeds = f"seed{'s' * (len(cell.degenerate) > 1)} {', '.join(map(str, cell.degenerate))}"
+    return [f"degenerate: {seeds} of {len(cell.runs)} predicted one class for every example of the final evaluation"]
 
 
 def average_of(spec: Spec, cells: Sequence[Cell], paper: Mapping[str, str]) -> tuple[Value | None, tuple[int, ...]]:
@@ -558,16 +558,17 @@ def average_of(spec: Spec, cells: Sequence[Cell], paper: Mapping[str, str]) -> t
 def mark_best(rows: Sequence[Row]) -> list[Row]:
     """Marks the best of ours in each column, to the two decimals shown; a column with one row has no best."""
     best: dict[tuple[int, int], float] = {}
-    count: dict[tuple[int, int], int] = defaultdict(int)
+    tried: dict[tuple[int, int], list[tuple[int, ...]]] = defaultdict(list)  # numbers of learning rates, by row
     for row in rows:
         for place, value in values_of(row):
             if value.mean is not None:
                 best[place] = max(best.get(place, value.mean), value.mean)
-                count[place] += 1
+                cells = row.cells if place[0] < 0 else [row.cells[place[0]]]
+                tried[place].append(tuple(len(cell.lrs) for cell in cells))
 
     def marked(place: tuple[int, int], value: Value) -> Value:
-        wins = value.mean is not None and count[place] > 1 and f"{value.mean:.2f}" == f"{best[place]:.2f}"
-        return replace(value, best=wins)
+        wins = value.mean is not None and len(tried[place]) > 1 and f"{value.mean:.2f}" == f"{best[place]:.2f}"
+        return replace(value, best=wins, unequal=wins and len(set(tried[place])) > 1)
 
     done = []
     for row in rows:
@@ -596,26 +597,29 @@ def choose_scope(
     """Fills in the backbone and the data source that the user left open, and says what it chose.
 
     Backbone: the paper's; if that has no record and exactly one other has, that one. Data: the first of hub, local,
-    sample with a record of this backbone. Finished runs decide; only where there are none do the others.
+    sample with a record of this backbone. Finished runs decide; only where there are none do the others. Every backbone
+    with records is named, unless the user asked for one that has some.
     """
     wanted = rows_wanted(spec)
     ours = [record for _, record in records if wanted(record.key) and record.key["protocol"] == wish.protocol]
     finished = [record for record in ours if left_out_because(record, wish) is None]
-    said = []
+    have = sorted({record.key["backbone"] for record in finished or ours})
+    said, named = [], ", ".join(have)
     if backbone is None:
-        have = sorted({record.key["backbone"] for record in finished or ours})
         backbone = have[0] if len(have) == 1 else spec.backbone
-        if have and backbone != spec.backbone:
+        if len(have) == 1 and backbone != spec.backbone:
             said.append(f"No record of {spec.backbone}: this is {backbone}, the only backbone with records.")
         elif have and spec.backbone not in have:
-            said.append(
-                f"No record of {spec.backbone}; --backbone chooses among those with records: {', '.join(have)}."
-            )
+            said.append(f"No record of {spec.backbone}; --backbone chooses among those with records: {named}.")
+        elif len(have) > 1:
+            said.append(f"Backbone {backbone}; --backbone chooses among those with records: {named}.")
+    elif have and backbone not in have:
+        said.append(f"No record of {backbone}; backbones with records: {named}.")
     if data is None:
         of_backbone = [record for record in finished if record.key["backbone"] == backbone]
         of_backbone = of_backbone or [record for record in ours if record.key["backbone"] == backbone]
-        have = [source for source in DATA_SOURCES if any(record.key["data"] == source for record in of_backbone)]
-        data = have[0] if have else DATA_SOURCES[0]
-        if len(have) > 1:
-            said.append(f"Data {data}; there are also records with --data {' and --data '.join(have[1:])}.")
+        sources = [source for source in DATA_SOURCES if any(record.key["data"] == source for record in of_backbone)]
+        data = sources[0] if sources else DATA_SOURCES[0]
+        if len(sources) > 1:
+            said.append(f"Data {data}; there are also records with --data {' and --data '.join(sources[1:])}.")
     return replace(wish, backbone=backbone, data=data, said=tuple(said))

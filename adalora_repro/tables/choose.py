@@ -14,9 +14,10 @@ from pathlib import Path
 
 from adalora_repro.errors import InputError
 from adalora_repro.records import write_atomic
-from adalora_repro.tables.base import RULE, Cell, Row, Run, Scope, Table, at_edge, lr_text, primary_mean
-from adalora_repro.tables.layout import plural
-from adalora_repro.tables.render import clean
+from adalora_repro.selection import RULE, Run, at_edge, primary_mean
+from adalora_repro.tables.base import Cell, Row, Scope, Table, lr_text
+from adalora_repro.tables.layout import optimism, plural
+from adalora_repro.terminal import clean
 
 EDGE = "edge of its grid: widen it"
 MARK = "  # chosen"  # begins the comment lines that a later choice replaces
@@ -44,8 +45,14 @@ class Choice:
         return at_edge(self.lr, self.cell.lrs)
 
     @property
-    def metric(self) -> str:
-        return self.cell.runs[0].record.primary_metric
+    def score(self) -> str:
+        """The mean that the learning rate was chosen by: metric, value, and the split if it is not the reported one."""
+        split = " on the held-out split" * self.cell.held_out
+        mean = primary_mean(self.cell.runs, self.cell.held_out)
+        return f"{self.cell.runs[0].record.primary_metric} {mean:.2f}{split}"
+
+    def score_of(self, run: Run) -> float:
+        return run.primary(self.cell.held_out)
 
     @property
     def tried(self) -> str:
@@ -69,26 +76,23 @@ def choices(table: Table) -> list[Choice]:
 
 
 def render_choices(table: Table) -> str:
-    """Each choice with its runs; in the end the rule."""
+    """Each choice with its runs; in the end the rule, and where it is optimistic."""
     scope = table.scope
     lines = [
         f"{table.spec.title}. Backbone {scope.backbone}; data {scope.data}; protocol {scope.protocol}",
         *scope.said,
     ]
-    found = choices(table)
-    for choice in found:
-        mean, seeds = primary_mean(choice.cell.runs), plural(len(choice.cell.runs), "seed")
+    cells = choices(table)
+    for choice in cells:
+        seeds = plural(len(choice.cell.runs), "seed")
         flag = f"; {EDGE}" if choice.edge else ""
-        lines.append(
-            f"{choice.name}: lr {lr_text(choice.lr)}, {choice.metric} {mean:.2f}, {seeds}; {choice.tried}{flag}"
-        )
-        lines += [f"  {score_of(run):.2f}  seed {run.key['seed']}  {run.path}" for run in choice.cell.runs]
-    lines.append(RULE if found else "no cell has a finished run")
+        lines.append(f"{choice.name}: lr {lr_text(choice.lr)}, {choice.score}, {seeds}; {choice.tried}{flag}")
+        for run in choice.cell.runs:
+            flag = "  degenerate" * run.record.degenerate
+            lines.append(f"  {choice.score_of(run):.2f}  seed {run.key['seed']}  {run.path}{flag}")
+    lines += optimism(choice.cell for choice in cells)
+    lines.append(RULE if cells else "no cell has a finished run")
     return "\n".join(map(clean, lines)) + "\n"
-
-
-def score_of(run: Run) -> float:
-    return primary_mean([run])
 
 
 def keep(choice: Choice, scope: Scope, folder: Path, today: str) -> str | None:
@@ -136,8 +140,8 @@ def reasons(choice: Choice, scope: Scope, today: str) -> list[str]:
     said = [
         f"{today}",
         f"from data={scope.data} protocol={scope.protocol}, setting {key['variant']} ({key['total_steps']:,} steps)",
-        f"among {grid}: {choice.metric} {primary_mean(runs):.2f}, mean of {plural(len(runs), 'seed')}",
-        *(f"from {score_of(run):.2f}  {run.path}" for run in runs),
+        f"among {grid}: {choice.score}, mean of {plural(len(runs), 'seed')}",
+        *(f"from {choice.score_of(run):.2f}  {run.path}" for run in runs),
         *textwrap.wrap(f"by the {RULE[0].lower()}{RULE[1:]}", 100),
     ]
     return [f"{MARK} {clean(line)}" for line in said]

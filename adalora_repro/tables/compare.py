@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from adalora_repro import records
 from adalora_repro.errors import InputError
 from adalora_repro.records import RECORD_NAME, RecordError, RunRecord
-from adalora_repro.tables.base import CHECKPOINTS, Report, Request, evaluation_of, lr_text
+from adalora_repro.revisions import outdated
+from adalora_repro.tables.base import CHECKPOINTS, Report, Request, held_out_of, lr_text, metrics_of
 from adalora_repro.tables.layout import fixed, plural, signed
-from adalora_repro.tables.predictions import Examples, points, read_examples
-from adalora_repro.tables.render import clean, pad
+from adalora_repro.tables.predictions import Examples, in_points, points, read_examples
+from adalora_repro.tables.render import pad
 from adalora_repro.tables.significance import MEASURES, RESAMPLES, NoTest, bootstrap, bootstrap_p, interval, mcnemar
+from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,9 +84,12 @@ def measure_once(examples: Examples) -> float:
 
 
 def evaluated_on(record: RunRecord) -> dict[str, Any]:
-    """What says which examples a run was evaluated on: the data without their training split."""
+    """What says which examples a run was evaluated on: the data without their training and held-out splits."""
+    trained = ("train", "holdout")
     told = {
-        name: {split: part for split, part in value.items() if split != "train"} if isinstance(value, dict) else value
+        name: {split: part for split, part in value.items() if split not in trained}
+        if isinstance(value, dict)
+        else value
         for name, value in record.data.items()
         if name in ("source", "rows", "sha256", "hub", "hub_config", "revision", "generator", "seed", "skipped")
     }
@@ -106,7 +111,7 @@ def read_run(name: str, select: str) -> Record:
         raise InputError(str(error)) from None
     if record.status != "ok":
         raise InputError(f"{path}: the run is {record.status}; only finished ones can be compared")
-    if not evaluation_of(record, select):
+    if not metrics_of(record, select):
         raise InputError(f"{path}: no evaluation at the final budget (no '{select}'); --select final is there")
     return path, record
 
@@ -121,9 +126,10 @@ def compare(first: str, second: str, select: str) -> str:
     tasks = [record.key["task"] for _, record in runs]
     if tasks[0] != tasks[1]:
         raise InputError(f"{second}: task {tasks[1]}, but {first}: task {tasks[0]}; compare runs of one task")
-    metrics = [evaluation_of(record, select) for _, record in runs]
+    metrics = [metrics_of(record, select) for _, record in runs]
     rows = [["metric", "test", "A", "B", "A - B", "95% interval", "p"]]
     rows += [compared(name, select, *runs) for name in metrics[0] if name in metrics[1]]
+    rows += held_out_rows(select, *runs)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     rows.insert(1, ["-" * width for width in widths])
     lines = [f"{letter}: {described(*run)}" for letter, run in zip("AB", runs, strict=True)]
@@ -134,7 +140,21 @@ def compare(first: str, second: str, select: str) -> str:
 def described(path: Path, record: RunRecord) -> str:
     key = record.key
     steps = plural(key["total_steps"], "step")
-    return f"{key['method']} {key['budget']}, lr {lr_text(key['lr'])}, {steps}, seed {key['seed']}: {path}"
+    warning = f"; {reason}" if (reason := outdated(record)) else ""
+    degenerate = ", degenerate (one class predicted for every example)" * record.degenerate
+    run = f"{key['method']} {key['budget']}, lr {lr_text(key['lr'])}, {steps}, seed {key['seed']}{degenerate}"
+    return f"{run}: {path}{warning}"
+
+
+def held_out_rows(select: str, ours: Record, theirs: Record) -> list[list[str]]:
+    """The figures that both runs have on a held-out split, which are shown and not tested."""
+    a, b = (held_out_of(record, select) for _, record in (ours, theirs))
+    rows = []
+    for name in (name for name in a if name in b):
+        pair = [in_points(record, values[name]) for (_, record), values in ((ours, a), (theirs, b))]
+        figures = [fixed(pair[0]), fixed(pair[1]), signed(pair[0] - pair[1])]
+        rows.append([f"{name}, held-out split", "not tested", *figures, "", ""])
+    return rows
 
 
 def compared(metric: str, select: str, ours: Record, theirs: Record) -> list[str]:

@@ -20,6 +20,7 @@ SPEC = Spec(
         "svd_lora_init_r",
         "adalora_uniform",
         "adalora_random",
+        "adalora_gradient",
         "adalora",
     ),
     columns=columns_of("mnli", "sst2", "cola", "rte"),

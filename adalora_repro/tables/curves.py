@@ -7,7 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from adalora_repro.records import RecordError, RunRecord, content_of
+from adalora_repro.shapes import finite
+
 LOG_NAME = "log.jsonl"
+LARGEST_LOG = 512 << 20  # bytes; a line for each of the paper's longest run's steps takes 250 million
+LAST_STEP = 2**53  # beyond, steps are no longer told apart as floats
 T = TypeVar("T")
 
 
@@ -43,11 +48,28 @@ def orthogonality(folder: Path, side: str, place: int) -> list[Point]:
     return points
 
 
+def evaluations_at_budget(folder: Path, record: RunRecord) -> int | None:
+    """How many evaluations ``best`` is the best of; None where the log does not tell.
+
+    Those after step t >= T - t_f of a method with phases (``lowrank.RankAllocator.at_final_budget``; with
+    ``protocol=released`` at T - t_f itself only if a mask falls there), otherwise all but that of the untrained model.
+    """
+    budget = record.budget or {}
+    t_f, delta_t = budget.get("t_f"), budget.get("delta_t")
+    first = 0
+    if type(t_f) is int and type(delta_t) is int and delta_t > 0:
+        final = record.key["total_steps"] - t_f
+        first = final + (record.key["protocol"] == "released" and final % delta_t != 0)
+    steps = [values["t"] for values in parsed(lines_with(folder, b'"evaluation"')) if "evaluation" in values]
+    return len({step for step in steps if step - 1 >= first}) or None
+
+
 def lines_with(folder: Path, word: bytes) -> list[bytes]:
     try:
-        return [line for line in (folder / LOG_NAME).read_bytes().splitlines() if word in line]
-    except OSError:
+        content = content_of(folder / LOG_NAME, LARGEST_LOG)
+    except (OSError, RecordError):
         return []
+    return [line for line in content.splitlines() if word in line]
 
 
 def parsed(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
@@ -57,9 +79,10 @@ def parsed(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
             values = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(values, dict) and type(values.get("t")) is int:
+        if isinstance(values, dict) and type(values.get("t")) is int and 0 <= values["t"] < LAST_STEP:
             yield values
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    """One that can be drawn: differences and squares of such numbers are finite."""
+    return finite(value) and abs(value) < 1e100

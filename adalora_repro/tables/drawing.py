@@ -20,10 +20,12 @@ from xml.etree import ElementTree
 from adalora_repro import records
 from adalora_repro.errors import InputError
 from adalora_repro.records import RunRecord
-from adalora_repro.tables.base import Report, Request, Run, Scope
+from adalora_repro.selection import Run
+from adalora_repro.tables.base import Report, Request, Scope
 from adalora_repro.tables.out import add_format, form_of
-from adalora_repro.tables.render import clean, escape_html, html_values, to_csv
+from adalora_repro.tables.render import escape_html, html_values, to_csv
 from adalora_repro.tables.status import aligned, real
+from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -333,5 +335,6 @@ def label(run: Run) -> str:
     """As short as tells a run from its neighbours in a figure."""
     key = run.key
     gamma = run.record.settings.get("method.gamma")
-    extra = f" γ={gamma:g}" if isinstance(gamma, int | float) else ""
-    return clean(f"{key['task']} {key['method']} {key['budget']}{extra} seed {key['seed']}")
+    gamma_text = f" γ={gamma:g}" if isinstance(gamma, int | float) else ""
+    degenerate = " (degenerate)" * run.record.degenerate
+    return clean(f"{key['task']} {key['method']} {key['budget']}{gamma_text} seed {key['seed']}{degenerate}")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.backbones import MATRIX_ROLES
-from adalora_repro.tables.base import Cell, Column, Request, Scope, cell_of, choose_scope, lr_text, sort_in
+from adalora_repro.selection import RULE
+from adalora_repro.tables.base import Cell, Column, Request, Scope, add_partial, cell_of, choose_scope, sort_in
 from adalora_repro.tables.drawing import (
     INK,
     MARKERS,
@@ -20,9 +21,9 @@ from adalora_repro.tables.drawing import (
     report_of,
     titled,
 )
-from adalora_repro.tables.layout import CAVEATS, count_text, fixed, seeds_text
-from adalora_repro.tables.render import clean
+from adalora_repro.tables.layout import CAVEATS, count_text, fixed, lr_of_tried, optimism, seeds_text
 from adalora_repro.tables.table1 import SPEC
+from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -38,10 +39,13 @@ PANELS = (("method.targets", "one kind of matrix"), ("method.layers", "all matri
 def figure(found: Records, scope: Scope, task: str) -> Figure:
     """One point for each choice of matrices that has finished runs, by the rule of the tables."""
     column = next(column for column in SPEC.columns if column.task == task)
-    points = points_of(found, scope, column)
+    shown = points_of(found, scope, column)
+    points = tuple(point for point, _ in shown)
     heading = ("choice", "# params", *column.metrics, "± sd", "seeds", "lr")
     unequal = {point["params"] for point in points}
     notes = [PAPER_SAYS]
+    notes += [f"{line(point, column)[0]}: {note}." for point, cell in shown for note in cell.notes]
+    notes += [RULE, *optimism(cell for _, cell in shown)]
     if unequal and max(unequal) > 1.02 * min(unequal):
         notes.append("The numbers of parameters differ by more than 2%: they are not at one budget.")
     where = f"{column.heading}, backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}"
@@ -58,8 +62,8 @@ def figure(found: Records, scope: Scope, task: str) -> Figure:
     )
 
 
-def points_of(found: Records, scope: Scope, column: Column) -> tuple[dict[str, Any], ...]:
-    """Cells whose runs adapt the matrices of one list of roles, or of one list of layers, alone."""
+def points_of(found: Records, scope: Scope, column: Column) -> list[tuple[dict[str, Any], Cell]]:
+    """Cells whose runs adapt the matrices of one list of roles, or of one list of layers, alone; a point of each."""
     cells, _, _ = sort_in(SPEC, found, scope)
     points = []
     for (method, budget, task), runs in cells.items():
@@ -68,8 +72,9 @@ def points_of(found: Records, scope: Scope, column: Column) -> tuple[dict[str, A
         if method != "lora" or task != column.task or len(narrowed) != 1:
             continue
         name, choice = narrowed[0]
-        points.append(point(name, choice, budget, cell_of(column, runs, {}), column))
-    return tuple(sorted(points, key=order))
+        cell = cell_of(column, runs, {})
+        points.append((point(name, choice, budget, cell, column), cell))
+    return sorted(points, key=lambda found: order(found[0]))
 
 
 def point(name: str, choice: Any, budget: str, cell: Cell, column: Column) -> dict[str, Any]:
@@ -84,6 +89,7 @@ def point(name: str, choice: Any, budget: str, cell: Cell, column: Column) -> di
         "sd": cell.values[0].sd,
         "seeds": seeds_text(cell.seeds),
         "lr": float(first.key["lr"]),
+        "lrs_tried": len(cell.lrs),
         "record": str(first.path),
     }
 
@@ -94,7 +100,7 @@ def order(point: dict[str, Any]) -> tuple[Any, ...]:
     if point["panel"] == "method.targets":
         places: list[int] = [MATRIX_ROLES.index(part) if part in MATRIX_ROLES else len(MATRIX_ROLES) for part in parts]
     else:
-        places = [int(part) if part.isdigit() else 0 for part in parts]
+        places = [int(part) if part.isdecimal() else 0 for part in parts]
     return point["panel"] != "method.targets", places, point["budget"]
 
 
@@ -102,7 +108,8 @@ def line(point: dict[str, Any], column: Column) -> tuple[str, ...]:
     what = "layers " if point["panel"] == "method.layers" else ""
     count = NO_COUNT if point["params"] is None else count_text(point["params"])
     scores = (fixed(point[metric]) for metric in column.metrics)
-    return (what + point["choice"], count, *scores, fixed(point["sd"]), point["seeds"], lr_text(point["lr"]))
+    lr = lr_of_tried(point["lr"], point["lrs_tried"])
+    return (what + point["choice"], count, *scores, fixed(point["sd"]), point["seeds"], lr)
 
 
 NO_COUNT = "?"
@@ -146,7 +153,7 @@ def command(scope: Scope) -> str:
 
 def compile_figure(found: Records, request: Request) -> Figure:
     args = request.args
-    wish = Scope("", "", args.protocol, results=request.results)
+    wish = Scope("", "", args.protocol, include_partial=args.include_partial, results=request.results)
     return figure(found, choose_scope(SPEC, found, args.backbone, args.data, wish), args.task)
 
 
@@ -158,6 +165,7 @@ def section(found: Records, scope: Scope) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     tasks = [column.task for column in SPEC.columns]
     parser.add_argument("--task", choices=tasks, default="mnli", help="the paper's: %(default)s")
+    add_partial(parser)
 
 
 REPORT = report_of("figure1", TITLE, compile_figure, section, add_arguments)

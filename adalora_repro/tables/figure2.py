@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adalora_repro.selection import RULE
 from adalora_repro.tables.base import (
     METHOD_NAMES,
     Request,
@@ -14,12 +15,12 @@ from adalora_repro.tables.base import (
     Spec,
     Table,
     Value,
+    add_partial,
     choose_scope,
     compile_table,
-    lr_text,
 )
 from adalora_repro.tables.drawing import MARKERS, SERIES, Figure, Records, gid, inline, report_of, titled
-from adalora_repro.tables.layout import CAVEATS, command, fixed, seeds_text, signed
+from adalora_repro.tables.layout import CAVEATS, command, fixed, lr_of_tried, optimism, seeds_text, signed
 from adalora_repro.tables.table1 import SPEC as GLUE
 from adalora_repro.tables.table2 import SPEC as SQUAD
 from adalora_repro.tables.table3 import SPEC as SUMMARIES
@@ -68,6 +69,13 @@ PANELS = (
 
 def figure(tables: Sequence[tuple[Panel, Table]]) -> Figure:
     points = tuple(point for panel, table in tables for point in points_of(panel, table))
+    cells = [
+        (panel, row, row.cells[panel.place])
+        for panel, table in tables
+        for row in table.rows
+        if row.method in METHODS and size(row.budget, panel.unit) is not None
+    ]
+    notes = [f"{row.name}, {panel.title}: {note}." for panel, row, cell in cells for note in cell.notes]
     heading = ("task", "method", "budget", "ours", "± sd", "seeds", "lr", "paper", "difference")
     where = "; ".join(
         f"{panel.title} {table.scope.backbone}, data {table.scope.data}, protocol {table.scope.protocol}"
@@ -86,7 +94,7 @@ def figure(tables: Sequence[tuple[Panel, Table]]) -> Figure:
         (heading, *lines(points)),
         lambda canvas: draw(canvas, points, [panel for panel, _ in tables]),
         (3.4 * len(tables) + 0.4, 3.2),
-        NOTES,
+        (*NOTES, *notes, RULE, *optimism(cell for *_, cell in cells)),
         tuple(gaps(panel, table) for panel, table in tables if gaps(panel, table)),
     )
 
@@ -123,6 +131,7 @@ def paper_point(panel: Panel, method: str, budget: str, score: float) -> dict[st
         "sd": None,
         "seeds": "",
         "lr": None,
+        "lrs_tried": None,
         "params": None,
         "record": "",
     }
@@ -136,6 +145,7 @@ def our_point(panel: Panel, row: Row, value: Value) -> dict[str, Any]:
         "sd": value.sd,
         "seeds": seeds_text(cell.seeds),
         "lr": float(first.key["lr"]),
+        "lrs_tried": len(cell.lrs),
         "params": first.record.params.get("method"),
         "record": str(first.path),
     }
@@ -163,7 +173,7 @@ def lines(points: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
                 fixed(value.mean),
                 fixed(value.sd),
                 ours.get("seeds", ""),
-                lr_text(ours["lr"]) if ours else "",
+                lr_of_tried(ours["lr"], ours["lrs_tried"]) if ours else "",
                 printed(value.paper, decimals[task]),
                 "" if value.difference is None else signed(value.difference),
             )
@@ -231,7 +241,7 @@ def draw(canvas: Canvas, points: Sequence[dict[str, Any]], panels: Sequence[Pane
 
 def compile_figure(found: Records, request: Request) -> Figure:
     args = request.args
-    wish = Scope("", "", args.protocol, results=request.results)
+    wish = Scope("", "", args.protocol, include_partial=args.include_partial, results=request.results)
     scopes = [(panel, choose_scope(panel.spec, found, args.backbone, args.data, wish)) for panel in PANELS]
     return figure([(panel, compile_table(panel.spec, found, scope)) for panel, scope in scopes])
 
@@ -247,4 +257,4 @@ def section(found: Records, scope: Scope) -> str:
     return inline(figure(filled), scope.results) if filled else ""
 
 
-REPORT = report_of("figure2", TITLE, compile_figure, section)
+REPORT = report_of("figure2", TITLE, compile_figure, section, add_partial)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError
-from adalora_repro.tables.base import Request, Run, Scope, in_scope
+from adalora_repro.selection import Run
+from adalora_repro.tables.base import Request, Scope, in_scope
 from adalora_repro.tables.curves import evenly, orthogonality
 from adalora_repro.tables.drawing import (
     SERIES,

@@ -12,10 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from adalora_repro.tables.base import RULE, Cell, Comparison, Row, Run, Scope, Spec, Table, Value, lr_text, short
+from adalora_repro.records import stated
+from adalora_repro.selection import HOLDOUT, RULE, Run, primary_mean
+from adalora_repro.tables.base import Cell, Comparison, Row, Scope, Spec, Table, Value, lr_text, short
+from adalora_repro.tables.curves import evaluations_at_budget
 
 NONE = "–"
 OURS, SPREAD, PAPER, DIFFERENCE = "ours", "± sd (seeds)", "paper", "difference"
+UNEQUAL = "‡"  # beside bold and marks of significance: the sides tried different numbers of learning rates
 
 
 class Part(NamedTuple):
@@ -102,7 +106,14 @@ def params_cells(spec: Spec, count: str, share: str, total: str) -> tuple[tuple[
 def ours(values: Sequence[Value]) -> tuple[Part, ...]:
     if all(value.mean is None for value in values):
         return (Part(NONE),)
-    return tuple(Part(fixed(v.mean), v.best, v.comparison.mark if v.comparison else "") for v in values)
+    return tuple(Part(fixed(value.mean), value.best, marks_of(value)) for value in values)
+
+
+def marks_of(value: Value) -> str:
+    """Marks of significance; after them ``UNEQUAL`` where it concerns one of them, or the bold type of the figure."""
+    marked = [found for found in (value.comparison, value.with_full) if found is not None and found.mark]
+    unequal = value.unequal or any(found.unequal for found in marked)
+    return "".join(found.mark for found in marked) + UNEQUAL * unequal
 
 
 def spread(values: Sequence[Value], seeds: Sequence[int]) -> tuple[Part, ...]:
@@ -198,6 +209,7 @@ def notes_of(table: Table) -> list[str]:
         "difference: ours - paper, in points. Bold: best of ours in a column, over all budgets, where two rows have it."
     )
     notes += table.tests
+    notes += unequal_notes(table)
     notes.append(
         "Counts: # Params are the trainable parameters of the method, counted in the run; with head: with the task's "
         "head, which trains in every method; a range where tasks or seeds differ (--format csv has the exact counts)."
@@ -207,10 +219,10 @@ def notes_of(table: Table) -> list[str]:
             "Shares: ours are # Params over the parameters of the backbone, counted in the run; the paper's are the "
             "labels it prints as # Params."
         )
-    if table.scope.select == "best":
-        notes.append("checkpoint best is a maximum over evaluations on the data reported here: optimistic.")
+    notes += best_notes(table)
     notes += table.spec.notes
     notes.append(RULE)
+    notes += optimism(cell for row in table.rows for cell in row.cells)
     notes += shown_notes(table)
     return notes
 
@@ -252,13 +264,94 @@ def amount(count: Any) -> str:
 
 
 def comparison_notes(table: Table) -> list[str]:
-    """Columns whose rows were not trained equally long: their ranking is not one of methods."""
+    """Columns whose rows were not trained alike: their ranking is not one of methods."""
     notes = []
     for place, column in enumerate(table.spec.columns):
-        steps = {run.key["total_steps"] for row in table.rows for run in row.cells[place].runs}
+        records = [run.record for row in table.rows for run in row.cells[place].runs]
+        steps = {record.key["total_steps"] for record in records}
         if len(steps) > 1:
             notes.append(f"{column.heading}: rows were trained for {min(steps):,} to {max(steps):,} steps, not alike.")
+        for name in ALIKE:
+            different = sorted({short(stated(record.settings).get(name, "unset")) for record in records})
+            if len(different) > 1:
+                notes.append(f"{column.heading}: rows differ in {name}: {', '.join(different)}.")
     return notes
+
+
+#: settings that change what is learned or how exactly, and that no method has a reason to differ in
+ALIKE = (HOLDOUT, "train.precision", "train.attention", "train.batch_size", "train.group_by_length")
+
+
+def unequal_notes(table: Table) -> list[str]:
+    """What ``UNEQUAL`` means, with the numbers, where the table shows it."""
+    bold: list[str] = []
+    tests: list[str] = []
+    for row in table.rows:
+        for column, cell in zip(table.spec.columns, row.cells, strict=True):
+            name = f"{row.name} {column.heading}"
+            for value in cell.values:
+                found = [one for one in (value.comparison, value.with_full) if one is not None]
+                tests += [
+                    f"{name} {one.lrs} against {one.baseline_lrs} of {one.baseline}" for one in found if one.unequal
+                ]
+            bold += [f"{name} {len(cell.lrs)}"] if any(value.unequal for value in cell.values) else []
+        bold += [f"{row.name}, average"] if row.average is not None and row.average.unequal else []
+    if not bold and not tests:
+        return []
+    parts = [f"tests: {', '.join(dict.fromkeys(tests))}"] if tests else []
+    parts += [f"bold: {', '.join(bold)}, other rows of the column another number"] if bold else []
+    return [
+        f"{UNEQUAL} Unequal tuning: the two sides tried different numbers of learning rates, and the best of more is "
+        f"higher by chance alone. Learning rates with a finished run, {'; '.join(parts)}."
+    ]
+
+
+def optimism(cells: Iterable[Cell]) -> list[str]:
+    """One sentence where a cell has no held-out split: what chose its learning rate is what it reports."""
+    filled = [cell for cell in cells if cell.runs]
+    chosen = sum(cell.optimistic for cell in filled)
+    if chosen:
+        return [
+            f"Optimistic: in {chosen} of {plural(len(filled), 'cell')} the learning rate was chosen by the scores that "
+            f"are reported, for want of a held-out split ({HOLDOUT})."
+        ]
+    if any(not cell.held_out for cell in filled):
+        return [
+            f"Without a held-out split ({HOLDOUT}), as here, a learning rate that is chosen among several makes the "
+            "score optimistic; no cell has more than one."
+        ]
+    return []
+
+
+def best_notes(table: Table) -> list[str]:
+    """For ``--select best``: what the checkpoint was chosen by, and among how many evaluations of each run."""
+    if table.scope.select != "best" or not table.runs:
+        return []
+    notes = []
+    if any(not cell.held_out for row in table.rows for cell in row.cells if cell.runs):
+        notes.append(
+            "Checkpoint best is a maximum over evaluations on the data reported here: optimistic, and the more so the "
+            "more evaluations it is taken over. Only those at the final budget count, so that AdaLoRA and other "
+            "methods that prune have fewer of them than LoRA with as many steps."
+        )
+    counts = []
+    for row in table.rows:
+        found = [
+            f"{column.heading} {evaluations_text(cell.runs)}"
+            for column, cell in zip(table.spec.columns, row.cells, strict=True)
+            if cell.runs
+        ]
+        counts += [f"{row.name}: {', '.join(found)}"] if found else []
+    return [*notes, f"Evaluations that best was chosen among, in each run (from log.jsonl): {'; '.join(counts)}."]
+
+
+def evaluations_text(runs: Sequence[Run]) -> str:
+    """ "12", "11 to 12", "not recorded"."""
+    counts = [count for run in runs if (count := evaluations_at_budget(run.path.parent, run.record)) is not None]
+    if not counts:
+        return "not recorded"
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def evaluation_notes(table: Table) -> list[str]:
@@ -311,9 +404,23 @@ def shown_notes(table: Table) -> list[str]:
 
 def cell_settings(cell: Cell) -> str:
     run = cell.runs[0]
-    tried = f" of {len(cell.lrs)}" if len(cell.lrs) > 1 else ""
     steps = plural(run.key["total_steps"], "step")
-    return f"(lr {lr_text(run.key['lr'])}{tried}, {steps}, {seed_phrase(cell.runs)})"
+    return f"(lr {lr_text(run.key['lr'])}, {tried(cell)}, {steps}, {seed_phrase(cell.runs)})"
+
+
+def tried(cell: Cell) -> str:
+    """How many learning rates the one shown was chosen among, and on which split."""
+    if len(cell.lrs) < 2:
+        return "the only one tried"
+    if cell.held_out:
+        metric = cell.runs[0].record.primary_metric
+        return f"the best of {len(cell.lrs)} on the held-out split ({metric} {primary_mean(cell.runs, True):.2f} there)"
+    return f"the best of {len(cell.lrs)} tried"
+
+
+def lr_of_tried(lr: float, count: int) -> str:
+    """ "3e-4 of 8": the learning rate chosen among so many; "3e-4" where there was one alone."""
+    return f"{lr_text(lr)} of {count}" if count > 1 else lr_text(lr)
 
 
 def commands_of(table: Table) -> list[str]:
@@ -389,7 +496,12 @@ def common(table: Table, row: Row, task: str, metric: str, value: Value, seeds: 
         "paper": value.paper,
         "difference": value.difference,
         "best": value.best,
+        "best_unequal": value.unequal,
         **{field.name: getattr(value.comparison, field.name, None) for field in fields(Comparison)},
+        **{
+            f"full_{name}": getattr(value.with_full, name, None)
+            for name in ("test", "p", "p_holm", "mark", "baseline_lrs")
+        },
         "params_paper": row.params_label,
     }
 
@@ -407,6 +519,10 @@ def details(cell: Cell, fill: str) -> dict[str, Any]:
         **counts,
         "lr": key.get("lr"),
         "lrs_tried": " ".join(lr_text(lr) for lr in cell.lrs),
+        "n_lrs_tried": len(cell.lrs) if runs else None,
+        "chosen_on": ("held-out" if cell.held_out else "reported") if runs else "",
+        "held_out_mean": primary_mean(runs, True) if cell.held_out and runs else None,
+        "degenerate_seeds": " ".join(map(str, cell.degenerate)),
         "total_steps": key.get("total_steps"),
         "max_examples": key.get("max_examples"),
         "variant": key.get("variant"),

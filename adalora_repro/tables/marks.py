@@ -1,4 +1,5 @@
-"""Marks of a compiled table: each figure against the best baseline of its budget, with Holm's correction.
+"""Marks of a compiled table: each figure against the best baseline of its budget, the best of each budget against full
+fine-tuning; p is corrected by Holm's method over both kinds of test together.
 
 A table without two rows to compare is left as it is, and neither numpy nor scipy is imported.
 """
@@ -16,24 +17,29 @@ from adalora_repro.tables.compare import evaluated_on, pair_up
 from adalora_repro.tables.significance import LEVEL, RESAMPLES, NoTest, holm, paired_t
 
 PROPOSED = "adalora"  # the method of the paper; its variants begin with its name
-LARGER = {"lora_init_r", "svd_lora_init_r"}  # controls with more parameters than their budget: no baselines
+#: controls that stand for no method at their budget: two hold more parameters, one has the ranks of an AdaLoRA run
+NO_BASELINES = {"lora_init_r", "svd_lora_init_r", "lora_rank_pattern"}
+FULL = "full"
 SEEDS, EXAMPLES = "*", "†"
+FULL_MARKS = {SEEDS: "§", EXAMPLES: "¶"}
 RULE = (
     f"Marks: {SEEDS} p < {LEVEL} by a paired t-test over the common seeds; {EXAMPLES} p < {LEVEL} by a test over the "
     "examples of one pair of runs, made where fewer than two seeds are common: McNemar's exact test for accuracy and "
     f"exact match, otherwise the paired bootstrap ({RESAMPLES:,} resamples); it says nothing of other seeds. Against "
-    "the best baseline: of the rows with the same budget whose name does not begin with AdaLoRA, those at the initial "
-    "rank left out, the one with the best mean of the figure; that row itself and averages are not tested. Two-sided: "
-    "a mark says different, the means say which is better."
+    "the best baseline: of the rows with the same budget whose name does not begin with AdaLoRA, controls at the "
+    "initial rank or with the ranks of AdaLoRA left out, the one with the best mean of the figure; that row itself and "
+    f"averages are not tested. {FULL_MARKS[SEEDS]} and {FULL_MARKS[EXAMPLES]}: the same two tests, of the best figure "
+    "of each budget against full fine-tuning. Two-sided: a mark says different, the means say which is better."
 )
 
 
 class Place(NamedTuple):
-    """Numbers of the row, the column and the metric."""
+    """Numbers of the row, the column and the metric; whether the figure is compared with full fine-tuning."""
 
     row: int
     column: int
     metric: int
+    with_full: bool = False
 
 
 #: (metric, checkpoint, run, run) -> (test, p)
@@ -46,9 +52,9 @@ def with_marks(table: Table, done: Done | None = None) -> Table:
     ``done`` keeps the tests over examples for other tables of the same records, which share pairs of runs.
     """
     done = {} if done is None else done
-    tested: dict[Place, tuple[str, str, str, float]] = {}
+    tested: dict[Place, tuple[Row, str, str, float]] = {}
     untested: dict[str, list[str]] = defaultdict(list)
-    for place, baseline in opponents(table.rows):
+    for place, baseline in [*opponents(table.rows), *opponents_of_full(table.rows)]:
         row, column = table.rows[place.row], table.spec.columns[place.column]
         metric = column.metrics[place.metric]
         try:
@@ -56,16 +62,19 @@ def with_marks(table: Table, done: Done | None = None) -> Table:
             result = tested_cell(metric, table.scope.select, *cells, done)
         except NoTest as reason:
             figure = f" {metric}" if len(column.metrics) > 1 else ""
-            untested[str(reason)].append(f"{row.name} {column.heading}{figure}")
+            against = f" against {baseline.name}" * place.with_full
+            untested[str(reason)].append(f"{row.name} {column.heading}{figure}{against}")
         else:
-            tested[place] = (baseline.name, *result)
+            tested[place] = (baseline, *result)
     if not tested and not untested:
         return table
     corrected = holm([p for *_, p in tested.values()])
-    compared = {
-        place: Comparison(baseline, test, p, p_holm, mark if p_holm < LEVEL else "")
-        for (place, (baseline, mark, test, p)), p_holm in zip(tested.items(), corrected, strict=True)
-    }
+    compared = {}
+    for (place, (baseline, mark, test, p)), p_holm in zip(tested.items(), corrected, strict=True):
+        lrs, baseline_lrs = (len(row.cells[place.column].lrs) for row in (table.rows[place.row], baseline))
+        mark = FULL_MARKS[mark] if place.with_full else mark
+        shown = mark if p_holm < LEVEL else ""
+        compared[place] = Comparison(baseline.name, test, p, p_holm, shown, lrs, baseline_lrs)
     rows = [
         replace(row, cells=tuple(marked(cell, compared, i, j) for j, cell in enumerate(row.cells)))
         for i, row in enumerate(table.rows)
@@ -87,12 +96,27 @@ def opponents(rows: Sequence[Row]) -> Iterator[tuple[Place, Row]]:
                     other: mean
                     for other in groups[row.budget]
                     if not rows[other].method.startswith(PROPOSED)
-                    and rows[other].method not in LARGER
+                    and rows[other].method not in NO_BASELINES
                     and (mean := rows[other].cells[j].values[k].mean) is not None
                 }
                 best = max(means, key=means.__getitem__, default=i)
                 if best != i and value.mean is not None:
                     yield Place(i, j, k), rows[best]
+
+
+def opponents_of_full(rows: Sequence[Row]) -> Iterator[tuple[Place, Row]]:
+    """The best figure of each budget, and the row of full fine-tuning where it has that figure."""
+    budgets: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        if not row.fixed_size and row.method not in NO_BASELINES:
+            budgets[row.budget].append(i)
+    for full in (row for row in rows if row.method == FULL):
+        for j, cell in enumerate(full.cells):
+            for k in (k for k, value in enumerate(cell.values) if value.mean is not None):
+                for group in budgets.values():
+                    means = {i: mean for i in group if (mean := rows[i].cells[j].values[k].mean) is not None}
+                    if means:
+                        yield Place(max(means, key=means.__getitem__), j, k, with_full=True), full
 
 
 def tested_cell(metric: str, select: str, ours: Cell, theirs: Cell, done: Done) -> tuple[str, str, float]:
@@ -117,5 +141,8 @@ def tested_cell(metric: str, select: str, ours: Cell, theirs: Cell, done: Done) 
 
 
 def marked(cell: Cell, compared: dict[Place, Comparison], i: int, j: int) -> Cell:
-    values = [replace(value, comparison=compared.get(Place(i, j, k))) for k, value in enumerate(cell.values)]
+    values = [
+        replace(value, comparison=compared.get(Place(i, j, k)), with_full=compared.get(Place(i, j, k, True)))
+        for k, value in enumerate(cell.values)
+    ]
     return replace(cell, values=tuple(values))

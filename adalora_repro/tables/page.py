@@ -7,7 +7,6 @@ mixed: each combination with a finished run has its own part of the page.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import json
@@ -18,12 +17,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from adalora_repro import __version__
+from adalora_repro.selection import at_edge, primary_mean
 from adalora_repro.tables.base import (
     DATA_SOURCES,
     Cell,
@@ -34,30 +35,37 @@ from adalora_repro.tables.base import (
     Scope,
     Spec,
     Table,
-    at_edge,
+    add_partial,
     compile_table,
     in_scope,
     left_out_because,
     lr_text,
-    primary_mean,
 )
 from adalora_repro.tables.curves import losses
+from adalora_repro.tables.defence import attempt, fault, without_faulty
 from adalora_repro.tables.drawing import Records, run_link, run_name
-from adalora_repro.tables.layout import Sheet, budgets_of, command, filled_columns, fixed, plural, sheet_of
+from adalora_repro.tables.layout import (
+    Sheet,
+    budgets_of,
+    command,
+    filled_columns,
+    fixed,
+    optimism,
+    plural,
+    sheet_of,
+    tried,
+)
 from adalora_repro.tables.marks import Done, with_marks
 from adalora_repro.tables.out import check, form_of
-from adalora_repro.tables.render import clean, escape_html, html_notes, html_table, html_values
+from adalora_repro.tables.render import escape_html, html_notes, html_table, html_values
 from adalora_repro.tables.status import HEADINGS, SYMBOLS, State, first_line, state_of
+from adalora_repro.terminal import clean
 
 FILE = "report.html"
 GENERATOR = '<meta name="generator" content="adalora-report">'
 CURVE_POINTS = 100
 STATUSES = ("ok", *SYMBOLS)
 WORDS = {"ok": "finished"}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--include-partial", action="store_true", help="show runs with eval.max_examples too")
 
 
 def place(request: Request) -> str:
@@ -74,23 +82,44 @@ def place(request: Request) -> str:
 
 def make(request: Request) -> tuple[str, list[str]]:
     """The page, and a line for each file that was refused."""
-    found, refused = request.found[0], list(request.found[1])
+    refused = list(request.found[1])
     now, host = time.time(), socket.gethostname()
-    states = [state_of(path, record, now, host) for path, record in found]
     data = Data(request.results, Path(place(request)).parent)
-    for state in states:
-        data.add_run(state)
+    states: list[State] = []
+    for path, record in request.found[0]:
+        try:
+            state = state_of(path, record, now, host)
+            data.add_run(state)
+            states.append(state)
+        except Exception as error:
+            refused.append(f"{path}: {fault(error)}")
+    found = [(state.path, state.record) for state in states]
     specs = [request.specs[name] for name in sorted(request.specs, key=paper_order)]
     sections = [request.reports[name] for name in sorted(request.reports, key=paper_order)]
     scopes = scopes_of(found, request, specs[0])
     parts, tests = [], Done()
     for number, scope in enumerate(scopes):
-        tables = [with_marks(compile_table(spec, found, scope), tests) for spec in specs]
-        refused += [line for table in tables for line in table.refused]
-        parts.append(scope_part(f"s{number}", scope, tables, sections, found, states, data))
+        tables = []
+        for spec in specs:
+            make_table = partial(marked_table, spec, scope, tests)
+            made = attempt(short_title(spec.name), partial(without_faulty, make_table, found), None, refused)
+            if made is not None:
+                tables.append(made[0])
+                refused += [*made[0].refused, *made[1]]
+        parts.append(scope_part(f"s{number}", scope, tables, sections, found, states, data, refused))
+    common = []
+    for report in sections:
+        if report.common:
+            nothing: tuple[str, list[str]] = "", []
+            html, more = attempt(short_title(report.name), partial(report.common, request.results), nothing, refused)
+            common += [(report, html)] if html else []
+            refused += more
     refused = list(dict.fromkeys(refused))
-    common = [(report, html) for report in sections if report.common and (html := report.common(request.results))]
     return page(scopes, parts, common, states, refused, data), refused
+
+
+def marked_table(spec: Spec, scope: Scope, tests: Done, found: Records) -> Table:
+    return with_marks(compile_table(spec, found, scope), tests)
 
 
 def scopes_of(found: Records, request: Request, first: Spec) -> list[Scope]:
@@ -128,7 +157,7 @@ class Data:
     numbers: dict[Path, int] = field(default_factory=dict)
 
     def share(self, value: Any) -> int:
-        text = json.dumps(value)
+        text = json.dumps(value, allow_nan=False)
         if text not in self.places:
             self.places[text] = len(self.shared)
             self.shared.append(value)
@@ -148,14 +177,16 @@ class Data:
                 "name": run_name(state.path, self.results),
                 "path": str(state.path),
                 "href": quote(os.fsencode(os.path.relpath(state.path, self.beside))),
-                "status": WORDS.get(state.status, state.status),
+                "status": WORDS.get(state.status, state.status) + " (degenerate)" * record.degenerate,
                 "key": [key[name] for name in ("task", "method", "budget", "backbone", "data", "protocol", "seed")],
                 "lr": lr_text(float(key["lr"])),
                 "score": "" if score is None else f"{score:.6g}",
                 "metric": record.primary_metric,
                 "error": record.error or "",
                 "parts": {
-                    "Result": flat({name: values[name] for name in ("status", "primary_metric", "final", "best")}),
+                    "Result": flat(
+                        {name: values[name] for name in ("status", "primary_metric", "final", "best", "degenerate")}
+                    ),
                     "Key": flat(key),
                     "Learning rate and seed": flat(own),
                     "Other settings": self.share(flat(settings)),
@@ -171,7 +202,6 @@ class Data:
 
     def add_cell(self, name: str, table: Table, row: Row, column: Column, cell: Cell) -> None:
         scope = table.scope
-        tried = f"the best of {len(cell.lrs)} tried" if len(cell.lrs) > 1 else "the only one tried"
         told = [
             f"{metric} {fixed(value.mean)}"
             + (f" ± {fixed(value.sd)}" if value.sd is not None else "")
@@ -181,15 +211,16 @@ class Data:
         self.cells[name] = {
             "title": f"{row.name}, {column.heading}",
             "said": f"{scope.backbone}, data {scope.data}, protocol {scope.protocol}, {scope.select} step. "
-            f"{'; '.join(told)}; lr {lr_text(float(cell.runs[0].key['lr']))}, {tried}.",
-            "notes": list(cell.notes),
+            f"{'; '.join(told)}; lr {lr_text(float(cell.runs[0].key['lr']))}, {tried(cell)}.",
+            "notes": [*cell.notes, *optimism([cell])],
             "runs": [self.numbers[run.path] for run in cell.runs],
             "command": command([column.task], [row.method], budgets_of(row), scope),
         }
 
     def to_json(self) -> str:
         """JSON that is inert inside HTML: no character in it can end the element or the line."""
-        text = json.dumps({"runs": self.runs, "shared": self.shared, "cells": self.cells}, separators=(",", ":"))
+        values = {"runs": self.runs, "shared": self.shared, "cells": self.cells}
+        text = json.dumps(values, separators=(",", ":"), allow_nan=False)
         for character in "<>&":
             text = text.replace(character, f"\\u{ord(character):04x}")
         return text
@@ -202,7 +233,8 @@ def flat(values: Any, name: str = "") -> dict[str, str]:
         for key, value in values.items():
             found |= flat(value, f"{name}.{key}" if name else str(key))
         return found
-    return {name: values if isinstance(values, str) else json.dumps(values, ensure_ascii=False)} if name else {}
+    text = values if isinstance(values, str) else json.dumps(values, ensure_ascii=False, allow_nan=False)
+    return {name: text} if name else {}
 
 
 # --- one scope --------------------------------------------------------------------------------------------------------
@@ -230,20 +262,24 @@ def scope_part(
     found: Records,
     states: Sequence[State],
     data: Data,
+    refused: list[str],
 ) -> Part:
-    pieces: list[tuple[str, str, str]] = []
+    """``refused`` is given a line for each section that could not be made."""
+    makers: list[tuple[str, str, Callable[[str], str]]] = []
     for table in tables:
-        name = f"{part}-{table.spec.name}"
-        pieces.append((name, short_title(table.spec.name), table_html(name, table, data)))
+        makers.append((table.spec.name, short_title(table.spec.name), partial(table_html, table=table, data=data)))
     for report in sections:
-        html = report.section(found, scope) if report.section else ""
-        if html:
-            name = f"{part}-{report.name}"
-            pieces.append((name, short_title(report.name), section_html(name, report.title, html)))
-    rates = rates_html(f"{part}-rates", tables)
-    pieces += [(f"{part}-rates", "Learning rates", rates)] if rates else []
+        if report.section:
+            make_section = partial(report_html, report=report, found=found, scope=scope)
+            makers.append((report.name, short_title(report.name), make_section))
+    makers.append(("rates", "Learning rates", partial(rates_html, tables=tables)))
     ours = [state for state in states if in_scope(state.record, scope)]
-    pieces.append((f"{part}-open", "What is missing", open_html(f"{part}-open", ours, tables, scope)))
+    makers.append(("open", "What is missing", partial(open_html, states=ours, tables=tables, scope=scope)))
+    pieces: list[tuple[str, str, str]] = []
+    for stem, heading, make_html in makers:
+        name = f"{part}-{stem}"
+        html = attempt(f"{heading} of {scope_name(scope)}", partial(make_html, name), "", refused)
+        pieces += [(name, heading, html)] if html else []
     title = escape_html(scope_name(scope))
     html = "\n".join(html for _, _, html in pieces)
     return Part(
@@ -253,6 +289,12 @@ def scope_part(
         f'<article class="scope" id="{part}" aria-labelledby="{part}-title"><h2 id="{part}-title">{title}</h2>\n'
         f"{html}\n</article>",
     )
+
+
+def report_html(name: str, report: Report, found: Records, scope: Scope) -> str:
+    """The section of a report that is no table; "" where it has nothing to show."""
+    html = report.section(found, scope) if report.section else ""
+    return section_html(name, report.title, html) if html else ""
 
 
 def stem_and_number(name: str) -> tuple[str, str]:
@@ -348,17 +390,19 @@ def rates_html(name: str, tables: Sequence[Table]) -> str:
                     found[place] = rate_figure(table, row, column, cell)
     if not found:
         return ""
+    cells = [cell for table in tables for row in table.rows for cell in row.cells]
     lead = (
-        "<p>Score of each learning rate that was tried: dots are seeds, the line is their mean, the ring the one that "
-        "the tables show.</p>"
+        "<p>Score of each learning rate that was tried, on the held-out split where there is one: dots are seeds, the "
+        "line is their mean, the ring the one that the tables show.</p>"
     )
+    lead += "".join(f"<p>{escape_html(sentence)}</p>" for sentence in optimism(cells))
     return section_html(name, "Learning rates", f'{lead}<div class="rates">{"".join(found.values())}</div>')
 
 
 def rate_figure(table: Table, row: Row, column: Column, cell: Cell) -> str:
     chosen = float(cell.runs[0].key["lr"])
-    means = {lr: primary_mean(runs) for lr, runs in sorted(cell.by_lr.items())}
-    scores = {run.path: primary_mean([run]) for runs in cell.by_lr.values() for run in runs}
+    means = {lr: primary_mean(runs, cell.held_out) for lr, runs in sorted(cell.by_lr.items())}
+    scores = {run.path: run.primary(cell.held_out) for runs in cell.by_lr.values() for run in runs}
     x, y = axis(map(log, means), MARGIN, WIDTH - MARGIN), axis(scores.values(), HEIGHT - MARGIN, MARGIN)
     line = " ".join(f"{x(log(lr)):.1f},{y(mean):.1f}" for lr, mean in means.items())
     dots = "".join(
@@ -369,7 +413,7 @@ def rate_figure(table: Table, row: Row, column: Column, cell: Cell) -> str:
         for run in runs
     )
     edge = ", at the edge of its grid" if at_edge(chosen, cell.lrs) else ""
-    metric = cell.runs[0].record.primary_metric
+    metric = cell.runs[0].record.primary_metric + " (held-out split)" * cell.held_out
     told = f"lr {lr_text(chosen)} of {len(cell.lrs)}{edge}; {metric} {means[chosen]:.2f}"
     title = f"{column.heading}, {row.name}"
     return (
@@ -578,7 +622,7 @@ def day(updated: float) -> str:
 REPORT = Report(
     "html",
     "one page to look at: tables, figures, learning rates, and the runs behind every number",
-    add_arguments,
+    add_partial,
     make,
     reads="results",
     place=place,

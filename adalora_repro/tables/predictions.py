@@ -6,18 +6,21 @@ Standard library only: a file is read when a test asks for it.
 from __future__ import annotations
 
 import gzip
-import json
+import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adalora_repro.records import RunRecord
-from adalora_repro.tables.base import evaluation_of
-from adalora_repro.tables.significance import MEASURES, NoTest
+from adalora_repro import shapes
+from adalora_repro.records import RecordError, RunRecord, content_of
+from adalora_repro.tables.base import metrics_of
+from adalora_repro.tables.significance import BY_CLASS, MEASURES, NoTest
 
 LARGEST = 1e50  # what is beyond, or is no number, is damage
+CLASSES = 1000  # of a classification; what is counted by class takes memory for each
+ROWS, UNPACKED = 1_000_000, 128 << 20  # of a file, and bytes of them; the n-best lists of SQuAD 2.0 have 40 million
 #: by family: the file, and the figures in it with the measure that makes the metric of them and points of one unit
 FILES = {
     "squad": ("nbest.jsonl.gz", {"exact": ("accuracy", 100.0), "f1": ("mean", 100.0)}),
@@ -75,9 +78,13 @@ def read_examples(path: Path, record: RunRecord, select: str, metric: str) -> Ex
 
 
 def points(record: RunRecord, select: str, metric: str) -> float:
-    """The record's figure in percent: GLUE's are fractions of 1."""
-    scale = 100.0 if record.settings.get("task.family") == "glue" else 1.0
-    return scale * evaluation_of(record, select)[metric]
+    """The record's figure in percent."""
+    return in_points(record, metrics_of(record, select)[metric])
+
+
+def in_points(record: RunRecord, score: float) -> float:
+    """A metric of the record in percent: GLUE's are fractions of 1."""
+    return (100.0 if record.settings.get("task.family") == "glue" else 1.0) * score
 
 
 def _glue(folder: Path, record: RunRecord, metric: str, score: float) -> Examples:
@@ -87,19 +94,32 @@ def _glue(folder: Path, record: RunRecord, metric: str, score: float) -> Example
     for suffix, split in splits.items():
         measure = metric.removesuffix(suffix)
         if metric.endswith(suffix) and measure in MEASURES:
-            rows = _rows(folder / f"predictions.{split}.jsonl.gz", ("label", "prediction"))
-            labels = tuple(float(row["label"]) for row in rows)
-            return Examples(measure, labels, labels, tuple(float(row["prediction"]) for row in rows), 100.0, score)
+            path = folder / f"predictions.{split}.jsonl.gz"
+            rows = _rows(path, ("label", "prediction"))
+            labels, values = (tuple(float(row[name]) for row in rows) for name in ("label", "prediction"))
+            if measure in BY_CLASS and len({*labels, *values}) > CLASSES:
+                raise NoTest(f"{path} has more than {CLASSES:,} classes")
+            return Examples(measure, labels, labels, values, 100.0, score)
     raise NoTest("no figure that can be made from predictions")
 
 
 def _rows(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
+        with gzip.open(io.BytesIO(content_of(path))) as file:
+            content = file.read(UNPACKED + 1)
+        if len(content) > UNPACKED:
+            raise NoTest(f"{path} unpacks to more than {UNPACKED:,} bytes")
+        lines = content.splitlines()
+        if len(lines) > ROWS:
+            raise NoTest(f"{path} has more than {ROWS:,} rows")
+        rows = [shapes.parse(line) for line in lines]
     except FileNotFoundError:
         raise NoTest(f"no {path.name} beside a record") from None
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+    except RecordError as error:
+        raise NoTest(str(error)) from None
+    except NoTest:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise NoTest(f"{path} cannot be read ({type(error).__name__})") from None
     if not rows:
         raise NoTest(f"{path} is empty")

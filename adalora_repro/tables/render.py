@@ -10,12 +10,12 @@ import csv
 import html
 import io
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from adalora_repro.tables.base import Table
 from adalora_repro.tables.layout import DIFFERENCE, OURS, PAPER, SPREAD, Block, Line, Part, Sheet, long_rows, sheet_of
+from adalora_repro.terminal import clean
 
 FORMATS = ("markdown", "latex", "csv", "html")
 FILL = "Cells without a record of ours are filled by the commands below"
@@ -33,12 +33,6 @@ def render_sheet(sheet: Sheet, form: str) -> str:
     """A sheet in one of ``FORMATS`` but CSV (``to_csv``), ending with a line break."""
     renderers: dict[str, Callable[[Sheet], str]] = {"markdown": to_markdown, "latex": to_latex, "html": to_html}
     return renderers[form](sheet)
-
-
-def clean(text: str) -> str:
-    """Line breaks and tabs become blanks; control and direction characters, and what is none, a question mark."""
-    text = re.sub(r"[\n\r\t]+", " ", text)
-    return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") else c for c in text)
 
 
 def fill_title(sheet: Sheet) -> str:
@@ -115,10 +109,13 @@ LATEX = {
     "`": r"\textasciigrave{}",
     "±": r"$\pm$",
     "†": r"\dag{}",
+    "‡": r"\ddag{}",
+    "§": r"\S{}",
+    "¶": r"\P{}",
     "–": "--",
     "…": r"\dots{}",
 }
-LATEX_MARKS = {"*": "*", "†": r"\dagger"}  # in mathematics
+LATEX_MARKS = {"*": "*", "†": r"\dagger", "‡": r"\ddagger", "§": r"\S", "¶": r"\P"}  # in mathematics
 
 
 def escape_latex(text: str) -> str:
@@ -177,7 +174,7 @@ def latex_part(part: Part, label: str) -> str:
     text = escape_latex(part.text)
     if label == DIFFERENCE and text[:1] in ("+", "-") and text != "--":
         text = f"${text}$"  # a minus sign, not a hyphen
-    mark = f"$^{{{LATEX_MARKS[part.mark]}}}$" if part.mark else ""
+    mark = f"$^{{{''.join(LATEX_MARKS[one] for one in part.mark)}}}$" if part.mark else ""
     return (rf"\textbf{{{text}}}" if part.bold else text) + mark
 
 

@@ -217,6 +217,7 @@ def _ratio(above: Any, below: Any) -> Any:
     return np.divide(above, below, out=np.zeros(len(above)), where=below > 0)
 
 
+BY_CLASS = ("accuracy", "f1", "matthews_correlation")  # labels and predictions are classes, not values
 MEASURES: dict[str, Measure] = {
     "mean": mean,
     "accuracy": accuracy,

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro import lock
-from adalora_repro.records import RunRecord
+from adalora_repro.records import STATUSES, RunRecord
 from adalora_repro.tables.base import Scope, Spec, Table, compile_table, in_scope, lr_text, rows_wanted
 from adalora_repro.tables.choose import choices
-from adalora_repro.tables.layout import commands_of, plural
-from adalora_repro.tables.render import clean
+from adalora_repro.tables.layout import commands_of, optimism, plural
+from adalora_repro.terminal import clean
 
 STALE_S = 600.0  # a run reports its progress far more often: after this silence it is taken for dead
 SYMBOLS = {"running": "r", "queued": "q", "interrupted": "i", "failed": "f", "cancelled": "c"}
@@ -142,6 +142,7 @@ def table_status(spec: Spec, scope: Scope, states: Sequence[State], now: float) 
         rows.append(line)
     lines = [head, *map(clean, scope.said), "", *aligned(rows), "", LEGEND, "", counts]
     lines += attention(states, now)
+    lines += notices(states, table)
     lines += edges(table)
     gaps = commands_of(table)
     lines += ["", "Cells without a finished run are filled by:", *(f"  {clean(line)}" for line in gaps)] if gaps else []
@@ -176,6 +177,18 @@ def attention(states: Sequence[State], now: float) -> list[str]:
         if chosen:
             lines += ["", HEADINGS[status], *(f"  {describe(state, now)}" for state in chosen)]
     return lines
+
+
+def notices(states: Sequence[State], table: Table) -> list[str]:
+    """What is finished and yet not what it seems: runs that are in no cell, runs of one class, optimistic choices."""
+    lines = [
+        f"Not in a cell: {plural(count, 'run')} {why}" for why, count in table.left_out.items() if why not in STATUSES
+    ]
+    one_class = [state for state in states if state.status == "ok" and state.record.degenerate]
+    lines += ["Degenerate (one class predicted for every example of the final evaluation):"] if one_class else []
+    lines += [f"  {describe(state, 0.0)}: {clean(str(state.path))}" for state in one_class]
+    lines += optimism(cell for row in table.rows for cell in row.cells)
+    return ["", *lines] if lines else []
 
 
 def edges(table: Table) -> list[str]:

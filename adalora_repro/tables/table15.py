@@ -18,6 +18,7 @@ from adalora_repro import cost_record
 from adalora_repro.cost_record import CostRecord
 from adalora_repro.errors import one_of
 from adalora_repro.tables.base import METHOD_NAMES, Report, Request, Scope, number, paper_rows
+from adalora_repro.tables.defence import without_faulty
 from adalora_repro.tables.layout import NONE, OURS, PAPER, Block, Line, Part, Sheet, command, plural
 from adalora_repro.tables.out import add_format, form_of
 from adalora_repro.tables.render import FORMATS, html_notes, html_table, render_sheet, to_csv
@@ -80,24 +81,29 @@ def make(request: Request) -> tuple[str, list[str]]:
     form = form_of(args.format, args.out, FORMATS)
     records, refused = cost_record.read_all(request.results)
     backbone, said = choose_backbone(args.backbone, [record for _, record in records])
-    found = sort_in((path, record) for path, record in records if record.key["backbone"] == backbone)
-    rows = rows_of(found, args.only_filled)
-    scope = Scope(backbone, data_of(found), results=request.results)
-    if form == "csv":
-        return to_csv(FIELDS, long_rows(rows, found, scope)), refused
-    commands = [] if args.only_filled else commands_of(found, scope)
-    return render_sheet(sheet_of(rows, found, backbone, said, commands), form), refused
+
+    def text(records: Sequence[tuple[Path, CostRecord]]) -> str:
+        found = sort_in((path, record) for path, record in records if record.key["backbone"] == backbone)
+        rows = rows_of(found, args.only_filled)
+        scope = Scope(backbone, data_of(found), results=request.results)
+        if form == "csv":
+            return to_csv(FIELDS, long_rows(rows, found, scope))
+        commands = [] if args.only_filled else commands_of(found, scope)
+        return render_sheet(sheet_of(rows, found, backbone, said, commands), form)
+
+    made, faulty = without_faulty(text, records)
+    return made, refused + faulty
 
 
-def common(results: Path) -> str:
-    """For the page of all reports: every backbone that was measured; files refused are named by this report alone."""
-    records, _ = cost_record.read_all(results)
+def common(results: Path) -> tuple[str, list[str]]:
+    """For the page of all reports: every backbone that was measured."""
+    records, refused = cost_record.read_all(results)
     lines = []
     for backbone in sorted({record.key["backbone"] for _, record in records}):
         found = sort_in((path, record) for path, record in records if record.key["backbone"] == backbone)
         sheet = sheet_of(rows_of(found, only_filled=True), found, backbone, [], [])
         lines += [*html_table(sheet), *html_notes(sheet)]
-    return "\n".join(lines)
+    return "\n".join(lines), refused
 
 
 REPORT = Report("table15", TITLE, add_arguments, make, reads="results", common=common)

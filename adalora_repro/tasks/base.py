@@ -7,14 +7,15 @@ in ``conf/task/``. Building a ``Task`` is cheap and imports nothing heavy, so th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adalora_repro import processes
-from adalora_repro.errors import InputError
-from adalora_repro.tasks import cache, sources
+from adalora_repro.errors import InputError, one_of
+from adalora_repro.tasks import cache, holdout, sources
+from adalora_repro.tasks.holdout import HOLDOUT
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -39,6 +40,8 @@ OPTIONAL = (
     "early_stopping",
     "classifier_dropout",
 )
+#: libraries whose version decides what the rows of a text are; the families' own is their ``code_version``
+ROW_MAKERS = ("tokenizers", "transformers")
 MULTIPLE = 8  # padded lengths: what tensor cores like
 ROWS = 1000  # tokenized at once, and by one process
 MANY_ROWS = 20_000  # from so many on a split is tokenized by several processes, if nothing else is said
@@ -56,7 +59,7 @@ class TaskData:
 
     Attributes:
         train: columns ``input_ids``, …, ``labels`` and ``length`` (tokens).
-        evaluation: split name -> the same; one entry for most tasks, two for MNLI.
+        evaluation: split name -> the same; one entry for most tasks, two for MNLI, and ``holdout`` with data.holdout.
         provenance: goes into the record as ``data``: source, revision or sha256, rows per split.
         skipped: split -> what was wrong with each row that was left out.
     """
@@ -68,17 +71,41 @@ class TaskData:
 
 
 @dataclass
-class Evaluation:
-    """What one evaluation found.
+class Scores:
+    """What one evaluation found on one split.
 
     Attributes:
-        metrics: named figures, for the record.
-        files: file name -> what each example got, kept beside the record: a JSON value for ``*.json``, rows for
-            ``*.jsonl.gz``.
+        figures: metric -> value.
+        files: file name -> the prediction for each example, kept beside the record: a JSON value for ``*.json``, rows
+            for ``*.jsonl.gz``.
+        constant: the prediction that all examples, of two or more, have in common, for people; None: they differ.
+    """
+
+    figures: dict[str, float]
+    files: dict[str, Any]
+    constant: str | None = None
+
+
+@dataclass
+class Evaluation:
+    """What one evaluation found on all splits.
+
+    Attributes:
+        metrics: named figures of the validation splits, for the record.
+        files: as in ``Scores``.
+        holdout: the figures of the held-out split, of the same names; None without data.holdout.
+        constant: split -> the prediction that all of its examples have in common, where they do.
     """
 
     metrics: dict[str, float]
     files: dict[str, Any] = field(default_factory=dict)
+    holdout: dict[str, float] | None = None
+    constant: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The figures as a record and ``log.jsonl`` have them: ``metrics``, and ``holdout`` where there is one."""
+        return {"metrics": self.metrics} | ({} if self.holdout is None else {"holdout": self.holdout})
 
 
 class Task(Protocol):
@@ -118,11 +145,12 @@ class Task(Protocol):
 class BaseTask(Task):
     """Loading and caching, the same for every family.
 
-    A family sets the class attributes and implements ``row_problem``, ``features``, ``recipe`` and ``tokenize``,
-    beside the protocol's ``collate``, ``loss``, ``predict`` and ``metrics``.
+    A family sets the class attributes and implements ``row_problem``, ``features``, ``recipe``, ``tokenize`` and
+    ``score``, beside the protocol's ``collate``, ``loss`` and ``predict``.
 
     Raises:
-        InputError: a setting of another family, more text columns than the family reads, a column with two uses.
+        InputError: a setting of another family, more text columns than the family reads, a column with two uses, rows
+            to be held out together by what is no text of theirs.
     """
 
     #: ``encoder`` or ``encoder-decoder``: the backbones that can do it
@@ -152,6 +180,11 @@ class BaseTask(Task):
         self.columns = [*(["id"] if self.has_ids else []), *cfg.task.text_columns, cfg.task.label_column]
         if twice := [name for name in self.columns if self.columns.count(name) > 1]:
             raise InputError(f"task.text_columns, task.label_column: column '{twice[0]}' cannot be two things at once")
+        for name in cfg.task.holdout_by:
+            if name not in cfg.task.text_columns:
+                raise one_of("column in task.holdout_by", name, cfg.task.text_columns)
+        if cfg.data.holdout is not None and HOLDOUT in cfg.task.validation.values():
+            raise InputError(f"task.validation: '{HOLDOUT}' is the name of the rows that data.holdout sets apart")
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def row_problem(self, row: dict[str, Any]) -> str | None:
@@ -169,6 +202,49 @@ class BaseTask(Task):
     def tokenize(self, rows: Dataset, split: str, bad: sources.BadRows) -> Dataset:
         """Rows -> the columns of ``TaskData``; a row that shows itself bad only now goes to ``bad``."""
         raise NotImplementedError
+
+    def stratum(self, label: Any) -> Hashable:
+        """The class of a row with this label, of which the held-out split has its share; None: there are no classes."""
+        del label
+        return None
+
+    def score(self, split: str, name: str, batches: Iterable[dict[str, Any]]) -> Scores:
+        """The figures of one split, from its batches of predictions (``metrics``).
+
+        Args:
+            name: what file names have of the split: the suffix of its metrics, or ``.holdout``.
+        """
+        raise NotImplementedError
+
+    def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> Evaluation:
+        """Every figure of the task on every split, as ``<metric><suffix>`` (MNLI: accuracy_m, accuracy_mm).
+
+        Those of the held-out split have the suffix of the primary metric: on MNLI accuracy_m, for its rows are of the
+        genres that the matched split has.
+        """
+        evaluation = Evaluation({})
+
+        def scored(split: str, name: str, suffix: str) -> dict[str, float]:
+            scores = self.score(split, name, predictions[split])
+            evaluation.files |= scores.files
+            if scores.constant is not None:
+                evaluation.constant[split] = scores.constant
+            return {f"{metric}{suffix}": value for metric, value in scores.figures.items()}
+
+        for suffix, split in self.cfg.task.validation.items():
+            evaluation.metrics |= scored(split, suffix, suffix)
+        if HOLDOUT in predictions:
+            evaluation.holdout = scored(HOLDOUT, f".{HOLDOUT}", self._primary_suffix)
+        return evaluation
+
+    @property
+    def _primary_suffix(self) -> str:
+        return next(
+            suffix
+            for suffix in self.cfg.task.validation
+            for metric in self.cfg.task.metrics
+            if f"{metric}{suffix}" == self.primary_metric
+        )
 
     def processes(self, rows: int) -> int:
         """How many processes tokenize a split of so many rows."""
@@ -200,7 +276,7 @@ class BaseTask(Task):
         """Tokenized splits, from the cache where an earlier run left them; see ``sources.load_split`` for errors."""
         tokenizer.padding_side = tokenizer.truncation_side = "right"  # positions of answers are counted from the left
         self._tokenizer = tokenizer
-        splits = sources.splits(self.cfg)
+        splits = sources.splits(self.cfg) + [HOLDOUT] * (self.cfg.data.holdout is not None)
         entries = {split: self._prepared(split) for split in splits}
         limit = self.cfg.eval.max_examples
         data = TaskData(entries[splits[0]].dataset, {})
@@ -229,24 +305,63 @@ class BaseTask(Task):
 
     def _prepared(self, split: str) -> cache.Entry:
         skip = bool(self.cfg.data.skip_invalid)
+        origin = sources.TRAIN if split == HOLDOUT else split
+        held = self.cfg.data.holdout if origin == sources.TRAIN else None
         name = cache.key(
-            sources.split_fingerprint(self.cfg, split),
+            sources.split_fingerprint(self.cfg, origin),
             cache.tokenizer_hash(self.tokenizer),
+            {package: cache.version(package) for package in ROW_MAKERS},
             [self.cfg.task.family, self.code_version, split == sources.TRAIN],
-            skip and str(self.cfg.data.dir),  # bad rows are named with their files
+            skip and sources.place(self.cfg, origin),  # bad rows are named with their files and lines
             self.columns,
             self.max_length,
             self.recipe(),
+            *([] if held is None else [[holdout.SEED, held, list(self.cfg.task.holdout_by), split]]),
         )
 
         def build() -> cache.Entry:
             bad = sources.BadRows(skip)
-            rows = sources.load_split(self.cfg, split, self, bad)
+            rows = sources.load_split(self.cfg, origin, self, bad)
+            if held is not None:
+                rows = self._part(rows, split)
+            if split == HOLDOUT:
+                bad.problems.clear()  # those of the file are reported for the train split
             before = len(bad.problems)
             examples = self.tokenize(rows, split, bad)
             return cache.Entry(examples, {"rows": len(rows) - len(bad.problems) + before, "skipped": bad.problems})
 
         return cache.cached(Path(self.cfg.data.cache_dir).expanduser() / "tokenized", name, build)
+
+    def _part(self, rows: Dataset, split: str) -> Dataset:
+        """Of the rows of the train split those held out, or those to train on.
+
+        Raises:
+            InputError: fewer good rows than are to be held out; all rows share their texts with more than so many.
+        """
+        columns = list(self.cfg.task.text_columns)
+        by = [columns.index(name) for name in self.cfg.task.holdout_by] or list(range(len(columns)))
+        labels = rows.select_columns([self.cfg.task.label_column])
+        strata = [self.stratum(label) for batch in labels.iter(ROWS) for label in batch[self.cfg.task.label_column]]
+
+        def texts() -> Iterator[tuple[str, ...]]:
+            for batch in rows.select_columns(columns).iter(ROWS):
+                yield from zip(*(batch[column] for column in columns), strict=True)
+
+        count = holdout.size(self.cfg.data.holdout, len(rows))
+        held, trained = holdout.parts(texts(), strata, by, count)
+        if not held:
+            shared = ", ".join(columns[place] for place in by)
+            raise InputError(
+                f"data.holdout={count}: rows of {self.cfg.task.name} with the same {shared} are held out together, and "
+                "no group of them is that small; a larger number helps"
+            )
+        return rows.select(held if split == HOLDOUT else trained)
+
+
+def constant(predictions: Iterable[Any]) -> Any:
+    """The prediction that two or more examples all have; None where they differ, or where there is only one."""
+    values = list(predictions)
+    return values[0] if len(values) > 1 and all(value == values[0] for value in values) else None
 
 
 def equal_distances(size: int, count: int) -> list[int]:

@@ -8,6 +8,7 @@ write the same one. An entry whose files do not match is made again: a damaged c
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -37,7 +38,12 @@ class Entry:
 
 def key(*parts: Any) -> str:
     """32 hex digits of everything that the content depends on (JSON types)."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
+
+
+def version(package: str) -> str:
+    """The installed version of a package that makes the rows."""
+    return importlib.metadata.version(package)
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -105,7 +111,7 @@ def _write(entry: Entry, target: Path) -> None:
     try:
         entry.dataset.save_to_disk(folder / "entry")
         manifest = {"files": _sums(folder / "entry"), "notes": entry.notes}
-        (folder / "entry" / MANIFEST).write_text(json.dumps(manifest))
+        (folder / "entry" / MANIFEST).write_text(json.dumps(manifest, allow_nan=False))
         try:
             os.rename(folder / "entry", target)
         except OSError:  # there is one: put it away in one step, for another run may be writing the same

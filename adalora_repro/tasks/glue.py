@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import sources
-from adalora_repro.tasks.base import BaseTask, Batch, Evaluation, mapped, pad
+from adalora_repro.tasks.base import BaseTask, Batch, Scores, constant, mapped, pad
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -69,6 +69,9 @@ class Task(BaseTask):
         types = dict.fromkeys(self.columns, Value("string"))
         return Features(types | {self.cfg.task.label_column: Value("float32" if self.regression else "int64")})
 
+    def stratum(self, label: Any) -> Hashable:
+        return None if self.regression else label
+
     def recipe(self) -> list[Any]:
         return [int(self.cfg.task.num_labels), *map(float, self.cfg.task.label_range)]
 
@@ -115,32 +118,36 @@ class Task(BaseTask):
         best = logits.argmax(-1)
         return {"prediction": best.where(logits.isfinite().all(-1), -1), "label": batch["labels"]}
 
-    def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> Evaluation:
-        """Every metric of the task on every split, as ``<metric><suffix>`` (MNLI: accuracy_m, accuracy_mm).
+    def score(self, split: str, name: str, batches: Iterable[dict[str, Any]]) -> Scores:
+        """Every metric of the task, and ``predictions.<split>.jsonl.gz``, by example its label and its prediction.
 
         Raises:
             FloatingPointError: a prediction is not finite; names the split.
         """
         import numpy as np
 
-        evaluation = Evaluation({})
-        for suffix, split in self.cfg.task.validation.items():
-            batches = list(predictions[split])
-            predicted, labels, index = (
-                np.concatenate([np.asarray(batch[name]) for batch in batches])
-                for name in ("prediction", "label", "index")
-            )
-            broken = ~np.isfinite(predicted) if self.regression else predicted < 0
-            if broken.any():
-                raise FloatingPointError(f"{int(broken.sum())} of {len(broken)} predictions on {split} are not finite")
-            for name in self.cfg.task.metrics:
-                evaluation.metrics[f"{name}{suffix}"] = METRICS[name](labels, predicted)
-            order = np.argsort(index)
-            pairs = zip(labels[order].tolist(), predicted[order].tolist(), strict=True)
-            evaluation.files[f"predictions.{split}.jsonl.gz"] = [
-                {"label": label, "prediction": prediction} for label, prediction in pairs
-            ]
-        return evaluation
+        del name
+        made = list(batches)
+        predicted, labels, index = (
+            np.concatenate([np.asarray(batch[column]) for batch in made]) for column in ("prediction", "label", "index")
+        )
+        broken = ~np.isfinite(predicted) if self.regression else predicted < 0
+        if broken.any():
+            raise FloatingPointError(f"{int(broken.sum())} of {len(broken)} predictions on {split} are not finite")
+        figures = {metric: METRICS[metric](labels, predicted) for metric in self.cfg.task.metrics}
+        order = np.argsort(index)
+        pairs = zip(labels[order].tolist(), predicted[order].tolist(), strict=True)
+        rows = [{"label": label, "prediction": prediction} for label, prediction in pairs]
+        return Scores(figures, {f"predictions.{split}.jsonl.gz": rows}, self._constant(predicted))
+
+    def _constant(self, predicted: NDArray[Any]) -> str | None:
+        """Scores are the same where they differ by rounding alone: by less than 1e-5 of their range."""
+        if not self.regression:
+            only = constant(predicted.tolist())
+            return None if only is None else f"class {only}"
+        low, high = self.cfg.task.label_range
+        same = len(predicted) > 1 and predicted.max() - predicted.min() < 1e-5 * (high - low)
+        return f"{predicted[0]:.4g}" if same else None
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs = {name: value for name, value in batch.items() if name != "labels"}

@@ -12,12 +12,13 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from adalora_repro import hub
+from adalora_repro import hub, records
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import sample
 
@@ -29,6 +30,7 @@ SOURCES = ("hub", "local", "sample")
 TRAIN = "train"
 SUFFIXES = (".jsonl.gz", ".jsonl")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+LARGE = 2**20  # bytes: what a local file of so many holds is kept in data.cache_dir, for parsing it takes seconds
 FORMAT = "one JSON object a line, UTF-8, gzip-compressed (.jsonl.gz) or plain (.jsonl)"
 
 
@@ -97,9 +99,7 @@ def train_rows(cfg: DictConfig) -> int:
         InputError: as ``check``.
     """
     if cfg.data.source == "local":
-        path = _file(cfg, TRAIN)
-        with _opened(path) as file:
-            return sum(1 for line in file if line.strip())
+        return _content(cfg, TRAIN).rows
     if cfg.data.source == "sample":
         return int(cfg.data.sample_rows)
     return int(cfg.task.rows[TRAIN])
@@ -111,13 +111,26 @@ def fingerprint(cfg: DictConfig) -> str:
 
 
 def split_fingerprint(cfg: DictConfig, split: str) -> str:
-    """16 hex digits for one split: a local file's bytes, the hub's pinned revision, the generator and its settings."""
+    """16 hex digits for one split: a local file's rows, the hub's pinned revision, the generator and its settings."""
     task, source = cfg.task, cfg.data.source
     if source == "local":
-        return _sha256(_file(cfg, split))[:16]
+        return _content(cfg, split).fingerprint[:16]
     if source == "sample":
         return _short([sample.VERSION, task.name, split, _sizes(cfg), cfg.data.sample_seed])
     return _short([task.hub, task.hub_config, task.revision, split])
+
+
+def byte_fingerprint(cfg: DictConfig) -> str:
+    """What ``fingerprint`` was for local files before it was made of their rows: a hash of their bytes."""
+    return _short([_sha256(_file(cfg, split))[:16] for split in splits(cfg)])
+
+
+def place(cfg: DictConfig, split: str) -> str:
+    """What names the bad rows of a split: the path of a local file, with its bytes, for lines are counted in them."""
+    if cfg.data.source != "local":
+        return ""
+    path = _file(cfg, split)
+    return f"{path} {_sha256(path)}"
 
 
 def load_split(cfg: DictConfig, split: str, rules: RowRules, bad: BadRows) -> Dataset:
@@ -309,9 +322,76 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"{path}: cannot be read ({_first_line(error)}); expected {FORMAT}") from None
 
 
+_sums: dict[Path, tuple[tuple[int, int], str]] = {}
+
+
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Of the bytes; a sweep of hundreds of runs reads them once, and again when the file's time or size changed."""
+    stat, name = path.stat(), path.absolute()
+    stamp = (stat.st_mtime_ns, stat.st_size)
+    if name not in _sums or _sums[name][0] != stamp:
+        with path.open("rb") as file:
+            _sums[name] = stamp, hashlib.file_digest(file, "sha256").hexdigest()
+    return _sums[name][1]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a local file holds.
+
+    Attributes:
+        rows: how many.
+        fingerprint: SHA-256 of the rows in their order, each as JSON with sorted keys, or as it stands where it is not
+            JSON: the same for other line ends, spacing, escapes, compression or a byte order mark.
+    """
+
+    rows: int
+    fingerprint: str
+
+
+_contents: dict[str, Content] = {}  # by the SHA-256 of the bytes, of which it follows
+
+
+def _content(cfg: DictConfig, split: str) -> Content:
+    path = _file(cfg, split)
+    name = _sha256(path)
+    if name not in _contents:
+        kept = Path(cfg.data.cache_dir).expanduser() / "rows" / f"{name}.json"
+        content = _kept_content(kept)
+        if content is None:
+            content = _parsed_content(path)
+            if path.stat().st_size >= LARGE:
+                with suppress(OSError):  # without it the next command takes as long
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    records.write_atomic(kept, json.dumps(asdict(content)).encode())
+        _contents[name] = content
+    return _contents[name]
+
+
+def _kept_content(path: Path) -> Content | None:
+    try:
+        values = json.loads(path.read_bytes())
+        content = Content(**values)
+    except (OSError, ValueError, TypeError):
+        return None
+    whole = type(content.rows) is int and isinstance(content.fingerprint, str) and len(content.fingerprint) == 64
+    return content if whole else None
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
+def _parsed_content(path: Path) -> Content:
+    total, rows = hashlib.sha256(), 0
+    with _opened(path) as file:
+        for line in file:
+            if not (line := line.strip()):
+                continue
+            with suppress(ValueError, RecursionError):
+                line = _CANONICAL.encode(json.loads(line)).encode()
+            total.update(line + b"\n")
+            rows += 1
+    return Content(rows, total.hexdigest())
 
 
 def _sizes(cfg: DictConfig) -> dict[str, int]:
@@ -320,7 +400,7 @@ def _sizes(cfg: DictConfig) -> dict[str, int]:
 
 
 def _short(parts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,13 +16,13 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.tasks import sources
-from adalora_repro.tasks.base import BaseTask, Batch, Evaluation, TaskData, equal_distances, mapped, pad
+from adalora_repro.tasks import cache, sources
+from adalora_repro.tasks.base import BaseTask, Batch, Scores, TaskData, constant, equal_distances, mapped, pad
 from adalora_repro.tasks.squad_scores import best_thresholds, score_all, squad_metrics
 
 if TYPE_CHECKING:
@@ -108,6 +108,10 @@ class Task(BaseTask):
         answers = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
         return Features(types | {self.cfg.task.label_column: answers})
 
+    def stratum(self, label: Any) -> Hashable:
+        """Questions with an answer, and those without."""
+        return bool(label["text"])
+
     def recipe(self) -> list[Any]:
         return [int(self.cfg.task.stride), self.nullable]
 
@@ -187,6 +191,8 @@ class Task(BaseTask):
                 continue
             first, stop = sequence.index(1), len(sequence) - sequence[::-1].index(1)
             starts, ends = (list(side) for side in zip(*encoded["offset_mapping"][window][first:stop], strict=True))
+            if after != kept_row:
+                self._check_last(contexts[row], ends[-1], where(row))
             cls = ids.index(tokenizer.cls_token_id)
             values = {name: encoded[name][window] for name in tokenizer.model_input_names} | {"length": len(ids)}
             if training:
@@ -201,6 +207,26 @@ class Task(BaseTask):
             for name, column in windows.items():
                 column.append(values[name])
         return windows
+
+    def _check_last(self, context: str, end: int, where: str) -> None:
+        """The last window of a row reaches the last token of its context.
+
+        Args:
+            end: the character behind the last token of the last window.
+
+        Raises:
+            InputError: it does not, as with tokenizers 0.23.1 and 0.23.2, which stop at ``max_length``.
+        """
+        if not context[end:].strip():
+            return
+        # what follows may have no token: a mark that the normalizer takes away
+        offsets = self.tokenizer(context, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        last = offsets["offset_mapping"][-1][1]
+        if end < last:
+            raise InputError(
+                f"{where}: the windows end at character {end:,} of {last:,}: tokenizers {cache.version('tokenizers')} "
+                "loses the rest of a long context; install tokenizers>=0.23.3"
+            )
 
     def _token_problems(self, questions: list[str], contexts: list[str]) -> list[str | None]:
         """What only the tokenizer can tell of each row."""
@@ -295,7 +321,7 @@ class Task(BaseTask):
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
-    def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> Evaluation:
+    def score(self, split: str, name: str, batches: Iterable[dict[str, Any]]) -> Scores:
         """Exact match and F1 in percent; 2.0: of both kinds of question apart, and with the best null threshold too.
 
         Files: ``predictions.json`` (id -> answer, what SQuAD's own script reads), ``nbest.jsonl.gz`` (by question: its
@@ -304,11 +330,7 @@ class Task(BaseTask):
         Raises:
             FloatingPointError: a logit is not finite; names the split.
         """
-        evaluation = Evaluation({})
-        for suffix, split in self.cfg.task.validation.items():
-            found = self._questions(split, predictions[split])
-            self._score(found, suffix, evaluation)
-        return evaluation
+        return self._scores(self._questions(split, batches), name)
 
     def _questions(self, split: str, batches: Iterable[dict[str, Any]]) -> list[Question]:
         """The windows' best spans put together by question, in the order of the rows; nothing else is kept of them."""
@@ -331,31 +353,32 @@ class Task(BaseTask):
                         question.add(starts[i - first], ends[j - first], score)
         return [questions[example] for example in sorted(questions)]
 
-    def _score(self, questions: list[Question], suffix: str, evaluation: Evaluation) -> None:
+    def _scores(self, questions: list[Question], name: str) -> Scores:
         n_best, threshold = self.cfg.task.n_best, self.cfg.task.null_threshold
         best = {question.id: question.best(n_best) for question in questions}
-        texts = {name: answers[0].text for name, answers in best.items()}
+        texts = {key: answers[0].text for key, answers in best.items()}
         odds = {question.id: question.null - best[question.id][0].score for question in questions}
-        given = {name: "" if self.nullable and odds[name] > threshold else text for name, text in texts.items()}
+        given = {key: "" if self.nullable and odds[key] > threshold else text for key, text in texts.items()}
         references = {question.id: question.answers for question in questions}
         scores = score_all(given, references)
         figures = squad_metrics(given, references, scores=scores)
         if self.nullable:
             figures |= best_thresholds(texts, odds, references)
         else:
-            figures = {name: figures[name] for name in ("exact", "f1")}
-        evaluation.metrics |= {f"{name}{suffix}": value for name, value in figures.items() if "total" not in name}
+            figures = {metric: figures[metric] for metric in ("exact", "f1")}
+        figures = {metric: value for metric, value in figures.items() if "total" not in metric}
         rows = []
         for question in questions:
-            name = question.id
-            row: dict[str, Any] = {"id": name, "prediction": given[name]}
-            row |= dict(zip(("exact", "f1"), scores[name], strict=True))
-            row |= {"null_odds": odds[name]} if self.nullable else {}
-            rows.append(row | {"n_best": question.described(best[name], self.nullable)})
-        evaluation.files[f"predictions{suffix}.json"] = given
-        evaluation.files[f"nbest{suffix}.jsonl.gz"] = rows
+            key = question.id
+            row: dict[str, Any] = {"id": key, "prediction": given[key]}
+            row |= dict(zip(("exact", "f1"), scores[key], strict=True))
+            row |= {"null_odds": odds[key]} if self.nullable else {}
+            rows.append(row | {"n_best": question.described(best[key], self.nullable)})
+        files = {f"predictions{name}.json": given, f"nbest{name}.jsonl.gz": rows}
         if self.nullable:
-            evaluation.files[f"null_odds{suffix}.json"] = odds
+            files[f"null_odds{name}.json"] = odds
+        only = constant(given.values())
+        return Scores(figures, files, None if only is None else repr(_short(only)) if only else "no answer")
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ forcing). Evaluation: beam search, then ROUGE of what was written (``tasks/rouge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import rouge, sources
-from adalora_repro.tasks.base import MULTIPLE, BaseTask, Batch, Evaluation, TaskData, mapped, pad
+from adalora_repro.tasks.base import MULTIPLE, BaseTask, Batch, Scores, TaskData, constant, mapped, pad
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -189,24 +189,25 @@ class Task(BaseTask):
 
     # -- scores ----------------------------------------------------------------------------------------------------
 
-    def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> Evaluation:
+    def score(self, split: str, name: str, batches: Iterable[dict[str, Any]]) -> Scores:
         """ROUGE F-measures in percent with 95% intervals (``<name>_low``, ``<name>_high``), and ``written_tokens``, the
         mean length of what was written.
 
         Files: ``predictions.jsonl.gz``, by document: id, what was written, its scores.
         """
-        evaluation = Evaluation({})
-        for suffix, split in self.cfg.task.validation.items():
-            texts, tokens = self._texts(predictions[split])
-            side = self._side[split]
-            scores = rouge.rouge_scores(texts, side["reference"][:])
-            figures = rouge.summarize(scores) | {"written_tokens": tokens / len(texts)}
-            evaluation.metrics |= {f"{name}{suffix}": value for name, value in figures.items()}
-            evaluation.files[f"predictions{suffix}.jsonl.gz"] = [
-                {"id": name, "prediction": text} | {metric: scores[metric][row] for metric in scores}
-                for row, (name, text) in enumerate(zip(side["id"][:], texts, strict=True))
-            ]
-        return evaluation
+        texts, tokens = self._texts(batches)
+        side = self._side[split]
+        scores = rouge.rouge_scores(texts, side["reference"][:])
+        rows = [
+            {"id": document, "prediction": text} | {metric: scores[metric][row] for metric in scores}
+            for row, (document, text) in enumerate(zip(side["id"][:], texts, strict=True))
+        ]
+        only = constant(texts)
+        return Scores(
+            rouge.summarize(scores) | {"written_tokens": tokens / len(texts)},
+            {f"predictions{name}.jsonl.gz": rows},
+            None if only is None else f"a text of {len(only):,} characters",
+        )
 
     def _texts(self, batches: Iterable[dict[str, Any]]) -> tuple[list[str], int]:
         """What was written, in the order of the rows, and its tokens: of a batch only its texts are kept."""

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -13,33 +14,19 @@ from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
-import sentencepiece
 import torch
 from huggingface_hub import constants
 from omegaconf import OmegaConf
+from small_backbone import SHRINK, SMALL, save_deberta
 from task_configs import CONF, task_config
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import RobertaProcessing
-from transformers import AutoConfig, AutoModelForMaskedLM, BartModel
+from transformers import AutoConfig, BartModel
 from transformers import BartForConditionalGeneration as Bart
 
 from adalora_repro import backbones, hub, records
 from adalora_repro.errors import InputError
 from adalora_repro.tasks import sample, summarization
-
-SHRINK = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "position_buckets": 16,
-}
-#: a run of a model like that
-SMALL = (
-    *("task=rte", "data=sample", *(f"backbone.architecture.{name}={value}" for name, value in SHRINK.items())),
-    *("data.sample_rows=32", "data.sample_validation_rows=16", "train.batch_size=8", "task.max_length=48"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -53,34 +40,7 @@ def hub_cache(tmp_path_factory) -> Path:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(backbone.revision)
 
-    architecture = OmegaConf.to_container(backbone.architecture) | SHRINK
-    model_type = architecture.pop("model_type")
-    torch.manual_seed(0)
-    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(model_type, **architecture)).half()
-    torch.save(model.state_dict(), snapshot / "pytorch_model.bin")
-    (snapshot / "config.json").write_text(json.dumps({"model_type": model_type} | architecture))
-
-    rows = sample.generate("rte", "train", {"train": 300, "validation": 10}, 0)
-    text = root / "text.txt"
-    text.write_text("\n".join(f"{row['sentence1']}\n{row['sentence2']}" for row in rows))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text),
-        model_prefix=str(root / "spm"),
-        vocab_size=127,
-        model_type="unigram",
-        pad_id=0,
-        pad_piece="[PAD]",
-        bos_id=1,
-        bos_piece="[CLS]",
-        eos_id=2,
-        eos_piece="[SEP]",
-        unk_id=3,
-        unk_piece="[UNK]",
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    (root / "spm.model").rename(snapshot / "spm.model")
-    (snapshot / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "vocab_type": "spm"}))
+    save_deberta(snapshot)
     return root
 
 
@@ -120,6 +80,7 @@ def test_without_a_connection_the_cache_serves_and_what_it_lacks_is_refused_at_o
     monkeypatch.setattr(hub, "AGAIN_S", 0.0)
     cfg = task_config("rte")
     cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml"))
+    cfg.backbone.architecture = OmegaConf.merge(cfg.backbone.architecture, SHRINK)
     assert backbones.load_tokenizer(cfg).vocab_size == 127
     cfg.backbone.hub = "microsoft/another"
     began = time.monotonic()
@@ -168,26 +129,56 @@ def test_only_a_connection_that_fails_twice_is_none(monkeypatch, answers, reacha
 
 def test_weights_of_another_architecture_are_refused(cli, hub_cache, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
-    done = cli(*SMALL, "method=lora", "train.max_steps=3", "backbone.architecture.hidden_size=48")
-    assert done.code == 2
-    assert "is not the architecture of conf/backbone" in done.err
+    words = (*SMALL, "method=lora", "train.max_steps=3")
+    for name, value in {"hidden_size": 48, "num_attention_heads": 2, "layer_norm_eps": 0.1, "pad_token_id": 1}.items():
+        saved = SHRINK.get(name, {"layer_norm_eps": 1e-7, "pad_token_id": 0}.get(name))
+        done = cli(*words, f"backbone.architecture.{name}={value}", "optim.warmup_steps=0")
+        assert done.code == 2
+        (line,) = done.err.strip().splitlines()
+        if name == "pad_token_id":
+            assert "the pad token of its tokenizer (DebertaV2Tokenizer) has the id 0, the model's is 1" in line
+        else:
+            assert (
+                f"is not the architecture of conf/backbone: in its config.json {name} is {saved}, not {value}" in line
+            )
+
+
+def test_a_hub_cache_without_the_tokenizer_or_with_a_pointer_is_refused(tmp_path, cli, hub_cache, monkeypatch):
+    words = (*SMALL, "method=lora", "train.max_steps=3", "optim.warmup_steps=0")
+    for name, text in {"spm.model": "has no tokenizer of this model", "pytorch_model.bin": "git lfs pull"}.items():
+        shutil.copytree(hub_cache, tmp_path / name)
+        (path,) = (tmp_path / name).rglob(name)
+        if name == "spm.model":
+            path.unlink()
+        else:
+            path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 371146213\n")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / name))
+        done = cli(*words)
+        assert done.code == 2
+        (line,) = done.err.strip().splitlines()
+        assert text in line
+        assert name in line
 
 
 def test_hub_weights_are_loaded_in_full_precision_and_pinned(monkeypatch):
     import transformers
 
     cfg = task_config("rte")
-    cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml"))
+    cfg.backbone = OmegaConf.merge(
+        cfg.backbone, OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml"), {"architecture": SHRINK}
+    )
     asked = {}
 
     class Auto:
         @staticmethod
         def from_pretrained(**options):
             asked.update(options)
+            model = transformers.AutoModelForSequenceClassification.from_config(options["config"])
+            return model, dict.fromkeys(("mismatched_keys", "missing_keys", "unexpected_keys"), set())
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(backbones, "_auto_model", lambda _: Auto)
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda **_: transformers.DebertaV2Config())
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda **_: backbones.model_config(cfg))
     backbones.load_model(cfg)
     assert asked["dtype"] is torch.float32
     assert asked["revision"] == "8ccc9b6f36199bec6961081d44eb72fb3f7353f3"

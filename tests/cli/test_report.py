@@ -22,7 +22,7 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 from adalora_repro.tables.render import FORMATS
 
 ROOT = Path(adalora_repro.__file__).parent.parent
-TABLES = {"table1": 96, "table2": 34, "table3": 18, "table4": 36, "table5": 36, "table14": 16, "controls": 32}
+TABLES = {"table1": 96, "table2": 34, "table3": 18, "table4": 36, "table5": 36, "table14": 16, "controls": 36}
 Captured = pytest.CaptureFixture[str]
 
 

@@ -34,7 +34,9 @@ def first_words(done: Outcome) -> list[str]:
     return [line.partition(":")[0] for line in done.out.splitlines()]
 
 
-def give_scores(monkeypatch: pytest.MonkeyPatch, score: Callable[[Any], float]) -> None:
+def give_scores(
+    monkeypatch: pytest.MonkeyPatch, score: Callable[[Any], float], held_out: Callable[[Any], float] | None = None
+) -> None:
     """Training without training: ``score(cfg)`` is what a run measures, an exception how it fails."""
     from adalora_repro import session
 
@@ -45,14 +47,16 @@ def give_scores(monkeypatch: pytest.MonkeyPatch, score: Callable[[Any], float]) 
         except ValueError as error:
             print(f"failed: {error}", file=sys.stderr)
             return EXIT_FAILED
-        save(plan, value)
+        save(plan, value, None if held_out is None else held_out(plan.cfg))
         return EXIT_OK
 
     monkeypatch.setattr(session, "execute", execute)
 
 
-def save(plan: planning.Plan, score: float) -> None:
+def save(plan: planning.Plan, score: float, held_out: float | None = None) -> None:
     record = make(score, task="rte")
+    if held_out is not None:
+        record.final["holdout"] = {"accuracy": held_out}  # type: ignore[index]
     record.key = plan.key
     plan.folder.mkdir(parents=True, exist_ok=True)
     records.write(record, plan.folder)
@@ -251,6 +255,18 @@ def test_stages_choose_a_learning_rate_from_the_first(tiny: Cli, monkeypatch: py
     assert last_line(tiny(*STAGES, "seed=2,4")) == "sweep: 2 already done"  # the choice is still the first stage's
     assert last_line(tiny(*STAGES, "seed=0")) == "sweep: 3 already done"
     assert trained == []
+
+
+def test_stages_choose_on_the_held_out_split(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    give_scores(
+        monkeypatch, lambda cfg: 0.9 - cfg.optim.lr, lambda cfg: {1e-4: 0.4, 1e-3: 0.6, 1e-2: 0.5}[cfg.optim.lr]
+    )
+    done = tiny(*STAGES)
+    assert done.code == EXIT_OK, done.err
+    words = "optim.lr=1e-3, the best of 3 on the held-out split in 3 of 3 runs\n"
+    assert f"stage 2, rte lora 0.3M: {words}" in done.out
+    tried = [run.record.key["lr"] for run in find_runs()]
+    assert sorted(tried) == [1e-4, *[1e-3] * 5, 1e-2]
 
 
 def test_the_choice_is_each_cell_s_own_and_an_edge_is_named(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ VARIED: dict[str, tuple[str, dict[str, Any]]] = {
     "adalora_sensitivity": ("adalora", {"method.score": "sensitivity"}),
     "adalora_magnitude": ("adalora", {"method.score": "magnitude"}),
     "adalora_random": ("adalora", {"method.score": "random"}),
+    "adalora_gradient": ("adalora", {"method.score": "gradient"}),
     "adalora_uniform": ("adalora", {"method.allocation": "uniform"}),
     "adalora_gamma0": ("adalora", {"method.gamma": 0.0}),
     "prune_lora": ("adalora", {"method.module": "prune_lora", "method.gamma": 0.0}),

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -386,7 +387,8 @@ def test_published_commands_name_the_folders_of_their_records(
     )
     monkeypatch.setattr(sources, "check", lambda *_: None)
     monkeypatch.setattr(sources, "train_rows", lambda _: record.data["rows"]["train"])
-    monkeypatch.setattr(sources, "fingerprint", lambda _: record.data["fingerprint"])
+    monkeypatch.setattr(sources, "fingerprint", lambda _: "of the rows, which these records do not have")
+    monkeypatch.setattr(sources, "byte_fingerprint", lambda _: record.data["fingerprint"])
     plan = resolved(*words, f"results.dir={ROOT / 'results'}")
     assert str(plan.folder) in published()
     assert plan.key == record.key
@@ -629,7 +631,9 @@ def test_a_local_backbone_is_known_by_its_files_not_by_its_place(tmp_path: Path)
     hashes = []
     for place, content in (("here", b"weights"), ("there", b"weights"), ("else", b"others")):
         (tmp_path / place).mkdir()
-        (tmp_path / place / "model.safetensors").write_bytes(content)
+        (tmp_path / place / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+        (tmp_path / place / "config.json").write_bytes(b"{}")
+        (tmp_path / place / "spm.model").write_bytes(content)
         plan = resolved("task=rte", "method=lora", "data=sample", f"backbone.path={tmp_path / place}")
         assert str(tmp_path) not in json.dumps(plan.settings)
         hashes.append(plan.key["hash"])

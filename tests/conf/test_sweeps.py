@@ -144,18 +144,44 @@ def test_every_sweep_reaches_the_sweeper_whole(path: Path) -> None:
     assert {key for key in ("params", "cells", "stages") if made[key]} == set(own)
 
 
-def test_grids_and_seeds_are_the_paper_s() -> None:
-    grids = {
-        path.stem: [float(lr) for lr in OmegaConf.load(path).hydra.sweeper.params["optim.lr"].split(",")]
-        for path in SWEEPS
-        if path.stem in ("lr", "lr_wide", "stages")
+APPENDIX_C_2 = {8e-5, 5e-5, 3e-5, 1e-4, 3e-4, 5e-4, 8e-4, 1e-3}
+
+
+def grids() -> dict[str, list[float]]:
+    """The learning rates of every sweep that has some."""
+    found = {path.stem: OmegaConf.load(path).hydra.sweeper.get("params") or {} for path in SWEEPS}
+    return {
+        name: [float(lr) for lr in params["optim.lr"].split(",")]
+        for name, params in found.items()
+        if "optim.lr" in params
     }
-    assert grids["lr"] == grids["stages"] == [8e-5, 5e-5, 3e-5, 1e-4, 3e-4, 5e-4, 8e-4, 1e-3]
+
+
+def test_every_recipe_s_learning_rate_is_in_every_grid() -> None:
+    """AdaLoRA's published rate is always among those tried; a grid has the same rates for every method and task."""
+    assert {"lr", "lr_wide", "stages"} <= set(grids())
+    conf = resource("conf")
+    recipes = {
+        path: lr
+        for folder in ("tuned", "script")
+        for path in sorted((conf / folder).glob("*.yaml"))
+        if (lr := OmegaConf.select(OmegaConf.load(path), "optim.lr")) is not None
+    }
+    assert len(recipes) >= 15
+    for path, lr in recipes.items():
+        for name, grid in grids().items():
+            assert float(lr) in grid, f"{path.name}: {lr} is not in sweeps/{name}.yaml"
+
+
+def test_grids_and_seeds_are_the_paper_s() -> None:
     with (PAPER / "table8_10_13_hyperparameters.csv").open(newline="") as file:
         of_tables = {float(row["learning_rate"]) for row in csv.DictReader(file)}
-    wide = grids["lr_wide"]
-    assert wide == sorted(set(wide))
-    assert set(grids["lr"]) | of_tables <= set(wide)
+    assert {1.2e-3, 2.2e-3} == of_tables - APPENDIX_C_2
+    for grid in grids().values():
+        assert grid == sorted(set(grid))
+    assert set(grids()["lr"]) == set(grids()["stages"]) == APPENDIX_C_2 | of_tables
+    wide = grids()["lr_wide"]
+    assert set(grids()["lr"]) <= set(wide)
     assert sum(lr < 3e-5 for lr in wide) >= 2
     assert sum(lr > 2.2e-3 for lr in wide) >= 2
     assert OmegaConf.load(resource("sweeps") / "seeds.yaml").hydra.sweeper.params.seed == "0,1,2,3,4"
@@ -215,7 +241,7 @@ def test_a_budget_leaves_out_what_has_none(tmp_path: Path) -> None:
 
 def test_sweeps_combine(tmp_path: Path) -> None:
     jobs = launched("table1,lr,seeds", "task=cola", "method=lora", "budget=0.3M", *NO_FILES, folder=tmp_path)
-    assert len({(job["optim.lr"], job["seed"]) for job in jobs}) == len(jobs) == 40
+    assert len({(job["optim.lr"], job["seed"]) for job in jobs}) == len(jobs) == 50
     jobs = launched("table1,table3", "method=full", *NO_FILES, folder=tmp_path)
     assert {(job["task"], job.get("backbone")) for job in jobs} == {
         *((column.task, None) for column in importlib.import_module("adalora_repro.tables.table1").SPEC.columns),

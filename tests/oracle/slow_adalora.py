@@ -60,6 +60,25 @@ class SlowAllocator:
                     yield (k, "Q", i, j), Q[i][j], gQ[i][j]
 
 
+class SlowGradient(SlowAllocator):
+    """S of ``score=gradient``: (7) with the average (9) of |g| in place of s; neither (8), nor (10), nor (11)."""
+
+    def update(self, weights: list[tuple[Matrix, list[float], Matrix]], grads: list) -> None:
+        for key, _, g in self._entries(weights, grads):
+            self.average[key] = self.beta1 * self.average.get(key, 0.0) + (1 - self.beta1) * abs(g)
+
+    def scores(self) -> list[list[float]]:
+        out = []
+        for k, (d_out, d_in, r) in enumerate(self.shapes):
+            row = []
+            for i in range(r):
+                of_P = [self.average[k, "P", j, i] for j in range(d_out)]
+                of_Q = [self.average[k, "Q", i, j] for j in range(d_in)]
+                row.append(self.average[k, "E", i] + sum(of_P) / d_out + sum(of_Q) / d_in)
+            out.append(row)
+        return out
+
+
 def keep_exactly(scores: list[list[float]], budget: int) -> list[list[bool]]:
     """(6): the top-b(t) of all triplets; of equal scores the earlier matrix and index."""
     ranked = sorted(((-s, k, i) for k, row in enumerate(scores) for i, s in enumerate(row)))

@@ -30,6 +30,10 @@ def as_lists(layers: dict[str, SVDLinear], grad: bool = False) -> list:
     ]
 
 
+SLOW = {"importance": slow_adalora.SlowAllocator, "gradient": slow_adalora.SlowGradient}
+
+
+@pytest.mark.parametrize("score", SLOW)
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 1000),
@@ -40,13 +44,13 @@ def as_lists(layers: dict[str, SVDLinear], grad: bool = False) -> list:
     # 0 makes every uncertainty 0, hence every score equal: ties go to the first triplets
     betas=st.tuples(*[st.sampled_from([0.0, 0.3, 0.85, 0.95])] * 2),
 )
-def test_paper_protocol_equals_algorithm_1(seed, t_i, t_f, delta_t, b_T, betas):
+def test_paper_protocol_equals_algorithm_1(score, seed, t_i, t_f, delta_t, b_T, betas):
     layers = make_layers(seed)
     parameters = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.05)
     steps = 12
-    allocator = RankAllocator(layers, BudgetSchedule(11, b_T, t_i, t_f, steps), delta_t, *betas)
-    slow = slow_adalora.SlowAllocator(SHAPES, *betas)
+    allocator = RankAllocator(layers, BudgetSchedule(11, b_T, t_i, t_f, steps), delta_t, *betas, score=score)
+    slow = SLOW[score](SHAPES, *betas)
     fixed = None
     for t in range(steps):
         for p in parameters:
@@ -74,6 +78,32 @@ def test_paper_protocol_equals_algorithm_1(seed, t_i, t_f, delta_t, b_T, betas):
         if fixed is not None:
             assert allocator.budget == b_T
             assert list(allocator.rank_pattern().values()) == [sum(row) for row in fixed]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_gradient_scores_of_the_released_protocol_freeze_with_the_averages(seed):
+    """Masks at t > t_i every delta_t steps and after T - t_f; what comes from T - t_f on enters no score."""
+    layers, steps, t_i, t_f, delta_t, b_T = make_layers(seed), 12, 2, 4, 3, 5
+    parameters = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.05)
+    schedule = BudgetSchedule(11, b_T, t_i, t_f, steps)
+    allocator = RankAllocator(layers, schedule, delta_t, score="gradient", protocol="released")
+    slow = slow_adalora.SlowGradient(SHAPES, 0.85, 0.85)
+    masks = 0
+    for t in range(steps):
+        for p in parameters:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        if t < steps - t_f:
+            slow.update(as_lists(layers), as_lists(layers, grad=True))
+        allocator.observe(t)
+        allocator.allocate(t)
+        if t > steps - t_f or (t > t_i and t % delta_t == 0):
+            kept = slow_adalora.keep_exactly(slow.scores(), slow_adalora.schedule(t, 11, b_T, t_i, t_f, steps))
+            found = [(layer.lora_E != 0).flatten().tolist() for layer in layers.values()]
+            assert found == kept, f"t={t}"
+            masks += 1
+    assert masks == 5
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -59,7 +59,18 @@ def test_a_uniform_allocation_leaves_the_same_rank_everywhere(protocol):
 
 
 @pytest.mark.parametrize("protocol", ["paper", "released"])
-@pytest.mark.parametrize("options", [{}, {"allocation": "uniform"}, {"score": "random"}, {"max_params": 50}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"allocation": "uniform"},
+        {"score": "random"},
+        {"score": "gradient"},
+        {"max_params": 50},
+        {"max_params": 50, "allocation": "uniform"},
+    ],
+    ids=str,
+)
 def test_no_step_of_an_allocator_copies_from_the_host(protocol, options):
     layers = {name: layer.to("meta") for name, layer in layers_of(SVDLinear).items()}
     allocator = RankAllocator(layers, SCHEDULE, 1, protocol=protocol, **options)

@@ -39,6 +39,7 @@ QUICK: dict[str, list[str]] = {
     "sizes": ["--backbone", "tiny-bert", "--ranks", "3"],
     "around": ["backbone=tiny-bert", "data.sample_rows=64", "data.sample_validation_rows=8", "train.batch_size=4"],
     "flex": [*DEBERTA, "--lengths", "16", "--batch", "2", "--rounds", "1"],
+    "selection_rule": ["--cells", "10"],
     "reports": ["--counts", "3", "--repeat", "1"],
 }
 #: runs of their own, or of MiniLM

@@ -18,7 +18,8 @@ from adalora_repro import backbones, budgets, inject, methods, plan
 from adalora_repro.budgets import Place, extras, fill, label_params, spread
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import BudgetSchedule, RankAllocator, SVDLinear
-from adalora_repro.lowrank.importance import keep_within
+from adalora_repro.lowrank.importance import keep_level, keep_within
+from adalora_repro.lowrank.importance import level as level_scores
 from adalora_repro.tables.base import Scope, compile_table
 from adalora_repro.tables.layout import long_rows
 from adalora_repro.tables.table1 import SPEC
@@ -136,6 +137,32 @@ def test_triplets_are_kept_as_a_loop_would(triplets: list[tuple[int, int]], para
             left -= triplets[i][1]
             expected[i] = True
     assert keep_within(scores.float(), costs, params, len(costs.unique())).tolist() == expected
+
+
+@given(
+    st.lists(st.sampled_from([2, 3, 7]), min_size=1, max_size=5),
+    st.integers(1, 4),
+    st.integers(7, 60),
+    st.randoms(use_true_random=False),
+)
+@settings(deadline=None)
+def test_a_uniform_allocation_of_parameters_keeps_level_after_level(costs, rank, params, random) -> None:
+    """The oracle: whole levels while they fit, then the best triplets of one more level that still fit."""
+    scores = torch.tensor([random.random() for _ in range(len(costs) * rank)])
+    left, expected = params, [False] * len(scores)
+    best_first = [sorted(range(i * rank, (i + 1) * rank), key=lambda j: -scores[j]) for i in range(len(costs))]
+    for level in range(rank):
+        partial = sum(costs) > left
+        for j in sorted((order[level] for order in best_first), key=lambda j: -scores[j]):
+            if costs[j // rank] <= left:
+                left -= costs[j // rank]
+                expected[j] = True
+        if partial:
+            break
+    per_triplet = torch.tensor(costs).repeat_interleave(rank)
+    most = (params // sum(costs) + 1) * len(costs)
+    levelled = level_scores(scores, [rank] * len(costs))
+    assert keep_level(levelled, per_triplet, params, len(set(costs)), most).tolist() == expected
 
 
 @pytest.mark.parametrize("protocol", ["paper", "released"])
@@ -262,6 +289,36 @@ def test_a_number_needs_no_label_of_the_task() -> None:
     words = ("method=lora", "budget.match=params", "budget.params=200000")
     assert resolved("task=squad", *words).key["budget"] == "params200000"
     assert not any(name in resolved("task=squad", *words).settings for name in ("budget.label", "budget.family"))
+
+
+def test_lora_at_the_initial_rank_is_where_adalora_of_the_same_number_starts() -> None:
+    words = (
+        "task=cola",
+        "backbone=minilm",
+        "data=sample",
+        "method.schedule=scaled",
+        "budget.match=params",
+        "budget.params=83000",
+    )
+    names = ("lora", "lora_init_r", "adalora")
+    lora, control, adalora = (plan.count(resolved(*words, f"method={name}")) for name in names)
+    assert control.method["r"] == adalora.method["b_0"] // adalora.method["n"] == 3
+    assert control.params["method"] == 3 * lora.params["method"] // 2 > 83_000 >= lora.params["method"]
+    assert control.key["budget"] == lora.key["budget"] == "params83000"
+
+
+def test_a_uniform_allocation_fills_a_number_of_parameters() -> None:
+    words = (
+        "task=cola",
+        "backbone=minilm",
+        "data=sample",
+        "method.schedule=scaled",
+        "budget.match=params",
+        "budget.params=83000",
+    )
+    uniform, free = (plan.count(resolved(*words, f"method={name}")) for name in ("adalora_uniform", "adalora"))
+    assert (uniform.params, uniform.method) == (free.params, free.method)
+    assert 83_000 - uniform.method["params_min"] < 384 + 1 + 1536
 
 
 def test_a_method_of_one_size_is_the_same_run() -> None:

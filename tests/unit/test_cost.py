@@ -246,18 +246,28 @@ def test_copies_and_damaged_files_are_named_and_not_counted(tmp_path: Path) -> N
 
 WRONG: list[tuple[str, Any, str]] = [
     ("schema_version", 2, "schema_version 2"),
-    ("key", None, "key is not an object"),
+    ("key", None, "key is None, not an object"),
     ("key.method", 3, "key.method is 3"),
     ("key.threads", True, "key.threads is True"),
     ("key.against", "bitfit", "methods are"),
     ("methods.lora.mean_s", float("nan"), "methods.lora.mean_s is nan"),
     ("methods.lora.peak_memory", 0, "peak_memory is 0"),
     ("methods.lora.epoch_s", 10**400, "methods.lora.epoch_s is 1000"),
-    ("methods.adalora", [], "methods.adalora has no budget"),
+    ("methods.adalora", [], "methods.adalora is [], not an object"),
     ("pairs", [], "no pairs"),
     ("pairs", [pair(1.0, -1.0)], "pairs[0].seconds.lora is -1.0"),
-    ("pairs", [{"seconds": {"lora": 1.0}}], "pairs[0] has no order"),
-    ("ratio", None, "no ratio.median"),
+    ("pairs", [{"seconds": {"lora": 1.0}}], "pairs[0].order is missing"),
+    ("pairs", [{"seconds": {"lora": 1.0}, "order": ["lora"]}], "pairs[0] has no order"),
+    ("methods.adalora.peak_memory", ..., "methods.adalora.peak_memory is missing"),
+    ("methods.lora.tokens_per_s", ..., "methods.lora.tokens_per_s is missing"),
+    ("key.device", ..., "key.device is missing"),
+    ("key.batch_size", 0, "key.batch_size is 0"),
+    ("epoch.examples", ..., "epoch.examples is missing"),
+    ("ratio.epoch", ..., "ratio.epoch is missing"),
+    ("ratio.epoch.high", ..., "ratio.epoch.high is missing"),
+    ("ratio.epoch.high", None, "ratio.epoch has one end"),
+    ("ratio.phases", {"pruning": {"median": 1.0}}, "ratio.phases.pruning.pairs is missing"),
+    ("ratio", None, "no ratio to lora"),
     ("ratio.epoch.low", "1", "ratio.epoch.low is '1'"),
     ("epoch.steps", None, "epoch.steps is None"),
     ("created", "now", "created is 'now'"),
@@ -274,7 +284,10 @@ def test_what_is_no_measurement_is_refused_by_name(name: str, value: Any, proble
     node = values
     for parent in parents:
         node = node[parent]
-    node[last] = value
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
     with pytest.raises(RecordError) as caught:
         cost_record.validate(values, "FILE")
     assert str(caught.value).startswith("FILE: ")
@@ -302,7 +315,9 @@ def data_are(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], None]:
     """Says how many rows the local data have and their fingerprint, for they need not be here."""
 
     def say(rows: int, fingerprint: str) -> None:
-        monkeypatch.setattr(planning, "_facts", lambda cfg: (rows, fingerprint))
+        monkeypatch.setattr(planning.sources, "train_rows", lambda cfg: rows)
+        monkeypatch.setattr(planning.sources, "fingerprint", lambda cfg: fingerprint)
+        monkeypatch.setattr(planning.sources, "byte_fingerprint", lambda cfg: fingerprint)
         monkeypatch.setattr(planning.sources, "check", lambda cfg, task: None)
 
     return say

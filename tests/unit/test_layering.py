@@ -16,10 +16,11 @@ CONF = PACKAGE.parent / "conf"
 #: from the bottom up; modules on one line may not import each other (a package's own modules may)
 LAYERS = [
     "__init__",
-    "errors",
-    "config budgets processes hub",
+    "errors terminal shapes",
+    "config budgets processes hub backbone_files backbone_tokenizer",
     "records lock",
-    "cost_record",
+    "selection",
+    "cost_record revisions",
     "lowrank cluster",
     "backbones skeleton",
     "inject shortcuts",

@@ -224,7 +224,7 @@ def drive(allocator: RankAllocator, steps: range, lr: float = 0.01) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["paper", "released"])
-@pytest.mark.parametrize("score", ["importance", "sensitivity", "magnitude"])
+@pytest.mark.parametrize("score", ["importance", "sensitivity", "gradient", "magnitude"])
 @pytest.mark.parametrize("delta_t", [1, 3, 7, 1000])
 def test_ends_at_the_final_budget(protocol, score, delta_t):
     layers = layers_of()
@@ -351,7 +351,7 @@ def test_allocating_without_observing_is_an_error():
     [
         ({"delta_t": 0}, "delta_t"),
         ({"delta_t": 1, "beta1": 1.0}, "beta1"),
-        ({"delta_t": 1, "score": "size"}, "importance, sensitivity, magnitude"),
+        ({"delta_t": 1, "score": "size"}, "importance, sensitivity, gradient, magnitude"),
         ({"delta_t": 1, "protocol": "old"}, "paper, released"),
     ],
 )

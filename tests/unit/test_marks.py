@@ -13,7 +13,7 @@ from fake_records import make, save
 
 from adalora_repro.errors import InputError
 from adalora_repro.records import RunRecord, read_all, write_files
-from adalora_repro.tables import layout, marks, render, table1, table2, table3
+from adalora_repro.tables import controls, layout, marks, render, table1, table2, table3
 from adalora_repro.tables.base import Comparison, Scope, Spec, Table, compile_table
 from adalora_repro.tables.compare import BOOTSTRAP, MCNEMAR, compare, evaluated_on, pair_up
 from adalora_repro.tables.marks import with_marks
@@ -98,6 +98,54 @@ def test_the_best_baseline_is_of_the_same_budget_and_no_variant_of_adalora(tmp_p
     assert [one.baseline for one in found if one is not None] == [houlsby, lora]
 
 
+def test_ranks_of_an_adalora_run_are_no_baseline(tmp_path: Path) -> None:
+    """The row lora_rank_pattern has what AdaLoRA found: the better it is, the better for AdaLoRA."""
+    for method, base in (("lora", 0.60), ("lora_rank_pattern", 0.66), ("lora_init_r", 0.67), ("adalora", 0.70)):
+        seeds(tmp_path, [base, base + 0.01 * len(method) / 4, base + 0.03], method=method)
+    seeds(tmp_path, [0.5, 0.52, 0.51], method="full", budget="full")
+    table = marked(tmp_path, controls.SPEC)
+    against = {row.method: row.cells[2].values[0].comparison for row in table.rows}
+    baselines = {name: one.baseline for name, one in against.items() if one is not None}
+    assert baselines == dict.fromkeys(("adalora", "lora_rank_pattern", "lora_init_r"), "LoRA 0.3M")
+
+
+def full(table: Table, name: str, place: tuple[int, int] = (2, 0)) -> Comparison | None:
+    row = next(row for row in table.rows if row.name == name)
+    return row.cells[place[0]].values[place[1]].with_full
+
+
+def test_the_best_row_of_each_budget_is_compared_with_full_fine_tuning(tmp_path: Path) -> None:
+    whole = [0.50, 0.52, 0.51]
+    scores = {("lora", "0.3M"): 0.55, ("adalora", "0.3M"): 0.60, ("houlsby", "1.2M"): 0.58, ("lora", "1.2M"): 0.4}
+    for (method, budget), base in scores.items():
+        seeds(tmp_path, [base, base + 0.03, base + 0.015], method=method, budget=budget)
+    seeds(tmp_path, whole, method="full", budget="full")
+    seeds(tmp_path, [0.7, 0.71, 0.73], method="bitfit", budget="bitfit")
+    table = marked(tmp_path)
+    compared = {row.name: full(table, row.name) for row in table.rows if full(table, row.name) is not None}
+    assert set(compared) == {"AdaLoRA 0.3M", "HAdapter (Houlsby) 1.2M"}
+    for name, base in (("AdaLoRA 0.3M", 0.60), ("HAdapter (Houlsby) 1.2M", 0.58)):
+        found = compared[name]
+        assert found is not None
+        ours = [100 * value for value in (base, base + 0.03, base + 0.015)]
+        assert (found.baseline, found.test) == ("Full FT", "paired t-test, 3 seeds")
+        assert found.p == pytest.approx(paired_t(ours, [100 * value for value in whole]))
+        assert found.mark == "§"
+    assert "§" in layout.marks_of(next(r for r in table.rows if r.name == "AdaLoRA 0.3M").cells[2].values[0])
+    assert "Tests in this table: 2," in table.tests[0]  # against baselines each seed differs by the same: not tested
+    rows = list(csv.DictReader(io.StringIO(render.render(table, "csv"))))
+    assert {row["method"] for row in rows if row["full_mark"]} == {"adalora", "houlsby"}
+    assert r"\S" in render.render(table, "latex")
+
+
+def test_full_fine_tuning_is_compared_over_examples_too(tmp_path: Path) -> None:
+    glue_run(tmp_path, "mrpc", LABELS, BAD, method="full", budget="full")
+    glue_run(tmp_path, "mrpc", LABELS, GOOD)
+    found = full(marked(tmp_path), "LoRA 0.3M", (6, 0))
+    assert found is not None
+    assert (found.test, found.mark) == (f"{MCNEMAR}; seeds 0 and 0", "¶")
+
+
 def test_holm_counts_every_test_of_the_table(tmp_path: Path) -> None:
     for task in ("cola", "rte", "mrpc"):
         seeds(tmp_path, [0.60, 0.61, 0.62], task=task)
@@ -128,7 +176,7 @@ def test_the_training_split_may_differ_and_the_validation_split_not() -> None:
 
 def test_a_table_without_a_pair_is_left_as_it_is(tmp_path: Path) -> None:
     seeds(tmp_path, [0.5, 0.6])
-    seeds(tmp_path, [0.7, 0.8], method="full", budget="full")
+    seeds(tmp_path, [0.7, 0.8], method="bitfit", budget="bitfit")
     table = compile_table(table1.SPEC, read_all(tmp_path)[0], Scope("minilm", "local"))
     assert with_marks(table) is table
     assert "Marks:" not in render.render(table, "markdown")
@@ -321,5 +369,7 @@ def test_compare_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
 
 
 def test_every_mark_has_its_latex() -> None:
-    assert set(render.LATEX_MARKS) == {"*", "†"}
+    marks_shown = {marks.SEEDS, marks.EXAMPLES, *marks.FULL_MARKS.values(), layout.UNEQUAL}
+    assert set(render.LATEX_MARKS) == marks_shown
+    assert len(marks_shown) == 5
     assert layout.Part("1.00", False, "†").mark == "†"

@@ -210,7 +210,7 @@ def test_refused_files_are_named_there_too(results: Path, capsys: Captured) -> N
 
 
 @pytest.mark.parametrize(
-    "values", [{"lr": 0}, {"progress": {"updated": 9e14}}, {"environment": {"git": {"commit": "x"}}}]
+    "values", [{"lr": 1e-300}, {"progress": {"updated": 9e14}}, {"environment": {"git": {"commit": "x"}}}]
 )
 def test_odd_records_do_not_keep_the_others_away(results: Path, values: dict[str, Any]) -> None:
     save(results, make(0.3, seed=7, environment={"git": {"commit": "y"}}))

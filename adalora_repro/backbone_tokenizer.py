@@ -1,0 +1,144 @@
+"""A backbone's tokenizer: sentencepiece's character map, and whether what a library returned can be the backbone's.
+
+transformers returns a tokenizer without a vocabulary where its files are missing, and one without the character map
+where it builds DeBERTaV3's from ``spm.model``. Both turn text into [UNK] without a word.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adalora_repro.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: ordinary words of English, the language of all tasks
+WORDS = "the of and to in is was for with that on by it as at from he they which not".split()
+LEAST_SHARE = 0.25  # tokens of the vocabulary / rows of the embedding: below, it is another model's tokenizer
+USUAL_SHARE = 0.9  # rows are rounded up, by less than this
+#: transformers builds the normalizer of this class without the map (5.17 to 5.23)
+WITHOUT_MAP = "DebertaV2Tokenizer"
+
+
+def check(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any], where: str) -> None:
+    """The tokenizer is one for a model of this architecture.
+
+    Args:
+        architecture: ``backbone.architecture``: ``vocab_size`` and those ``*_token_id`` that it states.
+        where: the folder or the name on the hub, for messages.
+
+    Raises:
+        InputError: too small a vocabulary or too large a one, special tokens that are missing or have other ids, ordinary
+            words that become [UNK].
+    """
+    size, rows = len(tokenizer), int(architecture["vocab_size"])
+    files = " or ".join(getattr(tokenizer, "vocab_files_names", {}).values()) or "its files"
+    name = type(tokenizer).__name__
+    if size < LEAST_SHARE * rows:
+        raise InputError(
+            f"{where} has no tokenizer of this model: {name} has {size:,} tokens, the embedding {rows:,} rows; is "
+            f"{files} missing?"
+        )
+    ids = {key: getattr(tokenizer, f"{key}_token_id") for key in ("pad", "cls", "sep", "unk", "mask", "bos", "eos")}
+    for key in ("pad", "cls", "sep"):
+        if ids[key] is None:
+            raise InputError(f"{where}: its tokenizer ({name}) has no {key} token")
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise InputError(f"{where}: its tokenizer ({name}) has ids up to {largest:,}, the embedding {rows:,} rows")
+    for key, value in ids.items():
+        stated = architecture.get(f"{key}_token_id")
+        if stated is not None and value is not None and value != stated:
+            raise InputError(
+                f"{where}: the {key} token of its tokenizer ({name}) has the id {value}, the model's is {stated} "
+                f"(backbone.architecture.{key}_token_id)"
+            )
+    distinct = {key: ids[key] for key in ("pad", "cls", "sep", "unk", "mask") if ids[key] is not None}
+    if len(set(distinct.values())) < len(distinct):
+        raise InputError(f"{where}: special tokens of its tokenizer ({name}) share an id: {distinct}")
+    pieces = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in WORDS}
+    lost = [word for word, piece in pieces.items() if not piece or ids["unk"] in piece]
+    if len(lost) > len(WORDS) / 2:
+        raise InputError(
+            f"{where}: its tokenizer ({name}) does not have ordinary words: {', '.join(lost[:5])} become "
+            f"{tokenizer.unk_token}; is {files} missing?"
+        )
+
+
+def notes(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any]) -> list[str]:
+    """What a user should know about the tokenizer of a run, one line each."""
+    lines = []
+    size, rows = len(tokenizer), int(architecture["vocab_size"])
+    if size < USUAL_SHARE * rows:
+        lines.append(f"the tokenizer has {size:,} tokens, the model's embedding {rows:,} rows; are both of one model?")
+    if type(tokenizer).__name__ == WITHOUT_MAP and not getattr(tokenizer, "as_sentencepiece", False):
+        lines.append(
+            "the tokenizer has no character map, for its spm.model is not at hand: characters such as ½, ™, … or a "
+            "no-break space become [UNK], which they were not when the model was trained"
+        )
+    return lines
+
+
+def restore_character_map(tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> None:
+    """Gives DeBERTaV2's tokenizer the normalizer of its sentencepiece model; others stay as they are.
+
+    The map (NFKC for DeBERTaV3: ½ is 1⁄2, ™ is TM, a no-break space is a space) is in ``spm.model``, or in a
+    ``tokenizer.json`` that an older transformers wrote. With it, ids are sentencepiece's own. One difference remains:
+    tokenizers applies the map to a grapheme where sentencepiece looks for the longest match, so that a letter with two
+    combining marks may lose the second. No text of the tasks' data has one.
+
+    Args:
+        folder: where the tokenizer's files are; None if that is not known.
+    """
+    if type(tokenizer).__name__ != WITHOUT_MAP or folder is None:
+        return
+    if (folder / "spm.model").is_file():
+        from transformers.convert_slow_tokenizer import SentencePieceExtractor
+
+        spec = SentencePieceExtractor(str(folder / "spm.model")).proto.normalizer_spec
+        character_map, squeezes = bytes(spec.precompiled_charsmap), bool(spec.remove_extra_whitespaces)
+    else:
+        character_map, squeezes = _saved_map(folder / "tokenizer.json"), True
+        if character_map is None:
+            return
+    tokenizer.backend_tokenizer.normalizer = _normalizer(
+        character_map, squeezes, bool(tokenizer.init_kwargs.get("do_lower_case"))
+    )
+    tokenizer.as_sentencepiece = True  # type: ignore[attr-defined]
+
+
+def _normalizer(character_map: bytes, squeezes: bool, lower: bool) -> Any:
+    """sentencepiece's normalization: the map, then no space at either end and never two of them in a row.
+
+    Args:
+        character_map: as compiled by sentencepiece; empty for none.
+        squeezes: sentencepiece's ``remove_extra_whitespaces``.
+        lower: DeBERTa's ``do_lower_case``, before sentencepiece.
+    """
+    from tokenizers import Regex, normalizers
+
+    parts: list[Any] = [normalizers.Lowercase()] if lower else []
+    if character_map:
+        # a character that the map removes takes its place in the offsets from the one before: there has to be one, or
+        # all offsets of the text are wrong
+        parts += [normalizers.Prepend(" "), normalizers.Precompiled(character_map)]
+        parts += [] if squeezes else [normalizers.Replace(Regex("^ "), "")]
+    if squeezes:
+        parts += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex("^ | $"), "")]
+    return normalizers.Sequence(parts)
+
+
+def _saved_map(path: Path) -> bytes | None:
+    """The character map of a ``tokenizer.json``; None if it has none."""
+    try:
+        normalizer = json.loads(path.read_bytes())["normalizer"] or {}
+        parts = normalizer.get("normalizers", [normalizer])
+        maps = [part["precompiled_charsmap"] for part in parts if part.get("type") == "Precompiled"]
+        return base64.b64decode(maps[0]) if maps else None
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None

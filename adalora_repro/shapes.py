@@ -1,0 +1,193 @@
+"""JSON files of this program: how they are read, and what must hold of their values, written as tables.
+
+A check is a function of a value, its name and ``refuse``, and raises what ``refuse`` makes of the reason:
+
+    RUN = fields({"seed": COUNT, "final": optional(each(NUMBER))})
+    RUN(values, "", refuse)  # raises refuse("seed is -1, not a whole number of 0 or more")
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+DEPTH = 32  # levels of nesting: a record has five; far below what recursive code can stand
+Refuse = Callable[[str], Exception]
+Check = Callable[[Any, str, Refuse], None]
+
+
+# -- reading -------------------------------------------------------------------------------------------------------
+
+
+def parse(content: bytes | str) -> Any:
+    """JSON -> its value, by the letter of the standard.
+
+    Raises:
+        ValueError: no JSON in UTF-8; a key that an object has twice; NaN, Infinity or a number beyond any float; more
+            than ``DEPTH`` levels of nesting.
+    """
+    try:
+        value = json.loads(
+            content, object_pairs_hook=_object, parse_constant=_number, parse_float=_number, parse_int=_integer
+        )
+    except RecursionError:
+        raise ValueError(f"more than {DEPTH} levels of nesting") from None
+    level, depth = [value], 0
+    while level := [child for node in level for child in _children(node)]:
+        depth += 1
+        if depth > DEPTH:
+            raise ValueError(f"more than {DEPTH} levels of nesting")
+    return value
+
+
+def _children(node: Any) -> Collection[Any]:
+    return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has the key {shown(next(name for name in names if names.count(name) > 1))} twice")
+    return values
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{shown(text)} is no finite number")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 300:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def dump(value: Any, indent: int | None = None) -> bytes:
+    """A value as one JSON document, with the line break at its end.
+
+    Raises:
+        ValueError: it holds NaN or an infinity, which JSON does not have.
+    """
+    return json.dumps(value, indent=indent, allow_nan=False).encode() + b"\n"
+
+
+# -- checking ------------------------------------------------------------------------------------------------------
+
+
+def shown(value: Any) -> str:
+    """The value for a message, cut to a reasonable length."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; deep nesting
+        text = f"a {type(value).__name__} beyond reason"
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def finite(value: Any) -> bool:
+    """Whether it is a number to compute with: not NaN, not infinite, no integer beyond any float, no bool."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def whole(value: Any) -> bool:
+    return isinstance(value, int) and finite(value)
+
+
+def a(what: str, test: Callable[[Any], bool]) -> Check:
+    """A value of which ``test`` holds; ``what`` says in words what that is."""
+
+    def check(value: Any, name: str, refuse: Refuse) -> None:
+        if not test(value):
+            raise refuse(f"{name} is {shown(value)}, not {what}")
+
+    return check
+
+
+def one_of(*choices: str) -> Check:
+    return a(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
+
+
+def optional(check: Check) -> Check:
+    """The same, or null."""
+
+    def checked(value: Any, name: str, refuse: Refuse) -> None:
+        if value is not None:
+            check(value, name, refuse)
+
+    return checked
+
+
+def each(check: Check) -> Check:
+    """An object with any names, each value of which passes ``check``."""
+
+    def checked(value: Any, name: str, refuse: Refuse) -> None:
+        OBJECT(value, name, refuse)
+        for key, item in value.items():
+            check(item, f"{name}.{key}", refuse)
+
+    return checked
+
+
+def items(check: Check) -> Check:
+    """A list, each item of which passes ``check``."""
+
+    def checked(value: Any, name: str, refuse: Refuse) -> None:
+        LIST(value, name, refuse)
+        for i, item in enumerate(value):
+            check(item, f"{name}[{i}]", refuse)
+
+    return checked
+
+
+def fields(required: Mapping[str, Check], others: Mapping[str, Check] | None = None, closed: bool = False) -> Check:
+    """An object.
+
+    Args:
+        required: must be there.
+        others: may be there; a name that ends in ``*`` stands for all that begin so.
+        closed: there may be nothing else.
+    """
+    exact = dict(required) | {name: check for name, check in (others or {}).items() if not name.endswith("*")}
+    starts = {name[:-1]: check for name, check in (others or {}).items() if name.endswith("*")}
+
+    def checked(value: Any, name: str, refuse: Refuse) -> None:
+        OBJECT(value, name or "it", refuse)
+        dot = f"{name}." if name else ""
+        for key in required:
+            if key not in value:
+                raise refuse(f"{dot}{key} is missing")
+        for key, item in value.items():
+            check = exact.get(key)
+            if check is None and starts:
+                check = next((check for start, check in starts.items() if key.startswith(start)), None)
+            if check is not None:
+                check(item, f"{dot}{key}", refuse)
+            elif closed:
+                raise refuse(f"unknown field '{dot}{key}'")
+
+    return checked
+
+
+ANY = a("anything", lambda value: True)
+OBJECT = a("an object", lambda value: isinstance(value, dict))
+LIST = a("a list", lambda value: isinstance(value, list))
+TEXT = a("text", lambda value: isinstance(value, str))
+FLAG = a("true or false", lambda value: isinstance(value, bool))
+NUMBER = a("a finite number", finite)
+AMOUNT = a("a number of 0 or more", lambda value: finite(value) and value >= 0)
+POSITIVE = a("a positive number", lambda value: finite(value) and value > 0)
+COUNT = a("a whole number of 0 or more", lambda value: whole(value) and value >= 0)
+SIZE = a("a whole number of 1 or more", lambda value: whole(value) and value >= 1)
+FILE_NAME = a(
+    "a file name",
+    lambda value: isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\\0"),
+)

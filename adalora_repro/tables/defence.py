@@ -1,0 +1,68 @@
+"""The last line of defence of the reports: what goes wrong with one record or one section does not end the others.
+
+Records are validated when they are read (``records.FIELDS``); whatever gets past that is caught here, and named.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from adalora_repro.errors import InputError
+from adalora_repro.terminal import one_line
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+def fault(error: Exception) -> str:
+    """One line about an error that nobody foresaw, with the place in the source where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{one_line(error)} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else one_line(error)
+
+
+def without_faulty(
+    make: Callable[[Sequence[tuple[Path, R]]], T], records: Sequence[tuple[Path, R]]
+) -> tuple[T, list[str]]:
+    """What ``make`` makes of the records; where it fails, of those with which it does not fail.
+
+    Returns:
+        That, and one line for each record that was left out, with the reason.
+
+    Raises:
+        InputError: ``make`` raised it.
+        Exception: ``make`` failed, and no single record is to blame.
+    """
+    try:
+        return make(records), []
+    except InputError:
+        raise
+    except Exception:
+        try:
+            make([])
+        except InputError:
+            pass
+        except Exception:
+            records = []  # it fails without any
+        faulty: dict[Path, str] = {}
+        for path, record in records:
+            try:
+                make([(path, record)])
+            except InputError:
+                pass
+            except Exception as error:
+                faulty[path] = f"{path}: {fault(error)}"
+        if not faulty:
+            raise
+    return make([(path, record) for path, record in records if path not in faulty]), list(faulty.values())
+
+
+def attempt(what: str, make: Callable[[], T], instead: T, refused: list[str]) -> T:
+    """What ``make`` makes; where it fails, ``instead``, and a line in ``refused`` that says ``what`` is missing."""
+    try:
+        return make()
+    except Exception as error:
+        refused.append(f"{what} could not be made: {fault(error)}")
+        return instead

@@ -1,0 +1,98 @@
+"""``data.holdout``: rows of the train split that are not trained on but evaluated, to choose settings by.
+
+Which rows these are follows from their texts, their classes and how many are asked for, and from nothing else: not from
+the method, the learning rate, the run's seed or the order of the file. Rows that share a text (a duplicate, a question
+about the same context) are held out together, so that no held-out row has its text in training.
+
+Standard library only: a plan needs ``size`` before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+
+from adalora_repro.errors import InputError
+
+HOLDOUT = "holdout"  # the name of the split
+SEED = "holdout 1"  # another text gives other rows
+_WORDS = re.compile(r"\w+")
+
+
+def size(wanted: int | float, rows: int) -> int:
+    """Held-out rows of ``rows``: ``wanted`` itself, or that fraction (0 < f < 1) of them, rounded.
+
+    Raises:
+        InputError: neither a positive whole number nor such a fraction, less than one row, or no row left to train on.
+    """
+    if not 0 < wanted < (1 if isinstance(wanted, float) else math.inf):
+        raise InputError(
+            f"data.holdout={wanted} must be a number of rows of the train split (500) or a fraction of them between "
+            "0 and 1 (0.1)"
+        )
+    count = round(wanted * rows) if isinstance(wanted, float) else wanted
+    if count == 0:
+        raise InputError(f"data.holdout={wanted}: of {rows:,} rows of the train split this is not even one")
+    if count >= rows:
+        raise InputError(
+            f"data.holdout={wanted}: the train split has {rows:,} rows, one or more must be left to train on"
+        )
+    return count
+
+
+def parts(
+    texts: Iterable[Sequence[str]], strata: Sequence[Hashable], by: Sequence[int], count: int
+) -> tuple[list[int], list[int]]:
+    """Numbers of the rows to evaluate and of those to train on.
+
+    ``count`` rows are not trained on. Groups of rows that share their texts are taken whole, in the order of a hash of
+    these texts, as long as every stratum keeps its share of ``count`` (largest remainders), then as long as they fit.
+    Where whole groups do not add up to ``count``, the few rows that are missing are taken from one more group; as the
+    rest of it is trained on, they are not evaluated either.
+
+    Args:
+        texts: of each row; compared by their words alone: no case, no punctuation, no order of the texts.
+        strata: of each row its class.
+        by: which of the texts a group shares, by their places.
+        count: below the number of rows.
+    """
+    groups: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for row, values in enumerate(texts):
+        groups[_digest([values[place] for place in by])].append((_digest(values), row))
+    rest = [[row for _, row in sorted(groups[name])] for name in sorted(groups)]
+    quota = _shares(Counter(strata), count)
+    held: list[int] = []
+    for stratified in (True, False):
+        left = []
+        for group in rest:
+            fits = len(group) <= count - len(held)
+            if fits and stratified:
+                counts = Counter(strata[row] for row in group)
+                fits = counts <= quota
+                quota = quota - counts if fits else quota
+            if fits:
+                held += group
+            else:
+                left.append(group)
+        rest = left
+    missing = count - len(held)
+    trained = sorted([row for group in rest[1:] for row in group] + (rest[0][missing:] if rest else []))
+    return sorted(held), trained
+
+
+def _digest(texts: Sequence[str]) -> str:
+    words = sorted(" ".join(_WORDS.findall(text.casefold())) for text in texts)
+    return hashlib.sha256(json.dumps([SEED, *words]).encode()).hexdigest()
+
+
+def _shares(sizes: Counter[Hashable], count: int) -> Counter[Hashable]:
+    """``count`` dealt out in proportion to ``sizes``: rounded down, the rest to the largest remainders."""
+    total = sizes.total()
+    shares = Counter({stratum: count * size // total for stratum, size in sizes.items()})
+    order = sorted(sizes, key=lambda stratum: (-(count * sizes[stratum] % total), str(stratum)))
+    shares.update(order[: count - shares.total()])
+    return shares

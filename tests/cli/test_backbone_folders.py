@@ -1,0 +1,250 @@
+"""Folders of backbone.path that a library would load, or take minutes over, and that are not the backbone: one line
+that names the file, exit code 2, nothing on disk."""
+
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from small_backbone import SMALL, save_deberta
+
+from adalora_repro import backbone_files, records
+
+RUN = (*SMALL, "backbone=deberta-v3-base", "method=lora", "train.max_steps=2", "optim.warmup_steps=0")
+RUN = (*RUN, "train.device=cpu")
+BIN, SAFE = "pytorch_model.bin", "model.safetensors"
+INDEX = "model.safetensors.index.json"
+LAYER, QUERY = "deberta.encoder.layer.1.", "deberta.encoder.layer.1.attention.self.query_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone") / "whole"
+    folder.mkdir()
+    save_deberta(folder)
+    return folder
+
+
+@pytest.fixture
+def weights(whole):
+    return torch.load(whole / BIN, weights_only=True)
+
+
+@pytest.fixture
+def broken(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "broken"))
+
+
+def save(folder, weights, kind):
+    (folder / BIN).unlink()
+    if kind == BIN:
+        torch.save(weights, folder / BIN)
+    else:
+        weights = {name: value.clone().contiguous() for name, value in weights.items()}
+        safetensors.torch.save_file(weights, folder / SAFE, metadata={"format": "pt"})
+
+
+def refusal(cli, folder, *words):
+    done = cli(*RUN, f"backbone.path={folder}", *words)
+    assert done.code == 2, done.err
+    assert not Path("results").exists()
+    (line,) = done.err.strip().splitlines()
+    return line.removeprefix("adalora-run: error: ")
+
+
+@pytest.mark.parametrize("kind", [BIN, SAFE])
+def test_a_whole_folder_trains(cli, broken, weights, kind):
+    save(broken, weights, kind)
+    done = cli(*RUN, f"backbone.path={broken}")
+    assert done.code == 0, done.err
+    assert "[UNK]" not in done.err  # no note: spm.model is there
+    (path,) = Path("results").rglob("metrics.json")
+    assert records.read(path).status == "ok"
+
+
+def without_a_layer(weights):
+    return {name: value for name, value in weights.items() if not name.startswith(LAYER)}
+
+
+def with_a_prefix(weights):
+    return {f"module.{name}": value for name, value in weights.items()}
+
+
+def with_a_third_layer(weights):
+    return weights | {name.replace(".layer.1.", ".layer.2."): weights[name] for name in weights if LAYER in name}
+
+
+def of_the_base_with_a_third_layer(weights):
+    base = {name: value for name, value in with_a_third_layer(weights).items() if name.startswith("deberta.")}
+    return {name.removeprefix("deberta."): value for name, value in base.items()}
+
+
+def cut_in_half(weights):
+    return weights | {QUERY: weights[QUERY][:16]}
+
+
+def not_finite(value):
+    def changed(weights):
+        return weights | {QUERY: torch.full_like(weights[QUERY], value)}
+
+    return changed
+
+
+@pytest.mark.parametrize("kind", [BIN, SAFE])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            without_a_layer,
+            "16 of the model's weights are missing: deberta.encoder.layer.1.attention.output.LayerNorm.b",
+        ),
+        (with_a_prefix, "38 of the model's weights are missing: deberta.embeddings.LayerNorm.bias, deberta.emb"),
+        (with_a_third_layer, "16 weights are of another model: deberta.encoder.layer.2.attention.output.LayerNorm.b"),
+        (of_the_base_with_a_third_layer, "16 weights are of another model: encoder.layer.2.attention.output"),
+        (cut_in_half, f"{QUERY} has the shape (16, 32), not (32, 32) (1 such weights in all)"),
+        (not_finite(float("nan")), f"1 of the weights are not finite (NaN or infinite): {QUERY}"),
+        (not_finite(float("inf")), f"1 of the weights are not finite (NaN or infinite): {QUERY}"),
+    ],
+)
+def test_weights_that_are_not_the_backbone_s(cli, broken, weights, kind, change, expected):
+    save(broken, change(weights), kind)
+    line = refusal(cli, broken)
+    assert line.startswith(f"backbone 'deberta-v3-base': {broken / kind}")
+    assert expected in line
+
+
+def test_a_generator_and_other_heads_of_the_pretraining_are_normal(cli, broken, weights):
+    more = {f"generator.{name}": weights[name] for name in weights if LAYER in name}
+    more |= {f"mask_predictions.{name}": torch.ones(2) for name in ("dense.bias", "classifier.bias")}
+    save(broken, weights | more, BIN)
+    assert cli(*RUN, f"backbone.path={broken}").code == 0
+
+
+def test_files_that_are_not_what_their_name_says(cli, broken, whole):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 371146213\n"
+    safetensors.torch.save_file({"a": torch.zeros(1000)}, broken / "whole.tmp")
+    safe = (broken / "whole.tmp").read_bytes()
+    (broken / "whole.tmp").unlink()
+    zipped = (whole / BIN).read_bytes()
+    cases = [
+        (BIN, pointer.encode(), "is a pointer to a large file, not the file itself: git lfs pull"),
+        (BIN, zipped[:20_000], "is cut short, or no weight file of PyTorch"),
+        (BIN, b"", "is cut short, or no weight file of PyTorch"),
+        (BIN, b"<html>404</html>", "is cut short, or no weight file of PyTorch"),
+        (SAFE, pointer.encode(), "is a pointer to a large file"),
+        (SAFE, b"", "is cut short, or no safetensors file"),
+        (SAFE, safe[:100], "cut short"),
+        (SAFE, safe[:-1], f"has {len(safe) - 1:,} bytes where its header says {len(safe):,}"),
+        (SAFE, safe + b"\0", f"has {len(safe) + 1:,} bytes where its header says {len(safe):,}"),
+        (SAFE, (2**60).to_bytes(8, "little") + safe[8:], "is cut short, or no safetensors file"),
+        (SAFE, (2).to_bytes(8, "little") + b"[]", "its header cannot be read"),
+        (INDEX, b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "names model-00001-of-00002.safetensors"),
+        (INDEX, b'{"weight_map": {"a": "../model.safetensors"}}', "names a file outside the folder"),
+        (INDEX, b"[]", "is not an index of weight files"),
+        ("spm.model", pointer.encode(), "is a pointer to a large file"),
+    ]
+    for name, content, expected in cases:
+        before = (broken / name).read_bytes() if (broken / name).exists() else None
+        (broken / name).write_bytes(content)
+        line = refusal(cli, broken, "dry_run=true")
+        assert line.startswith(str(broken / name)), line
+        assert expected in line
+        (broken / name).unlink()
+        if before is not None:
+            (broken / name).write_bytes(before)
+
+
+def test_an_older_pickle_that_is_cut_short_is_named_and_a_foreign_one_never_runs(cli, broken, weights, tmp_path):
+    torch.save(weights, broken / BIN, _use_new_zipfile_serialization=False)
+    content = (broken / BIN).read_bytes()
+    (broken / BIN).write_bytes(content[: len(content) // 2])
+    assert f"cannot load backbone 'deberta-v3-base' ({broken})" in refusal(cli, broken)
+
+    class Foreign:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"a": Foreign()}, broken / BIN)
+    assert f"cannot load backbone 'deberta-v3-base' ({broken})" in refusal(cli, broken)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_shards_are_read_and_named(cli, broken, weights):
+    (broken / BIN).unlink()
+    names = {key: f"model-0000{1 + (LAYER in key)}-of-00002.safetensors" for key in weights}
+    for name in set(names.values()):
+        part = {key: value.clone().contiguous() for key, value in weights.items() if names[key] == name}
+        safetensors.torch.save_file(part, broken / name, metadata={"format": "pt"})
+    (broken / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    assert cli(*RUN, f"backbone.path={broken}").code == 0
+    shutil.rmtree("results")
+    shard = broken / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    assert str(shard) in refusal(cli, broken)
+
+
+def test_what_is_no_file_or_too_large_is_refused_before_it_is_read(cli, broken, monkeypatch):
+    def again(name, make, expected):
+        make(broken / name)
+        line = refusal(cli, broken)
+        assert line.startswith(str(broken / name)), line
+        assert expected in line
+        (broken / name).unlink()
+
+    again("generation_config.json", os.mkfifo, "is not a regular file")
+    again("added_tokens.txt", lambda path: path.symlink_to("/dev/zero"), "is not a regular file")
+    again("vocab.txt", lambda path: path.symlink_to("nowhere"), "No such file")
+
+    def sparse(path):
+        with path.open("wb") as file:
+            file.truncate(2**40)
+
+    again("tokenizer.json", sparse, "1,099,511,627,776 bytes, more than such a file can have")
+    again(SAFE, sparse, "1,099,511,627,776 bytes, more than such a file can have")
+    again("adapter_config.json", lambda path: path.write_text("{}"), "an adapter lies beside the model")
+    assert stat.S_ISREG((broken / BIN).stat().st_mode)
+
+
+def test_a_configuration_of_absurd_size_or_another_model(cli, broken):
+    config = json.loads((broken / "config.json").read_text())
+    for change, expected in (
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, not 2"),
+        ({"hidden_size": 10**9, "vocab_size": 10**9}, "vocab_size is 1000000000, not 128"),
+        ({"position_buckets": 32}, "position_buckets is 32, not 16"),
+        ({"pos_att_type": "c2p"}, "pos_att_type is ['c2p'], not ['p2c', 'c2p']"),
+        ({"model_type": "bert"}, "model_type is bert, not deberta-v2"),
+        ({"conv_kernel_size": 3}, "weights are missing"),
+    ):
+        (broken / "config.json").write_text(json.dumps(config | change))
+        assert expected in refusal(cli, broken)
+    (broken / "config.json").write_text("[" * 100_000)
+    assert "cannot load backbone" in refusal(cli, broken)
+    (broken / "config.json").unlink()
+    assert "config.json is missing" in refusal(cli, broken)
+
+
+def test_a_folder_without_its_tokenizer(cli, broken):
+    for name in ("spm.model", "tokenizer_config.json"):
+        (broken / name).unlink()
+        line = refusal(cli, broken)
+        assert f"({broken}) has no tokenizer of this model" in line
+        assert "spm.model or tokenizer.json" in line
+
+
+def test_every_file_of_a_tokenizer_is_part_of_the_identity(whole, tmp_path):
+    kinds = ["spm.model", "sentencepiece.bpe.model", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+    kinds += ["merges.txt", "vocab.json", "added_tokens.json", "special_tokens_map.json", "bpe.codes"]
+    prints = [backbone_files.fingerprint(whole)]
+    for kind in kinds:
+        folder = Path(shutil.copytree(whole, tmp_path / kind))
+        with (folder / kind).open("ab") as file:
+            file.write(b" ")
+        prints.append(backbone_files.fingerprint(folder))
+    (folder / "README.md").write_text("says nothing")
+    prints.append(backbone_files.fingerprint(folder))
+    assert len(set(prints)) == len(prints) - 1
+    assert prints[-1] == prints[-2]

@@ -1,0 +1,81 @@
+"""Records of a method whose definition was corrected: refused with the reason, and never "already done"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_records import make, save
+from hydra import compose
+
+from adalora_repro import methods, records, report
+from adalora_repro import plan as planning
+from adalora_repro.errors import EXIT_OK
+from adalora_repro.revisions import CORRECTED, SETTING, outdated, present
+from adalora_repro.tables.base import Scope, compile_table
+from adalora_repro.tables.table1 import SPEC
+
+pytestmark = pytest.mark.usefixtures("hydra")
+
+ROOT = Path(planning.__file__).parents[1]
+
+
+def test_the_published_record_of_the_earlier_pfeiffer_does_not_count() -> None:
+    """It was made before there were revisions; those of other methods count."""
+    found, refused = records.read_all(ROOT / "results")
+    assert refused == []
+    table = compile_table(SPEC, found, Scope("minilm", "local"))
+    (line,) = table.refused
+    assert "/pfeiffer/1.2M/" in line
+    assert "earlier definition of 'pfeiffer' (revision 1, now 2): it added" in line
+    assert "\n" not in line
+    shown = {row.method for row in table.rows if row.runs}
+    assert "pfeiffer" not in shown
+    assert {"houlsby", "lora", "adalora"} <= shown
+
+
+@pytest.mark.parametrize("revision", [1, "2", None, 2.5])
+def test_what_is_no_present_revision_is_outdated(revision: object) -> None:
+    assert outdated(make(method="pfeiffer", settings={SETTING: revision}))
+
+
+def test_a_variant_is_known_by_its_module() -> None:
+    old = {"method.module": "pfeiffer"}
+    assert outdated(make(method="mine", settings=old))
+    assert outdated(make(method="mine", settings=old | present("pfeiffer"))) is None
+    assert outdated(make(method="pfeiffer", settings={"method.module": "mine"})) is None
+    assert outdated(make(method="pfeiffer")) is None
+
+
+def test_a_run_of_an_earlier_revision_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolved(method: str) -> planning.Plan:
+        words = ["task=rte", f"method={method}", "data=sample", f"results.dir={tmp_path}"]
+        return planning.resolve(compose("config", words))
+
+    now, other = resolved("pfeiffer"), resolved("houlsby")
+    assert now.settings[SETTING] == CORRECTED["pfeiffer"].revision
+    assert SETTING not in other.settings
+    with monkeypatch.context() as patch:
+        patch.setattr("adalora_repro.revisions.CORRECTED", {})
+        before, same = resolved("pfeiffer"), resolved("houlsby")
+    assert before.key["hash"] != now.key["hash"]
+    assert before.key["variant"] != now.key["variant"]
+    assert same.key == other.key
+    save(tmp_path, make(**{name: before.key[name] for name in records.KEY_FIELDS}, settings=before.settings))
+    assert planning.finished(before)
+    assert planning.finished(now) is None
+
+
+def test_two_named_runs_are_compared_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = save(tmp_path, make(method="pfeiffer", settings={}))
+    new = save(tmp_path, make(method="houlsby"))
+    assert report.main(["compare", str(old), str(new)]) == EXIT_OK
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert "made with an earlier definition of 'pfeiffer'" in first
+    assert "earlier" not in second
+
+
+def test_corrections_are_of_methods_that_there_are() -> None:
+    for module, correction in CORRECTED.items():
+        assert (Path(methods.__file__).parent / f"{module}.py").is_file()
+        assert correction.revision > 1

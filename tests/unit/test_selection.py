@@ -1,0 +1,300 @@
+"""selection.py: the rule of a cell against a slow reading of its words, the two steps of a sweep, all reports alike."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_records import make, save
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adalora_repro import report
+from adalora_repro.errors import EXIT_OK
+from adalora_repro.records import RunRecord
+from adalora_repro.selection import RULE, Run, run_of, select
+from adalora_repro.tables import layout, render
+from adalora_repro.tables.base import Cell, Scope, Table, compile_table
+from adalora_repro.tables.marks import with_marks
+from adalora_repro.tables.table1 import SPEC
+
+SCOPE = Scope("minilm", "local")
+METRIC = "matthews_correlation"
+Captured = pytest.CaptureFixture[str]
+
+
+def runs_of(records: Sequence[RunRecord]) -> list[Run]:
+    return [run_of(Path(f"r/{i:03}/metrics.json"), record) for i, record in enumerate(records)]
+
+
+def compiled(records: Sequence[RunRecord]) -> Table:
+    return compile_table(SPEC, [(Path(f"r/{i:03}/metrics.json"), record) for i, record in enumerate(records)], SCOPE)
+
+
+def cola(table: Table, method: str = "lora") -> Cell:
+    return next(row for row in table.rows if (row.method, row.budget) == (method, "0.3M")).cells[2]
+
+
+def with_holdout(reported: float, held_out: float, **key: Any) -> RunRecord:
+    record = make(reported, **key)
+    record.final["holdout"] = {METRIC: held_out}  # type: ignore[index]
+    return record
+
+
+# --- the rule against its words ---------------------------------------------------------------------------------------
+
+
+def record_of(value: float, held_out: float, lr: float, seed: int, setting: tuple[str, bool, int]) -> RunRecord:
+    variant, holdout, steps = setting
+    key = {"lr": lr, "seed": seed, "variant": variant, "total_steps": steps}
+    return with_holdout(value, held_out, **key) if holdout else make(value, **key)
+
+
+records_of_a_cell = st.lists(
+    st.builds(
+        record_of,
+        st.sampled_from([0.1, 0.2, 0.3, 0.5]),
+        st.sampled_from([0.1, 0.2, 0.3]),
+        st.sampled_from([1e-4, 5e-4, 1e-3]),
+        st.integers(0, 3),
+        st.sampled_from([("a", False, 100), ("b", False, 100), ("c", True, 100), ("d", True, 200)]),
+    ),
+    min_size=1,
+    max_size=16,
+    unique_by=lambda record: tuple(record.key[name] for name in ("lr", "seed", "variant")),
+)
+
+
+@given(records_of_a_cell)
+def test_the_rule_against_a_slow_reading_of_it(records: list[RunRecord]) -> None:
+    """An oracle: every (setting, learning rate) enumerated and sorted by the words of the rule."""
+
+    def of(variant: str, lr: float | None = None) -> list[RunRecord]:
+        return [r for r in records if r.key["variant"] == variant and lr in (None, r.key["lr"])]
+
+    def most_seeds(variant: str) -> int:
+        return max(len(of(variant, r.key["lr"])) for r in of(variant))
+
+    def setting_order(variant: str) -> tuple[Any, ...]:
+        steps = of(variant)[0].key["total_steps"]
+        lrs = {r.key["lr"] for r in of(variant)}
+        return -most_seeds(variant), -steps, variant not in ("c", "d"), -len(lrs), variant
+
+    setting = min({r.key["variant"] for r in records}, key=setting_order)
+    lrs = {r.key["lr"] for r in of(setting) if len(of(setting, r.key["lr"])) == most_seeds(setting)}
+    split = "holdout" if setting in ("c", "d") else "metrics"
+
+    def mean(lr: float) -> float:
+        scores = [r.final[split][METRIC] for r in of(setting, lr) if r.final]
+        return math.fsum(scores) / len(scores)
+
+    expected = min(lrs, key=lambda lr: (-mean(lr), lr))
+    chosen = select(runs_of(records))
+    assert (chosen.runs[0].key["variant"], chosen.lr, chosen.held_out) == (setting, expected, split == "holdout")
+    assert [run.key["seed"] for run in chosen.runs] == sorted(r.key["seed"] for r in of(setting, expected))
+    assert list(chosen.by_lr) == sorted({r.key["lr"] for r in of(setting)})
+    assert {run.key["variant"] for run in chosen.others} == {r.key["variant"] for r in records} - {setting}
+
+
+@given(records_of_a_cell, st.randoms(use_true_random=False))
+def test_scores_never_choose_a_setting(records: list[RunRecord], order: Any) -> None:
+    """Precision, attention and batching are no tries: with all scores dealt out anew the same setting is shown."""
+    before = select(runs_of(records)).runs[0].key["variant"]
+    scores = [record.final for record in records]
+    kinds = [record.final is not None and "holdout" in record.final for record in records]
+    for kind in (True, False):
+        places = [i for i, one in enumerate(kinds) if one is kind]
+        mixed = order.sample(places, len(places))
+        for place, other in zip(places, mixed, strict=True):
+            records[place].final = scores[other]
+    assert select(runs_of(records)).runs[0].key["variant"] == before
+
+
+# --- the two steps of a sweep -----------------------------------------------------------------------------------------
+
+score = st.floats(0, 1)
+
+
+@given(
+    grid=st.lists(st.tuples(score, score), min_size=1, max_size=10),
+    more=st.lists(st.tuples(score, score), max_size=4),
+    holdout=st.booleans(),
+    other=st.lists(score, max_size=3),
+)
+def test_no_cell_loses_seeds(
+    grid: list[tuple[float, float]], more: list[tuple[float, float]], holdout: bool, other: list[float]
+) -> None:
+    """A grid on one seed, then more seeds at its winner, whatever they score: the winner stays and gains every seed.
+
+    Beside them the first runs of a grid in another precision, of which none has as many seeds.
+    """
+
+    def run(lr: float, seed: int, scores: tuple[float, float]) -> RunRecord:
+        return with_holdout(*scores, lr=lr, seed=seed) if holdout else make(scores[0], lr=lr, seed=seed)
+
+    done = [run((i + 1) * 1e-4, 0, scores) for i, scores in enumerate(grid)]
+    winner = select(runs_of(done)).lr
+    bf16 = [make(one, lr=(i + 1) * 1e-4, variant="v2") for i, one in enumerate(other)]
+    for seed, scores in enumerate(more, 1):
+        done.append(run(winner, seed, scores))
+        shown = cola(compiled([*done, *bf16]))
+        assert shown.seeds == tuple(range(seed + 1))
+        assert {one.key["lr"] for one in shown.runs} == {winner}
+        assert shown.held_out is holdout
+        assert len(shown.lrs) == len(grid)
+
+
+@given(records_of_a_cell)
+def test_another_run_never_costs_a_cell_a_seed(records: list[RunRecord]) -> None:
+    shown = [len(select(runs_of(records[: i + 1])).runs) for i in range(len(records))]
+    assert shown == sorted(shown)
+
+
+def grid_and_seeds() -> list[RunRecord]:
+    """Eight rates on seed 0, the best of them 79.50; four more seeds at 3e-4, the winner then: 76.80 on average."""
+    grid = {3e-5: 0.60, 5e-5: 0.66, 8e-5: 0.70, 1e-4: 0.72, 3e-4: 0.774, 5e-4: 0.795, 8e-4: 0.74, 1e-3: 0.70}
+    records = [make(value, lr=lr) for lr, value in grid.items()]
+    return records + [make(value, lr=3e-4, seed=seed) for seed, value in enumerate((0.764, 0.770, 0.762, 0.770), 1)]
+
+
+def test_five_seeds_are_shown_and_not_a_lucky_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """79.50 on one seed, 76.80 on five: every report shows 76.80 (5)."""
+    monkeypatch.chdir(tmp_path)
+    for record in grid_and_seeds():
+        save(Path("results"), record)
+    assert report.main(["table1", "--only-filled"]) == EXIT_OK
+    text = capsys.readouterr().out
+    assert "76.80" in text
+    assert "(5)" in text
+    assert "79.50" not in text
+    assert "LoRA 0.3M, CoLA: lr 5e-4 has a higher mean with fewer seeds (1 of 5): not shown." in text
+    assert "(lr 3e-4, the best of 8 tried, 100 steps, seeds 0 to 4)" in text
+    assert RULE in text
+    assert "Optimistic: in 1 of 1 cell the learning rate was chosen by the scores that are reported" in text
+    assert report.main(["table1", "--only-filled", "--format", "csv"]) == EXIT_OK
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    shown = [row[name] for name in ("mean", "n_seeds", "lr", "n_lrs_tried", "chosen_on", "held_out_mean")]
+    assert shown == ["76.8", "5", "0.0003", "8", "reported", ""]
+    assert report.main(["choose", "table1"]) == EXIT_OK
+    text = capsys.readouterr().out
+    assert "cola lora 0.3M: lr 3e-4, matthews_correlation 76.80, 5 seeds; 8 tried" in text
+    assert "Optimistic: in 1 of 1 cell" in text
+    assert report.main(["status"]) == EXIT_OK
+    assert "Optimistic: in 1 of 1 cell" in capsys.readouterr().out
+    assert report.main(["html"]) == EXIT_OK
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert "lr 3e-4, the best of 8 tried" in page
+    assert "lr 3e-4 of 8; matthews_correlation 76.80" in page
+    assert "Optimistic: in 1 of 1 cell" in page
+
+
+# --- the split that chooses -------------------------------------------------------------------------------------------
+
+
+def test_the_held_out_split_chooses_and_the_reported_one_is_shown() -> None:
+    records = [with_holdout(0.9, 0.5, lr=1e-3), with_holdout(0.6, 0.7, lr=2e-3)]
+    table = compiled(records)
+    shown = cola(table)
+    assert (shown.runs[0].key["lr"], shown.values[0].mean, shown.held_out) == (2e-3, pytest.approx(60.0), True)
+    text = render.render(table, "markdown")
+    assert "lr 2e-3, the best of 2 on the held-out split (matthews_correlation 70.00 there)" in text
+    assert "Optimistic" not in text
+    assert "Without a held-out split" not in text
+    row = next(row for row in layout.long_rows(table) if row["mean"] is not None)
+    assert (row["chosen_on"], row["held_out_mean"]) == ("held-out", pytest.approx(70.0))
+
+
+def test_one_run_without_a_held_out_split_leaves_the_reported_one() -> None:
+    table = compiled([with_holdout(0.9, 0.5, lr=1e-3), make(0.6, lr=2e-3)])
+    assert (cola(table).runs[0].key["lr"], cola(table).held_out) == (1e-3, False)
+    assert "Optimistic: in 1 of 1 cell" in render.render(table, "latex")
+
+
+def test_cells_with_and_without_a_held_out_split_are_counted_apart() -> None:
+    records = [with_holdout(0.9, 0.5, lr=1e-3), with_holdout(0.6, 0.7, lr=2e-3)]
+    records += [make(0.5, method="adalora", lr=lr) for lr in (1e-3, 2e-3)] + [
+        make(0.5, method="bitfit", budget="bitfit")
+    ]
+    assert any(note.startswith("Optimistic: in 1 of 3 cells") for note in layout.notes_of(compiled(records)))
+    (sentence,) = layout.optimism([cola(compiled([make(0.5)]))])
+    assert sentence.startswith("Without a held-out split")
+    assert layout.optimism([]) == []
+
+
+def test_best_is_chosen_by_the_held_out_figures_of_best() -> None:
+    records = []
+    for lr, final, best in ((1e-3, 0.9, 0.4), (2e-3, 0.5, 0.8)):
+        record = with_holdout(0.6, final, lr=lr)
+        record.best = {"metrics": {METRIC: 0.6}, "holdout": {METRIC: best}, "step": 50}
+        records.append(record)
+    for select_, lr in (("final", 1e-3), ("best", 2e-3)):
+        scope = Scope("minilm", "local", select=select_)
+        found = [(Path(f"r/{i}/metrics.json"), record) for i, record in enumerate(records)]
+        assert cola(compile_table(SPEC, found, scope)).runs[0].key["lr"] == lr
+
+
+def test_a_held_out_figure_in_another_unit_is_refused() -> None:
+    assert "held-out split: matthews_correlation is 70.0" in compiled([with_holdout(0.5, 70.0)]).refused[0]
+
+
+def test_rows_with_and_without_a_held_out_split_are_told_apart() -> None:
+    one = make(0.5, settings={"data.holdout": 500})
+    table = compiled([one, make(0.5, method="adalora"), make(0.4, task="rte")])
+    assert "CoLA: rows differ in data.holdout: 500, unset." in layout.notes_of(table)
+
+
+# --- equal tuning -----------------------------------------------------------------------------------------------------
+
+
+def tuned(scores: Sequence[float], lrs: Sequence[float], **key: Any) -> list[RunRecord]:
+    """Seeds at the first learning rate, seed 0 at the others, which score less."""
+    records = [make(value, lr=lrs[0], seed=seed, **key) for seed, value in enumerate(scores)]
+    return records + [make(0.1, lr=lr, **key) for lr in lrs[1:]]
+
+
+LOW, HIGH = (0.50, 0.51, 0.52), (0.60, 0.62, 0.63)
+
+
+def test_marks_and_bold_say_when_the_sides_tried_different_numbers_of_rates() -> None:
+    lora = tuned(LOW, (1e-3,))
+    unequal = with_marks(compiled(lora + tuned(HIGH, (1e-3, 2e-3, 5e-3), method="adalora")))
+    (part,) = layout.ours(cola(unequal, "adalora").values)
+    assert (part.bold, part.mark) == (True, "*‡")
+    (note,) = layout.unequal_notes(unequal)
+    assert "tests: AdaLoRA 0.3M CoLA 3 against 1 of LoRA 0.3M; bold: AdaLoRA 0.3M CoLA 3" in note
+    assert r"$^{*\ddagger}$" in render.render(unequal, "latex")
+    row = next(row for row in layout.long_rows(unequal) if row["test"])
+    assert (row["lrs"], row["baseline_lrs"], row["best_unequal"]) == (3, 1, True)
+    equal = with_marks(compiled(lora + tuned(HIGH, (1e-3,), method="adalora")))
+    (part,) = layout.ours(cola(equal, "adalora").values)
+    assert (part.bold, part.mark) == (True, "*")
+    assert layout.unequal_notes(equal) == []
+
+
+def test_degenerate_runs_are_named_wherever_they_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, constant in enumerate((False, True, True)):
+        path = save(Path("results"), make(0.5 * (not constant), seed=seed, degenerate=constant))
+    words: dict[tuple[str, ...], str] = {
+        ("table1",): "LoRA 0.3M, CoLA: degenerate: seeds 1, 2 of 3 predicted one class for every example",
+        ("table1", "--format", "csv"): "degenerate_seeds",
+        ("choose", "table1"): "metrics.json  degenerate",
+        ("status",): "Degenerate (one class predicted for every example of the final evaluation):\n  cola lora 0.3M",
+        ("compare", str(path), str(path)): "seed 2, degenerate (one class predicted for every example)",
+    }
+    for arguments, text in words.items():
+        assert report.main(list(arguments)) == EXIT_OK
+        assert text in capsys.readouterr().out
+    assert report.main(["html"]) == EXIT_OK
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert page.count('"status":"finished (degenerate)"') == 2
+    assert "degenerate: seeds 1, 2 of 3" in page
