@@ -12,7 +12,6 @@ set -u
 mkdir -p "${1:-results/benchmarks/accelerator}" && OUT=$(cd "${1:-results/benchmarks/accelerator}" && pwd) || exit 2
 cd "$(dirname "$0")/.." || exit 2
 PYTHON=${PYTHON:-python3}
-TOTAL_S=${TOTAL_S:-470}
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 began=$SECONDS
 rm -f "$OUT"/*.part
@@ -25,6 +24,7 @@ if [[ ${TINY:-} ]]; then
   written=(--documents 1 --tokens 8 --target 4 --beams 2 --rounds 1)
   flex=(--lengths 16 --batch 2 --rounds 2)
   cost=(cost.steps=2 cost.warmup_steps=1 train.batch_size=2 task.max_length=32 task=sst2 'budget=0.08%')
+  TOTAL_S=${TOTAL_S:-3600}
 else
   device=cuda backbone=deberta-v3-base bart=bart-large
   step=(--rounds 12 --delta-t 100)
@@ -34,6 +34,7 @@ else
   flex=()
   cost=(cost.steps=30 backbone.weights=random task=mnli,squad_v2 'budget=0.08%,0.16%,0.65%')
 fi
+TOTAL_S=${TOTAL_S:-470}
 data=(data=sample data.sample_rows=400 data.sample_validation_rows=16)
 [[ ${DATA:-} ]] && data=(data=local "data.dir=$DATA")
 
@@ -48,6 +49,7 @@ outcome() {  # EXIT_CODE LIMIT
 part() {  # NAME LIMIT COMMAND…: LIMIT in seconds; no part goes on when TOTAL_S have passed
   local name=$1 limit=$2 left=$((TOTAL_S - SECONDS + began)) from=$SECONDS code
   shift 2
+  [[ ${TINY:-} ]] && limit=$left  # a trial says nothing about time
   ((limit > left)) && limit=$left
   if ((limit < 5)); then
     printf '\n== %s: left out, the time is used up\n' "$name" | tee "$OUT/$name.part" >&2
@@ -70,7 +72,8 @@ benchmark() {  # NAME LIMIT MODULE WORD…
 
 cost() {  # NAME LIMIT PRECISION
   part "$1" "$2" "$PYTHON" -m adalora_repro.run -m +sweep=table15 "backbone=$backbone" "${cost[@]}" "${data[@]}" \
-    "train.precision=$3" "train.device=$device" "results.dir=$OUT" "data.cache_dir=$OUT/cache"
+    method.schedule=scaled "train.precision=$3" "train.device=$device" "results.dir=$OUT/$1" \
+    "data.cache_dir=$OUT/cache"
 }
 
 "$PYTHON" -c "import sys, torch
@@ -94,7 +97,10 @@ rm -rf "$OUT/cache"
 {
   for name in first tests step cost memory bart generation flex cost_bf16; do cat "$OUT/$name.part"; done
   printf '\nin all: %d s\n\n' $((SECONDS - began))
-  "$PYTHON" -m adalora_repro.report table15 --backbone "$backbone" --only-filled --results "$OUT" 2>&1
+  for name in cost cost_bf16; do
+    echo "$name:"
+    "$PYTHON" -m adalora_repro.report table15 --backbone "$backbone" --only-filled --results "$OUT/$name" 2>&1
+  done
 } > "$OUT/summary.txt"
 cat "$OUT/summary.txt"
 ! grep -qE '^== .*: (failed|stopped)' "$OUT"/*.part

@@ -8,7 +8,8 @@ All contenders are in one process and step on the same batches, whose lengths ar
 batches of the ratio of two steps on one batch, with a bootstrap interval: what else the machine does hits both. A mask
 at every step is AdaLoRA's costliest case (--delta-t 100: the paper's). Between rounds bare matrix products of the
 model's shapes are timed; ``matrix rate`` is the share of their rate that a step reaches, counting the model's and the
-method's products. Tokens are counted without padding.
+method's products. On a GPU ``peak rate`` is the share of what the product of two square matrices of 8,192 reaches in
+the same precision; fp32 means without TF32, unless torch is told otherwise. Tokens are counted without padding.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from benchmarks.lengths import TASKS, Tensors, lengths_of, sampled_epoch
 from benchmarks.results import parser, print_table, ratio, ratio_text, start, write
 
 METHODS = ("lora", "adalora")
+SQUARE = 8192
 PRODUCTS = {"cpu": 1, "cuda": 50}  # of one kind in a row: one alone would be the time of its launch
 
 
@@ -125,6 +127,10 @@ def main() -> int:
             found_rates.append(matrix_rate(shapes, batch["input_ids"].numel(), dtype, args.device))
         print(f"batch {number + 1}/{len(batches)}: {batch['input_ids'].shape[1]} tokens", file=sys.stderr, flush=True)
 
+    peaks: dict[bool, float] = {}
+    if args.device == "cuda":
+        types = {bf16: torch.bfloat16 if bf16 else torch.float32 for bf16 in precisions}
+        peaks = {bf16: matrix_rate([(SQUARE, SQUARE)], SQUARE, dtype, args.device) for bf16, dtype in types.items()}
     sample = sorted({0, len(batches) // 2, len(batches) - 1})  # their operations are counted
     rows, figures = [], {}
     by_label = {contender.label: contender for contender in found}
@@ -132,25 +138,32 @@ def main() -> int:
         flop = {number: flop_of(contender, contender.batch(batches[number], number)) for number in sample}
         # at the bare rate that was measured beside each step
         needed = sum(flop[number] / rates[contender.bf16][number] for number in sample)
-        share = needed / sum(contender.times[number] for number in sample)
+        spent = sum(contender.times[number] for number in sample)
+        share = needed / spent
+        of_peak = sum(flop.values()) / spent / peaks[contender.bf16] if peaks else None
         tokens = sum(map(sum, batches)) / sum(contender.times)
         against = ratio(contender.times, by_label[f"ours lora {'bf16' if contender.bf16 else 'fp32'}"].times)
         figures[contender.label] = {
             "seconds": contender.times,
             "ratio_to_our_lora": against,
             "matrix_rate_share": share,
+            "peak_rate_share": of_peak,
             "flop": flop,
             "tokens_per_s": tokens,
         }
-        median = f"{statistics.median(contender.times):.2f}"
-        rows.append([contender.label, median, ratio_text(against), f"{share:.0%}", f"{tokens:,.0f}"])
+        median = f"{statistics.median(contender.times):.4g}"
+        peak = "" if of_peak is None else f"{of_peak:.1%}"
+        rows.append([contender.label, median, ratio_text(against), f"{share:.0%}", peak, f"{tokens:,.0f}"])
     ratios = {f"{a} / {b}": ratio(by_label[a].times, by_label[b].times) for a, b in compared(by_label)}
     rate = {("bf16" if bf16 else "fp32"): statistics.median(each) for bf16, each in rates.items()}
     setting = {name: value for name, value in vars(args).items() if name != "out"}
+    setting["tf32"] = torch.get_float32_matmul_precision() != "highest"
     setting["padded_lengths"] = [max(lengths) for lengths in batches]
     content = {"setting": setting, "contenders": figures, "ratios": ratios, "matrix_products_per_s": rate}
+    content["square_products_per_s"] = {("bf16" if bf16 else "fp32"): value for bf16, value in peaks.items()}
     write(args, f"step_{args.task}_{args.device}{'_compiled' * args.compile}", content)
-    print_table(["contender", "s / step", "x our LoRA, same precision [95%]", "matrix rate", "tokens / s"], rows)
+    heading = ["contender", "s / step", "x our LoRA, same precision [95%]", "matrix rate", "peak rate", "tokens / s"]
+    print_table(heading, rows)
     print()
     print_table(["ratio of step times", "median [95%]"], [[name, ratio_text(value)] for name, value in ratios.items()])
     return 0

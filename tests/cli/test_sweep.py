@@ -439,6 +439,7 @@ def test_a_run_that_failed_in_another_process_meanwhile_is_not_tried_again(
         other = make(0.1, task="rte", status="failed")
         other.key, other.error = plans[1].key, "loss is nan"
         other.progress = {"updated": time.time() + 1}
+        plans[1].folder.mkdir(parents=True, exist_ok=True)
         records.write(other, plans[1].folder)
         return 0.5
 

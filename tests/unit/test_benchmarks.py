@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
+import re
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -22,6 +25,7 @@ from benchmarks.profiler import KINDS, OTHER, kind_of
 from benchmarks.results import ratio, write
 
 DEBERTA, BERT = ["--shape", "tiny-deberta"], ["--shape", "tiny-bert"]
+ROOT = Path(__file__).parents[2]
 QUICK: dict[str, list[str]] = {
     "step": [*DEBERTA, "--rounds", "2", "--batch", "2", "--precision", "bf16"],
     "epoch": [*DEBERTA, "--only", "mnli", "--steps", "1", "--padded-steps", "1", "--part", "16"],
@@ -34,6 +38,7 @@ QUICK: dict[str, list[str]] = {
     "generation": ["--shape", "tiny-bart", "--rounds", "1", "--tokens", "8", "--target", "4", "--beams", "2"],
     "sizes": ["--backbone", "tiny-bert", "--ranks", "3"],
     "around": ["backbone=tiny-bert", "data.sample_rows=64", "data.sample_validation_rows=8", "train.batch_size=4"],
+    "flex": [*DEBERTA, "--lengths", "16", "--batch", "2", "--rounds", "1"],
     "selection_rule": ["--cells", "10"],
     "reports": ["--counts", "3", "--repeat", "1"],
 }
@@ -61,6 +66,23 @@ def test_it_runs(
     out = capsys.readouterr().out
     assert out.count("\n|") >= 2  # a table with something in it
     assert "nan" not in out
+
+
+@pytest.mark.slow
+def test_the_accelerator_s_script_runs_every_part(tmp_path: Path) -> None:
+    environment = os.environ | {"TINY": "1", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [str(ROOT / "benchmarks" / "accelerator.sh"), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert done.returncode == 0, summary + done.stderr
+    assert summary in done.stdout
+    parts = re.findall(r"^== (\w+): (\w+), \d+ s$", summary, re.M)
+    names = ["tests", "step", "cost", "memory", "bart", "generation", "flex", "cost_bf16"]
+    assert parts == [(name, "done") for name in names]
+    assert {path.stem for path in (tmp_path / "out").glob("*.json")} >= {"memory", "flex_cpu", "generation_cpu"}
+    flex = json.loads((tmp_path / "out" / "flex_cpu.json").read_text())["attention"]["16"]["flex"]
+    assert max(flex["errors"].values()) < 0.02  # bf16 has 8 bits
+    assert len(list((tmp_path / "out").glob("cost*/cost/**/*.json"))) == 2
 
 
 def test_curves_are_drawn_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
