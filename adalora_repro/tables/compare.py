@@ -138,7 +138,7 @@ def compare(first: str, second: str, select: str) -> str:
 def described(path: Path, record: RunRecord) -> str:
     key = record.key
     steps = plural(key["total_steps"], "step")
-    degenerate = ", degenerate (one class predicted for every example)" * record.degenerate
+    degenerate = ", degenerate (the same prediction for every example)" * record.degenerate
     return f"{key['method']} {key['budget']}, lr {lr_text(key['lr'])}, {steps}, seed {key['seed']}{degenerate}: {path}"
 
 

@@ -358,11 +358,11 @@ def test_degenerate_runs_are_named_wherever_they_are_shown(
     for seed, constant in enumerate((False, True, True)):
         path = save(Path("results"), make(0.5 * (not constant), seed=seed, degenerate=constant))
     words: dict[tuple[str, ...], str] = {
-        ("table1",): "LoRA 0.3M, CoLA: degenerate: seeds 1, 2 of 3 predicted one class for every example",
+        ("table1",): "LoRA 0.3M, CoLA: degenerate: seeds 1, 2 of 3 gave every example the same prediction",
         ("table1", "--format", "csv"): "degenerate_seeds",
         ("choose", "table1"): "metrics.json  degenerate",
-        ("status",): "Degenerate (one class predicted for every example of the final evaluation):\n  cola lora 0.3M",
-        ("compare", str(path), str(path)): "seed 2, degenerate (one class predicted for every example)",
+        ("status",): "Degenerate (the same prediction for every example of the final evaluation):\n  cola lora 0.3M",
+        ("compare", str(path), str(path)): "seed 2, degenerate (the same prediction for every example)",
     }
     for arguments, text in words.items():
         assert report.main(list(arguments)) == EXIT_OK
