@@ -17,13 +17,13 @@ from adalora_repro.records import RunRecord
 
 HOLDOUT = "data.holdout"  # the setting that sets rows of the training split apart
 RULE = (
-    "Rule of a cell: finished runs of one setting only, which differ in learning rate and seed alone. Shown is the "
-    "setting with the most seeds at one learning rate (ties: more training steps, then one with a held-out split, then "
-    "more learning rates, then the first by name); one that was evaluated on a part of the examples only where there "
-    "is no other. Settings never compete by score: the others are named in a note. Among the learning rates of the "
-    "setting, those with the most seeds; of these the one with the best mean over seeds of the task's primary metric "
-    "on the held-out split, or on the reported split where a run of the setting recorded no held-out one, which makes "
-    "the choice optimistic; ties: the smaller learning rate."
+    "Rule of a cell: finished runs of one setting only, that is, runs that differ in learning rate and seed alone. "
+    "The cell shows the setting with the most seeds at one learning rate; ties: more training steps, then a held-out "
+    "split, then more learning rates, then the first by name. A setting that was evaluated on a part of the examples "
+    "is shown only where there is no other. Settings never compete by score; the others are named in a note. Among "
+    "the learning rates of the setting, those with the most seeds; of these the one with the best mean over seeds of "
+    "the task's primary metric on the held-out split, or on the reported split where a run of the setting recorded no "
+    "held-out one, which makes the choice optimistic; ties: the smaller learning rate."
 )
 
 

@@ -250,7 +250,7 @@ class Cell:
 
     @property
     def degenerate(self) -> tuple[int, ...]:
-        """Seeds of the runs shown whose final evaluation predicts one class alone."""
+        """Seeds of the runs shown that gave every example the same prediction in their final evaluation."""
         return tuple(run.key["seed"] for run in self.runs if run.record.degenerate)
 
 
@@ -527,11 +527,11 @@ def repeated_notes(chosen: Selection) -> list[str]:
 
 
 def degenerate_notes(cell: Cell) -> list[str]:
-    """Names the seeds whose model predicts one class alone: their score is that of a constant."""
+    """Names the seeds whose model predicts the same for every example: their score is that of a constant."""
     if not cell.degenerate:
         return []
     seeds = f"seed{'s' * (len(cell.degenerate) > 1)} {', '.join(map(str, cell.degenerate))}"
-    return [f"degenerate: {seeds} of {len(cell.runs)} predicted one class for every example of the final evaluation"]
+    return [f"degenerate: {seeds} of {len(cell.runs)} gave every example the same prediction in the final evaluation"]
 
 
 def average_of(spec: Spec, cells: Sequence[Cell], paper: Mapping[str, str]) -> tuple[Value | None, tuple[int, ...]]:

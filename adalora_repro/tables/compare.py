@@ -141,7 +141,7 @@ def described(path: Path, record: RunRecord) -> str:
     key = record.key
     steps = plural(key["total_steps"], "step")
     warning = f"; {reason}" if (reason := outdated(record)) else ""
-    degenerate = ", degenerate (one class predicted for every example)" * record.degenerate
+    degenerate = ", degenerate (the same prediction for every example)" * record.degenerate
     run = f"{key['method']} {key['budget']}, lr {lr_text(key['lr'])}, {steps}, seed {key['seed']}{degenerate}"
     return f"{run}: {path}{warning}"
 

@@ -180,13 +180,13 @@ def attention(states: Sequence[State], now: float) -> list[str]:
 
 
 def notices(states: Sequence[State], table: Table) -> list[str]:
-    """What is finished and yet not what it seems: runs that are in no cell, runs of one class, optimistic choices."""
+    """What is finished and yet not what it seems: runs in no cell, degenerate runs, optimistic choices."""
     lines = [
         f"Not in a cell: {plural(count, 'run')} {why}" for why, count in table.left_out.items() if why not in STATUSES
     ]
-    one_class = [state for state in states if state.status == "ok" and state.record.degenerate]
-    lines += ["Degenerate (one class predicted for every example of the final evaluation):"] if one_class else []
-    lines += [f"  {describe(state, 0.0)}: {clean(str(state.path))}" for state in one_class]
+    constant = [state for state in states if state.status == "ok" and state.record.degenerate]
+    lines += ["Degenerate (the same prediction for every example of the final evaluation):"] if constant else []
+    lines += [f"  {describe(state, 0.0)}: {clean(str(state.path))}" for state in constant]
     lines += optimism(cell for row in table.rows for cell in row.cells)
     return ["", *lines] if lines else []
 

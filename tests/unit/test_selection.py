@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from hypothesis import strategies as st
 
 from adalora_repro import report
 from adalora_repro.errors import EXIT_OK
-from adalora_repro.records import RunRecord
+from adalora_repro.records import RunRecord, read_all
 from adalora_repro.selection import RULE, Run, run_of, select
-from adalora_repro.tables import layout, render
+from adalora_repro.tables import controls, layout, render
 from adalora_repro.tables.base import Cell, Scope, Table, compile_table
+from adalora_repro.tables.curves import evaluations_at_budget
 from adalora_repro.tables.marks import with_marks
 from adalora_repro.tables.table1 import SPEC
 
@@ -278,6 +281,76 @@ def test_marks_and_bold_say_when_the_sides_tried_different_numbers_of_rates() ->
     assert layout.unequal_notes(equal) == []
 
 
+def test_best_says_among_how_many_evaluations_it_is_the_best(tmp_path: Path) -> None:
+    """LoRA: all but that of the untrained model; AdaLoRA: those after a step t >= T - t_f = 60, t counted from 0."""
+    phases = {"n": 36, "b_0": 144, "b_T": 72, "t_i": 10, "t_f": 40, "delta_t": 7}
+    best = {"metrics": {METRIC: 0.5}, "step": 100}
+    changes: dict[str, dict[str, Any]] = {
+        "lora": {"best": best},
+        "adalora": {"best": best, "budget": phases},
+        "svd_lora": {"best": best},
+    }
+    steps = [0, 20, 40, 60, 61, 80, 100]
+    for method, fields in changes.items():
+        path = save(tmp_path, make(0.5, method=method, **fields))
+        lines = [json.dumps({"t": step, "evaluation": {METRIC: 0.5}}) for step in steps]
+        lines += [json.dumps({"t": 100, "loss": 0.1}), '{"t": 100, "evaluation"']  # the last one cut short
+        if method != "svd_lora":
+            (path.parent / "log.jsonl").write_text("\n".join(lines))
+    scope = Scope("minilm", "local", select="best", results=tmp_path)
+    table = compile_table(controls.SPEC, read_all(tmp_path)[0], scope)
+    (note,) = (note for note in layout.notes_of(table) if note.startswith("Evaluations that best"))
+    counts = "LoRA 0.3M: CoLA 6; AdaLoRA 0.3M: CoLA 3; SVD-LoRA 0.3M: CoLA not recorded"
+    assert sorted(note.split(": ", 1)[1].rstrip(".").split("; ")) == sorted(counts.split("; "))
+    assert any("optimistic, and the more so the more evaluations" in note for note in layout.notes_of(table))
+    final = compile_table(controls.SPEC, read_all(tmp_path)[0], replace(scope, select="final"))
+    assert not any("Evaluations that best" in note for note in layout.notes_of(final))
+
+
+@pytest.mark.parametrize(("protocol", "delta_t", "count"), [("paper", 7, 2), ("released", 7, 1), ("released", 6, 2)])
+def test_the_first_evaluation_at_the_budget(tmp_path: Path, protocol: str, delta_t: int, count: int) -> None:
+    """After step T - t_f = 60: with protocol=released the model is at its budget there only if a mask falls on it."""
+    record = make(0.5, method="adalora", protocol=protocol, budget={"t_f": 40, "delta_t": delta_t})
+    (tmp_path / "log.jsonl").write_text("".join(f'{{"t": {step}, "evaluation": {{}}}}\n' for step in (60, 61, 62)))
+    assert evaluations_at_budget(tmp_path, record) == count
+
+
+def test_partial_evaluations_fill_a_cell_everywhere_or_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(Path("results"), make(0.5, max_examples=100))
+
+    def shown(*words: str) -> str:
+        assert report.main(list(words)) == EXIT_OK
+        return capsys.readouterr().out
+
+    for more, cells in (((), 0), (("--include-partial",), 1)):
+        assert f"{cells} of the paper's 96 cells done; 1 run" in shown("status", *more)
+        assert ("1 record, seed 0" in shown("table1", *more)) is bool(cells)
+        assert ("cola lora 0.3M: lr 1e-3" in shown("choose", "table1", *more)) is bool(cells)
+        shown("html", *more)
+        assert ('"cells":{}' not in Path("results/report.html").read_text()) is bool(cells)
+    assert "Not in a cell: 1 run evaluated on a part of the examples" in shown("status")
+
+
+def test_tables_and_choose_name_all_backbones_with_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for backbone in ("deberta-v3-base", "minilm", "tiny-bert"):
+        save(Path("results"), make(0.5, backbone=backbone))
+    sentence = "--backbone chooses among those with records: deberta-v3-base, minilm, tiny-bert."
+    for words in (["table1"], ["choose", "table1"], ["status"]):
+        assert report.main(words) == EXIT_OK
+        assert sentence in capsys.readouterr().out
+        assert report.main([*words, "--backbone", "minilm"]) == EXIT_OK
+        assert sentence not in capsys.readouterr().out
+        assert report.main([*words, "--backbone", "bart-large"]) == EXIT_OK
+        text = "No record of bart-large; backbones with records: deberta-v3-base, minilm, tiny-bert."
+        assert text in capsys.readouterr().out
+
+
 def test_degenerate_runs_are_named_wherever_they_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
@@ -285,11 +358,11 @@ def test_degenerate_runs_are_named_wherever_they_are_shown(
     for seed, constant in enumerate((False, True, True)):
         path = save(Path("results"), make(0.5 * (not constant), seed=seed, degenerate=constant))
     words: dict[tuple[str, ...], str] = {
-        ("table1",): "LoRA 0.3M, CoLA: degenerate: seeds 1, 2 of 3 predicted one class for every example",
+        ("table1",): "LoRA 0.3M, CoLA: degenerate: seeds 1, 2 of 3 gave every example the same prediction",
         ("table1", "--format", "csv"): "degenerate_seeds",
         ("choose", "table1"): "metrics.json  degenerate",
-        ("status",): "Degenerate (one class predicted for every example of the final evaluation):\n  cola lora 0.3M",
-        ("compare", str(path), str(path)): "seed 2, degenerate (one class predicted for every example)",
+        ("status",): "Degenerate (the same prediction for every example of the final evaluation):\n  cola lora 0.3M",
+        ("compare", str(path), str(path)): "seed 2, degenerate (the same prediction for every example)",
     }
     for arguments, text in words.items():
         assert report.main(list(arguments)) == EXIT_OK
