@@ -310,6 +310,26 @@ def test_figures_of_squad_1(tmp_path: Path) -> None:
         assert all(answer["text"] for answer in row["n_best"])
 
 
+def test_no_answer_to_every_question_is_noticed(tmp_path: Path) -> None:
+    found, _ = measured(small(tmp_path, task__null_threshold=-1e9))
+    assert set(found.files["predictions.json"].values()) == {""}
+    assert found.constant == {"validation": "no answer"}
+    assert measured(small(tmp_path))[0].constant == {}
+
+
+def test_the_same_answer_to_every_question_is_noticed(tmp_path: Path) -> None:
+    task, data = loaded(small(tmp_path, rows=[ROW, ROW | {"id": "b", "question": "Which people?"}]))
+    first, side = predictions(task, data, spread=1), task._side["validation"]
+    batches = [
+        batch | {"start": np.array(side[batch["index"]]["first"])[:, None] + 0 * batch["start"]} for batch in first
+    ]
+    for batch in batches:
+        batch["end"], batch["null"] = batch["start"] + 4, batch["null"] - 1e6
+    found = task.metrics({"validation": iter(batches)})
+    (answer,) = set(found.files["predictions.json"].values())
+    assert found.constant == {"validation": repr(answer)}
+
+
 def test_figures_of_squad_2(tmp_path: Path) -> None:
     found, questions = measured(small(tmp_path))
     names = {"exact", "f1"}
