@@ -95,6 +95,7 @@ def watched_steps() -> Iterator[list[dict[str, Any]]]:
     def watched(loop: train.Loop, batches: list[Any]) -> torch.Tensor:
         norm = step(loop, batches)
         seen = {"loss": loop.losses[-1].item(), "grad_norm": norm.item(), "pieces": len(batches), "mask": None}
+        seen["task_norm"] = loop.task_norm.item() if loop.log_due and loop.task_norm is not None else 0.0
         if hasattr(loop.method, "allocator"):
             seen["mask"] = loop.method.allocator._mask.tolist()
         steps.append(seen)
@@ -241,7 +242,7 @@ def alone(cli: Cli) -> Callable[..., list[dict[str, Any]]]:
 
 def same_steps(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert len(found) == len(expected) > 0
-    for name in ("loss", "grad_norm"):
+    for name in ("loss", "grad_norm", "task_norm"):
         assert [step[name] for step in found] == pytest.approx([step[name] for step in expected], rel=1e-5), name
     assert [step["mask"] for step in found] == [step["mask"] for step in expected]  # exactly
 

@@ -104,6 +104,41 @@ def test_two_classes_equal_scikit_learn(cases: list[tuple[int, int]]) -> None:
     assert evaluate("cola", labels, predicted) == {"matthews_correlation": pytest.approx(matthews, abs=1e-12)}
 
 
+@pytest.mark.parametrize(
+    ("task", "predicted", "constant"),
+    [
+        ("cola", [1, 1, 1], "class 1"),
+        ("cola", [0, 0, 0], "class 0"),
+        ("cola", [0, 0, 1], None),
+        ("cola", [1], None),  # of one example nothing can be told
+        ("stsb", [2.5, 2.5, 2.5], "2.5"),
+        ("stsb", [2.5, 2.500001, 2.5], "2.5"),  # rounding
+        ("stsb", [2.5, 2.501, 2.5], None),
+        ("stsb", [2.5], None),
+    ],
+)
+def test_the_same_prediction_for_all_examples_is_noticed(task: str, predicted: list[Any], constant: str | None) -> None:
+    found = evaluation(task, [0, 1, 1][: len(predicted)], predicted, batch=2)
+    assert found.constant == ({} if constant is None else {"validation": constant})
+
+
+def test_the_held_out_split_has_the_primary_metric_s_name() -> None:
+    """MNLI's primary metric is of the matched split, so accuracy_m; both others are as they are without it."""
+    cfg = task_config("mnli", data__holdout=3)
+    right, wrong = ([{"label": np.array([0, 1, 2]), "prediction": np.array(p), "index": [0, 1, 2]}] for p in ALL)
+    found = glue.Task(cfg).metrics({"validation_matched": wrong, "validation_mismatched": right, "holdout": wrong})
+    assert found.metrics == {"accuracy_m": 1 / 3, "accuracy_mm": 1.0}
+    assert found.holdout == {"accuracy_m": 1 / 3}
+    assert found.constant == {"validation_matched": "class 1", "holdout": "class 1"}
+    assert found.entry == {"metrics": found.metrics, "holdout": found.holdout}
+    assert set(found.files) == {
+        f"predictions.{split}.jsonl.gz" for split in ("validation_matched", "validation_mismatched", "holdout")
+    }
+
+
+ALL = ([0, 1, 2], [1, 1, 1])
+
+
 @settings(deadline=None)  # imports and shared processors
 @given(pairs(st.integers(0, 2)))
 def test_mnli_has_one_accuracy_per_split(cases: list[tuple[int, int]]) -> None:

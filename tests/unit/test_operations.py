@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hydra import compose
 from transformers import AutoConfig
 
+from adalora_repro import plan, session, train
 from adalora_repro.train import add_gradient
 from benchmarks.operations import CountOperations, count
 
@@ -51,6 +53,50 @@ def test_operations_of_which_the_host_needs_a_value_are_waits(operation, waits):
     with CountOperations() as counted:
         operation(torch.tensor([1.0, -1.0, 2.0]))
     assert counted.waits == waits
+
+
+def loop_of(hydra, method, cache):
+    """A tiny run in training, its batches without dropout."""
+    words = ["task=cola", f"method={method}", "backbone=tiny-bert", "data=sample", "data.sample_rows=32"]
+    words += ["data.sample_validation_rows=4", "train.batch_size=8", "train.max_steps=6", "task.max_length=32"]
+    words += [f"data.cache_dir={cache}", "method.schedule=scaled", "train.device=cpu", "task.classifier_dropout=0"]
+    words += [f"+backbone.architecture.{name}=0" for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
+    return session.build(plan.count(plan.resolve(compose("config", words))))
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_the_norm_of_the_task_s_gradient_leaves_the_regularizer_out(hydra, tmp_path, method):
+    loop = loop_of(hydra, method, tmp_path)
+    batches = next(train.training_batches(loop))
+    model, terms, total = loop.model.train(), 0, 0.0
+    for batch in batches:
+        loss, n = loop.task.loss(model, batch)
+        total, terms = total + loss * n, terms + n
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(total / terms, parameters, allow_unused=True)
+    expected = sum(float(g.double().square().sum()) for g in gradients if g is not None) ** 0.5
+    loop.log_due = True
+    norm = train.step(loop, batches)
+    assert float(loop.task_norm) == pytest.approx(expected, rel=1e-5)
+    assert (float(norm) == float(loop.task_norm)) == (method == "lora")  # LoRA has no regularizer
+
+
+def test_only_a_step_that_is_logged_measures_it(hydra, tmp_path):
+    """And no other step has an operation more: of two it takes the parameters' norms and the norm of these."""
+    loop = loop_of(hydra, "adalora", tmp_path)
+    batches = next(train.training_batches(loop))
+    train.step(loop, batches)  # the optimizer's states come with it
+    counts = []
+    for due in (False, True, False):
+        loop.log_due, loop.task_norm = due, None
+        with CountOperations() as counted:
+            train.step(loop, batches)
+        assert (loop.task_norm is not None) == due
+        counts.append(counted)
+    assert counts[0].counts == counts[2].counts
+    more = counts[1].counts - counts[0].counts
+    assert set(more) == {"aten::_foreach_norm.Scalar", "aten::stack", "aten::linalg_vector_norm"}
+    assert counts[1].waits == counts[0].waits
 
 
 @pytest.mark.slow

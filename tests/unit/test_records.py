@@ -25,6 +25,7 @@ from adalora_repro.records import (
     read,
     read_all,
     run_folder,
+    selection,
     validate,
     write,
     write_atomic,
@@ -90,6 +91,18 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("final.metrics.matthews_correlation", "0.5", "is '0.5'"),
         ("final.metrics.matthews_correlation", 10**400, "final.metrics.matthews_correlation"),
         ("best", {"metrics": {}, "step": 5}, "best has no metric 'matthews_correlation'"),
+        ("final.holdout", None, "final.holdout is not an object"),
+        ("final.holdout", [0.5], "final.holdout is not an object"),
+        ("final.holdout", {"matthews_correlation": float("nan")}, "final.holdout.matthews_correlation is nan"),
+        ("final.holdout", {"matthews_correlation": True}, "final.holdout.matthews_correlation is True"),
+        ("final.holdout", {"f1": 0.5}, "final.holdout has no metric 'matthews_correlation'"),
+        (
+            "best",
+            {"metrics": {"matthews_correlation": 0.5}, "holdout": {"matthews_correlation": 0.5}, "step": 5},
+            "one of final and best has a held-out split",
+        ),
+        ("degenerate", 1, "degenerate is not true or false"),
+        ("degenerate", None, "degenerate is not true or false"),
         ("params.method", True, "params.method is True"),
         ("params.method", -1, "params.method is -1"),
         ("params.method", 1.5, "params.method is 1.5"),
@@ -131,6 +144,21 @@ def test_refuses_and_says_why(path: str, value: Any, why: str) -> None:
         validate(changed(path, value), "some/file")
     assert str(error.value).startswith("some/file: ")
     assert why in str(error.value)
+
+
+def test_a_held_out_split_is_what_a_run_is_chosen_by(tmp_path: Path) -> None:
+    record = make(0.5, degenerate=True)
+    assert record.final is not None
+    record.final["holdout"] = {"matthews_correlation": 0.7}
+    record.best = dict(record.final)
+    again = read(write(record, tmp_path))
+    assert again == record
+    assert selection(again.final) == {"matthews_correlation": 0.7}
+    old = make(0.5)
+    assert selection(old.final) == old.final["metrics"]
+    values = old.to_json()
+    del values["degenerate"]  # as in records from before there was the field
+    assert validate(values, "old").degenerate is False
 
 
 @pytest.mark.parametrize(

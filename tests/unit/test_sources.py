@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -192,6 +193,93 @@ def test_check_names_what_is_missing(tmp_path: Path) -> None:
         check(task_config("rte", data__sample_rows=0))
     with pytest.raises(InputError, match="unknown data source 'web'; valid: hub, local, sample"):
         check(task_config("rte", "web"))
+
+
+ROW = st.dictionaries(
+    st.text(max_size=5), st.one_of(st.none(), st.integers(), st.text(), st.floats(allow_nan=False)), max_size=4
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ROW, min_size=1, max_size=5), st.data())
+def test_the_same_rows_in_other_bytes_are_the_same_data(tmp_path: Path, rows: list[Any], data: st.DataObject) -> None:
+    """Other line ends, spacing, escapes, order of keys, blank lines, compression, a byte order mark."""
+    cfg = local(tmp_path, "sst2", train=rows)
+    path = tmp_path / "sst2" / "train.jsonl.gz"
+    before, bytes_before = sources.fingerprint(cfg), sources.byte_fingerprint(cfg)
+    assert sources.train_rows(cfg) == len(rows)
+    end = data.draw(st.sampled_from(["\n", "\r\n", "\n\n", " \n"]))
+    lines = [
+        json.dumps(
+            dict(reversed(row.items())),
+            ensure_ascii=data.draw(st.booleans()),
+            separators=data.draw(st.sampled_from([(",", ":"), (" ,  ", ":\t")])),
+        )
+        for row in rows
+    ]
+    mark = data.draw(st.sampled_from(["", "\ufeff"]))
+    content = (mark + end.join(lines) + data.draw(st.sampled_from(["", end]))).encode("utf-8", "surrogatepass")
+    path.unlink()
+    plain = data.draw(st.booleans())
+    path = path.with_suffix("") if plain else path
+    path.write_bytes(content if plain else gzip.compress(content, compresslevel=1))
+    try:
+        assert sources.fingerprint(cfg) == before
+        assert sources.byte_fingerprint(cfg) != bytes_before
+        assert sources.train_rows(cfg) == len(rows)
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [{"a": 2}, {"a": 1}],
+        [{"a": 1}],
+        [{"a": 1}, {"a": 2}, {"a": 2}],
+        [{"a": 1}, {"a": "2"}],
+        [{"a": 1}, {"b": 2}],
+        [{"a": 1}, "{broken"],
+        [{"a": 1}, "{broken2"],
+    ],
+)
+def test_other_rows_are_other_data(tmp_path: Path, other: list[Any]) -> None:
+    before = sources.fingerprint(local(tmp_path, "sst2", train=[{"a": 1}, {"a": 2}]))
+    assert sources.fingerprint(local(tmp_path, "sst2", train=other)) != before
+    assert sources.fingerprint(local(tmp_path, "sst2", train=[{"a": 1}, "{brokem"])) != before
+
+
+def test_what_a_large_file_holds_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "LARGE", 1)
+    monkeypatch.setattr(sources, "_contents", {})
+    rows = [{"sentence": f"kept {number}"} for number in range(5)]
+    cfg = local(tmp_path, "sst2", train=rows)
+    cfg.data.cache_dir = str(tmp_path / "cache")
+    before = sources.fingerprint(cfg)
+    parse = sources._parsed_content
+    for damage in (None, b"", b"{}", b'{"rows": 5, "fingerprint": 7}', b'{"rows": true, "fingerprint": "x"}', b"[1]"):
+        monkeypatch.setattr(sources, "_contents", {})
+        kept = list((tmp_path / "cache" / "rows").glob("*.json"))
+        assert len(kept) == 2  # of the train and the validation split
+        if damage is None:
+            monkeypatch.setattr(sources, "_parsed_content", None)  # it is not called
+        else:
+            monkeypatch.setattr(sources, "_parsed_content", parse)
+            for path in kept:
+                path.write_bytes(damage)
+        assert sources.fingerprint(cfg) == before
+        assert sources.train_rows(cfg) == 5
+    monkeypatch.setattr(sources, "_contents", {})
+    cfg.data.cache_dir = str(tmp_path / "sst2" / "train.jsonl.gz")  # no folder, so nothing can be kept
+    assert sources.fingerprint(cfg) == before
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    cfg = local(tmp_path, "sst2", train=[{"a": 1}])
+    before = sources.fingerprint(cfg), sources.train_rows(cfg)
+    write_jsonl(tmp_path / "sst2" / "train.jsonl.gz", [{"a": 1}, {"a": 2}])
+    assert sources.train_rows(cfg) == 2
+    assert sources.fingerprint(cfg) != before[0]
 
 
 def test_a_fingerprint_changes_with_what_it_stands_for(tmp_path: Path) -> None:

@@ -310,6 +310,25 @@ def test_figures_of_squad_1(tmp_path: Path) -> None:
         assert all(answer["text"] for answer in row["n_best"])
 
 
+def test_no_answer_to_every_question_is_noticed(tmp_path: Path) -> None:
+    found, _ = measured(small(tmp_path, task__null_threshold=-1e9))
+    assert set(found.files["predictions.json"].values()) == {""}
+    assert found.constant == {"validation": "no answer"}
+    assert measured(small(tmp_path))[0].constant == {}
+
+
+def test_the_same_answer_to_every_question_is_noticed(tmp_path: Path) -> None:
+    row = ROW | {"context": "Rollo led the Normans."}  # one window
+    task, data = loaded(small(tmp_path, rows=[row, row | {"id": "b", "question": "Which people?"}]))
+    batches = list(predictions(task, data, spread=1))
+    for batch in batches:
+        batch["start"] = np.array(task._side["validation"][batch["index"]]["first"])[:, None] + 0 * batch["start"]
+        batch["end"], batch["null"] = batch["start"] + 4, batch["null"] - 1e6
+    found = task.metrics({"validation": iter(batches)})
+    assert found.files["predictions.json"] == {"a": "Rollo", "b": "Rollo"}
+    assert found.constant == {"validation": "'Rollo'"}
+
+
 def test_figures_of_squad_2(tmp_path: Path) -> None:
     found, questions = measured(small(tmp_path))
     names = {"exact", "f1"}

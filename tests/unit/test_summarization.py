@@ -716,6 +716,19 @@ def test_special_tokens_are_no_part_of_a_text(tmp_path: Path) -> None:
     assert found.files["predictions.jsonl.gz"][0]["rouge1"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("texts", "constant"),
+    [
+        (["", "", ""], {"validation": "a text of 0 characters"}),
+        (["Hi you"] * 3, {"validation": "a text of 6 characters"}),
+        (["Hi you", "Hi you", "Hi"], {}),
+    ],
+)
+def test_the_same_summary_of_every_document_is_noticed(tmp_path: Path, texts: list[str], constant: Any) -> None:
+    task, _ = loaded(small(tmp_path, data__sample_validation_rows=3))
+    assert task.metrics({"validation": batches_of(task, texts, [2, 0, 1], 2)}).constant == constant
+
+
 def test_batches_are_let_go_one_by_one(tmp_path: Path) -> None:
     task, _ = loaded(small(tmp_path, data__sample_validation_rows=5))
     kept: list[weakref.ref[Any]] = []

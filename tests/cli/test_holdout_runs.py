@@ -1,0 +1,225 @@
+"""Runs with ``data.holdout``, and runs that predict the same for every example."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Outcome, find_runs, only_run
+from task_configs import write_jsonl
+
+from adalora_repro import train
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.tasks import glue
+from adalora_repro.tasks.base import Evaluation
+
+Cli = Callable[..., Outcome]
+WHOLE = "task.max_length=128"  # no sentence of the sample is longer: rows differ in their tokens
+
+
+@dataclass
+class Rows:
+    """Token ids of the rows of a run, in training each time that a step has them."""
+
+    trained: list[tuple[int, ...]] = field(default_factory=list)
+    held: set[tuple[int, ...]] = field(default_factory=set)
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
+    found = Rows()
+    step = train.step
+
+    def watched(loop: train.Loop, batches: list[Any]) -> Any:
+        found.held = {tuple(ids) for ids in loop.data.evaluation["holdout"]["input_ids"]}
+        for batch in batches:
+            pairs = zip(batch["input_ids"].tolist(), batch["attention_mask"].sum(1).tolist(), strict=True)
+            found.trained += [tuple(ids[:length]) for ids, length in pairs]
+        return step(loop, batches)
+
+    monkeypatch.setattr(train, "step", watched)
+    return found
+
+
+def held_out(folder: Path) -> list[dict[str, Any]]:
+    with gzip.open(folder / "predictions.holdout.jsonl.gz", "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_a_run_evaluates_what_it_does_not_train_on(tiny: Cli, rows: Rows) -> None:
+    command = ("task=sst2", "method=adalora", "data.holdout=0.25", "train.max_steps=null", "train.epochs=3", WHOLE)
+    done = tiny(*command, "train.eval_steps=6", "optim.lr=1e-2")
+    assert done.code == EXIT_OK, done.err
+    run = only_run()
+    record = run.record
+    assert record.key["total_steps"] == 18  # 3 epochs of 48 rows, 8 a step
+    assert record.settings["data.holdout"] == 16
+    assert record.data["rows"] == {"train": 48, "validation": 32, "holdout": 16}
+    assert len(rows.trained) == 3 * 48
+    assert len(set(rows.trained)) == 48
+    assert len(rows.held) == 16
+    assert not rows.held & set(rows.trained)
+    evaluations = [line for line in run.log if "evaluation" in line]
+    assert [line["t"] for line in evaluations] == [6, 12, 18]
+    for entry, name in ((record.final, "final"), (record.best, "best")):
+        predicted = held_out(run.folder / name)
+        assert len(predicted) == 16
+        accuracy = sum(row["label"] == row["prediction"] for row in predicted) / 16
+        assert entry["holdout"] == {"accuracy": accuracy}
+        (line,) = (line for line in evaluations if line["t"] == entry["step"])
+        assert (line["evaluation"], line["holdout"]) == (entry["metrics"], entry["holdout"])
+    assert f"; held out: accuracy {record.final['holdout']['accuracy']:.4f}  (" in done.out
+    again = tiny(*command, "train.eval_steps=6", "optim.lr=1e-2", "data.holdout=16")
+    assert again.out.startswith("already done: ")
+
+
+def test_every_seed_and_method_has_the_same_rows(tiny: Cli, rows: Rows) -> None:
+    seen = []
+    for words in (["method=lora"], ["method=lora", "seed=3"], ["method=bitfit", "optim.lr=1e-2"]):
+        rows.trained.clear()
+        assert tiny("task=sst2", "data.holdout=16", WHOLE, *words).code == EXIT_OK
+        seen.append(set(rows.trained))
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0]) == 48
+
+
+def test_a_stopped_run_with_a_held_out_split_goes_on(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("task=mnli", "method=adalora", "data.holdout=15", "train.eval_steps=2", "optim.lr=1e-2")
+    step = train.step
+
+    def stopped(loop: train.Loop, batches: Any) -> Any:
+        norm = step(loop, batches)
+        if loop.t == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return norm
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "step", stopped)
+        assert tiny(*command).code == EXIT_TERMINATED
+    assert tiny(*command).code == EXIT_OK
+    assert tiny(*command, "results.dir=whole").code == EXIT_OK
+    run, whole = only_run(), only_run("whole")
+    assert run.record.measured() == whole.record.measured()
+    assert run.log == whole.log
+    assert held_out(run.folder / "best") == held_out(whole.folder / "best")
+    assert set(run.record.final["holdout"]) == {"accuracy_m"}
+
+
+def test_the_best_checkpoint_is_that_of_the_held_out_split(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the split that is reported, which gets worse here while the other gets better until step 4."""
+    figures = {2: (0.9, 0.5), 4: (0.8, 0.7), 6: (0.7, 0.6)}
+
+    def evaluation(loop: train.Loop, watch: Any) -> Evaluation:
+        reported, held = figures[loop.t]
+        return Evaluation({"accuracy": reported}, holdout={"accuracy": held} if loop.plan.cfg.data.holdout else None)
+
+    monkeypatch.setattr(train, "evaluate", evaluation)
+    command = ("task=sst2", "method=lora", "train.eval_steps=2")
+    assert tiny(*command, "data.holdout=4").code == EXIT_OK
+    assert only_run().record.best == {"metrics": {"accuracy": 0.8}, "holdout": {"accuracy": 0.7}, "step": 4}
+    assert tiny(*command, "results.dir=without").code == EXIT_OK
+    assert only_run("without").record.best == {"metrics": {"accuracy": 0.9}, "step": 2}
+
+
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        (
+            ("task=squad_v2", "budget=0.08%", "task.max_length=192", "task.stride=32"),
+            {"predictions.holdout.json", "nbest.holdout.jsonl.gz", "null_odds.holdout.json"},
+        ),
+        (
+            ("task=xsum", "budget=0.13%", "backbone=tiny-bart", "task.max_target_length=8", "task.num_beams=2"),
+            {"predictions.holdout.jsonl.gz"},
+        ),
+    ],
+    ids=["squad_v2", "xsum"],
+)
+def test_other_families_hold_rows_out(tiny: Cli, words: tuple[str, ...], files: set[str]) -> None:
+    done = tiny(*words, "method=lora", "data.holdout=8", "data.sample_rows=24", "data.sample_validation_rows=4")
+    assert done.code == EXIT_OK, done.err
+    run = only_run()
+    assert set(run.record.final["holdout"]) == set(run.record.final["metrics"])
+    assert run.record.data["rows"]["train"] == 16
+    for name in ("final", "best"):
+        names = {path.name for path in (run.folder / name).iterdir()}
+        assert {name for name in names if ".holdout" in name} == files
+        assert {name.replace(".holdout", "") for name in files} <= names
+
+
+# -- a run that predicts the same for all examples
+
+
+def test_one_class_for_all_examples_is_said_and_recorded(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict = glue.Task.predict
+
+    def one_class(self: glue.Task, model: Any, batch: Any) -> Any:
+        found = predict(self, model, batch)
+        return found | {"prediction": found["prediction"] * 0 + 1}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(glue.Task, "predict", one_class)
+        done = tiny("task=mnli", "method=lora", "data.holdout=15")
+    assert done.code == EXIT_OK
+    assert done.err.splitlines()[-1] == (
+        "adalora-run: note: degenerate: the last evaluation predicts the same for all examples "
+        "(validation_matched: class 1, validation_mismatched: class 1, holdout: class 1)"
+    )
+    assert only_run().record.degenerate is True
+
+
+def test_a_run_that_tells_examples_apart_is_not_degenerate(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict = glue.Task.predict
+
+    def two_classes(self: glue.Task, model: Any, batch: Any) -> Any:
+        found = predict(self, model, batch)
+        return found | {"prediction": batch["labels"]}
+
+    monkeypatch.setattr(glue.Task, "predict", two_classes)
+    done = tiny("task=cola", "method=lora")
+    assert "degenerate" not in done.err
+    assert only_run().record.degenerate is False
+
+
+# -- data of the user's own
+
+
+def test_the_same_rows_in_other_files_are_the_same_run(tiny: Cli) -> None:
+    """A run that was filed when data were identified by their bytes is found, and new seeds join it."""
+    from adalora_repro.tasks import sources
+
+    rows = [{"sentence": f"a film {row}", "label": row % 2} for row in range(20)]
+    for split in ("train", "validation"):
+        write_jsonl(Path("own") / "sst2" / f"{split}.jsonl.gz", rows)
+        write_jsonl(Path("plain") / "sst2" / f"{split}.jsonl", rows, compress=False)
+    command = ("task=sst2", "method=lora", "data=local")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "fingerprint", sources.byte_fingerprint)  # as it was
+        assert tiny(*command, "data.dir=own").code == EXIT_OK
+    (old,) = find_runs()
+    assert old.record.settings["data.fingerprint"] == old.record.data["fingerprint"]
+    done = tiny(*command, "data.dir=own")
+    assert done.out.startswith(f"already done: {old.folder} ")
+    assert tiny(*command, "data.dir=own", "seed=1").code == EXIT_OK
+    assert {run.record.key["variant"] for run in find_runs()} == {old.record.key["variant"]}
+    assert len(find_runs()) == 2
+
+    elsewhere = (*command, "results.dir=new")
+    assert tiny(*elsewhere, "data.dir=own").code == EXIT_OK
+    assert only_run("new").record.key["variant"] != old.record.key["variant"]
+    assert tiny(*elsewhere, "data.dir=plain").out.startswith("already done: ")
+
+
+def test_more_rows_than_there_are_cannot_be_held_out(tiny: Cli) -> None:
+    done = tiny("task=sst2", "method=lora", "data.holdout=64")
+    assert done.code == EXIT_BAD_INPUT
+    assert done.err == (
+        "adalora-run: error: data.holdout=64: the train split has 64 rows, one or more must be left to train on\n"
+    )

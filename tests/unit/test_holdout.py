@@ -1,0 +1,257 @@
+"""The held-out split: which rows it has, that none of them is trained on, and what it is part of."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from hydra import compose
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig
+from task_configs import GLUE, TASKS, task_config, write_jsonl
+
+from adalora_repro import backbones, plan
+from adalora_repro.errors import InputError
+from adalora_repro.tasks import load_family, sources
+from adalora_repro.tasks.base import TaskData
+from adalora_repro.tasks.holdout import HOLDOUT, parts, size
+
+NO_BAD = sources.BadRows(False)
+
+pytestmark = pytest.mark.usefixtures("hydra")
+
+# -- which rows
+
+
+def texts_of(rows: list[int], texts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    return sorted(texts[row] for row in rows)
+
+
+ROWS = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("uvwxyz"), st.integers(0, 2)), min_size=2)
+
+
+@settings(deadline=None)
+@given(ROWS, st.data(), st.sampled_from([[0], [0, 1]]))
+def test_groups_are_never_parted_and_the_order_of_the_file_does_not_matter(
+    rows: list[tuple[str, str, int]], data: st.DataObject, by: list[int]
+) -> None:
+    texts, strata = [row[:2] for row in rows], [row[2] for row in rows]
+    count = data.draw(st.integers(1, len(rows) - 1))
+    held, trained = parts(texts, strata, by, count)
+    assert len(trained) == len(rows) - count
+    assert not set(held) & set(trained)
+    group = [tuple(texts[row][place] for place in by) for row in range(len(rows))]
+    assert not {group[row] for row in held} & {group[row] for row in trained}
+    sizes = Counter(group)
+    assert (
+        len(held) <= count < len(held) + max(sizes.values())
+    )  # fewer than the smallest group that is left are missing
+    order = data.draw(st.permutations(range(len(rows))))
+    again = parts([texts[row] for row in order], [strata[row] for row in order], by, count)
+    assert texts_of([order[row] for row in again[0]], texts) == texts_of(held, texts)
+    assert texts_of([order[row] for row in again[1]], texts) == texts_of(trained, texts)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=200), st.data())
+def test_classes_keep_their_shares_to_less_than_a_row(strata: list[int], data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(strata) - 1))
+    held, _ = parts([(f"text {row}",) for row in range(len(strata))], strata, [0], count)
+    assert len(held) == count
+    shares = Counter(strata[row] for row in held)
+    for stratum, rows in Counter(strata).items():
+        assert abs(shares[stratum] - Fraction(count * rows, len(strata))) < 1
+
+
+def test_every_row_is_as_likely_as_another() -> None:
+    """A hash that favoured some texts, the short ones say, would make the split easier or harder than the rest."""
+    texts = [("w" * (1 + row % 50) + f" {row}",) for row in range(10_000)]
+    held, _ = parts(texts, [None] * len(texts), [0], 5_000)
+    mean = sum(row % 50 for row in held) / len(held)
+    assert abs(mean - 24.5) < 5 * math.sqrt((50**2 - 1) / 12 / len(held) / 2)
+    assert abs(sum(held) / len(held) - 5_000) < 5 * 10_000 / math.sqrt(12 * 2 * len(held))
+
+
+@pytest.mark.parametrize(
+    "twin",
+    [("Is it A fine film", "yes"), ("is  it a fine film?", "Yes!"), ("yes", "Is it a fine film")],
+    ids=["case", "punctuation", "order"],
+)
+def test_rows_that_differ_in_nothing_that_matters_are_duplicates(twin: tuple[str, str]) -> None:
+    texts = [("is it a fine film", "yes"), twin, *[(f"text {row}", "no") for row in range(9)]]
+    for count in range(1, 11):
+        held, _ = parts(texts, [None] * len(texts), [0, 1], count)
+        assert len({0, 1} & set(held)) in (0, 2)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 10**9), st.floats(0, 1, exclude_min=True, exclude_max=True))
+def test_a_fraction_is_rounded_to_rows(rows: int, fraction: float) -> None:
+    expected = Fraction(fraction) * rows
+    if Fraction(1, 2) < expected < rows - Fraction(1, 2):
+        assert abs(size(fraction, rows) - expected) <= Fraction(1, 2) + Fraction(rows, 2**50)  # the float product
+    assert size(1, rows) == 1
+    assert size(rows - 1, rows) == rows - 1
+
+
+@pytest.mark.parametrize("wanted", [0, -1, 1.0, 2.5, 0.0, -0.5, math.nan, math.inf])
+def test_neither_rows_nor_a_fraction(wanted: float) -> None:
+    with pytest.raises(InputError, match=r"data\.holdout=.* must be a number of rows of the train split \(500\) or a"):
+        size(wanted, 100)
+
+
+# -- the splits of every task
+
+
+SMALL = {"data__sample_rows": 40, "data__sample_validation_rows": 6}
+
+
+def small(tmp_path: Path, task: str, holdout: float | None = 10, **options: Any) -> DictConfig:
+    options = SMALL | {"data__cache_dir": str(tmp_path / "cache"), "data__holdout": holdout} | options
+    if task in ("squad", "squad_v2"):
+        options |= {"task__max_length": 112, "task__stride": 16}
+    return task_config(task, **options)
+
+
+def loaded(cfg: DictConfig) -> TaskData:
+    return load_family(cfg).load(backbones.byte_tokenizer())
+
+
+def inputs(rows: Dataset) -> Counter[tuple[int, ...]]:
+    return Counter(tuple(ids) for ids in rows["input_ids"][:])
+
+
+def content(rows: Dataset) -> list[dict[str, Any]]:
+    return [dict(row) for row in rows]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_held_out_rows_are_rows_of_train_that_are_not_trained_on(tmp_path: Path, task: str) -> None:
+    whole, data = loaded(small(tmp_path, task, None)), loaded(small(tmp_path, task))
+    assert set(data.evaluation) == {*whole.evaluation, HOLDOUT}
+    held, trained = inputs(data.evaluation[HOLDOUT]), inputs(data.train)
+    assert not held & trained
+    rows = data.provenance["rows"]
+    assert rows["train"] == 30
+    assert 0 < rows[HOLDOUT] <= 10
+    if task in GLUE or task in ("xsum", "cnn_dailymail"):
+        assert rows[HOLDOUT] == 10 == len(data.evaluation[HOLDOUT])
+        assert held + trained == inputs(whole.train)
+    for split in whole.evaluation:
+        assert content(data.evaluation[split]) == content(whole.evaluation[split])
+        assert data.evaluation[HOLDOUT].column_names == whole.evaluation[split].column_names
+
+
+@pytest.mark.parametrize("task", ["squad", "squad_v2", "mnli", "qnli", "rte"])
+def test_rows_with_the_same_context_are_held_out_together(tmp_path: Path, task: str) -> None:
+    """Real data have several rows for each; here three for each of eight."""
+    context = task_config(task).task.holdout_by[0]
+    rows = sources.load_split(task_config(task, data__sample_rows=8), "train", load_family(task_config(task)), NO_BAD)
+    train: list[dict[str, Any]] = []
+    for number, row in enumerate(rows):
+        for copy in range(3):
+            other = next(name for name in row if name not in (context, "id", "label", "answers"))
+            unique = {context: f"{row[context]} {number}", other: f"{row[other]} {number} {copy}"}
+            train.append(row | unique | ({"id": f"{number} {copy}"} if "id" in row else {"label": copy % 2}))
+    random.Random(0).shuffle(train)
+    write_jsonl(tmp_path / task / "train.jsonl.gz", train)
+    for split in task_config(task).task.validation.values():
+        write_jsonl(tmp_path / task / f"{split}.jsonl.gz", train[:2])
+    cfg = small(tmp_path, task, 8, data__source="local", data__dir=str(tmp_path))
+    data = loaded(cfg)
+    assert (data.provenance["rows"][HOLDOUT], data.provenance["rows"]["train"]) == (6, 16)
+    task_of = load_family(cfg)
+    part = task_of._part(sources.load_split(cfg, "train", task_of, NO_BAD), HOLDOUT)
+    counts = Counter(part[context])
+    assert set(counts.values()) == {3}
+    left = task_of._part(sources.load_split(cfg, "train", task_of, NO_BAD), "train")
+    assert not set(counts) & set(left[context])
+
+
+def test_the_cache_keeps_both_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = loaded(small(tmp_path, "cola"))
+    monkeypatch.setattr(sources, "load_split", None)
+    again = loaded(small(tmp_path, "cola"))
+    assert content(again.train) == content(first.train)
+    assert content(again.evaluation[HOLDOUT]) == content(first.evaluation[HOLDOUT])
+    with pytest.raises(TypeError):  # other rows are another entry
+        loaded(small(tmp_path, "cola", 11))
+
+
+def test_a_quick_look_is_one_at_the_held_out_split_too(tmp_path: Path) -> None:
+    for task in ("sst2", "squad", "xsum"):
+        data = loaded(small(tmp_path, task, eval__max_examples=3))
+        assert data.provenance["rows"] == {"train": 30, "validation": 3, HOLDOUT: 3}
+
+
+def test_bad_rows_are_in_no_part_and_reported_once(tmp_path: Path) -> None:
+    good = [{"sentence": f"a film {row}", "label": row % 2} for row in range(20)]
+    bad = [{"sentence": "x", "label": 7}, "{broken"]
+    write_jsonl(tmp_path / "sst2" / "train.jsonl.gz", [*good[:10], *bad, *good[10:]])
+    write_jsonl(tmp_path / "sst2" / "validation.jsonl.gz", good[:4])
+    local = {"data__source": "local", "data__dir": str(tmp_path), "data__skip_invalid": True}
+    data = loaded(small(tmp_path, "sst2", 6, **local))
+    assert data.provenance["rows"] == {"train": 14, "validation": 4, HOLDOUT: 6}
+    assert data.provenance["skipped"] == {"train": 2}
+    assert Counter(data.evaluation[HOLDOUT]["labels"]) == {0: 3, 1: 3}
+
+
+def test_no_group_is_small_enough(tmp_path: Path) -> None:
+    rows = [{"sentence": "the same", "label": row % 2} for row in range(9)]
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / "sst2" / f"{split}.jsonl.gz", rows)
+    with pytest.raises(InputError, match=r"data\.holdout=3: rows of sst2 with the same sentence are held out together"):
+        loaded(small(tmp_path, "sst2", 3, data__source="local", data__dir=str(tmp_path)))
+
+
+def test_what_is_held_out_by_is_a_text_and_the_name_is_taken() -> None:
+    with pytest.raises(InputError, match=r"column in task\.holdout_by 'label'; valid: sentence"):
+        load_family(task_config("sst2", task__holdout_by=["label"]))
+    other = {"task__validation": {"": HOLDOUT}}
+    load_family(task_config("sst2", **other))
+    with pytest.raises(InputError, match=r"task\.validation: 'holdout' is the name of the rows that data\.holdout"):
+        load_family(task_config("sst2", data__holdout=3, **other))
+
+
+# -- the plan
+
+
+def planned(*words: str) -> plan.Plan:
+    return plan.resolve(compose("config", list(words)))
+
+
+@pytest.mark.parametrize(("task", "rows"), [("cola", 8551), ("mnli", 392_702), ("xsum", 204_045)])
+def test_t_is_made_from_the_rows_that_are_left(task: str, rows: int) -> None:
+    """Of the hub's data before they are there."""
+    found = planned(
+        f"task={task}", "method=lora", f"budget={'0.13%' if task == 'xsum' else '0.3M'}", "data.holdout=0.1"
+    )
+    held = round(rows / 10)
+    per_epoch = math.ceil((rows - held) / found.cfg.train.batch_size)
+    assert found.cfg.data.holdout == found.settings["data.holdout"] == held
+    assert (found.train_rows, found.steps_per_epoch) == (rows - held, per_epoch)
+    assert found.total_steps == math.ceil(per_epoch * found.cfg.train.epochs)
+    text = plan.describe(plan.count(found))
+    assert (
+        f"held out {held:,} rows of the train split, evaluated and not trained on; {rows - held:,} are trained on"
+        in (" ".join(text.split()))
+    )
+
+
+def test_it_is_part_of_what_a_run_is() -> None:
+    """With 10% of sample's 1,500 rows: the fraction and the number are one run, its seed and method change no row."""
+    words = ["task=rte", "backbone=tiny-bert", "data=sample"]
+    without, rows, fraction = (planned(*words, *more) for more in ((), ("data.holdout=150",), ("data.holdout=0.1",)))
+    assert without.key["hash"] != rows.key["hash"] == fraction.key["hash"]
+    assert "data.holdout" not in without.settings
+    assert "task.holdout_by" not in without.asked
+    assert list(rows.settings["task.holdout_by"]) == ["sentence1"]
+    assert without.key["hash"] == planned(*words, "task.holdout_by=[]").key["hash"]  # without effect, no other run
+    assert rows.key["hash"] != planned(*words, "data.holdout=150", "task.holdout_by=[]").key["hash"]
