@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from small_backbone import SMALL, save_deberta
+from omegaconf import OmegaConf
+from small_backbone import SHRINK, SMALL, save_deberta
+from task_configs import CONF, task_config
 
-from adalora_repro import backbone_files, records
+from adalora_repro import backbone_files, backbones, records
+from adalora_repro.errors import InputError
 
 RUN = (*SMALL, "backbone=deberta-v3-base", "method=lora", "train.max_steps=2", "optim.warmup_steps=0")
 RUN = (*RUN, "train.device=cpu")
@@ -94,6 +97,14 @@ def not_finite(value):
     return changed
 
 
+def load(folder):
+    """The model alone, without the run around it."""
+    cfg = task_config("rte")
+    backbone = OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml")
+    cfg.backbone = OmegaConf.merge(cfg.backbone, backbone, {"architecture": SHRINK, "path": str(folder)})
+    return backbones.load_model(cfg)
+
+
 @pytest.mark.parametrize("kind", [BIN, SAFE])
 @pytest.mark.parametrize(
     ("change", "expected"),
@@ -110,18 +121,25 @@ def not_finite(value):
         (not_finite(float("inf")), f"1 of the weights are not finite (NaN or infinite): {QUERY}"),
     ],
 )
-def test_weights_that_are_not_the_backbone_s(cli, broken, weights, kind, change, expected):
+def test_weights_that_are_not_the_backbone_s(broken, weights, kind, change, expected):
     save(broken, change(weights), kind)
-    line = refusal(cli, broken)
+    with pytest.raises(InputError) as refused:
+        load(broken)
+    line = str(refused.value)
     assert line.startswith(f"backbone 'deberta-v3-base': {broken / kind}")
     assert expected in line
 
 
-def test_a_generator_and_other_heads_of_the_pretraining_are_normal(cli, broken, weights):
+def test_weights_that_are_missing_end_a_run_in_one_line(cli, broken, weights):
+    save(broken, without_a_layer(weights), BIN)
+    assert f"{broken / BIN}: 16 of the model's weights are missing: {LAYER}" in refusal(cli, broken)
+
+
+def test_a_generator_and_other_heads_of_the_pretraining_are_normal(broken, weights):
     more = {f"generator.{name}": weights[name] for name in weights if LAYER in name}
     more |= {f"mask_predictions.{name}": torch.ones(2) for name in ("dense.bias", "classifier.bias")}
     save(broken, weights | more, BIN)
-    assert cli(*RUN, f"backbone.path={broken}").code == 0
+    torch.testing.assert_close(load(broken).get_parameter(QUERY), weights[QUERY].float(), rtol=0, atol=0)
 
 
 def test_files_that_are_not_what_their_name_says(cli, broken, whole):
@@ -180,8 +198,7 @@ def test_shards_are_read_and_named(cli, broken, weights):
         part = {key: value.clone().contiguous() for key, value in weights.items() if names[key] == name}
         safetensors.torch.save_file(part, broken / name, metadata={"format": "pt"})
     (broken / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
-    assert cli(*RUN, f"backbone.path={broken}").code == 0
-    shutil.rmtree("results")
+    torch.testing.assert_close(load(broken).get_parameter(QUERY), weights[QUERY].float(), rtol=0, atol=0)
     shard = broken / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-10])
     assert str(shard) in refusal(cli, broken)
