@@ -102,14 +102,14 @@ def restore_character_map(tokenizer: PreTrainedTokenizerBase, folder: Path | Non
 
         spec = SentencePieceExtractor(str(folder / "spm.model")).proto.normalizer_spec
         character_map, squeezes = bytes(spec.precompiled_charsmap), bool(spec.remove_extra_whitespaces)
+    elif saved := _saved_map(folder / "tokenizer.json"):
+        character_map, squeezes = saved, True
     else:
-        character_map, squeezes = _saved_map(folder / "tokenizer.json"), True
-        if character_map is None:
-            return
+        return
     tokenizer.backend_tokenizer.normalizer = _normalizer(
         character_map, squeezes, bool(tokenizer.init_kwargs.get("do_lower_case"))
     )
-    tokenizer.as_sentencepiece = True  # type: ignore[attr-defined]
+    tokenizer.as_sentencepiece = True
 
 
 def _normalizer(character_map: bytes, squeezes: bool, lower: bool) -> Any:
