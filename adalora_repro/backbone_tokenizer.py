@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 #: ordinary words of English, the language of all tasks
-WORDS = "the of and to in is was for with that on by it as at from he they which not".split()
+WORDS = ("the", "of", "and", "to", "in", "is", "was", "for", "with", "that", "on", "by", "it", "as", "at", "from")
 LEAST_SHARE = 0.25  # tokens of the vocabulary / rows of the embedding: below, it is another model's tokenizer
 USUAL_SHARE = 0.9  # rows are rounded up, by less than this
 #: transformers builds the normalizer of this class without the map (5.17 to 5.23)
@@ -33,8 +33,8 @@ def check(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any], w
         where: the folder or the name on the hub, for messages.
 
     Raises:
-        InputError: too small a vocabulary or too large a one, special tokens that are missing or have other ids, ordinary
-            words that become [UNK].
+        InputError: too small a vocabulary or too large a one, special tokens that are missing or have other ids,
+            ordinary words that become [UNK].
     """
     size, rows = len(tokenizer), int(architecture["vocab_size"])
     files = " or ".join(getattr(tokenizer, "vocab_files_names", {}).values()) or "its files"
@@ -89,8 +89,8 @@ def restore_character_map(tokenizer: PreTrainedTokenizerBase, folder: Path | Non
 
     The map (NFKC for DeBERTaV3: ½ is 1⁄2, ™ is TM, a no-break space is a space) is in ``spm.model``, or in a
     ``tokenizer.json`` that an older transformers wrote. With it, ids are sentencepiece's own. One difference remains:
-    tokenizers applies the map to a grapheme where sentencepiece looks for the longest match, so that a letter with two
-    combining marks may lose the second. No text of the tasks' data has one.
+    tokenizers applies the map to a grapheme, sentencepiece to the longest match, so that a mark or a joiner behind a
+    character that the map changes may be lost (½ and a zero-width joiner; a letter with two combining marks).
 
     Args:
         folder: where the tokenizer's files are; None if that is not known.
@@ -102,14 +102,14 @@ def restore_character_map(tokenizer: PreTrainedTokenizerBase, folder: Path | Non
 
         spec = SentencePieceExtractor(str(folder / "spm.model")).proto.normalizer_spec
         character_map, squeezes = bytes(spec.precompiled_charsmap), bool(spec.remove_extra_whitespaces)
+    elif saved := _saved_map(folder / "tokenizer.json"):
+        character_map, squeezes = saved, True
     else:
-        character_map, squeezes = _saved_map(folder / "tokenizer.json"), True
-        if character_map is None:
-            return
+        return
     tokenizer.backend_tokenizer.normalizer = _normalizer(
         character_map, squeezes, bool(tokenizer.init_kwargs.get("do_lower_case"))
     )
-    tokenizer.as_sentencepiece = True  # type: ignore[attr-defined]
+    tokenizer.as_sentencepiece = True
 
 
 def _normalizer(character_map: bytes, squeezes: bool, lower: bool) -> Any:

@@ -225,7 +225,6 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
         InputError: no network, a missing package or folder, or a file that is not the published one.
     """
     import torch
-    from transformers import AutoConfig
 
     backbone = cfg.backbone
     if "random" in (backbone.source, backbone.weights):
@@ -346,6 +345,8 @@ def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
+        if cfg.backbone.get("weights") != "random":
+            saved_config(cfg)  # that of another model may come with a tokenizer of its own
         own = _from_hub(cfg, lambda: AutoTokenizer.from_pretrained(**_location(cfg)))
         backbone_tokenizer.restore_character_map(own, _folder(cfg))
         backbone_tokenizer.check(own, cfg.backbone.architecture, f"backbone '{cfg.backbone.name}' ({_source(cfg)})")

@@ -4,15 +4,17 @@ that names the file, exit code 2, nothing on disk."""
 import json
 import os
 import shutil
-import stat
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from small_backbone import SMALL, save_deberta
+from omegaconf import OmegaConf
+from small_backbone import SHRINK, SMALL, save_deberta
+from task_configs import CONF, task_config
 
-from adalora_repro import backbone_files, records
+from adalora_repro import backbone_files, backbones, records
+from adalora_repro.errors import InputError
 
 RUN = (*SMALL, "backbone=deberta-v3-base", "method=lora", "train.max_steps=2", "optim.warmup_steps=0")
 RUN = (*RUN, "train.device=cpu")
@@ -94,6 +96,18 @@ def not_finite(value):
     return changed
 
 
+def configured(folder):
+    cfg = task_config("rte")
+    backbone = OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml")
+    cfg.backbone = OmegaConf.merge(cfg.backbone, backbone, {"architecture": SHRINK, "path": str(folder)})
+    return cfg
+
+
+def load(folder):
+    """The model alone, without the run around it."""
+    return backbones.load_model(configured(folder))
+
+
 @pytest.mark.parametrize("kind", [BIN, SAFE])
 @pytest.mark.parametrize(
     ("change", "expected"),
@@ -110,21 +124,28 @@ def not_finite(value):
         (not_finite(float("inf")), f"1 of the weights are not finite (NaN or infinite): {QUERY}"),
     ],
 )
-def test_weights_that_are_not_the_backbone_s(cli, broken, weights, kind, change, expected):
+def test_weights_that_are_not_the_backbone_s(broken, weights, kind, change, expected):
     save(broken, change(weights), kind)
-    line = refusal(cli, broken)
+    with pytest.raises(InputError) as refused:
+        load(broken)
+    line = str(refused.value)
     assert line.startswith(f"backbone 'deberta-v3-base': {broken / kind}")
     assert expected in line
 
 
-def test_a_generator_and_other_heads_of_the_pretraining_are_normal(cli, broken, weights):
+def test_weights_that_are_missing_end_a_run_in_one_line(cli, broken, weights):
+    save(broken, without_a_layer(weights), BIN)
+    assert f"{broken / BIN}: 16 of the model's weights are missing: {LAYER}" in refusal(cli, broken)
+
+
+def test_a_generator_and_other_heads_of_the_pretraining_are_normal(broken, weights):
     more = {f"generator.{name}": weights[name] for name in weights if LAYER in name}
     more |= {f"mask_predictions.{name}": torch.ones(2) for name in ("dense.bias", "classifier.bias")}
     save(broken, weights | more, BIN)
-    assert cli(*RUN, f"backbone.path={broken}").code == 0
+    torch.testing.assert_close(load(broken).get_parameter(QUERY), weights[QUERY].float(), rtol=0, atol=0)
 
 
-def test_files_that_are_not_what_their_name_says(cli, broken, whole):
+def test_files_that_are_not_what_their_name_says(broken, whole):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 371146213\n"
     safetensors.torch.save_file({"a": torch.zeros(1000)}, broken / "whole.tmp")
     safe = (broken / "whole.tmp").read_bytes()
@@ -150,12 +171,18 @@ def test_files_that_are_not_what_their_name_says(cli, broken, whole):
     for name, content, expected in cases:
         before = (broken / name).read_bytes() if (broken / name).exists() else None
         (broken / name).write_bytes(content)
-        line = refusal(cli, broken, "dry_run=true")
-        assert line.startswith(str(broken / name)), line
-        assert expected in line
+        with pytest.raises(InputError) as refused:
+            backbone_files.fingerprint(broken)
+        assert str(refused.value).startswith(str(broken / name))
+        assert expected in str(refused.value)
         (broken / name).unlink()
         if before is not None:
             (broken / name).write_bytes(before)
+
+
+def test_a_plan_says_it_too(cli, broken):
+    (broken / BIN).write_bytes((broken / BIN).read_bytes()[:20_000])
+    assert "is cut short, or no weight file of PyTorch" in refusal(cli, broken, "dry_run=true")
 
 
 def test_an_older_pickle_that_is_cut_short_is_named_and_a_foreign_one_never_runs(cli, broken, weights, tmp_path):
@@ -180,19 +207,19 @@ def test_shards_are_read_and_named(cli, broken, weights):
         part = {key: value.clone().contiguous() for key, value in weights.items() if names[key] == name}
         safetensors.torch.save_file(part, broken / name, metadata={"format": "pt"})
     (broken / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
-    assert cli(*RUN, f"backbone.path={broken}").code == 0
-    shutil.rmtree("results")
+    torch.testing.assert_close(load(broken).get_parameter(QUERY), weights[QUERY].float(), rtol=0, atol=0)
     shard = broken / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-10])
     assert str(shard) in refusal(cli, broken)
 
 
-def test_what_is_no_file_or_too_large_is_refused_before_it_is_read(cli, broken, monkeypatch):
+def test_what_is_no_file_or_too_large_is_refused_before_it_is_read(cli, broken):
     def again(name, make, expected):
         make(broken / name)
-        line = refusal(cli, broken)
-        assert line.startswith(str(broken / name)), line
-        assert expected in line
+        with pytest.raises(InputError) as refused:
+            backbone_files.fingerprint(broken)
+        assert str(refused.value).startswith(str(broken / name))
+        assert expected in str(refused.value)
         (broken / name).unlink()
 
     again("generation_config.json", os.mkfifo, "is not a regular file")
@@ -206,10 +233,11 @@ def test_what_is_no_file_or_too_large_is_refused_before_it_is_read(cli, broken, 
     again("tokenizer.json", sparse, "1,099,511,627,776 bytes, more than such a file can have")
     again(SAFE, sparse, "1,099,511,627,776 bytes, more than such a file can have")
     again("adapter_config.json", lambda path: path.write_text("{}"), "an adapter lies beside the model")
-    assert stat.S_ISREG((broken / BIN).stat().st_mode)
+    os.mkfifo(broken / "vocab.txt")
+    assert f"{broken / 'vocab.txt'} is not a regular file" in refusal(cli, broken)
 
 
-def test_a_configuration_of_absurd_size_or_another_model(cli, broken):
+def test_a_configuration_of_absurd_size_or_another_model(broken):
     config = json.loads((broken / "config.json").read_text())
     for change, expected in (
         ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, not 2"),
@@ -220,11 +248,16 @@ def test_a_configuration_of_absurd_size_or_another_model(cli, broken):
         ({"conv_kernel_size": 3}, "weights are missing"),
     ):
         (broken / "config.json").write_text(json.dumps(config | change))
-        assert expected in refusal(cli, broken)
+        loader = load if "conv_kernel_size" in change else lambda path: backbones.load_tokenizer(configured(path))
+        with pytest.raises(InputError) as refused:
+            loader(broken)
+        assert expected in str(refused.value)
     (broken / "config.json").write_text("[" * 100_000)
-    assert "cannot load backbone" in refusal(cli, broken)
+    with pytest.raises(InputError, match="cannot load backbone 'deberta-v3-base'"):
+        backbones.load_tokenizer(configured(broken))
     (broken / "config.json").unlink()
-    assert "config.json is missing" in refusal(cli, broken)
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        backbone_files.check(broken)
 
 
 def test_a_folder_without_its_tokenizer(cli, broken):

@@ -66,7 +66,8 @@ def user_folder(tmp_path: Path) -> Path:
     """What stands for DIR: a few rows of each task in the layout that the README describes, and a saved model."""
     folder = tmp_path / "data"
     folder.mkdir()
-    (folder / "model.safetensors").touch()  # resolved only: what is in it is not read
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")  # resolved only: never loaded
+    (folder / "config.json").write_text("{}")
     for path in sorted((ROOT / "conf" / "task").glob("*.yaml")):
         task = yaml.safe_load(path.read_text(encoding="utf-8"))["task"]
         sizes = {"train": SIZES["train"]} | dict.fromkeys(task["validation"].values(), SIZES["validation"])

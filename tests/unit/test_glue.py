@@ -503,6 +503,19 @@ def test_a_second_run_reads_the_cache(tmp_path: Path, tokenizations: list[int]) 
     assert [path.name for path in (tmp_path / "cache" / "tokenized").iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("package", ["tokenizers", "transformers"])
+def test_another_version_of_what_made_the_rows_makes_them_again(
+    tmp_path: Path, tokenizations: list[int], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    loaded(small(tmp_path))
+    version = cache.version
+    monkeypatch.setattr(cache, "version", lambda name: "0.0.1" if name == package else version(name))
+    loaded(small(tmp_path))
+    assert tokenizations == [40, 12] * 2
+    loaded(small(tmp_path))
+    assert tokenizations == [40, 12] * 2
+
+
 def test_a_cached_local_file_is_neither_parsed_nor_trusted_under_other_labels(tmp_path: Path) -> None:
     row = {"premise": "a", "hypothesis": "b", "label": 2}
     for split in ("train", "validation_matched", "validation_mismatched"):

@@ -146,6 +146,39 @@ def test_a_context_that_has_no_tokens(tmp_path: Path) -> None:
     assert data.provenance["rows"] == {"train": 1, "validation": 1}
 
 
+def test_windows_that_do_not_reach_the_end_of_the_context_are_refused() -> None:
+    """As tokenizers 0.23.1 and 0.23.2 return them, which stop at ``max_length``."""
+
+    class Stopping:
+        """The byte tokenizer, which leaves out the last window of every row that has several."""
+
+        def __init__(self) -> None:
+            self.tokenizer = backbones.byte_tokenizer()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.tokenizer, name)
+
+        def __call__(self, *texts: Any, **options: Any) -> Any:
+            encoded = self.tokenizer(*texts, **options)
+            if not options.get("return_overflowing_tokens"):
+                return encoded
+            rows = encoded["overflow_to_sample_mapping"]
+            kept = [i for i, row in enumerate(rows) if rows[i + 1 : i + 2] == [row] or row not in rows[:i]]
+            cut = {name: [values[i] for i in kept] for name, values in encoded.items()}
+            return type("Encoded", (dict,), {"sequence_ids": lambda _, i: encoded.sequence_ids(kept[i])})(cut)
+
+    task, bad = Task(task_config("squad_v2", task__max_length=64, task__stride=8)), sources.BadRows(True)
+    task._tokenizer = Stopping()  # type: ignore[assignment]
+    short, long = ROW | {"id": "short", "context": "in Paris"}, ROW | {"id": "long", "context": "in Paris " * 20}
+    for rows in ([short | {"answers": with_answers()}], [row | {"answers": with_answers()} for row in (short, long)]):
+        data = Dataset.from_list(rows, features=task.features())
+        if len(rows) == 1:
+            assert len(task.tokenize(data, "validation", bad)) == 1
+        else:
+            with pytest.raises(InputError, match=r"id 'long': the windows end at character \d+ of 180: tokenizers \d"):
+                task.tokenize(data, "validation", bad)
+
+
 def test_a_split_of_which_nothing_is_left(tmp_path: Path) -> None:
     cfg = small(tmp_path, rows=[ROW | {"question": "q" * 99}], data__skip_invalid=True)
     with pytest.raises(InputError, match=r"squad_v2 train: no good row \(squad_v2 train: id 'a': the question has 99"):
