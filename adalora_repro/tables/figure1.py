@@ -40,7 +40,7 @@ def figure(found: Records, scope: Scope, task: str) -> Figure:
     column = next(column for column in SPEC.columns if column.task == task)
     points = points_of(found, scope, column)
     heading = ("choice", "# params", *column.metrics, "± sd", "seeds", "lr")
-    unequal = {point["params"] for point in points}
+    unequal = {point["params"] for point in points if point["params"] is not None}
     notes = [PAPER_SAYS]
     if unequal and max(unequal) > 1.02 * min(unequal):
         notes.append("The numbers of parameters differ by more than 2%: they are not at one budget.")
