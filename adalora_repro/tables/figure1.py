@@ -38,7 +38,7 @@ PANELS = (("method.targets", "one kind of matrix"), ("method.layers", "all matri
 def figure(found: Records, scope: Scope, task: str) -> Figure:
     """One point for each choice of matrices that has finished runs, by the rule of the tables."""
     column = next(column for column in SPEC.columns if column.task == task)
-    points = points_of(found, scope, column)
+    points, refused = points_of(found, scope, column)
     heading = ("choice", "# params", *column.metrics, "± sd", "seeds", "lr")
     unequal = {point["params"] for point in points if point["params"] is not None}
     notes = [PAPER_SAYS]
@@ -55,12 +55,13 @@ def figure(found: Records, scope: Scope, task: str) -> Figure:
         (7.2, 3.0),
         tuple(notes),
         () if points or task != "mnli" else (command(scope),),
+        tuple(refused),
     )
 
 
-def points_of(found: Records, scope: Scope, column: Column) -> tuple[dict[str, Any], ...]:
-    """Cells whose runs adapt the matrices of one list of roles, or of one list of layers, alone."""
-    cells, _, _ = sort_in(SPEC, found, scope)
+def points_of(found: Records, scope: Scope, column: Column) -> tuple[tuple[dict[str, Any], ...], list[str]]:
+    """Cells whose runs adapt the matrices of one list of roles, or of one list of layers, alone; what was refused."""
+    cells, _, refused = sort_in(SPEC, found, scope)
     points = []
     for (method, budget, task), runs in cells.items():
         settings = runs[0].record.settings
@@ -69,7 +70,7 @@ def points_of(found: Records, scope: Scope, column: Column) -> tuple[dict[str, A
             continue
         name, choice = narrowed[0]
         points.append(point(name, choice, budget, cell_of(column, runs, {}), column))
-    return tuple(sorted(points, key=order))
+    return tuple(sorted(points, key=order)), refused
 
 
 def point(name: str, choice: Any, budget: str, cell: Cell, column: Column) -> dict[str, Any]:

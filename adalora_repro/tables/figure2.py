@@ -88,6 +88,7 @@ def figure(tables: Sequence[tuple[Panel, Table]]) -> Figure:
         (3.4 * len(tables) + 0.4, 3.2),
         NOTES,
         tuple(gaps(panel, table) for panel, table in tables if gaps(panel, table)),
+        tuple(dict.fromkeys(line for _, table in tables for line in table.refused)),
     )
 
 

@@ -547,6 +547,18 @@ def test_files_follow_the_umask(tmp_path: Path, mask: int, monkeypatch: pytest.M
     holder.release()
 
 
+def test_a_record_whose_metric_is_no_fraction_is_named_by_every_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "results", make(0.25, task="mnli", budget="0.3M"))
+    path = save(tmp_path / "results", make(87.3, task="mnli", seed=1))
+    for name in ("table1", "status", "choose", "html", "figure1", "figure2"):
+        assert report.main([name, "--results", str(tmp_path / "results")]) == EXIT_OK
+        lines = capsys.readouterr().err.splitlines()
+        skipped = f"adalora-report: skipped: {path}: accuracy_m is 87.3, not a fraction of 1"
+        assert lines.count(skipped) == 1, name
+
+
 # The last line of defence
 
 

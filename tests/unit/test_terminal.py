@@ -35,7 +35,7 @@ def test_text_stays_as_it_is() -> None:
     assert clean("one\ntwo\t\r\nthree") == "one two three"
 
 
-@given(st.lists(st.text()))
+@given(st.lists(st.text().filter(lambda text: "\x1b[" not in text)))
 def test_a_stream_keeps_lines_and_tabs_alone(texts: list[str]) -> None:
     out = io.StringIO(newline="")
     CleanStream(out).writelines(texts)
@@ -43,6 +43,12 @@ def test_a_stream_keeps_lines_and_tabs_alone(texts: list[str]) -> None:
         category = unicodedata.category(text)
         harmless = text in "\n\t" or (category[0] != "C" and category not in ("Zl", "Zp"))
         assert kept == (text if harmless else "?")
+
+
+def test_a_stream_leaves_colours_out() -> None:
+    out = io.StringIO()
+    CleanStream(out).write("\x1b[1;31mred\x1b[0m \x1b[2J")
+    assert out.getvalue() == "red ?[2J"
 
 
 def test_inside_the_guard_whatever_is_printed_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
