@@ -20,6 +20,7 @@ from adalora_repro import records
 from adalora_repro.errors import EXIT_OK, InputError
 from adalora_repro.records import KEY_FIELDS, RecordError, RunRecord
 from adalora_repro.shapes import AMOUNT, TEXT, a, dump, each, fields, items, optional
+from adalora_repro.terminal import clean
 
 PREFIX = "submitted-"  # results/sweeps/<time>/submitted-<job>.json
 USAGE = "adalora-run cancel [JOB_ID …] [results.dir=DIR]"
@@ -192,7 +193,7 @@ def cancel(words: Sequence[str]) -> int:
             raise InputError(f"cancel: '{word}' is no job id; {USAGE}")
     submissions, refused = read_all(results)
     for line in refused:
-        print(f"adalora-run: note: {line}", file=sys.stderr)
+        print(f"adalora-run: note: {clean(line)}", file=sys.stderr)
     recorded = {submission.job: path for path, submission in submissions.items()}
     for job in jobs:
         if job not in recorded:

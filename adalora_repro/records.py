@@ -65,7 +65,9 @@ KEY_FIELDS: dict[str, Check] = {
     "hash": TEXT,
 }
 EVALUATION = fields({"metrics": each(NUMBER), "step": COUNT}, {"holdout": each(NUMBER)})
-BUDGET = dict.fromkeys(("n", "r", "d", "b_0", "b_T", "t_i", "t_f", "delta_t", "mask_events", "params", "wider"), COUNT)
+BUDGET = dict.fromkeys(
+    ("n", "r", "d", "b_0", "b_T", "t_i", "t_f", "delta_t", "mask_events", "params", "wider"), optional(COUNT)
+)
 ENVIRONMENT = fields(
     {},
     {

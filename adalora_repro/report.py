@@ -37,6 +37,7 @@ from adalora_repro.tables.base import (
     choose_scope,
     compile_table,
     lr_text,
+    sort_in,
 )
 from adalora_repro.tables.choose import choices, keep, render_choices
 from adalora_repro.tables.defence import fault, without_faulty
@@ -239,12 +240,13 @@ def status_text(args: argparse.Namespace, specs: Specs, results: Path) -> tuple[
     known_backbone(args.backbone, found, specs)
     wish = Scope("", "", args.protocol, include_partial=args.include_partial, results=results)
 
-    def text(found: Sequence[Record]) -> str:
+    def text(found: Sequence[Record]) -> tuple[str, list[str]]:
         scopes = [(spec, choose_scope(spec, found, args.backbone, args.data, wish)) for spec in specs.values()]
-        return render_status(scopes, found)
+        unusable = [line for spec, scope in scopes for line in sort_in(spec, found, scope)[2]]
+        return render_status(scopes, found), list(dict.fromkeys(unusable))
 
-    shown, faulty = without_faulty(text, found)
-    return shown, refused + faulty
+    (shown, unusable), faulty = without_faulty(text, found)
+    return shown, refused + unusable + faulty
 
 
 def watch(look: Callable[[], tuple[str, list[str]]], every: float) -> int:
@@ -325,7 +327,7 @@ def budgets() -> set[str]:
 
 
 def warn(refused: Sequence[str]) -> None:
-    for line in refused:
+    for line in dict.fromkeys(refused):
         print(f"adalora-report: skipped: {clean(line)}", file=sys.stderr)
 
 

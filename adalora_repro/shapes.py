@@ -62,9 +62,9 @@ def _number(text: str) -> float:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 300:
-        raise ValueError(f"a number of {len(text):,} digits")
-    return int(text)
+    if len(text) > 400 or not finite(value := int(text)):  # Python itself refuses thousands of digits
+        raise ValueError(f"a number of {len(text.lstrip('-')):,} digits")
+    return value
 
 
 def dump(value: Any, indent: int | None = None) -> bytes:

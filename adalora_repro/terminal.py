@@ -19,6 +19,7 @@ from typing import Any, cast
 FORBIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 #: kept in a stream: line breaks and tabs; on standard error also what progress bars of libraries need, to go back to
 #: the start of a line and to the line above
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # left out of a stream: argparse and other libraries colour what they print
 LAYOUT = re.compile(r"([\n\t]+)")
 PROGRESS = re.compile(r"((?:[\n\t\r]|\x1b\[A)+)")
 
@@ -47,7 +48,7 @@ class CleanStream:
         self.raw, self._layout = raw, layout
 
     def write(self, text: str) -> int:
-        parts = self._layout.split(text)  # what the pattern matches has the odd places
+        parts = self._layout.split(COLOUR.sub("", text))  # what the pattern matches has the odd places
         self.raw.write("".join(part if i % 2 else _harmless(part) for i, part in enumerate(parts)))
         return len(text)
 

@@ -17,7 +17,7 @@ from adalora_repro.records import write_atomic
 from adalora_repro.selection import RULE, Run, at_edge, primary_mean
 from adalora_repro.tables.base import Cell, Row, Scope, Table, lr_text
 from adalora_repro.tables.layout import optimism, plural
-from adalora_repro.terminal import clean
+from adalora_repro.terminal import clean, one_line
 
 EDGE = "edge of its grid: widen it"
 MARK = "  # chosen"  # begins the comment lines that a later choice replaces
@@ -102,7 +102,10 @@ def keep(choice: Choice, scope: Scope, folder: Path, today: str) -> str | None:
         InputError: the file that is there has no line to put the learning rate in.
     """
     path = folder / choice.file(scope)
-    old = path.read_text(encoding="utf-8").splitlines() if path.exists() else header(choice, scope)
+    try:
+        old = path.read_text(encoding="utf-8").splitlines() if path.exists() else header(choice, scope)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--write: cannot read '{path}': {one_line(error)}; left alone") from None
     place = lr_line(path, old) if path.exists() else len(old)
     before = LR_LINE.match(old[place]) if path.exists() else None
     first = place

@@ -89,6 +89,7 @@ class Figure:
         table: the points as lines that a person reads; the first is the heading.
         draw: puts the points on a matplotlib figure of ``size`` inches.
         notes: what a reader must know; ``commands`` fill what is missing.
+        refused: a line for each record that could not be used.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Figure:
     size: tuple[float, float]
     notes: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
 def gid(place: int) -> str:
@@ -122,7 +124,8 @@ def report_of(
     def make(request: Request) -> tuple[str | bytes, list[str]]:
         form = form_of(request.args.format, request.args.out, FORMATS)
         found, refused = request.found
-        return render(compile_figure(found, request), form), refused
+        figure = compile_figure(found, request)
+        return render(figure, form), [*refused, *figure.refused]
 
     return Report(name, title, add, make, section=section)
 

@@ -39,10 +39,10 @@ PANELS = (("method.targets", "one kind of matrix"), ("method.layers", "all matri
 def figure(found: Records, scope: Scope, task: str) -> Figure:
     """One point for each choice of matrices that has finished runs, by the rule of the tables."""
     column = next(column for column in SPEC.columns if column.task == task)
-    shown = points_of(found, scope, column)
+    shown, refused = points_of(found, scope, column)
     points = tuple(point for point, _ in shown)
     heading = ("choice", "# params", *column.metrics, "± sd", "seeds", "lr")
-    unequal = {point["params"] for point in points}
+    unequal = {point["params"] for point in points if point["params"] is not None}
     notes = [PAPER_SAYS]
     notes += [f"{line(point, column)[0]}: {note}." for point, cell in shown for note in cell.notes]
     notes += [RULE, *optimism(cell for _, cell in shown)]
@@ -59,12 +59,14 @@ def figure(found: Records, scope: Scope, task: str) -> Figure:
         (7.2, 3.0),
         tuple(notes),
         () if points or task != "mnli" else (command(scope),),
+        tuple(refused),
     )
 
 
-def points_of(found: Records, scope: Scope, column: Column) -> list[tuple[dict[str, Any], Cell]]:
-    """Cells whose runs adapt the matrices of one list of roles, or of one list of layers, alone; a point of each."""
-    cells, _, _ = sort_in(SPEC, found, scope)
+def points_of(found: Records, scope: Scope, column: Column) -> tuple[list[tuple[dict[str, Any], Cell]], list[str]]:
+    """Cells whose runs adapt the matrices of one list of roles, or of one list of layers, alone, each with its point;
+    what was refused."""
+    cells, _, refused = sort_in(SPEC, found, scope)
     points = []
     for (method, budget, task), runs in cells.items():
         settings = runs[0].record.settings
@@ -74,7 +76,7 @@ def points_of(found: Records, scope: Scope, column: Column) -> list[tuple[dict[s
         name, choice = narrowed[0]
         cell = cell_of(column, runs, {})
         points.append((point(name, choice, budget, cell, column), cell))
-    return sorted(points, key=lambda found: order(found[0]))
+    return sorted(points, key=lambda shown: order(shown[0])), refused
 
 
 def point(name: str, choice: Any, budget: str, cell: Cell, column: Column) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def figure(tables: Sequence[tuple[Panel, Table]]) -> Figure:
         (3.4 * len(tables) + 0.4, 3.2),
         (*NOTES, *notes, RULE, *optimism(cell for *_, cell in cells)),
         tuple(gaps(panel, table) for panel, table in tables if gaps(panel, table)),
+        tuple(dict.fromkeys(line for _, table in tables for line in table.refused)),
     )
 
 

@@ -877,6 +877,44 @@ def test_a_checkpoint_of_another_configuration_is_refused(tiny: Cli, stopped: tu
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_checkpoint_of_another_version_falls_back_or_is_refused_in_one_line(
+    tiny: Cli, stopped: tuple[str, ...]
+) -> None:
+    """It is whole: what was trained must not be lost. Nothing on disk changes. The kinds: unit/test_checkpoints.py."""
+    folder = only_run().folder
+    older, newest = (folder / name for name in reversed(checkpoint.NAMES))
+    state = torch.load(newest, weights_only=True)
+    state["weights"] = state.pop("model")
+    torch.save(state, newest)
+    kept_aside = older.rename(folder.parent / "kept.pt")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = tiny(*stopped)
+    assert done.code == EXIT_BAD_INPUT
+    problem = f"{newest} is whole, but of another version of adalora-repro (model is missing)"
+    assert done.err == (
+        f"adalora-run: error: {problem}: finish the run with the version that wrote it, or force=true starts over and "
+        "keeps it under another name\n"
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    kept_aside.rename(older)
+    again = tiny(*stopped)
+    assert again.code == EXIT_OK
+    assert again.err.splitlines()[:2] == [
+        f"adalora-run: {problem}, trying the one before",
+        f"resuming {folder} at step 4 of 6",
+    ]
+    assert _same_as_undisturbed()
+
+
+def test_a_checkpoint_from_before_there_was_a_format_is_read(tiny: Cli, stopped: tuple[str, ...]) -> None:
+    newest = only_run().folder / "checkpoint.pt"
+    state = torch.load(newest, weights_only=True)
+    assert state.pop("format") == checkpoint.VERSION
+    torch.save(state | {"rng": state["rng"][0]}, newest)
+    assert "at step 5 of 6" in tiny(*stopped).err
+    assert _same_as_undisturbed()
+
+
 def test_force_starts_over_and_keeps_what_was_there(tiny: Cli, stopped: tuple[str, ...]) -> None:
     folder = only_run().folder
     (folder / "error.txt").write_text("a traceback")  # of a failure before

@@ -181,9 +181,14 @@ def test_curves_pass_over_what_is_not_theirs(tmp_path: Path) -> None:
     assert orthogonality(tmp_path, "P", 1) == [(1, 0.1), (2, 0.05), (4, 0.025)]
     assert orthogonality(tmp_path, "P", 2) == []
     bad = ["[1]", '{"t": "1", "loss": 1}', '{"t": 3, "loss": "x"}', '{"t": 3, "loss": true}', "\xff", '{"t": 3}']
+    bad += ['{"t": -1, "loss": 1}', f'{{"t": {"9" * 400}, "loss": 1}}', f'{{"t": 3, "loss": {"9" * 400}}}']
+    bad += ['{"t": 3, "loss": NaN}', '{"t": 3, "loss": 1e300}', '{"loss":' + "[" * 100_000]
     (tmp_path / "log.jsonl").write_text("\n".join(bad))
     assert losses(tmp_path, 100) == []
     assert losses(tmp_path / "nowhere", 100) == []
+    (tmp_path / "log.jsonl").unlink()
+    os.mkfifo(tmp_path / "log.jsonl")  # nobody waits for it
+    assert losses(tmp_path, 100) == []
 
 
 @given(st.lists(st.integers(), unique=True), st.integers(2, 20))

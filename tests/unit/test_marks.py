@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from fake_records import make, save
 
 from adalora_repro.errors import InputError
 from adalora_repro.records import RunRecord, read_all, write_files
-from adalora_repro.tables import controls, layout, marks, render, table1, table2, table3
+from adalora_repro.tables import controls, layout, marks, predictions, render, table1, table2, table3
 from adalora_repro.tables.base import Comparison, Scope, Spec, Table, compile_table
 from adalora_repro.tables.compare import BOOTSTRAP, MCNEMAR, compare, evaluated_on, pair_up
 from adalora_repro.tables.marks import with_marks
@@ -251,19 +253,33 @@ def test_both_splits_of_mnli_are_their_own_files(tmp_path: Path) -> None:
         ([], "is empty"),
         ([{"label": 1}], "a row whose prediction is no number"),
         ([{"label": 1, "prediction": "x"}], "a row whose prediction is no number"),
-        ([{"label": 1, "prediction": 10**400}], "a row whose prediction is no number"),
+        ([{"label": 1, "prediction": 10**300}], "a row whose prediction is no number"),
+        ([{"label": 1, "prediction": 10**400}], "cannot be read (ValueError)"),
+        (gzip.compress(b'{"label": 1, "label": 1, "prediction": 1}'), "cannot be read (ValueError)"),
+        (gzip.compress(b"\n"), "cannot be read (JSONDecodeError)"),
+        (gzip.compress(bytes(2 << 20)), "unpacks to more than 1,048,576 bytes"),
+        ([{"label": 1, "prediction": 1}] * 101, "more than 100 rows"),
+        ([{"label": 0.5 + i, "prediction": i} for i in range(6)], "more than 10 classes"),
+        (os.mkfifo, "no regular file in the place of a file"),
+        (os.mkdir, "a folder in the place of a file"),
         ([[1, 1]], "a row whose label is no number"),
         ([{"label": 1 - a, "prediction": b} for a, b in zip(LABELS, GOOD, strict=True)], "different examples"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_damaged_predictions_are_a_reason_not_a_crash(tmp_path: Path, damage: Any, says: str) -> None:
+def test_damaged_predictions_are_a_reason_not_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, says: str
+) -> None:
+    for name, most in (("ROWS", 100), ("UNPACKED", 1 << 20), ("CLASSES", 10)):
+        monkeypatch.setattr(predictions, name, most)
     glue_run(tmp_path, "mrpc", LABELS, BAD)
     folder = glue_run(tmp_path, "mrpc", LABELS, GOOD, method="adalora").parent / "final"
     file = folder / "predictions.validation.jsonl.gz"
     file.unlink()
     if isinstance(damage, bytes):
         file.write_bytes(damage)
+    elif callable(damage):
+        damage(file)
     elif damage is not None:
         write_files(folder, {file.name: damage})
     table = marked(tmp_path)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import errno
 import gzip
 import json
 import os
+import re
 import shutil
+import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_records import make, save
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adalora_repro import lock, report, shapes
+from adalora_repro.errors import EXIT_FAILED, EXIT_OK
 from adalora_repro.records import (
     RECORD_NAME,
     RecordError,
@@ -31,6 +37,10 @@ from adalora_repro.records import (
     write_atomic,
     write_files,
 )
+from adalora_repro.tables import base
+from adalora_repro.tables import page as page_report
+
+ROOT = Path(report.__file__).parents[1]
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -353,3 +363,278 @@ def test_a_record_whose_key_leaves_the_results_folder_is_refused(tmp_path: Path)
 def test_defaults_are_a_running_record() -> None:
     record = RunRecord(key=make().key, primary_metric="accuracy")
     assert validate(record.to_json(), "x").status == "running"
+
+
+# What cannot be reached is named, never left out in silence
+
+
+Place = Callable[[Path, Path], Path]  # (a finished run's folder, its record) -> what is to be named
+
+
+def broken_link(folder: Path, record: Path) -> Path:
+    record.unlink()
+    record.symlink_to("nowhere")
+    return record
+
+
+def folder_in_its_place(folder: Path, record: Path) -> Path:
+    record.unlink()
+    record.mkdir()
+    return record
+
+
+def pipe(folder: Path, record: Path) -> Path:
+    record.unlink()
+    os.mkfifo(record)
+    return record
+
+
+def device(folder: Path, record: Path) -> Path:
+    record.unlink()
+    record.symlink_to("/dev/zero")
+    return record
+
+
+def huge(folder: Path, record: Path) -> Path:
+    with record.open("ab") as file:
+        file.truncate(1 << 40)
+    return record
+
+
+def linked_run(folder: Path, record: Path) -> Path:
+    folder.rename(folder.parents[5] / "elsewhere")
+    folder.symlink_to(folder.parents[5] / "elsewhere")
+    return folder
+
+
+def linked_task(folder: Path, record: Path) -> Path:
+    task = folder.parents[2]
+    task.rename(task.parents[2] / "elsewhere")
+    task.symlink_to(task.parents[2] / "elsewhere")
+    return task
+
+
+def run_linked_to_nothing(folder: Path, record: Path) -> Path:
+    shutil.rmtree(folder)
+    folder.symlink_to("nowhere")
+    return folder
+
+
+def linked_in_a_circle(folder: Path, record: Path) -> Path:
+    record.unlink()
+    record.symlink_to(record)
+    return record
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *(broken_link, folder_in_its_place, pipe, device, huge, linked_run, linked_task, run_linked_to_nothing),
+        linked_in_a_circle,
+    ],
+)
+def test_a_record_that_cannot_be_reached_is_named(
+    tmp_path: Path, spoil: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    good = save(results, make(0.25))
+    record = save(results, make(0.75, task="rte", seed=1))
+    named = spoil(record.parent, record)
+    read_again, refused = read_all(results)
+    assert [path for path, _ in read_again] == [good]
+    (line,) = refused
+    assert line.startswith(f"{named}: ")
+    for name in ("table1", "status", "choose", "html", "figure2"):
+        assert report.main([name, "--results", str(results)]) == EXIT_OK
+        assert f"adalora-report: skipped: {line}\n" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter any folder")
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    closed = save(tmp_path, make()).parents[2]
+    closed.chmod(0)
+    try:
+        assert read_all(tmp_path) == ([], [f"{closed}: Permission denied; records in it are not counted"])
+    finally:
+        closed.chmod(0o700)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for root, whom no permission keeps out."""
+    good, bad = save(tmp_path, make()), save(tmp_path, make(task="rte")).parents[2]
+    scandir = os.scandir
+
+    def closed(path: str) -> Any:
+        if Path(path) == bad:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    read_again, refused = read_all(tmp_path)
+    assert [path for path, _ in read_again] == [good]
+    assert refused == [f"{bad}: Permission denied; records in it are not counted"]
+
+
+def test_results_may_be_links_and_runs_may_hold_links(tmp_path: Path) -> None:
+    path = save(tmp_path / "disk", make())
+    (path.parent / "notes").symlink_to("nowhere")
+    (path.parent / "best").symlink_to(tmp_path)
+    (path.parents[1] / ".#lock").symlink_to("somebody@somewhere")  # an editor's
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "runs").symlink_to(tmp_path / "disk" / "runs")
+    read_again, refused = read_all(tmp_path / "results")
+    assert (len(read_again), refused) == (1, [])
+    (tmp_path / "disk").rename(tmp_path / "gone")
+    assert read_all(tmp_path / "results")[1] == [f"{tmp_path}/results/runs: a link to a folder that is not there"]
+
+
+def test_folders_without_end_are_named(tmp_path: Path) -> None:
+    deep = tmp_path / "runs" / Path(*"d" * 200)
+    deep.mkdir(parents=True)
+    assert len(read_all(tmp_path)[1]) == 1
+
+
+# JSON by the letter
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"a": 1, "b": {"c": 1, "c": 1}}', "an object has the key 'c' twice"),
+        ('{"a": NaN}', "'NaN' is no finite number"),
+        ("[-Infinity]", "'-Infinity' is no finite number"),
+        ("[1e999]", "'1e999' is no finite number"),
+        (f"[{'9' * 400}]", "a number of 400 digits"),
+        (f"[{'9' * 5000}]", "a number of 5,000 digits"),
+        ("[" * 700 + "]" * 700, "more than 32 levels"),
+        ("[" * 100_000 + "]" * 100_000, "more than 32 levels"),
+    ],
+)
+def test_json_that_no_report_could_stand_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        shapes.parse(text)
+    path = save(tmp_path, make())
+    path.write_text(path.read_text().replace('"settings": {', f'"settings": {{"x": {text},', 1))
+    assert len(read_all(tmp_path)[1]) == 1
+    assert why in read_all(tmp_path)[1][0]
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**300), 10**300)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=50)
+@given(JSON)
+def test_what_is_dumped_is_parsed_as_it_was(value: Any) -> None:
+    assert shapes.parse(shapes.dump(value)) == value
+    assert shapes.dump(value).endswith(b"\n")
+
+
+def test_json_is_written_without_nan_everywhere() -> None:
+    """Python's own default is to write NaN and Infinity, which no other reader of JSON takes."""
+    calls = []
+    for path in [
+        path for name in ("adalora_repro", "hydra_plugins", "benchmarks") for path in (ROOT / name).rglob("*.py")
+    ]:
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if "json" in text else ():
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dump", "json.dumps", "dumps"):
+                words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                calls.append((f"{path}:{node.lineno}", words.get("allow_nan") == "False"))
+    assert len(calls) > 5
+    assert [where for where, strict in calls if not strict] == []
+
+
+# Who may read and write
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002, 0o027])
+def test_files_follow_the_umask(tmp_path: Path, mask: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = os.umask(mask)
+    try:
+        path = save(tmp_path / "results", make())
+        write_files(path.parent / "final", FILES)
+        write_atomic(path, path.read_bytes())  # over what is there
+        holder = lock.Lock(path.parent)
+        holder.take(print)
+        assert report.main(["table1", "--results", "results", "--out", "table.md"]) == EXIT_OK
+        assert report.main(["html", "--results", "results"]) == EXIT_OK
+    finally:
+        os.umask(before)
+    for file in [file for file in tmp_path.rglob("*") if file.is_file()]:
+        assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~mask, file
+    assert len([file for file in tmp_path.rglob("*") if file.is_file()]) == 6
+    holder.release()
+
+
+def test_a_record_whose_metric_is_no_fraction_is_named_by_every_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "results", make(0.25, task="mnli", budget="0.3M"))
+    path = save(tmp_path / "results", make(87.3, task="mnli", seed=1))
+    for name in ("table1", "status", "choose", "html", "figure1", "figure2"):
+        assert report.main([name, "--results", str(tmp_path / "results")]) == EXIT_OK
+        lines = capsys.readouterr().err.splitlines()
+        skipped = f"adalora-report: skipped: {path}: accuracy_m is 87.3, not a fraction of 1"
+        assert lines.count(skipped) == 1, name
+
+
+# The last line of defence
+
+
+def test_a_record_that_a_report_cannot_stand_is_named_and_the_rest_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    save(results, make(0.25, task="mnli"))
+    bad = save(results, make(0.75, task="mnli", seed=13))
+    before = base.Run.key.fget
+
+    def key(run: base.Run) -> Any:
+        if run.record.key["seed"] == 13:
+            raise TypeError("thirteen")
+        return before(run)  # type: ignore[misc]
+
+    monkeypatch.setattr(base.Run, "key", property(key))
+    page = results / "report.html"
+    for name in ("table1", "status", "choose", "figure2", "html"):
+        assert report.main([name, "--results", str(results)]) == EXIT_OK, name
+        out, err = capsys.readouterr()
+        assert re.search(rf"^adalora-report: skipped: {bad}: TypeError: thirteen \(\S+:\d+\)$", err, re.MULTILINE), name
+        assert name == "status" or "25.00" in (page.read_text() if name == "html" else out)
+
+
+def test_a_section_that_cannot_be_made_is_named_and_the_rest_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any, **__: Any) -> str:
+        raise KeyError("x")
+
+    save(tmp_path / "results", make(0.25))
+    for name in ("rates_html", "table_html"):
+        monkeypatch.setattr(page_report, name, broken)
+    assert report.main(["html", "--results", str(tmp_path / "results")]) == EXIT_OK
+    err = capsys.readouterr().err
+    assert "skipped: Learning rates of minilm, local data, protocol paper could not be made: KeyError: 'x' (" in err
+    assert "skipped: Table 1 of minilm" in err
+    assert "What is missing" in (tmp_path / "results" / "report.html").read_text()
+
+
+def test_a_fault_of_the_program_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a\nb")
+
+    monkeypatch.setattr(report, "render", broken)
+    assert report.main(["table1"]) == EXIT_FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("adalora-report: failed: RuntimeError: a b (")

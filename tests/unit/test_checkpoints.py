@@ -1,0 +1,119 @@
+"""Checkpoints of other versions: whole files whose entries are not those of the run that is to go on from them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose
+from torch.utils._pytree import tree_leaves
+
+from adalora_repro import checkpoint, plan, session, train
+from adalora_repro.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("hydra")
+WORDS = ["backbone=tiny-bert", "task=rte", "method=adalora", "budget=0.3M", "data=sample", "train.device=cpu"]
+WORDS += ["data.sample_rows=16", "data.sample_validation_rows=4", "task.max_length=32", "train.batch_size=4"]
+WORDS += ["train.max_steps=6", "optim.lr=1e-2", "method.schedule=absolute", "method.t_i=0", "method.t_f=1"]
+WORDS += ["method.delta_t=1", "optim.warmup_steps=0"]
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory, hydra: None) -> train.Loop:
+    """After two steps."""
+    words = [*WORDS, f"data.cache_dir={tmp_path_factory.mktemp('cache')}"]
+    built = session.build(plan.count(plan.resolve(compose("config", words))))
+    for _, batches in zip(range(2), train.training_batches(built), strict=False):
+        train.step(built, batches)
+    return built
+
+
+Spoil = Callable[[dict[str, Any]], object]
+
+
+def _renamed(state: dict[str, Any]) -> None:
+    state["weights"] = state.pop("model")
+
+
+def _without_a_weight(state: dict[str, Any]) -> None:
+    del state["model"][next(iter(state["model"]))]
+
+
+def _weight_that_could_be_broadcast(state: dict[str, Any]) -> None:
+    name = next(name for name, value in state["model"].items() if value.ndim > 1)
+    state["model"][name] = state["model"][name][:1, :1].clone()
+
+
+def _moments_of_another_shape(state: dict[str, Any]) -> None:
+    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+
+
+FOREIGN: dict[str, tuple[Spoil, str]] = {
+    "format": (lambda state: state.update(format=2), "format 2, this one reads 1"),
+    "entry renamed": (_renamed, "model is missing"),
+    "entry more": (lambda state: state.update(scaler={}), "scaler is not known here"),
+    "weight missing": (_without_a_weight, "is missing"),
+    "weight smaller": (_weight_that_could_be_broadcast, "torch.float32 [1, 1], not torch.float32 ["),
+    "weight of text": (lambda state: state["model"].update(dict.fromkeys(state["model"], "x")), "is a str"),
+    "moments": (_moments_of_another_shape, "optimizer.state[0].exp_avg is torch.float32 [3]"),
+    "no moments": (lambda state: state["optimizer"].update(state={}), "optimizer.state is empty"),
+    "groups": (lambda state: state["optimizer"]["param_groups"].pop(), "optimizer.param_groups has other parameters"),
+    "scheduler": (lambda state: state["scheduler"].update(last_epoch=1), "the scheduler at 1"),
+    "method": (lambda state: state["method"].pop("mask"), "method.mask is missing"),
+    "mask": (lambda state: state["method"].update(mask=torch.ones(2)), "method.mask is torch.float32 [2]"),
+    "averages": (lambda state: state["method"]["average"].pop(), "method.average is no list of"),
+    "loop": (lambda state: state["loop"].pop("tokens"), "loop.tokens is missing"),
+    "loop more": (lambda state: state["loop"].update(epoch=1), "unknown field 'loop.epoch'"),
+    "log": (lambda state: state["loop"].update(log_bytes=-1), "loop.log_bytes is -1"),
+    "best": (lambda state: state["loop"].update(best=3), "loop.best is 3"),
+    "t": (lambda state: state.update(t=7), "t is 7"),
+    "random numbers": (lambda state: state.update(rng=[{"cpu": torch.zeros(3)}]), "TypeError"),
+}
+
+
+def saved(loop: train.Loop, folder: Path) -> dict[str, Any]:
+    checkpoint.save(folder, loop.state_dict())
+    return copy.deepcopy(loop.state_dict())
+
+
+def test_what_was_saved_is_taken_as_it_was(loop: train.Loop, tmp_path: Path) -> None:
+    expected = saved(loop, tmp_path)
+    state, problems = checkpoint.load(tmp_path, loop.plan.key["hash"], loop.load_state_dict)
+    assert problems == []
+    assert state is not None
+    for kept, was in zip(tree_leaves(loop.state_dict()), tree_leaves(expected), strict=True):
+        assert torch.equal(kept, was) if isinstance(was, torch.Tensor) else kept == was
+
+
+@pytest.mark.parametrize(("spoil", "why"), FOREIGN.values(), ids=FOREIGN)
+def test_another_version_is_refused_with_the_reason(loop: train.Loop, tmp_path: Path, spoil: Spoil, why: str) -> None:
+    state = saved(loop, tmp_path)
+    spoil(state)
+    checkpoint.save(tmp_path, state)  # the good one is the one before now
+    older, newest = (tmp_path / name for name in reversed(checkpoint.NAMES))
+    read, (problem,) = checkpoint.load(tmp_path, loop.plan.key["hash"], loop.load_state_dict)
+    assert read is not None
+    assert read["t"] == loop.t == 2
+    assert problem.startswith(f"{newest} is whole, but of another version of adalora-repro (")
+    assert why in problem
+    older.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"is whole, but of another version.*or force=true starts over"):
+        checkpoint.load(tmp_path, loop.plan.key["hash"], loop.load_state_dict)
+
+
+@pytest.mark.parametrize("content", [[1], {"t": 5}, torch.nn.Linear(2, 2)], ids=["list", "no hash", "module"])
+def test_a_whole_file_that_is_no_state_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"checkpoint\.pt is whole, but of another version"):
+        checkpoint.load(tmp_path, "0")
+
+
+def test_a_pipe_in_the_place_of_a_checkpoint_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"checkpoint\.pt is no regular file"):
+        checkpoint.load(tmp_path, "0")

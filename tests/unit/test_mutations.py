@@ -1,0 +1,289 @@
+"""Reports over results that something has spoilt: committed records, with values deleted, replaced and made extreme.
+
+Whatever stands in the files, every report is made or refuses in one line; a figure that is printed is the mean of the
+files that the report names for it, read here by other means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import re
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_records import PERCENT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import adalora_repro
+from adalora_repro import report
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
+
+COMMITTED = Path(adalora_repro.__file__).parents[1] / "results"
+CHOSEN = [
+    *(f"ablations/runs/minilm/cola/lora/0.16%/*-seed{seed}-*" for seed in range(3)),
+    *(f"ablations/runs/minilm/cola/adalora/0.16%/*-seed{seed}-*" for seed in range(3)),
+    *(f"ablations/runs/minilm/rte/{method}/0.3M/*" for method in ("lora", "adalora")),
+    *("ablations/runs/minilm/cola/lora/r15-q/*", "ablations/runs/minilm/cola/lora/r7-0.1/*"),
+    *(f"runs/minilm/squad/{method}/0.65%/*" for method in ("lora", "adalora")),
+    "runs/minilm/mrpc/adalora/1.2M/*",
+]
+TABLES = ("table1", "table2", "table3", "table4", "table5", "table14", "controls")
+EVIL = "\x1b[31m\u202e²"
+#: JSON texts to stand in the place of a value
+VALUES = [
+    *("null", "true", '""', "0", "-1", "1.5", "1e308", "5e-324", "9" * 30, "9" * 400, "-" + "9" * 400, "1e400"),
+    *(
+        "NaN",
+        "Infinity",
+        "[]",
+        "{}",
+        '["²"]',
+        "[null]",
+        '{"": 1}',
+        "[" * 700 + "]" * 700,
+        '{"a":' * 100 + "1" + "}" * 100,
+    ),
+    *('"0.5"', '"../../x"', '"\\u0000"', '"\\ud800"', json.dumps(EVIL), json.dumps("x" * 10_000), '{"train": "3"}'),
+]
+FAULT = re.compile(r"\(\w+\.py:\d+\)")  # what the last line of defence adds: validation has let something pass
+
+
+def copied(place: Path) -> None:
+    """The chosen runs below ``place``, a failed and a running one made of them, measurements of cost, a submission."""
+    for pattern in CHOSEN:
+        (folder,) = COMMITTED.glob(pattern)
+        shutil.copytree(folder, place / folder.relative_to(COMMITTED / pattern.partition("runs/")[0]))
+    shutil.copytree(COMMITTED / "cost", place / "cost")
+    model = json.loads(next(place.glob("runs/minilm/rte/lora/0.3M/*/metrics.json")).read_bytes())
+    for seed, status, error in ((7, "failed", f"ValueError: {EVIL}\nmore"), (8, "running", None)):
+        key = model["key"] | {"seed": seed, "hash": f"made{seed}"}
+        folder = place / "runs/minilm/rte/lora/0.3M" / f"paper-local-lr0.001-seed{seed}-made{seed}"
+        folder.mkdir()
+        values = model | {"key": key, "status": status, "error": error, "final": None, "best": None}
+        (folder / "metrics.json").write_text(json.dumps(values))
+    run = {"folder": "x", "key": model["key"] | {"seed": 9, "hash": "made9"}, "words": ["seed=9"], "result": "none"}
+    (place / "sweeps" / "one").mkdir(parents=True)
+    submission = {"job": "12", "submitted": 1e9, "cwd": "", "cancelled": None, "runs": {"12_0": run}}
+    (place / "sweeps" / "one" / "submitted-12.json").write_text(json.dumps(submission))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("original")
+    copied(place)
+    return place
+
+
+def called(*words: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = report.main(words)
+    return code, out.getvalue(), err.getvalue()
+
+
+# -- what is done to files -----------------------------------------------------------------------------------------
+
+
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, child in children:
+        yield from paths_in(child, (*path, name))
+
+
+MARK = "a value to be replaced"
+
+
+def mutated_json(draw: Callable[[Any], Any], text: str) -> str:
+    """The text of a JSON value with one value of it deleted, replaced, renamed, or there twice."""
+    values = json.loads(text)
+    chosen = draw(st.sampled_from(list(paths_in(values))))
+    what = draw(st.sampled_from(["delete", "replace", "replace", "replace", "rename", "twice", "negative"]))
+    if not chosen:
+        return str(draw(st.sampled_from(VALUES)))
+    node = values
+    for name in chosen[:-1]:
+        node = node[name]
+    last = chosen[-1]
+    old = node[last]
+    if what == "delete":
+        del node[last]
+    elif what == "negative" and isinstance(old, int | float):
+        node[last] = -old - 1
+    elif what == "rename" and isinstance(node, dict):
+        node[draw(st.sampled_from(["", EVIL, "encoder.²." * 3, f"encoder.{'9' * 5000}.q", "task.family"]))] = node.pop(
+            last
+        )
+    elif what == "twice" and isinstance(node, dict):
+        node[MARK] = old
+        return json.dumps(values).replace(json.dumps(MARK), json.dumps(last))
+    else:
+        node[last] = MARK
+        return json.dumps(values).replace(json.dumps(MARK), draw(st.sampled_from(VALUES)))
+    return json.dumps(values)
+
+
+def mutated_text(draw: Callable[[Any], Any], content: bytes) -> bytes:
+    """A file cut short, emptied, or with a few bytes changed."""
+    size = len(content)
+    match draw(st.sampled_from(["cut", "empty", "bytes"])):
+        case "empty":
+            return b""
+        case "cut":
+            return content[: draw(st.integers(0, size))]
+    changed = bytearray(content)
+    for place in draw(st.lists(st.integers(0, max(0, size - 1)), min_size=1, max_size=4)):
+        if place < size:
+            changed[place] = draw(st.integers(0, 255))
+    return bytes(changed)
+
+
+def mutate(draw: Callable[[Any], Any], path: Path) -> None:
+    content = path.read_bytes()
+    if draw(st.integers(0, 5)) == 0:
+        path.write_bytes(mutated_text(draw, content))
+        return
+    if path.suffix == ".json":
+        path.write_text(mutated_json(draw, content.decode()))
+        return
+    packed = path.suffix == ".gz"
+    lines = (gzip.decompress(content) if packed else content).decode().splitlines()
+    for place in draw(st.lists(st.integers(0, len(lines) - 1), min_size=1, max_size=3)):
+        lines[place] = mutated_json(draw, lines[place]) if draw(st.booleans()) else draw(st.sampled_from(VALUES))
+    content = "".join(f"{line}\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(content) if packed else content)
+
+
+# -- what must hold ------------------------------------------------------------------------------------------------
+
+
+def check_text(code: int, out: str, err: str, words: tuple[str, ...]) -> None:
+    assert code in (EXIT_OK, EXIT_BAD_INPUT), (words, err)
+    assert "Traceback" not in out + err
+    assert not FAULT.search(out + err), (words, out + err)
+    assert not set(out + err) & set("\x1b\u202e\0"), words
+
+
+Figures = dict[tuple[str, ...], dict[str, str]]
+
+
+def figures_of(place: Path) -> Figures:
+    """The rows of every table's CSV that have a figure of ours."""
+    rows: Figures = {}
+    for table in TABLES:
+        words = (table, "--backbone", "minilm", "--data", "local", "--format", "csv", "--results", str(place))
+        code, out, err = called(*words)
+        check_text(code, out, err, words)
+        for row in csv.DictReader(io.StringIO(out)):
+            if row["mean"] and row["records"]:
+                rows[table, row["method"], row["budget"], row["task"], row["metric"]] = row
+    return rows
+
+
+def check_figures(place: Path, before: Figures, touched: set[str]) -> None:
+    """Each mean is that of its files; where no file was touched, and none left the cell, it is what it was."""
+    after = figures_of(place)
+    for name, row in after.items():
+        task, metric = name[3:]
+        files = [Path(path) for path in row["records"].split(" ")]
+        values = [json.loads(path.read_bytes())["final"]["metrics"] for path in files]
+        if all(metric in value for value in values):
+            scale = 1.0 if task in PERCENT else 100.0
+            assert float(row["mean"]) == pytest.approx(statistics.fmean(scale * value[metric] for value in values))
+        if name in before and row["records"] == before[name]["records"] and not touched & set(map(str, files)):
+            assert row["mean"] == before[name]["mean"]
+    for name, row in before.items():
+        files = set(row["records"].split(" "))
+        if not files & touched and name not in after:
+            raise AssertionError(f"{name} has gone, of which nothing was touched")
+
+
+def check_page(page: Path) -> Any:
+    text = page.read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} ends the page's script")
+
+    assert not set(text) & set("\x1b\u202e\0")
+    return json.loads(data, parse_constant=refused)
+
+
+def check_reports(place: Path, before: Figures, touched: set[str], drawn: bool = True) -> None:
+    check_figures(place, before, touched)
+    results = ("--results", str(place))
+    here = ("--backbone", "minilm", *results)
+    compared = [str(next(place.glob(f"runs/minilm/rte/{method}/0.3M/*-seed0-*"))) for method in ("lora", "adalora")]
+    calls = [
+        ("table1", *here),
+        ("table15", *results),
+        ("table15", *results, "--format", "csv"),
+        ("status", *here),
+        ("choose", *here),
+        ("compare", *compared),
+        ("figure1", *here, "--task", "cola"),
+        ("figure1", *here, "--task", "cola", "--format", "csv"),
+        ("figure2", *here),
+        ("figure3", *here),
+        ("figure4", *here),
+    ]
+    if drawn:
+        calls += [(name, "--out", str(place / f"{name}.svg"), *here) for name in ("figure1", "figure3", "figure4")]
+    for words in [*calls, ("html", *results)]:
+        code, out, err = called(*words)
+        check_text(code, out, err, words)
+    page = check_page(place / "report.html")
+    runs = list(place.glob("runs/**/metrics.json"))
+    skipped = [path for path in runs if f"skipped: {path}: " in err]
+    assert len(page["runs"]) + len(skipped) == len(runs)  # each of them is shown or named
+
+
+def tried(original: Path, before: Figures, draw: Callable[[Any], Any], drawn: bool = True) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "results"
+        shutil.copytree(original, place)
+        names = sorted(str(path.relative_to(original)) for path in original.rglob("*") if path.is_file())
+        names = [name for name in names if name.endswith((".json", ".jsonl", ".gz"))]
+        touched = set()
+        for name in draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True)):
+            mutate(draw, place / name)
+            touched.add(str(place / name))
+        moved = {
+            name: row | {"records": row["records"].replace(str(original), str(place))} for name, row in before.items()
+        }
+        check_reports(place, moved, touched, drawn)
+
+
+@pytest.fixture(scope="module")
+def before(original: Path) -> Figures:
+    found = figures_of(original)
+    assert len(found) > 5
+    return found
+
+
+def test_committed_records_are_all_read(original: Path, before: Figures) -> None:
+    check_reports(original, before, set(), drawn=False)
+    assert "skipped" not in called("status", "--results", str(original))[2]
+
+
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.data())
+def test_no_spoilt_file_takes_a_report_with_it(original: Path, before: Figures, data: st.DataObject) -> None:
+    tried(original, before, data.draw, drawn=False)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_no_spoilt_file_takes_a_report_with_it_at_length(original: Path, before: Figures, data: st.DataObject) -> None:
+    tried(original, before, data.draw)

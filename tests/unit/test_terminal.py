@@ -1,0 +1,117 @@
+"""Nothing that moves a cursor or turns a line round gets to the terminal; everything else gets there as it is."""
+
+from __future__ import annotations
+
+import io
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from fake_records import make, save
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adalora_repro import console, report
+from adalora_repro.errors import EXIT_BAD_INPUT
+from adalora_repro.records import RECORD_NAME
+from adalora_repro.terminal import CleanStream, clean, guarded, one_line, raw
+
+EVIL = "\x1b]0;title\x07 \x1b[2J \u202egnp.exe \u2066 \x9b31m \ud800 \x7f \ufeff"
+HARMLESS = "± σ, 0.3M ‖PᵀP − I‖² 漢字 é ½ \u00a0…"
+
+
+@given(st.text())
+def test_what_is_clean_is_one_line_of_printing_characters(text: str) -> None:
+    line = clean(text)
+    assert not any(unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" for c in line)
+    assert clean(line) == line
+    if text.isprintable():
+        assert line == text
+
+
+def test_text_stays_as_it_is() -> None:
+    assert clean(HARMLESS) == HARMLESS
+    assert clean("one\ntwo\t\r\nthree") == "one two three"
+
+
+@given(st.lists(st.text().filter(lambda text: "\x1b[" not in text)))
+def test_a_stream_keeps_lines_and_tabs_alone(texts: list[str]) -> None:
+    out = io.StringIO(newline="")
+    CleanStream(out).writelines(texts)
+    for kept, text in zip(out.getvalue(), "".join(texts), strict=True):
+        category = unicodedata.category(text)
+        harmless = text in "\n\t" or (category[0] != "C" and category not in ("Zl", "Zp"))
+        assert kept == (text if harmless else "?")
+
+
+def test_a_stream_leaves_colours_out() -> None:
+    out = io.StringIO()
+    CleanStream(out).write("\x1b[1;31mred\x1b[0m \x1b[2J")
+    assert out.getvalue() == "red ?[2J"
+
+
+def test_inside_the_guard_whatever_is_printed_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    out = sys.stdout
+    with guarded():
+        print(EVIL, HARMLESS)
+        print("bar\rbar\x1b[A", EVIL, file=sys.stderr)
+        with guarded():  # one program called by the other
+            assert not isinstance(raw(sys.stdout), CleanStream)
+    assert sys.stdout is out
+    printed, errors = capsys.readouterr()
+    assert HARMLESS in printed
+    assert not set(printed) & set(EVIL) - set("; []gnp.exetitle0J231m")
+    assert errors.startswith("bar\rbar\x1b[A ?")  # what progress bars of libraries need
+    assert errors.count("\x1b") == 1
+
+
+def test_an_error_that_nobody_caught_is_printed_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.excepthook
+    try:
+        with pytest.raises(ValueError, match="title"), guarded():
+            raise ValueError(EVIL)
+        sys.excepthook(ValueError, ValueError(EVIL), None)
+    finally:
+        sys.excepthook = before
+    assert "\x1b" not in (err := capsys.readouterr().err)
+    assert "ValueError: ?]0;title?" in err
+
+
+def test_an_error_in_one_line() -> None:
+    assert one_line(ValueError("a\nb\x1b")) == "ValueError: a b?"
+    assert one_line(KeyError()) == "KeyError"
+    assert len(one_line(ValueError("x" * 1000))) == 200
+
+
+def test_lines_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    console.tell(f"note: {EVIL}")
+    console.complain(f"error: {EVIL}\nmore")
+    progress = console.Progress(EVIL, 0, 2)
+    progress.line(1, EVIL)
+    progress.close()
+    err = capsys.readouterr().err
+    assert not any(unicodedata.category(c) in ("Cc", "Cf") and c != "\n" for c in err)
+    assert len(err.splitlines()) == 3
+
+
+def test_reports_print_no_name_or_error_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evil = EVIL.replace("\ud800", "")
+    results = Path("results")
+    save(results, make(0.5, method=evil, backbone="deberta-v3-base", data="hub"))
+    failed = make(0.5, seed=1, backbone="deberta-v3-base", data="hub", status="failed", error=f"{evil}\n", final=None)
+    save(results, failed)
+    damaged = results / "runs" / evil / RECORD_NAME
+    damaged.parent.mkdir()
+    damaged.write_text("{")
+    for words in (["table1"], ["status"], ["choose"], ["table1", "--format", "csv"], ["compare", evil, evil]):
+        report.main(words)
+    assert report.main(["table1", "--backbone", evil]) == EXIT_BAD_INPUT
+    assert report.main([evil]) == EXIT_BAD_INPUT
+    out, err = capsys.readouterr()
+    assert "gnp.exe" in out
+    assert "gnp.exe" in err
+    assert not any(unicodedata.category(c) in ("Cc", "Cf") and c != "\n" for c in out + err)
