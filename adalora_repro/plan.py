@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ NOT_RESULT = [
     "train.device",
     "method.sizes",
     "recipe",
+    "backbone.lora_init",
     "task.rows",
     "task.more_budgets",
     "task.auto_model",
@@ -55,6 +57,7 @@ LATER: dict[str, Any] = {
     "backbone.weights": "pretrained",
     "data.skip_invalid": False,
     "method.allocation": "global",
+    "method.init": "normal",
     "method.rank_pattern": None,
     "train.attention": "eager",
     "train.compile": "none",
@@ -707,6 +710,8 @@ def _origin(key: str, choices: Mapping[str, Any], overrides: Sequence[str]) -> s
     found = _last_file(LAST_FIRST, key, choices)
     if found is not None and "${oc.select:recipe." in found[1]:
         found = _last_file(RECIPE, key, choices) or found
+    if found is not None and (other := re.fullmatch(r"\$\{([\w.]+)\}", found[1])):
+        return _origin(other[1], choices, overrides)
     return found[0] if found is not None else "default (config.py)"
 
 

@@ -21,6 +21,7 @@ from typing import Any
 SCHEMA_VERSION = 1
 STATUSES = ("running", "ok", "failed", "cancelled")
 RECORD_NAME = "metrics.json"
+WITH_A = ("lora", "lora_regu", "prune_lora")  # modules of methods whose A starts as method.init says
 
 KEY_FIELDS: dict[str, tuple[type, ...]] = {
     "backbone": (str,),
@@ -198,8 +199,11 @@ def read(path: Path) -> RunRecord:
 
 
 def stated(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings, with the one that is left out where it says what was done before there was a choice."""
-    return {"train.group_by_length": settings.get("train.padding") == "longest"} | dict(settings)
+    """A run's settings, with those that are left out where they say what was done before there was a choice."""
+    earlier: dict[str, Any] = {"train.group_by_length": settings.get("train.padding") == "longest"}
+    if settings.get("method.module") in WITH_A:
+        earlier["method.init"] = "normal"
+    return earlier | dict(settings)
 
 
 def ranks(place: Path) -> tuple[dict[str, int], str]:

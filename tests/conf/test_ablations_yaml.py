@@ -64,6 +64,39 @@ def test_what_is_taken_from_adalora_s_recipe_is_the_task_s(task: str) -> None:
     assert lora == plain | {"method.name": "lora_at_adalora", "optim.lr": recipe.optim.lr}
 
 
+LORA = ("lora", "lora_at_adalora", "lora_init_r", "lora_qv", "lora_regu")  # lora_rank_pattern: test_transplant.py
+
+
+@pytest.mark.parametrize("task", [*GLUE, "squad", "squad_v2"])
+def test_lora_has_the_alpha_of_adalora_s_recipe_and_one_scaling_for_all(task: str) -> None:
+    alpha = OmegaConf.load(CONF / "tuned" / f"{task}_adalora.yaml").method.alpha
+    assert alpha in (16, 32)
+    for method in (*LORA, "svd_lora", "prune_lora", "adalora"):
+        assert settings(method, task)["method.alpha"] == alpha, method
+
+
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+def test_a_starts_gaussian_on_deberta_v3_alone(protocol: str) -> None:
+    """fidelity F21; without the setting a run is what it was before there was one."""
+    for backbone in sorted(path.stem for path in (CONF / "backbone").glob("*.yaml")):
+        task = ["task=xsum", "budget=0.26%"] if "bart" in backbone else ["task=rte", "budget=0.16%"]
+        for method in (*LORA, "prune_lora"):
+            cfg = compose("config", [*task, f"method={method}", f"backbone={backbone}", f"protocol={protocol}"])
+            plan = planning.resolve(cfg)
+            assert plan.cfg.method.init == ("normal" if backbone == "deberta-v3-base" else "kaiming")
+            assert plan.settings.get("method.init", "normal") == plan.cfg.method.init
+            assert "backbone.lora_init" not in plan.settings
+
+
+def test_scaling_is_alpha_over_r_at_adalora_s_learning_rate_too() -> None:
+    found = []
+    for method in ("lora", "lora_at_adalora"):
+        plan = planning.count(planning.resolve(compose("config", ["task=rte", f"method={method}", "budget=0.16%"])))
+        found.append(plan.method)
+    assert found[0] == found[1]
+    assert found[0]["alpha_over_r"] == 32 / 2
+
+
 def test_what_is_typed_wins_over_the_recipe() -> None:
     words = ("method.gamma=0.7", "method.t_i=3", "optim.lr=9e-3")
     assert settings("adalora_uniform", "cola", *words) == settings("adalora_uniform", "cola") | {
@@ -93,7 +126,9 @@ def test_a_budget_s_own_roles_are_not_fewer_matrices() -> None:
         ("adalora_random", "method.init_r", "budget (conf/method/adalora.yaml:"),
         ("svd_lora", "optim.lr", "conf/tuned/cola_adalora.yaml:9 (paper, Table 8)"),
         ("lora_at_adalora", "optim.lr", "conf/tuned/cola_adalora.yaml:9 (paper, Table 8)"),
-        ("lora_at_adalora", "method.alpha", "conf/method/lora.yaml:"),
+        ("lora_at_adalora", "method.alpha", "conf/tuned/cola_adalora.yaml:17 (released script)"),
+        ("lora_regu", "method.init", "conf/backbone/deberta-v3-base.yaml:8 (released code"),
+        ("lora_regu", "method.init_std", "conf/method/lora.yaml:"),
     ],
 )
 def test_the_plan_says_from_which_file_a_value_is(method: str, setting: str, origin: str) -> None:

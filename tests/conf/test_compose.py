@@ -26,6 +26,7 @@ from adalora_repro.backbones import MATRIX_ROLES
 from adalora_repro.config import Config, resource
 from adalora_repro.errors import InputError
 from adalora_repro.plan import LATER, NOT_RESULT, Plan
+from adalora_repro.revisions import outdated
 from adalora_repro.tables.base import VARIANTS
 from adalora_repro.tasks import sources
 
@@ -286,6 +287,7 @@ def changed(name: str, value: Any) -> str:
         "task.head": "{problem_type: other}",
         "method.sizes": "{0.6M: {init_r: 5}}",
         "train.compile": "inductor",
+        "backbone.lora_init": "normal",
         "measure": "cost",
         "cost.against": "bitfit",
     }
@@ -358,8 +360,9 @@ def test_runs_keep_the_identity_they_had(command: str) -> None:
 
 
 def published() -> dict[str, records.RunRecord]:
-    """Folder -> record of the runs in results/."""
-    return {str(path.parent): records.read(path) for path in records.find(ROOT / "results")}
+    """Folder -> record of the runs in results/ that count."""
+    found = {str(path.parent): records.read(path) for path in records.find(ROOT / "results")}
+    return {folder: record for folder, record in found.items() if outdated(record) is None}
 
 
 def published_commands() -> list[str]:
@@ -425,6 +428,7 @@ LATER_VALUES = {
     "backbone.weights": ("cola", "random"),
     "data.skip_invalid": ("cola", "true"),
     "method.allocation": ("cola", "uniform"),
+    "method.init": ("cola", "kaiming"),
     "train.attention": ("cola", "cropped"),
     "train.compile": ("cola", "inductor"),
     "task.n_best": ("squad", "7"),
