@@ -24,6 +24,7 @@ VARIED: dict[str, tuple[str, dict[str, Any]]] = {
     "prune_lora": ("adalora", {"method.module": "prune_lora", "method.gamma": 0.0}),
     "lora_init_r": ("lora", {"method.r": 4}),
     "lora_qv": ("lora", {"method.r": 9, "method.targets": ["q", "v"]}),
+    "lora_regu": ("lora", {"method.module": "lora_regu", "method.gamma": 0.1}),
     "svd_lora_init_r": ("svd_lora", {"method.r": 4}),
 }
 TASKS = [*GLUE, "squad"]
@@ -40,7 +41,7 @@ def settings(method: str, task: str, *words: str) -> dict[str, Any]:
 @pytest.mark.parametrize("method", VARIED)
 def test_an_ablation_differs_from_what_it_varies_in_what_it_is_about(method: str, protocol: str) -> None:
     base, differs = VARIED[method]
-    for task in ("cola", "squad") if protocol == "paper" else ("cola",):
+    for task in ("cola", "squad", "squad_v2") if protocol == "paper" else ("cola", "squad_v2"):
         own, other = (settings(name, task, f"protocol={protocol}") for name in (method, base))
         changed = {name for name in own.keys() | other.keys() if own.get(name) != other.get(name)}
         assert changed == {*differs, "method.name"}
@@ -86,6 +87,28 @@ def test_a_starts_gaussian_on_deberta_v3_alone(protocol: str) -> None:
             assert plan.cfg.method.init == ("normal" if backbone == "deberta-v3-base" else "kaiming")
             assert plan.settings.get("method.init", "normal") == plan.cfg.method.init
             assert "backbone.lora_init" not in plan.settings
+
+
+def test_the_authors_own_recipe_of_lora_on_squad_v2() -> None:
+    """Two thirds of AdaLoRA's epochs; the variants of LoRA follow it, at AdaLoRA's learning rate too."""
+    names = ("optim.lr", "optim.warmup_steps", "train.epochs", "method.alpha")
+
+    def recipe(method: str, protocol: str) -> list[float]:
+        found = settings(method, "squad_v2", f"protocol={protocol}")
+        return [found[name] for name in names]
+
+    assert recipe("lora", "released") == [8e-5, 1000, 8, 16]
+    assert recipe("adalora", "released") == recipe("adalora", "paper") == [1e-3, 1000, 12, 16]
+    assert recipe("lora", "paper") == [5e-4, 1000, 12, 16]
+    for method in LORA:
+        lr = 1e-3 if method == "lora_at_adalora" else 8e-5
+        assert recipe(method, "released") == [lr, 1000, 8, 16], method
+    plan = planning.resolve(
+        compose(
+            "config", ["task=squad_v2", "method=lora", "budget=0.16%", "protocol=released", "method.schedule=scaled"]
+        )
+    )
+    assert plan.cfg.optim.warmup_steps == pytest.approx(1000, rel=0.02)  # of its own 8 epochs
 
 
 def test_scaling_is_alpha_over_r_at_adalora_s_learning_rate_too() -> None:

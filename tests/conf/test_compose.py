@@ -118,8 +118,11 @@ def test_every_file_in_conf_is_reachable(choice: str) -> None:
     elif group in ("tuned", "script"):
         task = next(task for task in sorted(TASKS, key=len, reverse=True) if task in name)
         protocol = "released" if group == "script" else "paper"
-        words = [f"task={task}", "method=adalora", f"protocol={protocol}"]  # loaded without being asked for
-        values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+        method = name.removeprefix("released_").removeprefix(f"{task}_")
+        budget = budgets_of(task)[0]
+        words = [f"task={task}", f"method={method}", f"budget={budget}", f"protocol={protocol}"]  # loaded by themselves
+        values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=True)
+        values.pop("defaults", None)
         cfg = composed(*words)
         for section, keys in values.items():
             for key, value in keys.items():
