@@ -78,6 +78,7 @@ class BackboneConfig:
     tokenizer: str = MISSING  # hub | package | bytes
     architecture: dict[str, Any] = field(default_factory=dict)  # transformers' configuration: plans need no network
     gradient_checkpointing: bool = False
+    lora_init: str = "kaiming"  # of LoRA's A (method.init): as LoRA's authors and PEFT; normal: N(0, method.init_std²)
 
 
 @dataclass

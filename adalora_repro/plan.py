@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,7 @@ NOT_RESULT = [
     "train.device",
     "method.sizes",
     "recipe",
+    "backbone.lora_init",
     "task.rows",
     "task.more_budgets",
     "task.auto_model",
@@ -57,6 +59,7 @@ LATER: dict[str, Any] = {
     "data.holdout": None,
     "data.skip_invalid": False,
     "method.allocation": "global",
+    "method.init": "normal",
     "method.initial_rank": True,
     "method.rank_pattern": None,
     "train.attention": "eager",
@@ -730,6 +733,8 @@ def _origin(key: str, choices: Mapping[str, Any], overrides: Sequence[str]) -> s
     found = _last_file(LAST_FIRST, key, choices)
     if found is not None and "${oc.select:recipe." in found[1]:
         found = _last_file(RECIPE, key, choices) or found
+    if found is not None and (other := re.fullmatch(r"\$\{([\w.]+)\}", found[1])):
+        return _origin(other[1], choices, overrides)
     return found[0] if found is not None else "default (config.py)"
 
 

@@ -43,6 +43,7 @@ SCHEMA_VERSION = 1
 STATUSES = ("running", "ok", "failed", "cancelled")
 RECORD_NAME = "metrics.json"
 EVALUATED = ("metrics", "holdout")  # what an evaluation has figures of: the reported splits, the held-out split
+WITH_A = ("lora", "lora_regu", "prune_lora")  # modules of methods whose A starts as method.init says
 RUN_LEVELS = 5  # of folders below ``runs``, see ``run_folder``
 DEEPEST = 50  # folders below each other that are looked into
 LARGEST = 64 << 20  # bytes of a record; ours have a few thousand
@@ -272,8 +273,11 @@ def read_json(path: Path, validate: Callable[[Any, str], T]) -> T:
 
 
 def stated(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings, with the one that is left out where it says what was done before there was a choice."""
-    return {"train.group_by_length": settings.get("train.padding") == "longest"} | dict(settings)
+    """A run's settings, with those that are left out where they say what was done before there was a choice."""
+    earlier: dict[str, Any] = {"train.group_by_length": settings.get("train.padding") == "longest"}
+    if settings.get("method.module") in WITH_A:
+        earlier["method.init"] = "normal"
+    return earlier | dict(settings)
 
 
 def ranks(place: Path) -> tuple[dict[str, int], str]:

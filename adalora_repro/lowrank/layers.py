@@ -6,12 +6,15 @@ these modules, so there is no hook and no parametrization (which would pay for t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Init = Literal["normal", "kaiming"]
 
 
 def add_low_rank(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scaling: float = 1.0) -> Tensor:
@@ -66,20 +69,26 @@ class LoRALinear(LowRankLinear):
         base: the layer to adapt; it is frozen.
         r: rank.
         alpha: numerator of the scaling.
-        init_std: A ~ N(0, init_std²), B = 0, so that Δ = 0 at the start (fidelity: N(0, 0.02²) in the released
-            DeBERTa; loralib's Kaiming initialisation only in its BART).
+        init_std: the standard deviation of ``init="normal"``.
+        init: how A starts; B = 0 with both, so that Δ = 0 at the start. ``normal``: A ~ N(0, init_std²), as in the
+            authors' DeBERTa. ``kaiming``: A ~ U(-1/√d_in, 1/√d_in), Kaiming's uniform initialisation with a = √5, a
+            standard deviation of 1/√(3 d_in), as in loralib, PEFT and the authors' BART (fidelity F21).
 
     Attributes:
         lora_A: A, (r, d_in).
         lora_B: B, (d_out, r).
 
     Raises:
-        ValueError: r < 1 or alpha <= 0.
+        ValueError: r < 1, alpha <= 0 or an unknown ``init``.
     """
 
-    def __init__(self, base: nn.Linear, r: int, alpha: float, init_std: float = 0.02) -> None:
+    def __init__(self, base: nn.Linear, r: int, alpha: float, init_std: float = 0.02, init: Init = "normal") -> None:
         super().__init__(base, r, alpha)
-        self.lora_A = self._parameter(r, base.in_features, std=init_std)
+        if init not in get_args(Init):
+            raise ValueError(f"unknown init '{init}'; valid: {', '.join(get_args(Init))}")
+        self.lora_A = self._parameter(r, base.in_features, std=init_std if init == "normal" else 0.0)
+        if init == "kaiming":
+            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.lora_B = self._parameter(base.out_features, r, std=0.0)
 
     def delta_weight(self) -> Tensor:

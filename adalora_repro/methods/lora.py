@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from torch import nn
 
 from adalora_repro.budgets import Place, fill, initial_rank, require_at_least, wider
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, one_of
 from adalora_repro.inject import freeze_backbone, replace
 from adalora_repro.lowrank import LoRALinear
+from adalora_repro.lowrank.layers import Init
 from adalora_repro.methods.base import BaseMethod, LowRankOptions, require_size
 
 if TYPE_CHECKING:
@@ -24,16 +25,19 @@ if TYPE_CHECKING:
 class Options(LowRankOptions):
     """``r``: rank of every matrix, from the budget; or ``params``: ranks, 0 among them, that fill so many parameters;
     or ``rank_pattern``: matrix -> rank, 0 leaves a matrix frozen. With ``initial_rank`` and ``params`` every matrix has
-    the rank from which AdaLoRA starts at so many parameters: a control with more parameters than those.
+    the rank from which AdaLoRA starts at so many parameters: a control with more parameters than those. ``init``: how A
+    starts (``LoRALinear``).
     """
 
     r: int = 0
     params: int | None = None
     initial_rank: bool = False
     rank_pattern: dict[str, int] | None = None
+    init: str = "normal"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_init(self.init, self.init_std)
         if self.rank_pattern is None:
             require_size(self, self.params, "r")
         elif self.r:
@@ -68,6 +72,17 @@ class Options(LowRankOptions):
         return {name: self.rank_pattern[name] for name in names}
 
 
+def check_init(init: str, init_std: float) -> None:
+    """Raises InputError for an unknown ``init``, or a standard deviation that it would not use."""
+    if init not in get_args(Init):
+        raise one_of("method.init", init, get_args(Init))
+    if init == "kaiming" and init_std != LowRankOptions.init_std:
+        raise InputError(
+            f"method.init_std={init_std} is of method.init=normal; method.init=kaiming has a standard deviation of its "
+            "own, 1/sqrt(3 d_in)"
+        )
+
+
 class Method(BaseMethod):
     def __init__(self, options: Options, protocol: str) -> None:
         del protocol  # one LoRA
@@ -84,7 +99,8 @@ class Method(BaseMethod):
         def make(site: Site, old: nn.Module) -> nn.Module:
             r = self.ranks[site.name]
             # LoRALinear divides by r: alpha over the mean rank is the scaling of all matrices
-            return LoRALinear(cast(nn.Linear, old), r, options.alpha * (r / self.mean_rank), options.init_std)
+            alpha = options.alpha * (r / self.mean_rank)
+            return LoRALinear(cast(nn.Linear, old), r, alpha, options.init_std, options.init)  # type: ignore[arg-type]
 
         adapted = [site for site in matrices if self.ranks[site.name]]
         self.layers = cast(dict[str, LoRALinear], replace(model, adapted, make))

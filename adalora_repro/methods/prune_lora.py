@@ -9,12 +9,18 @@ from torch import nn
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear
 from adalora_repro.methods import adalora
+from adalora_repro.methods.lora import check_init
 
 
 @dataclass
 class Options(adalora.Options):
+    """``init``: how A starts (``LoRALinear``)."""
+
+    init: str = "normal"
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_init(self.init, self.init_std)
         if self.score == "magnitude":
             raise InputError("method.score=magnitude is |λ|, and LoRA's doublets have no λ")
 
@@ -22,8 +28,11 @@ class Options(adalora.Options):
 class Method(adalora.Method):
     """What a pruned doublet is, and its score: ``RankAllocator``. R, where gamma is not 0, is of B and A."""
 
+    options: Options
+
     def increment(self, base: nn.Linear) -> LoRALinear:
-        return LoRALinear(base, self.rank, self.svd.alpha, self.svd.init_std)
+        options = self.options
+        return LoRALinear(base, self.rank, options.alpha, options.init_std, options.init)  # type: ignore[arg-type]
 
     def triplet(self, base: nn.Linear) -> int:
         """Parameters of a doublet: a column of B, a row of A."""

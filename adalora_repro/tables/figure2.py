@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adalora_repro.selection import RULE
 from adalora_repro.tables.base import (
     METHOD_NAMES,
+    Cell,
     Request,
     Row,
     Scope,
@@ -30,40 +33,43 @@ if TYPE_CHECKING:
 
 TITLE = "Figure 2: score against budget"
 METHODS = ("lora", "adalora")
+#: the backbone of the budgets that are counts (0.3M); the others are shares
+PARAMETERS = {"deberta-v3-base": 183_831_552}
 #: printed in section 4.4 alone: (task, method, budget, score); no table has this budget
 PAPER_TEXT = (("squad_v2", "adalora", "4.65%", 88.89),)
 NOTES = (
-    "x: the budget's name in the paper, on a log axis: methods do not hold exactly as many parameters, and another "
-    "backbone holds other counts at the same name. Runs at a size of their own have no place here.",
+    "x: trained parameters as a share of the backbone's, without the task head, on a log axis. Our points stand at the "
+    "share in their records (mean over seeds), the paper's at the share that their budget names. On SQuAD and MNLI a "
+    "name is the share of adapters without biases, an eighth less than LoRA and AdaLoRA hold. Runs at a size of their "
+    "own have no place here.",
     "paper: its Tables 1, 2 and 3; of the budgets that Figure 2 alone shows, the text prints one, AdaLoRA's 88.89 F1 "
-    "on SQuADv2.0 at 4.65%.",
+    "on SQuADv2.0 at 4.65%. adalora-run -m +sweep=figure2 has the runs at all of them.",
 )
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric of one table: ``place`` of its column, ``metric`` of the column's metrics; ``unit`` of its budgets."""
+    """One metric of one table: ``place`` of its column, ``metric`` of the column's metrics."""
 
     title: str
     spec: Spec
     place: int
     metric: int
-    unit: str
 
     @property
     def task(self) -> str:
         return self.spec.columns[self.place].task
 
 
-def panel(title: str, spec: Spec, task: str, metric: str, unit: str) -> Panel:
+def panel(title: str, spec: Spec, task: str, metric: str) -> Panel:
     place = next(i for i, column in enumerate(spec.columns) if column.task == task)
-    return Panel(title, spec, place, spec.columns[place].metrics.index(metric), unit)
+    return Panel(title, spec, place, spec.columns[place].metrics.index(metric))
 
 
 PANELS = (
-    panel("MNLI-m accuracy", GLUE, "mnli", "accuracy_m", "M"),
-    panel("SQuADv2.0 F1", SQUAD, "squad_v2", "f1", "%"),
-    panel("XSum ROUGE-2", SUMMARIES, "xsum", "rouge2", "%"),
+    panel("MNLI-m accuracy", GLUE, "mnli", "accuracy_m"),
+    panel("SQuADv2.0 F1", SQUAD, "squad_v2", "f1"),
+    panel("XSum ROUGE-2", SUMMARIES, "xsum", "rouge2"),
 )
 
 
@@ -73,10 +79,10 @@ def figure(tables: Sequence[tuple[Panel, Table]]) -> Figure:
         (panel, row, row.cells[panel.place])
         for panel, table in tables
         for row in table.rows
-        if row.method in METHODS and size(row.budget, panel.unit) is not None
+        if row.method in METHODS and share_named(row.budget, panel) is not None
     ]
     notes = [f"{row.name}, {panel.title}: {note}." for panel, row, cell in cells for note in cell.notes]
-    heading = ("task", "method", "budget", "ours", "± sd", "seeds", "lr", "paper", "difference")
+    heading = ("task", "method", "budget", "share", "ours", "± sd", "seeds", "lr", "paper", "difference")
     where = "; ".join(
         f"{panel.title} {table.scope.backbone}, data {table.scope.data}, protocol {table.scope.protocol}"
         for panel, table in tables
@@ -103,7 +109,7 @@ def figure(tables: Sequence[tuple[Panel, Table]]) -> Figure:
 def points_of(panel: Panel, table: Table) -> list[dict[str, Any]]:
     points = []
     for row in table.rows:
-        if row.method in METHODS and size(row.budget, panel.unit) is not None:
+        if row.method in METHODS and share_named(row.budget, panel) is not None:
             cell = row.cells[panel.place]
             value = cell.values[panel.metric]
             if value.paper is not None:
@@ -113,21 +119,33 @@ def points_of(panel: Panel, table: Table) -> list[dict[str, Any]]:
     points += [paper_point(panel, m, budget, score) for task, m, budget, score in PAPER_TEXT if task == panel.task]
 
     def order(point: dict[str, Any]) -> tuple[Any, ...]:
-        return METHODS.index(point["method"]), size(point["budget"], panel.unit), point["of"]
+        return METHODS.index(point["method"]), share_named(point["budget"], panel), point["budget"], point["of"]
 
     return sorted(points, key=order)
 
 
-def size(budget: str, unit: str) -> float | None:
-    """0.3M -> 0.3, 0.08% -> 0.08; None for a name in another unit, or of no budget."""
-    try:
-        return float(budget[:-1]) if budget.endswith(unit) else None
-    except ValueError:
+def share_named(budget: str, panel: Panel) -> float | None:
+    """The percentage that a budget's name stands for on the paper's backbone: 0.08% -> 0.08, 0.3M -> 0.163.
+
+    None for a name that says no number, or a count where only shares are known.
+    """
+    backbone = PARAMETERS.get(panel.spec.backbone)
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?[M%]", budget, re.ASCII) or not (number := float(budget[:-1])):
         return None
+    if budget.endswith("%"):
+        return number
+    return None if backbone is None else 100e6 * number / backbone
+
+
+def share_held(cell: Cell) -> float | None:
+    """Percentage of the backbone's parameters that the runs of a cell train, mean over them; None if not recorded."""
+    counts = [(run.record.params.get("method"), run.record.params.get("backbone")) for run in cell.runs]
+    shares = [100 * method / backbone for method, backbone in counts if method and backbone]
+    return statistics.fmean(shares) if shares else None
 
 
 def paper_point(panel: Panel, method: str, budget: str, score: float) -> dict[str, Any]:
-    return common(panel, "paper", method, budget) | {
+    return common(panel, "paper", method, budget, share_named(budget, panel)) | {
         "mean": score,
         "sd": None,
         "seeds": "",
@@ -141,7 +159,8 @@ def paper_point(panel: Panel, method: str, budget: str, score: float) -> dict[st
 def our_point(panel: Panel, row: Row, value: Value) -> dict[str, Any]:
     cell = row.cells[panel.place]
     first = cell.runs[0]
-    return common(panel, "ours", row.method, row.budget) | {
+    share = share_held(cell) or share_named(row.budget, panel)
+    return common(panel, "ours", row.method, row.budget, share) | {
         "mean": value.mean,
         "sd": value.sd,
         "seeds": seeds_text(cell.seeds),
@@ -152,8 +171,9 @@ def our_point(panel: Panel, row: Row, value: Value) -> dict[str, Any]:
     }
 
 
-def common(panel: Panel, of: str, method: str, budget: str) -> dict[str, Any]:
-    return {"panel": panel.title, "task": panel.task, "of": of, "method": method, "budget": budget}
+def common(panel: Panel, of: str, method: str, budget: str, share: float | None) -> dict[str, Any]:
+    names = {"panel": panel.title, "task": panel.task, "of": of, "method": method, "budget": budget}
+    return names | {"share": share}
 
 
 def lines(points: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -171,6 +191,7 @@ def lines(points: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
                 task,
                 METHOD_NAMES[method],
                 budget,
+                f"{ours['share']:.3f}%" if ours else "",
                 fixed(value.mean),
                 fixed(value.sd),
                 ours.get("seeds", ""),
@@ -197,15 +218,14 @@ def gaps(panel: Panel, table: Table) -> str:
 
 def draw(canvas: Canvas, points: Sequence[dict[str, Any]], panels: Sequence[Panel]) -> None:
     """Ours filled with a bar of one standard deviation, the paper's hollow and dashed."""
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     grid = canvas.subplots(1, len(panels), squeeze=False)
     for axes, panel in zip(grid[0], panels, strict=True):
-        ticks: dict[float, str] = {}
         for method, colour, marker in zip(METHODS, SERIES, MARKERS, strict=False):
             for of, style in (("paper", "--"), ("ours", "-")):
                 chosen = [
-                    (size(point["budget"], panel.unit) or 0.0, i)
+                    (point["share"], i)
                     for i, point in enumerate(points)
                     if (point["panel"], point["method"], point["of"]) == (panel.title, method, of)
                 ]
@@ -213,7 +233,6 @@ def draw(canvas: Canvas, points: Sequence[dict[str, Any]], panels: Sequence[Pane
                     continue
                 chosen.sort()
                 x, places = [x for x, _ in chosen], [i for _, i in chosen]
-                ticks |= {at: points[i]["budget"] for at, i in chosen}
                 face = "none" if of == "paper" else colour
                 name = f"{METHOD_NAMES[method]}, {of}"
                 look = {"color": colour, "linewidth": 1.2, "linestyle": style}
@@ -226,10 +245,11 @@ def draw(canvas: Canvas, points: Sequence[dict[str, Any]], panels: Sequence[Pane
                         at, points[i]["mean"], marker, color=colour, markerfacecolor=face, markersize=6, gid=gid(i)
                     )
         axes.set_xscale("log")
-        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}%")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(axis="y")
-        axes.set_xlabel("budget")
+        axes.set_xlabel("trained parameters, share of the backbone")
         titled(axes, panel.title)
     handles, names = grid[0][0].get_legend_handles_labels()
     for axes in grid[0][1:]:

@@ -21,11 +21,12 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 Cli = Callable[..., Outcome]
 TASKS = "valid: cnn_dailymail, cola, mnli, mrpc, qnli, qqp, rte, squad, squad_v2, sst2, stsb, xsum"
 METHODS = "valid: adalora, adalora_gamma0, adalora_magnitude, adalora_random, adalora_sensitivity, adalora_uniform"
-GLUE_BUDGETS = "valid: 0.3M, 0.6M, 1.2M, 0.08%, 0.16%, 0.32%, 0.65%"
+QA_BUDGETS = "0.08%, 0.16%, 0.32%, 0.65%, 1.28%, 2.57%, 4.65%"
+GLUE_BUDGETS = f"valid: 0.3M, 0.6M, 1.2M, {QA_BUDGETS}"
 ENCODERS = "valid: deberta-v3-base, minilm, tiny-bert, tiny-deberta, tiny-roberta"
 DECODERS = "valid: bart-large, tiny-bart"
 XSUM = "task=xsum budget=0.13% backbone=tiny-bart"
-BUDGETS = "valid: 0.08%, 0.13%, 0.16%, 0.26%, 0.32%, 0.3M, 0.65%, 0.6M, 1.10%, 1.2M, 2.20%"
+BUDGETS = "valid: 0.08%, 0.13%, 0.16%, 0.26%, 0.32%, 0.3M, 0.65%, 0.6M, 1.10%, 1.2M, 1.28%, 2.20%, 2.57%, 4.65%"
 
 
 def refused(done: Outcome) -> str:
@@ -56,10 +57,13 @@ WRONG: list[tuple[str, list[str]]] = [
     ("data.source=nope", ["unknown data source 'nope'", "valid: hub, local, sample"]),
     ("protocol=nope", ["unknown protocol 'nope'", "valid: paper, released"]),
     ("protocol.name=nope", ["unknown protocol.name 'nope'", "valid: paper, released"]),
-    ("+sweep=nope", ["unknown sweep 'nope'", "valid: controls, figure1, lr, lr_wide, seeds, stages, table1"]),
+    ("+sweep=nope", ["unknown sweep 'nope'", "valid: controls, figure1, figure2, lr, lr_wide, seeds, stages, table1"]),
     ("budget=1.10%", ["budget '1.10%' does not exist for task 'sst2'", GLUE_BUDGETS]),
     ("method=full budget=1.10%", ["budget '1.10%' does not exist for task 'sst2'", GLUE_BUDGETS]),
-    ("task=squad budget=0.3M", ["does not exist for task 'squad'", "valid: 0.08%, 0.16%, 0.32%, 0.65%"]),
+    (
+        "task=squad budget=0.3M",
+        ["does not exist for task 'squad'", f"valid: {QA_BUDGETS}"],
+    ),
     ("task=xsum budget=0.3M", ["does not exist for task 'xsum'", "valid: 0.13%, 0.26%, 1.10%, 2.20%"]),
     ("train.precision=fp8", ["train.precision 'fp8'", "valid: fp32, bf16"]),
     ("train.padding=left", ["train.padding 'left'", "valid: longest, max_length"]),

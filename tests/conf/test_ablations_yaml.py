@@ -24,6 +24,7 @@ VARIED: dict[str, tuple[str, dict[str, Any]]] = {
     "prune_lora": ("adalora", {"method.module": "prune_lora", "method.gamma": 0.0}),
     "lora_init_r": ("lora", {"method.r": 4}),
     "lora_qv": ("lora", {"method.r": 9, "method.targets": ["q", "v"]}),
+    "lora_regu": ("lora", {"method.module": "lora_regu", "method.gamma": 0.1}),
     "svd_lora_init_r": ("svd_lora", {"method.r": 4}),
 }
 TASKS = [*GLUE, "squad"]
@@ -40,7 +41,7 @@ def settings(method: str, task: str, *words: str) -> dict[str, Any]:
 @pytest.mark.parametrize("method", VARIED)
 def test_an_ablation_differs_from_what_it_varies_in_what_it_is_about(method: str, protocol: str) -> None:
     base, differs = VARIED[method]
-    for task in ("cola", "squad") if protocol == "paper" else ("cola",):
+    for task in ("cola", "squad", "squad_v2") if protocol == "paper" else ("cola", "squad_v2"):
         own, other = (settings(name, task, f"protocol={protocol}") for name in (method, base))
         changed = {name for name in own.keys() | other.keys() if own.get(name) != other.get(name)}
         assert changed == {*differs, "method.name"}
@@ -62,6 +63,61 @@ def test_what_is_taken_from_adalora_s_recipe_is_the_task_s(task: str) -> None:
         "method.gamma": recipe.method.gamma,
     }
     assert lora == plain | {"method.name": "lora_at_adalora", "optim.lr": recipe.optim.lr}
+
+
+LORA = ("lora", "lora_at_adalora", "lora_init_r", "lora_qv", "lora_regu")  # lora_rank_pattern: test_transplant.py
+
+
+@pytest.mark.parametrize("task", [*GLUE, "squad", "squad_v2"])
+def test_lora_has_the_alpha_of_adalora_s_recipe_and_one_scaling_for_all(task: str) -> None:
+    alpha = OmegaConf.load(CONF / "tuned" / f"{task}_adalora.yaml").method.alpha
+    assert alpha in (16, 32)
+    for method in (*LORA, "svd_lora", "prune_lora", "adalora"):
+        assert settings(method, task)["method.alpha"] == alpha, method
+
+
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+def test_a_starts_gaussian_on_deberta_v3_alone(protocol: str) -> None:
+    """fidelity F21; without the setting a run is what it was before there was one."""
+    for backbone in sorted(path.stem for path in (CONF / "backbone").glob("*.yaml")):
+        task = ["task=xsum", "budget=0.26%"] if "bart" in backbone else ["task=rte", "budget=0.16%"]
+        for method in (*LORA, "prune_lora"):
+            cfg = compose("config", [*task, f"method={method}", f"backbone={backbone}", f"protocol={protocol}"])
+            plan = planning.resolve(cfg)
+            assert plan.cfg.method.init == ("normal" if backbone == "deberta-v3-base" else "kaiming")
+            assert plan.settings.get("method.init", "normal") == plan.cfg.method.init
+            assert "backbone.lora_init" not in plan.settings
+
+
+def test_the_authors_own_recipe_of_lora_on_squad_v2() -> None:
+    """Two thirds of AdaLoRA's epochs; the variants of LoRA follow it, at AdaLoRA's learning rate too."""
+    names = ("optim.lr", "optim.warmup_steps", "train.epochs", "method.alpha")
+
+    def recipe(method: str, protocol: str) -> list[float]:
+        found = settings(method, "squad_v2", f"protocol={protocol}")
+        return [found[name] for name in names]
+
+    assert recipe("lora", "released") == [8e-5, 1000, 8, 16]
+    assert recipe("adalora", "released") == recipe("adalora", "paper") == [1e-3, 1000, 12, 16]
+    assert recipe("lora", "paper") == [5e-4, 1000, 12, 16]
+    for method in LORA:
+        lr = 1e-3 if method == "lora_at_adalora" else 8e-5
+        assert recipe(method, "released") == [lr, 1000, 8, 16], method
+    plan = planning.resolve(
+        compose(
+            "config", ["task=squad_v2", "method=lora", "budget=0.16%", "protocol=released", "method.schedule=scaled"]
+        )
+    )
+    assert plan.cfg.optim.warmup_steps == pytest.approx(1000, rel=0.02)  # of its own 8 epochs
+
+
+def test_scaling_is_alpha_over_r_at_adalora_s_learning_rate_too() -> None:
+    found = []
+    for method in ("lora", "lora_at_adalora"):
+        plan = planning.count(planning.resolve(compose("config", ["task=rte", f"method={method}", "budget=0.16%"])))
+        found.append(plan.method)
+    assert found[0] == found[1]
+    assert found[0]["alpha_over_r"] == 32 / 2
 
 
 def test_what_is_typed_wins_over_the_recipe() -> None:
@@ -93,7 +149,9 @@ def test_a_budget_s_own_roles_are_not_fewer_matrices() -> None:
         ("adalora_random", "method.init_r", "budget (conf/method/adalora.yaml:"),
         ("svd_lora", "optim.lr", "conf/tuned/cola_adalora.yaml:9 (paper, Table 8)"),
         ("lora_at_adalora", "optim.lr", "conf/tuned/cola_adalora.yaml:9 (paper, Table 8)"),
-        ("lora_at_adalora", "method.alpha", "conf/method/lora.yaml:"),
+        ("lora_at_adalora", "method.alpha", "conf/tuned/cola_adalora.yaml:17 (released script)"),
+        ("lora_regu", "method.init", "conf/backbone/deberta-v3-base.yaml:8 (released code"),
+        ("lora_regu", "method.init_std", "conf/method/lora.yaml:"),
     ],
 )
 def test_the_plan_says_from_which_file_a_value_is(method: str, setting: str, origin: str) -> None:

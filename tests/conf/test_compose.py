@@ -27,6 +27,7 @@ from adalora_repro.backbones import MATRIX_ROLES
 from adalora_repro.config import Config, resource
 from adalora_repro.errors import InputError
 from adalora_repro.plan import LATER, NOT_RESULT, Plan
+from adalora_repro.revisions import outdated
 from adalora_repro.tables.base import VARIANTS
 from adalora_repro.tasks import sources
 
@@ -118,8 +119,11 @@ def test_every_file_in_conf_is_reachable(choice: str) -> None:
     elif group in ("tuned", "script"):
         task = next(task for task in sorted(TASKS, key=len, reverse=True) if task in name)
         protocol = "released" if group == "script" else "paper"
-        words = [f"task={task}", "method=adalora", f"protocol={protocol}"]  # loaded without being asked for
-        values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+        method = name.removeprefix("released_").removeprefix(f"{task}_")
+        budget = budgets_of(task)[0]
+        words = [f"task={task}", f"method={method}", f"budget={budget}", f"protocol={protocol}"]  # loaded by themselves
+        values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=True)
+        values.pop("defaults", None)
         cfg = composed(*words)
         for section, keys in values.items():
             for key, value in keys.items():
@@ -287,6 +291,7 @@ def changed(name: str, value: Any) -> str:
         "task.head": "{problem_type: other}",
         "method.sizes": "{0.6M: {init_r: 5}}",
         "train.compile": "inductor",
+        "backbone.lora_init": "normal",
         "measure": "cost",
         "cost.against": "bitfit",
     }
@@ -359,8 +364,9 @@ def test_runs_keep_the_identity_they_had(command: str) -> None:
 
 
 def published() -> dict[str, records.RunRecord]:
-    """Folder -> record of the runs in results/."""
-    return {str(path.parent): records.read(path) for path in records.find(ROOT / "results")}
+    """Folder -> record of the runs in results/ that count."""
+    found = {str(path.parent): records.read(path) for path in records.find(ROOT / "results")}
+    return {folder: record for folder, record in found.items() if outdated(record) is None}
 
 
 def published_commands() -> list[str]:
@@ -427,6 +433,7 @@ LATER_VALUES = {
     "backbone.weights": ("cola", "random"),
     "data.skip_invalid": ("cola", "true"),
     "method.allocation": ("cola", "uniform"),
+    "method.init": ("cola", "kaiming"),
     "train.attention": ("cola", "cropped"),
     "train.compile": ("cola", "inductor"),
     "task.n_best": ("squad", "7"),

@@ -135,6 +135,21 @@ def test_figure_1_s_runs_have_its_parameters() -> None:
     assert all(min(range(1, 40), key=lambda r: abs(r * size - 280_000)) == r for size, r in per_rank.items())
 
 
+def test_figure_2_s_runs_go_to_the_paper_s_highest_budget() -> None:
+    found = [key_of(job) for job in sweeper("figure2").jobs({})]
+    assert len(found) == len(set(found)) == 36
+    labels: dict[str, set[str]] = {}
+    for task, method, budget in found:
+        assert method in ("lora", "adalora")
+        labels.setdefault(task, set()).add(budget)
+    of_tables = {"squad_v2": "table2", "xsum": "table3"}
+    for task, table in of_tables.items():
+        printed = {budget for cell, method, budget in paper_cells(table) if (cell, method) == (task, "lora")}
+        assert printed <= labels[task]
+    assert labels["mnli"] == labels["squad_v2"] > {"0.65%", "1.28%", "2.57%", "4.65%"}
+    assert labels["xsum"] == {"0.13%", "0.26%", "1.10%", "2.20%"}
+
+
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_sweep_reaches_the_sweeper_whole(path: Path) -> None:
     made = compose("config", return_hydra_config=True, overrides=[f"+sweep={path.stem}"]).hydra.sweeper

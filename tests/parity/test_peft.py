@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from adalora_repro.lowrank import BudgetSchedule, LoRALinear, RankAllocator, SVDLinear, orthogonality_penalty
@@ -130,6 +131,62 @@ def test_lora_forward_equals_peft():
     x = torch.randn(2, 3, 6)
     torch.testing.assert_close(layer(x), theirs(x))
     torch.testing.assert_close(layer.merge()(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+def test_fifty_steps_of_training_have_the_losses_of_peft():
+    """The same initial tensors and batches, no dropout, in double precision: our model, optimizer and schedule beside
+    PEFT's model with torch's plain AdamW, the gradient's norm clipped by torch."""
+    from transformers import BertConfig, BertForSequenceClassification, get_linear_schedule_with_warmup
+
+    from adalora_repro.backbones import find_sites
+    from adalora_repro.methods import lora
+    from adalora_repro.session import make_optimizer
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = BertConfig(vocab_size=50, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes)
+    ours = BertForSequenceClassification(config).double()
+    theirs = BertForSequenceClassification(config).double()
+    theirs.load_state_dict(ours.state_dict())
+    method = lora.Method(lora.Options("lora", "lora", r=4, alpha=32.0, init="kaiming"), "paper")
+    sites = find_sites(ours)
+    method.inject(ours, sites)
+    matrices = [site.path for site in method.options.matrices(sites)]
+    head = ["bert.pooler", "classifier"]
+    peft_config = peft.LoraConfig(target_modules=matrices, r=4, lora_alpha=32, modules_to_save=head)
+    model = peft.get_peft_model(theirs, peft_config, autocast_adapter_dtype=False).double()
+    with torch.no_grad():
+        for path in matrices:
+            adapted = model.base_model.model.get_submodule(path)
+            adapted.lora_A["default"].weight.copy_(ours.get_submodule(path).lora_A)
+            assert not adapted.lora_B["default"].weight.any()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == sum(p.numel() for p in ours.parameters() if p.requires_grad)
+
+    optim = OmegaConf.create({"lr": 1e-2, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8})
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizers = make_optimizer(ours, optim), torch.optim.AdamW(groups, lr=1e-2, foreach=False)
+    schedules = [get_linear_schedule_with_warmup(optimizer, 5, 50) for optimizer in optimizers]
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for _ in range(50):
+        tokens = torch.randint(5, 50, (16, 12), generator=generator)
+        labels = (tokens[:, 0] > 27).long()
+        pair = []
+        for net, optimizer, schedule in zip((ours.train(), model.train()), optimizers, schedules, strict=True):
+            loss = net(input_ids=tokens, labels=labels).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([p for p in net.parameters() if p.requires_grad], 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            pair.append(loss.item())
+        losses.append(pair)
+    assert max(abs(a - b) for a, b in losses) < 1e-5
+    assert sum(a for a, _ in losses[-10:]) < 0.8 * sum(a for a, _ in losses[:10])  # it learns: no comparison of noise
 
 
 def test_ranks_of_their_own_are_scaled_as_peft_s_patterns_say():

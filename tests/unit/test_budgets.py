@@ -369,7 +369,7 @@ def test_what_does_not_fit_is_refused_in_one_line(words: str, problem: str) -> N
 def test_a_method_whose_options_take_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny("tiny-bert", "lora").cfg
     cfg.method.module = "bitfit"
-    for name in ("r", "rank_pattern", "alpha", "init_std", "targets", "layers"):
+    for name in ("r", "rank_pattern", "alpha", "init", "init_std", "targets", "layers"):
         del cfg.method[name]
     assert budgets.matched(cfg)
     with pytest.raises(InputError, match="method 'lora' has no size for a number of parameters"):

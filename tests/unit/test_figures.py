@@ -87,14 +87,19 @@ def test_figure1_has_a_point_for_each_choice_of_matrices(tmp_path: Path) -> None
 def test_figure2_has_the_papers_points_and_ours_at_the_same_budgets(tmp_path: Path) -> None:
     for seed, score in enumerate((0.80, 0.82)):
         save(tmp_path, make(score, task="mnli", method="adalora", seed=seed))
-    save(tmp_path, make(0.5, task="mnli", budget="0.16%"))  # another table's budget: another axis
+    save(tmp_path, make(0.5, task="mnli", budget="0.16%"))  # a percentage as good as a count
     save(tmp_path, make(0.5, task="mnli", budget="r3"))
+    save(tmp_path, make(0.5, task="mnli", budget="nan%"))
     save(tmp_path, make(0.5, task="mnli", method="houlsby"))
     save(tmp_path, make(70.0, task="squad_v2", budget="0.08%"))
     found, _ = records.read_all(tmp_path)
     figure = figure2.figure([(panel, compile_table(panel.spec, found, SCOPE)) for panel in figure2.PANELS])
     ours = {(p["task"], p["method"], p["budget"]): p["mean"] for p in figure.points if p["of"] == "ours"}
-    assert ours == {("mnli", "adalora", "0.3M"): pytest.approx(81), ("squad_v2", "lora", "0.08%"): 70.0}
+    assert ours == {
+        ("mnli", "lora", "0.16%"): 50.0,
+        ("mnli", "adalora", "0.3M"): pytest.approx(81),
+        ("squad_v2", "lora", "0.08%"): 70.0,
+    }
     paper = {(p["task"], p["method"], p["budget"]): p["mean"] for p in figure.points if p["of"] == "paper"}
     columns = {"table1_glue.csv": "mnli_m", "table2_squad.csv": "squad_v2_f1", "table3_summarization.csv": "xsum_r2"}
     tasks = dict(zip(columns, ("mnli", "squad_v2", "xsum"), strict=True))
@@ -106,9 +111,24 @@ def test_figure2_has_the_papers_points_and_ours_at_the_same_budgets(tmp_path: Pa
     }
     assert paper == printed | {("squad_v2", "adalora", "4.65%"): 88.89}
     line = next(line for line in figure.table if line[:3] == ("mnli", "AdaLoRA", "0.3M"))
-    assert line[3:] == ("81.00", "1.41", "0, 1", "1e-3", "90.66", "-9.66")
-    assert next(line for line in figure.table if line[0] == "squad_v2")[7] == "87.5"  # decimals as printed
+    assert line[3:] == ("0.180%", "81.00", "1.41", "0, 1", "1e-3", "90.66", "-9.66")
+    assert next(line for line in figure.table if line[0] == "squad_v2")[8] == "87.5"  # decimals as printed
     assert "task=mnli method=lora,adalora budget=1.2M,0.3M" in figure.commands[0]
+
+
+def test_figure2_s_x_is_the_share_that_is_trained(tmp_path: Path) -> None:
+    """Ours: 331,776 and 335,616 of 183,831,552, in the mean 0.181524%; the paper's: 0.3M of as many, and 0.65%."""
+    for seed, method in enumerate((331_776, 335_616)):
+        params = {"method": method, "head": 5, "total": method + 5, "at_init": 663_840, "backbone": 183_831_552}
+        save(tmp_path, make(0.8, task="mnli", method="adalora", seed=seed, params=params))
+    save(tmp_path, make(70.0, task="squad_v2", budget="0.65%", params={}))  # not recorded: what the name says
+    found, _ = records.read_all(tmp_path)
+    figure = figure2.figure([(panel, compile_table(panel.spec, found, SCOPE)) for panel in figure2.PANELS])
+    shares = {(p["task"], p["method"], p["budget"], p["of"]): p["share"] for p in figure.points}
+    assert shares["mnli", "adalora", "0.3M", "ours"] == pytest.approx(100 * 333_696 / 183_831_552)
+    assert shares["mnli", "adalora", "0.3M", "paper"] == pytest.approx(100 * 300_000 / 183_831_552)
+    assert shares["squad_v2", "lora", "0.65%", "ours"] == shares["squad_v2", "lora", "0.65%", "paper"] == 0.65
+    assert max(p["share"] for p in figure.points) == 4.65
 
 
 def test_figure3_reads_encoders_and_decoders(tmp_path: Path) -> None:

@@ -176,6 +176,18 @@ def test_masks_are_counted_without_a_look_at_each_step(protocol, t_i, t_f, betwe
     assert masks_due(schedule, delta_t, protocol) == len(one_by_one)
 
 
+@pytest.mark.parametrize(("d_in", "r"), [(6, 1), (384, 8), (768, 2)])
+def test_kaiming_is_how_torch_starts_a_linear_layer(d_in, r):
+    base = nn.Linear(d_in, 5)
+    torch.manual_seed(3)
+    layer = LoRALinear(base, r, alpha=8.0, init="kaiming")
+    torch.manual_seed(3)
+    assert torch.equal(layer.lora_A, nn.Linear(d_in, r, bias=False).weight)
+    assert not layer.lora_B.any()
+    with pytest.raises(ValueError, match="unknown init 'zeros'; valid: normal, kaiming"):
+        LoRALinear(base, r, alpha=8.0, init="zeros")
+
+
 # -- scores and survivors ------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from hydra import compose
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from adalora_repro import backbones, inject, methods, plan
@@ -171,6 +172,38 @@ def test_the_head_trains_in_every_method_berts_pooler_included(method):
         "classifier.bias",
     }
     assert all(p.requires_grad for p in backbones.head_parameters(model).values())
+
+
+@pytest.mark.parametrize("method", ["lora", "lora_regu", "lora_qv", "prune_lora"])
+def test_a_starts_as_init_says(method):
+    """Kaiming on every backbone but DeBERTaV3-base: U(-1/√d_in, 1/√d_in), which is 3.7 to 5.1 times 0.02 here."""
+    for words, normal in ((), False), (("method.init=normal",), True), (("backbone.lora_init=normal",), True):
+        _, _, chosen = injected("tiny-bert", method, *words)
+        for layer in chosen.layers.values():
+            assert not layer.lora_B.any()
+        for width in {layer.base.in_features for layer in chosen.layers.values()}:
+            same = [layer.lora_A.flatten() for layer in chosen.layers.values() if layer.base.in_features == width]
+            entries, bound = torch.cat(same), width**-0.5
+            assert entries.std().item() == pytest.approx(0.02 if normal else bound / 3**0.5, rel=0.15)
+            assert normal or 0.95 * bound < entries.abs().max() <= bound
+
+
+@pytest.mark.parametrize("method", ["adalora", "svd_lora"])
+def test_p_and_q_are_gaussian_on_every_backbone(method):
+    for backbone in BACKBONES:
+        _, _, chosen = injected(backbone, method)
+        entries = torch.cat([p.flatten() for layer in chosen.layers.values() for p in (layer.lora_A, layer.lora_B)])
+        assert entries.std().item() == pytest.approx(0.02, rel=0.05)
+    with pytest.raises(ConfigCompositionException, match="init"):
+        injected("tiny-bert", method, "method.init=kaiming")
+
+
+@pytest.mark.parametrize("method", ["lora", "prune_lora"])
+def test_an_init_that_there_is_not_and_a_deviation_without_effect_are_refused(method):
+    with pytest.raises(InputError, match=r"unknown method\.init 'kaimin'; valid: normal, kaiming"):
+        injected("tiny-bert", method, "method.init=kaimin")
+    with pytest.raises(InputError, match=r"method\.init_std=0\.1 is of method\.init=normal; method\.init=kaiming has"):
+        injected("tiny-bert", method, "method.init_std=0.1")
 
 
 def test_targets_and_layers_choose_the_matrices():
