@@ -20,7 +20,7 @@ from adalora_repro.tables.drawing import (
     report_of,
     titled,
 )
-from adalora_repro.tables.layout import CAVEATS, count_text, fixed, seeds_text
+from adalora_repro.tables.layout import CAVEATS, count_text, fixed, scope_words, seeds_text
 from adalora_repro.tables.render import clean
 from adalora_repro.tables.table1 import SPEC
 
@@ -140,8 +140,7 @@ def symbols(choice: str) -> str:
 
 
 def command(scope: Scope) -> str:
-    where = "" if scope.data != "local" else " data.dir=DIR"
-    return f"adalora-run -m +sweep=figure1 backbone={scope.backbone} data={scope.data}{where}"
+    return " ".join(["adalora-run", "-m", "+sweep=figure1", *scope_words(scope)])
 
 
 def compile_figure(found: Records, request: Request) -> Figure:

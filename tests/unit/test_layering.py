@@ -16,7 +16,7 @@ CONF = PACKAGE.parent / "conf"
 #: from the bottom up; modules on one line may not import each other (a package's own modules may)
 LAYERS = [
     "__init__",
-    "errors",
+    "errors words",
     "config budgets processes hub",
     "records lock",
     "cost_record",
