@@ -29,7 +29,9 @@ from adalora_repro import plan as planning
 from adalora_repro.config import GROUPS, LAUNCHES
 from adalora_repro.console import launched
 from adalora_repro.errors import EXIT_FAILED, InputError, one_of
+from adalora_repro.run import explain, file_problems
 from adalora_repro.tables.base import Run, at_edge, choose_lr, lr_text
+from adalora_repro.words import word
 from hydra_plugins.adalora_launcher import ArrayLauncher
 
 AXES = ("task", "method", "budget")  # of a cell: what the command line gives for them restricts, the rest it replaces
@@ -51,7 +53,7 @@ class CellSweeper(BasicSweeper):
         cells: Mapping[str, Any] | None = None,
         stages: Sequence[Any] | None = None,
     ) -> None:
-        super().__init__(max_batch_size, dict(params or {}))
+        super().__init__(max_batch_size, params or {})
         self.cells = cells or {}
         self.stages = stages or []
         self.ledger: Any = None
@@ -62,9 +64,11 @@ class CellSweeper(BasicSweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if config.launch not in LAUNCHES:
             raise one_of("launch", config.launch, LAUNCHES)
-        if config.dry_run:  # a plan needs no cluster
+        if config.dry_run:  # a plan needs no cluster, and nothing of it stays on disk
             config = config.copy()
             OmegaConf.update(config, "hydra.launcher", {"_target_": BASIC}, force_add=True, merge=False)
+            OmegaConf.update(config, "hydra.sweep", {"dir": ".", "subdir": "."})
+            config.hydra.overrides.hydra += ["hydra.sweep.dir=.", "hydra.sweep.subdir=."]  # of each job
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.ledger = vars(task_function)["ledger"]
         self.detached = config.launch == "detach" and not config.dry_run
@@ -78,8 +82,8 @@ class CellSweeper(BasicSweeper):
             InputError: nothing is left of the cells or stages, or a word has no meaning in a sweep.
             HydraException: a configuration that does not compose; no job has begun.
         """
-        if self.max_batch_size is not None and self.max_batch_size < 1:
-            raise InputError(f"hydra.sweeper.max_batch_size must be positive or null, not {self.max_batch_size}")
+        self.ledger.begun = True
+        self.check_settings()
         given = self.values([f"{key}={value}" for key, value in self.params.items()] + arguments)
         if not self.stages:
             self.launch(self.jobs(given))
@@ -97,6 +101,22 @@ class CellSweeper(BasicSweeper):
                 print(f"stage {number} of {len(stages)}: when its runs have ended, repeat the command for the next")
                 return
             earlier += every
+
+    def check_settings(self) -> None:
+        """The types of ``hydra.sweeper``, a node that Hydra leaves open.
+
+        Raises:
+            InputError: naming the setting.
+        """
+        size = self.max_batch_size
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise InputError(f"hydra.sweeper.max_batch_size must be positive or null, not {size}")
+        if not isinstance(self.params, Mapping):
+            raise InputError("hydra.sweeper.params must map a setting to its values")
+        if not isinstance(self.cells, Mapping) or not all(map(is_list_of_settings, self.cells.values())):
+            raise InputError("hydra.sweeper.cells must map a table to a list of settings and their values")
+        if not is_list_of_settings(self.stages):
+            raise InputError("hydra.sweeper.stages must be a list of settings and their values")
 
     # -- lists -> jobs ---------------------------------------------------------------------------------------------
 
@@ -120,6 +140,9 @@ class CellSweeper(BasicSweeper):
                 if override.is_sweep_override():
                     raise InputError(f"several sweeps in one are a list: '+sweep=[{','.join(found[key])}]'")
                 del found[key]  # what it says is here already
+            if key.lstrip("+") == "results.dir" and override.is_sweep_override():
+                name = word("results.dir", override.input_line.partition("=")[2])
+                raise InputError(f"results.dir is one for all runs; a name with a comma goes in quotes: {name}")
             if key == "launch":
                 if override.is_sweep_override():
                     raise InputError(f"launch is one for all runs: launch={found[key][0]}")
@@ -170,9 +193,10 @@ class CellSweeper(BasicSweeper):
             return left
         if isinstance(self.launcher, ArrayLauncher):
             self.launcher.plans, self.launcher.refusals = self.planned, self.refusals
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        if not self.config.dry_run:
+            folder = Path(self.config.hydra.sweep.dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, folder / "multirun.yaml")
         first, self.ledger.jobs = self.ledger.jobs, self.ledger.jobs + len(left)
         size = self.max_batch_size or len(left)
         for start in range(0, len(left), size):
@@ -232,17 +256,20 @@ class CellSweeper(BasicSweeper):
         loader = self.hydra_context.config_loader
         with remembering(loader):
             for key, members in groups.items():
-                cfg = loader.load_sweep_config(self.config, list(key[: key.index("")]))
+                with naming_the_run(words_of(members[0][0])):
+                    cfg = loader.load_sweep_config(self.config, list(key[: key.index("")]))
                 choices = {str(name): choice for name, choice in cfg.hydra.runtime.choices.items()}
                 with open_dict(cfg):
                     del cfg["hydra"]
                 resolved: dict[tuple[str, ...], planning.Plan] = {}
                 for job, plain in members:
-                    ConfigLoaderImpl._apply_overrides_to_config(plain, cfg)
+                    with naming_the_run(words_of(job)):
+                        ConfigLoaderImpl._apply_overrides_to_config(plain, cfg)
                     same = tuple(str(word.input_line) for word in plain if word.key_or_group not in (LR, SEED))
                     try:
                         if same not in resolved:
-                            resolved[same] = planning.resolve(cfg, choices, words_of(job))
+                            with file_problems():
+                                resolved[same] = planning.resolve(cfg, choices, words_of(job))
                         yield job, planning.named(resolved[same], cfg)
                     except (InputError, OmegaConfBaseException) as error:
                         self.refusals[words_of(job)] = " ".join(str(error).split())
@@ -319,6 +346,15 @@ class Remembering:
 
 
 @contextmanager
+def naming_the_run(words: Sequence[str]) -> Iterator[None]:
+    """Around the composition of one run: what is wrong with it is said of its own words, its method among them."""
+    try:
+        yield
+    except (HydraException, ArithmeticError) as error:
+        raise InputError(explain(error, words)) from error
+
+
+@contextmanager
 def remembering(loader: Any) -> Iterator[None]:
     before = loader.repository
     loader.repository = Remembering(before)
@@ -326,6 +362,10 @@ def remembering(loader: Any) -> Iterator[None]:
         yield
     finally:
         loader.repository = before
+
+
+def is_list_of_settings(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(one, Mapping) for one in value)
 
 
 def check_stages(stages: Sequence[Values], given: Values) -> None:

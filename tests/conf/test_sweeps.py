@@ -337,8 +337,8 @@ def test_files_are_read_again_after_a_sweep() -> None:
 
 
 def test_a_configuration_that_does_not_compose_stops_the_sweep_before_it_begins(tmp_path: Path) -> None:
-    with pytest.raises(HydraException, match="methd"):
+    with pytest.raises(InputError, match="methd"):
         launched("seeds", "task=cola", "methd=lora", *NO_FILES, folder=tmp_path)
-    with pytest.raises(HydraException, match="colaa"):
+    with pytest.raises(InputError, match="colaa"):
         launched("seeds", "task=cola,colaa", *NO_FILES, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
