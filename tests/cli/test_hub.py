@@ -51,18 +51,18 @@ def hub_cache(tmp_path_factory) -> Path:
     snapshot = repository / "snapshots" / backbone.revision
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(backbone.revision)
+    (repository / "refs" / "main").write_text(backbone.revision, encoding="utf-8")
 
     architecture = OmegaConf.to_container(backbone.architecture) | SHRINK
     model_type = architecture.pop("model_type")
     torch.manual_seed(0)
     model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(model_type, **architecture)).half()
     torch.save(model.state_dict(), snapshot / "pytorch_model.bin")
-    (snapshot / "config.json").write_text(json.dumps({"model_type": model_type} | architecture))
+    (snapshot / "config.json").write_text(json.dumps({"model_type": model_type} | architecture), encoding="utf-8")
 
     rows = sample.generate("rte", "train", {"train": 300, "validation": 10}, 0)
     text = root / "text.txt"
-    text.write_text("\n".join(f"{row['sentence1']}\n{row['sentence2']}" for row in rows))
+    text.write_text("\n".join(f"{row['sentence1']}\n{row['sentence2']}" for row in rows), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
         input=str(text),
         model_prefix=str(root / "spm"),
@@ -80,7 +80,9 @@ def hub_cache(tmp_path_factory) -> Path:
         minloglevel=2,
     )
     (root / "spm.model").rename(snapshot / "spm.model")
-    (snapshot / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "vocab_type": "spm"}))
+    (snapshot / "tokenizer_config.json").write_text(
+        json.dumps({"do_lower_case": False, "vocab_type": "spm"}), encoding="utf-8"
+    )
     return root
 
 
@@ -94,6 +96,7 @@ def adalora_run(tmp_path: Path, hub: Path, *arguments: str) -> subprocess.Comple
         capture_output=True,
         text=True,
         timeout=300,
+        encoding="utf-8",
     )
 
 
@@ -231,7 +234,7 @@ def bart_folder(folder: Path, kind: str) -> dict[str, torch.Tensor]:
     else:
         torch.save(weights, folder / "pytorch_model.bin")
     config = {"model_type": model_type, "architectures": ["BartModel"]} | architecture | SAYS
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
     rows = sample.generate("xsum", "train", {"train": 100, "validation": 10}, 0)
     tokenizer = ByteLevelBPETokenizer()

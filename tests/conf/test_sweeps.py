@@ -76,7 +76,7 @@ def key_of(job: dict[str, str]) -> tuple[str, str, str]:
 def paper_cells(table: str) -> list[tuple[str, str, str]]:
     """(task, method, budget) of every row and column of the paper's CSV that has a number."""
     spec = importlib.import_module(f"adalora_repro.tables.{table}").SPEC
-    with (PAPER / spec.paper_file).open(newline="") as file:
+    with (PAPER / spec.paper_file).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [
         (column.task, row["method"], row["budget"])
@@ -151,7 +151,7 @@ def test_grids_and_seeds_are_the_paper_s() -> None:
         if path.stem in ("lr", "lr_wide", "stages")
     }
     assert grids["lr"] == grids["stages"] == [8e-5, 5e-5, 3e-5, 1e-4, 3e-4, 5e-4, 8e-4, 1e-3]
-    with (PAPER / "table8_10_13_hyperparameters.csv").open(newline="") as file:
+    with (PAPER / "table8_10_13_hyperparameters.csv").open(newline="", encoding="utf-8") as file:
         of_tables = {float(row["learning_rate"]) for row in csv.DictReader(file)}
     wide = grids["lr_wide"]
     assert wide == sorted(set(wide))
@@ -165,7 +165,9 @@ def test_grids_and_seeds_are_the_paper_s() -> None:
 
 
 COMMANDS = [
-    (path.stem, match[1]) for path in SWEEPS for match in re.finditer(r"^#   (adalora-run .*)$", path.read_text(), re.M)
+    (path.stem, match[1])
+    for path in SWEEPS
+    for match in re.finditer(r"^#   (adalora-run .*)$", path.read_text(encoding="utf-8"), re.M)
 ]
 
 
