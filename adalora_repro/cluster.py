@@ -143,7 +143,9 @@ def slurm(*words: str) -> str:
         InputError: there is no such command here, it failed, or it has no answer within ``ASK_S`` seconds.
     """
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=ASK_S)
+        done = subprocess.run(
+            words, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=ASK_S
+        )
     except subprocess.TimeoutExpired:
         raise InputError(f"{words[0]}: no answer within {ASK_S:g} s; is SLURM's controller up?") from None
     except OSError:
@@ -174,6 +176,24 @@ def waiting(results: Path, queue: Mapping[str, str]) -> dict[Path, str]:
     return {records.run_folder(results, run["key"]): task for task, run in runs if task in queue}
 
 
+def _folder(word: str) -> str:
+    """The folder of ``results.dir=…``, read as the runs' own command is, by Hydra's grammar.
+
+    Raises:
+        HydraException, OmegaConfBaseException: it cannot be read.
+        InputError: it is several values.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    from adalora_repro.config import ResultsConfig
+
+    (override,) = OverridesParser.create().parse_overrides([word])
+    if override.is_sweep_override():
+        raise InputError(f"cancel: {word}: one folder; a name with a comma goes in quotes")
+    return str(OmegaConf.merge(OmegaConf.structured(ResultsConfig), {"dir": override.value()}).dir)
+
+
 def cancel(words: Sequence[str]) -> int:
     """``adalora-run cancel [JOB_ID …] [results.dir=DIR]``: the jobs submitted from there, or these of them.
 
@@ -186,7 +206,7 @@ def cancel(words: Sequence[str]) -> int:
         return EXIT_OK
     for word in words:
         if word.startswith("results.dir=") and word != "results.dir=":
-            results = Path(word.removeprefix("results.dir=")).expanduser()
+            results = Path(_folder(word)).expanduser()
         elif word.isdecimal():
             jobs.append(word)
         else:

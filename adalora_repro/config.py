@@ -170,19 +170,36 @@ class Config:
     launch: str = "wait"  # wait | detach: of a sweep on a cluster, for its jobs or not
 
 
+_added: list[Path] = []
+
+
+def add_folder(folder: str | None) -> None:
+    """Makes the folder of ``--config-dir`` known here, in the place of an earlier one; None: there is none."""
+    _added[:] = [] if folder is None else [Path(folder)]
+
+
+def added_folders() -> list[Path]:
+    """The folder of ``--config-dir``, if there is one, as it was typed."""
+    return list(_added)
+
+
 def base_files(group: str, choice: str) -> list[Path]:
-    """The file of a choice, then those of its group that it is built on (``defaults``); the first with a key wins."""
-    path = resource("conf") / group / f"{choice}.yaml"
-    if not path.is_file():
+    """The file of a choice, then those of its group that it is built on (``defaults``); the first with a key wins.
+
+    Like Hydra it looks in ``conf/`` first, then in the folder of ``--config-dir``.
+    """
+    paths = [folder / group / f"{choice}.yaml" for folder in (resource("conf"), *_added)]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return []
-    defaults = yaml.safe_load(path.read_text()).get("defaults", [])
-    bases = [base for base in defaults if isinstance(base, str) and base != "_self_"]
+    defaults = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
+    bases = [base for base in defaults if isinstance(base, str) and base not in ("_self_", choice)]
     return [path, *(file for base in bases for file in base_files(group, base))]
 
 
 def choices_of(group: str) -> list[str]:
-    """The files of a configuration group."""
-    return sorted(path.stem for path in (resource("conf") / group).glob("*.yaml"))
+    """The files of a configuration group, those of ``--config-dir`` among them."""
+    return sorted({path.stem for folder in (resource("conf"), *_added) for path in (folder / group).glob("*.yaml")})
 
 
 def resource(name: str) -> Path:

@@ -5,6 +5,7 @@ Of several processes the main one speaks; what they all have to say is said once
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -26,6 +27,16 @@ AGREE_CALLS = 100  # and at least once in so many steps or evaluated batches
 GRACE_S = 10.0  # how long an evaluation may go on when the run was asked to stop: schedulers kill after half a minute
 ALONE_S = 15.0  # how long a process with a problem waits for the launcher to end it, because the main one has it too
 LAUNCHERS = "torchrun and accelerate launch set it"
+
+
+def tolerate_any_locale() -> None:
+    """From here on a character that the terminal's encoding lacks is written as a question mark.
+
+    Without this it would raise, and a line for a reader would end the run. Both programs call it first.
+    """
+    for stream in map(raw, (sys.stdout, sys.stderr)):
+        if isinstance(stream, io.TextIOWrapper):  # not so where a test or a notebook has put its own
+            stream.reconfigure(errors="replace")
 
 
 def launched() -> tuple[int, int]:

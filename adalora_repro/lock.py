@@ -288,7 +288,7 @@ def _here() -> dict[str, str | None]:
     """Two processes for which this is the same mean the same process by an id."""
     boot = None
     with suppress(OSError):
-        booted = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        booted = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         boot = f"{booted} {os.readlink('/proc/self/ns/pid')}"
     return {"host": socket.gethostname(), "boot": boot}
 
@@ -309,7 +309,7 @@ def _lives(pid: int, started: int | None) -> bool:
 def _process(pid: int) -> tuple[str, int] | None:
     """A process's state and when it was started (ticks since boot): what tells it from a later one with its id."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     return fields[0], int(fields[19])

@@ -312,9 +312,8 @@ def cost_key(cfg: DictConfig, key: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stamp(folder: Path) -> Stamp:
     """Names, times and sizes of the files of a folder: a sweep of hundreds of runs hashes them once."""
-    paths = sorted(folder.iterdir()) if folder.is_dir() else ()
-    stats = [(path.name, path.stat() if path.exists() else path.lstat()) for path in paths]  # a link may be broken
-    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+    paths = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else ()
+    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
 
 
 def _steps(cfg: DictConfig, examples: int) -> tuple[int, int]:
@@ -357,8 +356,8 @@ def _check_backbone(cfg: DictConfig, needed: str) -> None:
     if found == needed:
         return
     shipped = {
-        name: yaml.safe_load((resource("conf") / "backbone" / f"{name}.yaml").read_text())
-        for name in choices_of("backbone")
+        path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
+        for path in sorted((resource("conf") / "backbone").glob("*.yaml"))
     }
     fitting = [name for name, backbone in shipped.items() if kind(backbone["architecture"]["model_type"]) == needed]
     raise InputError(
@@ -620,7 +619,8 @@ def _matched_by(cfg: DictConfig) -> tuple[str, ...]:
 
 def budget_families() -> dict[str, str]:
     """Budget label -> family, from ``conf/budget``, smallest first."""
-    budgets = [yaml.safe_load(path.read_text()) for path in (resource("conf") / "budget").glob("*.yaml")]
+    files = (resource("conf") / "budget").glob("*.yaml")
+    budgets = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files]
     budgets.sort(key=lambda budget: (budget["family"], float(budget["label"].rstrip("%M"))))
     return {budget["label"]: budget["family"] for budget in budgets}
 
@@ -722,6 +722,8 @@ def _shown(cfg: DictConfig) -> list[str]:
 
 #: groups of the defaults list (conf/config.yaml), the one that wins first
 LAST_FIRST = ("script", "tuned/lr@_global_", "tuned/lr", *reversed(GROUPS))
+#: a group beyond these is the user's, in the folder of ``--config-dir``; Hydra puts it behind all others
+KNOWN_GROUPS = {group.partition("@")[0] for group in LAST_FIRST}
 #: those below ``recipe``, likewise
 RECIPE = ("script@recipe", "tuned/lr@recipe", "tuned@recipe")
 
@@ -730,7 +732,8 @@ def _origin(key: str, choices: Mapping[str, Any], overrides: Sequence[str]) -> s
     """The last place that sets ``key``: the command line, or a YAML file with line and the comment on that line."""
     if any(override.lstrip("+").split("=")[0] == key for override in overrides):
         return "command line"
-    found = _last_file(LAST_FIRST, key, choices)
+    own = [group for group in choices if group.partition("@")[0] not in KNOWN_GROUPS and "/" not in group]
+    found = _last_file((*reversed(own), *LAST_FIRST), key, choices)
     if found is not None and "${oc.select:recipe." in found[1]:
         found = _last_file(RECIPE, key, choices) or found
     if found is not None and (other := re.fullmatch(r"\$\{([\w.]+)\}", found[1])):
@@ -749,9 +752,9 @@ def _last_file(groups: Sequence[str], key: str, choices: Mapping[str, Any]) -> t
 
 
 def _find_in_yaml(path: Path, group: str, key: str) -> tuple[str, str] | None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     parts = key.split(".")
-    if "@package _global_" not in text.splitlines()[0] and parts.pop(0) != group:
+    if "@package _global_" not in text.partition("\n")[0] and parts.pop(0) != group:
         return None
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     line = 0
@@ -763,7 +766,8 @@ def _find_in_yaml(path: Path, group: str, key: str) -> tuple[str, str] | None:
         line, node = match[0].start_mark.line, match[1]
     written = node.value if isinstance(node, yaml.ScalarNode) else ""
     comment = text.splitlines()[line].partition("#")[2].strip()
-    where = f"conf/{group}/{path.name}:{line + 1}"
+    conf = resource("conf")
+    where = f"{Path('conf') / path.relative_to(conf) if path.is_relative_to(conf) else path}:{line + 1}"
     if group == "method" and written == "null":
         return f"budget ({where})" if "budget" in comment else where, written
     return f"{where} ({comment})" if comment else where, written

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from adalora_repro import __version__, cluster, records, tables
+from adalora_repro.console import tolerate_any_locale
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, one_of
 from adalora_repro.records import RunRecord
 from adalora_repro.tables.base import (
@@ -154,6 +155,7 @@ def add_results(parser: argparse.ArgumentParser) -> None:
 @guarded()
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
+    tolerate_any_locale()
     try:
         return report(argv)
     except InputError as error:
@@ -259,7 +261,6 @@ def watch(look: Callable[[], tuple[str, list[str]]], every: float) -> int:
         raise InputError("--watch redraws a terminal, and this output is none")
     text = ""
     screen = raw(sys.stdout)  # moving the cursor is what this is for; the text itself is clean
-    screen.reconfigure(errors="replace")
     # what a script starts in the background would ignore Ctrl-C
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -367,8 +368,6 @@ def deliver(text: str | bytes, out: str | None) -> None:
     if out is None and isinstance(text, bytes):
         raise InputError("--out FILE is needed: this is no text for a terminal")
     if out is None:
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="replace")  # a terminal without "±" is no reason to fail
         sys.stdout.write(str(text))
         sys.stdout.flush()
         return

@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -13,7 +14,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -21,17 +22,20 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import BooleanNode, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro import __version__, cluster, lock
 from adalora_repro import plan as planning
-from adalora_repro.config import GROUPS, Config, base_files, choices_of, resource
-from adalora_repro.console import ALONE_S, complain, launched
+from adalora_repro.config import GROUPS, Config, add_folder, base_files, choices_of, resource
+from adalora_repro.console import ALONE_S, complain, launched, tolerate_any_locale
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, InputError
 from adalora_repro.terminal import guarded
+from adalora_repro.words import override_value, word
 
 Outcome = tuple[str, int]  # a word for the summary, the exit code
 DONE, ALREADY, PLANNED, FAILED, REFUSED = "done", "already done", "planned", "failed", "refused"
@@ -39,6 +43,10 @@ SKIPPED, INTERRUPTED = "skipped (another process has them)", "interrupted"
 SUBMITTED, QUEUED = "submitted", "in the queue already"
 RESTARTED = "restarted"  # a skipped run whose other process ended too early: counted as the job that it became
 ENDS = {EXIT_OK: DONE, EXIT_FAILED: FAILED, EXIT_BAD_INPUT: REFUSED}
+
+
+#: what Hydra, its launchers and the sweeper raise for what a user typed
+WRONG_INPUT = (HydraException, OmegaConfBaseException, ValueError, ArithmeticError, OSError)
 
 
 @dataclass
@@ -49,6 +57,7 @@ class Ledger:
     jobs: int = 0  # of a sweep, up to now
     already: int = 0  # finished before, passed over
     left_out: int = 0  # of a later stage: no learning rate to go on with
+    begun: bool = False  # a configuration is composed: what is raised from now on is perhaps no fault of the user's
     apart: bool = False  # one run of a sweep whose others are in other processes
     began: float = field(default_factory=time.time)
 
@@ -73,9 +82,13 @@ def main() -> int:
     if launched()[0] == 0:
         return _main(Ledger())
     logging.disable(logging.WARNING)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), tempfile.TemporaryDirectory() as scratch:
-        if {"-m", "--multirun"} & set(sys.argv):
-            sys.argv.append(f"hydra.sweep.dir={scratch}")  # what Hydra writes there, the main process's does
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        redirect_stdout(nowhere),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        if {"-m", "--multirun"} & set(sys.argv):  # what Hydra writes there, the main process's does
+            sys.argv.append(f"hydra.sweep.dir={override_value(scratch)}")
         try:
             return _main(Ledger())
         except Exception:
@@ -93,18 +106,19 @@ def one_of_many(words: Sequence[str]) -> Outcome:
 
 @guarded()
 def _main(ledger: Ledger) -> int:
+    tolerate_any_locale()
     register(sys.argv[1:])
     inside = False  # what a single run raises beyond wrong input is its own failure, not Hydra's
 
     def job(cfg: DictConfig) -> Outcome:
         nonlocal inside
-        inside = True
+        inside = ledger.begun = True
         together = HydraConfig.get().mode == RunMode.MULTIRUN
         many = together or ledger.apart
         try:
             outcome = run(cfg, many, ledger.began)
         except (InputError, OmegaConfBaseException) as error:
-            which = f" (run: {' '.join(HydraConfig.get().overrides.task)})" if many else ""
+            which = f" (run: {shlex.join(HydraConfig.get().overrides.task)})" if many else ""
             outcome = REFUSED, _refuse((str(error) if isinstance(error, InputError) else explain(error)) + which)
         except BrokenPipeError:
             if not many:
@@ -131,7 +145,7 @@ def _main(ledger: Ledger) -> int:
             return EXIT_OK
         if sys.argv[1:2] == ["cancel"]:
             return cluster.cancel(sys.argv[2:])
-        _check_options()
+        _prepare_words()
         with _raising_hydra():
             hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")(job)()
     except InputError as error:
@@ -139,8 +153,8 @@ def _main(ledger: Ledger) -> int:
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         _mute()
         return EXIT_OK
-    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-        if inside or os.environ.get("HYDRA_FULL_ERROR"):
+    except Exception as error:
+        if inside or not (isinstance(error, WRONG_INPUT) or not ledger.begun) or os.environ.get("HYDRA_FULL_ERROR"):
             raise
         return _refuse(explain(error))
     except KeyboardInterrupt:
@@ -183,8 +197,9 @@ def run(cfg: DictConfig, many: bool, began: float) -> Outcome:
     OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
     words = OmegaConf.to_container(hydra_cfg.overrides.task)  # as typed: ${…} is looked up where it stands
     assert isinstance(words, list)
-    plan = planning.resolve(cfg, hydra_cfg.runtime.choices, words)
-    beside = [planning.resolve(_beside(cfg, words), overrides=words)] if _measured_beside(cfg) else []
+    with file_problems():
+        plan = planning.resolve(cfg, hydra_cfg.runtime.choices, words)
+        beside = [planning.resolve(_beside(cfg, words), overrides=words)] if _measured_beside(cfg) else []
     if cfg.dry_run:
         print(planning.describe(planning.count(plan)))
         for other in beside:
@@ -221,6 +236,19 @@ def run(cfg: DictConfig, many: bool, began: float) -> Outcome:
     return ENDS.get(code, INTERRUPTED), code
 
 
+@contextmanager
+def file_problems() -> Iterator[None]:
+    """While a run is planned it reads what the user named: a folder with an impossible name, say, is wrong input.
+
+    Raises:
+        InputError: in the place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
+
+
 def _measured_beside(cfg: DictConfig) -> bool:
     return cfg.measure == "cost" and planning.reference(cfg) is not None
 
@@ -239,10 +267,10 @@ def _beside(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
     options = {key for path in base_files("method", name) for key in OmegaConf.load(path).method}
     options -= {"rank_pattern"}  # the ranks of the method that is measured
     kept = []
-    for word in words:
-        group, _, option = word.lstrip("+~").partition("=")[0].partition(".")
+    for text in words:
+        group, _, option = text.lstrip("+~").partition("=")[0].partition(".")
         if group not in ("method", "tuned") or option in options:
-            kept.append(word)
+            kept.append(text)
     composed = hydra.compose("config", [*kept, f"method={name}"])
     cfg = cfg.copy()
     for node in ("method", "optim"):
@@ -276,11 +304,14 @@ def register(words: Sequence[str] = ("sweep",)) -> None:
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/submitit_slurm' is validated against ConfigStore schema")
 
 
-def _check_options() -> None:
-    """Hydra's parser answers an option it does not know with a page of usage, and one after the settings with a riddle.
+def _prepare_words() -> None:
+    """Checks ``sys.argv`` as far as Hydra would not, or not in one line, and rewrites it for Hydra where it must be.
+
+    Hydra's parser answers an option it does not know with a page of usage, and one after the settings with a riddle.
 
     Raises:
         InputError: naming the word.
+        HydraException: a word that Hydra's grammar does not take.
     """
     parser = get_args_parser()
 
@@ -289,14 +320,94 @@ def _check_options() -> None:
 
     parser.error = refuse
     known, unknown = parser.parse_known_args()
+    add_folder(known.config_dir)
     if known.config_path or known.config_name:
         raise InputError("--config-path, --config-name: the configuration is this program's; --config-dir adds files")
-    if not unknown:
+    if known.experimental_rerun:
+        raise InputError("--experimental-rerun would unpickle a file; the same command goes on with the same run")
+    if unknown:
+        option = next((text for text in unknown if text.startswith("-")), None)
+        if option is None:
+            raise InputError(f"'{unknown[0]}' comes too late: options (-m, --cfg job) go before the settings")
+        raise InputError(f"no option '{option}'; settings are written key=value (task=sst2), --help shows them")
+    overrides = [_parsed(text) for text in known.overrides]
+    for override in overrides:
+        _check_override(override)
+    if _is_dry_run(overrides):  # it leaves nothing on disk, whatever else is typed
+        last = max(place for place, text in enumerate(sys.argv) if text in known.overrides)
+        sys.argv[last + 1 : last + 1] = ["hydra.output_subdir=null", "hydra.run.dir=."]
+    if known.multirun:
+        for override in overrides:
+            sys.argv[sys.argv.index(override.input_line)] = _of_each_job(override)
+
+
+def _parsed(text: str) -> Override:
+    try:
+        (override,) = OverridesParser.create().parse_overrides([text])
+    except HydraException:
+        raise
+    except ValueError:  # Python makes no number of more than 4300 digits
+        raise InputError(f"cannot read '{text[:40]}…': whole numbers are below 2^63") from None
+    return override
+
+
+def _check_override(override: Override) -> None:
+    """What Hydra's grammar takes and nothing behind it can.
+
+    Raises:
+        InputError: a list in the place of a choice's name, a whole number beyond 64 bits.
+    """
+    key, value = override.get_key_element().lstrip("+~"), override.value()
+    values = value.list if isinstance(value, ChoiceSweep) else [value]
+    names_a_file = key.partition("@")[0] in (*GROUPS, *planning.OPTIONAL) or key.startswith("hydra/")
+    if names_a_file and any(isinstance(each, list | dict) for each in values):
+        several = "; several runs are a list without brackets, after -m" if key in GROUPS else ""
+        raise InputError(f"{override.input_line}: {key} takes the name of one file{several}")
+    for number in _whole_numbers(values):
+        if abs(number) >= 2**63:
+            digits = str(abs(number))
+            text = f"{digits[:20]}… ({len(digits)} digits)" if len(digits) > 20 else digits
+            raise InputError(f"{key}: whole numbers are below 2^63 = 9223372036854775808, not {text}")
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """All of a value in Hydra's grammar, which nests."""
+    if isinstance(value, bool):
         return
-    option = next((word for word in unknown if word.startswith("-")), None)
-    if option is None:
-        raise InputError(f"'{unknown[0]}' comes too late: options (-m, --cfg job) go before the settings")
-    raise InputError(f"no option '{option}'; settings are written key=value (task=sst2), --help shows them")
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, RangeSweep):
+        yield from _whole_numbers([value.start, value.stop, value.step])
+    elif isinstance(value, list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _whole_numbers(each)
+
+
+def _of_each_job(override: Override) -> str:
+    """A word of a sweep as Hydra is to read it: an option of a choice (method.r) is read by each run alone.
+
+    Hydra composes a configuration of the whole sweep too, with each group at its default where several choices are
+    typed: that one need not have the option. Hydra passes over a list there, be it of one value.
+    """
+    text, group = override.input_line, override.get_key_element().lstrip("+")
+    key, _, value = text.partition("=")
+    if group.partition(".")[0] not in GROUPS or "." not in group or not value or override.is_sweep_override():
+        return text
+    with suppress(HydraException):
+        alone = _parsed(f"{key}=choice({value})")
+        if isinstance(alone.value(), ChoiceSweep) and list(alone.sweep_string_iterator()) == [
+            override.get_value_element_as_str()
+        ]:
+            return str(alone.input_line)
+    return text
+
+
+def _is_dry_run(overrides: Sequence[Override]) -> bool:
+    typed = [override.value() for override in overrides if override.get_key_element().lstrip("+") == "dry_run"]
+    try:
+        return bool(typed) and bool(BooleanNode(typed[-1]))
+    except OmegaConfBaseException:  # Hydra says so
+        return False
 
 
 @contextmanager
@@ -313,53 +424,69 @@ def _raising_hydra() -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def explain(error: Exception) -> str:
-    """One line for one of the errors met while composing: what, where, the valid choices."""
+def explain(error: Exception, typed: Sequence[str] | None = None) -> str:
+    """One line for one of the errors met while composing: what, where, the valid choices. Never raises.
+
+    Args:
+        typed: the words that were composed, where they are not those of the command line.
+    """
+    try:
+        text = _explained(error, sys.argv[1:] if typed is None else typed)
+    except Exception:  # whatever a library put into its error
+        text = ""
+    try:
+        text = text or str(error)
+    except Exception:
+        text = ""
+    line = "; ".join(line.strip() for line in text.splitlines() if line.strip())
+    if line and isinstance(error, WRONG_INPUT):
+        return line
+    return f"cannot compose a configuration: {type(error).__name__}{': ' if line else ''}{line}"
+
+
+def _explained(error: Exception, typed: Sequence[str]) -> str:
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):
+        if error.filename is None:
+            return text
         return f"cannot write {error.filename}: {error.strerror}; results.dir says where results go"
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, text.splitlines()[0])
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        if group:
+            return _unknown_choice(group, choice, error.options)
     if "Config group override must be" in text:  # budget=0.5, method=null
-        words = (word.partition("=") for word in sys.argv[1:])
-        for group, _, choice in words:
+        for group, _, choice in (text.partition("=") for text in typed):
             if group in GROUPS and choice not in choices_of(group):
                 return _unknown_choice(group, choice)
     if error.__cause__ is not None and type(error).__name__ == "ConfigCompositionException":
         text += f"\n{error.__cause__}"
-    if match := re.search(r"Could not find '([\w/]+)/(.*?)'", text):
-        return _unknown_choice(match[1], match[2])
     if match := re.search(r"full_key: ([\w.]+)", text):
         lines = [line for line in text.splitlines() if line and not line.startswith("Error merging")]
-        return f"{match[1]}: {lines[0]}" if "not in" not in text else _unknown_setting(match[1])
+        return f"{match[1]}: {lines[0]}" if "not in" not in text else _unknown_setting(match[1], typed)
     if match := re.search(r"Could not override '([\w.@/]+)'", text):
-        return _unknown_setting(match[1])
-    text = re.sub(r"See https?://\S+.*", "", text)
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+        return _unknown_setting(match[1], typed)
+    return re.sub(r"See https?://\S+.*", "", text)
 
 
-def _unreadable(word: str, why: str) -> str:
+def _unreadable(text: str, why: str) -> str:
     """For a word that Hydra's grammar does not take: letters beyond ASCII, brackets and blanks have to be in quotes."""
-    key, equals, value = word.partition("=")
-    hint = f"""; text with such characters goes in quotes: '{key}="{value}"'""" if equals and value else ""
-    return f"cannot read '{word}': {why.rpartition('Exception: ')[2]}{hint}"
+    key, equals, value = text.partition("=")
+    hint = f"; text with such characters goes in quotes: {word(key, value)}" if equals and value else ""
+    return f"cannot read '{text}': {why.rpartition('Exception: ')[2]}{hint}"
 
 
-def _unknown_choice(group: str, choice: str) -> str:
-    if group == "sweep":
-        valid = sorted(path.stem for path in resource("sweeps").glob("*.yaml"))
-    elif group.startswith("hydra/"):  # installed plugins have theirs elsewhere
-        installed = ConfigStore.instance().list(group)
-        valid = sorted({*choices_of(group), *(name.removesuffix(".yaml") for name in installed)})
-    else:
-        valid = choices_of(group)
-    return f"unknown {group} '{choice}'; valid: {', '.join(valid)}"
+def _unknown_choice(group: str, choice: str, options: Sequence[str] | None = None) -> str:
+    """``options``: as Hydra lists them, which has files of installed packages too."""
+    return f"unknown {group} '{choice}'; valid: {', '.join(sorted({*choices_of(group), *(options or ())})) or 'none'}"
 
 
-def _unknown_setting(key: str) -> str:
+def _unknown_setting(key: str, typed: Sequence[str]) -> str:
     """Names the settings beside the misspelt one; those of a method are in its YAML."""
     node: Any = OmegaConf.structured(Config)
     parent, _, name = key.rpartition(".")
+    group = parent.partition(".")[0]
     try:
         node = OmegaConf.select(node, parent) if parent else node
     except OmegaConfBaseException:
@@ -367,16 +494,21 @@ def _unknown_setting(key: str) -> str:
     valid = [str(name) for name in node] if isinstance(node, DictConfig) else []
     if not parent:
         valid += [group for group in GROUPS if group not in valid]
-    if parent == "method":
-        chosen = next((arg.split("=", 1)[1] for arg in sys.argv[1:] if arg.startswith("method=")), "adalora")
-        names = (str(name) for path in base_files("method", chosen) for name in OmegaConf.load(path).method)
-        valid = list(dict.fromkeys(names))
+    of = ""
+    if group in GROUPS and not valid:  # an open node, of which each file of its group has its own
+        chosen = [text.partition("=")[2] for text in typed if text.startswith(f"{group}=")]
+        choice = chosen[-1] if chosen else "adalora" if group == "method" else ""
+        of = f" for {group}={choice}" if choice else ""
+        files = [OmegaConf.load(path) for path in base_files(group, choice)]
+        nodes = [OmegaConf.select(file, parent) or OmegaConf.select(file, parent.partition(".")[2]) for file in files]
+        valid = list(dict.fromkeys(str(name) for node in nodes for name in node or () if name != "defaults"))
     if parent == "hydra.launcher":
         path = resource("conf") / "hydra" / "launcher" / "submitit_slurm.yaml"
         valid = [str(name) for name in OmegaConf.load(path) if name != "_target_"]
     close = difflib.get_close_matches(name, valid, n=1) if name not in valid else []
     hint = f" (did you mean {parent + '.' if parent else ''}{close[0]}?)" if close else ""
-    return f"no setting '{key}'{hint}; valid: {', '.join(f'{parent}.{n}' if parent else n for n in valid) or 'none'}"
+    names = ", ".join(f"{parent}.{name}" if parent else name for name in valid)
+    return f"no setting '{key}'{of}{hint}; valid: {names or 'none'}"
 
 
 if __name__ == "__main__":

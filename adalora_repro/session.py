@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from signal import SIGUSR2
@@ -155,11 +155,10 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
             raise
         trace, together = traceback.format_exc(), problem is world.common or isinstance(problem, NonFiniteLossError)
         status, error, code = "failed", f"{type(problem).__name__}: {problem}".splitlines()[0], EXIT_FAILED
-        if world.main:
-            loop.before_write()
-            with suppress(OSError):
-                (folder / ERROR).write_text(trace)
     write(status, error)
+    if status == "failed" and world.main:  # behind the record, which must not depend on it
+        with suppress(OSError):
+            (folder / ERROR).write_text(trace, encoding="utf-8", errors="backslashreplace")
     if status == "failed" and not together:  # perhaps in this process alone
         complain(f"{status}: {error}  ({folder})", trace)
     elif status != "ok":
@@ -347,6 +346,17 @@ def _write(loop: Loop, record: records.RunRecord, status: str, error: str | None
     """Brings the record up to date with the loop and writes it."""
     record.status, record.error = status, error
     record.best, record.final, record.degenerate = loop.best, loop.final, bool(loop.constant)
+    # a device that failed may fail again when it is asked for ranks or memory: its record is written without them
+    with suppress(Exception) if status == "failed" else nullcontext():
+        _measure(loop, record)
+    record.progress = {"step": loop.t, "total_steps": loop.plan.total_steps, "updated": time.time()}
+    if status == "running":
+        record.progress |= {"host": socket.gethostname(), "pid": os.getpid()}
+    records.write(record, loop.plan.folder)
+
+
+def _measure(loop: Loop, record: records.RunRecord) -> None:
+    """Ranks, counts, time and memory of the record, as they are now."""
     summary = loop.method.summary()
     record.rank_pattern = summary.get("rank_pattern")
     if loop.final is not None and "params" in summary:
@@ -362,7 +372,3 @@ def _write(loop: Loop, record: records.RunRecord, status: str, error: str | None
         "tokens_per_s": loop.tokens / loop.train_s if loop.train_s else 0.0,
     }
     record.memory = provenance.peak_memory(loop.world.accelerator.device)
-    record.progress = {"step": loop.t, "total_steps": loop.plan.total_steps, "updated": time.time()}
-    if status == "running":
-        record.progress |= {"host": socket.gethostname(), "pid": os.getpid()}
-    records.write(record, loop.plan.folder)

@@ -25,7 +25,7 @@ TARGET = 32  # tokens of the summary that an encoder-decoder writes
 
 def architecture(shape: str) -> dict[str, Any]:
     """Of a file of conf/backbone."""
-    read = yaml.safe_load(Path(resource("conf") / "backbone" / f"{shape}.yaml").read_text())
+    read = yaml.safe_load(Path(resource("conf") / "backbone" / f"{shape}.yaml").read_text(encoding="utf-8"))
     found: dict[str, Any] = read["architecture"]
     return found
 

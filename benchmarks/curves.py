@@ -43,7 +43,7 @@ def panels(folder: Path) -> list[tuple[str, str, Curves]]:
 
 def figures(folder: Path, name: str, part: str) -> dict[str, Any]:
     path = folder / f"{name}.json"
-    found: dict[str, Any] = json.loads(path.read_text())[part] if path.exists() else {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))[part] if path.exists() else {}
     return found
 
 

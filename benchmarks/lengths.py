@@ -27,7 +27,7 @@ TASKS = ("mnli", "qqp", "cola", "rte", "xsum")
 
 def lengths_of(task: str) -> list[int]:
     """One length per stored example of the training split."""
-    histogram = json.loads(STORED.read_text())[task]
+    histogram = json.loads(STORED.read_text(encoding="utf-8"))[task]
     return [int(length) for length, examples in histogram.items() for _ in range(examples)]
 
 
@@ -88,7 +88,7 @@ def main() -> None:
         cfg = composed([f"task={task}", "method=lora", "backbone=minilm", "data=local", f"data.dir={folder}"])
         data = load_family(cfg).load(backbones.load_tokenizer(cfg))
         found[task] = {str(n): count for n, count in sorted(Counter(data.train["length"][:]).items())}
-    STORED.write_text(json.dumps(found, indent=None, allow_nan=False) + "\n")
+    STORED.write_text(json.dumps(found, indent=None, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

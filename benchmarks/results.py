@@ -62,7 +62,7 @@ def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> None:
     command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *words])
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{name}.json"
-    if path.exists() and json.loads(path.read_text())["command"] != command:
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["command"] != command:
         path = path.with_name("_".join([name, *(re.sub(r"[^\w.]+", "-", word.strip("-")) for word in words)]) + ".json")
     content = {"command": command, "environment": environment, **figures}
     records.write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())

@@ -40,7 +40,9 @@ def once(words: list[str], folder: str, until: str | None = None) -> tuple[float
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     before, began = os.times(), time.perf_counter()
     command, wall = [sys.executable, "-m", *words], None
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=PIPE, stderr=STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=PIPE, stderr=STDOUT, text=True, encoding="utf-8"
+    ) as process:
         said = []
         for line in process.stdout or ():
             said.append(line)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import io
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -26,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro import cluster, records
+from adalora_repro.config import added_folders
 from adalora_repro.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -36,6 +38,7 @@ from adalora_repro.errors import (
 )
 from adalora_repro.plan import Plan
 from adalora_repro.run import DONE, FAILED, INTERRUPTED, QUEUED, REFUSED, SUBMITTED, Outcome, one_of_many
+from adalora_repro.words import word
 
 Words = tuple[str, ...]
 
@@ -158,11 +161,14 @@ class ArrayLauncher(Launcher):
         if not words:
             return {}
         cwd = os.getcwd()
+        options = [f"--config-dir={folder.absolute()}" for folder in added_folders()]
         try:
             with redirect_stderr(io.StringIO()):  # submitit prints what it raises
-                tasks = self.executor.submit_array([ArrayTask(job, cwd) for job in words])
+                tasks = self.executor.submit_array([ArrayTask([*options, *job], cwd) for job in words])
         except FailedJobError as error:
             raise InputError(f"sbatch refused: {one_line(str(error))}") from None
+        except UnicodeError as error:  # submitit writes its script in the locale's encoding, as sbatch reads it
+            raise InputError(f"the job's script cannot be written in this locale ({error}); LC_ALL=C.UTF-8") from None
         number = tasks[0].job_id.partition("_")[0]
         submission = cluster.Submission(number, time.time(), cwd)
         for job, task in zip(words, tasks, strict=True):
@@ -176,8 +182,9 @@ class ArrayLauncher(Launcher):
             }
         cluster.write(submission, self.folder)
         runs = f"{len(words)} run{'s' if len(words) > 1 else ''}"
-        where = "" if self.results == Path("results") else f" --results {self.results}"
-        own = "" if self.results == Path("results") else f" results.dir={self.results}"
+        elsewhere = self.results != Path("results")
+        where = " " + shlex.quote(f"--results={self.results}") if elsewhere else ""
+        own = " " + word("results.dir", str(self.results)) if elsewhere else ""
         print(f"submitted: job {number}, {runs}; logs in {tasks[0].paths.folder}")
         print(f"  adalora-report status --watch{where}   how far they are")
         print(f"  adalora-run cancel {number}{own}   ends them; the same command goes on", flush=True)

@@ -31,9 +31,10 @@ from adalora_repro import plan as planning
 from adalora_repro.config import GROUPS, LAUNCHES
 from adalora_repro.console import launched
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError, one_of
-from adalora_repro.run import RESTARTED, SKIPPED
+from adalora_repro.run import RESTARTED, SKIPPED, explain, file_problems
 from adalora_repro.selection import at_edge, run_of, select
 from adalora_repro.tables.base import lr_text
+from adalora_repro.words import word
 from hydra_plugins.adalora_launcher import ArrayLauncher
 
 AXES = ("task", "method", "budget")  # of a cell: what the command line gives for them restricts, the rest it replaces
@@ -56,7 +57,7 @@ class CellSweeper(BasicSweeper):
         cells: Mapping[str, Any] | None = None,
         stages: Sequence[Any] | None = None,
     ) -> None:
-        super().__init__(max_batch_size, dict(params or {}))
+        super().__init__(max_batch_size, params or {})
         self.cells = cells or {}
         self.stages = stages or []
         self.ledger: Any = None
@@ -68,9 +69,11 @@ class CellSweeper(BasicSweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if config.launch not in LAUNCHES:
             raise one_of("launch", config.launch, LAUNCHES)
-        if config.dry_run:  # a plan needs no cluster
+        if config.dry_run:  # a plan needs no cluster, and nothing of it stays on disk
             config = config.copy()
             OmegaConf.update(config, "hydra.launcher", {"_target_": BASIC}, force_add=True, merge=False)
+            OmegaConf.update(config, "hydra.sweep", {"dir": ".", "subdir": "."})
+            config.hydra.overrides.hydra += ["hydra.sweep.dir=.", "hydra.sweep.subdir=."]  # of each job
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.ledger = vars(task_function)["ledger"]
         self.detached = config.launch == "detach" and not config.dry_run
@@ -84,8 +87,8 @@ class CellSweeper(BasicSweeper):
             InputError: nothing is left of the cells or stages, or a word has no meaning in a sweep.
             HydraException: a configuration that does not compose; no job has begun.
         """
-        if self.max_batch_size is not None and self.max_batch_size < 1:
-            raise InputError(f"hydra.sweeper.max_batch_size must be positive or null, not {self.max_batch_size}")
+        self.ledger.begun = True
+        self.check_settings()
         given = self.values([f"{key}={value}" for key, value in self.params.items()] + arguments)
         if not self.stages:
             self.launch(self.jobs(given))
@@ -118,6 +121,22 @@ class CellSweeper(BasicSweeper):
                 return
             earlier += every
 
+    def check_settings(self) -> None:
+        """The types of ``hydra.sweeper``, a node that Hydra leaves open.
+
+        Raises:
+            InputError: naming the setting.
+        """
+        size = self.max_batch_size
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise InputError(f"hydra.sweeper.max_batch_size must be positive or null, not {size}")
+        if not isinstance(self.params, Mapping):
+            raise InputError("hydra.sweeper.params must map a setting to its values")
+        if not isinstance(self.cells, Mapping) or not all(map(is_list_of_settings, self.cells.values())):
+            raise InputError("hydra.sweeper.cells must map a table to a list of settings and their values")
+        if not is_list_of_settings(self.stages):
+            raise InputError("hydra.sweeper.stages must be a list of settings and their values")
+
     # -- lists -> jobs ---------------------------------------------------------------------------------------------
 
     def parse(self, words: Sequence[str]) -> list[Override]:
@@ -140,6 +159,9 @@ class CellSweeper(BasicSweeper):
                 if override.is_sweep_override():
                     raise InputError(f"several sweeps in one are a list: '+sweep=[{','.join(found[key])}]'")
                 del found[key]  # what it says is here already
+            if key.lstrip("+") == "results.dir" and override.is_sweep_override():
+                name = word("results.dir", override.input_line.partition("=")[2])
+                raise InputError(f"results.dir is one for all runs; a name with a comma goes in quotes: {name}")
             if key == "launch":
                 if override.is_sweep_override():
                     raise InputError(f"launch is one for all runs: launch={found[key][0]}")
@@ -190,9 +212,10 @@ class CellSweeper(BasicSweeper):
             return left
         if isinstance(self.launcher, ArrayLauncher):
             self.launcher.plans, self.launcher.refusals = self.planned, self.refusals
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        if not self.config.dry_run:
+            folder = Path(self.config.hydra.sweep.dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, folder / "multirun.yaml")
         first, self.ledger.jobs = self.ledger.jobs, self.ledger.jobs + len(left)
         self.numbers |= {words_of(job): number for number, job in enumerate(left, first)}
         size = self.max_batch_size or len(left)
@@ -253,17 +276,20 @@ class CellSweeper(BasicSweeper):
         loader = self.hydra_context.config_loader
         with remembering(loader):
             for key, members in groups.items():
-                cfg = loader.load_sweep_config(self.config, list(key[: key.index("")]))
+                with naming_the_run(words_of(members[0][0])):
+                    cfg = loader.load_sweep_config(self.config, list(key[: key.index("")]))
                 choices = {str(name): choice for name, choice in cfg.hydra.runtime.choices.items()}
                 with open_dict(cfg):
                     del cfg["hydra"]
                 resolved: dict[tuple[str, ...], planning.Plan] = {}
                 for job, plain in members:
-                    ConfigLoaderImpl._apply_overrides_to_config(plain, cfg)
+                    with naming_the_run(words_of(job)):
+                        ConfigLoaderImpl._apply_overrides_to_config(plain, cfg)
                     same = tuple(str(word.input_line) for word in plain if word.key_or_group not in (LR, SEED))
                     try:
                         if same not in resolved:
-                            resolved[same] = planning.resolve(cfg, choices, words_of(job))
+                            with file_problems():
+                                resolved[same] = planning.resolve(cfg, choices, words_of(job))
                         yield job, planning.named(resolved[same], cfg)
                     except (InputError, OmegaConfBaseException) as error:
                         self.refusals[words_of(job)] = " ".join(str(error).split())
@@ -341,9 +367,7 @@ class CellSweeper(BasicSweeper):
                 beyond.append(job | {LR: lr_text(next_rate(float(lr), grid))})
         return beyond
 
-    def chosen_of(
-        self, jobs: Sequence[Job], earlier: Sequence[Job], number: int
-    ) -> dict[tuple[str, ...], str | None]:
+    def chosen_of(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> dict[tuple[str, ...], str | None]:
         """The cells of ``jobs`` -> ``choose`` among the ``earlier`` jobs of the same cell."""
         before: dict[tuple[str, ...], list[Job]] = {cell_of(job): [] for job in jobs}
         names = {cell_of(job): name_of(job) for job in jobs}
@@ -405,6 +429,15 @@ class Remembering:
 
 
 @contextmanager
+def naming_the_run(words: Sequence[str]) -> Iterator[None]:
+    """Around the composition of one run: what is wrong with it is said of its own words, its method among them."""
+    try:
+        yield
+    except (HydraException, ArithmeticError) as error:
+        raise InputError(explain(error, words)) from error
+
+
+@contextmanager
 def remembering(loader: Any) -> Iterator[None]:
     before = loader.repository
     loader.repository = Remembering(before)
@@ -412,6 +445,10 @@ def remembering(loader: Any) -> Iterator[None]:
         yield
     finally:
         loader.repository = before
+
+
+def is_list_of_settings(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(one, Mapping) for one in value)
 
 
 def check_stages(stages: Sequence[Values], given: Values) -> None:
@@ -423,9 +460,9 @@ def check_stages(stages: Sequence[Values], given: Values) -> None:
     """
     for number, stage in enumerate(stages):
         for key, values in stage.items():
-            for word in {CHOSEN, WIDENED} & {*values}:
-                if key != LR or values != [word] or not number:
-                    raise InputError(f"stage {number + 1}, {key}: '{word}' is a value of {LR} after the first stage")
+            for marker in {CHOSEN, WIDENED} & {*values}:
+                if key != LR or values != [marker] or not number:
+                    raise InputError(f"stage {number + 1}, {key}: '{marker}' is a value of {LR} after the first stage")
     for key in {key for stage in stages for key in stage} - {LR}:
         valid = list(dict.fromkeys(value for stage in stages for value in stage.get(key, [])))
         for value in given.get(key, []):
@@ -460,7 +497,7 @@ def cell_of(job: Job) -> tuple[str, ...]:
 
 
 def name_of(job: Job) -> str:
-    """ "cola lora 0.3M", with the protocol where it is given """
+    """ "cola lora 0.3M", with the protocol where it is given"""
     return " ".join(job[name] for name in (*AXES, "protocol") if name in job)
 
 

@@ -18,6 +18,7 @@ from adalora_repro.selection import RULE, Run, at_edge, primary_mean
 from adalora_repro.tables.base import Cell, Row, Scope, Table, lr_text
 from adalora_repro.tables.layout import optimism, plural
 from adalora_repro.terminal import clean, one_line
+from adalora_repro.words import word
 
 EDGE = "edge of its grid: widen it"
 MARK = "  # chosen"  # begins the comment lines that a later choice replaces
@@ -126,11 +127,13 @@ def keep(choice: Choice, scope: Scope, folder: Path, today: str) -> str | None:
 
 
 def header(choice: Choice, scope: Scope) -> list[str]:
-    budget = "" if choice.row.fixed_size else f" budget={choice.row.budget}"
+    words = [word("task", choice.task), word("method", choice.row.method)]
+    words += [] if choice.row.fixed_size else [word("budget", choice.row.budget)]
+    command = " ".join(["adalora-run", *words, word("backbone", scope.backbone)])
     return [
         "# @package _global_",
         f"# The learning rate of {choice.name} on {scope.backbone} from our own runs; nothing else is set here.",
-        f"# Command: adalora-run task={choice.task} method={choice.row.method}{budget} backbone={scope.backbone}",
+        f"# Command: {command}",
         "optim:",
     ]
 

@@ -21,7 +21,15 @@ from adalora_repro.tables.drawing import (
     report_of,
     titled,
 )
-from adalora_repro.tables.layout import CAVEATS, count_text, fixed, lr_of_tried, optimism, seeds_text
+from adalora_repro.tables.layout import (
+    CAVEATS,
+    count_text,
+    fixed,
+    lr_of_tried,
+    optimism,
+    scope_words,
+    seeds_text,
+)
 from adalora_repro.tables.table1 import SPEC
 from adalora_repro.terminal import clean
 
@@ -149,8 +157,7 @@ def symbols(choice: str) -> str:
 
 
 def command(scope: Scope) -> str:
-    where = "" if scope.data != "local" else " data.dir=DIR"
-    return f"adalora-run -m +sweep=figure1 backbone={scope.backbone} data={scope.data}{where}"
+    return " ".join(["adalora-run", "-m", "+sweep=figure1", *scope_words(scope)])
 
 
 def compile_figure(found: Records, request: Request) -> Figure:

@@ -6,7 +6,6 @@ the paper's, and the difference. A row without a record of ours is the paper's l
 
 from __future__ import annotations
 
-import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -16,6 +15,7 @@ from adalora_repro.records import stated
 from adalora_repro.selection import HOLDOUT, RULE, Run, primary_mean
 from adalora_repro.tables.base import Cell, Comparison, Row, Scope, Spec, Table, Value, lr_text, short
 from adalora_repro.tables.curves import evaluations_at_budget
+from adalora_repro.words import word
 
 NONE = "–"
 OURS, SPREAD, PAPER, DIFFERENCE = "ours", "± sd (seeds)", "paper", "difference"
@@ -446,13 +446,18 @@ def commands_of(table: Table) -> list[str]:
 def command(tasks: Sequence[str], methods: Sequence[str], budgets: Sequence[str], scope: Scope) -> str:
     """One ``adalora-run`` line; ``-m`` (one run per combination) where a list has more than one entry."""
     many = len(tasks) * len(methods) * max(1, len(budgets)) > 1
-    words = ["adalora-run", *(["-m"] if many else []), f"task={','.join(tasks)}", f"method={','.join(methods)}"]
-    words += [f"budget={','.join(budgets)}"] if budgets else []
-    words += [f"backbone={scope.backbone}", f"data={scope.data}"]
+    words = ["adalora-run", *(["-m"] if many else []), word("task", *tasks), word("method", *methods)]
+    words += [word("budget", *budgets)] if budgets else []
+    return " ".join([*words, *scope_words(scope)])
+
+
+def scope_words(scope: Scope) -> list[str]:
+    """The words of ``adalora-run`` for runs that a report of this scope reads."""
+    words = [word("backbone", scope.backbone), word("data", scope.data)]
     words += ["data.dir=DIR"] if scope.data == "local" else []
-    words += [f"protocol={scope.protocol}"] if scope.protocol != "paper" else []
-    words += [f"results.dir={scope.results}"] if str(scope.results) != "results" else []
-    return shlex.join(words)
+    words += [word("protocol", scope.protocol)] if scope.protocol != "paper" else []
+    words += [word("results.dir", str(scope.results))] if str(scope.results) != "results" else []
+    return words
 
 
 def long_rows(table: Table) -> list[dict[str, Any]]:

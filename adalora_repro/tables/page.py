@@ -60,6 +60,7 @@ from adalora_repro.tables.out import check, form_of
 from adalora_repro.tables.render import escape_html, html_notes, html_table, html_values
 from adalora_repro.tables.status import HEADINGS, SYMBOLS, State, first_line, state_of
 from adalora_repro.terminal import clean
+from adalora_repro.words import word
 
 FILE = "report.html"
 GENERATOR = '<meta name="generator" content="adalora-report">'
@@ -467,7 +468,8 @@ def open_html(name: str, states: Sequence[State], tables: Sequence[Table], scope
 def open_item(state: State, scope: Scope) -> str:
     key = state.record.key
     budget = [] if key["budget"] == key["method"] else [key["budget"]]
-    again = f"{command([key['task']], [key['method']], budget, scope)} optim.lr={key['lr']:g} seed={key['seed']}"
+    own = [word("optim.lr", float(key["lr"])), word("seed", key["seed"])]
+    again = " ".join([command([key["task"]], [key["method"]], budget, scope), *own])
     said = f": {first_line(state.record.error)}" if state.record.error else ""
     what = f"{key['task']} {key['method']} {key['budget']} lr {lr_text(float(key['lr']))} seed {key['seed']}"
     return (

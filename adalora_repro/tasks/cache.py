@@ -111,7 +111,7 @@ def _write(entry: Entry, target: Path) -> None:
     try:
         entry.dataset.save_to_disk(folder / "entry")
         manifest = {"files": _sums(folder / "entry"), "notes": entry.notes}
-        (folder / "entry" / MANIFEST).write_text(json.dumps(manifest, allow_nan=False))
+        (folder / "entry" / MANIFEST).write_text(json.dumps(manifest, allow_nan=False), encoding="utf-8")
         try:
             os.rename(folder / "entry", target)
         except OSError:  # there is one: put it away in one step, for another run may be writing the same

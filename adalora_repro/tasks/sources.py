@@ -10,6 +10,8 @@ import errno
 import gzip
 import hashlib
 import json
+import os
+import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +33,18 @@ TRAIN = "train"
 SUFFIXES = (".jsonl.gz", ".jsonl")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 LARGE = 2**20  # bytes: what a local file of so many holds is kept in data.cache_dir, for parsing it takes seconds
+BLOCK = 2**20  # bytes that are unpacked at a time
+MOST_LINE = 2**24  # bytes of one row; the longest article of CNN/DailyMail has 16 thousand
+MOST_BYTES = 2**36  # of a file's text, unpacked; the largest split of the tasks, CNN/DailyMail's, has 1.3e9
+#: an archive is refused where its text is beyond both: gzip packs text of the tasks to a third, zeros to a thousandth
+SUSPECT_BYTES, SUSPECT_RATIO = 2**28, 100
+FILE_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 FORMAT = "one JSON object a line, UTF-8, gzip-compressed (.jsonl.gz) or plain (.jsonl)"
 
 
@@ -288,28 +302,54 @@ def _file(cfg: DictConfig, split: str) -> Path:
     if not cfg.data.dir:
         raise InputError(f"data=local needs data.dir=DIR, a folder with {cfg.task.name}/{split}.jsonl.gz: {FORMAT}")
     root = Path(cfg.data.dir).expanduser()
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise InputError(f"data.dir={cfg.data.dir}: no such folder")
     paths = [root / cfg.task.name / f"{split}{suffix}" for suffix in SUFFIXES]
-    found = [path for path in paths if path.is_file()]
+    found = [path for path in paths if os.path.exists(path)]
     if not found:
         raise InputError(f"{paths[0]}: no such file; it must hold {FORMAT}")
     if len(found) > 1:  # one of them may be older
         raise InputError(f"{' and '.join(map(str, found))} both hold the {split} split; move one away")
+    if kind_of_file := FILE_KINDS.get(stat.S_IFMT(found[0].stat().st_mode)):  # to open a pipe would wait for ever
+        raise InputError(f"{found[0]}: {kind_of_file}, not a file; it must hold {FORMAT}")
     return found[0]
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     """(file and line, row) of a file; a line with nothing on it is skipped."""
+    for number, line in enumerate(_text_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+            row = BrokenLine(f"not JSON ({_first_line(error)}); expected {FORMAT}")
+        yield f"{path}:{number}", row
+
+
+def _text_lines(path: Path) -> Iterator[bytes]:
+    """Lines of a file, unpacked as they are asked for and never more than a bounded part of them in memory.
+
+    Raises:
+        InputError: a line, the text or the archive is beyond what data of a task can be; the file is damaged.
+    """
+    packed, text, number, rest = path.stat().st_size, 0, 1, b""
     with _opened(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-                row = BrokenLine(f"not JSON ({_first_line(error)}); expected {FORMAT}")
-            yield f"{path}:{number}", row
+        while block := file.read(BLOCK):
+            text += len(block)
+            if max(text, packed) > MOST_BYTES:
+                raise InputError(f"{path}: more than {MOST_BYTES:,} bytes of text, the most that is read of one split")
+            if text > max(SUSPECT_BYTES, SUSPECT_RATIO * packed):
+                raise InputError(
+                    f"{path}: its {packed:,} bytes unpack to more than {SUSPECT_RATIO} times as many: no text does that"
+                )
+            *lines, rest = (rest + block).split(b"\n")
+            yield from lines
+            number += len(lines)
+            if len(rest) > MOST_LINE:
+                raise InputError(f"{path}:{number}: a line of more than {MOST_LINE:,} bytes; expected {FORMAT}")
+    if rest:
+        yield rest
 
 
 @contextmanager

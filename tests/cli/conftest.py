@@ -56,7 +56,7 @@ class Run:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
     @property
     def steps(self) -> list[dict[str, Any]]:

@@ -460,11 +460,11 @@ def test_the_hub_without_a_network(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("folder", ["file", "file/below"])
 def test_results_dir_that_is_no_folder(tiny: Cli, folder: str) -> None:
-    Path("file").write_text("precious")
+    Path("file").write_text("precious", encoding="utf-8")
     line = refused(tiny("task=sst2", "method=lora", f"results.dir={folder}"))
     assert line == f"results.dir={folder}: file is not a folder"
     assert "results.dir" in refused(tiny("-m", "task=sst2", "method=lora", "seed=0,1", f"results.dir={folder}"))
-    assert Path("file").read_text() == "precious"
+    assert Path("file").read_text(encoding="utf-8") == "precious"
     assert on_disk() == ["file"]
 
 
@@ -480,11 +480,11 @@ def test_a_damaged_record_is_not_overwritten(tiny: Cli, content: str) -> None:
     command = ("task=sst2", "method=lora")
     tiny(*command)
     path = only_run().folder / "metrics.json"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     line = refused(tiny(*command))
     assert line.startswith(f"{path}: ")
     assert "move it away, or force=true keeps it beside the new one" in line
-    assert path.read_text() == content
+    assert path.read_text(encoding="utf-8") == content
     assert tiny(*command, "force=true").code == EXIT_OK
-    assert path.with_name("metrics.old-1.json").read_text() == content
+    assert path.with_name("metrics.old-1.json").read_text(encoding="utf-8") == content
     assert only_run().record.status == "ok"

@@ -63,7 +63,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_log(folder: Path) -> None:
     lines = [{"t": t, "loss": math.exp(-t / 100), "orthogonality_P": [1 / t] * 36} for t in range(10, 200, 10)]
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_tables_show_our_numbers_and_a_click_leads_to_the_record(shown: Driver, 
     assert "AdaLoRA 0.3M, CoLA" in dialog.text
     told = facts(shown)
     (path,) = (results / "runs/minilm/cola/adalora").glob("**/metrics.json")
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     for section in ("final", "best", "params", "budget", "time", "memory", "progress"):
         assert set(flat(record[section], f".{section}").items()) <= {*told, (section, "{}")}
     for section in ("settings", "key", "environment", "data"):

@@ -55,7 +55,9 @@ def tree(folder: Path) -> dict[str, bytes]:
 def adalora_run(project: Path, *words: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "adalora_repro.run", *words]
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=project, env=environment, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert done.returncode == EXIT_OK, done.stderr
     return done.stdout
 
@@ -137,14 +139,14 @@ def test_a_later_choice_replaces_the_learning_rate_alone(project: Path, capsys: 
     assert tree(project / "conf") == before
 
     path = project / "conf" / "tuned" / "lr" / "cola_lora_0.3M_minilm.yaml"
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     mine = ["  weight_decay: 0.1  # mine", "train:", "  epochs: 3"]
-    path.write_text("\n".join([*lines[:4], "  warmup_steps: 7", *lines[4:], *mine]) + "\n")
+    path.write_text("\n".join([*lines[:4], "  warmup_steps: 7", *lines[4:], *mine]) + "\n", encoding="utf-8")
     for seed in (0, 1):
         save(Path("results"), make(0.9, lr=5e-3, seed=seed))
     assert report.main(["choose", "table1", "--write"]) == EXIT_OK
     assert f"wrote {path}: optim.lr 5e-3; before: 1.0e-3" in capsys.readouterr().out
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert "  lr: 5.0e-3  # chosen 2026-01-31; edge of its grid: widen it; before: 1.0e-3\n" in text
     assert OmegaConf.to_container(OmegaConf.create(text)) == {
         "optim": {"warmup_steps": 7, "lr": 5e-3, "weight_decay": 0.1},
@@ -168,12 +170,12 @@ def test_a_later_choice_replaces_the_learning_rate_alone(project: Path, capsys: 
 def test_a_file_written_otherwise_is_left_alone(project: Path, capsys: Captured, content: str) -> None:
     path = project / "conf" / "tuned" / "lr" / "cola_lora_0.3M_minilm.yaml"
     path.parent.mkdir()
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     assert report.main(["choose", "table1", "--write"]) == EXIT_BAD_INPUT
     out, err = capsys.readouterr()
     assert err.startswith(f"adalora-report: error: {path} has not one line '  lr: NUMBER' below 'optim:'")
     assert len(err.splitlines()) == 1
-    assert path.read_text() == content
+    assert path.read_text(encoding="utf-8") == content
     assert "cola_lora_1.2M_minilm.yaml" in out  # the others are written
 
 
@@ -182,7 +184,7 @@ def test_what_cannot_be_kept_is_refused(project: Path, capsys: Captured) -> None
     assert "conf/script" in capsys.readouterr().err
     save(Path("results"), make(0.5, lr=1e-3, budget="r3"))
     save(Path("results"), make(0.6, lr=2e-3, budget="r3"))
-    (project / "conf" / "tuned" / "lr").write_text("a file where the folder should be")
+    (project / "conf" / "tuned" / "lr").write_text("a file where the folder should be", encoding="utf-8")
     assert report.main(["choose", "table1", "--write"]) == EXIT_BAD_INPUT
     out, err = capsys.readouterr()
     assert "--write: cannot write" in err
@@ -220,13 +222,15 @@ def test_watch_redraws_until_ctrl_c(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "adalora_repro.report", "status", "--watch", "0.2"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=slave, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=slave, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
     os.close(slave)
     seen = read_until(master, "1 of the paper's 96 cells done")
     assert seen.startswith("\x1b[?1049h\x1b[H\x1b[2J")
     broken = tmp_path / "results" / "runs" / "x"
     broken.mkdir()
-    (broken / "metrics.json").write_text("{")
+    (broken / "metrics.json").write_text("{", encoding="utf-8")
     save(tmp_path / "results", make(0.3, task="rte"))  # while it looks
     read_until(master, "2 of the paper's 96 cells done")
     read_until(master, "adalora-report: skipped: results/runs/x/metrics.json")

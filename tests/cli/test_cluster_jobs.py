@@ -56,7 +56,7 @@ def slurm(tiny: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     commands.mkdir()
     for name, text in {"sbatch": SBATCH, "srun": SRUN, "squeue": SQUEUE, "scancel": SCANCEL}.items():
         path = commands / name
-        path.write_text(text.replace("{state}", str(state)))
+        path.write_text(text.replace("{state}", str(state)), encoding="utf-8")
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -167,7 +167,7 @@ def test_detached_runs_are_submitted_once_and_cancelled(tiny: Cli, cli: Cli, slu
     assert list(kept.runs) == ["7_0", "7_1"]
     assert [f"seed={seed}" in run["words"] for seed, run in enumerate(kept.runs.values())] == [True, True]
     assert not any(word.startswith(("launch", "hydra")) for run in kept.runs.values() for word in run["words"])
-    script = (slurm / "script").read_text()
+    script = (slurm / "script").read_text(encoding="utf-8")
     for line in (
         "--array=0-1%2",
         "--partition=gpu",
@@ -188,10 +188,10 @@ def test_detached_runs_are_submitted_once_and_cancelled(tiny: Cli, cli: Cli, slu
     assert last_line(more) == "sweep: 1 submitted, 1 in the queue already"
     assert list(submission()[1].runs) == ["7"]  # one run is no array
 
-    (slurm / "queue").write_text("7_0\n7_1\n")
+    (slurm / "queue").write_text("7_0\n7_1\n", encoding="utf-8")
     assert "cancelled: job 7, 2 running" in cli("cancel", "7").out
-    assert (slurm / "scancel").read_text() == "7\n"
-    assert (slurm / "queue").read_text() == ""
+    assert (slurm / "scancel").read_text(encoding="utf-8") == "7\n"
+    assert (slurm / "queue").read_text(encoding="utf-8") == ""
 
 
 def test_detached_stages_wait_for_each_other(tiny: Cli, slurm: Path) -> None:
@@ -230,10 +230,10 @@ def test_tasks_run_and_report_to_who_waits(tiny: Cli, slurm: Path, monkeypatch: 
     (line,) = (line for line in done.out.splitlines() if line.startswith("failed: "))
     assert line.endswith("slurm/7_1_0_log.err)")
     for _ in range(600):  # a task ends after it has left its result
-        if (slurm / "queue").read_text() == "":
+        if (slurm / "queue").read_text(encoding="utf-8") == "":
             break
         time.sleep(0.1)
-    assert set((slurm / "ended").read_text().splitlines()) == {"7_0 0", "7_1 1"}
+    assert set((slurm / "ended").read_text(encoding="utf-8").splitlines()) == {"7_0 0", "7_1 1"}
     assert last_line(tiny(*WORDS, "optim.lr=1e-3")) == "sweep: 1 already done"
 
 
@@ -296,5 +296,5 @@ def test_ctrl_c_leaves_the_runs_in_the_queue(tiny: Cli, slurm: Path, monkeypatch
     assert done.err == "the runs go on without this process\n"
     assert last_line(done) == "sweep: 2 submitted"
     assert not (slurm / "scancel").exists()
-    kept = json.loads(submission()[0].read_text())
+    kept = json.loads(submission()[0].read_text(encoding="utf-8"))
     assert kept["cancelled"] is None

@@ -51,7 +51,9 @@ def in_process(words: tuple[str, ...], spoil: Callable[[], None], tmp_path: Path
     child.kill()
     child.join()
     assert child.exitcode is not None
-    return Outcome(child.exitcode, Path("out.txt").read_text(), Path("err.txt").read_text())
+    return Outcome(
+        child.exitcode, Path("out.txt").read_text(encoding="utf-8"), Path("err.txt").read_text(encoding="utf-8")
+    )
 
 
 # -- comparing -----------------------------------------------------------------------------------------------------
@@ -109,7 +111,7 @@ def small_disk(cli: Cli) -> Iterator[Path]:
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
     except OSError as error:
         pytest.skip(f"no mount: {error}")
     if done.returncode:
@@ -276,7 +278,7 @@ def test_a_run_that_another_process_took_over_is_left_to_it(
         if how == "finished":
             shutil.copy(theirs, folder)
         else:
-            (folder / lock.NAME).write_text(json.dumps(ELSEWHERE))
+            (folder / lock.NAME).write_text(json.dumps(ELSEWHERE), encoding="utf-8")
         seen.update(everything(folder))
 
     with monkeypatch.context() as patch:
@@ -302,14 +304,14 @@ def test_a_sweep_meets_a_lock_of_another_machine(tiny: Cli, monkeypatch: pytest.
     words = ("task=rte", "method=bitfit")
     folder = Path(re.search(r"^folder: (.*)$", tiny(*words, "dry_run=true").out, re.MULTILINE)[1])  # type: ignore[index]
     folder.mkdir(parents=True)
-    (folder / lock.NAME).write_text(json.dumps(ELSEWHERE))
+    (folder / lock.NAME).write_text(json.dumps(ELSEWHERE), encoding="utf-8")
     monkeypatch.setattr(lock, "LOOK_S", 0.001)
     monkeypatch.setattr(lock, "LEASE_S", 0.01)
     look, beats = lock.look, iter(range(1000))
 
     def beating(path: Path) -> Any:
         if alive:
-            path.write_text(json.dumps(ELSEWHERE | {"beat": next(beats)}))
+            path.write_text(json.dumps(ELSEWHERE | {"beat": next(beats)}), encoding="utf-8")
         return look(path)
 
     with monkeypatch.context() as patch:
@@ -380,7 +382,9 @@ def test_five_hundred_records_in_one_moment(tmp_path: Path, capsys: pytest.Captu
     """Two hundred processes write them, two read all the while: tables and status."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", MANY, str(ROOT / "tests")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     found, refused = records.read_all(tmp_path / "results")

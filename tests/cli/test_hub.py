@@ -38,7 +38,7 @@ def hub_cache(tmp_path_factory) -> Path:
     snapshot = repository / "snapshots" / backbone.revision
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(backbone.revision)
+    (repository / "refs" / "main").write_text(backbone.revision, encoding="utf-8")
 
     save_deberta(snapshot)
     return root
@@ -54,6 +54,7 @@ def adalora_run(tmp_path: Path, hub: Path, *arguments: str) -> subprocess.Comple
         capture_output=True,
         text=True,
         timeout=300,
+        encoding="utf-8",
     )
 
 
@@ -221,7 +222,7 @@ def bart_folder(folder: Path, kind: str) -> dict[str, torch.Tensor]:
     else:
         torch.save(weights, folder / "pytorch_model.bin")
     config = {"model_type": model_type, "architectures": ["BartModel"]} | architecture | SAYS
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
     rows = sample.generate("xsum", "train", {"train": 100, "validation": 10}, 0)
     tokenizer = ByteLevelBPETokenizer()

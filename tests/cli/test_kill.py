@@ -55,7 +55,9 @@ sys.exit(main())
 def start(cache: Path, command: tuple[str, ...] = COMMAND) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-c", SLOWLY, *command, f"data.cache_dir={cache}"]
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
 
 
 def wait_for_checkpoints(process: subprocess.Popen[str], count: int) -> None:

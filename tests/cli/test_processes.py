@@ -139,17 +139,17 @@ def process(jobs: str) -> None:
     """What torchrun starts: makes the runs of a file, one after the other."""
     constants.HF_HUB_OFFLINE = True
     seen = []
-    for job in json.loads(Path(jobs).read_text()):
+    for job in json.loads(Path(jobs).read_text(encoding="utf-8")):
         with watched_steps() as steps, pytest.MonkeyPatch.context() as patch:
             if job["stop"]:
                 stop_after(0.0, 2, patch)
             seen.append({"code": main(job["words"]), "steps": steps})
-    Path(f"seen.{os.environ['RANK']}.json").write_text(json.dumps(seen))
+    Path(f"seen.{os.environ['RANK']}.json").write_text(json.dumps(seen), encoding="utf-8")
 
 
 def slowly(words: list[str]) -> int:
     """adalora-run, but every step takes a while, so that the moment of a signal can be chosen."""
-    Path(f"pid.{os.environ['RANK']}").write_text(str(os.getpid()))
+    Path(f"pid.{os.environ['RANK']}").write_text(str(os.getpid()), encoding="utf-8")
     step = train.step
 
     def waiting(loop: train.Loop, batches: list[Any]) -> torch.Tensor:
@@ -182,7 +182,9 @@ def accelerate(count: int, *words: str) -> list[str]:
 def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     words = [sys.executable, "-m", *command]
-    child = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
     try:
         yield child
     finally:
@@ -218,13 +220,13 @@ def divided(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[d
     runs += [[*CASES["adalora"], ACCUMULATED, "results.dir=accumulated"], runs[0], DIVERGED]
     jobs = [{"words": [*words, cache], "stop": False} for words in runs]
     jobs += [{"words": [*STOPPED, cache], "stop": stop} for stop in (True, False)]
-    (work / "jobs.json").write_text(json.dumps(jobs))
+    (work / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
         with started(torchrun(2, __file__, "process", "jobs.json")) as child:
             done = finish(child)
     assert done.code == EXIT_OK, done.err
-    return work, [json.loads((work / f"seen.{rank}.json").read_text()) for rank in range(2)], done
+    return work, [json.loads((work / f"seen.{rank}.json").read_text(encoding="utf-8")) for rank in range(2)], done
 
 
 @pytest.fixture
@@ -267,7 +269,7 @@ def same_results(found: Run, expected: Run) -> None:
 def content(path: Path) -> Any:
     if path.suffix == ".json":
         return json.loads(path.read_bytes())
-    with gzip.open(path, "rt") as file:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     ids = [row["id"] for row in rows if "id" in row]
     assert len(set(ids)) == len(ids)
@@ -361,7 +363,7 @@ def test_wrong_input_is_told_once_and_leaves_nothing(tmp_path: Path, monkeypatch
     for split in sizes:
         Path("broken/cola").mkdir(parents=True, exist_ok=True)
         rows = [*sample.generate("cola", split, sizes, 0), {"sentence": "x", "label": 7}]
-        with gzip.open(Path("broken/cola") / f"{split}.jsonl.gz", "wt") as file:
+        with gzip.open(Path("broken/cola") / f"{split}.jsonl.gz", "wt", encoding="utf-8") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
     words = words_of("task=cola", "method=lora", f"data.cache_dir={tmp_path / 'cache'}", "data=local")
     words += ["optim.lr=-1", "data.dir=broken"] if where == "the command" else ["data.dir=broken"]
@@ -383,7 +385,7 @@ def test_a_folder_that_another_run_holds(tmp_path: Path, monkeypatch: Any, cli: 
     folder = only_run().folder
     (folder / records.RECORD_NAME).unlink()
     before = sorted(path.name for path in folder.iterdir())
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         command = torchrun(2, "-m", "adalora_repro.run", *words, f"data.cache_dir={tmp_path / 'cache'}")
         with started(command) as child:
@@ -421,12 +423,12 @@ def interrupted(count: int, whom: str, signum: int, cache: str) -> Outcome:
     """``count`` processes; the process, or the launcher, gets a signal after the next checkpoint."""
     with started(torchrun(count, __file__, "slowly", *LONG, cache)) as child:
         wait_for_a_checkpoint(child)
-        os.kill(child.pid if whom == "launcher" else int(Path(whom).read_text()), signum)
+        os.kill(child.pid if whom == "launcher" else int(Path(whom).read_text(encoding="utf-8")), signum)
         done = finish(child)
     assert done.code != EXIT_OK
     for rank in range(count):
         with pytest.raises(ProcessLookupError):
-            os.kill(int(Path(f"pid.{rank}").read_text()), 0)
+            os.kill(int(Path(f"pid.{rank}").read_text(encoding="utf-8")), 0)
     assert not (only_run().folder / ".lock").exists()
     return done
 

@@ -111,7 +111,13 @@ def test_the_activation_script_is_the_makefiles() -> None:
 def test_make(command: str) -> None:
     assert shutil.which("make"), "make is needed"
     done = subprocess.run(
-        ["make", "--dry-run", *split(command)[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        ["make", "--dry-run", *split(command)[1:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        encoding="utf-8",
     )
     assert done.returncode == EXIT_OK, done.stderr
 
@@ -255,6 +261,7 @@ def test_adding(extended: Path) -> None:
             text=True,
             timeout=300,
             check=False,
+            encoding="utf-8",
         )
         assert done.returncode == EXIT_OK, f"{command}: {done.stderr}"
         printed[command] = done.stdout
@@ -272,7 +279,9 @@ def test_files_of_adding_are_linted(extended: Path) -> None:
         pytest.skip("ruff is not installed")
     names = [name for name, _ in FILE_BLOCK.findall(ADDING.read_text(encoding="utf-8")) if name.endswith(".py")]
     options = ["check", "--no-cache", "--config", str(ROOT / "pyproject.toml")]
-    done = subprocess.run([ruff, *options, *names], cwd=extended, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [ruff, *options, *names], cwd=extended, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert done.returncode == EXIT_OK, done.stdout
 
 

@@ -45,7 +45,9 @@ def run(*words: str) -> int:
 def subprocess_report(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "adalora_repro.report", *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False, encoding="utf-8"
+    )
 
 
 def test_table1(results: Path, capsys: Captured) -> None:
@@ -127,15 +129,15 @@ def test_a_file_is_replaced_only_when_told_to(results: Path, capsys: Captured, w
     printed = capsys.readouterr().out
     Path("empty").touch()  # of mktemp, say
     assert run(*words, "--out", "empty") == EXIT_OK
-    assert Path("empty").read_text() == printed
-    Path("mine").write_text("mine")
+    assert Path("empty").read_text(encoding="utf-8") == printed
+    Path("mine").write_text("mine", encoding="utf-8")
     Path("link").symlink_to("mine")
     for name in ("mine", "link"):
         assert run(*words, "--out", name) == EXIT_BAD_INPUT
         assert f"'{name}' is there already; --overwrite replaces it" in capsys.readouterr().err
-        assert Path("mine").read_text() == "mine"
+        assert Path("mine").read_text(encoding="utf-8") == "mine"
     assert run(*words, "--out", "link", "--overwrite") == EXIT_OK
-    assert Path("mine").read_text() == printed
+    assert Path("mine").read_text(encoding="utf-8") == printed
     assert Path("link").is_symlink()
 
 
@@ -170,7 +172,7 @@ def test_results_folder_elsewhere(results: Path, tmp_path: Path, capsys: Capture
 def test_damaged_and_copied_files_are_named_and_not_averaged_in(results: Path, capsys: Captured) -> None:
     damaged = results / "runs" / "x" / "metrics.json"
     damaged.parent.mkdir()
-    damaged.write_text('{"final": ')
+    damaged.write_text('{"final": ', encoding="utf-8")
     good = next((results / "runs").glob("minilm/cola/lora/*/*seed0*/metrics.json"))
     copied = good.parent.with_name("copy") / "metrics.json"
     copied.parent.mkdir()
@@ -252,7 +254,7 @@ def test_a_backbone_of_the_configuration_needs_no_record(results: Path, capsys: 
 
 
 def test_a_failing_write_keeps_the_old_table(results: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    Path("t.md").write_text("old")
+    Path("t.md").write_text("old", encoding="utf-8")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -261,7 +263,7 @@ def test_a_failing_write_keeps_the_old_table(results: Path, monkeypatch: pytest.
         patch.setattr(os, "fsync", full)
         assert run("table1", "--out", "t.md", "--overwrite") == EXIT_BAD_INPUT
     assert "No space left on device" in capsys.readouterr().err
-    assert Path("t.md").read_text() == "old"
+    assert Path("t.md").read_text(encoding="utf-8") == "old"
     assert sorted(os.listdir()) == ["results", "t.md"]
 
 
@@ -314,7 +316,8 @@ def test_help_shows_examples_and_every_report(capsys: Captured) -> None:
 def test_a_module_with_a_spec_is_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "table99.py").write_text(
         "import dataclasses\nfrom adalora_repro.tables.table1 import SPEC as ONE\n"
-        "SPEC = dataclasses.replace(ONE, name='table99')\n"
+        "SPEC = dataclasses.replace(ONE, name='table99')\n",
+        encoding="utf-8",
     )
     monkeypatch.setattr(tables, "__path__", [*tables.__path__, str(tmp_path)])
     try:
@@ -328,7 +331,8 @@ def test_a_module_with_a_report_is_one_too(monkeypatch: pytest.MonkeyPatch, tmp_
         "from adalora_repro.tables.base import Report\n"
         "def make(request):\n"
         "    return f'{request.args.twice} {min(request.specs, key=len)}'.encode(), ['one was refused']\n"
-        "REPORT = Report('count99', 'counts', lambda parser: parser.add_argument('--twice'), make, reads='results')\n"
+        "REPORT = Report('count99', 'counts', lambda parser: parser.add_argument('--twice'), make, reads='results')\n",
+        encoding="utf-8",
     )
     monkeypatch.setattr(tables, "__path__", [*tables.__path__, str(tmp_path)])
     try:
@@ -336,7 +340,7 @@ def test_a_module_with_a_report_is_one_too(monkeypatch: pytest.MonkeyPatch, tmp_
         assert "--out FILE" in capsys.readouterr().err
         assert report.main(["count99", "--twice", "x", "--out", str(tmp_path / "made")]) == EXIT_OK
         assert "one was refused" in capsys.readouterr().err
-        assert (tmp_path / "made").read_text() == "x table1"
+        assert (tmp_path / "made").read_text(encoding="utf-8") == "x table1"
         assert report.main(["count99", "--backbone", "minilm"]) == EXIT_BAD_INPUT
     finally:
         sys.modules.pop("adalora_repro.tables.count99", None)
@@ -373,6 +377,7 @@ def test_imports_nothing_heavy(results: Path, tmp_path: Path) -> None:
         text=True,
         timeout=60,
         check=True,
+        encoding="utf-8",
     )
     exit_code, modules = json.loads(done.stderr)
     assert exit_code == EXIT_OK
@@ -410,6 +415,7 @@ def test_make_has_a_target_for_every_table() -> None:
             text=True,
             timeout=60,
             check=True,
+            encoding="utf-8",
         )
         return done.stdout
 

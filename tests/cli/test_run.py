@@ -100,7 +100,7 @@ def recomputed(folder: Path, task: str) -> dict[str, float]:
     for suffix, split in {"mnli": {"_m": "validation_matched", "_mm": "validation_mismatched"}}.get(
         task, {"": "validation"}
     ).items():
-        with gzip.open(folder / f"predictions.{split}.jsonl.gz", "rt") as file:
+        with gzip.open(folder / f"predictions.{split}.jsonl.gz", "rt", encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
         labels, predicted = [row["label"] for row in rows], [row["prediction"] for row in rows]
         assert len(rows) == 32
@@ -163,7 +163,9 @@ def test_a_finished_run_is_not_run_again(tiny: Cli) -> None:
         "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)), code)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert child.stdout.splitlines() == [line, "[] 0"]
     assert (path.stat().st_mtime_ns, path.read_bytes()) == before
 
@@ -177,7 +179,9 @@ def test_a_plan_imports_no_compiler() -> None:
         "print(sorted({'torch._dynamo', 'datasets', 'accelerate'} & set(sys.modules)), code)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert child.stdout.splitlines()[-1] == "[] 0"
 
 
@@ -205,9 +209,9 @@ def test_what_is_set_aside_never_takes_the_place_of_what_was(tiny: Cli) -> None:
 
     def mark(number: int) -> None:
         """So that the files of each run, which measure the same, can be told apart."""
-        (folder / "log.jsonl").write_text(f"log {number}")
+        (folder / "log.jsonl").write_text(f"log {number}", encoding="utf-8")
         for name in ("final", "best"):
-            (folder / name / "mark").write_text(f"{name} {number}")
+            (folder / name / "mark").write_text(f"{name} {number}", encoding="utf-8")
 
     mark(0)
     (folder / "metrics.json").unlink()  # by hand
@@ -218,7 +222,7 @@ def test_what_is_set_aside_never_takes_the_place_of_what_was(tiny: Cli) -> None:
         assert done.code == EXIT_OK
         assert "Traceback" not in done.err
     for number in (0, 1, 2):
-        assert (folder / f"log.old-{number + 1}.jsonl").read_text() == f"log {number}"
+        assert (folder / f"log.old-{number + 1}.jsonl").read_text(encoding="utf-8") == f"log {number}"
         for name in ("final", "best"):
             assert kept(folder / f"{name}.old-{number + 1}")["mark"] == f"{name} {number}".encode()
     assert sorted(path.name for path in folder.iterdir()) == sorted(
@@ -238,7 +242,7 @@ def test_predictions_belong_to_the_evaluation_that_they_are_named_for(tiny: Cli)
     run = only_run()
     rows = sample.generate("sst2", "validation", {"train": 64, "validation": 32}, 0)
     for folder, entry in (("final", run.record.final), ("best", run.record.best)):
-        with gzip.open(run.folder / folder / "predictions.validation.jsonl.gz", "rt") as file:
+        with gzip.open(run.folder / folder / "predictions.validation.jsonl.gz", "rt", encoding="utf-8") as file:
             found = [json.loads(line) for line in file]
         assert [row["label"] for row in found] == [row["label"] for row in rows]
         assert recomputed(run.folder / folder, "sst2") == entry["metrics"]
@@ -334,7 +338,7 @@ def test_bad_rows_left_out_leave_the_run_of_the_good_ones(
 
 
 def skipped(results: str) -> dict[str, list[str]]:
-    return json.loads((only_run(results).folder / "skipped.json").read_text())
+    return json.loads((only_run(results).folder / "skipped.json").read_text(encoding="utf-8"))
 
 
 def test_all_bad_rows_are_named_beside_the_record(tiny: Cli, broken_data: list[str]) -> None:
@@ -353,7 +357,7 @@ def test_all_bad_rows_are_named_beside_the_record(tiny: Cli, broken_data: list[s
     assert only_run("a").folder.relative_to("a") == only_run("c").folder.relative_to("c")  # the same rows: the same run
     (only_run("a").folder / "metrics.json").unlink()
     assert tiny(*broken_data, *SKIP, "train.max_steps=3", "results.dir=a").code == EXIT_OK
-    assert json.loads((only_run("a").folder / "skipped.old-1.json").read_text()) == skipped("a")
+    assert json.loads((only_run("a").folder / "skipped.old-1.json").read_text(encoding="utf-8")) == skipped("a")
 
 
 def test_the_settings_of_the_record_are_those_the_loop_used(
@@ -617,7 +621,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tiny: Cli, monkeyp
     assert record.error == "NonFiniteLossError: the loss is nan at step 3; a lower optim.lr may help"
     assert record.final is None
     assert done.err.splitlines()[-1] == f"adalora-run: failed: {record.error}  ({run.folder})"
-    assert "NonFiniteLossError" in (run.folder / "error.txt").read_text()
+    assert "NonFiniteLossError" in (run.folder / "error.txt").read_text(encoding="utf-8")
     state, _ = checkpoint.load(run.folder, record.key["hash"])
     assert state is not None
     assert state["t"] == 3  # the last step before
@@ -917,7 +921,7 @@ def test_a_checkpoint_from_before_there_was_a_format_is_read(tiny: Cli, stopped:
 
 def test_force_starts_over_and_keeps_what_was_there(tiny: Cli, stopped: tuple[str, ...]) -> None:
     folder = only_run().folder
-    (folder / "error.txt").write_text("a traceback")  # of a failure before
+    (folder / "error.txt").write_text("a traceback", encoding="utf-8")  # of a failure before
     names = (*checkpoint.NAMES, "error.txt")
     before = [(folder / name).read_bytes() for name in names]
     done = tiny(*stopped, "force=true")
@@ -940,7 +944,7 @@ def test_two_processes_do_not_train_the_same_run(tiny: Cli, stopped: tuple[str, 
     import fcntl
 
     folder = only_run().folder
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = tiny(*stopped)
         assert done.code == EXIT_BAD_INPUT

@@ -28,7 +28,7 @@ NONE: dict[str, list[Any]] = {"text": [], "answer_start": []}
 def content(run: Run, moment: str = "final") -> dict[str, Any]:
     folder = run.folder / moment
     files: dict[str, Any] = {path.name: json.loads(path.read_bytes()) for path in folder.glob("*.json")}
-    with gzip.open(folder / "nbest.jsonl.gz", "rt") as file:
+    with gzip.open(folder / "nbest.jsonl.gz", "rt", encoding="utf-8") as file:
         return files | {"nbest.jsonl.gz": [json.loads(line) for line in file]}
 
 
@@ -133,7 +133,7 @@ def test_a_quick_look_counts_questions(tiny: Cli) -> None:
 def test_real_questions(tiny: Cli, task: str) -> None:
     rows = {}
     for split, count in (("train", 12), ("validation", 10)):
-        with gzip.open(REAL_DATA / task / f"{split}.jsonl.gz", "rt") as file:
+        with gzip.open(REAL_DATA / task / f"{split}.jsonl.gz", "rt", encoding="utf-8") as file:
             lines = [json.loads(line) for line in file]
         rows[split] = lines[:: len(lines) // count][:count]
     done = tiny(*local_rows(rows, task), "task.max_length=384", "task.stride=128")
@@ -218,7 +218,7 @@ def test_bad_rows_left_out_are_counted(tiny: Cli, monkeypatch: pytest.MonkeyPatc
         record = only_run(results).record
         assert record.data["skipped"] == {"train": 10, "validation": 2}
         assert record.data["rows"] == {"train": 2, "validation": 1}
-        skipped = json.loads((only_run(results).folder / "skipped.json").read_text())
+        skipped = json.loads((only_run(results).folder / "skipped.json").read_text(encoding="utf-8"))
         assert {split: len(lines) for split, lines in skipped.items()} == record.data["skipped"]
         assert validation.endswith("; ".join(skipped["validation"]))
         assert all(line.startswith("data/squad_v2/train.jsonl.gz:") for line in skipped["train"][:8])

@@ -48,7 +48,7 @@ def summaries(tiny: Cli) -> Cli:
 
 
 def predictions(run: Run, folder: str = "final") -> list[dict[str, Any]]:
-    with gzip.open(run.folder / folder / "predictions.jsonl.gz", "rt") as file:
+    with gzip.open(run.folder / folder / "predictions.jsonl.gz", "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
@@ -250,7 +250,7 @@ def test_bad_rows_are_left_out_on_demand(summaries: Cli, tmp_path: Path, caplog:
         f"{path / 'train.jsonl.gz'}:2: id 'n2': the document is empty; "
     )
     assert train_told.endswith(" and 6 more, see skipped.json")
-    skipped = json.loads((only_run().folder / "skipped.json").read_text())
+    skipped = json.loads((only_run().folder / "skipped.json").read_text(encoding="utf-8"))
     assert [len(skipped[split]) for split in ("train", "validation")] == [9, 2]
     assert "; ".join(skipped["train"][:3]) in train_told
     assert validation_told.endswith("; ".join(skipped["validation"]))

@@ -66,7 +66,7 @@ def save(plan: planning.Plan, score: float, held_out: float | None = None) -> No
 def held(folder: Path) -> Iterator[None]:
     """As if another process trained there."""
     folder.mkdir(parents=True)
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
         (folder / ".lock").unlink()
@@ -169,7 +169,13 @@ def test_a_reader_who_has_seen_enough_does_not_stop_a_sweep(tmp_path: Path) -> N
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "adalora_repro.run", *words]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -215,7 +221,13 @@ def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "adalora_repro.run", *words]
     both = [
         subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
         )
         for _ in range(2)
     ]
@@ -349,7 +361,7 @@ def test_a_cell_without_a_first_stage_is_left_out_by_name(tiny: Cli, monkeypatch
     assert last_line(done) == "sweep: 3 done, 7 failed, 2 left out"
 
     held_folder = next(run.folder for run in find_runs("a") if run.record.key["lr"] == 1e-4)
-    with (held_folder / ".lock").open("w") as lock:
+    with (held_folder / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = tiny(*words, "results.dir=a", "method=bitfit", "optim.lr=1e-4,1e-3")
     assert "stage 2, rte bitfit: left out, another process trains 1 of the 2 runs to choose from\n" in done.out

@@ -48,14 +48,16 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pip(*words: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def program(target: Path, cwd: Path, name: str, *words: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(target / "bin" / name), *words]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -88,7 +90,13 @@ def test_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
     code = "import adalora_repro; print(adalora_repro.__file__)"
     environment = os.environ | {"PYTHONPATH": str(installed)}
     found = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
     )
     assert Path(found.stdout.strip()).is_relative_to(installed)  # and not the checkout
     text = program(installed, tmp_path, "adalora-run", "--help")

@@ -92,7 +92,7 @@ class Shell:
 
     def __init__(self, folder: Path) -> None:
         (folder / "custom").mkdir()
-        (folder / "custom" / "sitecustomize.py").write_text(CUSTOM)
+        (folder / "custom" / "sitecustomize.py").write_text(CUSTOM, encoding="utf-8")
         self.folder = folder
         paths = [str(folder / "custom"), str(ROOT)]
         self.environment = os.environ | {
@@ -111,6 +111,7 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
         )
 
     def run(self, *words: str, slow: str = "") -> tuple[int, str, str]:
@@ -136,7 +137,7 @@ class Shell:
 
     def log(self, seed: int, results: str = "results") -> list[Any]:
         folder = records.run_folder(self.folder / results, self.records(results)[seed].key)
-        return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def checkpoint(self, seed: int) -> bool:
         found = self.records()
@@ -158,7 +159,7 @@ def until(what: Callable[[], object], describe: Callable[[], object] = lambda: "
 
 
 def squeue() -> str:
-    return subprocess.run(["squeue", "-r"], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(["squeue", "-r"], capture_output=True, text=True, check=True, encoding="utf-8").stdout
 
 
 def test_a_sweep_of_which_some_tasks_are_ended(shell: Shell) -> None:
@@ -168,7 +169,7 @@ def test_a_sweep_of_which_some_tasks_are_ended(shell: Shell) -> None:
         until(lambda seed=seed: shell.checkpoint(seed), lambda: (squeue(), shell.records()))  # type: ignore[misc]
     os.kill(shell.records()[KILLED].progress["pid"], signal.SIGKILL)
     (submission,) = (shell.folder / "results").glob("sweeps/*/submitted-*.json")
-    job = json.loads(submission.read_text())["job"]
+    job = json.loads(submission.read_text(encoding="utf-8"))["job"]
     subprocess.run(["scancel", "--signal=USR2", f"{job}_{PREEMPTED}"], check=True)
     subprocess.run(["scontrol", "requeue", f"{job}_{REQUEUED}"], check=True)
     until(lambda: shell.records()[PREEMPTED].status == "cancelled")
@@ -177,7 +178,9 @@ def test_a_sweep_of_which_some_tasks_are_ended(shell: Shell) -> None:
     assert sweep.returncode == 143, (out, err)
     assert out.splitlines()[-1] == "sweep: 4 done, 1 failed, 1 interrupted"
     assert err == ""
-    logs = {seed: (submission.parent / "slurm" / f"{job}_{seed}_0_log.err").read_text() for seed in range(6)}
+    logs = {
+        seed: (submission.parent / "slurm" / f"{job}_{seed}_0_log.err").read_text(encoding="utf-8") for seed in range(6)
+    }
     for seed in (PREEMPTED, REQUEUED):
         assert "resuming results/runs/" in logs[seed]
     assert "Caught signal SIGUSR2" in logs[PREEMPTED]

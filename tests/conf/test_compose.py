@@ -138,7 +138,7 @@ def test_every_file_in_conf_is_reachable(choice: str) -> None:
 def command_lines() -> list[tuple[str, str]]:
     found = []
     for path in sorted(CONF.rglob("*.yaml")):  # those of sweeps/: test_sweeps.py
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             if match := re.match(r"\s*(?:#\s*(?:Command:)?)?\s*(adalora-run .*)", line):
                 command = re.split(r"\s{2,}", match[1])[0]
                 if "=" in command and "=TASK" not in command:
@@ -183,7 +183,13 @@ def adalora_run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=cwd, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
     )
 
 
@@ -371,7 +377,9 @@ def published() -> dict[str, records.RunRecord]:
 
 def published_commands() -> list[str]:
     """The commands of docs/results.md, one for each run."""
-    commands = re.findall(r"^adalora-run (?:-m )?(.*)$", (ROOT / "docs" / "results.md").read_text(), re.MULTILINE)
+    commands = re.findall(
+        r"^adalora-run (?:-m )?(.*)$", (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     found = []
     for words in map(str.split, commands):
         lists = [[f"{word.partition('=')[0]}={value}" for value in word.partition("=")[2].split(",")] for word in words]

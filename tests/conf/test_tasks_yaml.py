@@ -21,7 +21,7 @@ ORIGIN = re.compile(r"^ +(\w+): .*  # (paper, (?:Table (?:8|10|13)|section 4\.3)
 
 
 def table(name: str) -> list[dict[str, str]]:
-    with (PAPER / name).open(newline="") as file:
+    with (PAPER / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -35,7 +35,7 @@ def values(path: Path) -> dict[str, Any]:
 
 def origins(path: Path) -> dict[str, str]:
     """Key -> origin that its end-of-line comment names."""
-    found = (ORIGIN.match(line) for line in path.read_text().splitlines())
+    found = (ORIGIN.match(line) for line in path.read_text(encoding="utf-8").splitlines())
     return {match[1]: match[2] for match in found if match}
 
 
@@ -175,7 +175,7 @@ def test_a_script_s_file_names_the_value_of_the_paper(name: str) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_headers_and_origins(path: Path) -> None:
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     header = lines[: next(index for index, line in enumerate(lines) if not line.startswith("#"))]
     assert header[0] == "# @package _global_"
     text = "\n".join(header)
@@ -214,7 +214,9 @@ def test_scores_to_expect_are_the_paper_s(task: str) -> None:
     source = {"glue": "table1_glue.csv", "qa": "table2_squad.csv", "nlg": "table3_summarization.csv"}
     rows = {row["budget"]: row for row in table(source[task_config(task).task.budgets]) if row["method"] == "adalora"}
     for path in (CONF / "task" / f"{task}.yaml", tuned(task)):
-        line = next(line for line in path.read_text().splitlines() if line.startswith("# Score to expect"))
+        line = next(
+            line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# Score to expect")
+        )
         found = re.findall(r"([\d.]+(?: / [\d.]+)*) at ([\d.]+[M%])", line)
         assert len(found) == 2
         for scores, budget in found:

@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_refused_before_training(changes: dict[str, Any], t
 
 
 def test_a_file_that_is_no_record_and_two_sizes_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text("{")
+    (tmp_path / "metrics.json").write_text("{", encoding="utf-8")
     for place in (tmp_path, tmp_path / "metrics.json", tmp_path / "else"):
         with pytest.raises(InputError, match=r"^method\.rank_pattern: .*"):
             resolved(place)

@@ -428,7 +428,7 @@ def test_predictions_are_those_of_the_slow_procedure(tmp_path: Path, name: str, 
 
 @needs_real_data
 def test_predictions_of_real_questions_are_those_of_the_slow_procedure(tmp_path: Path) -> None:
-    with gzip.open(REAL_DATA / "squad_v2" / "validation.jsonl.gz", "rt") as file:
+    with gzip.open(REAL_DATA / "squad_v2" / "validation.jsonl.gz", "rt", encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
     rows = lines[:: len(lines) // 3][:3]
     task, data = local(tmp_path, "squad_v2", rows)

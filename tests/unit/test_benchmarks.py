@@ -59,7 +59,7 @@ def test_it_runs(
     monkeypatch.setattr(sys, "argv", [name, *words, "--out", str(tmp_path)])
     assert module.main() == 0
     (written,) = tmp_path.glob("*.json")
-    content = json.loads(written.read_text())
+    content = json.loads(written.read_text(encoding="utf-8"))
     assert content["command"] == " ".join(["python -m", f"benchmarks.{name}", *words])
     assert content["environment"]["versions"]["torch"]
     assert all(math.isfinite(number) for number in numbers(content))
@@ -88,22 +88,24 @@ def test_the_accelerator_s_script_runs_every_part(tmp_path: Path) -> None:
 def test_curves_are_drawn_of_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["curves", "--out", str(tmp_path)])
     assert curves.main() == 1
-    (tmp_path / "reports.json").write_text(json.dumps({"cpu_s": {"100": {"table1": 0.2}, "5000": {"table1": 2.0}}}))
+    (tmp_path / "reports.json").write_text(
+        json.dumps({"cpu_s": {"100": {"table1": 0.2}, "5000": {"table1": 2.0}}}), encoding="utf-8"
+    )
     steps = {"batch": {"lora": {"4": [1.0, 9.0, 2.0], "8": [4.0]}, "adalora": {"4": [2.0], "8": [5.0]}}}
-    (tmp_path / "growth.json").write_text(json.dumps({"seconds": steps}))
+    (tmp_path / "growth.json").write_text(json.dumps({"seconds": steps}), encoding="utf-8")
     assert curves.panels(tmp_path) == [
         ("examples", "seconds of a step", {"lora": {4.0: 2.0, 8.0: 4.0}, "adalora": {4.0: 2.0, 8.0: 5.0}}),
         ("records", "CPU seconds", {"table1": {100.0: 0.2, 5000.0: 2.0}}),
     ]
     assert curves.main() == 0
-    assert "<svg" in (tmp_path / "growth.svg").read_text()
+    assert "<svg" in (tmp_path / "growth.svg").read_text(encoding="utf-8")
 
 
 def test_other_words_do_not_replace_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for words in ([], ["--only", "mnli"], []):
         monkeypatch.setattr(sys, "argv", ["/some/where/epoch.py", *words, "--out", str(tmp_path)])
         write(Namespace(out=tmp_path), "epoch", {"words": words})
-    found = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    found = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()}
     assert {name: content["words"] for name, content in found.items()} == {
         "epoch.json": [],
         "epoch_only_mnli.json": ["--only", "mnli"],

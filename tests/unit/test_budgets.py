@@ -240,7 +240,7 @@ def documented() -> list[tuple[str, str, list[str]]]:
     """(backbone, label, cells) of the table of matched budgets."""
     rows = [
         line.strip("| \n").split(" | ")
-        for line in DOCS.read_text().splitlines()
+        for line in DOCS.read_text(encoding="utf-8").splitlines()
         if re.match(r"\| \S+ \| [\d.]+[M%] \|", line)
     ]
     return [(backbone.strip("`"), label, cells) for backbone, label, *cells in rows]

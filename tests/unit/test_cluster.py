@@ -96,7 +96,7 @@ def test_what_is_written_is_read_again() -> None:
 )
 def test_a_damaged_file_is_refused_by_name(text: str) -> None:
     path = submitted("12", 0)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(RecordError, match=r"submitted-12\.json: "):
         cluster.read(path)
     assert len(cluster.queued(RESULTS, [])[1]) == 1

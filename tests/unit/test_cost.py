@@ -235,7 +235,7 @@ def test_copies_and_damaged_files_are_named_and_not_counted(tmp_path: Path) -> N
     copied.write_bytes(path.read_bytes())
     damaged = tmp_path / "cost" / "x" / "cost.json"
     damaged.parent.mkdir()
-    damaged.write_text("{")
+    damaged.write_text("{", encoding="utf-8")
     found, refused = cost_record.read_all(tmp_path)
     assert [path for path, _ in found] == [path]
     assert len(refused) == 2
@@ -510,7 +510,7 @@ def test_backbones_are_never_mixed(tmp_path: Path) -> None:
 
 
 def test_a_record_on_disk_is_plain_json(tmp_path: Path) -> None:
-    values = json.loads(cost_record.write(make(), tmp_path).read_text())
+    values = json.loads(cost_record.write(make(), tmp_path).read_text(encoding="utf-8"))
     assert next(iter(values)) == "schema_version"
     assert values["pairs"][0]["seconds"] == {"adalora": 1.1, "lora": 1.0}
 

@@ -50,7 +50,7 @@ def write_log(folder: Path, size: int, steps: Sequence[int], kept: float = 0.1) 
         for t in steps
     ]
     text = "".join(json.dumps(line) + "\n" for line in [*lines, {"t": steps[-1], "evaluation": {"loss": 9.0}}])
-    (folder / "log.jsonl").write_text(text + '{"t": 99, "loss": 0.')
+    (folder / "log.jsonl").write_text(text + '{"t": 99, "loss": 0.', encoding="utf-8")
 
 
 def run_of(results: Path, record: Any) -> Run:
@@ -203,7 +203,7 @@ def test_curves_pass_over_what_is_not_theirs(tmp_path: Path) -> None:
     bad = ["[1]", '{"t": "1", "loss": 1}', '{"t": 3, "loss": "x"}', '{"t": 3, "loss": true}', "\xff", '{"t": 3}']
     bad += ['{"t": -1, "loss": 1}', f'{{"t": {"9" * 400}, "loss": 1}}', f'{{"t": 3, "loss": {"9" * 400}}}']
     bad += ['{"t": 3, "loss": NaN}', '{"t": 3, "loss": 1e300}', '{"loss":' + "[" * 100_000]
-    (tmp_path / "log.jsonl").write_text("\n".join(bad))
+    (tmp_path / "log.jsonl").write_text("\n".join(bad), encoding="utf-8")
     assert losses(tmp_path, 100) == []
     assert losses(tmp_path / "nowhere", 100) == []
     (tmp_path / "log.jsonl").unlink()
@@ -245,7 +245,7 @@ def test_every_form(results: Path, capsys: Captured, name: str) -> None:
     assert err == ""
     assert out.startswith(f"Figure {name[-1]}: ")
     assert report.main([name, "--out", "points.csv"]) == EXIT_OK
-    points = list(csv.DictReader(io.StringIO(Path("points.csv").read_text())))
+    points = list(csv.DictReader(io.StringIO(Path("points.csv").read_text(encoding="utf-8"))))
     assert any(point["record"].startswith("results/runs/minilm/mnli/") for point in points)
     for ending, magic in (("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")):
         assert report.main([name, "--out", f"drawn.{ending}"]) == EXIT_OK
@@ -279,8 +279,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     results: Path, capsys: Captured, words: list[str], says: list[str]
 ) -> None:
     failed = make(status="failed", error="x", final=None)
-    (results / "failed.json").write_text(json.dumps(failed.to_json()))
-    (results / "torn.json").write_text('{"final": ')
+    (results / "failed.json").write_text(json.dumps(failed.to_json()), encoding="utf-8")
+    (results / "torn.json").write_text('{"final": ', encoding="utf-8")
     assert report.main(words) == EXIT_BAD_INPUT
     out, err = capsys.readouterr()
     assert out == ""
@@ -314,7 +314,9 @@ def test_points_alone_need_no_matplotlib(results: Path) -> None:
         "sys.exit(code or 'matplotlib' in sys.modules or 'numpy' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
 
 

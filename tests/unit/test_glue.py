@@ -564,14 +564,14 @@ def cut_the_manifest(entry: Path) -> None:
 
 def bless_nonsense(entry: Path) -> None:
     """Sums that fit files which are no data set."""
-    (entry / "dataset_info.json").write_text("{")
-    (entry / "state.json").write_text("[]")
-    (entry / cache.MANIFEST).write_text(json.dumps({"files": cache._sums(entry), "notes": {}}))
+    (entry / "dataset_info.json").write_text("{", encoding="utf-8")
+    (entry / "state.json").write_text("[]", encoding="utf-8")
+    (entry / cache.MANIFEST).write_text(json.dumps({"files": cache._sums(entry), "notes": {}}), encoding="utf-8")
 
 
 def lose_the_notes(entry: Path) -> None:
     """An entry as it was before entries had notes."""
-    (entry / cache.MANIFEST).write_text(json.dumps(cache._sums(entry)))
+    (entry / cache.MANIFEST).write_text(json.dumps(cache._sums(entry)), encoding="utf-8")
 
 
 @pytest.mark.parametrize("damage", [damage_a_byte, lose_a_file, cut_the_manifest, bless_nonsense, lose_the_notes])
@@ -595,7 +595,7 @@ def test_a_damaged_entry_is_made_again(
 def test_a_cache_that_cannot_be_written_costs_time_only(
     tmp_path: Path, tokenizations: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "cache").write_text("a file where the folder should be")
+    (tmp_path / "cache").write_text("a file where the folder should be", encoding="utf-8")
     with caplog.at_level(logging.WARNING):
         _, data = loaded(small(tmp_path))
     assert len(data.train) == 40

@@ -80,4 +80,4 @@ def test_pdflatex_takes_it(name: str, tmp_path: Path) -> None:
         pytest.skip("this TeX lacks booktabs, graphicx, T1 fonts or lmodern")
     assert done.returncode == 0, said[-2000:]
     assert (tmp_path / "page.pdf").stat().st_size > 0
-    assert "Missing character" not in (tmp_path / "page.log").read_text(errors="replace")
+    assert "Missing character" not in (tmp_path / "page.log").read_text(errors="replace", encoding="utf-8")

@@ -16,7 +16,7 @@ CONF = PACKAGE.parent / "conf"
 #: from the bottom up; modules on one line may not import each other (a package's own modules may)
 LAYERS = [
     "__init__",
-    "errors terminal shapes",
+    "errors terminal shapes words",
     "config budgets processes hub backbone_files backbone_tokenizer",
     "records lock",
     "selection",
@@ -65,7 +65,7 @@ def imports(path: Path, module_level: bool = False) -> set[str]:
                 found.update(f"{child.module}.{alias.name}" for alias in child.names)
             walk(child)
 
-    walk(ast.parse(path.read_text()))
+    walk(ast.parse(path.read_text(encoding="utf-8")))
     return found
 
 
@@ -124,7 +124,7 @@ def test_the_loop_names_no_method_and_no_task() -> None:
     ids = names | {OmegaConf.load(path).method.get("module") for path in (CONF / "method").glob("*.yaml")} | modules
     ids.discard(None)  # of a file that takes it from another
     assert {"adalora", "cola", "glue"} <= ids
-    tree = ast.parse((PACKAGE / "train.py").read_text())
+    tree = ast.parse((PACKAGE / "train.py").read_text(encoding="utf-8"))
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     texts = [
         node.value

@@ -41,19 +41,21 @@ def unheard(line: str) -> None:
 def leave(folder: Path, **changes: Any) -> Path:
     """A lock file of another machine."""
     path = folder / NAME
-    path.write_text(json.dumps(ELSEWHERE | changes) + "\n")
+    path.write_text(json.dumps(ELSEWHERE | changes) + "\n", encoding="utf-8")
     return path
 
 
 def content(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / NAME).read_text())
+    return json.loads((folder / NAME).read_text(encoding="utf-8"))
 
 
 @contextmanager
 def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that has the lock."""
     command = [sys.executable, "-c", HOLDER, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "taken\n"
         try:
@@ -170,11 +172,11 @@ def test_flock_that_reaches_other_machines_needs_no_watching(tmp_path: Path) -> 
 @pytest.mark.usefixtures("flock")
 @pytest.mark.parametrize("text", ["", "{", json.dumps(ELSEWHERE)], ids=["empty", "damaged", "elsewhere"])
 def test_a_quick_look_at_a_lock_that_says_nothing(tmp_path: Path, text: str) -> None:
-    (tmp_path / NAME).write_text(text)
+    (tmp_path / NAME).write_text(text, encoding="utf-8")
     assert held(tmp_path)
     assert not held(tmp_path, sure=True)
     assert lock.alive(tmp_path) is None
-    assert (tmp_path / NAME).read_text() == text
+    assert (tmp_path / NAME).read_text(encoding="utf-8") == text
 
 
 def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:

@@ -371,7 +371,7 @@ def test_compare_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
     other = str(save(tmp_path, make(0.5, task="rte")))
     failed = str(save(tmp_path, make(0.5, seed=1, status="failed")))
     damaged = tmp_path / "metrics.json"
-    damaged.write_text("{")
+    damaged.write_text("{", encoding="utf-8")
     for second, select, says in (
         (str(tmp_path / "nowhere"), "final", "no record"),
         (str(damaged), "final", "metrics.json: Expecting"),

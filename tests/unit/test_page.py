@@ -70,7 +70,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for lr, score in ((1e-4, 0.21), (5e-5, 0.31), (1e-3, 0.2)):
             path = save(folder, make(score + seed / 100, seed=seed, lr=lr))
             lines = [{"t": t, "loss": 1 / t} for t in range(1, 400)]
-            (path.parent / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            (path.parent / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     settings = {"optim.lr": 1e-3, "seed": 0, "x": EVIL, "small": 5e-05, "none": None, "list": ["a", 1]}
     save(folder, make(0.5, method="adalora", settings=settings, rank_pattern={"encoder.0.q": 3, "encoder.1.q": 4}))
     save(folder, make(87.65, task="squad", budget="0.65%", backbone="deberta-v3-base", data="hub"))
@@ -144,7 +144,7 @@ def test_numbers_are_those_of_the_table_and_lead_to_its_runs(results: Path, caps
 def test_details_are_the_records_own_texts(results: Path) -> None:
     _, _, data = built()
     run = next(run for run in data["runs"] if run["key"][1] == "adalora")
-    record = json.loads(Path(run["path"]).read_text())
+    record = json.loads(Path(run["path"]).read_text(encoding="utf-8"))
     parts = {title: data["shared"][part] if isinstance(part, int) else part for title, part in run["parts"].items()}
     assert parts["Other settings"] == {"x": EVIL, "small": "5e-05", "none": "null", "list": '["a", 1]'}
     assert parts["Learning rate and seed"] == {"optim.lr": "0.001", "seed": "0"}
@@ -203,7 +203,7 @@ def test_without_a_record_the_paper_speaks_alone(tmp_path: Path, monkeypatch: py
 def test_refused_files_are_named_there_too(results: Path, capsys: Captured) -> None:
     damaged = results / "runs" / "x" / "metrics.json"
     damaged.parent.mkdir()
-    damaged.write_text('{"final": ')
+    damaged.write_text('{"final": ', encoding="utf-8")
     text, _, _ = built()
     assert "1 file: results/runs/x/metrics.json" in text
     assert "skipped: results/runs/x/metrics.json" in capsys.readouterr().err
@@ -222,11 +222,11 @@ def test_odd_records_do_not_keep_the_others_away(results: Path, values: dict[str
 def test_it_replaces_its_own_page_and_no_other_file(results: Path, capsys: Captured) -> None:
     built()
     built()
-    Path("notes.html").write_text("mine")
+    Path("notes.html").write_text("mine", encoding="utf-8")
     capsys.readouterr()
     assert report.main(["html", "--out", "notes.html"]) == EXIT_BAD_INPUT
     assert "'notes.html' is there already; --overwrite" in capsys.readouterr().err
-    assert Path("notes.html").read_text() == "mine"
+    assert Path("notes.html").read_text(encoding="utf-8") == "mine"
     assert report.main(["html", "--out", "results"]) == EXIT_BAD_INPUT
     assert "'results' is a folder" in capsys.readouterr().err
     Path("loop.html").symlink_to("loop.html")
@@ -236,7 +236,7 @@ def test_it_replaces_its_own_page_and_no_other_file(results: Path, capsys: Captu
     assert "'page.pdf' is no name for html; valid endings: .html" in capsys.readouterr().err
     assert report.main(["html", "--out", "notes.html", "--overwrite"]) == EXIT_OK
     assert report.main(["html", "--out", "made/page.html"]) == EXIT_OK
-    assert page.GENERATOR in Path("made/page.html").read_text()
+    assert page.GENERATOR in Path("made/page.html").read_text(encoding="utf-8")
     assert sorted(os.listdir("made")) == ["page.html"]
 
 
@@ -251,7 +251,8 @@ def test_a_report_with_a_section_is_on_the_page(results: Path, tmp_path: Path, m
     (tmp_path / "cost99.py").write_text(
         "from adalora_repro.tables.base import Report\n"
         "section = lambda found, scope: f'<p>{len(found)} {scope.backbone}</p>' if scope.data == 'hub' else ''\n"
-        "REPORT = Report('cost99', 'what it cost', lambda parser: None, lambda request: ('', []), section=section)\n"
+        "REPORT = Report('cost99', 'what it cost', lambda parser: None, lambda request: ('', []), section=section)\n",
+        encoding="utf-8",
     )
     monkeypatch.setattr(tables, "__path__", [*tables.__path__, str(tmp_path)])
     try:

@@ -124,7 +124,7 @@ def test_how_many_processes(
 def test_the_cpus_of_a_process_are_those_it_is_bound_to() -> None:
     command = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
     command += "from adalora_repro import processes; print(processes.usable())"
-    assert subprocess.check_output([sys.executable, "-c", command], text=True) == "1\n"
+    assert subprocess.check_output([sys.executable, "-c", command], text=True, encoding="utf-8") == "1\n"
 
 
 def squad_rows(tmp_path: Path, bad: dict[int, str], **options: Any) -> list[DictConfig]:
@@ -219,7 +219,7 @@ def test_a_process_that_is_killed_is_not_waited_for() -> None:
 
 def alive(pid: int) -> bool:
     try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except OSError:
         return False
 
@@ -238,7 +238,9 @@ def test_processes_end_when_their_parent_is_killed() -> None:
         "for pid in processes.in_order(lambda _: (time.sleep(0.05), os.getpid())[1], range(1000), 2):\n"
         "    print(pid, flush=True)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    ) as parent:
         assert parent.stdout is not None
         pids = [int(parent.stdout.readline()) for _ in range(2)]
         assert all(map(alive, pids))
@@ -276,7 +278,7 @@ def test_a_fork_is_silent_about_the_tokenizers_threads(
     assert capfd.readouterr().err == ""
     assert os.environ.get(processes.TOKENIZER_THREADS) == said
     if said is None:  # what is true of the environment that Python shows is true of the one that Rust reads
-        assert processes.TOKENIZER_THREADS not in subprocess.check_output(["env"], text=True)
+        assert processes.TOKENIZER_THREADS not in subprocess.check_output(["env"], text=True, encoding="utf-8")
 
 
 # Batches

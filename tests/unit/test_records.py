@@ -323,7 +323,7 @@ def test_read_all_skips_what_is_damaged_and_keeps_the_rest(tmp_path: Path) -> No
     good = {save(tmp_path, make(seed=seed)) for seed in range(3)}
     bad = tmp_path / "runs" / "other" / RECORD_NAME
     bad.parent.mkdir()
-    bad.write_text("not JSON")
+    bad.write_text("not JSON", encoding="utf-8")
     found, refused = read_all(tmp_path)
     assert {path for path, _ in found} == good
     assert len(refused) == 1
@@ -354,9 +354,9 @@ def test_no_key_leaves_the_results_folder(tmp_path: Path, name: str, value: str)
 
 def test_a_record_whose_key_leaves_the_results_folder_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, make())
-    values = json.loads(path.read_text())
+    values = json.loads(path.read_text(encoding="utf-8"))
     values["key"]["task"] = "../../../cola"
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps(values), encoding="utf-8")
     assert read_all(tmp_path) == ([], [f"{path}: '../../../cola' cannot be a folder name"])
 
 

@@ -308,6 +308,8 @@ def test_one_example_has_figures() -> None:
 
 def test_the_module_imports_nothing_heavy() -> None:
     code = "import sys; from adalora_repro.tasks import rouge; print(list(sys.modules))"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    modules = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
+    ).stdout
     assert "'adalora_repro.tasks.rouge'" in modules
     assert not any(f"'{name}'" in modules for name in ("nltk", "rouge_score", "scipy", "numpy", "torch", "absl"))

@@ -21,9 +21,9 @@ LONG = 2 * CROP_STEP
 def make(
     backbone: str, dropout: float = 0.0, **changes: object
 ) -> tuple[torch.nn.Module, dict[str, torch.nn.Parameter]]:
-    architecture = yaml.safe_load((Path(resource("conf")) / "backbone" / f"{backbone}.yaml").read_text())[
-        "architecture"
-    ]
+    architecture = yaml.safe_load(
+        (Path(resource("conf")) / "backbone" / f"{backbone}.yaml").read_text(encoding="utf-8")
+    )["architecture"]
     torch.manual_seed(0)
     options = architecture | dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout) | changes
     model = AutoModelForSequenceClassification.from_config(

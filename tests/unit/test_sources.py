@@ -514,7 +514,9 @@ def test_a_family_that_is_none_says_so(family: str) -> None:
 
 
 def test_what_a_family_implements_is_what_the_page_on_adding_one_lists() -> None:
-    text = (ROOT / "docs" / "adding.md").read_text().partition("## A task family")[2].partition("\n## ")[0]
+    text = (
+        (ROOT / "docs" / "adding.md").read_text(encoding="utf-8").partition("## A task family")[2].partition("\n## ")[0]
+    )
     listed = set(re.findall(r"^\| `(\w+)", text, re.MULTILINE))
     families = [type(load_family(task_config(task))) for task in ("rte", "squad", "xsum")]
     shared = {name for name in dir(BaseTask) if not name.startswith("_")} | {"architecture", "code_version"}
@@ -562,7 +564,7 @@ def test_checks_and_families_import_nothing_heavy() -> None:
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
     modules = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, encoding="utf-8"
     ).stdout
     assert modules.startswith("set() ")
     assert "adalora_repro.tasks.squad'" in modules

@@ -80,7 +80,7 @@ def process(folder: Path) -> None:
     world = World(Accelerator(cpu=True))
     seen = seen_by(world)
     if world.rank == 1:
-        (folder / "1.json").write_text(json.dumps(seen))
+        (folder / "1.json").write_text(json.dumps(seen), encoding="utf-8")
         world.largest(1)
         time.sleep(0.5)  # the other one has its answer and waits for the next
         os._exit(0)  # as if it had been killed
@@ -89,7 +89,7 @@ def process(folder: Path) -> None:
             world.largest(1)
     except LostError as error:
         seen["lost"] = str(error)
-    (folder / "0.json").write_text(json.dumps(seen))
+    (folder / "0.json").write_text(json.dumps(seen), encoding="utf-8")
     os._exit(0)  # gloo's threads, cut off from the other side, now and then abort a process that ends in order
 
 
@@ -112,7 +112,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         for child in children:
             child.kill()
             child.wait()
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
 def test_gradients_are_summed_and_what_no_process_has_stays_missing(two: list[dict[str, Any]]) -> None:

@@ -1,0 +1,48 @@
+"""Writes words of a command line, ``key=value``, that a shell passes on and Hydra reads back as exactly that value.
+
+Two grammars apply to such a word: the shell's, and inside it Hydra's grammar of overrides, in which a comma separates
+the values of a sweep, brackets begin a list, and ``null``, ``true`` and ``1e3`` are no text. Standard library only:
+reports print commands and do not import Hydra.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+#: text that Hydra reads without quotes; ``_is_literal`` excludes what it would read as another type
+UNQUOTED = re.compile(r"[\w/.%@+-]+", re.ASCII)
+
+
+def word(key: str, *values: str | float | None) -> str:
+    """One word for a POSIX shell; several values are a sweep over them, for ``adalora-run -m``.
+
+    Text is read back as text, a number, truth value or None as what it is.
+    """
+    return shlex.quote(f"{key}={','.join(map(override_value, values))}")
+
+
+def override_value(value: str | float | None) -> str:
+    """The value in Hydra's grammar alone, without the shell's quotes.
+
+    Text that Hydra could read otherwise stands in double quotes. Inside them a backslash is special before a quote, for
+    Hydra, and before ``${``, where OmegaConf would begin an interpolation.
+    """
+    if value is None:
+        return "null"
+    if not isinstance(value, str):
+        return str(value).lower() if isinstance(value, bool) else repr(value)
+    if UNQUOTED.fullmatch(value) and not _is_literal(value):
+        return value
+    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    value = re.sub(r'(\\*)("|\Z)', lambda match: 2 * match[1] + match[2].replace('"', r"\""), value)
+    return f'"{value}"'
+
+
+def _is_literal(text: str) -> bool:
+    """Whether Hydra may read the text as null, a truth value or a number."""
+    try:
+        float(text)
+    except ValueError:
+        return text.lower() in ("null", "true", "false")
+    return True
