@@ -159,7 +159,6 @@ class RunRecord:
     environment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    degenerate: bool = False  # all predictions of the final evaluation are the same
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
