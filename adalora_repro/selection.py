@@ -17,7 +17,8 @@ from adalora_repro.records import RunRecord
 
 HOLDOUT = "data.holdout"  # the setting that sets rows of the training split apart
 RULE = (
-    "Rule of a cell: finished runs of one setting only, that is, runs that differ in learning rate and seed alone. "
+    "Rule of a cell: finished runs of one setting only, that is, runs that differ in learning rate and seed alone and "
+    "ran on one kind of device, CPU or GPU. "
     "The cell shows the setting with the most seeds at one learning rate; ties: more training steps, then a held-out "
     "split, then more learning rates, then the first by name. A setting that was evaluated on a part of the examples "
     "is shown only where there is no other. Settings never compete by score; the others are named in a note. Among "
@@ -62,7 +63,7 @@ def evaluation_of(record: RunRecord, checkpoint: str) -> Mapping[str, Any]:
     return (record.final if checkpoint == "final" else record.best) or {}
 
 
-Setting = tuple[bool, int, str]
+Setting = tuple[bool, int, str, str]
 ByLr = dict[float, tuple[Run, ...]]
 
 
@@ -115,15 +116,21 @@ def select(runs: Iterable[Run]) -> Selection:
 
 
 def by_setting(runs: Iterable[Run]) -> dict[Setting, ByLr]:
-    """Runs by (evaluated on all examples, training steps, variant) and learning rate; a seed counts once there."""
+    """Runs by (evaluated on all examples, training steps, variant, kind of device) and learning rate; a seed counts once
+    there."""
     groups: dict[Setting, dict[float, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     for run in sorted(runs, key=lambda run: str(run.path)):
-        setting = (run.key["max_examples"] is None, run.key["total_steps"], run.key["variant"])
+        setting = (run.key["max_examples"] is None, run.key["total_steps"], run.key["variant"], device_kind(run.record))
         groups[setting][float(run.key["lr"])].setdefault(run.key["seed"], run)
     return {
         setting: {lr: tuple(run for _, run in sorted(seeds.items())) for lr, seeds in sorted(by_lr.items())}
-        for setting, by_lr in sorted(groups.items(), key=lambda group: group[0][2])
+        for setting, by_lr in sorted(groups.items(), key=lambda group: group[0][2:])
     }
+
+
+def device_kind(record: RunRecord) -> str:
+    """CPU or GPU, by what its peak of memory is the peak of: the two round differently, so they share no mean."""
+    return "GPU" if record.memory.get("of") == "cuda allocator" else "CPU"
 
 
 def setting_rank(by_lr: ByLr) -> tuple[bool, int, int, bool, int]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from adalora_repro.records import RunRecord, read_all, stated
 from adalora_repro.revisions import outdated
-from adalora_repro.selection import Run, Selection, at_edge, evaluation_of, primary_mean, run_of, select
+from adalora_repro.selection import Run, Selection, at_edge, device_kind, evaluation_of, primary_mean, run_of, select
 from adalora_repro.tables.out import checked
 
 DATA_SOURCES = ("hub", "local", "sample")  # in the order they are preferred; never mixed in one table
@@ -488,9 +488,11 @@ def setting_notes(shown: Run, others: Sequence[Run]) -> list[str]:
             if name not in ("optim.lr", "seed") and ours.get(name) != theirs.get(name)
         )
         differs = ", ".join(f"{name}={short(theirs.get(name))} not {short(ours.get(name))}" for name in names[:3])
+        if (device := device_kind(other.record)) != device_kind(shown.record):
+            differs = f"on a {device}{', ' * bool(names)}{differs}"
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         steps = f"{other.key['total_steps']:,} steps"
-        descriptions.append(f"{other.key['variant']} ({steps}{'; ' * bool(names)}{differs}{more})")
+        descriptions.append(f"{other.key['variant']} ({steps}{'; ' * bool(differs)}{differs}{more})")
     key = shown.key
     return [f"shows setting {key['variant']} ({key['total_steps']:,} steps); other settings: {', '.join(descriptions)}"]
 

@@ -214,6 +214,16 @@ def test_the_held_out_split_chooses_and_the_reported_one_is_shown() -> None:
     assert (row["chosen_on"], row["held_out_mean"]) == ("held-out", pytest.approx(70.0))
 
 
+def test_runs_on_a_cpu_and_on_a_gpu_share_no_mean() -> None:
+    on_cpu = [make(0.5, lr=1e-3, seed=seed) for seed in range(2)]
+    on_gpu = [make(0.7, lr=1e-3, seed=seed) for seed in range(3)]
+    for record in on_gpu:
+        record.memory = {"peak": 1, "of": "cuda allocator"}
+    cell = cola(compiled([*on_cpu, *on_gpu]))
+    assert (cell.values[0].mean, cell.seeds) == (pytest.approx(70.0), (0, 1, 2))
+    assert any("other settings:" in note and "; on a CPU)" in note for note in cell.notes), cell.notes
+
+
 def test_one_run_without_a_held_out_split_leaves_the_reported_one() -> None:
     table = compiled([with_holdout(0.9, 0.5, lr=1e-3), make(0.6, lr=2e-3)])
     assert (cola(table).runs[0].key["lr"], cola(table).held_out) == (1e-3, False)
