@@ -158,7 +158,7 @@ def mutate(draw: Callable[[Any], Any], path: Path) -> None:
         return
     packed = path.suffix == ".gz"
     lines = (gzip.decompress(content) if packed else content).decode().splitlines()
-    for place in draw(st.lists(st.integers(0, len(lines) - 1), min_size=1, max_size=3)):
+    for place in draw(st.lists(st.integers(0, len(lines) - 1), min_size=1, max_size=3, unique=True)):
         lines[place] = mutated_json(draw, lines[place]) if draw(st.booleans()) else draw(st.sampled_from(VALUES))
     content = "".join(f"{line}\n" for line in lines).encode()
     path.write_bytes(gzip.compress(content) if packed else content)
