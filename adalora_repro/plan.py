@@ -24,7 +24,7 @@ from adalora_repro import backbone_files, backbones, budgets, cost_record, recor
 from adalora_repro.backbones import MATRIX_ROLES
 from adalora_repro.config import GROUPS, LAUNCHES, base_files, choices_of, resource
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.tasks import holdout, load_family, sources
+from adalora_repro.tasks import held_out, load_family, sources
 
 #: settings that change where, how fast or how observed, but not what is measured: left out of the run's identity
 NOT_RESULT = [
@@ -176,7 +176,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     sources.check(cfg, task)
     rows = sources.train_rows(cfg)
     if cfg.data.holdout is not None:
-        cfg.data.holdout = holdout.size(cfg.data.holdout, rows)  # a fraction is the same run as its number of rows
+        cfg.data.holdout = held_out.size(cfg.data.holdout, rows)  # a fraction is the same run as its number of rows
         rows -= cfg.data.holdout
     total_steps, steps_per_epoch = _steps(cfg, rows)
     scaled: dict[str, str] = {}

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from adalora_repro import processes
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.tasks import cache, holdout, sources
-from adalora_repro.tasks.holdout import HOLDOUT
+from adalora_repro.tasks import cache, held_out, sources
+from adalora_repro.tasks.held_out import HOLDOUT
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -316,7 +316,7 @@ class BaseTask(Task):
             self.columns,
             self.max_length,
             self.recipe(),
-            *([] if held is None else [[holdout.SEED, held, list(self.cfg.task.holdout_by), split]]),
+            *([] if held is None else [[held_out.SEED, held, list(self.cfg.task.holdout_by), split]]),
         )
 
         def build() -> cache.Entry:
@@ -347,8 +347,8 @@ class BaseTask(Task):
             for batch in rows.select_columns(columns).iter(ROWS):
                 yield from zip(*(batch[column] for column in columns), strict=True)
 
-        count = holdout.size(self.cfg.data.holdout, len(rows))
-        held, trained = holdout.parts(texts(), strata, by, count)
+        count = held_out.size(self.cfg.data.holdout, len(rows))
+        held, trained = held_out.parts(texts(), strata, by, count)
         if not held:
             shared = ", ".join(columns[place] for place in by)
             raise InputError(

@@ -21,7 +21,7 @@ from adalora_repro import backbones, plan
 from adalora_repro.errors import InputError
 from adalora_repro.tasks import load_family, sources
 from adalora_repro.tasks.base import TaskData
-from adalora_repro.tasks.holdout import HOLDOUT, parts, size
+from adalora_repro.tasks.held_out import HOLDOUT, parts, size
 
 NO_BAD = sources.BadRows(False)
 

@@ -10,7 +10,6 @@ Standard library only: a plan needs ``size`` before anything is loaded.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -60,16 +59,21 @@ def parts(
         by: which of the texts a group shares, by their places.
         count: below the number of rows.
     """
-    groups: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    groups: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
     for row, values in enumerate(texts):
-        groups[_digest([values[place] for place in by])].append((_digest(values), row))
+        exact = hashlib.sha256("\0".join(values).encode()).digest()  # orders the rows of a group, whatever the file's
+        groups[_digest([values[place] for place in by])].append((exact, row))
     rest = [[row for _, row in sorted(groups[name])] for name in sorted(groups)]
     quota = _shares(Counter(strata), count)
     held: list[int] = []
     for stratified in (True, False):
         left = []
-        for group in rest:
-            fits = len(group) <= count - len(held)
+        for number, group in enumerate(rest):
+            missing = count - len(held)
+            if not missing or (stratified and not quota):
+                left += rest[number:]
+                break
+            fits = len(group) <= missing
             if fits and stratified:
                 counts = Counter(strata[row] for row in group)
                 fits = counts <= quota
@@ -80,13 +84,13 @@ def parts(
                 left.append(group)
         rest = left
     missing = count - len(held)
-    trained = sorted([row for group in rest[1:] for row in group] + (rest[0][missing:] if rest else []))
-    return sorted(held), trained
+    trained = [row for group in rest[1:] for row in group] + (rest[0][missing:] if rest else [])
+    return sorted(held), sorted(trained)
 
 
 def _digest(texts: Sequence[str]) -> str:
     words = sorted(" ".join(_WORDS.findall(text.casefold())) for text in texts)
-    return hashlib.sha256(json.dumps([SEED, *words]).encode()).hexdigest()
+    return hashlib.sha256("\0".join([SEED, *words]).encode()).hexdigest()
 
 
 def _shares(sizes: Counter[Hashable], count: int) -> Counter[Hashable]:
