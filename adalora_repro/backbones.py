@@ -352,7 +352,7 @@ def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
         backbone_tokenizer.check(own, cfg.backbone.architecture, f"backbone '{cfg.backbone.name}' ({_source(cfg)})")
         return own
     except InputError:
-        if cfg.backbone.weights != "random":
+        if cfg.backbone.get("weights") != "random":
             raise
     try:
         words = AutoTokenizer.from_pretrained(package_folder(WORD_PIECES))
