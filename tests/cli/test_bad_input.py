@@ -301,7 +301,7 @@ WRONG: list[tuple[str, list[str]]] = [
     (f"backbone.path={'a' * 300}", ["File name too long"]),
     (f"data=local data.dir={'a' * 300}", ["no such folder"]),
     ("--experimental-rerun=x", ["--experimental-rerun would unpickle a file"]),
-    ("--config-dir nope", ["Additional config directory", "nope' not found"]),
+    ("--config-dir=nope", ["Additional config directory", "nope' not found"]),
     ("-m hydra.sweeper.max_batch_size=0.3M", ["hydra.sweeper.max_batch_size must be positive or null, not 0.3M"]),
     ("-m hydra.sweeper.params=a", ["hydra.sweeper.params must map a setting to its values"]),
     ("-m hydra.sweeper.cells=a", ["hydra.sweeper.cells must map a table to a list"]),
