@@ -84,8 +84,8 @@ class CellSweeper(BasicSweeper):
         """Runs everything; the outcomes are in the ledger.
 
         Raises:
-            InputError: nothing is left of the cells or stages, or a word has no meaning in a sweep.
-            HydraException: a configuration that does not compose; no job has begun.
+            InputError: nothing is left of the cells or stages, a word has no meaning in a sweep, or the configuration
+                of a run cannot be composed; no job has begun.
         """
         self.ledger.begun = True
         self.check_settings()

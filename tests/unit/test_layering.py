@@ -148,3 +148,81 @@ def test_no_module_is_imported_through_another_s_private_name() -> None:
             within = len(parts) > 1 and parts[1] == unit(path)
             dunder = parts[-1].startswith("__")
             assert not private or within or dunder, f"{path}: {name}"
+
+
+# Every file is UTF-8, whatever the locale
+
+
+SOURCES = [
+    path
+    for name in ("adalora_repro", "hydra_plugins", "benchmarks", "tests")
+    for path in (PACKAGE.parent / name).rglob("*.py")
+]
+BINARY = {"gzip", "os", "lzma", "bz2", "tarfile", "zipfile"}  # whose ``open`` is of bytes
+
+
+def without_encoding(tree: ast.AST) -> list[int]:
+    """Lines of calls that would read or write text in the encoding of the locale."""
+    lines = []
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        owner = getattr(call.func.value, "id", "") if isinstance(call.func, ast.Attribute) else ""
+        options = {option.arg: option.value for option in call.keywords}
+        if name in ("open", "fdopen"):
+            # the mode of Path.open comes first, of others after the file
+            place = 0 if name == "open" and isinstance(call.func, ast.Attribute) and owner not in {"io", *BINARY} else 1
+            mode = options.get("mode", call.args[place] if len(call.args) > place else None)
+            letters = mode.value if isinstance(mode, ast.Constant) else ""
+            text = "t" in str(letters) if owner in BINARY - {"os"} else "b" not in str(letters)
+            text = text and not (owner == "os" and name == "open")
+            given = len(call.args) > 2 + place  # after the mode and the buffer
+        elif name in ("TemporaryFile", "NamedTemporaryFile"):
+            mode = options.get("mode")
+            text, given = isinstance(mode, ast.Constant) and "b" not in mode.value, False
+        elif name in ("read_text", "write_text"):
+            text, given = True, len(call.args) > (name == "write_text")
+        elif name in ("TextIOWrapper", "FileHandler"):
+            text, given = True, False
+        else:
+            started = name in ("run", "Popen", "check_output", "check_call", "call")  # of subprocess
+            text, given = started and bool({"text", "universal_newlines"} & options.keys()), False
+        if text and not given and "encoding" not in options and None not in options:
+            lines.append(call.lineno)
+    return lines
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE.parent)))
+def test_text_is_read_and_written_with_an_encoding(path: Path) -> None:
+    lines = without_encoding(ast.parse(path.read_text(encoding="utf-8")))
+    assert not lines, f"{path}: encoding is missing in lines {lines}"
+
+
+@pytest.mark.parametrize(
+    ("code", "missing"),
+    [
+        ("open(p)", True),
+        ("open(p, 'w')", True),
+        ("p.open()", True),
+        ("p.open('a')", True),
+        ("open(p, mode=m)", True),
+        ("io.open(p)", True),
+        ("os.fdopen(f, 'w')", True),
+        ("gzip.open(p, 'rt')", True),
+        ("p.read_text()", True),
+        ("(a / b).write_text(t)", True),
+        ("NamedTemporaryFile(mode='w')", True),
+        ("subprocess.run(c, text=True)", True),
+        ("open(p, 'rb')", False),
+        ("p.open('wb')", False),
+        ("open(p, encoding='utf-8')", False),
+        ("os.fdopen(f, 'wb')", False),
+        ("os.open(p, os.O_RDONLY)", False),
+        ("gzip.open(p)", False),
+        ("p.read_text('utf-8')", False),
+        ("p.write_text(t, encoding='utf-8')", False),
+        ("NamedTemporaryFile()", False),
+        ("subprocess.run(c, encoding='utf-8')", False),
+    ],
+)
+def test_the_search_for_a_missing_encoding_finds_it(code: str, missing: bool) -> None:
+    assert bool(without_encoding(ast.parse(code))) is missing

@@ -170,6 +170,72 @@ def test_a_damaged_archive_is_named(tmp_path: Path, damage: bytes) -> None:
             read()
 
 
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (os.mkfifo, "a named pipe"),  # to open it would wait for ever
+        (lambda path: os.symlink("/dev/zero", path), "a device"),
+        (os.mkdir, "a folder"),
+    ],
+    ids=["pipe", "device", "folder"],
+)
+@pytest.mark.parametrize("name", ["train.jsonl.gz", "validation.jsonl.gz"])
+def test_what_is_no_file_is_named(tmp_path: Path, make: Any, kind: str, name: str) -> None:
+    cfg = local(tmp_path, "sst2")
+    (tmp_path / "sst2" / name).unlink()
+    make(tmp_path / "sst2" / name)
+    with pytest.raises(InputError, match=rf"{name}: {kind}, not a file; it must hold one JSON object a line"):
+        check(cfg)
+
+
+def test_an_endless_line_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = local(tmp_path, "sst2")
+    monkeypatch.setattr(sources, "MOST_LINE", 1000)
+    monkeypatch.setattr(sources, "BLOCK", 300)
+    row = b'{"sentence": "%s", "label": 0}\n'
+    longest = row % (b"x" * (1000 - len(row % b"") + 1))  # 1000 bytes and the end of the line
+    path = tmp_path / "sst2" / "train.jsonl.gz"
+    path.write_bytes(gzip.compress(longest * 3))
+    assert sources.train_rows(cfg) == len(load(cfg, "train")) == 3
+    path.write_bytes(gzip.compress(longest + b"x" * 10_000))
+    for read in (lambda: load(cfg, "train"), lambda: sources.train_rows(cfg)):
+        with pytest.raises(InputError, match=r"train\.jsonl\.gz:2: a line of more than 1,000 bytes; expected one JSON"):
+            read()
+
+
+def test_an_archive_that_no_text_packs_to_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = local(tmp_path, "sst2")
+    monkeypatch.setattr(sources, "SUSPECT_BYTES", 2**22)
+    row = b'{"sentence": "x", "label": 0}\n'
+    path = tmp_path / "sst2" / "train.jsonl.gz"
+    path.write_bytes(gzip.compress(row * (2**21 // len(row))))  # as good, but small
+    assert sources.train_rows(cfg) == 2**21 // len(row)
+    path.write_bytes(gzip.compress(row * (2**23 // len(row))))
+    with pytest.raises(InputError, match=r"train\.jsonl\.gz: its [\d,]+ bytes unpack to more than 100 times as many"):
+        sources.train_rows(cfg)
+
+
+def test_a_file_beyond_the_bound_is_not_read(tmp_path: Path) -> None:
+    cfg = local(tmp_path, "sst2")
+    path = tmp_path / "sst2" / "train.jsonl"
+    (tmp_path / "sst2" / "train.jsonl.gz").unlink()
+    path.touch()
+    os.truncate(path, sources.MOST_BYTES + 1)  # takes no room: it has a hole
+    with pytest.raises(InputError, match=r"train\.jsonl: more than 68,719,476,736 bytes of text"):
+        check(cfg)
+
+
+@given(st.binary(max_size=200).map(lambda data: data.replace(b"x", b"\n")), st.integers(1, 50))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_lines_are_those_of_the_file(tmp_path: Path, data: bytes, block: int) -> None:
+    """Against Python's own, wherever a block ends."""
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch, path.open("rb") as file:
+        patch.setattr(sources, "BLOCK", block)
+        assert list(sources._text_lines(path)) == [line.removesuffix(b"\n") for line in file]
+
+
 def test_an_empty_split_is_named(tmp_path: Path) -> None:
     cfg = local(tmp_path, "mnli", validation=[])
     for read in (lambda: check(cfg), lambda: load(cfg, "validation_matched")):

@@ -361,7 +361,7 @@ def test_commands_carry_the_scope_and_quote_it() -> None:
     assert len(lines) == 3
     for line in lines:
         assert line.startswith("adalora-run -m task=mnli,")
-        assert "'backbone=my model' data=local data.dir=DIR protocol=released 'results.dir=other dir'" in line
+        assert "'backbone=\"my model\"' data=local data.dir=DIR protocol=released 'results.dir=\"other dir\"'" in line
     assert layout.command(["cola"], ["full"], [], Scope("m", "hub")) == (
         "adalora-run task=cola method=full backbone=m data=hub"
     )
