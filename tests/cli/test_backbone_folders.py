@@ -206,7 +206,7 @@ def test_shards_are_read_and_named(cli, broken, weights):
     for name in set(names.values()):
         part = {key: value.clone().contiguous() for key, value in weights.items() if names[key] == name}
         safetensors.torch.save_file(part, broken / name, metadata={"format": "pt"})
-    (broken / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    (broken / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}), encoding="utf-8")
     torch.testing.assert_close(load(broken).get_parameter(QUERY), weights[QUERY].float(), rtol=0, atol=0)
     shard = broken / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-10])
@@ -232,13 +232,15 @@ def test_what_is_no_file_or_too_large_is_refused_before_it_is_read(cli, broken):
 
     again("tokenizer.json", sparse, "1,099,511,627,776 bytes, more than such a file can have")
     again(SAFE, sparse, "1,099,511,627,776 bytes, more than such a file can have")
-    again("adapter_config.json", lambda path: path.write_text("{}"), "an adapter lies beside the model")
+    again(
+        "adapter_config.json", lambda path: path.write_text("{}", encoding="utf-8"), "an adapter lies beside the model"
+    )
     os.mkfifo(broken / "vocab.txt")
     assert f"{broken / 'vocab.txt'} is not a regular file" in refusal(cli, broken)
 
 
 def test_a_configuration_of_absurd_size_or_another_model(broken):
-    config = json.loads((broken / "config.json").read_text())
+    config = json.loads((broken / "config.json").read_text(encoding="utf-8"))
     for change, expected in (
         ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, not 2"),
         ({"hidden_size": 10**9, "vocab_size": 10**9}, "vocab_size is 1000000000, not 128"),
@@ -247,12 +249,12 @@ def test_a_configuration_of_absurd_size_or_another_model(broken):
         ({"model_type": "bert"}, "model_type is bert, not deberta-v2"),
         ({"conv_kernel_size": 3}, "weights are missing"),
     ):
-        (broken / "config.json").write_text(json.dumps(config | change))
+        (broken / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
         loader = load if "conv_kernel_size" in change else lambda path: backbones.load_tokenizer(configured(path))
         with pytest.raises(InputError) as refused:
             loader(broken)
         assert expected in str(refused.value)
-    (broken / "config.json").write_text("[" * 100_000)
+    (broken / "config.json").write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(InputError, match="cannot load backbone 'deberta-v3-base'"):
         backbones.load_tokenizer(configured(broken))
     (broken / "config.json").unlink()
@@ -277,7 +279,7 @@ def test_every_file_of_a_tokenizer_is_part_of_the_identity(whole, tmp_path):
         with (folder / kind).open("ab") as file:
             file.write(b" ")
         prints.append(backbone_files.fingerprint(folder))
-    (folder / "README.md").write_text("says nothing")
+    (folder / "README.md").write_text("says nothing", encoding="utf-8")
     prints.append(backbone_files.fingerprint(folder))
     assert len(set(prints)) == len(prints) - 1
     assert prints[-1] == prints[-2]

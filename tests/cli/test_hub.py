@@ -151,7 +151,9 @@ def test_a_hub_cache_without_the_tokenizer_or_with_a_pointer_is_refused(tmp_path
         if name == "spm.model":
             path.unlink()
         else:
-            path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 371146213\n")
+            path.write_text(
+                "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 371146213\n", encoding="utf-8"
+            )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / name))
         done = cli(*words)
         assert done.code == 2

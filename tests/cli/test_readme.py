@@ -67,7 +67,7 @@ def user_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")  # resolved only: never loaded
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
     for path in sorted((ROOT / "conf" / "task").glob("*.yaml")):
         task = yaml.safe_load(path.read_text(encoding="utf-8"))["task"]
         sizes = {"train": SIZES["train"]} | dict.fromkeys(task["validation"].values(), SIZES["validation"])

@@ -378,7 +378,13 @@ def test_two_processes_share_stages(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "adalora_repro.run", *words]
     both = [
         subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
         )
         for _ in range(2)
     ]
@@ -427,7 +433,7 @@ def test_a_stage_waits_for_the_run_of_another_process(tiny: Cli, monkeypatch: py
 
     give_scores(monkeypatch, score)
     other.folder.mkdir(parents=True)
-    with (other.folder / ".lock").open("w") as lock:
+    with (other.folder / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         monkeypatch.setattr(time, "sleep", wait)
         done = tiny(*STAGES, "seed=0,1,2")

@@ -51,8 +51,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_sentencepiece(
         path, [text for row in rows for text in row.values() if isinstance(text, str)] + TEXTS * 40, 400
     )
-    (path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "vocab_type": "spm"}))
-    (path / "config.json").write_text(json.dumps({"model_type": "deberta-v2"}))
+    (path / "tokenizer_config.json").write_text(
+        json.dumps({"do_lower_case": False, "vocab_type": "spm"}), encoding="utf-8"
+    )
+    (path / "config.json").write_text(json.dumps({"model_type": "deberta-v2"}), encoding="utf-8")
     return path
 
 
@@ -193,9 +195,9 @@ def test_a_map_is_taken_from_spm_model_or_an_older_tokenizer_json_or_missed(fold
     assert backbone_tokenizer.notes(bare, {"vocab_size": len(bare)}) == []
 
     shutil.copytree(tmp_path / "older", tmp_path / "both")
-    saved = json.loads((tmp_path / "both" / "tokenizer.json").read_text())
+    saved = json.loads((tmp_path / "both" / "tokenizer.json").read_text(encoding="utf-8"))
     saved["normalizer"] = {"type": "NFC"}
-    (tmp_path / "both" / "tokenizer.json").write_text(json.dumps(saved))
+    (tmp_path / "both" / "tokenizer.json").write_text(json.dumps(saved), encoding="utf-8")
     lost = deberta(tmp_path / "both")
     assert lost.unk_token_id in lost("㎞")["input_ids"]
     (note,) = backbone_tokenizer.notes(lost, {"vocab_size": len(lost)})
@@ -214,7 +216,9 @@ def test_other_rows_are_cached_with_the_map(folder: Path) -> None:
 
 def test_lower_case_comes_before_the_map(folder: Path, tmp_path: Path, oracle: Any) -> None:
     lower = Path(shutil.copytree(folder, tmp_path / "lower"))
-    (lower / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "vocab_type": "spm"}))
+    (lower / "tokenizer_config.json").write_text(
+        json.dumps({"do_lower_case": True, "vocab_type": "spm"}), encoding="utf-8"
+    )
     text = "THE ™ Bridge"
     assert deberta(lower)(text, add_special_tokens=False)["input_ids"] == oracle.encode(text.lower())
 

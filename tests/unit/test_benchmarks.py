@@ -72,15 +72,17 @@ def test_it_runs(
 def test_the_accelerator_s_script_runs_every_part(tmp_path: Path) -> None:
     environment = os.environ | {"TINY": "1", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [str(ROOT / "benchmarks" / "accelerator.sh"), str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    summary = (tmp_path / "out" / "summary.txt").read_text()
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
+    summary = (tmp_path / "out" / "summary.txt").read_text(encoding="utf-8")
     assert done.returncode == 0, summary + done.stderr
     assert summary in done.stdout
     parts = re.findall(r"^== (\w+): (\w+), \d+ s$", summary, re.M)
     names = ["tests", "step", "cost", "memory", "bart", "generation", "flex", "cost_bf16"]
     assert parts == [(name, "done") for name in names]
     assert {path.stem for path in (tmp_path / "out").glob("*.json")} >= {"memory", "flex_cpu", "generation_cpu"}
-    flex = json.loads((tmp_path / "out" / "flex_cpu.json").read_text())["attention"]["16"]["flex"]
+    flex = json.loads((tmp_path / "out" / "flex_cpu.json").read_text(encoding="utf-8"))["attention"]["16"]["flex"]
     assert max(flex["errors"].values()) < 0.02  # bf16 has 8 bits
     assert len(list((tmp_path / "out").glob("cost*/cost/**/*.json"))) == 2
 

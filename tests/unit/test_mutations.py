@@ -70,11 +70,11 @@ def copied(place: Path) -> None:
         folder = place / "runs/minilm/rte/lora/0.3M" / f"paper-local-lr0.001-seed{seed}-made{seed}"
         folder.mkdir()
         values = model | {"key": key, "status": status, "error": error, "final": None, "best": None}
-        (folder / "metrics.json").write_text(json.dumps(values))
+        (folder / "metrics.json").write_text(json.dumps(values), encoding="utf-8")
     run = {"folder": "x", "key": model["key"] | {"seed": 9, "hash": "made9"}, "words": ["seed=9"], "result": "none"}
     (place / "sweeps" / "one").mkdir(parents=True)
     submission = {"job": "12", "submitted": 1e9, "cwd": "", "cancelled": None, "runs": {"12_0": run}}
-    (place / "sweeps" / "one" / "submitted-12.json").write_text(json.dumps(submission))
+    (place / "sweeps" / "one" / "submitted-12.json").write_text(json.dumps(submission), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def mutate(draw: Callable[[Any], Any], path: Path) -> None:
         path.write_bytes(mutated_text(draw, content))
         return
     if path.suffix == ".json":
-        path.write_text(mutated_json(draw, content.decode()))
+        path.write_text(mutated_json(draw, content.decode()), encoding="utf-8")
         return
     packed = path.suffix == ".gz"
     lines = (gzip.decompress(content) if packed else content).decode().splitlines()

@@ -514,7 +514,9 @@ def test_json_that_no_report_could_stand_is_refused(tmp_path: Path, text: str, w
     with pytest.raises(ValueError, match=why):
         shapes.parse(text)
     path = save(tmp_path, make())
-    path.write_text(path.read_text().replace('"settings": {', f'"settings": {{"x": {text},', 1))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"settings": {', f'"settings": {{"x": {text},', 1), encoding="utf-8"
+    )
     assert len(read_all(tmp_path)[1]) == 1
     assert why in read_all(tmp_path)[1][0]
 
@@ -609,7 +611,7 @@ def test_a_record_that_a_report_cannot_stand_is_named_and_the_rest_is_shown(
         assert report.main([name, "--results", str(results)]) == EXIT_OK, name
         out, err = capsys.readouterr()
         assert re.search(rf"^adalora-report: skipped: {bad}: TypeError: thirteen \(\S+:\d+\)$", err, re.MULTILINE), name
-        assert name == "status" or "25.00" in (page.read_text() if name == "html" else out)
+        assert name == "status" or "25.00" in (page.read_text(encoding="utf-8") if name == "html" else out)
 
 
 def test_a_section_that_cannot_be_made_is_named_and_the_rest_is_shown(
@@ -625,7 +627,7 @@ def test_a_section_that_cannot_be_made_is_named_and_the_rest_is_shown(
     err = capsys.readouterr().err
     assert "skipped: Learning rates of minilm, local data, protocol paper could not be made: KeyError: 'x' (" in err
     assert "skipped: Table 1 of minilm" in err
-    assert "What is missing" in (tmp_path / "results" / "report.html").read_text()
+    assert "What is missing" in (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_fault_of_the_program_is_one_line(

@@ -192,7 +192,7 @@ def test_five_seeds_are_shown_and_not_a_lucky_one(
     assert report.main(["status"]) == EXIT_OK
     assert "Optimistic: in 1 of 1 cell" in capsys.readouterr().out
     assert report.main(["html"]) == EXIT_OK
-    page = (tmp_path / "results" / "report.html").read_text()
+    page = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
     assert "lr 3e-4, the best of 8 tried" in page
     assert "lr 3e-4 of 8; matthews_correlation 76.80" in page
     assert "Optimistic: in 1 of 1 cell" in page
@@ -306,7 +306,7 @@ def test_best_says_among_how_many_evaluations_it_is_the_best(tmp_path: Path) -> 
         lines = [json.dumps({"t": step, "evaluation": {METRIC: 0.5}}) for step in steps]
         lines += [json.dumps({"t": 100, "loss": 0.1}), '{"t": 100, "evaluation"']  # the last one cut short
         if method != "svd_lora":
-            (path.parent / "log.jsonl").write_text("\n".join(lines))
+            (path.parent / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
     scope = Scope("minilm", "local", select="best", results=tmp_path)
     table = compile_table(controls.SPEC, read_all(tmp_path)[0], scope)
     (note,) = (note for note in layout.notes_of(table) if note.startswith("Evaluations that best"))
@@ -321,7 +321,9 @@ def test_best_says_among_how_many_evaluations_it_is_the_best(tmp_path: Path) -> 
 def test_the_first_evaluation_at_the_budget(tmp_path: Path, protocol: str, delta_t: int, count: int) -> None:
     """After step T - t_f = 60: with protocol=released the model is at its budget there only if a mask falls on it."""
     record = make(0.5, method="adalora", protocol=protocol, budget={"t_f": 40, "delta_t": delta_t})
-    (tmp_path / "log.jsonl").write_text("".join(f'{{"t": {step}, "evaluation": {{}}}}\n' for step in (60, 61, 62)))
+    (tmp_path / "log.jsonl").write_text(
+        "".join(f'{{"t": {step}, "evaluation": {{}}}}\n' for step in (60, 61, 62)), encoding="utf-8"
+    )
     assert evaluations_at_budget(tmp_path, record) == count
 
 
@@ -340,7 +342,7 @@ def test_partial_evaluations_fill_a_cell_everywhere_or_nowhere(
         assert ("1 record, seed 0" in shown("table1", *more)) is bool(cells)
         assert ("cola lora 0.3M: lr 1e-3" in shown("choose", "table1", *more)) is bool(cells)
         shown("html", *more)
-        assert ('"cells":{}' not in Path("results/report.html").read_text()) is bool(cells)
+        assert ('"cells":{}' not in Path("results/report.html").read_text(encoding="utf-8")) is bool(cells)
     assert "Not in a cell: 1 run evaluated on a part of the examples" in shown("status")
 
 
@@ -378,6 +380,6 @@ def test_degenerate_runs_are_named_wherever_they_are_shown(
         assert report.main(list(arguments)) == EXIT_OK
         assert text in capsys.readouterr().out
     assert report.main(["html"]) == EXIT_OK
-    page = (tmp_path / "results" / "report.html").read_text()
+    page = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
     assert page.count('"status":"finished (degenerate)"') == 2
     assert "degenerate: seeds 1, 2 of 3" in page

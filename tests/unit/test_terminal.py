@@ -106,7 +106,7 @@ def test_reports_print_no_name_or_error_as_it_is(
     save(results, failed)
     damaged = results / "runs" / evil / RECORD_NAME
     damaged.parent.mkdir()
-    damaged.write_text("{")
+    damaged.write_text("{", encoding="utf-8")
     for words in (["table1"], ["status"], ["choose"], ["table1", "--format", "csv"], ["compare", evil, evil]):
         report.main(words)
     assert report.main(["table1", "--backbone", evil]) == EXIT_BAD_INPUT
