@@ -116,7 +116,7 @@ def select(runs: Iterable[Run]) -> Selection:
 
 
 def by_setting(runs: Iterable[Run]) -> dict[Setting, ByLr]:
-    """Runs by (evaluated on all examples, training steps, variant, device) and learning rate; a seed counts once there."""
+    """Runs by (all examples evaluated, training steps, variant, device) and learning rate; a seed counts once there."""
     groups: dict[Setting, dict[float, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     for run in sorted(runs, key=lambda run: str(run.path)):
         setting = (run.key["max_examples"] is None, run.key["total_steps"], run.key["variant"], device_kind(run.record))
