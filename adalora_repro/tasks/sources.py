@@ -423,14 +423,13 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 def _parsed_content(path: Path) -> Content:
     total, rows = hashlib.sha256(), 0
-    with _opened(path) as file:
-        for line in file:
-            if not (line := line.strip()):
-                continue
-            with suppress(ValueError, RecursionError):
-                line = _CANONICAL.encode(json.loads(line)).encode()
-            total.update(line + b"\n")
-            rows += 1
+    for line in _text_lines(path):
+        if not (line := line.strip()):
+            continue
+        with suppress(ValueError, RecursionError):
+            line = _CANONICAL.encode(json.loads(line)).encode()
+        total.update(line + b"\n")
+        rows += 1
     return Content(rows, total.hexdigest())
 
 
