@@ -60,7 +60,7 @@ LATER: dict[str, Any] = {
     "data.skip_invalid": False,
     "method.allocation": "global",
     "method.init": "normal",
-    "method.initial_rank": True,
+    "method.initial_rank": False,
     "method.rank_pattern": None,
     "train.attention": "eager",
     "train.compile": "none",
@@ -666,6 +666,8 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
         flat.pop("train.group_by_length", None)
     if cfg.data.holdout is None:
         flat.pop("task.holdout_by", None)
+    if not budgets.matched(cfg):  # of a rank that is given
+        flat.pop("method.initial_rank", None)
     return flat
 
 

@@ -305,6 +305,14 @@ def test_lora_at_the_initial_rank_is_where_adalora_of_the_same_number_starts() -
     assert control.method["r"] == adalora.method["b_0"] // adalora.method["n"] == 3
     assert control.params["method"] == 3 * lora.params["method"] // 2 > 83_000 >= lora.params["method"]
     assert control.key["budget"] == lora.key["budget"] == "params83000"
+    typed = plan.count(resolved(*words, "method=lora", "+method.initial_rank=true"))
+    assert typed.params["method"] == control.params["method"]
+    assert typed.folder != lora.folder, "another run is found finished there"
+    given = [resolved("task=cola", "backbone=minilm", "data=sample", "budget=0.3M", *more) for more in RANK_GIVEN]
+    assert given[0].folder == given[1].folder, "a rank that is given is the rank"
+
+
+RANK_GIVEN = (["method=lora"], ["method=lora", "+method.initial_rank=true"])
 
 
 def test_a_uniform_allocation_fills_a_number_of_parameters() -> None:
