@@ -262,7 +262,10 @@ def _has_variant(cfg: DictConfig, key: Mapping[str, Any], variant: str) -> bool:
     parts = [str(key[name]) for name in ("backbone", "task", "method", "budget")]
     with suppress(records.RecordError, OSError):
         cell = records.folder_below(Path(cfg.results.dir).expanduser(), "runs", parts)
-        return any(f'"{variant}"'.encode() in path.read_bytes() for path in cell.glob(f"*/{records.RECORD_NAME}"))
+        for path in cell.glob(f"*/{records.RECORD_NAME}"):
+            with suppress(records.RecordError, OSError):  # of one that cannot be read, reports say so
+                if f'"{variant}"'.encode() in records.content_of(path):
+                    return True
     return False
 
 

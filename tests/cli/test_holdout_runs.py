@@ -216,6 +216,12 @@ def test_the_same_rows_in_other_files_are_the_same_run(tiny: Cli) -> None:
     assert only_run("new").record.key["variant"] != old.record.key["variant"]
     assert tiny(*elsewhere, "data.dir=plain").out.startswith("already done: ")
 
+    for name in ("0", "z"):  # before and behind the run's own, in whatever order they are looked into
+        (old.folder.parent / name).mkdir()
+        os.mkfifo(old.folder.parent / name / "metrics.json")
+        (old.folder.parent / f"{name}-folder" / "metrics.json").mkdir(parents=True)
+    assert tiny(*command, "data.dir=own").out.startswith(f"already done: {old.folder} ")
+
 
 def test_more_rows_than_there_are_cannot_be_held_out(tiny: Cli) -> None:
     done = tiny("task=sst2", "method=lora", "data.holdout=64")
