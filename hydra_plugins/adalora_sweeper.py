@@ -106,8 +106,11 @@ class CellSweeper(BasicSweeper):
             every = self.jobs(given | stage)
             left: list[Job] = []
             if stage.get(LR) == [CHOSEN]:
-                for ready in self.once_free(wanted(every), earlier, number):
-                    left += self.launch(self.at_chosen_lr(ready, earlier, number))
+                cells, every = wanted(every), []
+                for ready in self.once_free(cells, earlier, number):
+                    chosen = self.at_chosen_lr(ready, earlier, number)
+                    left += self.launch(chosen)
+                    every += chosen
             elif stage.get(LR) == [WIDENED]:
                 cells, every = every, []
                 for ready in self.once_free(cells, earlier, number):

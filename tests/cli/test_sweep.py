@@ -329,6 +329,34 @@ hydra:
     assert trained == []
 
 
+def test_a_stage_may_follow_one_that_chose(tiny: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It chooses among the runs of all stages before: the rate with the most seeds, whatever its score."""
+    trained = []
+
+    def score(cfg: Any) -> float:
+        trained.append((cfg.optim.lr, cfg.seed))
+        return 0.5 + cfg.optim.lr - 0.3 * (cfg.seed > 0)
+
+    give_scores(monkeypatch, score)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "three.yaml").write_text(
+        """# @package _global_
+hydra:
+  sweeper:
+    params: {task: rte, method: bitfit, optim.lr: "1e-4,1e-3,1e-2"}
+    stages:
+      - {seed: "0"}
+      - {seed: "1", optim.lr: chosen}
+      - {seed: "2", optim.lr: widened}
+      - {seed: "3", optim.lr: chosen}
+""",
+        encoding="utf-8",
+    )
+    done = tiny("--config-dir", str(tmp_path), "-m", "+sweep=three")
+    assert done.code == EXIT_OK, done.err
+    assert trained == [(1e-4, 0), (1e-3, 0), (1e-2, 0), (1e-2, 1), (0.1, 2), (1e-2, 3)]
+
+
 def test_the_choice_is_each_cell_s_own_and_an_edge_is_named(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     best = {"lora": 1e-2, "bitfit": 1e-3}
     trained = []
