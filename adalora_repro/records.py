@@ -79,7 +79,14 @@ ENVIRONMENT = fields(
         "git": fields({}, {"commit": optional(TEXT), "dirty": optional(FLAG)}),
     },
 )
-DATA = fields({}, {"source": TEXT, **dict.fromkeys(("rows", "windows", "skipped"), each(COUNT)), "sha256": each(TEXT)})
+DATA = fields(
+    {},
+    {
+        "source": TEXT,
+        **dict.fromkeys(("rows", "windows", "skipped"), each(COUNT)),
+        **dict.fromkeys(("sha256", "rows_sha256"), each(TEXT)),  # of a local file's bytes, of its rows
+    },
+)
 SETTINGS = fields(
     {},
     {

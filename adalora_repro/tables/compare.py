@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 MCNEMAR, BOOTSTRAP = "McNemar, exact", f"paired bootstrap, {RESAMPLES:,} resamples"
 ROUNDING = 1e-6  # points: predictions and record may differ by so much
+#: of a record's ``data``: what says which examples these are
+EVALUATION_DATA = {"source", "rows", "sha256", "rows_sha256", "skipped"}
+EVALUATION_DATA |= {"hub", "hub_config", "revision", "generator", "seed"}
 AFTER = f"""\
 p is two-sided and not corrected for the number of metrics; the interval is a percentile bootstrap over examples
 ({RESAMPLES:,} resamples, seed 0). Both are about this pair of runs: what other seeds would give they do not say.
@@ -60,7 +63,7 @@ def pair_up(metric: str, select: str, ours: Record, theirs: Record) -> Pair:
     Raises:
         NoTest: they were evaluated on different examples, or what is there of them is not what was scored.
     """
-    if evaluated_on(ours[1]) != evaluated_on(theirs[1]):
+    if not same_examples(ours[1], theirs[1]):
         raise NoTest("evaluated on different examples")
     found = [read_examples(*record, select, metric) for record in (ours, theirs)]
     if found[0].names != found[1].names:
@@ -83,6 +86,18 @@ def measure_once(examples: Examples) -> float:
     return float(MEASURES[examples.measure](weights, np.array(examples.labels), np.array(examples.values))[0])
 
 
+def same_examples(ours: RunRecord, theirs: RunRecord) -> bool:
+    """Whether two runs were evaluated on the same data.
+
+    Local files are compared by their rows where both records have the sums of them, otherwise by their bytes.
+    """
+    data = [evaluated_on(record) for record in (ours, theirs)]
+    sums = [one.pop("rows_sha256", None) for one in data]
+    if None not in sums:
+        data = [one | {"sha256": rows} for one, rows in zip(data, sums, strict=True)]
+    return data[0] == data[1]
+
+
 def evaluated_on(record: RunRecord) -> dict[str, Any]:
     """What says which examples a run was evaluated on: the data without their training and held-out splits."""
     trained = ("train", "holdout")
@@ -91,7 +106,7 @@ def evaluated_on(record: RunRecord) -> dict[str, Any]:
         if isinstance(value, dict)
         else value
         for name, value in record.data.items()
-        if name in ("source", "rows", "sha256", "hub", "hub_config", "revision", "generator", "seed", "skipped")
+        if name in EVALUATION_DATA
     }
     return told | {name: record.key[name] for name in ("task", "max_examples")}
 

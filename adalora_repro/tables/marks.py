@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adalora_repro.tables.base import Cell, Comparison, Row, Table
-from adalora_repro.tables.compare import evaluated_on, pair_up
+from adalora_repro.tables.compare import pair_up, same_examples
 from adalora_repro.tables.significance import LEVEL, RESAMPLES, NoTest, holm, paired_t
 
 PROPOSED = "adalora"  # the method of the paper; its variants begin with its name
@@ -128,7 +128,7 @@ def tested_cell(metric: str, select: str, ours: Cell, theirs: Cell, done: Done) 
     a, b = ({run.key["seed"]: run for run in cell.runs} for cell in (ours, theirs))
     common = sorted(a.keys() & b.keys())
     if len(common) > 1:
-        if any(evaluated_on(a[seed].record) != evaluated_on(b[seed].record) for seed in common):
+        if not all(same_examples(a[seed].record, b[seed].record) for seed in common):
             raise NoTest("evaluated on different examples")
         p = paired_t(*([runs[seed].scores[metric] for seed in common] for runs in (a, b)))
         return SEEDS, f"paired t-test, {len(common)} seeds", p

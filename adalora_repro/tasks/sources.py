@@ -185,6 +185,7 @@ def provenance(cfg: DictConfig, rows: dict[str, int]) -> dict[str, Any]:
         origin |= {"hub": cfg.task.hub, "hub_config": cfg.task.hub_config, "revision": cfg.task.revision}
     elif cfg.data.source == "local":
         origin["sha256"] = {split: _sha256(_file(cfg, split)) for split in splits(cfg)}
+        origin["rows_sha256"] = {split: _content(cfg, split).fingerprint for split in splits(cfg)}
     else:
         origin |= {"generator": sample.VERSION, "seed": cfg.data.sample_seed}
     return origin

@@ -17,7 +17,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.records import RunRecord, read_all, write_files
 from adalora_repro.tables import controls, layout, marks, predictions, render, table1, table2, table3
 from adalora_repro.tables.base import Comparison, Scope, Spec, Table, compile_table
-from adalora_repro.tables.compare import BOOTSTRAP, MCNEMAR, compare, evaluated_on, pair_up
+from adalora_repro.tables.compare import BOOTSTRAP, MCNEMAR, compare, evaluated_on, pair_up, same_examples
 from adalora_repro.tables.marks import with_marks
 from adalora_repro.tables.significance import NoTest, mcnemar, paired_t
 from adalora_repro.tasks.glue import METRICS
@@ -174,6 +174,20 @@ def test_the_training_split_may_differ_and_the_validation_split_not() -> None:
     assert evaluated_on(record(train="a", validation="b")) == evaluated_on(record(train="c", validation="b"))
     assert evaluated_on(record(train="a", validation="b")) != evaluated_on(record(train="a", validation="c"))
     assert evaluated_on(make(0.5)) != evaluated_on(make(0.5, max_examples=100))
+
+
+def test_local_files_with_the_same_rows_are_the_same_examples() -> None:
+    """Whatever their bytes, where both records say what the rows are; one from before says the bytes alone."""
+
+    def record(sha: str, rows: str | None) -> RunRecord:
+        data = {"source": "local", "sha256": {"train": "t", "validation": sha}}
+        return make(0.5, data=data | ({} if rows is None else {"rows_sha256": {"train": sha, "validation": rows}}))
+
+    assert same_examples(record("a", "r"), record("b", "r"))
+    assert not same_examples(record("a", "r"), record("a", "s"))
+    assert same_examples(record("a", "r"), record("a", None))
+    assert not same_examples(record("a", "r"), record("b", None))
+    assert not same_examples(record("a", None), record("b", None))
 
 
 def test_a_table_without_a_pair_is_left_as_it_is(tmp_path: Path) -> None:
