@@ -313,7 +313,7 @@ hydra:
 """,
         encoding="utf-8",
     )
-    words = ("--config-dir", str(tmp_path), "-m", "+sweep=small")
+    words = (f"--config-dir={tmp_path}", "-m", "+sweep=small")
     done = tiny(*words)
     assert done.code == EXIT_OK, done.err
     assert trained[:8] == [
@@ -352,7 +352,7 @@ hydra:
 """,
         encoding="utf-8",
     )
-    done = tiny("--config-dir", str(tmp_path), "-m", "+sweep=three")
+    done = tiny(f"--config-dir={tmp_path}", "-m", "+sweep=three")
     assert done.code == EXIT_OK, done.err
     assert trained == [(1e-4, 0), (1e-3, 0), (1e-2, 0), (1e-2, 1), (0.1, 2), (1e-2, 3)]
 
