@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import stat
 import struct
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from adalora_repro.errors import InputError
+from adalora_repro.file_kinds import not_a_file
 
 #: where transformers looks for weights, in its order: the first that exists is read
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -45,7 +45,7 @@ def check(folder: Path) -> None:
     """The folder holds a model whose files can be read: complete as far as their own headers say.
 
     Raises:
-        InputError: there is no such folder, or no weights in it; a file is not a regular file, larger than sensible, a
+        InputError: there is no such folder, or no weights in it; a file is a named pipe or a device, larger than sensible, a
             pointer of Git LFS, or cut short; an index names a file that is missing. The message names the file.
     """
     try:
@@ -95,13 +95,12 @@ def _read_files(folder: Path) -> list[Path]:
 
 
 def _check_regular(path: Path) -> None:
-    """To open a named pipe waits for ever, and a device may never end."""
     try:
-        regular = stat.S_ISREG(path.stat().st_mode)
+        kind = not_a_file(path.stat().st_mode)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    if not regular:
-        raise InputError(f"{path} is not a regular file")
+    if kind:
+        raise InputError(f"{path}: {kind}, not a file")
 
 
 def _check_content(path: Path) -> None:

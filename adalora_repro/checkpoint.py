@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from adalora_repro.errors import InputError
+from adalora_repro.file_kinds import not_a_file
 from adalora_repro.records import write_atomic
 
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
@@ -57,8 +57,8 @@ def load(
     for name in FILES:
         path = folder / name
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
-                raise InputError(f"{path} is no regular file; move it away to start over")
+            if kind := not_a_file(path.stat().st_mode):
+                raise InputError(f"{path}: {kind}, not a file; move it away to start over")
             content = path.read_bytes()  # all of it first: what goes wrong from here on is the file's own
         except FileNotFoundError:
             continue

@@ -18,7 +18,6 @@ import json
 import os
 import secrets
 import socket
-import stat
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro.errors import InputError
+from adalora_repro.file_kinds import not_a_file
 
 NAME = ".lock"
 BEAT_S = 15.0
@@ -219,8 +219,8 @@ def look(path: Path) -> Found | None:
         OSError: it cannot be read.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
-            raise OSError(errno.EINVAL, "no regular file", str(path))
+        if kind := not_a_file(path.stat().st_mode):
+            raise OSError(errno.EINVAL, f"{kind}, not a file", str(path))
         file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -11,7 +11,6 @@ import dataclasses
 import gzip
 import os
 import secrets
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from adalora_repro import shapes
+from adalora_repro.file_kinds import not_a_file
 from adalora_repro.shapes import (
     AMOUNT,
     COUNT,
@@ -235,8 +235,7 @@ def content_of(path: Path, most: int = LARGEST) -> bytes:
     """
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        if kind := not_a_file(status.st_mode):
             raise RecordError(f"{path}: {kind} in the place of a file")
         if status.st_size > most:
             raise RecordError(f"{path}: {status.st_size:,} bytes, more than the {most:,} that such a file may have")

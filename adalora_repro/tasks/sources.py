@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import json
 import os
-import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from adalora_repro import hub, records
 from adalora_repro.errors import InputError, one_of
+from adalora_repro.file_kinds import not_a_file
 from adalora_repro.tasks import sample
 
 if TYPE_CHECKING:
@@ -38,13 +38,6 @@ MOST_LINE = 2**24  # bytes of one row; the longest article of CNN/DailyMail has 
 MOST_BYTES = 2**36  # of a file's text, unpacked; the largest split of the tasks, CNN/DailyMail's, has 1.3e9
 #: an archive is refused where its text is beyond both: gzip packs text of the tasks to a third, zeros to a thousandth
 SUSPECT_BYTES, SUSPECT_RATIO = 2**28, 100
-FILE_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 FORMAT = "one JSON object a line, UTF-8, gzip-compressed (.jsonl.gz) or plain (.jsonl)"
 
 
@@ -311,8 +304,8 @@ def _file(cfg: DictConfig, split: str) -> Path:
         raise InputError(f"{paths[0]}: no such file; it must hold {FORMAT}")
     if len(found) > 1:  # one of them may be older
         raise InputError(f"{' and '.join(map(str, found))} both hold the {split} split; move one away")
-    if kind_of_file := FILE_KINDS.get(stat.S_IFMT(found[0].stat().st_mode)):  # to open a pipe would wait for ever
-        raise InputError(f"{found[0]}: {kind_of_file}, not a file; it must hold {FORMAT}")
+    if other := not_a_file(found[0].stat().st_mode):
+        raise InputError(f"{found[0]}: {other}, not a file; it must hold {FORMAT}")
     return found[0]
 
 

@@ -222,8 +222,8 @@ def test_what_is_no_file_or_too_large_is_refused_before_it_is_read(cli, broken):
         assert expected in str(refused.value)
         (broken / name).unlink()
 
-    again("generation_config.json", os.mkfifo, "is not a regular file")
-    again("added_tokens.txt", lambda path: path.symlink_to("/dev/zero"), "is not a regular file")
+    again("generation_config.json", os.mkfifo, "a named pipe, not a file")
+    again("added_tokens.txt", lambda path: path.symlink_to("/dev/zero"), "a device, not a file")
     again("vocab.txt", lambda path: path.symlink_to("nowhere"), "No such file")
 
     def sparse(path):
@@ -236,7 +236,7 @@ def test_what_is_no_file_or_too_large_is_refused_before_it_is_read(cli, broken):
         "adapter_config.json", lambda path: path.write_text("{}", encoding="utf-8"), "an adapter lies beside the model"
     )
     os.mkfifo(broken / "vocab.txt")
-    assert f"{broken / 'vocab.txt'} is not a regular file" in refusal(cli, broken)
+    assert f"{broken / 'vocab.txt'}: a named pipe, not a file" in refusal(cli, broken)
 
 
 def test_a_configuration_of_absurd_size_or_another_model(broken):

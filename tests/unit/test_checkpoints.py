@@ -115,5 +115,5 @@ def test_a_whole_file_that_is_no_state_is_refused(tmp_path: Path, content: Any) 
 
 def test_a_pipe_in_the_place_of_a_checkpoint_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "checkpoint.pt")
-    with pytest.raises(InputError, match=r"checkpoint\.pt is no regular file"):
+    with pytest.raises(InputError, match=r"checkpoint\.pt: a named pipe, not a file"):
         checkpoint.load(tmp_path, "0")

@@ -16,7 +16,7 @@ CONF = PACKAGE.parent / "conf"
 #: from the bottom up; modules on one line may not import each other (a package's own modules may)
 LAYERS = [
     "__init__",
-    "errors terminal shapes words",
+    "errors terminal shapes words file_kinds",
     "config budgets processes hub backbone_files backbone_tokenizer",
     "records lock",
     "selection",

@@ -274,7 +274,7 @@ def test_both_splits_of_mnli_are_their_own_files(tmp_path: Path) -> None:
         (gzip.compress(bytes(2 << 20)), "unpacks to more than 1,048,576 bytes"),
         ([{"label": 1, "prediction": 1}] * 101, "more than 100 rows"),
         ([{"label": 0.5 + i, "prediction": i} for i in range(6)], "more than 10 classes"),
-        (os.mkfifo, "no regular file in the place of a file"),
+        (os.mkfifo, "a named pipe in the place of a file"),
         (os.mkdir, "a folder in the place of a file"),
         ([[1, 1]], "a row whose label is no number"),
         ([{"label": 1 - a, "prediction": b} for a, b in zip(LABELS, GOOD, strict=True)], "different examples"),
