@@ -45,8 +45,9 @@ def check(folder: Path) -> None:
     """The folder holds a model whose files can be read: complete as far as their own headers say.
 
     Raises:
-        InputError: there is no such folder, or no weights in it; a file is a named pipe or a device, larger than sensible, a
-            pointer of Git LFS, or cut short; an index names a file that is missing. The message names the file.
+        InputError: there is no such folder, or no weights in it; a file is a named pipe or a device, larger than
+            sensible, a pointer of Git LFS, or cut short; an index names a file that is missing. The message names the
+            file.
     """
     try:
         names = [path for path in sorted(folder.iterdir()) if not path.is_dir()]

@@ -220,8 +220,8 @@ def validate(values: Any, where: str) -> RunRecord:
     return RunRecord(**values)
 
 
-def selection(entry: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of an evaluation (``final`` or ``best``) to choose by: the held-out split's where it has one."""
+def figures_to_choose_by(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Of an evaluation (``final`` or ``best``): the held-out split's where it has one, otherwise the reported ones."""
     figures: dict[str, float] = entry.get("holdout", entry["metrics"])
     return figures
 

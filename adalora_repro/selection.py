@@ -52,15 +52,25 @@ class Run:
 
 def run_of(path: Path, record: RunRecord, checkpoint: str = "final", scale: float = 1.0) -> Run:
     """The run with its metrics at ``checkpoint`` (``final`` or ``best``), each times ``scale``."""
-    evaluation = evaluation_of(record, checkpoint)
-    parts = (evaluation.get("metrics", {}), evaluation.get("holdout") or {})
+    parts = (metrics_of(record, checkpoint), held_out_of(record, checkpoint))
     scores, held_out = ({name: scale * value for name, value in metrics.items()} for metrics in parts)
     return Run(path, record, scores, held_out)
 
 
-def evaluation_of(record: RunRecord, checkpoint: str) -> Mapping[str, Any]:
-    """The evaluation at a checkpoint (``RunRecord``); empty where there is no such checkpoint."""
-    return (record.final if checkpoint == "final" else record.best) or {}
+def metrics_of(record: RunRecord, checkpoint: str) -> Mapping[str, float]:
+    """The metrics at a checkpoint, in the unit of the task; none where there is no such checkpoint."""
+    return _part_of(record, checkpoint, "metrics")
+
+
+def held_out_of(record: RunRecord, checkpoint: str) -> Mapping[str, float]:
+    """Likewise on the held-out split; none where the run had none."""
+    return _part_of(record, checkpoint, "holdout")
+
+
+def _part_of(record: RunRecord, checkpoint: str, part: str) -> Mapping[str, float]:
+    evaluation = (record.final if checkpoint == "final" else record.best) or {}
+    metrics: Mapping[str, float] = evaluation.get(part, {})
+    return metrics
 
 
 Setting = tuple[bool, int, str, str]

@@ -496,7 +496,8 @@ def _evaluate(loop: Loop, log: Log, watch: Watch) -> None:
     primary = loop.task.primary_metric
     entry = evaluation.entry | {"step": loop.t}
     if loop.method.at_final_budget(loop.t - 1) and (
-        loop.best is None or records.selection(entry)[primary] > records.selection(loop.best)[primary]
+        loop.best is None
+        or records.figures_to_choose_by(entry)[primary] > records.figures_to_choose_by(loop.best)[primary]
     ):
         loop.best = entry
         _write_files(loop, "best", evaluation)

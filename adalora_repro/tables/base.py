@@ -23,7 +23,17 @@ from typing import Any
 
 from adalora_repro.records import RunRecord, read_all, stated
 from adalora_repro.revisions import outdated
-from adalora_repro.selection import Run, Selection, at_edge, device_kind, evaluation_of, primary_mean, run_of, select
+from adalora_repro.selection import (
+    Run,
+    Selection,
+    at_edge,
+    device_kind,
+    held_out_of,
+    metrics_of,
+    primary_mean,
+    run_of,
+    select,
+)
 from adalora_repro.tables.out import checked
 
 DATA_SOURCES = ("hub", "local", "sample")  # in the order they are preferred; never mixed in one table
@@ -402,18 +412,6 @@ def sort_in(
             run = replace(run, scores={**run.scores, column.metrics[0]: mean})
         cells[key["method"], key["budget"], key["task"]].append(run)
     return dict(cells), dict(left_out), refused
-
-
-def metrics_of(record: RunRecord, checkpoint: str) -> Mapping[str, float]:
-    """The metrics at a checkpoint, in the unit of the task; none where there is no such checkpoint."""
-    metrics: Mapping[str, float] = evaluation_of(record, checkpoint).get("metrics", {})
-    return metrics
-
-
-def held_out_of(record: RunRecord, checkpoint: str) -> Mapping[str, float]:
-    """Likewise on the held-out split; none where the run had none."""
-    metrics: Mapping[str, float] = evaluation_of(record, checkpoint).get("holdout") or {}
-    return metrics
 
 
 def in_scope(record: RunRecord, scope: Scope) -> bool:

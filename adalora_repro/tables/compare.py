@@ -12,7 +12,8 @@ from adalora_repro import records
 from adalora_repro.errors import InputError
 from adalora_repro.records import RECORD_NAME, RecordError, RunRecord
 from adalora_repro.revisions import outdated
-from adalora_repro.tables.base import CHECKPOINTS, Report, Request, held_out_of, lr_text, metrics_of
+from adalora_repro.selection import held_out_of, metrics_of
+from adalora_repro.tables.base import CHECKPOINTS, Report, Request, lr_text
 from adalora_repro.tables.layout import fixed, plural, signed
 from adalora_repro.tables.predictions import Examples, in_points, points, read_examples
 from adalora_repro.tables.render import pad

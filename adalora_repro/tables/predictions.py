@@ -15,7 +15,7 @@ from typing import Any
 
 from adalora_repro import shapes
 from adalora_repro.records import RecordError, RunRecord, content_of
-from adalora_repro.tables.base import metrics_of
+from adalora_repro.selection import metrics_of
 from adalora_repro.tables.significance import BY_CLASS, MEASURES, NoTest
 
 LARGEST = 1e50  # what is beyond, or is no number, is damage

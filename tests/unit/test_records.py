@@ -27,11 +27,11 @@ from adalora_repro.records import (
     RECORD_NAME,
     RecordError,
     RunRecord,
+    figures_to_choose_by,
     find,
     read,
     read_all,
     run_folder,
-    selection,
     validate,
     write,
     write_atomic,
@@ -163,9 +163,9 @@ def test_a_held_out_split_is_what_a_run_is_chosen_by(tmp_path: Path) -> None:
     record.best = dict(record.final)
     again = read(write(record, tmp_path))
     assert again == record
-    assert selection(again.final) == {"matthews_correlation": 0.7}
+    assert figures_to_choose_by(again.final) == {"matthews_correlation": 0.7}
     old = make(0.5)
-    assert selection(old.final) == old.final["metrics"]
+    assert figures_to_choose_by(old.final) == old.final["metrics"]
     values = old.to_json()
     del values["degenerate"]  # as in records from before there was the field
     assert validate(values, "old").degenerate is False
