@@ -265,13 +265,13 @@ def scope_part(
     data: Data,
     refused: list[str],
 ) -> Part:
-    """``refused`` is given a line for each section that could not be made."""
+    """``refused`` is given a line for each record that a section cannot show, and each section that cannot be made."""
     makers: list[tuple[str, str, Callable[[str], str]]] = []
     for table in tables:
         makers.append((table.spec.name, short_title(table.spec.name), partial(table_html, table=table, data=data)))
     for report in sections:
         if report.section:
-            make_section = partial(report_html, report=report, found=found, scope=scope)
+            make_section = partial(report_html, report=report, found=found, scope=scope, refused=refused)
             makers.append((report.name, short_title(report.name), make_section))
     makers.append(("rates", "Learning rates", partial(rates_html, tables=tables)))
     ours = [state for state in states if in_scope(state.record, scope)]
@@ -292,9 +292,14 @@ def scope_part(
     )
 
 
-def report_html(name: str, report: Report, found: Records, scope: Scope) -> str:
+def report_html(name: str, report: Report, found: Records, scope: Scope, refused: list[str]) -> str:
     """The section of a report that is no table; "" where it has nothing to show."""
-    html = report.section(found, scope) if report.section else ""
+
+    def make_section(found: Records) -> str:
+        return report.section(found, scope) if report.section else ""
+
+    html, faulty = without_faulty(make_section, found)
+    refused += faulty
     return section_html(name, report.title, html) if html else ""
 
 
@@ -404,11 +409,11 @@ def rate_figure(table: Table, row: Row, column: Column, cell: Cell) -> str:
     chosen = float(cell.runs[0].key["lr"])
     means = {lr: primary_mean(runs, cell.held_out) for lr, runs in sorted(cell.by_lr.items())}
     scores = {run.path: run.primary(cell.held_out) for runs in cell.by_lr.values() for run in runs}
-    x, y = axis(map(log, means), MARGIN, WIDTH - MARGIN), axis(scores.values(), HEIGHT - MARGIN, MARGIN)
-    line = " ".join(f"{x(log(lr)):.1f},{y(mean):.1f}" for lr, mean in means.items())
+    x, y = axis(map(math.log10, means), MARGIN, WIDTH - MARGIN), axis(scores.values(), HEIGHT - MARGIN, MARGIN)
+    line = " ".join(f"{x(math.log10(lr)):.1f},{y(mean):.1f}" for lr, mean in means.items())
     dots = "".join(
         f'<a href="{escape_html(run_link(run.path, table.scope.results))}" tabindex="-1">'
-        f'<circle cx="{x(log(lr)):.1f}" cy="{y(scores[run.path]):.1f}" r="2.2"><title>lr {lr_text(lr)}, '
+        f'<circle cx="{x(math.log10(lr)):.1f}" cy="{y(scores[run.path]):.1f}" r="2.2"><title>lr {lr_text(lr)}, '
         f"seed {run.key['seed']}: {scores[run.path]:.2f}</title></circle></a>"
         for lr, runs in cell.by_lr.items()
         for run in runs
@@ -422,15 +427,10 @@ def rate_figure(table: Table, row: Row, column: Column, cell: Cell) -> str:
         f"{escape_html(title)}</a></figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape_html(title)}: {escape_html(told)}">'
         f'<polyline points="{line}"/>{dots}'
-        f'<circle class="chosen" cx="{x(log(chosen)):.1f}" cy="{y(means[chosen]):.1f}" r="5"/></svg>'
+        f'<circle class="chosen" cx="{x(math.log10(chosen)):.1f}" cy="{y(means[chosen]):.1f}" r="5"/></svg>'
         f"<small>{escape_html(lr_text(min(means)))} … {escape_html(lr_text(max(means)))}<br>{escape_html(told)}</small>"
         "</figure>"
     )
-
-
-def log(lr: float) -> float:
-    """Of what a record may hold: a learning rate of 0 too."""
-    return math.log10(max(lr, 1e-12))
 
 
 def axis(values: Iterable[float], start: float, end: float) -> Callable[[float], float]:

@@ -98,12 +98,17 @@ def make(request: Request) -> tuple[str, list[str]]:
 def common(results: Path) -> tuple[str, list[str]]:
     """For the page of all reports: every backbone that was measured."""
     records, refused = cost_record.read_all(results)
-    lines = []
-    for backbone in sorted({record.key["backbone"] for _, record in records}):
-        found = sort_in((path, record) for path, record in records if record.key["backbone"] == backbone)
-        sheet = sheet_of(rows_of(found, only_filled=True), found, backbone, [], [])
-        lines += [*html_table(sheet), *html_notes(sheet)]
-    return "\n".join(lines), refused
+
+    def html(records: Sequence[tuple[Path, CostRecord]]) -> str:
+        lines = []
+        for backbone in sorted({record.key["backbone"] for _, record in records}):
+            found = sort_in((path, record) for path, record in records if record.key["backbone"] == backbone)
+            sheet = sheet_of(rows_of(found, only_filled=True), found, backbone, [], [])
+            lines += [*html_table(sheet), *html_notes(sheet)]
+        return "\n".join(lines)
+
+    made, faulty = without_faulty(html, records)
+    return made, refused + faulty
 
 
 REPORT = Report("table15", TITLE, add_arguments, make, reads="results", common=common)
