@@ -218,6 +218,11 @@ def _buildable(cfg: DictConfig) -> Iterator[None]:
         raise InputError(f"backbone '{cfg.backbone.name}' cannot be built for this task: {problem}") from error
 
 
+def _has_random_weights(cfg: DictConfig) -> bool:
+    """Nothing but the tokenizer is a saved model's; its architecture may be another."""
+    return "random" in (cfg.backbone.source, cfg.backbone.get("weights"))
+
+
 def load_model(cfg: DictConfig) -> PreTrainedModel:
     """The model with its weights, in fp32 on the CPU. Seed torch before: head and random weights draw from it.
 
@@ -227,7 +232,7 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
     import torch
 
     backbone = cfg.backbone
-    if "random" in (backbone.source, backbone.weights):
+    if _has_random_weights(cfg):
         with _buildable(cfg):
             return _auto_model(cfg).from_config(model_config(cfg))
     where = _location(cfg)
@@ -345,7 +350,7 @@ def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        if cfg.backbone.get("weights") != "random":
+        if not _has_random_weights(cfg):
             saved_config(cfg)  # that of another model may come with a tokenizer of its own
         own = _from_hub(cfg, lambda: AutoTokenizer.from_pretrained(**_location(cfg)))
         backbone_tokenizer.restore_character_map(own, _folder(cfg))
@@ -372,7 +377,7 @@ def tokenizer_name(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def tokenizer_notes(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What a user should know about the tokenizer of a run with pretrained weights, one line each."""
-    if "random" in (cfg.backbone.source, cfg.backbone.weights):
+    if _has_random_weights(cfg):
         return []
     return backbone_tokenizer.notes(tokenizer, cfg.backbone.architecture)
 
@@ -383,7 +388,7 @@ def check_lengths(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     Raises:
         InputError: the task's texts may be longer; as ``saved_config``.
     """
-    if "random" in (cfg.backbone.source, cfg.backbone.weights):  # there is no saved model to ask
+    if _has_random_weights(cfg):  # there is no saved model to ask
         return
     config = saved_config(cfg)
     if not getattr(config, "position_biased_input", True):  # DeBERTaV3 knows distances alone

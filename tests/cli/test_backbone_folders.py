@@ -68,6 +68,14 @@ def test_a_whole_folder_trains(cli, broken, weights, kind):
     assert records.read(path).status == "ok"
 
 
+def test_random_weights_take_a_folder_s_tokenizer_alone(cli, whole):
+    """Their architecture is what the command says, not that of the model beside the tokenizer."""
+    random = ("backbone.source=random", "backbone.architecture.num_hidden_layers=1")
+    assert "is not the architecture" in refusal(cli, whole, random[1])
+    done = cli(*RUN, f"backbone.path={whole}", *random)
+    assert done.code == 0, done.err
+
+
 def without_a_layer(weights):
     return {name: value for name, value in weights.items() if not name.startswith(LAYER)}
 
