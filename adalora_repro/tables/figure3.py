@@ -108,7 +108,7 @@ def panel_width(layers: int) -> float:
 
 def budget_text(run: Run) -> str:
     budget = run.record.budget or {}
-    known = [f"{name} {budget[name]}" for name in ("n", "b_0", "b_T") if isinstance(budget.get(name), int)]
+    known = [f"{name} {budget[name]}" for name in ("n", "b_0", "b_T") if budget.get(name) is not None]
     counts = f" ({', '.join(known)})" if known else ""
     return f"{label(run)}, {run.key['backbone']}{counts}"
 

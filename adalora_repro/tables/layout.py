@@ -246,21 +246,15 @@ def data_notes(table: Table) -> list[str]:
 def rows_text(table: Table, place: int) -> str:
     """Rows per split of one task, as the records have them."""
     runs = [run for row in table.rows for run in row.cells[place].runs]
-    found = [counts for run in runs if isinstance(counts := run.record.data.get("rows"), dict)]
+    found = [run.record.data["rows"] for run in runs if "rows" in run.record.data]
     name = table.spec.columns[place].heading
     if not found or any(counts != found[0] for counts in found):
         return f"{name} {'differ between records' if found else 'not recorded'}"
-    return (
-        f"{name} {', '.join(f'{split} {amount(count)}' for split, count in sorted(found[0].items(), key=split_order))}"
-    )
+    return f"{name} {', '.join(f'{split} {count:,}' for split, count in sorted(found[0].items(), key=split_order))}"
 
 
 def split_order(item: tuple[str, Any]) -> tuple[bool, str]:
     return not item[0].startswith("train"), item[0]
-
-
-def amount(count: Any) -> str:
-    return f"{count:,}" if isinstance(count, int) else short(count)
 
 
 def comparison_notes(table: Table) -> list[str]:
@@ -362,10 +356,10 @@ def evaluation_notes(table: Table) -> list[str]:
         if records and column.settings:
             told = [f"{name} {values(record.settings.get(name) for record in records)}" for name in column.settings]
             notes.append(f"{column.heading}: evaluated with {', '.join(told)}.")
-        skipped = [counts for record in records if isinstance(counts := record.data.get("skipped"), dict)]
+        skipped = [record.data["skipped"] for record in records if "skipped" in record.data]
         if skipped:
             most = {split: max(c.get(split, 0) for c in skipped) for counts in skipped for split in counts}
-            told = [f"{split} {amount(count)}" for split, count in sorted(most.items(), key=split_order)]
+            told = [f"{split} {count:,}" for split, count in sorted(most.items(), key=split_order)]
             notes.append(f"{column.heading}: bad rows were left out (data.skip_invalid), at most {', '.join(told)}.")
     return notes
 

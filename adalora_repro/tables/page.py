@@ -587,21 +587,19 @@ def listed(texts: Iterable[str], most: int = 4) -> str:
 
 def device(state: State) -> str:
     name, threads = (state.record.environment.get(what) for what in ("device", "threads"))
-    return f"{name}, {plural(threads, 'thread')}" if name and isinstance(threads, int) else str(name or "")
+    return f"{name}, {plural(threads, 'thread')}" if name and threads is not None else name or ""
 
 
 def versions(state: State) -> str:
-    found = state.record.environment.get("versions")
+    found = state.record.environment.get("versions", {})
     wanted = ("adalora-repro", "torch", "transformers")
-    return ", ".join(f"{name} {found[name]}" for name in wanted if name in found) if isinstance(found, dict) else ""
+    return ", ".join(f"{name} {found[name]}" for name in wanted if name in found)
 
 
 def commits(states: Sequence[State]) -> str:
     """From the commit of the run that ended first to that of the last, and how many runs had changes besides."""
     git = [
-        (state.updated, found)
-        for state in states
-        if isinstance(found := state.record.environment.get("git"), dict) and isinstance(found.get("commit"), str)
+        (state.updated, found) for state in states if (found := state.record.environment.get("git", {})).get("commit")
     ]
     if not git:
         return "not recorded"

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from adalora_repro import hub, records
+from adalora_repro import hub, records, shapes
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.file_kinds import not_a_file
 from adalora_repro.tasks import sample
@@ -397,7 +397,7 @@ def _content(cfg: DictConfig, split: str) -> Content:
             if path.stat().st_size >= LARGE:
                 with suppress(OSError):  # without it the next command takes as long
                     kept.parent.mkdir(parents=True, exist_ok=True)
-                    records.write_atomic(kept, json.dumps(asdict(content)).encode())
+                    records.write_atomic(kept, shapes.dump(asdict(content)))
         _contents[name] = content
     return _contents[name]
 

@@ -548,7 +548,7 @@ def test_caption_and_notes_warn_about_the_data() -> None:
     assert "not comparable" in local.caption
     assert any("CoLA train 8,551, validation 1,043" in note for note in local.notes)
     assert any("deberta-v3-base" in note and "minilm" in note for note in local.notes)
-    unknown = layout.sheet_of(compiled([make(data={"rows": "many"})]))
+    unknown = layout.sheet_of(compiled([make(data={"source": "local"})]))
     assert "Rows of the local data: CoLA not recorded." in unknown.notes
     differ = layout.sheet_of(compiled([make(), make(seed=1, data={"rows": {"train": 5}})]))
     assert "Rows of the local data: CoLA differ between records." in differ.notes
@@ -613,10 +613,9 @@ def test_time_left() -> None:
 
 @pytest.mark.parametrize("junk", [None, "x", [1], {"a": {}}, float("nan"), float("inf"), 10**400, True, -1])
 def test_free_fields_of_a_record_may_hold_anything(junk: Any) -> None:
-    """Only the key, the metrics and the counts of a record are checked when it is read."""
-    progress = dict.fromkeys(("step", "total_steps", "updated", "host", "pid"), junk)
-    odd = {"time": {"s_per_step": junk}, "data": {"rows": {"train": junk}}, "settings": {"train.epochs": junk}}
-    records = [make(**odd), make(variant="b", **odd), make(seed=1, status="running", progress=progress, **odd)]
+    """Those that have no line in ``records.FIELDS``, by which a record is checked when it is read."""
+    odd = {"data": {"fingerprint": junk}, "settings": {"train.epochs": junk, "data.holdout": junk}}
+    records = [make(**odd), make(variant="b", **odd), make(seed=1, status="running", progress={"more": junk}, **odd)]
     found = [(Path(str(i)), record) for i, record in enumerate(records)]
     assert "2 finished" in status.render_status([(SPEC, SCOPE)], found, NOW, "here")
     for form in render.FORMATS:
