@@ -62,7 +62,7 @@ def check(folder: Path) -> None:
         raise InputError(f"backbone.path={folder} is not a folder with a model: config.json is missing")
     if (folder / "adapter_config.json").exists():
         raise InputError(
-            f"{folder / 'adapter_config.json'}: an adapter lies beside the model; merge it or move it away"
+            f"{folder / 'adapter_config.json'}: the folder also holds an adapter; merge it or move it away"
         )
     for path in weight_files(folder):
         _check_weights(path)
@@ -135,14 +135,14 @@ def _check_weights(path: Path) -> None:
         start = _start(path, 8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(size - 8, 100 * 2**20):  # the format's own limit
-            raise InputError(f"{path} is cut short, or no safetensors file")
+            raise InputError(f"{path} is truncated, or not a safetensors file")
         try:
             header = json.loads(_start(path, 8 + length)[8:])
             end = 8 + length + _last(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError):
-            raise InputError(f"{path} is no safetensors file: its header cannot be read") from None
+            raise InputError(f"{path} is not a safetensors file: its header cannot be read") from None
         if size != end:
-            raise InputError(f"{path} has {size:,} bytes where its header says {end:,}: cut short or damaged")
+            raise InputError(f"{path} has {size:,} bytes where its header says {end:,}: truncated or damaged")
         return
     start = _start(path, 4)
     if start[:1] == b"\x80":  # a pickle
@@ -153,7 +153,7 @@ def _check_weights(path: Path) -> None:
         with zipfile.ZipFile(path):
             pass
     except (zipfile.BadZipFile, OSError, ValueError):
-        raise InputError(f"{path} is cut short, or no weight file of PyTorch") from None
+        raise InputError(f"{path} is truncated, or not a PyTorch weight file") from None
 
 
 def _last(ends: Iterable[int]) -> int:

@@ -41,7 +41,7 @@ def check(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any], w
     name = type(tokenizer).__name__
     if size < LEAST_SHARE * rows:
         raise InputError(
-            f"{where} has no tokenizer of this model: {name} has {size:,} tokens, the embedding {rows:,} rows; is "
+            f"{where}: its tokenizer is not this model's: {name} has {size:,} tokens, the embedding {rows:,} rows; is "
             f"{files} missing?"
         )
     ids = {key: getattr(tokenizer, f"{key}_token_id") for key in ("pad", "cls", "sep", "unk", "mask", "bos", "eos")}
@@ -65,7 +65,7 @@ def check(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any], w
     lost = [word for word, piece in pieces.items() if not piece or ids["unk"] in piece]
     if len(lost) > len(WORDS) / 2:
         raise InputError(
-            f"{where}: its tokenizer ({name}) does not have ordinary words: {', '.join(lost[:5])} become "
+            f"{where}: its tokenizer ({name}) does not know ordinary words: {', '.join(lost[:5])} become "
             f"{tokenizer.unk_token}; is {files} missing?"
         )
 
@@ -75,11 +75,11 @@ def notes(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any]) -
     lines = []
     size, rows = len(tokenizer), int(architecture["vocab_size"])
     if size < USUAL_SHARE * rows:
-        lines.append(f"the tokenizer has {size:,} tokens, the model's embedding {rows:,} rows; are both of one model?")
+        lines.append(f"the tokenizer has {size:,} tokens, the model's embedding {rows:,} rows; do they match?")
     if type(tokenizer).__name__ == WITHOUT_MAP and not getattr(tokenizer, "as_sentencepiece", False):
         lines.append(
-            "the tokenizer has no character map, for its spm.model is not at hand: characters such as ½, ™, … or a "
-            "no-break space become [UNK], which they were not when the model was trained"
+            "the tokenizer has no character map, because its spm.model is missing: characters such as ½, ™, … or a "
+            "no-break space become [UNK], as they did not when the model was trained"
         )
     return lines
 

@@ -291,7 +291,7 @@ def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any
     if missing := sorted(report["missing_keys"] - head_parameters(model).keys()):
         raise InputError(f"{where}: {len(missing)} of the model's weights are missing: {_first(missing)}")
     if foreign := sorted(name for name in report["unexpected_keys"] if _of_a_backbone(model, name)):
-        raise InputError(f"{where}: {len(foreign)} weights are of another model: {_first(foreign)}")
+        raise InputError(f"{where}: {len(foreign)} weights belong to another model: {_first(foreign)}")
     planned = {name: parameter.shape for name, parameter in meta_model(cfg).named_parameters()}
     if others := sorted(
         name

@@ -58,7 +58,7 @@ def load(
         path = folder / name
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
-                raise InputError(f"{path} is no regular file; move it away to start over")
+                raise InputError(f"{path} is not a regular file; move it away to start over")
             content = path.read_bytes()  # all of it first: what goes wrong from here on is the file's own
         except FileNotFoundError:
             continue
@@ -80,14 +80,14 @@ def load(
             state = _state(content, run_hash, path)
             take(state)
         except ValueError as error:
-            foreign.append(f"{path} is whole, but of another version of adalora-repro ({error})")
+            foreign.append(f"{path} is intact, but from another version of adalora-repro ({error})")
             problems.append(foreign[-1])
             continue
         return state, [f"{problem}, trying the one before" for problem in problems]
     if foreign:
         raise InputError(
-            f"{foreign[0]}: finish the run with the version that wrote it, or force=true starts over and keeps it "
-            "under another name"
+            f"{foreign[0]}: finish the run with the version that wrote it, or start over with force=true, which keeps "
+            "the checkpoint under another name"
         )
     return None, problems
 
@@ -140,12 +140,12 @@ def require_shape(state: Any, like: Any, name: str = "") -> None:
         for key in like.keys() - state.keys():
             raise ValueError(f"{dot}{key} is missing")
         for key in state.keys() - like.keys():
-            raise ValueError(f"{dot}{key} is not known here")
+            raise ValueError(f"{dot}{key} is unknown")
         for key, value in like.items():
             require_shape(state[key], value, f"{dot}{key}")
     elif isinstance(like, list | tuple):
         if not isinstance(state, list | tuple) or len(state) != len(like):
-            raise ValueError(f"{name} is no list of {len(like)}")
+            raise ValueError(f"{name} is not a list of {len(like)}")
         for number, (one, other) in enumerate(zip(state, like, strict=True)):
             require_shape(one, other, f"{name}[{number}]")
     elif isinstance(like, torch.Tensor):

@@ -75,12 +75,12 @@ def read(path: Path) -> Submission:
     try:
         return records.read_json(path, _submission)
     except FileNotFoundError:
-        raise RecordError(f"{path}: it is not there") from None
+        raise RecordError(f"{path}: not found") from None
 
 
 def _submission(values: Any, where: str) -> Submission:
     def refuse(why: str) -> RecordError:
-        return RecordError(f"{where}: no submission of adalora-run: {why}")
+        return RecordError(f"{where}: not a submission of adalora-run: {why}")
 
     if not isinstance(values, dict):
         raise refuse("not a JSON object")
@@ -190,7 +190,7 @@ def _folder(word: str) -> str:
 
     (override,) = OverridesParser.create().parse_overrides([word])
     if override.is_sweep_override():
-        raise InputError(f"cancel: {word}: one folder; a name with a comma goes in quotes")
+        raise InputError(f"cancel: {word}: give one folder; put a name with a comma in quotes")
     return str(OmegaConf.merge(OmegaConf.structured(ResultsConfig), {"dir": override.value()}).dir)
 
 

@@ -179,11 +179,11 @@ def validate(values: Any, where: str) -> CostRecord:
 
 def _check_ratio(ratio: dict[str, Any] | None, against: str | None, refuse: Refuse) -> None:
     if (ratio is None) != (against is None):
-        raise refuse("a ratio to nothing" if against is None else f"no ratio to {against}")
+        raise refuse("a ratio, but no method to compare with" if against is None else f"no ratio to {against}")
     for name in RATIOS if ratio is not None else ():
         ends = ratio[name]["low"], ratio[name]["high"]  # type: ignore[index]
         if None in ends and ends != (None, None):
-            raise refuse(f"ratio.{name} has one end of its interval alone")
+            raise refuse(f"ratio.{name} has only one end of its interval")
 
 
 def read_all(results: Path) -> tuple[list[tuple[Path, CostRecord]], list[str]]:

@@ -220,7 +220,7 @@ def look(path: Path) -> Found | None:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
-            raise OSError(errno.EINVAL, "no regular file", str(path))
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -435,7 +435,7 @@ def _check_values(cfg: DictConfig) -> None:
         where = f"backbone.architecture.{name}"
         if name in ("num_hidden_layers", "encoder_layers", "decoder_layers"):
             if not isinstance(value, int) or not 1 <= value <= MOST_LAYERS:  # each is built for the plan
-                raise InputError(f"{where} must be a positive number of layers, at most {MOST_LAYERS}, not {value}")
+                raise InputError(f"{where} must be a number of layers from 1 to {MOST_LAYERS}, not {value}")
         elif isinstance(value, int) and abs(value) > MOST_WIDTH:
             raise InputError(f"{where} must be below 2^31, not {value}")
     choices = {
@@ -871,7 +871,7 @@ def describe(plan: Plan) -> str:
         rows.append(("method", f"{params['method']:,}", share))
     if "params" in method:
         rows.append(("matched to", f"{method['params']:,}", _matched_text(plan)))
-    rows.append(("head", f"{params['head']:,}", "trains in every method, counted apart"))
+    rows.append(("head", f"{params['head']:,}", "trained by every method, not part of the budget"))
     rows.append(("total", f"{params['total']:,}", ""))
     gib = plan.memory / 2**30
     rows.append(("memory", f"{gib:.2f} GiB", "weights, gradients and AdamW's averages; activations come on top"))
@@ -879,7 +879,7 @@ def describe(plan: Plan) -> str:
     epochs = plan.total_steps / plan.steps_per_epoch
     rows = [("T", f"{plan.total_steps:,}", f"{epochs:g} epochs of {plan.steps_per_epoch:,} optimizer steps")]
     if plan.cfg.data.holdout is not None:
-        text = f"rows of the train split, evaluated and not trained on; {plan.train_rows:,} are trained on"
+        text = f"rows of the train split, evaluated and never trained on; {plan.train_rows:,} remain for training"
         rows.append(("held out", f"{plan.cfg.data.holdout:,}", text))
     names = {
         "n": "adapted matrices",

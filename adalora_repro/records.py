@@ -229,17 +229,17 @@ def content_of(path: Path, most: int = LARGEST) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-            raise RecordError(f"{path}: {kind} in the place of a file")
+            kind = "a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise RecordError(f"{path}: {kind}")
         if status.st_size > most:
-            raise RecordError(f"{path}: {status.st_size:,} bytes, more than the {most:,} that such a file may have")
+            raise RecordError(f"{path}: {status.st_size:,} bytes, more than the {most:,} allowed")
         with path.open("rb") as file:
             return file.read(most)
     except OSError as error:
         if not isinstance(error, FileNotFoundError):
             raise RecordError(f"{path}: {error.strerror or one_line(error)}") from None
         if path.is_symlink():
-            raise RecordError(f"{path}: a link to a file that is not there") from None
+            raise RecordError(f"{path}: a broken link") from None
         raise
 
 
@@ -378,7 +378,7 @@ def walk(
                 inside = sorted(entries, key=lambda entry: entry.name)
         except FileNotFoundError:
             if os.path.islink(folder):
-                refuse(f"{folder}: a link to a folder that is not there")
+                refuse(f"{folder}: a broken link")
             return  # or moved while we walk
         except OSError as error:
             refuse(f"{folder}: {error.strerror}; records in it are not counted")
@@ -395,7 +395,7 @@ def walk(
                 if os.path.isdir(entry.path):
                     refuse(f"{entry.path}: a link to a folder, which is not followed; records in it are not counted")
                 elif not os.path.exists(entry.path):
-                    refuse(f"{entry.path}: a link that leads nowhere")
+                    refuse(f"{entry.path}: a broken link")
 
     yield from look(str(top), 0)
 

@@ -3,8 +3,8 @@
 Reads only ``metrics.json`` files, imports neither torch nor Hydra, and starts at once. A table is a module of
 ``tables/`` with a ``SPEC``, another report one with a ``REPORT``: each becomes a subcommand by being there.
 
-Exit codes: 0 printed (files refused are named on stderr), 2 wrong input (one line on stderr), 1 a fault of the program
-(one line likewise).
+Exit codes: 0 printed (files refused are named on stderr), 2 wrong input, 1 a bug in the program (one line on stderr
+each).
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except Exception as error:  # no single record is to blame, see ``without_faulty``
-        print(f"adalora-report: failed: {fault(error)}; this is a fault of the program", file=sys.stderr)
+        print(f"adalora-report: failed: {fault(error)}; this is a bug in the program", file=sys.stderr)
         return EXIT_FAILED
 
 

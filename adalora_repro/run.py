@@ -324,11 +324,11 @@ def _prepare_words() -> None:
     if known.config_path or known.config_name:
         raise InputError("--config-path, --config-name: the configuration is this program's; --config-dir adds files")
     if known.experimental_rerun:
-        raise InputError("--experimental-rerun would unpickle a file; the same command goes on with the same run")
+        raise InputError("--experimental-rerun would unpickle a file; to resume a run, repeat its command")
     if unknown:
         option = next((text for text in unknown if text.startswith("-")), None)
         if option is None:
-            raise InputError(f"'{unknown[0]}' comes too late: options (-m, --cfg job) go before the settings")
+            raise InputError(f"'{unknown[0]}' comes too late: options (-m, --cfg job) must come before the settings")
         raise InputError(f"no option '{option}'; settings are written key=value (task=sst2), --help shows them")
     overrides = [_parsed(text) for text in known.overrides]
     for override in overrides:
@@ -347,7 +347,7 @@ def _parsed(text: str) -> Override:
     except HydraException:
         raise
     except ValueError:  # Python makes no number of more than 4300 digits
-        raise InputError(f"cannot read '{text[:40]}…': whole numbers are below 2^63") from None
+        raise InputError(f"cannot read '{text[:40]}…': whole numbers must be below 2^63") from None
     return override
 
 
@@ -361,13 +361,13 @@ def _check_override(override: Override) -> None:
     values = value.list if isinstance(value, ChoiceSweep) else [value]
     names_a_file = key.partition("@")[0] in (*GROUPS, *planning.OPTIONAL) or key.startswith("hydra/")
     if names_a_file and any(isinstance(each, list | dict) for each in values):
-        several = "; several runs are a list without brackets, after -m" if key in GROUPS else ""
+        several = "; for several runs, use -m and a list without brackets" if key in GROUPS else ""
         raise InputError(f"{override.input_line}: {key} takes the name of one file{several}")
     for number in _whole_numbers(values):
         if abs(number) >= 2**63:
             digits = str(abs(number))
             text = f"{digits[:20]}… ({len(digits)} digits)" if len(digits) > 20 else digits
-            raise InputError(f"{key}: whole numbers are below 2^63 = 9223372036854775808, not {text}")
+            raise InputError(f"{key}: whole numbers must be below 2^63 = 9223372036854775808, not {text}")
 
 
 def _whole_numbers(value: Any) -> Iterator[int]:
@@ -473,7 +473,7 @@ def _explained(error: Exception, typed: Sequence[str]) -> str:
 def _unreadable(text: str, why: str) -> str:
     """For a word that Hydra's grammar does not take: letters beyond ASCII, brackets and blanks have to be in quotes."""
     key, equals, value = text.partition("=")
-    hint = f"; text with such characters goes in quotes: {word(key, value)}" if equals and value else ""
+    hint = f"; put text with such characters in quotes: {word(key, value)}" if equals and value else ""
     return f"cannot read '{text}': {why.rpartition('Exception: ')[2]}{hint}"
 
 

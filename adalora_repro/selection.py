@@ -17,14 +17,14 @@ from adalora_repro.records import RunRecord
 
 HOLDOUT = "data.holdout"  # the setting that sets rows of the training split apart
 RULE = (
-    "Rule of a cell: finished runs of one setting only, that is, runs that differ in learning rate and seed alone and "
-    "ran on one kind of device, CPU or GPU. "
-    "The cell shows the setting with the most seeds at one learning rate; ties: more training steps, then a held-out "
-    "split, then more learning rates, then the first by name. A setting that was evaluated on a part of the examples "
-    "is shown only where there is no other. Settings never compete by score; the others are named in a note. Among "
-    "the learning rates of the setting, those with the most seeds; of these the one with the best mean over seeds of "
-    "the task's primary metric on the held-out split, or on the reported split where a run of the setting recorded no "
-    "held-out one, which makes the choice optimistic; ties: the smaller learning rate."
+    "Rule of a cell: a cell shows finished runs of one setting, which differ only in learning rate and seed and ran on "
+    "the same kind of device, CPU or GPU. "
+    "It shows the setting with the most seeds at one learning rate; ties: more training steps, then a held-out split, "
+    "then more learning rates, then the first by name. A setting that was evaluated on only part of the examples is "
+    "shown only if there is no other. Settings never compete by score; a note names those not shown. Of the setting's "
+    "learning rates, those with the most seeds are compared, and the one with the best mean over seeds of the task's "
+    "primary metric is shown: on the held-out split, or, if a run of the setting has none, on the reported split, "
+    "which makes the choice optimistic. Ties: the smaller learning rate."
 )
 
 

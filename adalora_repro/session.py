@@ -170,7 +170,7 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
         print(f"done: {figures(plan.measured, record.final)}  ({folder / records.RECORD_NAME})")
         if loop.constant:
             same = ", ".join(f"{split}: {prediction}" for split, prediction in loop.constant.items())
-            tell(f"adalora-run: note: degenerate: the last evaluation predicts the same for all examples ({same})")
+            tell(f"adalora-run: note: degenerate: the last evaluation gave every example the same prediction ({same})")
     if world.size == 1:
         return code
     if not together:  # the others may be anywhere: no next job

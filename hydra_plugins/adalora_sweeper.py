@@ -161,7 +161,7 @@ class CellSweeper(BasicSweeper):
                 del found[key]  # what it says is here already
             if key.lstrip("+") == "results.dir" and override.is_sweep_override():
                 name = word("results.dir", override.input_line.partition("=")[2])
-                raise InputError(f"results.dir is one for all runs; a name with a comma goes in quotes: {name}")
+                raise InputError(f"results.dir must be one for all runs; put a name with a comma in quotes: {name}")
             if key == "launch":
                 if override.is_sweep_override():
                     raise InputError(f"launch is one for all runs: launch={found[key][0]}")
@@ -322,7 +322,7 @@ class CellSweeper(BasicSweeper):
                 yield ready
             elif not waiting:
                 waiting = True
-                print(f"stage {number}: waiting for {held.total()} runs that other processes train", flush=True)
+                print(f"stage {number}: waiting for {held.total()} runs that other processes are training", flush=True)
             if not ready:
                 time.sleep(lock.LOOK_S)
 
@@ -396,7 +396,7 @@ class CellSweeper(BasicSweeper):
                 runs.append(run_of(folder / records.RECORD_NAME, record))
                 typed[lr] = job.get(LR, repr(lr))
         if held:
-            print(f"{where}: left out, another process trains {held} of the {len(jobs)} runs to choose from")
+            print(f"{where}: left out, another process is training {held} of the {len(jobs)} runs to choose from")
             return None
         if not runs:
             print(f"{where}: left out, none of the {len(jobs)} runs to choose from is finished")

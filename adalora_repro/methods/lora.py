@@ -78,8 +78,8 @@ def check_init(init: str, init_std: float) -> None:
         raise one_of("method.init", init, get_args(Init))
     if init == "kaiming" and init_std != LowRankOptions.init_std:
         raise InputError(
-            f"method.init_std={init_std} is of method.init=normal; method.init=kaiming has a standard deviation of its "
-            "own, 1/sqrt(3 d_in)"
+            f"method.init_std={init_std} needs method.init=normal; with method.init=kaiming the standard deviation is "
+            "1/sqrt(3 d_in)"
         )
 
 

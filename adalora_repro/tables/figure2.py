@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
 TITLE = "Figure 2: score against budget"
 METHODS = ("lora", "adalora")
-#: the backbone of the budgets that are counts (0.3M); the others are shares
+#: parameters of the backbone for which budgets are counts (0.3M); on the others they are shares
 PARAMETERS = {"deberta-v3-base": 183_831_552}
 #: printed in section 4.4 alone: (task, method, budget, score); no table has this budget
 PAPER_TEXT = (("squad_v2", "adalora", "4.65%", 88.89),)
 NOTES = (
-    "x: trained parameters as a share of the backbone's, without the task head, on a log axis. Our points stand at the "
-    "share in their records (mean over seeds), the paper's at the share that their budget names. On SQuAD and MNLI a "
-    "name is the share of adapters without biases, an eighth less than LoRA and AdaLoRA hold. Runs at a size of their "
-    "own have no place here.",
-    "paper: its Tables 1, 2 and 3; of the budgets that Figure 2 alone shows, the text prints one, AdaLoRA's 88.89 F1 "
-    "on SQuADv2.0 at 4.65%. adalora-run -m +sweep=figure2 has the runs at all of them.",
+    "x: trained parameters as a share of the backbone's, without the task head, on a log axis. Our points are plotted "
+    "at the share in their records (mean over seeds), the paper's at the share that the budget's label states. On "
+    "SQuAD and MNLI that is the share of adapters without biases, one eighth less than LoRA and AdaLoRA train. Runs at other "
+    "sizes than a label's are not shown.",
+    "paper: its Tables 1, 2 and 3. Of the budgets that only Figure 2 shows, the text gives one score: AdaLoRA's 88.89 "
+    "F1 on SQuADv2.0 at 4.65%. adalora-run -m +sweep=figure2 makes the runs at all budgets.",
 )
 
 
@@ -125,9 +125,9 @@ def points_of(panel: Panel, table: Table) -> list[dict[str, Any]]:
 
 
 def share_named(budget: str, panel: Panel) -> float | None:
-    """The percentage that a budget's name stands for on the paper's backbone: 0.08% -> 0.08, 0.3M -> 0.163.
+    """The percentage that a budget's label states for the paper's backbone: 0.08% -> 0.08, 0.3M -> 0.163.
 
-    None for a name that says no number, or a count where only shares are known.
+    None for a label that is not a number, or is a count where the backbone's size is not listed.
     """
     backbone = PARAMETERS.get(panel.spec.backbone)
     if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?[M%]", budget, re.ASCII) or not (number := float(budget[:-1])):

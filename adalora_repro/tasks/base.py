@@ -184,7 +184,7 @@ class BaseTask(Task):
             if name not in cfg.task.text_columns:
                 raise one_of("column in task.holdout_by", name, cfg.task.text_columns)
         if cfg.data.holdout is not None and HOLDOUT in cfg.task.validation.values():
-            raise InputError(f"task.validation: '{HOLDOUT}' is the name of the rows that data.holdout sets apart")
+            raise InputError(f"task.validation: '{HOLDOUT}' is reserved for the rows that data.holdout holds out")
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def row_problem(self, row: dict[str, Any]) -> str | None:
@@ -353,7 +353,7 @@ class BaseTask(Task):
             shared = ", ".join(columns[place] for place in by)
             raise InputError(
                 f"data.holdout={count}: rows of {self.cfg.task.name} with the same {shared} are held out together, and "
-                "no group of them is that small; a larger number helps"
+                "every such group is larger than that; give a larger number"
             )
         return rows.select(held if split == HOLDOUT else trained)
 

@@ -35,10 +35,10 @@ def size(wanted: int | float, rows: int) -> int:
         )
     count = round(wanted * rows) if isinstance(wanted, float) else wanted
     if count == 0:
-        raise InputError(f"data.holdout={wanted}: of {rows:,} rows of the train split this is not even one")
+        raise InputError(f"data.holdout={wanted}: less than one of the {rows:,} rows of the train split")
     if count >= rows:
         raise InputError(
-            f"data.holdout={wanted}: the train split has {rows:,} rows, one or more must be left to train on"
+            f"data.holdout={wanted}: the train split has {rows:,} rows, and at least one must be left to train on"
         )
     return count
 

@@ -169,7 +169,7 @@ def test_one_class_for_all_examples_is_said_and_recorded(tiny: Cli, monkeypatch:
         done = tiny("task=mnli", "method=lora", "data.holdout=15")
     assert done.code == EXIT_OK
     assert done.err.splitlines()[-1] == (
-        "adalora-run: note: degenerate: the last evaluation predicts the same for all examples "
+        "adalora-run: note: degenerate: the last evaluation gave every example the same prediction "
         "(validation_matched: class 1, validation_mismatched: class 1, holdout: class 1)"
     )
     assert only_run().record.degenerate is True
@@ -221,5 +221,5 @@ def test_more_rows_than_there_are_cannot_be_held_out(tiny: Cli) -> None:
     done = tiny("task=sst2", "method=lora", "data.holdout=64")
     assert done.code == EXIT_BAD_INPUT
     assert done.err == (
-        "adalora-run: error: data.holdout=64: the train split has 64 rows, one or more must be left to train on\n"
+        "adalora-run: error: data.holdout=64: the train split has 64 rows, at least one must be left to train on\n"
     )

@@ -935,10 +935,10 @@ def test_a_checkpoint_of_another_version_falls_back_or_is_refused_in_one_line(
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     done = tiny(*stopped)
     assert done.code == EXIT_BAD_INPUT
-    problem = f"{newest} is whole, but of another version of adalora-repro (model is missing)"
+    problem = f"{newest} is intact, but from another version of adalora-repro (model is missing)"
     assert done.err == (
-        f"adalora-run: error: {problem}: finish the run with the version that wrote it, or force=true starts over and "
-        "keeps it under another name\n"
+        f"adalora-run: error: {problem}: finish the run with the version that wrote it, or start over with "
+        "force=true, which keeps the checkpoint under another name\n"
     )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     kept_aside.rename(older)

@@ -364,7 +364,7 @@ def test_a_cell_without_a_first_stage_is_left_out_by_name(tiny: Cli, monkeypatch
     with (held_folder / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = tiny(*words, "results.dir=a", "method=bitfit", "optim.lr=1e-4,1e-3")
-    assert "stage 2, rte bitfit: left out, another process trains 1 of the 2 runs to choose from\n" in done.out
+    assert "stage 2, rte bitfit: left out, another process is training 1 of the 2 runs to choose from\n" in done.out
     assert last_line(done) == "sweep: 2 already done, 1 left out"
 
 
@@ -438,7 +438,7 @@ def test_a_stage_waits_for_the_run_of_another_process(tiny: Cli, monkeypatch: py
         monkeypatch.setattr(time, "sleep", wait)
         done = tiny(*STAGES, "seed=0,1,2")
     assert done.code == EXIT_OK, done.err
-    assert "stage 2: waiting for 1 runs that other processes train\n" in done.out
+    assert "stage 2: waiting for 1 runs that other processes are training\n" in done.out
     taken_over = [(1e-3, 0)] if ends == "killed" else []
     best = 1e-2 if ends == "failed" else 1e-3
     assert trained == [(1e-4, 0), (1e-2, 0), *taken_over, (best, 1), (best, 2)]

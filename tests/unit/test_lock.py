@@ -182,7 +182,7 @@ def test_a_quick_look_at_a_lock_that_says_nothing(tmp_path: Path, text: str) -> 
 def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / NAME)
     assert lock.alive(tmp_path) is None
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         lock.Lock(tmp_path).take(print)
 
 

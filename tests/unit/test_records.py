@@ -485,7 +485,7 @@ def test_results_may_be_links_and_runs_may_hold_links(tmp_path: Path) -> None:
     read_again, refused = read_all(tmp_path / "results")
     assert (len(read_again), refused) == (1, [])
     (tmp_path / "disk").rename(tmp_path / "gone")
-    assert read_all(tmp_path / "results")[1] == [f"{tmp_path}/results/runs: a link to a folder that is not there"]
+    assert read_all(tmp_path / "results")[1] == [f"{tmp_path}/results/runs: a broken link"]
 
 
 def test_folders_without_end_are_named(tmp_path: Path) -> None:
