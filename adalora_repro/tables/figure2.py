@@ -40,8 +40,8 @@ PAPER_TEXT = (("squad_v2", "adalora", "4.65%", 88.89),)
 NOTES = (
     "x: trained parameters as a share of the backbone's, without the task head, on a log axis. Our points are plotted "
     "at the share in their records (mean over seeds), the paper's at the share that the budget's label states. On "
-    "SQuAD and MNLI that is the share of adapters without biases, one eighth less than LoRA and AdaLoRA train. Runs at other "
-    "sizes than a label's are not shown.",
+    "SQuAD and MNLI that is the share of adapters without biases, one eighth less than LoRA and AdaLoRA train. Runs of "
+    "other sizes are not shown.",
     "paper: its Tables 1, 2 and 3. Of the budgets that only Figure 2 shows, the text gives one score: AdaLoRA's 88.89 "
     "F1 on SQuADv2.0 at 4.65%. adalora-run -m +sweep=figure2 makes the runs at all budgets.",
 )
