@@ -53,7 +53,7 @@ KEY_FIELDS: dict[str, Check] = {
 TIMES = ("median_s", "mean_s", "epoch_s", "tokens_per_s")  # of each method
 RATIOS = ("median", "epoch")
 
-# What must hold of a record, as in ``records.FIELDS``.
+# What a record must look like, as in ``records.FIELDS``.
 
 METHOD = fields(
     {"budget": TEXT, **dict.fromkeys(TIMES, POSITIVE), "peak_memory": optional(POSITIVE)},
@@ -187,8 +187,7 @@ def _check_ratio(ratio: dict[str, Any] | None, against: str | None, refuse: Refu
 
 
 def read_all(results: Path) -> tuple[list[tuple[Path, CostRecord]], list[str]]:
-    """All readable records below ``results/cost``, and one line for each file or folder that was refused, with the
-    reason.
+    """All readable records below ``results/cost``, and a line with the reason for each file or folder refused.
 
     A record counts only in a folder that its key names: a copy elsewhere would be one measurement more.
     """
@@ -201,7 +200,7 @@ def read_all(results: Path) -> tuple[list[tuple[Path, CostRecord]], list[str]]:
             if path.parent.parent != expected.parent or path.parent.name.rpartition("-")[0] != expected.name:
                 raise RecordError(f"{path}: its key belongs in {expected}-N, a copied measurement is not counted")
         except FileNotFoundError:
-            continue  # moved while we walked
+            continue  # it was moved meanwhile
         except RecordError as error:
             refused.append(str(error))
         else:

@@ -210,7 +210,7 @@ Record = tuple[Path, RunRecord]
 
 
 def made(report: Report, request: Request) -> tuple[str | bytes, list[str]]:
-    """A report and its refused files; where a record that was read keeps it from being made, without that record."""
+    """A report and its refused files; a record that makes it fail is left out."""
     try:
         return report.make(request)
     except InputError:
@@ -260,7 +260,7 @@ def watch(look: Callable[[], tuple[str, list[str]]], every: float) -> int:
     if not sys.stdout.isatty():
         raise InputError("--watch redraws a terminal, and this output is none")
     text = ""
-    screen = raw(sys.stdout)  # moving the cursor is what this is for; the text itself is clean
+    screen = raw(sys.stdout)  # this moves the cursor on purpose; the text itself is clean
     # what a script starts in the background would ignore Ctrl-C
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -501,9 +501,9 @@ def test_folders_without_end_are_named(tmp_path: Path) -> None:
     ("text", "why"),
     [
         ('{"a": 1, "b": {"c": 1, "c": 1}}', "an object has the key 'c' twice"),
-        ('{"a": NaN}', "'NaN' is no finite number"),
-        ("[-Infinity]", "'-Infinity' is no finite number"),
-        ("[1e999]", "'1e999' is no finite number"),
+        ('{"a": NaN}', "'NaN' is not a finite number"),
+        ("[-Infinity]", "'-Infinity' is not a finite number"),
+        ("[1e999]", "'1e999' is not a finite number"),
         (f"[{'9' * 400}]", "a number of 400 digits"),
         (f"[{'9' * 5000}]", "a number of 5,000 digits"),
         ("[" * 700 + "]" * 700, "more than 32 levels"),
