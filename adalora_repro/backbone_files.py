@@ -1,7 +1,7 @@
 """The files of a saved backbone, checked before a library reads them and hashed for the identity of a run.
 
-Only the standard library is used, so that a plan can check them. What needs the model itself (names, shapes and values
-of the weights) is checked by ``backbones.load_model``.
+It uses only the standard library, so that a plan can check the files. ``backbones.load_model`` checks what needs the
+model itself: names, shapes and values of the weights.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 
 from adalora_repro.errors import InputError
 
-#: where transformers looks for weights, in its order: the first that exists is read
+#: where transformers looks for weights, in order: it reads the first that exists
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-#: every file that decides what the model and its tokenizer are
+#: all files that define the model and its tokenizer
 PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.model", "*.txt", "*.codes", "*.tiktoken")
 GIB = 2**30
 MOST_BYTES = {".safetensors": 256 * GIB, ".bin": 256 * GIB}  # by the name's suffix
@@ -28,10 +28,10 @@ POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "git
 
 
 def fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits of a saved model and its tokenizer: the same files in another folder are the same backbone.
+    """16 hexadecimal digits that identify a saved model and its tokenizer, whatever their folder.
 
     Raises:
-        InputError: as ``check``.
+        InputError: as in ``check``.
     """
     check(folder)
     digests = []
@@ -42,11 +42,11 @@ def fingerprint(folder: Path) -> str:
 
 
 def check(folder: Path) -> None:
-    """The folder holds a model whose files can be read: complete as far as their own headers say.
+    """Checks that the folder holds a model whose files can be read and are complete according to their headers.
 
     Raises:
-        InputError: there is no such folder, or no weights in it; a file is not a regular file, larger than sensible, a
-            pointer of Git LFS, or cut short; an index names a file that is missing. The message names the file.
+        InputError: there is no such folder, or no weights in it; a file is not regular, implausibly large, a Git LFS
+            pointer or truncated; an index names a missing file. The message names the file.
     """
     try:
         names = [path for path in sorted(folder.iterdir()) if not path.is_dir()]
@@ -69,7 +69,7 @@ def check(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads the weights from: one, or those that an index names.
+    """The files from which transformers reads the weights: one, or those that an index names.
 
     Raises:
         InputError: an index cannot be read, or names a file that is missing.
@@ -95,7 +95,7 @@ def _read_files(folder: Path) -> list[Path]:
 
 
 def _check_regular(path: Path) -> None:
-    """To open a named pipe waits for ever, and a device may never end."""
+    """Opening a named pipe would block for ever, and a device may never end."""
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
     except OSError as error:
@@ -124,11 +124,11 @@ def _start(path: Path, count: int) -> bytes:
 
 
 def _check_weights(path: Path) -> None:
-    """The file is as long as it says.
+    """Checks that the file is as long as it says.
 
     A safetensors file begins with the length of its header (8 bytes, little endian) and the header, which says where
-    each tensor ends. PyTorch's file is a ZIP archive, whose directory is at its end; one of the older kind is a pickle,
-    and only loading it shows whether it is whole.
+    each tensor ends. A PyTorch file is a ZIP archive, whose directory is at its end; the older format is a pickle, and
+    only loading it shows whether it is complete.
     """
     size = path.stat().st_size
     if path.suffix == ".safetensors":

@@ -1,7 +1,7 @@
-"""A backbone's tokenizer: sentencepiece's character map, and whether what a library returned can be the backbone's.
+"""A backbone's tokenizer: restores sentencepiece's character map, and checks that the tokenizer belongs to the model.
 
-transformers returns a tokenizer without a vocabulary where its files are missing, and one without the character map
-where it builds DeBERTaV3's from ``spm.model``. Both turn text into [UNK] without a word.
+transformers returns a tokenizer without a vocabulary if its files are missing, and one without the character map when
+it builds DeBERTaV3's from ``spm.model``. Both silently turn text into [UNK].
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 #: ordinary words of English, the language of all tasks
 WORDS = ("the", "of", "and", "to", "in", "is", "was", "for", "with", "that", "on", "by", "it", "as", "at", "from")
-LEAST_SHARE = 0.25  # tokens of the vocabulary / rows of the embedding: below, it is another model's tokenizer
-USUAL_SHARE = 0.9  # rows are rounded up, by less than this
-#: transformers builds the normalizer of this class without the map (5.17 to 5.23)
+LEAST_SHARE = 0.25  # tokens of the vocabulary / rows of the embedding; below this it is another model's tokenizer
+USUAL_SHARE = 0.9  # embeddings are padded, but by less than this
+#: transformers builds the normalizer of this class without the map (5.17 to 5.24)
 WITHOUT_MAP = "DebertaV2Tokenizer"
 
 
 def check(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any], where: str) -> None:
-    """The tokenizer is one for a model of this architecture.
+    """Checks that the tokenizer fits a model of this architecture.
 
     Args:
-        architecture: ``backbone.architecture``: ``vocab_size`` and those ``*_token_id`` that it states.
+        architecture: ``backbone.architecture``: ``vocab_size`` and the ``*_token_id`` that it has.
         where: the folder or the name on the hub, for messages.
 
     Raises:
-        InputError: too small a vocabulary or too large a one, special tokens that are missing or have other ids,
-            ordinary words that become [UNK].
+        InputError: the vocabulary is too small or too large, special tokens are missing or have other ids, or ordinary
+            words become [UNK].
     """
     size, rows = len(tokenizer), int(architecture["vocab_size"])
     files = " or ".join(getattr(tokenizer, "vocab_files_names", {}).values()) or "its files"
@@ -85,15 +85,15 @@ def notes(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any]) -
 
 
 def restore_character_map(tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> None:
-    """Gives DeBERTaV2's tokenizer the normalizer of its sentencepiece model; others stay as they are.
+    """Gives DeBERTaV2's tokenizer the normalizer of its sentencepiece model; leaves other tokenizers unchanged.
 
     The map (NFKC for DeBERTaV3: ½ is 1⁄2, ™ is TM, a no-break space is a space) is in ``spm.model``, or in a
     ``tokenizer.json`` that an older transformers wrote. With it, ids are sentencepiece's own. One difference remains:
-    tokenizers applies the map to a grapheme, sentencepiece to the longest match, so that a mark or a joiner behind a
+    tokenizers applies the map to a grapheme, sentencepiece to the longest match, so a mark or a joiner after a
     character that the map changes may be lost (½ and a zero-width joiner; a letter with two combining marks).
 
     Args:
-        folder: where the tokenizer's files are; None if that is not known.
+        folder: folder of the tokenizer's files; None if unknown.
     """
     if type(tokenizer).__name__ != WITHOUT_MAP or folder is None:
         return
@@ -113,7 +113,7 @@ def restore_character_map(tokenizer: PreTrainedTokenizerBase, folder: Path | Non
 
 
 def _normalizer(character_map: bytes, squeezes: bool, lower: bool) -> Any:
-    """sentencepiece's normalization: the map, then no space at either end and never two of them in a row.
+    """sentencepiece's normalization: the map, then no space at either end and no double spaces.
 
     Args:
         character_map: as compiled by sentencepiece; empty for none.
@@ -124,8 +124,8 @@ def _normalizer(character_map: bytes, squeezes: bool, lower: bool) -> Any:
 
     parts: list[Any] = [normalizers.Lowercase()] if lower else []
     if character_map:
-        # a character that the map removes takes its place in the offsets from the one before: there has to be one, or
-        # all offsets of the text are wrong
+        # a character that the map removes is assigned to the character before it in the offsets: without one, all
+        # offsets of the text are wrong
         parts += [normalizers.Prepend(" "), normalizers.Precompiled(character_map)]
         parts += [] if squeezes else [normalizers.Replace(Regex("^ "), "")]
     if squeezes:

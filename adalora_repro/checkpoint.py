@@ -20,7 +20,7 @@ from adalora_repro.records import write_atomic
 
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
 FILES = ("checkpoint.new.pt", *NAMES)  # the newest first
-VERSION = 1  # of what a checkpoint holds: the entry ``format``, which the first ones do not have
+VERSION = 1  # of a checkpoint's content: the entry ``format``, which the first checkpoints lack
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -42,14 +42,14 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 def load(
     folder: Path, run_hash: str, take: Callable[[dict[str, Any]], object] = lambda state: None
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest checkpoint that is whole and fits (None: there is none), and a line for each file passed over.
+    """The newest checkpoint that is intact and fits (None: there is none), and a line for each file passed over.
 
     Args:
-        take: is given the state, to go on from it; raises ``ValueError`` where it does not fit.
+        take: is given the state to resume from; raises ``ValueError`` if it does not fit.
 
     Raises:
-        InputError: a checkpoint belongs to another configuration, or the disk does not give it: it may be whole. Or
-            one is whole, but of another version of this program, and there is no other.
+        InputError: a checkpoint belongs to another configuration; or one cannot be read from disk and may be intact; or
+            the only intact ones are from another version of this program.
         MemoryError, RuntimeError: no memory for it.
     """
     problems: list[str] = []
@@ -57,7 +57,7 @@ def load(
     for name in FILES:
         path = folder / name
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block for ever
                 raise InputError(f"{path} is not a regular file; move it away to start over")
             content = path.read_bytes()  # all of it first: what goes wrong from here on is the file's own
         except FileNotFoundError:
@@ -93,11 +93,11 @@ def load(
 
 
 def _state(content: bytes, run_hash: str, path: Path) -> dict[str, Any]:
-    """The state in the bytes of a whole file.
+    """The state in the bytes of an intact file.
 
     Raises:
         InputError: it belongs to another configuration.
-        ValueError: it is of another version.
+        ValueError: it is from another version.
     """
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -121,15 +121,15 @@ def _state(content: bytes, run_hash: str, path: Path) -> dict[str, Any]:
 
 
 def no_memory(error: Exception) -> bool:
-    """Whether it says that there is no memory, of the host or of a device: torch has RuntimeErrors for that."""
+    """Whether memory ran out, on the host or a device; torch may raise a plain RuntimeError for that."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def require_shape(state: Any, like: Any, name: str = "") -> None:
     """Raises ValueError, with the name of the entry, unless ``state`` has the shape of ``like``.
 
-    Objects have the same names, lists the same length, tensors the same shape and type of numbers, other values the
-    same type. Where ``like`` is None or an empty list anything may stand.
+    Dictionaries must have the same keys, lists the same length, tensors the same shape and dtype, other values the same
+    type. Where ``like`` is None or an empty list, anything is accepted.
     """
     if like is None or like == []:
         return

@@ -219,7 +219,7 @@ def look(path: Path) -> Found | None:
         OSError: it cannot be read.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block for ever
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
