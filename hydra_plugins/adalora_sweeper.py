@@ -40,7 +40,7 @@ from hydra_plugins.adalora_launcher import ArrayLauncher
 AXES = ("task", "method", "budget")  # of a cell: what the command line gives for them restricts, the rest it replaces
 MOST_JOBS = 100_000
 LR, SEED = "optim.lr", "seed"
-CHOSEN, WIDENED = "chosen", "widened"  # values of optim.lr in a stage: they follow from the stages before
+CHOSEN, WIDENED = "chosen", "widened"  # values of optim.lr in a stage, derived from the earlier stages
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 Job = dict[str, str]  # key as typed (``+`` and all) -> value as typed
@@ -64,12 +64,12 @@ class CellSweeper(BasicSweeper):
         self.detached = False
         self.planned: dict[tuple[str, ...], planning.Plan] = {}  # the runs whose configuration is sound
         self.refusals: dict[tuple[str, ...], str] = {}  # the others
-        self.numbers: dict[tuple[str, ...], int] = {}  # of the jobs given to the launcher, in the ledger
+        self.numbers: dict[tuple[str, ...], int] = {}  # of the jobs given to the launcher, as in the ledger
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if config.launch not in LAUNCHES:
             raise one_of("launch", config.launch, LAUNCHES)
-        if config.dry_run:  # a plan needs no cluster, and nothing of it stays on disk
+        if config.dry_run:  # a plan needs no cluster and leaves nothing on disk
             config = config.copy()
             OmegaConf.update(config, "hydra.launcher", {"_target_": BASIC}, force_add=True, merge=False)
             OmegaConf.update(config, "hydra.sweep", {"dir": ".", "subdir": "."})
@@ -99,7 +99,7 @@ class CellSweeper(BasicSweeper):
         for number, stage in enumerate(stages, 1):
 
             def wanted(jobs: Sequence[Job], settings: Values = stage) -> list[Job]:
-                """Those that the command line asks for: what it says of a stage's setting restricts the stage."""
+                """The jobs that the command line asks for: a value typed for a stage's setting restricts the stage."""
                 names = settings.keys() - {LR}
                 return [job for job in jobs if all(job[name] in given.get(name, [job[name]]) for name in names)]
 
@@ -122,10 +122,10 @@ class CellSweeper(BasicSweeper):
             earlier += every
 
     def check_settings(self) -> None:
-        """The types of ``hydra.sweeper``, a node that Hydra leaves open.
+        """Checks the types of ``hydra.sweeper``, a node for which Hydra has no schema.
 
         Raises:
-            InputError: naming the setting.
+            InputError: a type is wrong; the message names the setting.
         """
         size = self.max_batch_size
         if size is not None and (not isinstance(size, int) or size < 1):
@@ -175,7 +175,7 @@ class CellSweeper(BasicSweeper):
         restrictions = {key.lstrip("+"): values for key, values in lists.items() if key.lstrip("+") in AXES}
         rest = {key: values for key, values in lists.items() if key.lstrip("+") not in AXES}
         replaced = {key.lstrip("+") for key in rest}
-        jobs: dict[tuple[str, ...], Job] = {}  # cells may differ in what is replaced alone
+        jobs: dict[tuple[str, ...], Job] = {}  # cells that differ only in what is replaced become the same job
         for cell in self.chosen_cells(restrictions):
             own = {key: [value] for key, value in cell.items() if key not in replaced}
             jobs |= {words_of(job): job for job in product(own | rest)}
@@ -298,17 +298,17 @@ class CellSweeper(BasicSweeper):
     # -- stages ----------------------------------------------------------------------------------------------------
 
     def once_free(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> Iterator[list[Job]]:
-        """``jobs`` in parts: those of a cell as soon as no other process trains one of the cell's ``earlier`` jobs.
+        """Yields ``jobs`` cell by cell, each cell once no other process is training one of its ``earlier`` jobs.
 
-        Processes with the same command share its runs: each passes over what another trains. A learning rate is
-        chosen when the others have finished those runs too; one that another process left unfinished is trained here.
+        Processes with the same command share its runs: each skips those that another is training. A learning rate is
+        chosen only when the others have finished their runs; a run that another left unfinished is trained here.
         """
         assert self.config is not None
         cells = {cell_of(job) for job in jobs}
         candidates = [job for job in earlier if cell_of(job) in cells]
         missing = [job for job in candidates if words_of(job) not in self.planned]
         self.planned |= {words_of(job): plan for job, plan in self.plans(missing) if plan is not None}
-        # a cluster's queue may take days; the processes of one distributed run must not look at different moments
+        # a cluster's queue may take days; processes of one distributed run must not decide at different moments
         if self.config.dry_run or isinstance(self.launcher, ArrayLauncher) or launched()[1] > 1:
             yield list(jobs)
             return
@@ -327,12 +327,12 @@ class CellSweeper(BasicSweeper):
                 time.sleep(lock.LOOK_S)
 
     def is_held(self, job: Job) -> bool:
-        """Whether a process trains it."""
+        """Whether a process is training it."""
         plan = self.planned.get(words_of(job))
         return plan is not None and lock.held(plan.folder)
 
     def was_abandoned(self, job: Job) -> bool:
-        """Whether another process had it when its turn came here, and has left it unfinished since."""
+        """Whether it was skipped here because another process had it, which then left it unfinished."""
         outcome, _ = self.ledger.outcomes.get(self.numbers.get(words_of(job)), ("", EXIT_OK))
         if outcome != SKIPPED or self.is_held(job):
             return False
@@ -343,7 +343,7 @@ class CellSweeper(BasicSweeper):
         return status not in ("ok", "failed")
 
     def restart(self, jobs: Sequence[Job]) -> None:
-        """Launches jobs once more; the summary counts only how they end now."""
+        """Launches jobs again; the summary counts only their new outcome."""
         for job in jobs:
             self.ledger.outcomes[self.numbers[words_of(job)]] = RESTARTED, EXIT_OK
         self.launch(jobs)
@@ -355,7 +355,7 @@ class CellSweeper(BasicSweeper):
         return [job | {LR: lr} for job in jobs if (lr := chosen[cell_of(job)]) is not None]
 
     def beyond_edge(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> list[Job]:
-        """``jobs`` of the cells whose winner among ``earlier`` is an edge of its grid, with one rate beyond it."""
+        """``jobs`` of the cells whose best rate among ``earlier`` is at an edge of its grid, at one rate beyond it."""
         rates: dict[tuple[str, ...], set[float]] = {}
         for job in (job for job in earlier if LR in job):
             rates.setdefault(cell_of(job), set()).add(float(job[LR]))
@@ -368,7 +368,7 @@ class CellSweeper(BasicSweeper):
         return beyond
 
     def chosen_of(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> dict[tuple[str, ...], str | None]:
-        """The cells of ``jobs`` -> ``choose`` among the ``earlier`` jobs of the same cell."""
+        """Each cell of ``jobs`` -> the result of ``choose`` among the ``earlier`` jobs of that cell."""
         before: dict[tuple[str, ...], list[Job]] = {cell_of(job): [] for job in jobs}
         names = {cell_of(job): name_of(job) for job in jobs}
         for job in earlier:
@@ -430,7 +430,7 @@ class Remembering:
 
 @contextmanager
 def naming_the_run(words: Sequence[str]) -> Iterator[None]:
-    """Around the composition of one run: what is wrong with it is said of its own words, its method among them."""
+    """Surrounds the composition of one run, so that errors refer to that run's own words, such as its method."""
     try:
         yield
     except (HydraException, ArithmeticError) as error:
@@ -452,8 +452,8 @@ def is_list_of_settings(value: Any) -> bool:
 
 
 def check_stages(stages: Sequence[Values], given: Values) -> None:
-    """What is given for a setting of the stages restricts them, like a cell's axes; ``chosen`` and ``widened`` need a
-    stage before.
+    """Values typed for a setting of the stages restrict them, like a cell's axes; ``chosen`` and ``widened`` need an
+    earlier stage.
 
     Raises:
         InputError: a value that no stage has.
@@ -471,7 +471,7 @@ def check_stages(stages: Sequence[Values], given: Values) -> None:
 
 
 def next_rate(edge: float, grid: Sequence[float]) -> float:
-    """One rate beyond an edge of a grid, as far from it as its neighbour is, by their ratio; two digits."""
+    """One rate beyond an edge of a grid, at the ratio between the edge and its neighbour; rounded to two digits."""
     neighbour = min((rate for rate in grid if rate != edge), key=lambda rate: abs(math.log(rate / edge)))
     return float(f"{edge * edge / neighbour:.1e}")
 

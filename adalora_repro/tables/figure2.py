@@ -49,7 +49,7 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric of one table: ``place`` of its column, ``metric`` of the column's metrics."""
+    """One metric of one table: ``place`` is the index of its column, ``metric`` that of the column's metric."""
 
     title: str
     spec: Spec
@@ -138,7 +138,7 @@ def share_named(budget: str, panel: Panel) -> float | None:
 
 
 def share_held(cell: Cell) -> float | None:
-    """Percentage of the backbone's parameters that the runs of a cell train, mean over them; None if not recorded."""
+    """Percentage of the backbone's parameters that a cell's runs train, averaged over runs; None if not recorded."""
     counts = [(run.record.params.get("method"), run.record.params.get("backbone")) for run in cell.runs]
     shares = [100 * method / backbone for method, backbone in counts if method and backbone]
     return statistics.fmean(shares) if shares else None

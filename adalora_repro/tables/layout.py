@@ -409,7 +409,7 @@ def cell_settings(cell: Cell) -> str:
 
 
 def tried(cell: Cell) -> str:
-    """How many learning rates the one shown was chosen among, and on which split."""
+    """Among how many learning rates the one shown was chosen, and on which split."""
     if len(cell.lrs) < 2:
         return "the only one tried"
     if cell.held_out:
@@ -452,7 +452,7 @@ def command(tasks: Sequence[str], methods: Sequence[str], budgets: Sequence[str]
 
 
 def scope_words(scope: Scope) -> list[str]:
-    """The words of ``adalora-run`` for runs that a report of this scope reads."""
+    """The words of ``adalora-run`` that put runs into the scope of this report."""
     words = [word("backbone", scope.backbone), word("data", scope.data)]
     words += ["data.dir=DIR"] if scope.data == "local" else []
     words += [word("protocol", scope.protocol)] if scope.protocol != "paper" else []
