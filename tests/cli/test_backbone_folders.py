@@ -1,5 +1,5 @@
-"""Folders of backbone.path that a library would load, or take minutes over, and that are not the backbone: one line
-that names the file, exit code 2, nothing on disk."""
+"""Folders of backbone.path that are not the backbone, although a library would load them or spend minutes on them: one
+line that names the file, exit code 2, nothing on disk."""
 
 import json
 import os

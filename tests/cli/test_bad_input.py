@@ -358,7 +358,7 @@ def test_a_dry_run_leaves_nothing_on_disk(tiny: Cli, word: str, many: bool) -> N
 
 
 def test_options_of_the_methods_swept_are_each_run_s_own(tiny: Cli) -> None:
-    """The default method, adalora, has no r: nobody asks it."""
+    """The default method, adalora, has no r: it must not be checked."""
     done = tiny("-m", "task=sst2", "method=lora,lora_qv", "method.r=3", "method.targets=[q,v]", "dry_run=true")
     assert (done.code, done.err) == (EXIT_OK, "")
     assert re.findall(r"^plan: .*method=(\S+) budget=(\S+)", done.out, re.MULTILINE) == [

@@ -1,4 +1,4 @@
-"""Runs with ``data.holdout``, and runs that predict the same for every example."""
+"""Runs with ``data.holdout``, and runs that make the same prediction for every example."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WHOLE = "task.max_length=128"  # no sentence of the sample is longer: rows diffe
 
 @dataclass
 class Rows:
-    """Token ids of the rows of a run, in training each time that a step has them."""
+    """Token ids of a run's rows; rows of the train split once for each step that uses them."""
 
     trained: list[tuple[int, ...]] = field(default_factory=list)
     held: set[tuple[int, ...]] = field(default_factory=set)
@@ -113,7 +113,7 @@ def test_a_stopped_run_with_a_held_out_split_goes_on(tiny: Cli, monkeypatch: pyt
 
 
 def test_the_best_checkpoint_is_that_of_the_held_out_split(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not of the split that is reported, which gets worse here while the other gets better until step 4."""
+    """Not on the reported split, which gets worse here while the held-out split improves until step 4."""
     figures = {2: (0.9, 0.5), 4: (0.8, 0.7), 6: (0.7, 0.6)}
 
     def evaluation(loop: train.Loop, watch: Any) -> Evaluation:

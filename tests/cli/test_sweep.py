@@ -405,7 +405,7 @@ def test_two_processes_share_stages(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ends", ["finished", "failed", "killed"])
 def test_a_stage_waits_for_the_run_of_another_process(tiny: Cli, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
-    """The other process finishes the run, which is the best; or it fails; or it is killed, and the run is done here."""
+    """The other process finishes the run, which is the best; or fails; or is killed, and the run is trained here."""
     scores = {1e-4: 0.4, 1e-3: 0.6, 1e-2: 0.5}
     trained = []
 
@@ -449,7 +449,7 @@ def test_a_stage_waits_for_the_run_of_another_process(tiny: Cli, monkeypatch: py
 def test_a_run_that_failed_in_another_process_meanwhile_is_not_tried_again(
     tiny: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that had failed before is, as ``test_a_failed_run_is_tried_again`` shows."""
+    """A run that failed before the command began is tried: ``test_a_failed_run_is_tried_again``."""
     tried = []
 
     def score(cfg: Any) -> float:

@@ -36,7 +36,7 @@ AWKWARD += "\u2028\u2029\u0085\t\n\r\x01\x1f\x7f\u200e\u200f\ufffd▁éüñßø�
 
 
 def deberta(folder: Path) -> Any:
-    """``backbone.path``'s tokenizer as a run gets it, without the check of a configuration that is not there."""
+    """``backbone.path``'s tokenizer as a run gets it, without checking a configuration, which the folder lacks."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -113,7 +113,7 @@ def test_ids_are_sentencepiece_s_on_every_character(tokenizer: Any, oracle: Any)
 
 
 def test_transformers_alone_loses_them(folder: Path, oracle: Any) -> None:
-    """Without this the map would have nothing to be restored: then the row in docs/deviations.md goes."""
+    """If this fails, the map need not be restored: remove the row in docs/deviations.md."""
     from transformers import AutoTokenizer
 
     bare = AutoTokenizer.from_pretrained(folder)
@@ -160,7 +160,7 @@ def test_ids_are_sentencepiece_s_on_a_sample_of_the_local_rows(tokenizer: Any, o
 
 @settings(deadline=None, max_examples=40)
 @given(st.text(AWKWARD + " ab", max_size=8), st.text(AWKWARD + " ab", max_size=8), st.text(AWKWARD, max_size=2))
-@example("\x01", "", "")  # removed at the start: there is no character before it to lean on
+@example("\x01", "", "")  # removed at the start, where no character comes before it
 @example("\x01\x02 ", "", "")
 @example("ﷺ", "…", "²")
 def test_answers_are_where_they_were(tokenizer: Any, before: str, behind: str, end: str) -> None:

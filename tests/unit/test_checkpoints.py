@@ -1,4 +1,4 @@
-"""Checkpoints of other versions: whole files whose entries are not those of the run that is to go on from them."""
+"""Checkpoints of other versions: intact files whose entries do not fit the run that should resume from them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_what_was_saved_is_taken_as_it_was(loop: train.Loop, tmp_path: Path) -> 
 def test_another_version_is_refused_with_the_reason(loop: train.Loop, tmp_path: Path, spoil: Spoil, why: str) -> None:
     state = saved(loop, tmp_path)
     spoil(state)
-    checkpoint.save(tmp_path, state)  # the good one is the one before now
+    checkpoint.save(tmp_path, state)  # the valid one is now the previous one
     older, newest = (tmp_path / name for name in reversed(checkpoint.NAMES))
     read, (problem,) = checkpoint.load(tmp_path, loop.plan.key["hash"], loop.load_state_dict)
     assert read is not None

@@ -1,4 +1,4 @@
-"""The held-out split: which rows it has, that none of them is trained on, and what it is part of."""
+"""The held-out split: its rows, that none of them is trained on, and the identities that it is part of."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_a_held_out_split_is_what_a_run_is_chosen_by(tmp_path: Path) -> None:
     old = make(0.5)
     assert selection(old.final) == old.final["metrics"]
     values = old.to_json()
-    del values["degenerate"]  # as in records from before there was the field
+    del values["degenerate"]  # as in records made before the field existed
     assert validate(values, "old").degenerate is False
 
 
@@ -460,7 +460,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for root, whom no permission keeps out."""
+    """The same for root, whom permissions do not stop."""
     good, bad = save(tmp_path, make()), save(tmp_path, make(task="rte")).parents[2]
     scandir = os.scandir
 

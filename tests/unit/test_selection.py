@@ -106,7 +106,7 @@ def test_the_rule_against_a_slow_reading_of_it(records: list[RunRecord]) -> None
 
 @given(records_of_a_cell, st.randoms(use_true_random=False))
 def test_scores_never_choose_a_setting(records: list[RunRecord], order: Any) -> None:
-    """Precision, attention and batching are no tries: with all scores dealt out anew the same setting is shown."""
+    """Precision, attention and batching are not tuned: whatever the scores, the same setting is shown."""
     before = select(runs_of(records)).runs[0].key["variant"]
     scores = [record.final for record in records]
     kinds = [record.final is not None and "holdout" in record.final for record in records]
