@@ -793,7 +793,7 @@ def finished(plan: Plan) -> str | None:
 
 
 def failed_since(plan: Plan, moment: float) -> bool:
-    """Whether the run has failed after ``moment`` (Unix time)."""
+    """Whether the run failed after ``moment`` (Unix time)."""
     try:
         record = records.read(plan.folder / records.RECORD_NAME)
     except (FileNotFoundError, records.RecordError):

@@ -404,7 +404,7 @@ class CellSweeper(BasicSweeper):
         chosen = select(runs)
         split = " on the held-out split" * chosen.held_out
         edge = ", the edge of its grid: widen it" if at_edge(chosen.lr, list(chosen.by_lr)) else ""
-        best_of = f"the best of {len(chosen.by_lr)}{split} in {len(runs)} of {len(jobs)} runs"
+        best_of = f"the best of {len(chosen.by_lr)}{split} ({len(runs)} of {len(jobs)} runs finished)"
         print(f"{where}: {LR}={lr_text(chosen.lr)}, {best_of}{edge}")
         return typed[chosen.lr]
 

@@ -264,7 +264,7 @@ def amount(count: Any) -> str:
 
 
 def comparison_notes(table: Table) -> list[str]:
-    """Columns whose rows were not trained alike: they do not rank the methods alone."""
+    """Columns whose rows were not trained alike: their ranking is not one of methods alone."""
     notes = []
     for place, column in enumerate(table.spec.columns):
         records = [run.record for row in table.rows for run in row.cells[place].runs]

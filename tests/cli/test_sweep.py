@@ -254,7 +254,7 @@ def test_stages_choose_a_learning_rate_from_the_first(tiny: Cli, monkeypatch: py
     done = tiny(*STAGES)
     assert done.code == EXIT_OK, done.err
     assert trained == [(1e-4, 0), (1e-3, 0), (1e-2, 0), (1e-3, 1), (1e-3, 2), (1e-3, 3), (1e-3, 4)]
-    assert "stage 2, rte lora 0.3M: optim.lr=1e-3, the best of 3 in 3 of 3 runs\n" in done.out
+    assert "stage 2, rte lora 0.3M: optim.lr=1e-3, the best of 3 (3 of 3 runs finished)\n" in done.out
     assert last_line(done) == "sweep: 7 done"
     trained.clear()
     gone = next(run for run in find_runs() if run.record.key["seed"] == 3)
@@ -275,7 +275,7 @@ def test_stages_choose_on_the_held_out_split(tiny: Cli, monkeypatch: pytest.Monk
     )
     done = tiny(*STAGES)
     assert done.code == EXIT_OK, done.err
-    words = "optim.lr=1e-3, the best of 3 on the held-out split in 3 of 3 runs\n"
+    words = "optim.lr=1e-3, the best of 3 on the held-out split (3 of 3 runs finished)\n"
     assert f"stage 2, rte lora 0.3M: {words}" in done.out
     tried = [run.record.key["lr"] for run in find_runs()]
     assert sorted(tried) == [1e-4, *[1e-3] * 5, 1e-2]
@@ -357,7 +357,7 @@ def test_a_cell_without_a_first_stage_is_left_out_by_name(tiny: Cli, monkeypatch
     done = tiny(*words, "results.dir=a")
     assert done.code == EXIT_FAILED
     assert "stage 2, rte lora 1.2M: left out, none of the 3 runs to choose from is finished\n" in done.out
-    assert "stage 2, rte bitfit: optim.lr=1e-3, the best of 2 in 2 of 3 runs, the edge" in done.out
+    assert "stage 2, rte bitfit: optim.lr=1e-3, the best of 2 (2 of 3 runs finished), the edge" in done.out
     assert last_line(done) == "sweep: 3 done, 7 failed, 2 left out"
 
     held_folder = next(run.folder for run in find_runs("a") if run.record.key["lr"] == 1e-4)
@@ -399,7 +399,7 @@ def test_two_processes_share_stages(tmp_path: Path) -> None:
     choices = [line for line in lines if line.startswith("stage 2, ")]
     assert len(choices) == 2
     assert len({*choices}) == 1
-    assert "the best of 3 in 3 of 3 runs" in choices[0]
+    assert "the best of 3 (3 of 3 runs finished)" in choices[0]
     assert not list(tmp_path.rglob("*.old-*"))
 
 
