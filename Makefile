@@ -59,8 +59,8 @@ test-all: $(VENV)/.installed-dev  ## the slow tests too
 test-cluster: $(VENV)/.installed-dev  ## sweeps on a SLURM cluster of its own (root, Debian; else skipped)
 	@tests/cluster/run.sh $(BIN)/python -m pytest -m cluster tests/cluster
 
-# pyproject.toml's ranges at both ends, each in an environment of its own. pip installs torch as constraints.txt has it
-# (TORCH_INDEX as above), for its builds come from several places; uv resolves the rest around what is installed.
+# Both ends of pyproject.toml's version ranges, each in its own environment. pip installs the torch of constraints.txt
+# (TORCH_INDEX as above), because its builds come from several indexes; uv then resolves everything else.
 RANGES := lowest newest
 RESOLUTION_lowest := lowest-direct
 RESOLUTION_newest := highest

@@ -1,7 +1,7 @@
 """The files of a saved backbone, checked before a library reads them and hashed for the identity of a run.
 
-Only the standard library is used, so that a plan can check them. What needs the model itself (names, shapes and values
-of the weights) is checked by ``backbones.load_model``.
+It uses only the standard library, so that a plan can check the files. ``backbones.load_model`` checks what needs the
+model itself: names, shapes and values of the weights.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from adalora_repro.errors import InputError
 from adalora_repro.file_kinds import not_a_file
 
-#: where transformers looks for weights, in its order: the first that exists is read
+#: where transformers looks for weights, in order: it reads the first that exists
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-#: every file that decides what the model and its tokenizer are
+#: all files that define the model and its tokenizer
 PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.model", "*.txt", "*.codes", "*.tiktoken")
 GIB = 2**30
 MOST_BYTES = {".safetensors": 256 * GIB, ".bin": 256 * GIB}  # by the name's suffix
@@ -28,10 +28,10 @@ POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "git
 
 
 def fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits of a saved model and its tokenizer: the same files in another folder are the same backbone.
+    """16 hexadecimal digits that identify a saved model and its tokenizer, whatever their folder.
 
     Raises:
-        InputError: as ``check``.
+        InputError: as in ``check``.
     """
     check(folder)
     digests = []
@@ -42,7 +42,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def check(folder: Path) -> None:
-    """The folder holds a model whose files can be read: complete as far as their own headers say.
+    """Checks that the folder holds a model whose files can be read and are complete according to their headers.
 
     Raises:
         InputError: there is no such folder, or no weights in it; a file is a named pipe or a device, larger than
@@ -63,14 +63,14 @@ def check(folder: Path) -> None:
         raise InputError(f"backbone.path={folder} is not a folder with a model: config.json is missing")
     if (folder / "adapter_config.json").exists():
         raise InputError(
-            f"{folder / 'adapter_config.json'}: an adapter lies beside the model; merge it or move it away"
+            f"{folder / 'adapter_config.json'}: the folder also holds an adapter; merge it or move it away"
         )
     for path in weight_files(folder):
         _check_weights(path)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads the weights from: one, or those that an index names.
+    """The files from which transformers reads the weights: one, or those that an index names.
 
     Raises:
         InputError: an index cannot be read, or names a file that is missing.
@@ -124,25 +124,25 @@ def _start(path: Path, count: int) -> bytes:
 
 
 def _check_weights(path: Path) -> None:
-    """The file is as long as it says.
+    """Checks that the file is as long as it says.
 
     A safetensors file begins with the length of its header (8 bytes, little endian) and the header, which says where
-    each tensor ends. PyTorch's file is a ZIP archive, whose directory is at its end; one of the older kind is a pickle,
-    and only loading it shows whether it is whole.
+    each tensor ends. A PyTorch file is a ZIP archive, whose directory is at its end; the older format is a pickle, and
+    only loading it shows whether it is complete.
     """
     size = path.stat().st_size
     if path.suffix == ".safetensors":
         start = _start(path, 8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(size - 8, 100 * 2**20):  # the format's own limit
-            raise InputError(f"{path} is cut short, or no safetensors file")
+            raise InputError(f"{path} is truncated, or not a safetensors file")
         try:
             header = json.loads(_start(path, 8 + length)[8:])
             end = 8 + length + _last(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError):
-            raise InputError(f"{path} is no safetensors file: its header cannot be read") from None
+            raise InputError(f"{path} is not a safetensors file: its header cannot be read") from None
         if size != end:
-            raise InputError(f"{path} has {size:,} bytes where its header says {end:,}: cut short or damaged")
+            raise InputError(f"{path} has {size:,} bytes where its header says {end:,}: truncated or damaged")
         return
     start = _start(path, 4)
     if start[:1] == b"\x80":  # a pickle
@@ -153,7 +153,7 @@ def _check_weights(path: Path) -> None:
         with zipfile.ZipFile(path):
             pass
     except (zipfile.BadZipFile, OSError, ValueError):
-        raise InputError(f"{path} is cut short, or no weight file of PyTorch") from None
+        raise InputError(f"{path} is truncated, or not a PyTorch weight file") from None
 
 
 def _last(ends: Iterable[int]) -> int:

@@ -1,7 +1,7 @@
-"""A backbone's tokenizer: sentencepiece's character map, and whether what a library returned can be the backbone's.
+"""A backbone's tokenizer: restores sentencepiece's character map, and checks that the tokenizer belongs to the model.
 
-transformers returns a tokenizer without a vocabulary where its files are missing, and one without the character map
-where it builds DeBERTaV3's from ``spm.model``. Both turn text into [UNK] without a word.
+transformers returns a tokenizer without a vocabulary if its files are missing, and one without the character map when
+it builds DeBERTaV3's from ``spm.model``. Both silently turn text into [UNK].
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 #: ordinary words of English, the language of all tasks
 WORDS = ("the", "of", "and", "to", "in", "is", "was", "for", "with", "that", "on", "by", "it", "as", "at", "from")
-LEAST_SHARE = 0.25  # tokens of the vocabulary / rows of the embedding: below, it is another model's tokenizer
-USUAL_SHARE = 0.9  # rows are rounded up, by less than this
-#: transformers builds the normalizer of this class without the map (5.17 to 5.23)
+LEAST_SHARE = 0.25  # tokens of the vocabulary / rows of the embedding; below this it is another model's tokenizer
+USUAL_SHARE = 0.9  # embeddings are padded, but by less than this
+#: transformers builds the normalizer of this class without the map (5.17 to 5.24)
 WITHOUT_MAP = "DebertaV2Tokenizer"
 
 
 def check(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any], where: str) -> None:
-    """The tokenizer is one for a model of this architecture.
+    """Checks that the tokenizer fits a model of this architecture.
 
     Args:
-        architecture: ``backbone.architecture``: ``vocab_size`` and those ``*_token_id`` that it states.
+        architecture: ``backbone.architecture``: ``vocab_size`` and the ``*_token_id`` that it has.
         where: the folder or the name on the hub, for messages.
 
     Raises:
-        InputError: too small a vocabulary or too large a one, special tokens that are missing or have other ids,
-            ordinary words that become [UNK].
+        InputError: the vocabulary is too small or too large, special tokens are missing or have other ids, or ordinary
+            words become [UNK].
     """
     size, rows = len(tokenizer), int(architecture["vocab_size"])
     files = " or ".join(getattr(tokenizer, "vocab_files_names", {}).values()) or "its files"
     name = type(tokenizer).__name__
     if size < LEAST_SHARE * rows:
         raise InputError(
-            f"{where} has no tokenizer of this model: {name} has {size:,} tokens, the embedding {rows:,} rows; is "
+            f"{where}: its tokenizer is not this model's: {name} has {size:,} tokens, the embedding {rows:,} rows; is "
             f"{files} missing?"
         )
     ids = {key: getattr(tokenizer, f"{key}_token_id") for key in ("pad", "cls", "sep", "unk", "mask", "bos", "eos")}
@@ -65,7 +65,7 @@ def check(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any], w
     lost = [word for word, piece in pieces.items() if not piece or ids["unk"] in piece]
     if len(lost) > len(WORDS) / 2:
         raise InputError(
-            f"{where}: its tokenizer ({name}) does not have ordinary words: {', '.join(lost[:5])} become "
+            f"{where}: its tokenizer ({name}) does not know ordinary words: {', '.join(lost[:5])} become "
             f"{tokenizer.unk_token}; is {files} missing?"
         )
 
@@ -75,25 +75,25 @@ def notes(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any]) -
     lines = []
     size, rows = len(tokenizer), int(architecture["vocab_size"])
     if size < USUAL_SHARE * rows:
-        lines.append(f"the tokenizer has {size:,} tokens, the model's embedding {rows:,} rows; are both of one model?")
+        lines.append(f"the tokenizer has {size:,} tokens, the model's embedding {rows:,} rows; do they match?")
     if type(tokenizer).__name__ == WITHOUT_MAP and not getattr(tokenizer, "as_sentencepiece", False):
         lines.append(
-            "the tokenizer has no character map, for its spm.model is not at hand: characters such as ½, ™, … or a "
-            "no-break space become [UNK], which they were not when the model was trained"
+            "the tokenizer has no character map, because its spm.model is missing: characters such as ½, ™, … or a "
+            "no-break space become [UNK], as they did not when the model was trained"
         )
     return lines
 
 
 def restore_character_map(tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> None:
-    """Gives DeBERTaV2's tokenizer the normalizer of its sentencepiece model; others stay as they are.
+    """Gives DeBERTaV2's tokenizer the normalizer of its sentencepiece model; leaves other tokenizers unchanged.
 
     The map (NFKC for DeBERTaV3: ½ is 1⁄2, ™ is TM, a no-break space is a space) is in ``spm.model``, or in a
     ``tokenizer.json`` that an older transformers wrote. With it, ids are sentencepiece's own. One difference remains:
-    tokenizers applies the map to a grapheme, sentencepiece to the longest match, so that a mark or a joiner behind a
+    tokenizers applies the map to a grapheme, sentencepiece to the longest match, so a mark or a joiner after a
     character that the map changes may be lost (½ and a zero-width joiner; a letter with two combining marks).
 
     Args:
-        folder: where the tokenizer's files are; None if that is not known.
+        folder: folder of the tokenizer's files; None if unknown.
     """
     if type(tokenizer).__name__ != WITHOUT_MAP or folder is None:
         return
@@ -113,7 +113,7 @@ def restore_character_map(tokenizer: PreTrainedTokenizerBase, folder: Path | Non
 
 
 def _normalizer(character_map: bytes, squeezes: bool, lower: bool) -> Any:
-    """sentencepiece's normalization: the map, then no space at either end and never two of them in a row.
+    """sentencepiece's normalization: the map, then no space at either end and no double spaces.
 
     Args:
         character_map: as compiled by sentencepiece; empty for none.
@@ -124,8 +124,8 @@ def _normalizer(character_map: bytes, squeezes: bool, lower: bool) -> Any:
 
     parts: list[Any] = [normalizers.Lowercase()] if lower else []
     if character_map:
-        # a character that the map removes takes its place in the offsets from the one before: there has to be one, or
-        # all offsets of the text are wrong
+        # a character that the map removes is assigned to the character before it in the offsets: without one, all
+        # offsets of the text are wrong
         parts += [normalizers.Prepend(" "), normalizers.Precompiled(character_map)]
         parts += [] if squeezes else [normalizers.Replace(Regex("^ "), "")]
     if squeezes:

@@ -241,8 +241,8 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
     config = saved_config(cfg)
     for name, value in _head_options(cfg).items():
         setattr(config, name, value)  # from_pretrained takes only options that the configuration's class declares
-    # the checkpoint of DeBERTaV3 is stored in half precision: ask for fp32, never for what the file holds; weights of
-    # another shape are reported with all others
+    # DeBERTaV3's checkpoint is stored in half precision: ask for fp32, whatever the file holds; weights of another
+    # shape are reported together with all other problems
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, report = _from_hub(cfg, lambda: _auto_model(cfg).from_pretrained(**where, config=config, **options))
     _check_loaded(cfg, model, report)
@@ -250,10 +250,10 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
 
 
 def saved_config(cfg: DictConfig) -> Any:
-    """transformers' configuration of the saved model, which has to be the architecture that was planned.
+    """transformers' configuration of the saved model, which must match the planned architecture.
 
     Raises:
-        InputError: as ``load_model``; a setting of ``backbone.architecture`` has another value there.
+        InputError: as in ``load_model``; or a setting of ``backbone.architecture`` has another value there.
     """
     from omegaconf import OmegaConf
     from transformers import AutoConfig
@@ -274,9 +274,9 @@ def saved_config(cfg: DictConfig) -> Any:
 
 
 def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any]) -> None:
-    """Every weight of the backbone came from the file, none of the file's backbone is left over, all are numbers.
+    """Checks that the file has every weight of the backbone and no others of a backbone, and that all are finite.
 
-    Only the head is new (and a pooler, where it is part of the head). Heads of the pretraining in the file are normal.
+    Only the head is new (and a pooler, if it is part of the head). A pretraining head in the file is normal.
 
     Args:
         report: transformers' ``output_loading_info``.
@@ -296,7 +296,7 @@ def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any
     if missing := sorted(report["missing_keys"] - head_parameters(model).keys()):
         raise InputError(f"{where}: {len(missing)} of the model's weights are missing: {_first(missing)}")
     if foreign := sorted(name for name in report["unexpected_keys"] if _of_a_backbone(model, name)):
-        raise InputError(f"{where}: {len(foreign)} weights are of another model: {_first(foreign)}")
+        raise InputError(f"{where}: {len(foreign)} weights belong to another model: {_first(foreign)}")
     planned = {name: parameter.shape for name, parameter in meta_model(cfg).named_parameters()}
     if others := sorted(
         name
@@ -316,10 +316,10 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _of_a_backbone(model: PreTrainedModel, name: str) -> bool:
-    """Whether a weight that the model does not have belongs into its backbone, or into the whole of another model.
+    """Whether a weight that the model does not have would belong to its backbone, or to another complete model.
 
-    With the base model's prefix it does, but for a pooler that this head goes without; a file of a base model alone has
-    no prefix.
+    With the base model's prefix it does, except for a pooler that this head does not use; a file of only a base model
+    has no prefix.
     """
     prefix, _, rest = name.partition(".")
     if prefix == "module":  # as torch's DistributedDataParallel names the whole model
@@ -370,7 +370,7 @@ def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_name(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    """For people: whose tokenizer ``load_tokenizer`` returned."""
+    """The origin of the tokenizer that ``load_tokenizer`` returned, for messages."""
     stand_ins = {"": "bytes", WORD_PIECES: WORD_PIECES}
     return stand_ins.get(tokenizer.name_or_path, f"{cfg.backbone.name}'s own")
 
@@ -386,7 +386,7 @@ def check_lengths(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """What the tokenizer does not cut has to fit into the model's positions: not every saved tokenizer has a limit.
 
     Raises:
-        InputError: the task's texts may be longer; as ``saved_config``.
+        InputError: the task's texts may be longer; or as in ``saved_config``.
     """
     if _has_random_weights(cfg):  # there is no saved model to ask
         return
@@ -473,13 +473,13 @@ def _check_sha256(path: Path, expected: str) -> None:
 
 
 def _source(cfg: DictConfig) -> str:
-    """For people: the folder, the name on the hub or the package that the backbone comes from."""
+    """The folder, hub name or package that the backbone comes from, for messages."""
     backbone = cfg.backbone
     return str(backbone.path or (backbone.package if backbone.source == "package" else backbone.hub))
 
 
 def _folder(cfg: DictConfig) -> Path | None:
-    """Where the backbone's files are on this machine; None if the hub's cache does not have them."""
+    """The local folder of the backbone's files; None if the hub's cache does not have them."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     where = _location(cfg)
@@ -491,10 +491,10 @@ def _folder(cfg: DictConfig) -> Path | None:
 
 
 def _from_hub(cfg: DictConfig, load: Any) -> Any:
-    """``load()`` of a saved model's files: whatever a library raises about them becomes one line.
+    """Calls ``load()`` on a saved model's files and turns whatever a library raises into one line.
 
     Raises:
-        InputError: a file is damaged, which is named; or transformers' many ways of saying "not there and no network".
+        InputError: a file is damaged, and named; or one of transformers' many errors for "missing and no network".
     """
     from transformers.utils import logging
 

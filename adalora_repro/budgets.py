@@ -62,13 +62,13 @@ def mean_triplets(params: int, costs: Sequence[int]) -> int:
     """AdaLoRA's b_T for N parameters: N over the mean cost of a triplet, rounded down.
 
     Args:
-        costs: parameters of one triplet of each adapted matrix, d_out + 1 + d_in.
+        costs: for each adapted matrix, the parameters of one triplet, d_out + 1 + d_in.
     """
     return params * len(costs) // sum(costs)
 
 
 def initial_rank(params: int, costs: Sequence[int]) -> int:
-    """The rank from which AdaLoRA starts at N parameters: b_0 = 1.5 b_T (the paper's ratio), rounded up to a rank."""
+    """The rank from which AdaLoRA starts at N parameters: b_0 = 1.5 b_T (the paper's ratio), rounded up."""
     return math.ceil(Fraction(3 * mean_triplets(params, costs), 2 * len(costs)))
 
 

@@ -20,7 +20,7 @@ from adalora_repro.records import write_atomic
 
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
 FILES = ("checkpoint.new.pt", *NAMES)  # the newest first
-VERSION = 1  # of what a checkpoint holds: the entry ``format``, which the first ones do not have
+VERSION = 1  # of a checkpoint's content: the entry ``format``, which the first checkpoints lack
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -42,14 +42,14 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 def load(
     folder: Path, run_hash: str, take: Callable[[dict[str, Any]], object] = lambda state: None
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest checkpoint that is whole and fits (None: there is none), and a line for each file passed over.
+    """The newest checkpoint that is intact and fits (None: there is none), and a line for each file passed over.
 
     Args:
-        take: is given the state, to go on from it; raises ``ValueError`` where it does not fit.
+        take: is given the state to resume from; raises ``ValueError`` if it does not fit.
 
     Raises:
-        InputError: a checkpoint belongs to another configuration, or the disk does not give it: it may be whole. Or
-            one is whole, but of another version of this program, and there is no other.
+        InputError: a checkpoint belongs to another configuration; or one cannot be read from disk and may be intact; or
+            the only intact ones are from another version of this program.
         MemoryError, RuntimeError: no memory for it.
     """
     problems: list[str] = []
@@ -80,24 +80,24 @@ def load(
             state = _state(content, run_hash, path)
             take(state)
         except ValueError as error:
-            foreign.append(f"{path} is whole, but of another version of adalora-repro ({error})")
+            foreign.append(f"{path} is intact, but from another version of adalora-repro ({error})")
             problems.append(foreign[-1])
             continue
         return state, [f"{problem}, trying the one before" for problem in problems]
     if foreign:
         raise InputError(
-            f"{foreign[0]}: finish the run with the version that wrote it, or force=true starts over and keeps it "
-            "under another name"
+            f"{foreign[0]}: finish the run with the version that wrote it, or start over with force=true, which keeps "
+            "the checkpoint under another name"
         )
     return None, problems
 
 
 def _state(content: bytes, run_hash: str, path: Path) -> dict[str, Any]:
-    """The state in the bytes of a whole file.
+    """The state in the bytes of an intact file.
 
     Raises:
         InputError: it belongs to another configuration.
-        ValueError: it is of another version.
+        ValueError: it is from another version.
     """
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -121,15 +121,15 @@ def _state(content: bytes, run_hash: str, path: Path) -> dict[str, Any]:
 
 
 def no_memory(error: Exception) -> bool:
-    """Whether it says that there is no memory, of the host or of a device: torch has RuntimeErrors for that."""
+    """Whether memory ran out, on the host or a device; torch may raise a plain RuntimeError for that."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def require_shape(state: Any, like: Any, name: str = "") -> None:
     """Raises ValueError, with the name of the entry, unless ``state`` has the shape of ``like``.
 
-    Objects have the same names, lists the same length, tensors the same shape and type of numbers, other values the
-    same type. Where ``like`` is None or an empty list anything may stand.
+    Dictionaries must have the same keys, lists the same length, tensors the same shape and dtype, other values the same
+    type. Where ``like`` is None or an empty list, anything is accepted.
     """
     if like is None or like == []:
         return
@@ -140,12 +140,12 @@ def require_shape(state: Any, like: Any, name: str = "") -> None:
         for key in like.keys() - state.keys():
             raise ValueError(f"{dot}{key} is missing")
         for key in state.keys() - like.keys():
-            raise ValueError(f"{dot}{key} is not known here")
+            raise ValueError(f"{dot}{key} is unknown")
         for key, value in like.items():
             require_shape(state[key], value, f"{dot}{key}")
     elif isinstance(like, list | tuple):
         if not isinstance(state, list | tuple) or len(state) != len(like):
-            raise ValueError(f"{name} is no list of {len(like)}")
+            raise ValueError(f"{name} is not a list of {len(like)}")
         for number, (one, other) in enumerate(zip(state, like, strict=True)):
             require_shape(one, other, f"{name}[{number}]")
     elif isinstance(like, torch.Tensor):

@@ -25,7 +25,7 @@ from adalora_repro.terminal import clean
 PREFIX = "submitted-"  # results/sweeps/<time>/submitted-<job>.json
 USAGE = "adalora-run cancel [JOB_ID …] [results.dir=DIR]"
 ASK_S = 20.0  # where the controller is down squeue says so itself, after 9 s; where answers get lost it just waits
-#: what must hold of a submission
+#: what a submission must look like
 FIELDS = fields(
     {
         "job": a("a job's id", lambda value: isinstance(value, str) and value.isdecimal()),
@@ -75,12 +75,12 @@ def read(path: Path) -> Submission:
     try:
         return records.read_json(path, _submission)
     except FileNotFoundError:
-        raise RecordError(f"{path}: it is not there") from None
+        raise RecordError(f"{path}: not found") from None
 
 
 def _submission(values: Any, where: str) -> Submission:
     def refuse(why: str) -> RecordError:
-        return RecordError(f"{where}: no submission of adalora-run: {why}")
+        return RecordError(f"{where}: not a submission of adalora-run: {why}")
 
     if not isinstance(values, dict):
         raise refuse("not a JSON object")
@@ -94,7 +94,7 @@ def _submission(values: Any, where: str) -> Submission:
 
 
 def read_all(results: Path) -> tuple[dict[Path, Submission], list[str]]:
-    """All submissions below ``results/sweeps``, and one line for each file or folder that was refused."""
+    """All submissions below ``results/sweeps``, and a line for each file or folder refused."""
     submissions: dict[Path, Submission] = {}
     refused: list[str] = []
     for path in records.walk(results / "sweeps", _is_submission, 1, refused.append):
@@ -177,11 +177,11 @@ def waiting(results: Path, queue: Mapping[str, str]) -> dict[Path, str]:
 
 
 def _folder(word: str) -> str:
-    """The folder of ``results.dir=…``, read as the runs' own command is, by Hydra's grammar.
+    """The folder of ``results.dir=…``, read by Hydra's grammar as in the command of a run.
 
     Raises:
         HydraException, OmegaConfBaseException: it cannot be read.
-        InputError: it is several values.
+        InputError: there are several values.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
@@ -190,7 +190,7 @@ def _folder(word: str) -> str:
 
     (override,) = OverridesParser.create().parse_overrides([word])
     if override.is_sweep_override():
-        raise InputError(f"cancel: {word}: one folder; a name with a comma goes in quotes")
+        raise InputError(f"cancel: {word}: give one folder; put a name with a comma in quotes")
     return str(OmegaConf.merge(OmegaConf.structured(ResultsConfig), {"dir": override.value()}).dir)
 
 

@@ -38,7 +38,7 @@ class TaskConfig:
     metrics: list[str] = field(default_factory=list)
     primary_metric: str = MISSING
     validation: dict[str, str] = field(default_factory=dict)  # metric suffix -> split (a default would be merged in)
-    holdout_by: list[str] = field(default_factory=list)  # texts that rows held out together share; none: all texts
+    holdout_by: list[str] = field(default_factory=list)  # texts by which held-out rows are grouped; none: all texts
     max_length: int = MISSING
     max_target_length: int | None = None
     stride: int | None = None  # tokens that neighbouring windows over a long context share
@@ -78,7 +78,7 @@ class BackboneConfig:
     tokenizer: str = MISSING  # hub | package | bytes
     architecture: dict[str, Any] = field(default_factory=dict)  # transformers' configuration: plans need no network
     gradient_checkpointing: bool = False
-    lora_init: str = "kaiming"  # of LoRA's A (method.init): as LoRA's authors and PEFT; normal: N(0, method.init_std²)
+    lora_init: str = "kaiming"  # default of method.init; kaiming: as in loralib and PEFT; normal: N(0, init_std²)
 
 
 @dataclass
@@ -90,7 +90,7 @@ class DataConfig:
     sample_validation_rows: int = 400
     sample_seed: int = 0
     num_proc: int | None = None  # processes that tokenize a split; null: 1, for a large one up to 8
-    holdout: int | float | None = None  # rows of train, or a fraction: set apart, evaluated, `best` is chosen on them
+    holdout: int | float | None = None  # rows of train, or a fraction of them, to hold out: `best` is chosen on them
     skip_invalid: bool = False  # leave bad rows out, counted and reported, instead of stopping
 
 
@@ -174,7 +174,7 @@ _added: list[Path] = []
 
 
 def add_folder(folder: str | None) -> None:
-    """Makes the folder of ``--config-dir`` known here, in the place of an earlier one; None: there is none."""
+    """Stores the folder of ``--config-dir`` in place of an earlier one; None: there is none."""
     _added[:] = [] if folder is None else [Path(folder)]
 
 
@@ -184,9 +184,9 @@ def added_folders() -> list[Path]:
 
 
 def base_files(group: str, choice: str) -> list[Path]:
-    """The file of a choice, then those of its group that it is built on (``defaults``); the first with a key wins.
+    """The file of a choice, then the files of its group that it builds on (``defaults``); the first with a key wins.
 
-    Like Hydra it looks in ``conf/`` first, then in the folder of ``--config-dir``.
+    Like Hydra, it looks in ``conf/`` first, then in the folder of ``--config-dir``.
     """
     paths = [folder / group / f"{choice}.yaml" for folder in (resource("conf"), *_added)]
     path = next((path for path in paths if path.is_file()), None)
@@ -198,7 +198,7 @@ def base_files(group: str, choice: str) -> list[Path]:
 
 
 def choices_of(group: str) -> list[str]:
-    """The files of a configuration group, those of ``--config-dir`` among them."""
+    """The choices of a configuration group, including those of ``--config-dir``."""
     return sorted({path.stem for folder in (resource("conf"), *_added) for path in (folder / group).glob("*.yaml")})
 
 

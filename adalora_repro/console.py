@@ -30,12 +30,12 @@ LAUNCHERS = "torchrun and accelerate launch set it"
 
 
 def tolerate_any_locale() -> None:
-    """From here on a character that the terminal's encoding lacks is written as a question mark.
+    """Makes standard streams write a question mark for a character that the terminal's encoding lacks.
 
-    Without this it would raise, and a line for a reader would end the run. Both programs call it first.
+    Without this, printing such a character would raise an error and end the run. Both programs call it first.
     """
     for stream in map(raw, (sys.stdout, sys.stderr)):
-        if isinstance(stream, io.TextIOWrapper):  # not so where a test or a notebook has put its own
+        if isinstance(stream, io.TextIOWrapper):  # tests and notebooks replace the streams
             stream.reconfigure(errors="replace")
 
 

@@ -87,7 +87,7 @@ def execute(plans: Sequence[Plan]) -> int:
 def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     """The whole measurement: times in this process, memory in one for each method."""
     first = session.build(plans[0])
-    for note in plans[0].notes:  # not before: a refusal is one line
+    for note in plans[0].notes:  # not earlier: a refusal is one line
         tell(f"adalora-run: note: {note}")
     loops = {plan.key["method"]: session.build(plan, first.world) for plan in plans[1:]}
     loops = {first.plan.key["method"]: first} | loops

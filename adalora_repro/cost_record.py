@@ -53,7 +53,7 @@ KEY_FIELDS: dict[str, Check] = {
 TIMES = ("median_s", "mean_s", "epoch_s", "tokens_per_s")  # of each method
 RATIOS = ("median", "epoch")
 
-# What must hold of a record, as in ``records.FIELDS``.
+# What a record must look like, as in ``records.FIELDS``.
 
 METHOD = fields(
     {"budget": TEXT, **dict.fromkeys(TIMES, POSITIVE), "peak_memory": optional(POSITIVE)},
@@ -61,7 +61,7 @@ METHOD = fields(
 )
 PAIR = fields(
     {"order": items(TEXT), "seconds": each(POSITIVE)},
-    {"phase": TEXT, **dict.fromkeys(("t", "examples", "tokens", "padded_tokens"), COUNT)},
+    {"phase": optional(TEXT), **dict.fromkeys(("t", "examples", "tokens", "padded_tokens"), COUNT)},
 )
 INTERVAL = fields({"value": POSITIVE, "low": optional(POSITIVE), "high": optional(POSITIVE)})
 PHASE = fields({"median": POSITIVE, "pairs": COUNT})
@@ -179,16 +179,15 @@ def validate(values: Any, where: str) -> CostRecord:
 
 def _check_ratio(ratio: dict[str, Any] | None, against: str | None, refuse: Refuse) -> None:
     if (ratio is None) != (against is None):
-        raise refuse("a ratio to nothing" if against is None else f"no ratio to {against}")
+        raise refuse("a ratio, but no method to compare with" if against is None else f"no ratio to {against}")
     for name in RATIOS if ratio is not None else ():
         ends = ratio[name]["low"], ratio[name]["high"]  # type: ignore[index]
         if None in ends and ends != (None, None):
-            raise refuse(f"ratio.{name} has one end of its interval alone")
+            raise refuse(f"ratio.{name} has only one end of its interval")
 
 
 def read_all(results: Path) -> tuple[list[tuple[Path, CostRecord]], list[str]]:
-    """All readable records below ``results/cost``, and one line for each file or folder that was refused, with the
-    reason.
+    """All readable records below ``results/cost``, and a line with the reason for each file or folder refused.
 
     A record counts only in a folder that its key names: a copy elsewhere would be one measurement more.
     """
@@ -201,7 +200,7 @@ def read_all(results: Path) -> tuple[list[tuple[Path, CostRecord]], list[str]]:
             if path.parent.parent != expected.parent or path.parent.name.rpartition("-")[0] != expected.name:
                 raise RecordError(f"{path}: its key belongs in {expected}-N, a copied measurement is not counted")
         except FileNotFoundError:
-            continue  # moved while we walked
+            continue  # it was moved meanwhile
         except RecordError as error:
             refused.append(str(error))
         else:

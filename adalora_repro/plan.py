@@ -79,7 +79,7 @@ LATER: dict[str, Any] = {
 
 MOST_STEPS = 2**40  # ten thousand years of them
 MOST_LAYERS = 1000
-MOST_WIDTH = 2**31 - 1  # of anything else that an architecture counts
+MOST_WIDTH = 2**31 - 1  # of any other integer of an architecture
 PLACES = {"targets", "layers"}  # the settings of a method that say which matrices it adapts
 Stamp = tuple[tuple[str, int, int], ...]
 
@@ -93,7 +93,7 @@ class Plan:
         key, settings: as in ``records.RunRecord``.
         folder: results/runs/…, the same for the same configuration.
         total_steps: T; ``steps_per_epoch`` likewise in optimizer steps.
-        train_rows: rows of the train split to train on: those that ``data.holdout`` sets apart are not among them.
+        train_rows: rows of the train split to train on, without those that ``data.holdout`` holds out.
         provisional: the examples are known only when they are tokenized: a row may give several windows, bad rows are
             left out. Until ``settle``, T and ``steps_per_epoch`` take one example for each row.
         asked: the settings as asked for, of which the run's hash is made; where provisional, with the step counts
@@ -176,7 +176,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     sources.check(cfg, task)
     rows = sources.train_rows(cfg)
     if cfg.data.holdout is not None:
-        cfg.data.holdout = held_out.size(cfg.data.holdout, rows)  # a fraction is the same run as its number of rows
+        cfg.data.holdout = held_out.size(cfg.data.holdout, rows)  # a fraction and its number of rows are the same run
         rows -= cfg.data.holdout
     total_steps, steps_per_epoch = _steps(cfg, rows)
     scaled: dict[str, str] = {}
@@ -256,8 +256,8 @@ def _variant(asked: Mapping[str, Any]) -> str:
 def _has_variant(cfg: DictConfig, key: Mapping[str, Any], variant: str) -> bool:
     """Whether the cell of ``key`` has a record of this variant.
 
-    Data of the user's own were identified by the bytes of their files once. Where there are records from then, runs on
-    the same bytes keep that name: finished ones are found, and new seeds are runs of the same setting.
+    Local data used to be identified by the bytes of their files. If there are records from then, runs on the same bytes
+    keep that identity: finished runs are recognised, and new seeds join the same setting.
     """
     parts = [str(key[name]) for name in ("backbone", "task", "method", "budget")]
     with suppress(records.RecordError, OSError):
@@ -437,8 +437,8 @@ def _check_values(cfg: DictConfig) -> None:
     for name, value in cfg.backbone.architecture.items():
         where = f"backbone.architecture.{name}"
         if name in ("num_hidden_layers", "encoder_layers", "decoder_layers"):
-            if not isinstance(value, int) or not 1 <= value <= MOST_LAYERS:  # each is built for the plan
-                raise InputError(f"{where} must be a positive number of layers, at most {MOST_LAYERS}, not {value}")
+            if not isinstance(value, int) or not 1 <= value <= MOST_LAYERS:  # the plan builds every layer
+                raise InputError(f"{where} must be a number of layers from 1 to {MOST_LAYERS}, not {value}")
         elif isinstance(value, int) and abs(value) > MOST_WIDTH:
             raise InputError(f"{where} must be below 2^31, not {value}")
     choices = {
@@ -678,10 +678,10 @@ _weights: dict[Path, tuple[Stamp, str]] = {}
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """``backbone_files.fingerprint``; the files are read again only when they changed.
+    """``backbone_files.fingerprint``; the files are read again only if they changed.
 
     Raises:
-        InputError: the folder does not hold a model whose files are whole.
+        InputError: the folder does not hold a model whose files are complete.
     """
     stamp = _stamp(folder)
     if _weights.get(folder.absolute(), ((), ""))[0] != stamp or not stamp:
@@ -727,7 +727,7 @@ def _shown(cfg: DictConfig) -> list[str]:
 
 #: groups of the defaults list (conf/config.yaml), the one that wins first
 LAST_FIRST = ("script", "tuned/lr@_global_", "tuned/lr", *reversed(GROUPS))
-#: a group beyond these is the user's, in the folder of ``--config-dir``; Hydra puts it behind all others
+#: any other group is the user's, in the folder of ``--config-dir``; Hydra puts it last
 KNOWN_GROUPS = {group.partition("@")[0] for group in LAST_FIRST}
 #: those below ``recipe``, likewise
 RECIPE = ("script@recipe", "tuned/lr@recipe", "tuned@recipe")
@@ -798,7 +798,7 @@ def finished(plan: Plan) -> str | None:
 
 
 def failed_since(plan: Plan, moment: float) -> bool:
-    """Whether the run was tried and failed after ``moment`` (Unix time)."""
+    """Whether the run failed after ``moment`` (Unix time)."""
     try:
         record = records.read(plan.folder / records.RECORD_NAME)
     except (FileNotFoundError, records.RecordError):
@@ -876,7 +876,7 @@ def describe(plan: Plan) -> str:
         rows.append(("method", f"{params['method']:,}", share))
     if "params" in method:
         rows.append(("matched to", f"{method['params']:,}", _matched_text(plan)))
-    rows.append(("head", f"{params['head']:,}", "trains in every method, counted apart"))
+    rows.append(("head", f"{params['head']:,}", "trained by every method, not part of the budget"))
     rows.append(("total", f"{params['total']:,}", ""))
     gib = plan.memory / 2**30
     rows.append(("memory", f"{gib:.2f} GiB", "weights, gradients and AdamW's averages; activations come on top"))
@@ -884,7 +884,7 @@ def describe(plan: Plan) -> str:
     epochs = plan.total_steps / plan.steps_per_epoch
     rows = [("T", f"{plan.total_steps:,}", f"{epochs:g} epochs of {plan.steps_per_epoch:,} optimizer steps")]
     if plan.cfg.data.holdout is not None:
-        text = f"rows of the train split, evaluated and not trained on; {plan.train_rows:,} are trained on"
+        text = f"rows of the train split, evaluated and never trained on; {plan.train_rows:,} remain for training"
         rows.append(("held out", f"{plan.cfg.data.holdout:,}", text))
     names = {
         "n": "adapted matrices",

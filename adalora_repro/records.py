@@ -42,14 +42,14 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 STATUSES = ("running", "ok", "failed", "cancelled")
 RECORD_NAME = "metrics.json"
-EVALUATED = ("metrics", "holdout")  # what an evaluation has figures of: the reported splits, the held-out split
+EVALUATED = ("metrics", "holdout")  # parts of an evaluation: the reported splits, the held-out split
 WITH_A = ("lora", "lora_regu", "prune_lora")  # modules of methods whose A starts as method.init says
 RUN_LEVELS = 5  # of folders below ``runs``, see ``run_folder``
-DEEPEST = 50  # folders below each other that are looked into
+DEEPEST = 50  # nested folders that are searched
 LARGEST = 64 << 20  # bytes of a record; ours have a few thousand
 
-# What must hold of a record. Whatever a report reads has its line here, so that no report has to look again; names that
-# have none may hold any JSON value.
+# What a record must look like. Every field that a report reads has a line here, so that no report has to check again; a
+# field without one may hold any JSON value.
 
 KEY_FIELDS: dict[str, Check] = {
     "backbone": TEXT,
@@ -135,10 +135,10 @@ class RunRecord:
             the same settings without learning rate and seed: runs of one variant differ in those two only.
         primary_metric: name of the metric that selects and ranks, a key of ``final["metrics"]``.
         final: ``{"metrics": {name: float}, "step": int}`` at the last step, with ``data.holdout`` also ``"holdout"``:
-            the figures of the held-out split, of the names that ``metrics`` has (MNLI: accuracy_m alone); ``best``
-            likewise, the best evaluation by ``selection`` among those at the final budget (None until one exists).
+            the metrics of the held-out split under the same names (MNLI: accuracy_m only); ``best`` has the same form:
+            the best evaluation by ``selection`` among those at the final budget (None until one exists).
         degenerate: in the final evaluation all predictions on a split of two or more examples are the same: one class,
-            one score (to rounding), no answer to every question, one summary. The figures then say nothing of learning.
+            one score (up to rounding), no answer to any question, one summary. The metrics then do not show learning.
         params: trained parameters: ``method`` (after pruning), ``head``, ``total`` (their sum), ``at_init`` (method
             parameters at the initial budget), ``backbone`` (the frozen model, for shares).
         budget: ``n`` adapted matrices, ``r`` or ``b_0``, ``b_T`` and the phases; None for methods without matrices.
@@ -227,25 +227,26 @@ def figures_to_choose_by(entry: Mapping[str, Any]) -> dict[str, float]:
 
 
 def content_of(path: Path, most: int = LARGEST) -> bytes:
-    """What is in a file. Nothing is opened but a regular file: a pipe would wait for ever, a device has no end.
+    """The content of a file. Only regular files are opened: a pipe would block for ever, a device may have no end.
 
     Raises:
-        RecordError: it is none, is larger than ``most`` bytes, or cannot be read; the message names it and says why.
-        FileNotFoundError: there is none.
+        RecordError: it is not a regular file, is larger than ``most`` bytes, or cannot be read; the message names the
+            file and the reason.
+        FileNotFoundError: there is no such file.
     """
     try:
         status = path.stat()
         if kind := not_a_file(status.st_mode):
             raise RecordError(f"{path}: {kind} in the place of a file")
         if status.st_size > most:
-            raise RecordError(f"{path}: {status.st_size:,} bytes, more than the {most:,} that such a file may have")
+            raise RecordError(f"{path}: {status.st_size:,} bytes, more than the {most:,} allowed")
         with path.open("rb") as file:
             return file.read(most)
     except OSError as error:
         if not isinstance(error, FileNotFoundError):
             raise RecordError(f"{path}: {error.strerror or one_line(error)}") from None
         if path.is_symlink():
-            raise RecordError(f"{path}: a link to a file that is not there") from None
+            raise RecordError(f"{path}: a broken link") from None
         raise
 
 
@@ -260,10 +261,10 @@ def read(path: Path) -> RunRecord:
 
 
 def read_json(path: Path, validate: Callable[[Any, str], T]) -> T:
-    """What ``validate`` makes of a JSON file's value and of its name.
+    """Reads a JSON file; returns ``validate(value, name of the file)``.
 
     Raises:
-        RecordError: the file cannot be read, is no JSON or is not valid; the message names the file and why.
+        RecordError: the file cannot be read, is not JSON or is not valid; the message names the file and the reason.
         FileNotFoundError: there is none.
     """
     content = content_of(path)
@@ -273,12 +274,12 @@ def read_json(path: Path, validate: Callable[[Any, str], T]) -> T:
         raise
     except ValueError as error:
         raise RecordError(f"{path}: {error}") from None
-    except Exception as error:  # the last line of defence: one foreign file must not take a report with it
+    except Exception as error:  # the last line of defence: one foreign file must not end a report
         raise RecordError(f"{path}: {one_line(error)}") from None
 
 
 def stated(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings, with those that are left out where they say what was done before there was a choice."""
+    """A run's settings, with the earlier behaviour filled in for settings that did not exist when it was made."""
     earlier: dict[str, Any] = {"train.group_by_length": settings.get("train.padding") == "longest"}
     if settings.get("method.module") in WITH_A:
         earlier["method.init"] = "normal"
@@ -320,10 +321,10 @@ def write(record: RunRecord, folder: Path) -> Path:
 
 
 def validated(values: dict[str, Any], path: Path, validate: Callable[[Any, str], object]) -> bytes:
-    """The content of a file that its reader will take.
+    """The content of a file, checked as its reader will check it.
 
     Raises:
-        RecordError: it would not.
+        RecordError: the reader would refuse it.
     """
     try:
         content = shapes.dump(values, indent=1)
@@ -336,9 +337,9 @@ def validated(values: dict[str, Any], path: Path, validate: Callable[[Any, str],
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Replaces ``path`` by ``content``: after a crash or a full disk either the old or the new file is there, whole.
+    """Replaces ``path`` by ``content``: after a crash or a full disk either the old or the new file is there, complete.
 
-    Who may read and write the new file follows from the umask, as for any file that a program makes.
+    The permissions of the new file follow the umask.
     """
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -369,13 +370,13 @@ def write_files(folder: Path, files: Mapping[str, Any]) -> None:
 def walk(
     top: Path, name: Callable[[str], bool], levels: int, refuse: Callable[[str], None] = lambda line: None
 ) -> Iterator[Path]:
-    """Paths below ``top`` whose name is one that is looked for, in a fixed order. Links to folders are not followed.
+    """Paths below ``top`` whose names match, in a fixed order. Links to folders are not followed.
 
     Args:
-        name: whether a name is looked for; what has it may be a folder or a link that leads nowhere, too.
-        levels: how deep below ``top`` the folders lie in which these names belong.
-        refuse: is given a line for each place that could not be looked into: a folder without permission; a link to a
-            folder, or to nothing, that may stand for one of these ``levels`` of folders.
+        name: whether a name matches; the path may also be a folder or a broken link.
+        levels: how many levels of folders below ``top`` may hold such names.
+        refuse: is given a line for each place that could not be searched: a folder without permission; within these
+            ``levels``, also a link to a folder or a broken link.
     """
 
     def look(folder: str, level: int) -> Iterator[Path]:
@@ -384,8 +385,8 @@ def walk(
                 inside = sorted(entries, key=lambda entry: entry.name)
         except FileNotFoundError:
             if os.path.islink(folder):
-                refuse(f"{folder}: a link to a folder that is not there")
-            return  # or moved while we walk
+                refuse(f"{folder}: a broken link")
+            return  # or it was moved meanwhile
         except OSError as error:
             refuse(f"{folder}: {error.strerror}; records in it are not counted")
             return
@@ -401,7 +402,7 @@ def walk(
                 if os.path.isdir(entry.path):
                     refuse(f"{entry.path}: a link to a folder, which is not followed; records in it are not counted")
                 elif not os.path.exists(entry.path):
-                    refuse(f"{entry.path}: a link that leads nowhere")
+                    refuse(f"{entry.path}: a broken link")
 
     yield from look(str(top), 0)
 
@@ -415,8 +416,7 @@ def find(results: Path, refuse: Callable[[str], None] = lambda line: None) -> It
 
 
 def read_all(results: Path) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
-    """All readable records below ``results/runs``, and one line for each file or folder that was refused, with the
-    reason.
+    """All readable records below ``results/runs``, and a line with the reason for each file or folder refused.
 
     A record counts only in the folder that its key names: a copy elsewhere would be averaged in twice.
     """

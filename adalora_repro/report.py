@@ -3,8 +3,8 @@
 Reads only ``metrics.json`` files, imports neither torch nor Hydra, and starts at once. A table is a module of
 ``tables/`` with a ``SPEC``, another report one with a ``REPORT``: each becomes a subcommand by being there.
 
-Exit codes: 0 printed (files refused are named on stderr), 2 wrong input (one line on stderr), 1 a fault of the program
-(one line likewise).
+Exit codes: 0 printed (files refused are named on stderr), 2 wrong input, 1 a bug in the program (one line on stderr
+each).
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except Exception as error:  # no single record is to blame, see ``without_faulty``
-        print(f"adalora-report: failed: {fault(error)}; this is a fault of the program", file=sys.stderr)
+        print(f"adalora-report: failed: {fault(error)}; this is a bug in the program", file=sys.stderr)
         return EXIT_FAILED
 
 
@@ -210,7 +210,7 @@ Record = tuple[Path, RunRecord]
 
 
 def made(report: Report, request: Request) -> tuple[str | bytes, list[str]]:
-    """A report and its refused files; where a record that was read keeps it from being made, without that record."""
+    """A report and its refused files; a record that makes it fail is left out."""
     try:
         return report.make(request)
     except InputError:
@@ -260,7 +260,7 @@ def watch(look: Callable[[], tuple[str, list[str]]], every: float) -> int:
     if not sys.stdout.isatty():
         raise InputError("--watch redraws a terminal, and this output is none")
     text = ""
-    screen = raw(sys.stdout)  # moving the cursor is what this is for; the text itself is clean
+    screen = raw(sys.stdout)  # this moves the cursor on purpose; the text itself is clean
     # what a script starts in the background would ignore Ctrl-C
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

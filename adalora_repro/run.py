@@ -41,11 +41,11 @@ Outcome = tuple[str, int]  # a word for the summary, the exit code
 DONE, ALREADY, PLANNED, FAILED, REFUSED = "done", "already done", "planned", "failed", "refused"
 SKIPPED, INTERRUPTED = "skipped (another process has them)", "interrupted"
 SUBMITTED, QUEUED = "submitted", "in the queue already"
-RESTARTED = "restarted"  # a skipped run whose other process ended too early: counted as the job that it became
+RESTARTED = "restarted"  # a skipped run that its process left unfinished; counted as the job that repeats it
 ENDS = {EXIT_OK: DONE, EXIT_FAILED: FAILED, EXIT_BAD_INPUT: REFUSED}
 
 
-#: what Hydra, its launchers and the sweeper raise for what a user typed
+#: errors of Hydra, its launchers and the sweeper for wrong input
 WRONG_INPUT = (HydraException, OmegaConfBaseException, ValueError, ArithmeticError, OSError)
 
 
@@ -57,7 +57,7 @@ class Ledger:
     jobs: int = 0  # of a sweep, up to now
     already: int = 0  # finished before, passed over
     left_out: int = 0  # of a later stage: no learning rate to go on with
-    begun: bool = False  # a configuration is composed: what is raised from now on is perhaps no fault of the user's
+    begun: bool = False  # a configuration is composed: later errors may not be the user's fault
     apart: bool = False  # one run of a sweep whose others are in other processes
     began: float = field(default_factory=time.time)
 
@@ -87,7 +87,7 @@ def main() -> int:
         redirect_stdout(nowhere),
         tempfile.TemporaryDirectory() as scratch,
     ):
-        if {"-m", "--multirun"} & set(sys.argv):  # what Hydra writes there, the main process's does
+        if {"-m", "--multirun"} & set(sys.argv):  # the main process's Hydra writes those files
             sys.argv.append(f"hydra.sweep.dir={override_value(scratch)}")
         try:
             return _main(Ledger())
@@ -179,8 +179,8 @@ def run(cfg: DictConfig, many: bool, began: float) -> Outcome:
 
     Args:
         many: among other runs one that another process trains is skipped; alone it is an error.
-        began: when this command began (Unix time). A run of a sweep that has failed since, in another process with
-            the same command, is not tried again.
+        began: when this command began (Unix time). A run of a sweep that failed since then in another process with the
+            same command is not tried again.
 
     Raises:
         InputError: wrong input, found before anything is trained.
@@ -238,10 +238,10 @@ def run(cfg: DictConfig, many: bool, began: float) -> Outcome:
 
 @contextmanager
 def file_problems() -> Iterator[None]:
-    """While a run is planned it reads what the user named: a folder with an impossible name, say, is wrong input.
+    """Planning reads files and folders that the user named: one with an impossible name, say, is wrong input.
 
     Raises:
-        InputError: in the place of an OSError.
+        InputError: in place of an OSError.
     """
     try:
         yield
@@ -305,13 +305,13 @@ def register(words: Sequence[str] = ("sweep",)) -> None:
 
 
 def _prepare_words() -> None:
-    """Checks ``sys.argv`` as far as Hydra would not, or not in one line, and rewrites it for Hydra where it must be.
+    """Checks what Hydra would not check in ``sys.argv``, or not report in one line, and rewrites words for Hydra.
 
-    Hydra's parser answers an option it does not know with a page of usage, and one after the settings with a riddle.
+    Hydra's parser answers an unknown option with a page of usage, and one after the settings with a cryptic error.
 
     Raises:
         InputError: naming the word.
-        HydraException: a word that Hydra's grammar does not take.
+        HydraException: Hydra's grammar does not accept a word.
     """
     parser = get_args_parser()
 
@@ -324,16 +324,16 @@ def _prepare_words() -> None:
     if known.config_path or known.config_name:
         raise InputError("--config-path, --config-name: the configuration is this program's; --config-dir adds files")
     if known.experimental_rerun:
-        raise InputError("--experimental-rerun would unpickle a file; the same command goes on with the same run")
+        raise InputError("--experimental-rerun would unpickle a file; to resume a run, repeat its command")
     if unknown:
         option = next((text for text in unknown if text.startswith("-")), None)
         if option is None:
-            raise InputError(f"'{unknown[0]}' comes too late: options (-m, --cfg job) go before the settings")
+            raise InputError(f"'{unknown[0]}' comes too late: options (-m, --cfg job) must come before the settings")
         raise InputError(f"no option '{option}'; settings are written key=value (task=sst2), --help shows them")
     overrides = [_parsed(text) for text in known.overrides]
     for override in overrides:
         _check_override(override)
-    if _is_dry_run(overrides):  # it leaves nothing on disk, whatever else is typed
+    if _is_dry_run(overrides):  # a dry run leaves nothing on disk, whatever else is typed
         last = max(place for place, text in enumerate(sys.argv) if text in known.overrides)
         sys.argv[last + 1 : last + 1] = ["hydra.output_subdir=null", "hydra.run.dir=."]
     if known.multirun:
@@ -346,32 +346,32 @@ def _parsed(text: str) -> Override:
         (override,) = OverridesParser.create().parse_overrides([text])
     except HydraException:
         raise
-    except ValueError:  # Python makes no number of more than 4300 digits
-        raise InputError(f"cannot read '{text[:40]}…': whole numbers are below 2^63") from None
+    except ValueError:  # Python refuses numbers of more than 4300 digits
+        raise InputError(f"cannot read '{text[:40]}…': whole numbers must be below 2^63") from None
     return override
 
 
 def _check_override(override: Override) -> None:
-    """What Hydra's grammar takes and nothing behind it can.
+    """Refuses values that Hydra's grammar accepts but nothing can use.
 
     Raises:
-        InputError: a list in the place of a choice's name, a whole number beyond 64 bits.
+        InputError: a list in place of a choice's name, or a whole number beyond 64 bits.
     """
     key, value = override.get_key_element().lstrip("+~"), override.value()
     values = value.list if isinstance(value, ChoiceSweep) else [value]
     names_a_file = key.partition("@")[0] in (*GROUPS, *planning.OPTIONAL) or key.startswith("hydra/")
     if names_a_file and any(isinstance(each, list | dict) for each in values):
-        several = "; several runs are a list without brackets, after -m" if key in GROUPS else ""
+        several = "; for several runs, use -m and a list without brackets" if key in GROUPS else ""
         raise InputError(f"{override.input_line}: {key} takes the name of one file{several}")
     for number in _whole_numbers(values):
         if abs(number) >= 2**63:
             digits = str(abs(number))
             text = f"{digits[:20]}… ({len(digits)} digits)" if len(digits) > 20 else digits
-            raise InputError(f"{key}: whole numbers are below 2^63 = 9223372036854775808, not {text}")
+            raise InputError(f"{key}: whole numbers must be below 2^63 = 9223372036854775808, not {text}")
 
 
 def _whole_numbers(value: Any) -> Iterator[int]:
-    """All of a value in Hydra's grammar, which nests."""
+    """All whole numbers in a value of Hydra's grammar, which nests."""
     if isinstance(value, bool):
         return
     if isinstance(value, int):
@@ -384,10 +384,10 @@ def _whole_numbers(value: Any) -> Iterator[int]:
 
 
 def _of_each_job(override: Override) -> str:
-    """A word of a sweep as Hydra is to read it: an option of a choice (method.r) is read by each run alone.
+    """A word of a sweep as Hydra should read it: an option of a choice (method.r) must reach only the single runs.
 
-    Hydra composes a configuration of the whole sweep too, with each group at its default where several choices are
-    typed: that one need not have the option. Hydra passes over a list there, be it of one value.
+    Hydra also composes one configuration for the whole sweep, with groups at their defaults where several choices are
+    typed, and the default may not have the option. There Hydra skips sweeps, even over a single value.
     """
     text, group = override.input_line, override.get_key_element().lstrip("+")
     key, _, value = text.partition("=")
@@ -406,7 +406,7 @@ def _is_dry_run(overrides: Sequence[Override]) -> bool:
     typed = [override.value() for override in overrides if override.get_key_element().lstrip("+") == "dry_run"]
     try:
         return bool(typed) and bool(BooleanNode(typed[-1]))
-    except OmegaConfBaseException:  # Hydra says so
+    except OmegaConfBaseException:  # Hydra reports it
         return False
 
 
@@ -425,10 +425,10 @@ def _raising_hydra() -> Iterator[None]:
 
 
 def explain(error: Exception, typed: Sequence[str] | None = None) -> str:
-    """One line for one of the errors met while composing: what, where, the valid choices. Never raises.
+    """One line for an error of composing: what, where, the valid choices. Never raises.
 
     Args:
-        typed: the words that were composed, where they are not those of the command line.
+        typed: the words that were composed, if they differ from the command line.
     """
     try:
         text = _explained(error, sys.argv[1:] if typed is None else typed)
@@ -473,12 +473,12 @@ def _explained(error: Exception, typed: Sequence[str]) -> str:
 def _unreadable(text: str, why: str) -> str:
     """For a word that Hydra's grammar does not take: letters beyond ASCII, brackets and blanks have to be in quotes."""
     key, equals, value = text.partition("=")
-    hint = f"; text with such characters goes in quotes: {word(key, value)}" if equals and value else ""
+    hint = f"; put text with such characters in quotes: {word(key, value)}" if equals and value else ""
     return f"cannot read '{text}': {why.rpartition('Exception: ')[2]}{hint}"
 
 
 def _unknown_choice(group: str, choice: str, options: Sequence[str] | None = None) -> str:
-    """``options``: as Hydra lists them, which has files of installed packages too."""
+    """``options``: Hydra's list, which includes files of installed packages."""
     return f"unknown {group} '{choice}'; valid: {', '.join(sorted({*choices_of(group), *(options or ())})) or 'none'}"
 
 
@@ -495,7 +495,7 @@ def _unknown_setting(key: str, typed: Sequence[str]) -> str:
     if not parent:
         valid += [group for group in GROUPS if group not in valid]
     of = ""
-    if group in GROUPS and not valid:  # an open node, of which each file of its group has its own
+    if group in GROUPS and not valid:  # an open node: each file of the group has its own options
         chosen = [text.partition("=")[2] for text in typed if text.startswith(f"{group}=")]
         choice = chosen[-1] if chosen else "adalora" if group == "method" else ""
         of = f" for {group}={choice}" if choice else ""

@@ -1,6 +1,6 @@
 """The rule of a cell: which finished runs a report shows, and at which learning rate.
 
-Pure and without printing. Tables, figures, ``choose``, ``status``, the page and the stages of a sweep all call
+Pure functions that print nothing. Tables, figures, ``choose``, ``status``, the page and the stages of a sweep all call
 ``select``; no other code compares learning rates. ``RULE`` says the same in words and is printed under every table.
 """
 
@@ -15,16 +15,16 @@ from typing import Any
 
 from adalora_repro.records import RunRecord
 
-HOLDOUT = "data.holdout"  # the setting that sets rows of the training split apart
+HOLDOUT = "data.holdout"  # the setting that holds out rows of the training split
 RULE = (
-    "Rule of a cell: finished runs of one setting only, that is, runs that differ in learning rate and seed alone and "
-    "ran on one kind of device, CPU or GPU. "
-    "The cell shows the setting with the most seeds at one learning rate; ties: more training steps, then a held-out "
-    "split, then more learning rates, then the first by name. A setting that was evaluated on a part of the examples "
-    "is shown only where there is no other. Settings never compete by score; the others are named in a note. Among "
-    "the learning rates of the setting, those with the most seeds; of these the one with the best mean over seeds of "
-    "the task's primary metric on the held-out split, or on the reported split where a run of the setting recorded no "
-    "held-out one, which makes the choice optimistic; ties: the smaller learning rate."
+    "Rule of a cell: a cell shows finished runs of one setting, which differ only in learning rate and seed and ran on "
+    "the same kind of device, CPU or GPU. "
+    "It shows the setting with the most seeds at one learning rate; ties: more training steps, then a held-out split, "
+    "then more learning rates, then the first by name. A setting that was evaluated on only part of the examples is "
+    "shown only if there is no other. Settings never compete by score; a note names those not shown. Of the setting's "
+    "learning rates, those with the most seeds are compared, and the one with the best mean over seeds of the task's "
+    "primary metric is shown: on the held-out split, or, if a run of the setting has none, on the reported split, "
+    "which makes the choice optimistic. Ties: the smaller learning rate."
 )
 
 
@@ -86,7 +86,7 @@ class Selection:
         by_lr: every learning rate tried with the setting shown, ascending -> its runs, one for each seed, by seed.
         held_out: learning rates were compared on the held-out split, not on the reported one.
         others: one run of each other setting.
-        repeated: how many runs repeat a seed of another one and do not count.
+        repeated: how many runs repeat the seed of another and are not counted.
     """
 
     lr: float
@@ -101,7 +101,7 @@ class Selection:
 
 
 def select(runs: Iterable[Run]) -> Selection:
-    """``RULE``, the same for every order of ``runs``; which are finished and of one backbone, task, method and budget.
+    """Applies ``RULE``, for any order of ``runs``: finished runs of one backbone, task, method and budget.
 
     Raises:
         ValueError: there is no run.
@@ -110,7 +110,7 @@ def select(runs: Iterable[Run]) -> Selection:
     settings = by_setting(runs)
     if not settings:
         raise ValueError("no finished run to choose from")
-    shown = max(settings, key=lambda setting: setting_rank(settings[setting]))  # the first by name of equal ones
+    shown = max(settings, key=lambda setting: setting_rank(settings[setting]))  # of equal settings the first by name
     by_lr = settings[shown]
     held_out = has_held_out(by_lr)
     most = max(map(len, by_lr.values()))
@@ -126,7 +126,7 @@ def select(runs: Iterable[Run]) -> Selection:
 
 
 def by_setting(runs: Iterable[Run]) -> dict[Setting, ByLr]:
-    """Runs by (all examples evaluated, training steps, variant, device) and learning rate; a seed counts once there."""
+    """Groups runs by (all examples evaluated, training steps, variant, device), then learning rate; each seed once."""
     groups: dict[Setting, dict[float, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     for run in sorted(runs, key=lambda run: str(run.path)):
         setting = (run.key["max_examples"] is None, run.key["total_steps"], run.key["variant"], device_kind(run.record))
@@ -138,12 +138,12 @@ def by_setting(runs: Iterable[Run]) -> dict[Setting, ByLr]:
 
 
 def device_kind(record: RunRecord) -> str:
-    """CPU or GPU, by what its peak of memory is the peak of: the two round differently, so they share no mean."""
+    """CPU or GPU, as told by the source of the peak memory. The two round differently, so no mean covers both."""
     return "GPU" if record.memory.get("of") == "cuda allocator" else "CPU"
 
 
 def setting_rank(by_lr: ByLr) -> tuple[bool, int, int, bool, int]:
-    """What settings are ordered by; no score is in it, for the better of two settings is no better estimate of one."""
+    """The order of settings. It uses no score: choosing the better of two settings would bias the estimate."""
     key = next(iter(by_lr.values()))[0].key
     seeds = max(map(len, by_lr.values()))
     return key["max_examples"] is None, seeds, key["total_steps"], has_held_out(by_lr), len(by_lr)

@@ -156,7 +156,7 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
         trace, together = traceback.format_exc(), problem is world.common or isinstance(problem, NonFiniteLossError)
         status, error, code = "failed", f"{type(problem).__name__}: {problem}".splitlines()[0], EXIT_FAILED
     write(status, error)
-    if status == "failed" and world.main:  # behind the record, which must not depend on it
+    if status == "failed" and world.main:  # after the record, which must not depend on it
         with suppress(OSError):
             (folder / ERROR).write_text(trace, encoding="utf-8", errors="backslashreplace")
     if status == "failed" and not together:  # perhaps in this process alone
@@ -170,7 +170,7 @@ def _execute_held(plan: Plan, stop: StopSignal, world: World, lock: Lock | None)
         print(f"done: {figures(plan.measured, record.final)}  ({folder / records.RECORD_NAME})")
         if loop.constant:
             same = ", ".join(f"{split}: {prediction}" for split, prediction in loop.constant.items())
-            tell(f"adalora-run: note: degenerate: the last evaluation predicts the same for all examples ({same})")
+            tell(f"adalora-run: note: degenerate: the last evaluation gave every example the same prediction ({same})")
     if world.size == 1:
         return code
     if not together:  # the others may be anywhere: no next job
@@ -346,7 +346,7 @@ def _write(loop: Loop, record: records.RunRecord, status: str, error: str | None
     """Brings the record up to date with the loop and writes it."""
     record.status, record.error = status, error
     record.best, record.final, record.degenerate = loop.best, loop.final, bool(loop.constant)
-    # a device that failed may fail again when it is asked for ranks or memory: its record is written without them
+    # a device that failed may fail again when asked for ranks or memory: the record is then written without them
     with suppress(Exception) if status == "failed" else nullcontext():
         _measure(loop, record)
     record.progress = {"step": loop.t, "total_steps": loop.plan.total_steps, "updated": time.time()}
@@ -356,7 +356,7 @@ def _write(loop: Loop, record: records.RunRecord, status: str, error: str | None
 
 
 def _measure(loop: Loop, record: records.RunRecord) -> None:
-    """Ranks, counts, time and memory of the record, as they are now."""
+    """Updates the record's ranks, counts, time and memory."""
     summary = loop.method.summary()
     record.rank_pattern = summary.get("rank_pattern")
     if loop.final is not None and "params" in summary:

@@ -1,6 +1,6 @@
-"""JSON files of this program: how they are read, and what must hold of their values, written as tables.
+"""JSON files of this program: how they are read, and tables of what their values must be.
 
-A check is a function of a value, its name and ``refuse``, and raises what ``refuse`` makes of the reason:
+A check takes a value, its name and ``refuse``, and raises the error that ``refuse`` makes of the reason:
 
     RUN = fields({"seed": COUNT, "final": optional(each(NUMBER))})
     RUN(values, "", refuse)  # raises refuse("seed is -1, not a whole number of 0 or more")
@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-DEPTH = 32  # levels of nesting: a record has five; far below what recursive code can stand
+DEPTH = 32  # levels of nesting: a record has five; recursive code can take far more
 Refuse = Callable[[str], Exception]
 Check = Callable[[Any, str, Refuse], None]
 
@@ -22,11 +22,11 @@ Check = Callable[[Any, str, Refuse], None]
 
 
 def parse(content: bytes | str) -> Any:
-    """JSON -> its value, by the letter of the standard.
+    """JSON -> its value, strictly by the standard.
 
     Raises:
-        ValueError: no JSON in UTF-8; a key that an object has twice; NaN, Infinity or a number beyond any float; more
-            than ``DEPTH`` levels of nesting.
+        ValueError: it is not JSON in UTF-8; an object has a key twice; NaN, Infinity or a number too large for a float;
+            more than ``DEPTH`` levels of nesting.
     """
     try:
         value = json.loads(
@@ -57,7 +57,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{shown(text)} is no finite number")
+        raise ValueError(f"{shown(text)} is not a finite number")
     return value
 
 
@@ -68,10 +68,10 @@ def _integer(text: str) -> int:
 
 
 def dump(value: Any, indent: int | None = None) -> bytes:
-    """A value as one JSON document, with the line break at its end.
+    """A value as one JSON document with a final line break.
 
     Raises:
-        ValueError: it holds NaN or an infinity, which JSON does not have.
+        ValueError: it contains NaN or an infinity, which JSON does not have.
     """
     return json.dumps(value, indent=indent, allow_nan=False).encode() + b"\n"
 
@@ -89,7 +89,7 @@ def shown(value: Any) -> str:
 
 
 def finite(value: Any) -> bool:
-    """Whether it is a number to compute with: not NaN, not infinite, no integer beyond any float, no bool."""
+    """Whether it is a usable number: not NaN, infinite, an integer too large for a float, or a bool."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -103,7 +103,7 @@ def whole(value: Any) -> bool:
 
 
 def a(what: str, test: Callable[[Any], bool]) -> Check:
-    """A value of which ``test`` holds; ``what`` says in words what that is."""
+    """A value that passes ``test``; ``what`` describes such a value."""
 
     def check(value: Any, name: str, refuse: Refuse) -> None:
         if not test(value):
@@ -127,7 +127,7 @@ def optional(check: Check) -> Check:
 
 
 def each(check: Check) -> Check:
-    """An object with any names, each value of which passes ``check``."""
+    """An object with any names whose values all pass ``check``."""
 
     def checked(value: Any, name: str, refuse: Refuse) -> None:
         OBJECT(value, name, refuse)
@@ -138,7 +138,7 @@ def each(check: Check) -> Check:
 
 
 def items(check: Check) -> Check:
-    """A list, each item of which passes ``check``."""
+    """A list whose items all pass ``check``."""
 
     def checked(value: Any, name: str, refuse: Refuse) -> None:
         LIST(value, name, refuse)
@@ -152,9 +152,9 @@ def fields(required: Mapping[str, Check], others: Mapping[str, Check] | None = N
     """An object.
 
     Args:
-        required: must be there.
-        others: may be there; a name that ends in ``*`` stands for all that begin so.
-        closed: there may be nothing else.
+        required: fields that must be present.
+        others: fields that may be present; a name that ends in ``*`` stands for all names with that beginning.
+        closed: no other field is allowed.
     """
     exact = dict(required) | {name: check for name, check in (others or {}).items() if not name.endswith("*")}
     starts = {name[:-1]: check for name, check in (others or {}).items() if name.endswith("*")}

@@ -1,7 +1,7 @@
-"""Text for a terminal: nothing that a record, a file name or an error message holds may steer the terminal.
+"""Text for a terminal: no record, file name or error message may control the terminal.
 
-Terminals obey control characters and escape sequences, and Unicode's direction characters make a line read as what it
-is not. ``clean`` makes such text harmless; ``guarded`` does the same with all that a program prints.
+Terminals obey control characters and escape sequences, and Unicode's direction characters can make a line look like
+another. ``clean`` makes such text harmless; ``guarded`` does the same for everything that a program prints.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, cast
 
-#: what one character may not be: control, format (direction), surrogate, private, unassigned; line and paragraph breaks
+#: categories of characters that are replaced: control, format (direction), surrogate, private, unassigned, separators
 FORBIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 #: kept in a stream: line breaks and tabs; on standard error also what progress bars of libraries need, to go back to
 #: the start of a line and to the line above
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # left out of a stream: argparse and other libraries colour what they print
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # removed from a stream: argparse and other libraries colour what they print
 LAYOUT = re.compile(r"([\n\t]+)")
 PROGRESS = re.compile(r"((?:[\n\t\r]|\x1b\[A)+)")
 
@@ -30,7 +30,7 @@ def clean(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The type of an error and the first 200 characters of what it says, as one harmless line."""
+    """The type and message of an error as one harmless line of at most 200 characters."""
     text = clean(f"{type(error).__name__}: {error}".rstrip(": "))
     return text if len(text) <= 200 else f"{text[:199]}…"
 
@@ -42,13 +42,13 @@ def _harmless(text: str) -> str:
 
 
 class CleanStream:
-    """A text stream that passes harmless text on to ``raw``, which it resembles in everything else."""
+    """A text stream that passes only harmless text on to ``raw``; everything else it leaves to ``raw``."""
 
     def __init__(self, raw: Any, layout: re.Pattern[str] = LAYOUT) -> None:
         self.raw, self._layout = raw, layout
 
     def write(self, text: str) -> int:
-        parts = self._layout.split(COLOUR.sub("", text))  # what the pattern matches has the odd places
+        parts = self._layout.split(COLOUR.sub("", text))  # parts with an odd index match the pattern
         self.raw.write("".join(part if i % 2 else _harmless(part) for i, part in enumerate(parts)))
         return len(text)
 
@@ -61,13 +61,13 @@ class CleanStream:
 
 
 def raw(stream: Any) -> Any:
-    """The stream behind a ``CleanStream``, for output that moves the cursor on purpose; another stream itself."""
+    """The stream behind a ``CleanStream``, for output that moves the cursor on purpose; any other stream as it is."""
     return stream.raw if isinstance(stream, CleanStream) else stream
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Inside, standard output and standard error pass harmless text alone. An uncaught error is printed so too."""
+    """Inside, standard output and standard error pass only harmless text; so does the trace of an uncaught error."""
     out, err, hook = sys.stdout, sys.stderr, sys.excepthook
     ours_out, ours_err = CleanStream(raw(out)), CleanStream(raw(err), PROGRESS)
     sys.stdout, sys.stderr = cast(Any, ours_out), cast(Any, ours_err)

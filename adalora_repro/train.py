@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from adalora_repro.world import World
 
 
-#: what must hold of the loop's own values in a checkpoint
+#: what the loop's own values in a checkpoint must be
 LOOP = {
     "looked": shapes.items(shapes.NUMBER),
     "best": shapes.optional(records.EVALUATION),
@@ -82,8 +82,8 @@ class Loop:
     t: int = 0
     losses: list[Tensor] = field(default_factory=list)  # of the steps since the last look, on the device
     looked: list[float] = field(default_factory=list)  # of the steps since the last log line, on the host
-    log_due: bool = False  # of the step under way: ``step`` measures the norm of the task's gradient too
-    task_norm: Tensor | None = None  # of the last step for which it was measured
+    log_due: bool = False  # in this step ``step`` also measures the norm of the task's gradient
+    task_norm: Tensor | None = None  # at the last step where it was measured
     best: dict[str, Any] | None = None
     final: dict[str, Any] | None = None
     constant: dict[str, str] = field(default_factory=dict)  # of the final evaluation, as in ``Evaluation``
@@ -110,11 +110,11 @@ class Loop:
     _plain = ("looked", "best", "final", "train_s", "eval_s", "tokens", "log_bytes", "evaluation_due")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what ``state_dict`` returned, and ``checkpoint.load`` read.
+        """Resumes from a state that ``state_dict`` returned and ``checkpoint.load`` read.
 
         Raises:
-            ValueError: it is not of such a run, but of another version of this program or of a library. What the loop
-                holds then is neither the old state nor the new one.
+            ValueError: the state does not fit: another version of this program or of a library made it. The loop then
+                holds neither the old state nor the new one.
         """
         try:
             self._require_shape(state)
@@ -127,8 +127,8 @@ class Loop:
             for name in self._plain:
                 setattr(self, name, state["loop"][name])
             self.t = state["t"]
-            streams = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # one, before there were more
-            if self.world.rank < len(streams):  # else there are more processes than before: theirs are new streams
+            streams = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # older checkpoints have one
+            if self.world.rank < len(streams):  # additional processes begin new streams
                 checkpoint.set_rng_state(streams[self.world.rank])
         except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
             if checkpoint.no_memory(error):
@@ -136,7 +136,7 @@ class Loop:
             raise ValueError(one_line(error)) from None
 
     def _require_shape(self, state: dict[str, Any]) -> None:
-        """Raises ValueError where torch would take what does not fit: it broadcasts, and looks into no optimizer."""
+        """Raises ValueError for misfits that torch accepts: it broadcasts, and checks no optimizer's state."""
         like = {
             "hash": "",
             "t": 0,
@@ -157,7 +157,7 @@ class Loop:
         if [group["params"] for group in ours] != [group["params"] for group in theirs]:
             raise ValueError("optimizer.param_groups has other parameters")
         both = [*zip(ours, theirs, strict=True), (self.scheduler.state_dict(), state["scheduler"])]
-        for mine, other in both:  # a library may add entries and take some away
+        for mine, other in both:  # a library may add or remove entries
             common = mine.keys() & other.keys()
             checkpoint.require_shape({name: other[name] for name in common}, {name: mine[name] for name in common})
         parameters = [parameter.detach() for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -208,7 +208,7 @@ class Log:
         self._file = self._path.open("a+b")
 
     def append(self, line: dict[str, Any]) -> None:
-        """Writes a line; a figure that is not finite, of which JSON has none, is written as null."""
+        """Writes a line; a number that is not finite, which JSON does not have, is written as null."""
         self.restore()
         self._file.write(shapes.dump(_finite(line)))
         self._file.flush()
@@ -302,7 +302,7 @@ def _save(loop: Loop, log: Log) -> None:
 def step(loop: Loop, batches: list[Batch]) -> Tensor:
     """One optimizer step on this process's micro-batches; returns the gradient's norm before clipping.
 
-    Where a log line is due, ``loop.task_norm`` becomes the norm of the task loss's gradient, without the regularizer's.
+    If a log line is due, sets ``loop.task_norm`` to the norm of the task loss's gradient, without the regularizer's.
     """
     model, method, optimizer, world = loop.model, loop.method, loop.optimizer, loop.world
     called = model if loop.compiled is None else loop.compiled
@@ -527,7 +527,7 @@ def _log_evaluation(loop: Loop, evaluation: Evaluation, log: Log, progress: Prog
 
 
 def figures(names: Sequence[str], entry: Mapping[str, Any]) -> str:
-    """The metrics of these names in an evaluation (``final`` of a record, say), for people."""
+    """The metrics of these names in an evaluation (such as ``final`` of a record), as text."""
 
     def text(metrics: Mapping[str, float]) -> str:
         return ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)

@@ -1,7 +1,7 @@
-"""Writes words of a command line, ``key=value``, that a shell passes on and Hydra reads back as exactly that value.
+"""Writes command-line words, ``key=value``, that a shell passes on and Hydra reads back as exactly that value.
 
 Two grammars apply to such a word: the shell's, and inside it Hydra's grammar of overrides, in which a comma separates
-the values of a sweep, brackets begin a list, and ``null``, ``true`` and ``1e3`` are no text. Standard library only:
+the values of a sweep, brackets begin a list, and ``null``, ``true`` and ``1e3`` are not text. Standard library only:
 reports print commands and do not import Hydra.
 """
 
@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 import shlex
 
-#: text that Hydra reads without quotes; ``_is_literal`` excludes what it would read as another type
+#: text that Hydra reads without quotes, unless it is ``_is_literal``, which Hydra would read as another type
 UNQUOTED = re.compile(r"[\w/.%@+-]+", re.ASCII)
 
 
 def word(key: str, *values: str | float | None) -> str:
     """One word for a POSIX shell; several values are a sweep over them, for ``adalora-run -m``.
 
-    Text is read back as text, a number, truth value or None as what it is.
+    Text is read back as text; numbers, truth values and None keep their type.
     """
     return shlex.quote(f"{key}={','.join(map(override_value, values))}")
 
@@ -25,8 +25,8 @@ def word(key: str, *values: str | float | None) -> str:
 def override_value(value: str | float | None) -> str:
     """The value in Hydra's grammar alone, without the shell's quotes.
 
-    Text that Hydra could read otherwise stands in double quotes. Inside them a backslash is special before a quote, for
-    Hydra, and before ``${``, where OmegaConf would begin an interpolation.
+    Text that Hydra could read as something else is put in double quotes. Inside them a backslash is special to Hydra
+    before a quote, and to OmegaConf before ``${``, which begins an interpolation.
     """
     if value is None:
         return "null"

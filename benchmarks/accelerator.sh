@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A GPU's figures in under 8 minutes, the most important first; a slow part does not take the time of the others.
+# Measures a GPU in under 8 minutes, the most important figures first; a slow part does not use up the time of others.
 #
 #   benchmarks/accelerator.sh [OUT]          # default: results/benchmarks/accelerator
 #   TINY=1 benchmarks/accelerator.sh OUT     # the same commands with tiny shapes on a CPU, to try this script
 #
-# Its environment has to be installed and active (PYTHON=… names another Python). DATA=DIR has mnli and squad_v2 as
-# data=local takes them; without it Table 15 is measured on generated text. Each part leaves what it printed in
-# OUT/NAME.txt and OUT/NAME.err beside its JSON. OUT/summary.txt has every part's table, outcome and duration; it is
-# printed at the end. Exit code 1: a part failed or was stopped.
+# The environment must be installed and active (PYTHON=… names another Python). DATA=DIR holds mnli and squad_v2 in the
+# layout of data=local; without it Table 15 is measured on generated text. Each part writes its output to OUT/NAME.txt
+# and OUT/NAME.err beside its JSON. OUT/summary.txt has every part's table, outcome and duration; it is printed at the
+# end. Exit code 1: a part failed or was stopped.
 set -u
 mkdir -p "${1:-results/benchmarks/accelerator}" && OUT=$(cd "${1:-results/benchmarks/accelerator}" && pwd) || exit 2
 cd "$(dirname "$0")/.." || exit 2
@@ -46,10 +46,10 @@ outcome() {  # EXIT_CODE LIMIT
   esac
 }
 
-part() {  # NAME LIMIT COMMAND…: LIMIT in seconds; no part goes on when TOTAL_S have passed
+part() {  # NAME LIMIT COMMAND…: LIMIT in seconds; no part runs beyond TOTAL_S
   local name=$1 limit=$2 left=$((TOTAL_S - SECONDS + began)) from=$SECONDS code
   shift 2
-  [[ ${TINY:-} ]] && limit=$left  # a trial says nothing about time
+  [[ ${TINY:-} ]] && limit=$left  # a trial does not measure time
   ((limit > left)) && limit=$left
   if ((limit < 5)); then
     printf '\n== %s: left out, the time is used up\n' "$name" | tee "$OUT/$name.part" >&2

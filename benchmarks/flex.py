@@ -1,16 +1,16 @@
 """DeBERTa's disentangled attention through torch's ``flex_attention``: is it exact, and is it faster?
 
     python -m benchmarks.flex --device cuda          # batch 32, DeBERTaV3-base's heads, 64, 128 and 256 tokens
-    python -m benchmarks.flex --lengths 16 --batch 2 # on a CPU: exactness alone means something
+    python -m benchmarks.flex --lengths 16 --batch 2 # on a CPU: only exactness is meaningful
 
 With Q, K, V of one head (L x D) and projected embeddings of relative positions P_k, P_q (2k x D), both ways compute
 
     softmax((Q Kᵀ + C + R) / sqrt(3 D)) V,   C_ij = (Q P_kᵀ)[i, δ(i, j)],   R_ij = (K P_qᵀ)[j, δ(i, j)]
 
 δ(i, j) is the bucket of the distance i - j. ``eager`` is what transformers does (two gathers and their scattered
-gradients over L x L); ``flex`` adds C and R to the scores inside one fused kernel. Forward, and the gradients of Q, K,
-V, P_k and P_q. Errors are ||x - y|| / ||y|| against ``eager`` in fp32 on the same bf16 numbers. Without dropout:
-``flex_attention`` has none for the probabilities, and DeBERTa trains with 0.1.
+gradients over L x L); ``flex`` adds C and R to the scores inside one fused kernel. Measured are the forward pass and
+the gradients of Q, K, V, P_k and P_q. Errors are ||x - y|| / ||y|| against ``eager`` in fp32 on the same bf16 numbers.
+There is no dropout: ``flex_attention`` has none for the probabilities, while DeBERTa trains with 0.1.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def buckets(length: int, span: int) -> Tensor:
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, p_k: Tensor, p_q: Tensor, delta: Tensor, lengths: Tensor) -> Tensor:
-    """q, k, v (B, H, L, D); p_k, p_q (H, 2k, D); delta (L, L); lengths (B,): the tokens that are no padding."""
+    """q, k, v (B, H, L, D); p_k, p_q (H, 2k, D); delta (L, L); lengths (B,): tokens without padding."""
     index = delta.expand(*q.shape[:2], -1, -1)
     scores = q @ k.transpose(-1, -2)
     scores = scores + torch.gather(q @ p_k.transpose(-1, -2), -1, index)
@@ -94,7 +94,7 @@ def measure(length: int, args: Any, ways: Mapping[str, Attention]) -> dict[str, 
     for name, attention in ways.items():
         try:
             values = outcome(attention, inputs, rest, above)
-        except Exception as error:  # a kernel that cannot be made is a finding too
+        except Exception as error:  # a kernel that cannot be compiled is a result too
             found[name] = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
             continue
         pairs = zip(("output", *NAMES), values, exact, strict=True)
@@ -122,7 +122,7 @@ def main() -> int:
     if args.device == "cuda":
         ways |= {"eager compiled": torch.compile(eager, dynamic=False)}
         ways |= {"flex": flex(torch.compile(flex_attention, dynamic=False))}
-    else:  # for a CPU torch compiles the forward pass alone
+    else:  # on a CPU torch compiles only the forward pass
         ways |= {"flex": flex(flex_attention)}
     results = {length: measure(int(length), args, ways) for length in args.lengths.split(",")}
     write(args, f"flex_{args.device}", {"attention": results})

@@ -29,7 +29,7 @@ WAYS = {
     "grouped, bf16": ["train.group_by_length=true", "train.precision=bf16"],
 }
 COLA = ["method=lora", "budget=1.2M", "optim.lr=1e-3", "method.schedule=scaled", "train.epochs=2"]
-COLA += ["method.alpha=16", "method.init=normal"]  # what the records that are kept were made with
+COLA += ["method.alpha=16", "method.init=normal"]  # the settings of the stored records
 # what LoRA learns of RTE in as short a run is near chance
 RTE = ["method=full", "optim.lr=1e-4", "optim.warmup_steps=20", "train.epochs=3", "task.max_length=128"]
 RUNS = {"cola": COLA, "rte": RTE}

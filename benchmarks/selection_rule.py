@@ -1,19 +1,20 @@
-"""What the rule that chooses a learning rate does to a table, on simulated cells: before and after, and how optimistic.
+"""How optimistic the rule that chooses a learning rate makes a table, on simulated cells, now and before.
 
     python -m benchmarks.selection_rule                    # --cells 500
 
-The two steps of ``+sweep=stages``: every rate of the grid on one seed, then four more seeds at the winner. ``before``
-is the rule that compared rates with different numbers of seeds by their mean; ``selection.select`` is the present one.
+It simulates the two steps of ``+sweep=stages``: every rate of the grid on one seed, then four more seeds at the best.
+``before`` is the old rule, which compared rates by their mean whatever their number of seeds; ``selection.select`` is
+the present one.
 
-A cell is RTE's: 277 reported examples, ten rates. Whether a run with rate l and seed s has example i right:
+A cell is like RTE's: 277 reported examples, ten rates. A run with rate l and seed s predicts example i correctly if
 
     theta_l + u_i + v_il + w_s + e_ils > 0,    u ~ N(0, 4²), v ~ N(0, rate²), w ~ N(0, seed²), e ~ N(0, 1)
 
-u is how hard the example is, v what a rate does with it, w how good a run is as a whole; theta_l falls off to both
-sides of the best rate. A rate is worth its accuracy over all examples and seeds, Phi(theta_l / sd of the sum). Optimism
-is the figure shown less what the rate shown is worth, in points: of the grid's winner on its one seed, of the cell by
-the old and the new rule, and of the cell whose rate was chosen on as many held-out examples as are reported. What is
-left of it there is the luck of the winner's first run, a fifth of which is in the mean.
+u is how easy the example is, v the effect of a rate on it, w the quality of a run as a whole; theta_l falls off on both
+sides of the best rate. The worth of a rate is its accuracy over all examples and seeds, Phi(theta_l / sd of the sum).
+Optimism is the score shown minus the worth of the rate shown, in points: for the best rate on its one seed, for a cell
+by the old and the new rule, and for a cell whose rate was chosen on as many held-out examples as are reported. What
+remains there is the luck of the chosen rate's first run, a fifth of which enters the mean.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ METRIC = "accuracy"
 
 
 def before(by_lr: Mapping[float, Sequence[Run]]) -> float:
-    """The rule until now: the best mean over however many seeds; ties: more seeds, then the smaller rate."""
+    """The old rule: the best mean, whatever the number of seeds; ties: more seeds, then the smaller rate."""
     return max(by_lr, key=lambda lr: (mean(by_lr[lr]), len(by_lr[lr]), -lr))
 
 
@@ -62,7 +63,7 @@ def simulate(grid: str, cells: int, seed: int = 0) -> dict[str, float]:
         best = rng.integers(RATES)
         worth = [accuracy - lost / 100 * abs(int(lr) - int(best)) ** 1.5 for lr in rates]
         theta = np.array([normal.inv_cdf(value) for value in worth])
-        w = rng.normal(0.0, seed_sd, (RATES, SEEDS))  # of a run: it meets both splits
+        w = rng.normal(0.0, seed_sd, (RATES, SEEDS))  # of a run, the same on both splits
         reported, held_out = (scores(rng, theta, rate_sd, w) for _ in range(2))
         runs = {(lr, s): run(lr, s, reported[lr, s], held_out[lr, s]) for lr in rates for s in range(SEEDS)}
         figures["sd"].append(float(reported.std(axis=1, ddof=1).mean()))

@@ -8,8 +8,8 @@ All contenders are in one process and step on the same batches, whose lengths ar
 batches of the ratio of two steps on one batch, with a bootstrap interval: what else the machine does hits both. A mask
 at every step is AdaLoRA's costliest case (--delta-t 100: the paper's). Between rounds bare matrix products of the
 model's shapes are timed; ``matrix rate`` is the share of their rate that a step reaches, counting the model's and the
-method's products. On a GPU ``peak rate`` is the share of what the product of two square matrices of 8,192 reaches in
-the same precision; fp32 means without TF32, unless torch is told otherwise. Tokens are counted without padding.
+method's products. On a GPU ``peak rate`` is the share of the rate of a product of two 8,192 x 8,192 matrices in
+the same precision; fp32 means without TF32, unless torch is configured otherwise. Tokens are counted without padding.
 """
 
 from __future__ import annotations

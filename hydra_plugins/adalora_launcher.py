@@ -167,8 +167,8 @@ class ArrayLauncher(Launcher):
                 tasks = self.executor.submit_array([ArrayTask([*options, *job], cwd) for job in words])
         except FailedJobError as error:
             raise InputError(f"sbatch refused: {one_line(str(error))}") from None
-        except UnicodeError as error:  # submitit writes its script in the locale's encoding, as sbatch reads it
-            raise InputError(f"the job's script cannot be written in this locale ({error}); LC_ALL=C.UTF-8") from None
+        except UnicodeError as error:  # submitit writes the script in the locale's encoding, in which sbatch reads it
+            raise InputError(f"cannot write the job's script in this locale ({error}); set LC_ALL=C.UTF-8") from None
         number = tasks[0].job_id.partition("_")[0]
         submission = cluster.Submission(number, time.time(), cwd)
         for job, task in zip(words, tasks, strict=True):

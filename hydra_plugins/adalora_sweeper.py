@@ -40,7 +40,7 @@ from hydra_plugins.adalora_launcher import ArrayLauncher
 AXES = ("task", "method", "budget")  # of a cell: what the command line gives for them restricts, the rest it replaces
 MOST_JOBS = 100_000
 LR, SEED = "optim.lr", "seed"
-CHOSEN, WIDENED = "chosen", "widened"  # values of optim.lr in a stage: they follow from the stages before
+CHOSEN, WIDENED = "chosen", "widened"  # values of optim.lr in a stage, derived from the earlier stages
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 Job = dict[str, str]  # key as typed (``+`` and all) -> value as typed
@@ -64,12 +64,12 @@ class CellSweeper(BasicSweeper):
         self.detached = False
         self.planned: dict[tuple[str, ...], planning.Plan] = {}  # the runs whose configuration is sound
         self.refusals: dict[tuple[str, ...], str] = {}  # the others
-        self.numbers: dict[tuple[str, ...], int] = {}  # of the jobs given to the launcher, in the ledger
+        self.numbers: dict[tuple[str, ...], int] = {}  # of the jobs given to the launcher, as in the ledger
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if config.launch not in LAUNCHES:
             raise one_of("launch", config.launch, LAUNCHES)
-        if config.dry_run:  # a plan needs no cluster, and nothing of it stays on disk
+        if config.dry_run:  # a plan needs no cluster and leaves nothing on disk
             config = config.copy()
             OmegaConf.update(config, "hydra.launcher", {"_target_": BASIC}, force_add=True, merge=False)
             OmegaConf.update(config, "hydra.sweep", {"dir": ".", "subdir": "."})
@@ -99,7 +99,7 @@ class CellSweeper(BasicSweeper):
         for number, stage in enumerate(stages, 1):
 
             def wanted(jobs: Sequence[Job], settings: Values = stage) -> list[Job]:
-                """Those that the command line asks for: what it says of a stage's setting restricts the stage."""
+                """The jobs that the command line asks for: a value typed for a stage's setting restricts the stage."""
                 names = settings.keys() - {LR}
                 return [job for job in jobs if all(job[name] in given.get(name, [job[name]]) for name in names)]
 
@@ -125,10 +125,10 @@ class CellSweeper(BasicSweeper):
             earlier += every
 
     def check_settings(self) -> None:
-        """The types of ``hydra.sweeper``, a node that Hydra leaves open.
+        """Checks the types of ``hydra.sweeper``, a node for which Hydra has no schema.
 
         Raises:
-            InputError: naming the setting.
+            InputError: a type is wrong; the message names the setting.
         """
         size = self.max_batch_size
         if size is not None and (not isinstance(size, int) or size < 1):
@@ -164,7 +164,7 @@ class CellSweeper(BasicSweeper):
                 del found[key]  # what it says is here already
             if key.lstrip("+") == "results.dir" and override.is_sweep_override():
                 name = word("results.dir", override.input_line.partition("=")[2])
-                raise InputError(f"results.dir is one for all runs; a name with a comma goes in quotes: {name}")
+                raise InputError(f"results.dir must be one for all runs; put a name with a comma in quotes: {name}")
             if key == "launch":
                 if override.is_sweep_override():
                     raise InputError(f"launch is one for all runs: launch={found[key][0]}")
@@ -178,7 +178,7 @@ class CellSweeper(BasicSweeper):
         restrictions = {key.lstrip("+"): values for key, values in lists.items() if key.lstrip("+") in AXES}
         rest = {key: values for key, values in lists.items() if key.lstrip("+") not in AXES}
         replaced = {key.lstrip("+") for key in rest}
-        jobs: dict[tuple[str, ...], Job] = {}  # cells may differ in what is replaced alone
+        jobs: dict[tuple[str, ...], Job] = {}  # cells that differ only in what is replaced become the same job
         for cell in self.chosen_cells(restrictions):
             own = {key: [value] for key, value in cell.items() if key not in replaced}
             jobs |= {words_of(job): job for job in product(own | rest)}
@@ -301,17 +301,17 @@ class CellSweeper(BasicSweeper):
     # -- stages ----------------------------------------------------------------------------------------------------
 
     def once_free(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> Iterator[list[Job]]:
-        """``jobs`` in parts: those of a cell as soon as no other process trains one of the cell's ``earlier`` jobs.
+        """Yields ``jobs`` cell by cell, each cell once no other process is training one of its ``earlier`` jobs.
 
-        Processes with the same command share its runs: each passes over what another trains. A learning rate is
-        chosen when the others have finished those runs too; one that another process left unfinished is trained here.
+        Processes with the same command share its runs: each skips those that another is training. A learning rate is
+        chosen only when the others have finished their runs; a run that another left unfinished is trained here.
         """
         assert self.config is not None
         cells = {cell_of(job) for job in jobs}
         candidates = [job for job in earlier if cell_of(job) in cells]
         missing = [job for job in candidates if words_of(job) not in self.planned]
         self.planned |= {words_of(job): plan for job, plan in self.plans(missing) if plan is not None}
-        # a cluster's queue may take days; the processes of one distributed run must not look at different moments
+        # a cluster's queue may take days; processes of one distributed run must not decide at different moments
         if self.config.dry_run or isinstance(self.launcher, ArrayLauncher) or launched()[1] > 1:
             yield list(jobs)
             return
@@ -325,17 +325,17 @@ class CellSweeper(BasicSweeper):
                 yield ready
             elif not waiting:
                 waiting = True
-                print(f"stage {number}: waiting for {held.total()} runs that other processes train", flush=True)
+                print(f"stage {number}: waiting for {held.total()} runs that other processes are training", flush=True)
             if not ready:
                 time.sleep(lock.LOOK_S)
 
     def is_held(self, job: Job) -> bool:
-        """Whether a process trains it."""
+        """Whether a process is training it."""
         plan = self.planned.get(words_of(job))
         return plan is not None and lock.held(plan.folder)
 
     def was_abandoned(self, job: Job) -> bool:
-        """Whether another process had it when its turn came here, and has left it unfinished since."""
+        """Whether it was skipped here because another process had it, which then left it unfinished."""
         outcome, _ = self.ledger.outcomes.get(self.numbers.get(words_of(job)), ("", EXIT_OK))
         if outcome != SKIPPED or self.is_held(job):
             return False
@@ -346,7 +346,7 @@ class CellSweeper(BasicSweeper):
         return status not in ("ok", "failed")
 
     def restart(self, jobs: Sequence[Job]) -> None:
-        """Launches jobs once more; the summary counts only how they end now."""
+        """Launches jobs again; the summary counts only their new outcome."""
         for job in jobs:
             self.ledger.outcomes[self.numbers[words_of(job)]] = RESTARTED, EXIT_OK
         self.launch(jobs)
@@ -358,7 +358,7 @@ class CellSweeper(BasicSweeper):
         return [job | {LR: lr} for job in jobs if (lr := chosen[cell_of(job)]) is not None]
 
     def beyond_edge(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> list[Job]:
-        """``jobs`` of the cells whose winner among ``earlier`` is an edge of its grid, with one rate beyond it."""
+        """``jobs`` of the cells whose best rate among ``earlier`` is at an edge of its grid, at one rate beyond it."""
         rates: dict[tuple[str, ...], set[float]] = {}
         for job in (job for job in earlier if LR in job):
             rates.setdefault(cell_of(job), set()).add(float(job[LR]))
@@ -371,7 +371,7 @@ class CellSweeper(BasicSweeper):
         return beyond
 
     def chosen_of(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> dict[tuple[str, ...], str | None]:
-        """The cells of ``jobs`` -> ``choose`` among the ``earlier`` jobs of the same cell."""
+        """Each cell of ``jobs`` -> the result of ``choose`` among the ``earlier`` jobs of that cell."""
         before: dict[tuple[str, ...], list[Job]] = {cell_of(job): [] for job in jobs}
         names = {cell_of(job): name_of(job) for job in jobs}
         for job in earlier:
@@ -399,7 +399,7 @@ class CellSweeper(BasicSweeper):
                 runs.append(run_of(folder / records.RECORD_NAME, record))
                 typed[lr] = job.get(LR, repr(lr))
         if held:
-            print(f"{where}: left out, another process trains {held} of the {len(jobs)} runs to choose from")
+            print(f"{where}: left out, another process is training {held} of the {len(jobs)} runs to choose from")
             return None
         if not runs:
             print(f"{where}: left out, none of the {len(jobs)} runs to choose from is finished")
@@ -407,7 +407,7 @@ class CellSweeper(BasicSweeper):
         chosen = select(runs)
         split = " on the held-out split" * chosen.held_out
         edge = ", the edge of its grid: widen it" if at_edge(chosen.lr, list(chosen.by_lr)) else ""
-        best_of = f"the best of {len(chosen.by_lr)}{split} in {len(runs)} of {len(jobs)} runs"
+        best_of = f"the best of {len(chosen.by_lr)}{split} ({len(runs)} of {len(jobs)} runs finished)"
         print(f"{where}: {LR}={lr_text(chosen.lr)}, {best_of}{edge}")
         return typed[chosen.lr]
 
@@ -433,7 +433,7 @@ class Remembering:
 
 @contextmanager
 def naming_the_run(words: Sequence[str]) -> Iterator[None]:
-    """Around the composition of one run: what is wrong with it is said of its own words, its method among them."""
+    """Surrounds the composition of one run, so that errors refer to that run's own words, such as its method."""
     try:
         yield
     except (HydraException, ArithmeticError) as error:
@@ -455,8 +455,8 @@ def is_list_of_settings(value: Any) -> bool:
 
 
 def check_stages(stages: Sequence[Values], given: Values) -> None:
-    """What is given for a setting of the stages restricts them, like a cell's axes; ``chosen`` and ``widened`` need a
-    stage before.
+    """Values typed for a setting of the stages restrict them, like a cell's axes; ``chosen`` and ``widened`` need an
+    earlier stage.
 
     Raises:
         InputError: a value that no stage has.
@@ -474,7 +474,7 @@ def check_stages(stages: Sequence[Values], given: Values) -> None:
 
 
 def next_rate(edge: float, grid: Sequence[float]) -> float:
-    """One rate beyond an edge of a grid, as far from it as its neighbour is, by their ratio; two digits."""
+    """One rate beyond an edge of a grid, at the ratio between the edge and its neighbour; rounded to two digits."""
     neighbour = min((rate for rate in grid if rate != edge), key=lambda rate: abs(math.log(rate / edge)))
     return float(f"{edge * edge / neighbour:.1e}")
 

@@ -35,9 +35,9 @@ class RankAllocator:
 
     ``score`` is S of eq. (7): ``importance`` with s = Ī Ū; ``sensitivity`` with s = I (released: its average Ī, F28);
     ``magnitude`` is S_i = |λ_i|; ``random`` one number for each triplet, drawn once from ``seed``: a control.
-    ``gradient``, a control too, is eq. (7) with s = Ḡ, the gradient smoothed as eq. (9) smooths the sensitivity:
-    Ḡ^(t)(w) = β1 Ḡ^(t-1)(w) + (1 - β1) |∇_w L^(t)|, Ḡ^(-1) = 0. It has neither the weight of eq. (8) nor the
-    uncertainty of eqs. (10) and (11); all else is as with ``importance``.
+    ``gradient``, also a control, is eq. (7) with s = Ḡ, |∇L| smoothed as eq. (9) smooths the sensitivity:
+    Ḡ^(t)(w) = β1 Ḡ^(t-1)(w) + (1 - β1) |∇_w L^(t)|, Ḡ^(-1) = 0. It omits the weight of eq. (8) and the
+    uncertainty of eqs. (10) and (11); everything else is as for ``importance``.
 
     ``allocation``: ``global`` is eq. (6), the b(t) best of all triplets; ``uniform`` shares b(t) evenly, every matrix
     keeps the best of its own (``importance.level``): a control.

@@ -21,7 +21,7 @@ def sensitivity(weights: Tensors, grads: Tensors) -> list[Tensor]:
 
 
 def gradient_size(grads: Tensors) -> list[Tensor]:
-    """|∇_w L| for every entry: what ``sensitivity`` is without the weight."""
+    """|∇_w L| for every entry: ``sensitivity`` without the weight."""
     return list(torch._foreach_abs(grads))
 
 
@@ -114,13 +114,14 @@ def keep_within(scores: Tensor, costs: Tensor, params: int, kinds: int) -> Tenso
 
 
 def keep_level(levelled: Tensor, costs: Tensor, params: int, kinds: int, most: int) -> Tensor:
-    """``keep_within`` for scores of ``level``, the ``most`` best alone: every matrix keeps s or s + 1.
+    """``keep_within`` for the scores of ``level``, limited to the ``most`` best: every matrix keeps s or s + 1.
 
-    Without that limit a cheap triplet of a further level would take what is left where a dear one does not fit.
+    Without the limit, a cheap triplet of a further level would take the rest of the budget where a costlier one of this
+    level does not fit.
 
     Args:
-        levelled: (N,), N for the first to be kept down to 1.
-        most: (s + 1) n triplets, s the largest rank that fits into ``params`` in all n matrices.
+        levelled: (N,), from N for the first to be kept down to 1.
+        most: (s + 1) n triplets, where s is the largest rank for which all n matrices fit into ``params``.
     """
     within = torch.where(levelled > len(levelled) - most, costs, params + 1)
     return keep_within(levelled, within, params, kinds + 1)

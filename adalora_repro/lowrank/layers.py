@@ -70,7 +70,7 @@ class LoRALinear(LowRankLinear):
         r: rank.
         alpha: numerator of the scaling.
         init_std: the standard deviation of ``init="normal"``.
-        init: how A starts; B = 0 with both, so that Δ = 0 at the start. ``normal``: A ~ N(0, init_std²), as in the
+        init: how A is initialised; B = 0 in both cases, so Δ = 0. ``normal``: A ~ N(0, init_std²), as in the
             authors' DeBERTa. ``kaiming``: A ~ U(-1/√d_in, 1/√d_in), Kaiming's uniform initialisation with a = √5, a
             standard deviation of 1/√(3 d_in), as in loralib, PEFT and the authors' BART (fidelity F21).
 

@@ -32,8 +32,8 @@ class Options(SVDOptions):
     ``target_r``: mean rank at the end, b_T = n target_r; ``init_r``: rank of every matrix at the start, b_0 = n init_r;
     or ``params``: the triplets of the end fill so many parameters, and init_r is what b_0 >= 1.5 b_T needs, if not set;
     ``gamma``: weight of R, eq. (4); ``t_i``, ``t_f``, ``delta_t``: phases in optimizer steps; ``beta1``, ``beta2``:
-    eqs. (9), (10); ``score``: importance | sensitivity | gradient | magnitude | random (``RankAllocator`` has their
-    equations); ``allocation``: global | uniform.
+    eqs. (9), (10); ``score``: importance | sensitivity | gradient | magnitude | random (equations in
+    ``RankAllocator``); ``allocation``: global | uniform.
     """
 
     target_r: int = 0

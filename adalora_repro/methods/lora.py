@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 @dataclass
 class Options(LowRankOptions):
     """``r``: rank of every matrix, from the budget; or ``params``: ranks, 0 among them, that fill so many parameters;
-    or ``rank_pattern``: matrix -> rank, 0 leaves a matrix frozen. With ``initial_rank`` and ``params`` every matrix has
-    the rank from which AdaLoRA starts at so many parameters: a control with more parameters than those. ``init``: how A
-    starts (``LoRALinear``).
+    or ``rank_pattern``: matrix -> rank, 0 leaves a matrix frozen. With ``initial_rank`` and ``params``, every matrix
+    has the rank from which AdaLoRA starts at ``params``: a control with more parameters than that. ``init``: how A is
+    initialised (``LoRALinear``).
     """
 
     r: int = 0
@@ -73,13 +73,13 @@ class Options(LowRankOptions):
 
 
 def check_init(init: str, init_std: float) -> None:
-    """Raises InputError for an unknown ``init``, or a standard deviation that it would not use."""
+    """Raises InputError for an unknown ``init``, or for a standard deviation that ``init`` would ignore."""
     if init not in get_args(Init):
         raise one_of("method.init", init, get_args(Init))
     if init == "kaiming" and init_std != LowRankOptions.init_std:
         raise InputError(
-            f"method.init_std={init_std} is of method.init=normal; method.init=kaiming has a standard deviation of its "
-            "own, 1/sqrt(3 d_in)"
+            f"method.init_std={init_std} needs method.init=normal; with method.init=kaiming the standard deviation is "
+            "1/sqrt(3 d_in)"
         )
 
 

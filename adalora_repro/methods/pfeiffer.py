@@ -25,7 +25,7 @@ class Options(AdapterOptions):
 
 
 class NormWithAdapter(nn.Module):
-    """LN(u + f(LN(u))) for u = x + z (…, width): x the layer's skip, z the FFN's output after dropout.
+    """LN(u + f(LN(u))) for u = x + z (…, width), x the residual input, z the FFN's output after dropout.
 
     LN is the layer's own LayerNorm, used twice with the same frozen weights; the adapter's residual is z, not LN(u).
     With f = 0 this is LN(u), the layer as it was (fidelity F26).
@@ -42,7 +42,7 @@ class NormWithAdapter(nn.Module):
 
 class Method(AdapterMethod):
     def __init__(self, options: Options, protocol: str) -> None:
-        del protocol  # paper and released code agree
+        del protocol  # the paper and the released code agree
         self.options = options
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:

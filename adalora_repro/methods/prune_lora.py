@@ -14,7 +14,7 @@ from adalora_repro.methods.lora import check_init
 
 @dataclass
 class Options(adalora.Options):
-    """``init``: how A starts (``LoRALinear``)."""
+    """``init``: how A is initialised (``LoRALinear``)."""
 
     init: str = "normal"
 

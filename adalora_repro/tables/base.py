@@ -151,7 +151,7 @@ class Request:
         return read_all(self.results)
 
     def of(self, records: Sequence[tuple[Path, RunRecord]]) -> Request:
-        """The same request, made of these records alone."""
+        """The same request, limited to these records."""
         request = replace(self)
         vars(request)["found"] = list(records), self.found[1]
         return request
@@ -169,7 +169,7 @@ class Report:
             and ``--protocol`` too) or ``nothing``.
         place: the request -> the file that the report goes to, None for the terminal; asked first. Raises InputError.
         section: records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing. ``common``:
-            the folder of results -> the same, of what belongs to no scope, and a line for each file refused.
+            the folder of results -> the same for what belongs to no scope, and a line for each file refused.
     """
 
     name: str
@@ -183,16 +183,16 @@ class Report:
 
 
 def add_partial(parser: argparse.ArgumentParser) -> None:
-    """The option of every report that shows cells: without it all of them count the same runs as filled."""
+    """An option of every report that shows cells, so that all of them count the same runs."""
     parser.add_argument("--include-partial", action="store_true", help="show runs with eval.max_examples too")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A figure against that of another row (``marks.py``): p two-sided, ``p_holm`` corrected over the tests of a table.
+    """A figure tested against another row's (``marks.py``): two-sided p; ``p_holm`` is corrected over a table's tests.
 
     ``mark`` is what the table shows beside the figure, "" where the difference is not significant; ``lrs`` and
-    ``baseline_lrs`` are the numbers of learning rates tried on the two sides.
+    ``baseline_lrs`` count the learning rates tried on the two sides.
     """
 
     baseline: str
@@ -213,7 +213,8 @@ class Value:
     """Mean and sample standard deviation (ddof = 1) over seeds, in percent; None where there is none.
 
     Attributes:
-        best: the best of ours in its column; ``unequal``: and a row of that column tried another number of rates.
+        best: whether it is the best of ours in its column; ``unequal``: it is, and rows of that column tried
+            different numbers of learning rates.
         comparison: with the best baseline of the budget; ``with_full``: with full fine-tuning.
     """
 
@@ -255,12 +256,12 @@ class Cell:
 
     @property
     def optimistic(self) -> bool:
-        """The learning rate was chosen among several by the scores that the cell reports."""
+        """Whether the learning rate was chosen among several by the scores that the cell reports."""
         return len(self.by_lr) > 1 and not self.held_out
 
     @property
     def degenerate(self) -> tuple[int, ...]:
-        """Seeds of the runs shown that gave every example the same prediction in their final evaluation."""
+        """Seeds of the runs shown that made the same prediction for every example in their final evaluation."""
         return tuple(run.key["seed"] for run in self.runs if run.record.degenerate)
 
 
@@ -507,7 +508,7 @@ def lr_text(lr: float) -> str:
 
 
 def lr_notes(chosen: Selection) -> list[str]:
-    """Names the learning rate with the best mean where it has too few seeds to be shown: it may be a lucky draw."""
+    """Names the learning rate with the best mean if it has too few seeds to be shown: its mean may be luck."""
     means = {lr: primary_mean(runs, chosen.held_out) for lr, runs in chosen.by_lr.items()}
     best = max(means, key=lambda lr: (means[lr], -lr))
     seeds = [len(chosen.by_lr[lr]) for lr in (best, chosen.lr)]
@@ -527,7 +528,7 @@ def repeated_notes(chosen: Selection) -> list[str]:
 
 
 def degenerate_notes(cell: Cell) -> list[str]:
-    """Names the seeds whose model predicts the same for every example: their score is that of a constant."""
+    """Names the seeds whose model predicts the same for every example: its score is that of a constant prediction."""
     if not cell.degenerate:
         return []
     seeds = f"seed{'s' * (len(cell.degenerate) > 1)} {', '.join(map(str, cell.degenerate))}"
@@ -597,7 +598,7 @@ def choose_scope(
     """Fills in the backbone and the data source that the user left open, and says what it chose.
 
     Backbone: the paper's; if that has no record and exactly one other has, that one. Data: the first of hub, local,
-    sample with a record of this backbone. Finished runs decide; only where there are none do the others. Every backbone
+    sample with a record of this backbone. Unfinished runs count only if there are no finished ones. Every backbone
     with records is named, unless the user asked for one that has some.
     """
     wanted = rows_wanted(spec)

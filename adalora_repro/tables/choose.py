@@ -47,7 +47,7 @@ class Choice:
 
     @property
     def score(self) -> str:
-        """The mean that the learning rate was chosen by: metric, value, and the split if it is not the reported one."""
+        """The mean by which the learning rate was chosen: metric, value, and the split if it is the held-out one."""
         split = " on the held-out split" * self.cell.held_out
         mean = primary_mean(self.cell.runs, self.cell.held_out)
         return f"{self.cell.runs[0].record.primary_metric} {mean:.2f}{split}"
@@ -77,7 +77,7 @@ def choices(table: Table) -> list[Choice]:
 
 
 def render_choices(table: Table) -> str:
-    """Each choice with its runs; in the end the rule, and where it is optimistic."""
+    """Each choice with its runs; at the end the rule, and where it is optimistic."""
     scope = table.scope
     lines = [
         f"{table.spec.title}. Backbone {scope.backbone}; data {scope.data}; protocol {scope.protocol}",

@@ -100,7 +100,7 @@ def same_examples(ours: RunRecord, theirs: RunRecord) -> bool:
 
 
 def evaluated_on(record: RunRecord) -> dict[str, Any]:
-    """What says which examples a run was evaluated on: the data without their training and held-out splits."""
+    """What identifies the examples that a run was evaluated on: its data without the training and held-out splits."""
     trained = ("train", "holdout")
     told = {
         name: {split: part for split, part in value.items() if split not in trained}
@@ -163,7 +163,7 @@ def described(path: Path, record: RunRecord) -> str:
 
 
 def held_out_rows(select: str, ours: Record, theirs: Record) -> list[list[str]]:
-    """The figures that both runs have on a held-out split, which are shown and not tested."""
+    """The metrics that both runs have on a held-out split; they are shown but not tested."""
     a, b = (held_out_of(record, select) for _, record in (ours, theirs))
     rows = []
     for name in (name for name in a if name in b):

@@ -11,8 +11,8 @@ from adalora_repro.records import RecordError, RunRecord, content_of
 from adalora_repro.shapes import finite
 
 LOG_NAME = "log.jsonl"
-LARGEST_LOG = 512 << 20  # bytes; a line for each of the paper's longest run's steps takes 250 million
-LAST_STEP = 2**53  # beyond, steps are no longer told apart as floats
+LARGEST_LOG = 512 << 20  # bytes; one line for every step of the paper's longest run takes 250 million
+LAST_STEP = 2**53  # beyond this, floats cannot tell steps apart
 T = TypeVar("T")
 
 
@@ -49,10 +49,10 @@ def orthogonality(folder: Path, side: str, place: int) -> list[Point]:
 
 
 def evaluations_at_budget(folder: Path, record: RunRecord) -> int | None:
-    """How many evaluations ``best`` is the best of; None where the log does not tell.
+    """How many evaluations ``best`` was chosen among; None if the log does not say.
 
-    Those after step t >= T - t_f of a method with phases (``lowrank.RankAllocator.at_final_budget``; with
-    ``protocol=released`` at T - t_f itself only if a mask falls there), otherwise all but that of the untrained model.
+    It counts those after step t >= T - t_f for a method with phases (``lowrank.RankAllocator.at_final_budget``; with
+    ``protocol=released`` at T - t_f itself only if a mask is due then), otherwise all but that of the untrained model.
     """
     budget = record.budget or {}
     t_f, delta_t = budget.get("t_f"), budget.get("delta_t")
@@ -84,5 +84,5 @@ def parsed(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def is_number(value: Any) -> bool:
-    """One that can be drawn: differences and squares of such numbers are finite."""
+    """A number that can be drawn: differences and squares of such numbers are finite."""
     return finite(value) and abs(value) < 1e100

@@ -1,6 +1,6 @@
-"""The last line of defence of the reports: what goes wrong with one record or one section does not end the others.
+"""The last line of defence of the reports: a failure in one record or one section does not stop the others.
 
-Records are validated when they are read (``records.FIELDS``); whatever gets past that is caught here, and named.
+Records are validated when they are read (``records.FIELDS``); failures that this does not prevent are caught and named.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def fault(error: Exception) -> str:
-    """One line about an error that nobody foresaw, with the place in the source where it was raised."""
+    """One line about an unforeseen error, with the place in the source where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{one_line(error)} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else one_line(error)
 
@@ -26,10 +26,10 @@ def fault(error: Exception) -> str:
 def without_faulty(
     make: Callable[[Sequence[tuple[Path, R]]], T], records: Sequence[tuple[Path, R]]
 ) -> tuple[T, list[str]]:
-    """What ``make`` makes of the records; where it fails, of those with which it does not fail.
+    """``make`` applied to the records; if it fails, to those records with which it does not fail.
 
     Returns:
-        That, and one line for each record that was left out, with the reason.
+        The result, and one line for each record that was left out, with the reason.
 
     Raises:
         InputError: ``make`` raised it.
@@ -45,7 +45,7 @@ def without_faulty(
         except InputError:
             pass
         except Exception:
-            records = []  # it fails without any
+            records = []  # it fails even without records
         faulty: dict[Path, str] = {}
         for path, record in records:
             try:
@@ -60,7 +60,7 @@ def without_faulty(
 
 
 def attempt(what: str, make: Callable[[], T], instead: T, refused: list[str]) -> T:
-    """What ``make`` makes; where it fails, ``instead``, and a line in ``refused`` that says ``what`` is missing."""
+    """The result of ``make``; if it fails, ``instead``, and a line in ``refused`` that says ``what`` is missing."""
     try:
         return make()
     except Exception as error:

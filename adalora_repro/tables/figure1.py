@@ -72,8 +72,7 @@ def figure(found: Records, scope: Scope, task: str) -> Figure:
 
 
 def points_of(found: Records, scope: Scope, column: Column) -> tuple[list[tuple[dict[str, Any], Cell]], list[str]]:
-    """Cells whose runs adapt the matrices of one list of roles, or of one list of layers, alone, each with its point;
-    what was refused."""
+    """Cells whose runs adapt only one list of roles or of layers, each with its point; and what was refused."""
     cells, _, refused = sort_in(SPEC, found, scope)
     points = []
     for (method, budget, task), runs in cells.items():

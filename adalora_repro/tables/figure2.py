@@ -33,23 +33,23 @@ if TYPE_CHECKING:
 
 TITLE = "Figure 2: score against budget"
 METHODS = ("lora", "adalora")
-#: the backbone of the budgets that are counts (0.3M); the others are shares
+#: parameters of the backbone for which budgets are counts (0.3M); on the others they are shares
 PARAMETERS = {"deberta-v3-base": 183_831_552}
 #: printed in section 4.4 alone: (task, method, budget, score); no table has this budget
 PAPER_TEXT = (("squad_v2", "adalora", "4.65%", 88.89),)
 NOTES = (
-    "x: trained parameters as a share of the backbone's, without the task head, on a log axis. Our points stand at the "
-    "share in their records (mean over seeds), the paper's at the share that their budget names. On SQuAD and MNLI a "
-    "name is the share of adapters without biases, an eighth less than LoRA and AdaLoRA hold. Runs at a size of their "
-    "own have no place here.",
-    "paper: its Tables 1, 2 and 3; of the budgets that Figure 2 alone shows, the text prints one, AdaLoRA's 88.89 F1 "
-    "on SQuADv2.0 at 4.65%. adalora-run -m +sweep=figure2 has the runs at all of them.",
+    "x: trained parameters as a share of the backbone's, without the task head, on a log axis. Our points are plotted "
+    "at the share in their records (mean over seeds), the paper's at the share that the budget's label states. On "
+    "SQuAD and MNLI that is the share of adapters without biases, one eighth less than LoRA and AdaLoRA train. Runs of "
+    "other sizes are not shown.",
+    "paper: its Tables 1, 2 and 3. Of the budgets that only Figure 2 shows, the text gives one score: AdaLoRA's 88.89 "
+    "F1 on SQuADv2.0 at 4.65%. adalora-run -m +sweep=figure2 makes the runs at all budgets.",
 )
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric of one table: ``place`` of its column, ``metric`` of the column's metrics."""
+    """One metric of one table: ``place`` is the index of its column, ``metric`` that of the column's metric."""
 
     title: str
     spec: Spec
@@ -125,9 +125,9 @@ def points_of(panel: Panel, table: Table) -> list[dict[str, Any]]:
 
 
 def share_named(budget: str, panel: Panel) -> float | None:
-    """The percentage that a budget's name stands for on the paper's backbone: 0.08% -> 0.08, 0.3M -> 0.163.
+    """The percentage that a budget's label states for the paper's backbone: 0.08% -> 0.08, 0.3M -> 0.163.
 
-    None for a name that says no number, or a count where only shares are known.
+    None for a label that is not a number, or is a count where the backbone's size is not listed.
     """
     backbone = PARAMETERS.get(panel.spec.backbone)
     if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?[M%]", budget, re.ASCII) or not (number := float(budget[:-1])):
@@ -138,7 +138,7 @@ def share_named(budget: str, panel: Panel) -> float | None:
 
 
 def share_held(cell: Cell) -> float | None:
-    """Percentage of the backbone's parameters that the runs of a cell train, mean over them; None if not recorded."""
+    """Percentage of the backbone's parameters that a cell's runs train, averaged over runs; None if not recorded."""
     counts = [(run.record.params.get("method"), run.record.params.get("backbone")) for run in cell.runs]
     shares = [100 * method / backbone for method, backbone in counts if method and backbone]
     return statistics.fmean(shares) if shares else None

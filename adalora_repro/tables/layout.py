@@ -19,7 +19,7 @@ from adalora_repro.words import word
 
 NONE = "–"
 OURS, SPREAD, PAPER, DIFFERENCE = "ours", "± sd (seeds)", "paper", "difference"
-UNEQUAL = "‡"  # beside bold and marks of significance: the sides tried different numbers of learning rates
+UNEQUAL = "‡"  # on bold or significant figures: the two sides tried different numbers of learning rates
 
 
 class Part(NamedTuple):
@@ -110,7 +110,7 @@ def ours(values: Sequence[Value]) -> tuple[Part, ...]:
 
 
 def marks_of(value: Value) -> str:
-    """Marks of significance; after them ``UNEQUAL`` where it concerns one of them, or the bold type of the figure."""
+    """Marks of significance, then ``UNEQUAL`` where it applies to one of them or to the bold type of the figure."""
     marked = [found for found in (value.comparison, value.with_full) if found is not None and found.mark]
     unequal = value.unequal or any(found.unequal for found in marked)
     return "".join(found.mark for found in marked) + UNEQUAL * unequal
@@ -258,7 +258,7 @@ def split_order(item: tuple[str, Any]) -> tuple[bool, str]:
 
 
 def comparison_notes(table: Table) -> list[str]:
-    """Columns whose rows were not trained alike: their ranking is not one of methods."""
+    """Columns whose rows were not trained alike: their ranking is not one of methods alone."""
     notes = []
     for place, column in enumerate(table.spec.columns):
         records = [run.record for row in table.rows for run in row.cells[place].runs]
@@ -272,7 +272,7 @@ def comparison_notes(table: Table) -> list[str]:
     return notes
 
 
-#: settings that change what is learned or how exactly, and that no method has a reason to differ in
+#: settings that change the training or its precision, and in which methods have no reason to differ
 ALIKE = (HOLDOUT, "train.precision", "train.attention", "train.batch_size", "train.group_by_length")
 
 
@@ -293,40 +293,40 @@ def unequal_notes(table: Table) -> list[str]:
     if not bold and not tests:
         return []
     parts = [f"tests: {', '.join(dict.fromkeys(tests))}"] if tests else []
-    parts += [f"bold: {', '.join(bold)}, other rows of the column another number"] if bold else []
+    parts += [f"bold: {', '.join(bold)} (other rows of the column have another number)"] if bold else []
     return [
-        f"{UNEQUAL} Unequal tuning: the two sides tried different numbers of learning rates, and the best of more is "
-        f"higher by chance alone. Learning rates with a finished run, {'; '.join(parts)}."
+        f"{UNEQUAL} Unequal tuning: the two sides tried different numbers of learning rates, and the best of more "
+        f"is higher by chance alone. Learning rates with a finished run; {'; '.join(parts)}."
     ]
 
 
 def optimism(cells: Iterable[Cell]) -> list[str]:
-    """One sentence where a cell has no held-out split: what chose its learning rate is what it reports."""
+    """One sentence if a cell has no held-out split: its learning rate is chosen by the scores that it reports."""
     filled = [cell for cell in cells if cell.runs]
     chosen = sum(cell.optimistic for cell in filled)
     if chosen:
         return [
-            f"Optimistic: in {chosen} of {plural(len(filled), 'cell')} the learning rate was chosen by the scores that "
-            f"are reported, for want of a held-out split ({HOLDOUT})."
+            f"Optimistic: in {chosen} of {plural(len(filled), 'cell')} the learning rate was chosen by the reported "
+            f"scores, because not every run has a held-out split ({HOLDOUT})."
         ]
     if any(not cell.held_out for cell in filled):
         return [
-            f"Without a held-out split ({HOLDOUT}), as here, a learning rate that is chosen among several makes the "
-            "score optimistic; no cell has more than one."
+            f"Without a held-out split ({HOLDOUT}), choosing among several learning rates makes a score optimistic; "
+            "no cell here did so."
         ]
     return []
 
 
 def best_notes(table: Table) -> list[str]:
-    """For ``--select best``: what the checkpoint was chosen by, and among how many evaluations of each run."""
+    """For ``--select best``: how the checkpoint was chosen, and among how many evaluations of each run."""
     if table.scope.select != "best" or not table.runs:
         return []
     notes = []
     if any(not cell.held_out for row in table.rows for cell in row.cells if cell.runs):
         notes.append(
-            "Checkpoint best is a maximum over evaluations on the data reported here: optimistic, and the more so the "
-            "more evaluations it is taken over. Only those at the final budget count, so that AdaLoRA and other "
-            "methods that prune have fewer of them than LoRA with as many steps."
+            "Checkpoint best is a maximum over evaluations on the data reported here, so it is optimistic, and the "
+            "more so the more evaluations there are. Only evaluations at the final budget count, so AdaLoRA and other "
+            "methods that prune have fewer of them than LoRA has in as many steps."
         )
     counts = []
     for row in table.rows:
@@ -336,7 +336,7 @@ def best_notes(table: Table) -> list[str]:
             if cell.runs
         ]
         counts += [f"{row.name}: {', '.join(found)}"] if found else []
-    return [*notes, f"Evaluations that best was chosen among, in each run (from log.jsonl): {'; '.join(counts)}."]
+    return [*notes, f"Evaluations among which best was chosen, per run (from log.jsonl): {'; '.join(counts)}."]
 
 
 def evaluations_text(runs: Sequence[Run]) -> str:
@@ -403,7 +403,7 @@ def cell_settings(cell: Cell) -> str:
 
 
 def tried(cell: Cell) -> str:
-    """How many learning rates the one shown was chosen among, and on which split."""
+    """Among how many learning rates the one shown was chosen, and on which split."""
     if len(cell.lrs) < 2:
         return "the only one tried"
     if cell.held_out:
@@ -413,7 +413,7 @@ def tried(cell: Cell) -> str:
 
 
 def lr_of_tried(lr: float, count: int) -> str:
-    """ "3e-4 of 8": the learning rate chosen among so many; "3e-4" where there was one alone."""
+    """ "3e-4 of 8": the learning rate and among how many it was chosen; "3e-4" if it was the only one."""
     return f"{lr_text(lr)} of {count}" if count > 1 else lr_text(lr)
 
 
@@ -446,7 +446,7 @@ def command(tasks: Sequence[str], methods: Sequence[str], budgets: Sequence[str]
 
 
 def scope_words(scope: Scope) -> list[str]:
-    """The words of ``adalora-run`` for runs that a report of this scope reads."""
+    """The words of ``adalora-run`` that put runs into the scope of this report."""
     words = [word("backbone", scope.backbone), word("data", scope.data)]
     words += ["data.dir=DIR"] if scope.data == "local" else []
     words += [word("protocol", scope.protocol)] if scope.protocol != "paper" else []

@@ -1,5 +1,5 @@
-"""Marks of a compiled table: each figure against the best baseline of its budget, the best of each budget against full
-fine-tuning; p is corrected by Holm's method over both kinds of test together.
+"""Marks of a compiled table. Each figure is tested against the best baseline of its budget, and the best figure of each
+budget against full fine-tuning; p is corrected by Holm's method over both kinds of test together.
 
 A table without two rows to compare is left as it is, and neither numpy nor scipy is imported.
 """
@@ -17,7 +17,7 @@ from adalora_repro.tables.compare import pair_up, same_examples
 from adalora_repro.tables.significance import LEVEL, RESAMPLES, NoTest, holm, paired_t
 
 PROPOSED = "adalora"  # the method of the paper; its variants begin with its name
-#: controls that stand for no method at their budget: two hold more parameters, one has the ranks of an AdaLoRA run
+#: controls that are no baseline at their budget: two have more parameters, one has the ranks of an AdaLoRA run
 NO_BASELINES = {"lora_init_r", "svd_lora_init_r", "lora_rank_pattern"}
 FULL = "full"
 SEEDS, EXAMPLES = "*", "†"
@@ -25,11 +25,12 @@ FULL_MARKS = {SEEDS: "§", EXAMPLES: "¶"}
 RULE = (
     f"Marks: {SEEDS} p < {LEVEL} by a paired t-test over the common seeds; {EXAMPLES} p < {LEVEL} by a test over the "
     "examples of one pair of runs, made where fewer than two seeds are common: McNemar's exact test for accuracy and "
-    f"exact match, otherwise the paired bootstrap ({RESAMPLES:,} resamples); it says nothing of other seeds. Against "
-    "the best baseline: of the rows with the same budget whose name does not begin with AdaLoRA, controls at the "
-    "initial rank or with the ranks of AdaLoRA left out, the one with the best mean of the figure; that row itself and "
-    f"averages are not tested. {FULL_MARKS[SEEDS]} and {FULL_MARKS[EXAMPLES]}: the same two tests, of the best figure "
-    "of each budget against full fine-tuning. Two-sided: a mark says different, the means say which is better."
+    f"exact match, otherwise the paired bootstrap ({RESAMPLES:,} resamples); it says nothing about other seeds. Both "
+    "compare with the best baseline: the row with the best mean of the figure among those with the same budget whose "
+    "name does not begin with AdaLoRA, except controls at AdaLoRA's initial rank or with its final ranks. That row and "
+    f"averages are not tested. {FULL_MARKS[SEEDS]} and {FULL_MARKS[EXAMPLES]}: the same two tests of the best figure "
+    "of each budget against full fine-tuning. Tests are two-sided: a mark says that figures differ, the means say "
+    "which is better."
 )
 
 
@@ -105,7 +106,7 @@ def opponents(rows: Sequence[Row]) -> Iterator[tuple[Place, Row]]:
 
 
 def opponents_of_full(rows: Sequence[Row]) -> Iterator[tuple[Place, Row]]:
-    """The best figure of each budget, and the row of full fine-tuning where it has that figure."""
+    """The best figure of each budget with the row of full fine-tuning, for every figure that this row has."""
     budgets: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         if not row.fixed_size and row.method not in NO_BASELINES:

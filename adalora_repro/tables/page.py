@@ -398,8 +398,8 @@ def rates_html(name: str, tables: Sequence[Table]) -> str:
         return ""
     cells = [cell for table in tables for row in table.rows for cell in row.cells]
     lead = (
-        "<p>Score of each learning rate that was tried, on the held-out split where there is one: dots are seeds, the "
-        "line is their mean, the ring the one that the tables show.</p>"
+        "<p>Score of each learning rate that was tried, on the held-out split if there is one: dots are seeds, the "
+        "line is their mean, the ring marks the rate that the tables show.</p>"
     )
     lead += "".join(f"<p>{escape_html(sentence)}</p>" for sentence in optimism(cells))
     return section_html(name, "Learning rates", f'{lead}<div class="rates">{"".join(found.values())}</div>')

@@ -19,8 +19,8 @@ from adalora_repro.selection import metrics_of
 from adalora_repro.tables.significance import BY_CLASS, MEASURES, NoTest
 
 LARGEST = 1e50  # what is beyond, or is no number, is damage
-CLASSES = 1000  # of a classification; what is counted by class takes memory for each
-ROWS, UNPACKED = 1_000_000, 128 << 20  # of a file, and bytes of them; the n-best lists of SQuAD 2.0 have 40 million
+CLASSES = 1000  # most classes of a classification; counting by class takes memory for each
+ROWS, UNPACKED = 1_000_000, 128 << 20  # most rows and bytes of a file; the n-best lists of SQuAD 2.0 have 40 million
 #: by family: the file, and the figures in it with the measure that makes the metric of them and points of one unit
 FILES = {
     "squad": ("nbest.jsonl.gz", {"exact": ("accuracy", 100.0), "f1": ("mean", 100.0)}),

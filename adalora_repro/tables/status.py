@@ -180,7 +180,7 @@ def attention(states: Sequence[State], now: float) -> list[str]:
 
 
 def notices(states: Sequence[State], table: Table) -> list[str]:
-    """What is finished and yet not what it seems: runs in no cell, degenerate runs, optimistic choices."""
+    """What is wrong with finished runs: those in no cell, degenerate ones, optimistic choices of a learning rate."""
     lines = [
         f"Not in a cell: {plural(count, 'run')} {why}" for why, count in table.left_out.items() if why not in STATUSES
     ]

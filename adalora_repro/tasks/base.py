@@ -40,7 +40,7 @@ OPTIONAL = (
     "early_stopping",
     "classifier_dropout",
 )
-#: libraries whose version decides what the rows of a text are; the families' own is their ``code_version``
+#: libraries whose version affects the tokenized rows; the families have their own ``code_version``
 ROW_MAKERS = ("tokenizers", "transformers")
 MULTIPLE = 8  # padded lengths: what tensor cores like
 ROWS = 1000  # tokenized at once, and by one process
@@ -72,13 +72,13 @@ class TaskData:
 
 @dataclass
 class Scores:
-    """What one evaluation found on one split.
+    """The results of one evaluation on one split.
 
     Attributes:
         figures: metric -> value.
         files: file name -> the prediction for each example, kept beside the record: a JSON value for ``*.json``, rows
             for ``*.jsonl.gz``.
-        constant: the prediction that all examples, of two or more, have in common, for people; None: they differ.
+        constant: the one prediction of all examples (two or more), as text; None if predictions differ.
     """
 
     figures: dict[str, float]
@@ -88,13 +88,13 @@ class Scores:
 
 @dataclass
 class Evaluation:
-    """What one evaluation found on all splits.
+    """The results of one evaluation on all splits.
 
     Attributes:
-        metrics: named figures of the validation splits, for the record.
+        metrics: the metrics of the validation splits, for the record.
         files: as in ``Scores``.
-        holdout: the figures of the held-out split, of the same names; None without data.holdout.
-        constant: split -> the prediction that all of its examples have in common, where they do.
+        holdout: the metrics of the held-out split under the same names; None without data.holdout.
+        constant: split -> the one prediction of all its examples, for splits where all are the same.
     """
 
     metrics: dict[str, float]
@@ -104,7 +104,7 @@ class Evaluation:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """The figures as a record and ``log.jsonl`` have them: ``metrics``, and ``holdout`` where there is one."""
+        """The metrics as in a record and in ``log.jsonl``: ``metrics``, and ``holdout`` if there is one."""
         return {"metrics": self.metrics} | ({} if self.holdout is None else {"holdout": self.holdout})
 
 
@@ -149,8 +149,8 @@ class BaseTask(Task):
     ``score``, beside the protocol's ``collate``, ``loss`` and ``predict``.
 
     Raises:
-        InputError: a setting of another family, more text columns than the family reads, a column with two uses, rows
-            to be held out together by what is no text of theirs.
+        InputError: a setting of another family, more text columns than the family reads, a column with two uses, or
+            ``holdout_by`` names a column that is not a text.
     """
 
     #: ``encoder`` or ``encoder-decoder``: the backbones that can do it
@@ -184,7 +184,7 @@ class BaseTask(Task):
             if name not in cfg.task.text_columns:
                 raise one_of("column in task.holdout_by", name, cfg.task.text_columns)
         if cfg.data.holdout is not None and HOLDOUT in cfg.task.validation.values():
-            raise InputError(f"task.validation: '{HOLDOUT}' is the name of the rows that data.holdout sets apart")
+            raise InputError(f"task.validation: '{HOLDOUT}' is reserved for the rows that data.holdout holds out")
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def row_problem(self, row: dict[str, Any]) -> str | None:
@@ -204,23 +204,23 @@ class BaseTask(Task):
         raise NotImplementedError
 
     def stratum(self, label: Any) -> Hashable:
-        """The class of a row with this label, of which the held-out split has its share; None: there are no classes."""
+        """The class of a row with this label; the held-out split keeps the classes' shares. None: no classes."""
         del label
         return None
 
     def score(self, split: str, name: str, batches: Iterable[dict[str, Any]]) -> Scores:
-        """The figures of one split, from its batches of predictions (``metrics``).
+        """The metrics of one split, from its batches of predictions (see ``metrics``).
 
         Args:
-            name: what file names have of the split: the suffix of its metrics, or ``.holdout``.
+            name: the part of file names that stands for the split: the suffix of its metrics, or ``.holdout``.
         """
         raise NotImplementedError
 
     def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> Evaluation:
-        """Every figure of the task on every split, as ``<metric><suffix>`` (MNLI: accuracy_m, accuracy_mm).
+        """Every metric of the task on every split, as ``<metric><suffix>`` (MNLI: accuracy_m, accuracy_mm).
 
-        Those of the held-out split have the suffix of the primary metric: on MNLI accuracy_m, for its rows are of the
-        genres that the matched split has.
+        Metrics of the held-out split have the suffix of the primary metric: on MNLI accuracy_m, because its rows come
+        from the genres of the matched split.
         """
         evaluation = Evaluation({})
 
@@ -325,7 +325,7 @@ class BaseTask(Task):
             if held is not None:
                 rows = self._part(rows, split)
             if split == HOLDOUT:
-                bad.problems.clear()  # those of the file are reported for the train split
+                bad.problems.clear()  # they are reported for the train split
             before = len(bad.problems)
             examples = self.tokenize(rows, split, bad)
             return cache.Entry(examples, {"rows": len(rows) - len(bad.problems) + before, "skipped": bad.problems})
@@ -333,10 +333,10 @@ class BaseTask(Task):
         return cache.cached(Path(self.cfg.data.cache_dir).expanduser() / "tokenized", name, build)
 
     def _part(self, rows: Dataset, split: str) -> Dataset:
-        """Of the rows of the train split those held out, or those to train on.
+        """The rows of the train split that are held out, or those to train on.
 
         Raises:
-            InputError: fewer good rows than are to be held out; all rows share their texts with more than so many.
+            InputError: there are too few valid rows, or every group of rows that share a text is too large.
         """
         columns = list(self.cfg.task.text_columns)
         by = [columns.index(name) for name in self.cfg.task.holdout_by] or list(range(len(columns)))
@@ -353,13 +353,13 @@ class BaseTask(Task):
             shared = ", ".join(columns[place] for place in by)
             raise InputError(
                 f"data.holdout={count}: rows of {self.cfg.task.name} with the same {shared} are held out together, and "
-                "no group of them is that small; a larger number helps"
+                "every such group is larger than that; give a larger number"
             )
         return rows.select(held if split == HOLDOUT else trained)
 
 
 def constant(predictions: Iterable[Any]) -> Any:
-    """The prediction that two or more examples all have; None where they differ, or where there is only one."""
+    """The prediction that all examples (two or more) share; None if they differ or there is only one."""
     values = list(predictions)
     return values[0] if len(values) > 1 and all(value == values[0] for value in values) else None
 

@@ -42,7 +42,7 @@ def key(*parts: Any) -> str:
 
 
 def version(package: str) -> str:
-    """The installed version of a package that makes the rows."""
+    """The installed version of a package that affects the rows."""
     return importlib.metadata.version(package)
 
 

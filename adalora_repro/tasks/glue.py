@@ -119,7 +119,7 @@ class Task(BaseTask):
         return {"prediction": best.where(logits.isfinite().all(-1), -1), "label": batch["labels"]}
 
     def score(self, split: str, name: str, batches: Iterable[dict[str, Any]]) -> Scores:
-        """Every metric of the task, and ``predictions.<split>.jsonl.gz``, by example its label and its prediction.
+        """Every metric of the task, and ``predictions.<split>.jsonl.gz`` with the label and prediction of each example.
 
         Raises:
             FloatingPointError: a prediction is not finite; names the split.
@@ -141,7 +141,7 @@ class Task(BaseTask):
         return Scores(figures, {f"predictions.{split}.jsonl.gz": rows}, self._constant(predicted))
 
     def _constant(self, predicted: NDArray[Any]) -> str | None:
-        """Scores are the same where they differ by rounding alone: by less than 1e-5 of their range."""
+        """Scores count as the same if they differ only by rounding, that is, by less than 1e-5 of their range."""
         if not self.regression:
             only = constant(predicted.tolist())
             return None if only is None else f"class {only}"

@@ -1,7 +1,7 @@
-"""``data.holdout``: rows of the train split that are not trained on but evaluated, to choose settings by.
+"""``data.holdout``: rows of the train split that are evaluated instead of trained on, to choose settings by.
 
-Which rows these are follows from their texts, their classes and how many are asked for, and from nothing else: not from
-the method, the learning rate, the run's seed or the order of the file. Rows that share a text (a duplicate, a question
+The rows depend only on the texts, the classes and the number requested: not on the method, the learning rate, the run's
+seed or the order of the file. Rows that share a text (a duplicate, a question
 about the same context) are held out together, so that no held-out row has its text in training.
 
 Standard library only: a plan needs ``size`` before anything is loaded.
@@ -18,7 +18,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from adalora_repro.errors import InputError
 
 HOLDOUT = "holdout"  # the name of the split
-SEED = "holdout 1"  # another text gives other rows
+SEED = "holdout 1"  # another string selects other rows
 _WORDS = re.compile(r"\w+")
 
 
@@ -26,7 +26,7 @@ def size(wanted: int | float, rows: int) -> int:
     """Held-out rows of ``rows``: ``wanted`` itself, or that fraction (0 < f < 1) of them, rounded.
 
     Raises:
-        InputError: neither a positive whole number nor such a fraction, less than one row, or no row left to train on.
+        InputError: it is neither a positive whole number nor such a fraction, or it leaves one part without a row.
     """
     if not 0 < wanted < (1 if isinstance(wanted, float) else math.inf):
         raise InputError(
@@ -35,10 +35,10 @@ def size(wanted: int | float, rows: int) -> int:
         )
     count = round(wanted * rows) if isinstance(wanted, float) else wanted
     if count == 0:
-        raise InputError(f"data.holdout={wanted}: of {rows:,} rows of the train split this is not even one")
+        raise InputError(f"data.holdout={wanted}: less than one of the {rows:,} rows of the train split")
     if count >= rows:
         raise InputError(
-            f"data.holdout={wanted}: the train split has {rows:,} rows, one or more must be left to train on"
+            f"data.holdout={wanted}: the train split has {rows:,} rows, and at least one must be left to train on"
         )
     return count
 
@@ -46,22 +46,22 @@ def size(wanted: int | float, rows: int) -> int:
 def parts(
     texts: Iterable[Sequence[str]], strata: Sequence[Hashable], by: Sequence[int], count: int
 ) -> tuple[list[int], list[int]]:
-    """Numbers of the rows to evaluate and of those to train on.
+    """Indices of the rows to evaluate and of the rows to train on.
 
     ``count`` rows are not trained on. Groups of rows that share their texts are taken whole, in the order of a hash of
-    these texts, as long as every stratum keeps its share of ``count`` (largest remainders), then as long as they fit.
-    Where whole groups do not add up to ``count``, the few rows that are missing are taken from one more group; as the
-    rest of it is trained on, they are not evaluated either.
+    these texts: first groups that exceed no stratum's share of ``count`` (largest remainders), then any that fit. If
+    whole groups do not add up to ``count``, the missing rows are taken from one more group; because the rest of that
+    group is trained on, they are not evaluated either.
 
     Args:
-        texts: of each row; compared by their words alone: no case, no punctuation, no order of the texts.
-        strata: of each row its class.
-        by: which of the texts a group shares, by their places.
-        count: below the number of rows.
+        texts: the texts of each row, compared by their words: case, punctuation and the order of the texts are ignored.
+        strata: the class of each row.
+        by: indices of the texts that a group shares.
+        count: how many rows, fewer than there are.
     """
     groups: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
     for row, values in enumerate(texts):
-        exact = hashlib.sha256("\0".join(values).encode()).digest()  # orders the rows of a group, whatever the file's
+        exact = hashlib.sha256("\0".join(values).encode()).digest()  # orders a group's rows whatever the file's order
         groups[_digest([values[place] for place in by])].append((exact, row))
     rest = [[row for _, row in sorted(groups[name])] for name in sorted(groups)]
     quota = _shares(Counter(strata), count)
@@ -94,7 +94,7 @@ def _digest(texts: Sequence[str]) -> str:
 
 
 def _shares(sizes: Counter[Hashable], count: int) -> Counter[Hashable]:
-    """``count`` dealt out in proportion to ``sizes``: rounded down, the rest to the largest remainders."""
+    """``count`` divided in proportion to ``sizes``: rounded down, the rest given to the largest remainders."""
     total = sizes.total()
     shares = Counter({stratum: count * size // total for stratum, size in sizes.items()})
     order = sorted(sizes, key=lambda stratum: (-(count * sizes[stratum] % total), str(stratum)))

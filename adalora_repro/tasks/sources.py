@@ -32,11 +32,11 @@ SOURCES = ("hub", "local", "sample")
 TRAIN = "train"
 SUFFIXES = (".jsonl.gz", ".jsonl")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-LARGE = 2**20  # bytes: what a local file of so many holds is kept in data.cache_dir, for parsing it takes seconds
-BLOCK = 2**20  # bytes that are unpacked at a time
+LARGE = 2**20  # bytes; the fingerprint of a larger local file is cached, because parsing it takes seconds
+BLOCK = 2**20  # bytes unpacked at a time
 MOST_LINE = 2**24  # bytes of one row; the longest article of CNN/DailyMail has 16 thousand
-MOST_BYTES = 2**36  # of a file's text, unpacked; the largest split of the tasks, CNN/DailyMail's, has 1.3e9
-#: an archive is refused where its text is beyond both: gzip packs text of the tasks to a third, zeros to a thousandth
+MOST_BYTES = 2**36  # of a file's unpacked text; the largest split of the tasks, of CNN/DailyMail, has 1.3e9
+#: an archive that exceeds both is refused: gzip packs text of the tasks to a third, zeros to a thousandth
 SUSPECT_BYTES, SUSPECT_RATIO = 2**28, 100
 FORMAT = "one JSON object a line, UTF-8, gzip-compressed (.jsonl.gz) or plain (.jsonl)"
 
@@ -128,12 +128,12 @@ def split_fingerprint(cfg: DictConfig, split: str) -> str:
 
 
 def byte_fingerprint(cfg: DictConfig) -> str:
-    """What ``fingerprint`` was for local files before it was made of their rows: a hash of their bytes."""
+    """The former ``fingerprint`` of local files: a hash of their bytes instead of their rows."""
     return _short([_sha256(_file(cfg, split))[:16] for split in splits(cfg)])
 
 
 def place(cfg: DictConfig, split: str) -> str:
-    """What names the bad rows of a split: the path of a local file, with its bytes, for lines are counted in them."""
+    """What the messages about bad rows depend on: the path of a local file and its bytes, which decide line numbers."""
     if cfg.data.source != "local":
         return ""
     path = _file(cfg, split)
@@ -322,10 +322,10 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _text_lines(path: Path) -> Iterator[bytes]:
-    """Lines of a file, unpacked as they are asked for and never more than a bounded part of them in memory.
+    """Lines of a file, unpacked on demand with a bounded part of them in memory.
 
     Raises:
-        InputError: a line, the text or the archive is beyond what data of a task can be; the file is damaged.
+        InputError: a line, the text or the archive is larger than a task's data can be; or the file is damaged.
     """
     packed, text, number, rest = path.stat().st_size, 0, 1, b""
     with _opened(path) as file:
@@ -360,7 +360,7 @@ _sums: dict[Path, tuple[tuple[int, int], str]] = {}
 
 
 def _sha256(path: Path) -> str:
-    """Of the bytes; a sweep of hundreds of runs reads them once, and again when the file's time or size changed."""
+    """SHA-256 of the bytes; a sweep of hundreds of runs reads them once, and again if time or size changes."""
     stat, name = path.stat(), path.absolute()
     stamp = (stat.st_mtime_ns, stat.st_size)
     if name not in _sums or _sums[name][0] != stamp:
@@ -371,19 +371,19 @@ def _sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """What a local file holds.
+    """The content of a local file.
 
     Attributes:
-        rows: how many.
-        fingerprint: SHA-256 of the rows in their order, each as JSON with sorted keys, or as it stands where it is not
-            JSON: the same for other line ends, spacing, escapes, compression or a byte order mark.
+        rows: number of rows.
+        fingerprint: SHA-256 of the rows in order, each as JSON with sorted keys, or unchanged if not JSON; it does
+            not depend on line ends, spacing, escapes, compression or a byte order mark.
     """
 
     rows: int
     fingerprint: str
 
 
-_contents: dict[str, Content] = {}  # by the SHA-256 of the bytes, of which it follows
+_contents: dict[str, Content] = {}  # by the SHA-256 of the bytes, which determines it
 
 
 def _content(cfg: DictConfig, split: str) -> Content:
@@ -395,7 +395,7 @@ def _content(cfg: DictConfig, split: str) -> Content:
         if content is None:
             content = _parsed_content(path)
             if path.stat().st_size >= LARGE:
-                with suppress(OSError):  # without it the next command takes as long
+                with suppress(OSError):  # without the cache the next command takes as long
                     kept.parent.mkdir(parents=True, exist_ok=True)
                     records.write_atomic(kept, shapes.dump(asdict(content)))
         _contents[name] = content

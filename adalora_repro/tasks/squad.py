@@ -209,17 +209,17 @@ class Task(BaseTask):
         return windows
 
     def _check_last(self, context: str, end: int, where: str) -> None:
-        """The last window of a row reaches the last token of its context.
+        """Checks that the last window of a row reaches the last token of its context.
 
         Args:
-            end: the character behind the last token of the last window.
+            end: end of the last token of the last window, in characters.
 
         Raises:
             InputError: it does not, as with tokenizers 0.23.1 and 0.23.2, which stop at ``max_length``.
         """
         if not context[end:].strip():
             return
-        # what follows may have no token: a mark that the normalizer takes away
+        # the rest may have no token: the normalizer may remove it
         offsets = self.tokenizer(context, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         last = offsets["offset_mapping"][-1][1]
         if end < last:

@@ -1,5 +1,5 @@
-"""Folders of backbone.path that a library would load, or take minutes over, and that are not the backbone: one line
-that names the file, exit code 2, nothing on disk."""
+"""Folders of backbone.path that are not the backbone, although a library would load them or spend minutes on them: one
+line that names the file, exit code 2, nothing on disk."""
 
 import json
 import os
@@ -125,8 +125,8 @@ def load(folder):
             "16 of the model's weights are missing: deberta.encoder.layer.1.attention.output.LayerNorm.b",
         ),
         (with_a_prefix, "38 of the model's weights are missing: deberta.embeddings.LayerNorm.bias, deberta.emb"),
-        (with_a_third_layer, "16 weights are of another model: deberta.encoder.layer.2.attention.output.LayerNorm.b"),
-        (of_the_base_with_a_third_layer, "16 weights are of another model: encoder.layer.2.attention.output"),
+        (with_a_third_layer, "16 weights belong to another model: deberta.encoder.layer.2.attention.output.LayerNorm"),
+        (of_the_base_with_a_third_layer, "16 weights belong to another model: encoder.layer.2.attention.output"),
         (cut_in_half, f"{QUERY} has the shape (16, 32), not (32, 32) (1 such weights in all)"),
         (not_finite(float("nan")), f"1 of the weights are not finite (NaN or infinite): {QUERY}"),
         (not_finite(float("inf")), f"1 of the weights are not finite (NaN or infinite): {QUERY}"),
@@ -161,15 +161,15 @@ def test_files_that_are_not_what_their_name_says(broken, whole):
     zipped = (whole / BIN).read_bytes()
     cases = [
         (BIN, pointer.encode(), "is a pointer to a large file, not the file itself: git lfs pull"),
-        (BIN, zipped[:20_000], "is cut short, or no weight file of PyTorch"),
-        (BIN, b"", "is cut short, or no weight file of PyTorch"),
-        (BIN, b"<html>404</html>", "is cut short, or no weight file of PyTorch"),
+        (BIN, zipped[:20_000], "is truncated, or not a PyTorch weight file"),
+        (BIN, b"", "is truncated, or not a PyTorch weight file"),
+        (BIN, b"<html>404</html>", "is truncated, or not a PyTorch weight file"),
         (SAFE, pointer.encode(), "is a pointer to a large file"),
-        (SAFE, b"", "is cut short, or no safetensors file"),
-        (SAFE, safe[:100], "cut short"),
+        (SAFE, b"", "is truncated, or not a safetensors file"),
+        (SAFE, safe[:100], "truncated"),
         (SAFE, safe[:-1], f"has {len(safe) - 1:,} bytes where its header says {len(safe):,}"),
         (SAFE, safe + b"\0", f"has {len(safe) + 1:,} bytes where its header says {len(safe):,}"),
-        (SAFE, (2**60).to_bytes(8, "little") + safe[8:], "is cut short, or no safetensors file"),
+        (SAFE, (2**60).to_bytes(8, "little") + safe[8:], "is truncated, or not a safetensors file"),
         (SAFE, (2).to_bytes(8, "little") + b"[]", "its header cannot be read"),
         (INDEX, b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "names model-00001-of-00002.safetensors"),
         (INDEX, b'{"weight_map": {"a": "../model.safetensors"}}', "names a file outside the folder"),
@@ -190,7 +190,7 @@ def test_files_that_are_not_what_their_name_says(broken, whole):
 
 def test_a_plan_says_it_too(cli, broken):
     (broken / BIN).write_bytes((broken / BIN).read_bytes()[:20_000])
-    assert "is cut short, or no weight file of PyTorch" in refusal(cli, broken, "dry_run=true")
+    assert "is truncated, or not a PyTorch weight file" in refusal(cli, broken, "dry_run=true")
 
 
 def test_an_older_pickle_that_is_cut_short_is_named_and_a_foreign_one_never_runs(cli, broken, weights, tmp_path):
@@ -241,7 +241,7 @@ def test_what_is_no_file_or_too_large_is_refused_before_it_is_read(cli, broken):
     again("tokenizer.json", sparse, "1,099,511,627,776 bytes, more than such a file can have")
     again(SAFE, sparse, "1,099,511,627,776 bytes, more than such a file can have")
     again(
-        "adapter_config.json", lambda path: path.write_text("{}", encoding="utf-8"), "an adapter lies beside the model"
+        "adapter_config.json", lambda path: path.write_text("{}", encoding="utf-8"), "the folder also holds an adapter"
     )
     os.mkfifo(broken / "vocab.txt")
     assert f"{broken / 'vocab.txt'}: a named pipe, not a file" in refusal(cli, broken)
@@ -274,7 +274,7 @@ def test_a_folder_without_its_tokenizer(cli, broken):
     for name in ("spm.model", "tokenizer_config.json"):
         (broken / name).unlink()
         line = refusal(cli, broken)
-        assert f"({broken}) has no tokenizer of this model" in line
+        assert f"({broken}): its tokenizer is not this model's" in line
         assert "spm.model or tokenizer.json" in line
 
 

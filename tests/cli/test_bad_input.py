@@ -23,13 +23,13 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
 Cli = Callable[..., Outcome]
 TASKS = "valid: cnn_dailymail, cola, mnli, mrpc, qnli, qqp, rte, squad, squad_v2, sst2, stsb, xsum"
-METHODS = "valid: adalora, adalora_gamma0, adalora_magnitude, adalora_random, adalora_sensitivity, adalora_uniform"
+METHODS = "valid: adalora, adalora_gamma0, adalora_gradient, adalora_magnitude, adalora_random, adalora_sensitivity"
 QA_BUDGETS = "0.08%, 0.16%, 0.32%, 0.65%, 1.28%, 2.57%, 4.65%"
 GLUE_BUDGETS = f"valid: 0.3M, 0.6M, 1.2M, {QA_BUDGETS}"
 ENCODERS = "valid: deberta-v3-base, minilm, tiny-bert, tiny-deberta, tiny-roberta"
 DECODERS = "valid: bart-large, tiny-bart"
 XSUM = "task=xsum budget=0.13% backbone=tiny-bart"
-BUDGETS = "valid: 0.08%, 0.13%, 0.16%, 0.26%, 0.32%, 0.3M, 0.65%, 0.6M, 1.10%, 1.2M, 1.28%, 2.20%, 2.57%, 4.65%"
+BUDGETS = "valid: 0.08%, 0.13%, 0.16%, 0.26%, 0.32%, 0.3M, 0.65%, 0.6M, 1.10%, 1.28%, 1.2M, 2.20%, 2.57%, 4.65%"
 
 
 def refused(done: Outcome) -> str:
@@ -60,7 +60,10 @@ WRONG: list[tuple[str, list[str]]] = [
     ("data.source=nope", ["unknown data source 'nope'", "valid: hub, local, sample"]),
     ("protocol=nope", ["unknown protocol 'nope'", "valid: paper, released"]),
     ("protocol.name=nope", ["unknown protocol.name 'nope'", "valid: paper, released"]),
-    ("+sweep=nope", ["unknown sweep 'nope'", "valid: controls, figure1, figure2, lr, lr_wide, seeds, stages, table1"]),
+    (
+        "+sweep=nope",
+        ["unknown sweep 'nope'", "valid: controls, figure1, figure2, lr, lr_wide, seeds, stages, study, table1"],
+    ),
     ("budget=1.10%", ["budget '1.10%' does not exist for task 'sst2'", GLUE_BUDGETS]),
     ("method=full budget=1.10%", ["budget '1.10%' does not exist for task 'sst2'", GLUE_BUDGETS]),
     (
@@ -74,13 +77,14 @@ WRONG: list[tuple[str, list[str]]] = [
     ("train.group_by_length=maybe", ["train.group_by_length", "maybe"]),
     ("train.device=tpu", ["train.device 'tpu'", "valid: auto, cpu, cuda"]),
     ("method.schedule=nope", ["method.schedule 'nope'", "valid: absolute, scaled"]),
-    ("method.score=nope", ["method.score 'nope'", "valid: importance, sensitivity, magnitude, random"]),
+    ("method.score=nope", ["method.score 'nope'", "valid: importance, sensitivity, gradient, magnitude, random"]),
     ("method.allocation=nope", ["method.allocation 'nope'", "valid: global, uniform"]),
     ("method=prune_lora method.score=magnitude", ["method.score=magnitude is |λ|, and LoRA's doublets have no λ"]),
     ("method=lora_regu method.gamma=-1", ["method.gamma must be 0 or more, not -1"]),
     ("method=svd_lora method.gamma=-1", ["method.gamma must be 0 or more, not -1"]),
     ("method=svd_lora method.t_i=5", ["no setting 'method.t_i'", "valid: method.name"]),
-    ("method=prune_lora method.init=5", ["no setting 'method.init'", "valid: method.name", "method.init_r"]),
+    ("method=prune_lora method.init=5", ["unknown method.init '5'", "valid: normal, kaiming"]),
+    ("method=bitfit method.init=normal", ["no setting 'method.init'", "valid: method.name"]),
     (
         "method=lora_regu protocol=released budget=0.08%",
         ["(method.r=1) has none; a larger method.r or budget, or"],
@@ -216,8 +220,8 @@ WRONG: list[tuple[str, list[str]]] = [
     ("train.grad_accumulation=9", ["train.grad_accumulation=9", "train.batch_size", "8"]),
     *((f"data.holdout={value}", ["data.holdout=", "must be a number of rows"]) for value in ("0", "-1", "1.0", "nan")),
     ("data.holdout=true", ["data.holdout: Value 'True'"]),
-    ("data.holdout=999999", ["data.holdout=999999: the train split has", "one or more must be left to train on"]),
-    ("data.holdout=1e-9", ["data.holdout=1e-09: of", "not even one"]),
+    ("data.holdout=999999", ["data.holdout=999999: the train split has", "at least one must be left to train on"]),
+    ("data.holdout=1e-9", ["data.holdout=1e-09: less than one of the "]),
     ("task.holdout_by=[text]", ["unknown column in task.holdout_by 'text'; valid: sentence"]),
     ("data.num_proc=0", ["data.num_proc must be positive, not 0"]),
     ("train.num_workers=-1", ["train.num_workers must be 0 or more"]),
@@ -238,8 +242,8 @@ WRONG: list[tuple[str, list[str]]] = [
     ("task.total_steps=0", ["task.total_steps must be positive"]),
     ("task.classifier_dropout=1.5", ["task.classifier_dropout must be below 1"]),
     ("data=hub task.rows.train=0", ["task.rows.train must be positive, not 0"]),
-    ("backbone.architecture.num_hidden_layers=0", ["num_hidden_layers must be a positive number of layers", "not 0"]),
-    ("backbone.architecture.num_hidden_layers=20000", ["positive number of layers, at most 1000, not 20000"]),
+    ("backbone.architecture.num_hidden_layers=0", ["must be a number of layers from 1 to 1000, not 0"]),
+    ("backbone.architecture.num_hidden_layers=20000", ["number of layers from 1 to 1000, not 20000"]),
     ("backbone=tiny-bart task=xsum backbone.architecture.decoder_layers=1001", ["decoder_layers", "at most 1000"]),
     ("backbone.architecture.hidden_size=99999999999", ["backbone.architecture.hidden_size must be below 2^31"]),
     ("method=lora method.layers=[99]", ["method.layers: no layer 99; valid: 0 to 1"]),
@@ -288,12 +292,12 @@ WRONG: list[tuple[str, list[str]]] = [
     ("hydra/launcher=nope", ["unknown hydra/launcher 'nope'; valid: basic"]),
     ("hydra/sweeper=nope", ["unknown hydra/sweeper 'nope'; valid: basic, cells"]),
     ("+tuned=[[a]]", ["+tuned=[[a]]: tuned takes the name of one file"]),
-    ("method=[lora,full]", ["method takes the name of one file; several runs are a list without brackets, after -m"]),
+    ("method=[lora,full]", ["method takes the name of one file; for several runs, use -m and a list without brackets"]),
     ("hydra/launcher={a:b}", ["hydra/launcher takes the name of one file"]),
     *[
         (
             f"{name}={10**399}",
-            [f"{name.lstrip('+')}: whole numbers are below 2^63", "not 10000000000000000000… (400 digits)"],
+            [f"{name.lstrip('+')}: whole numbers must be below 2^63", "not 10000000000000000000… (400 digits)"],
         )
         for name in (
             "seed",
@@ -304,11 +308,11 @@ WRONG: list[tuple[str, list[str]]] = [
             "hydra.sweeper.max_batch_size",
         )
     ],
-    (f"method.layers=[0,{-(10**399)}]", ["method.layers: whole numbers are below 2^63"]),
-    (f"task.head={{a:[{10**399}]}}", ["task.head: whole numbers are below 2^63"]),
-    (f"-m seed=0,{10**399}", ["seed: whole numbers are below 2^63"]),
-    (f"seed={'9' * 5000}", ["cannot read 'seed=9999", "whole numbers are below 2^63"]),
-    ("seed=9223372036854775808", ["seed: whole numbers are below 2^63"]),
+    (f"method.layers=[0,{-(10**399)}]", ["method.layers: whole numbers must be below 2^63"]),
+    (f"task.head={{a:[{10**399}]}}", ["task.head: whole numbers must be below 2^63"]),
+    (f"-m seed=0,{10**399}", ["seed: whole numbers must be below 2^63"]),
+    (f"seed={'9' * 5000}", ["cannot read 'seed=9999", "whole numbers must be below 2^63"]),
+    ("seed=9223372036854775808", ["seed: whole numbers must be below 2^63"]),
     ("seed=9223372036854775807", ["seed must be below 2^32"]),
     ("hydra.verbose=${task} dry_run=${oc.env:NOPE}", ["cannot compose a configuration: AssertionError"]),
     (f"backbone.path={'a' * 300}", ["File name too long"]),
@@ -320,7 +324,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ("-m hydra.sweeper.cells=a", ["hydra.sweeper.cells must map a table to a list"]),
     ("-m hydra.sweeper.stages=[a]", ["hydra.sweeper.stages must be a list"]),
     # a sweep
-    ("-m results.dir=a,b", ["results.dir is one for all runs", """in quotes: 'results.dir="a,b"'"""]),
+    ("-m results.dir=a,b", ["results.dir must be one for all runs", """in quotes: 'results.dir="a,b"'"""]),
     ("-m method=lora,houlsby method.r=3", ["no setting 'method.r' for method=houlsby; valid: method.name"]),
     ("-m method=lora,adalora method.gama=3", ["no setting 'method.gama' for method=lora; valid"]),
     ("-m method.gama=3", ["no setting 'method.gama' for method=adalora (did you mean method.gamma?)"]),
@@ -330,7 +334,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ),
     # options
     ("results.dir=/home/Müller", ["cannot read 'results.dir=/home/Müller'", "'results.dir=\"/home/Müller\"'"]),
-    ("results.dir=/x/a(b)", ["cannot read 'results.dir=/x/a(b)'", """goes in quotes: 'results.dir="/x/a(b)"'"""]),
+    ("results.dir=/x/a(b)", ["cannot read 'results.dir=/x/a(b)'", """in quotes: 'results.dir="/x/a(b)"'"""]),
     ("--cfg=nope", ["--cfg", "invalid choice: 'nope'"]),
     ("--config-path /tmp", ["--config-dir adds files"]),
     ("--foo", ["no option '--foo'", "task=sst2", "--help"]),
@@ -358,7 +362,7 @@ def test_a_dry_run_leaves_nothing_on_disk(tiny: Cli, word: str, many: bool) -> N
 
 
 def test_options_of_the_methods_swept_are_each_run_s_own(tiny: Cli) -> None:
-    """The default method, adalora, has no r: nobody asks it."""
+    """The default method, adalora, has no r: it must not be checked."""
     done = tiny("-m", "task=sst2", "method=lora,lora_qv", "method.r=3", "method.targets=[q,v]", "dry_run=true")
     assert (done.code, done.err) == (EXIT_OK, "")
     assert re.findall(r"^plan: .*method=(\S+) budget=(\S+)", done.out, re.MULTILINE) == [

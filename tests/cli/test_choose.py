@@ -154,7 +154,7 @@ def test_a_later_choice_replaces_the_learning_rate_alone(project: Path, capsys: 
     }
     assert text.startswith("\n".join([*lines[:4], "  warmup_steps: 7", "  # chosen "]))
     assert text.endswith("\n".join(["", *mine, ""]))
-    assert len(re.findall("# chosen from .*metrics.json", text)) == 2  # the earlier runs are no reason any more
+    assert len(re.findall("# chosen from .*metrics.json", text)) == 2  # the earlier runs no longer justify the choice
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_detached_stages_wait_for_each_other(tiny: Cli, slurm: Path) -> None:
     records.write(failed, folder)
     (slurm / "queue").unlink()
     done = tiny(*words)
-    assert "stage 2, rte lora 0.3M: optim.lr=1e-3, the best of 2 in 2 of 3 runs" in done.out
+    assert "stage 2, rte lora 0.3M: optim.lr=1e-3, the best of 2 (2 of 3 runs finished)" in done.out
     assert last_line(done) == "sweep: 2 already done, 5 submitted"  # the failed one again, and four seeds
 
 

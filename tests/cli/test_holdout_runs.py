@@ -1,4 +1,4 @@
-"""Runs with ``data.holdout``, and runs that predict the same for every example."""
+"""Runs with ``data.holdout``, and runs that make the same prediction for every example."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WHOLE = "task.max_length=128"  # no sentence of the sample is longer: rows diffe
 
 @dataclass
 class Rows:
-    """Token ids of the rows of a run, in training each time that a step has them."""
+    """Token ids of a run's rows; rows of the train split once for each step that uses them."""
 
     trained: list[tuple[int, ...]] = field(default_factory=list)
     held: set[tuple[int, ...]] = field(default_factory=set)
@@ -113,7 +113,7 @@ def test_a_stopped_run_with_a_held_out_split_goes_on(tiny: Cli, monkeypatch: pyt
 
 
 def test_the_best_checkpoint_is_that_of_the_held_out_split(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not of the split that is reported, which gets worse here while the other gets better until step 4."""
+    """Not on the reported split, which gets worse here while the held-out split improves until step 4."""
     figures = {2: (0.9, 0.5), 4: (0.8, 0.7), 6: (0.7, 0.6)}
 
     def evaluation(loop: train.Loop, watch: Any) -> Evaluation:
@@ -169,7 +169,7 @@ def test_one_class_for_all_examples_is_said_and_recorded(tiny: Cli, monkeypatch:
         done = tiny("task=mnli", "method=lora", "data.holdout=15")
     assert done.code == EXIT_OK
     assert done.err.splitlines()[-1] == (
-        "adalora-run: note: degenerate: the last evaluation predicts the same for all examples "
+        "adalora-run: note: degenerate: the last evaluation gave every example the same prediction "
         "(validation_matched: class 1, validation_mismatched: class 1, holdout: class 1)"
     )
     assert only_run().record.degenerate is True
@@ -227,5 +227,5 @@ def test_more_rows_than_there_are_cannot_be_held_out(tiny: Cli) -> None:
     done = tiny("task=sst2", "method=lora", "data.holdout=64")
     assert done.code == EXIT_BAD_INPUT
     assert done.err == (
-        "adalora-run: error: data.holdout=64: the train split has 64 rows, one or more must be left to train on\n"
+        "adalora-run: error: data.holdout=64: the train split has 64 rows, at least one must be left to train on\n"
     )

@@ -145,7 +145,7 @@ def test_weights_of_another_architecture_are_refused(cli, hub_cache, monkeypatch
 
 def test_a_hub_cache_without_the_tokenizer_or_with_a_pointer_is_refused(tmp_path, cli, hub_cache, monkeypatch):
     words = (*SMALL, "method=lora", "train.max_steps=3", "optim.warmup_steps=0")
-    for name, text in {"spm.model": "has no tokenizer of this model", "pytorch_model.bin": "git lfs pull"}.items():
+    for name, text in {"spm.model": "its tokenizer is not this model's", "pytorch_model.bin": "git lfs pull"}.items():
         shutil.copytree(hub_cache, tmp_path / name)
         (path,) = (tmp_path / name).rglob(name)
         if name == "spm.model":

@@ -204,8 +204,9 @@ def finish(child: subprocess.Popen[str]) -> Outcome:
 
 
 def ours(err: str) -> list[str]:
-    """The lines that adalora-run wrote, without those of the launcher and of progress."""
-    return [line for line in err.splitlines() if line.startswith(("adalora-run:", "resuming"))]
+    """The lines that adalora-run wrote, except for the launcher's, progress and the note about equal predictions."""
+    lines = [line for line in err.splitlines() if line.startswith(("adalora-run:", "resuming"))]
+    return [line for line in lines if not line.startswith("adalora-run: note: degenerate:")]
 
 
 # -- the same run ---------------------------------------------------------------------------------------------------

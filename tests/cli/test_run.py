@@ -639,7 +639,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tiny: Cli, monkeyp
 def test_a_failing_run_keeps_its_reason_where_its_traceback_cannot_be_written(
     tiny: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Text that is no UTF-8, a disk without room for error.txt, a device that answers nothing more: it has failed."""
+    """The record says failed: text that is not UTF-8, no disk space for error.txt, a device that no longer responds."""
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("a file's name: \udcff")
@@ -925,7 +925,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(tiny: Cli, stopped: tu
 def test_a_checkpoint_of_another_version_falls_back_or_is_refused_in_one_line(
     tiny: Cli, stopped: tuple[str, ...]
 ) -> None:
-    """It is whole: what was trained must not be lost. Nothing on disk changes. The kinds: unit/test_checkpoints.py."""
+    """It is intact, so training must not be lost: nothing on disk changes. All kinds: unit/test_checkpoints.py."""
     folder = only_run().folder
     older, newest = (folder / name for name in reversed(checkpoint.NAMES))
     state = torch.load(newest, weights_only=True)
@@ -935,10 +935,10 @@ def test_a_checkpoint_of_another_version_falls_back_or_is_refused_in_one_line(
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     done = tiny(*stopped)
     assert done.code == EXIT_BAD_INPUT
-    problem = f"{newest} is whole, but of another version of adalora-repro (model is missing)"
+    problem = f"{newest} is intact, but from another version of adalora-repro (model is missing)"
     assert done.err == (
-        f"adalora-run: error: {problem}: finish the run with the version that wrote it, or force=true starts over and "
-        "keeps it under another name\n"
+        f"adalora-run: error: {problem}: finish the run with the version that wrote it, or start over with "
+        "force=true, which keeps the checkpoint under another name\n"
     )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     kept_aside.rename(older)

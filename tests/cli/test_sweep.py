@@ -254,7 +254,7 @@ def test_stages_choose_a_learning_rate_from_the_first(tiny: Cli, monkeypatch: py
     done = tiny(*STAGES)
     assert done.code == EXIT_OK, done.err
     assert trained == [(1e-4, 0), (1e-3, 0), (1e-2, 0), (1e-3, 1), (1e-3, 2), (1e-3, 3), (1e-3, 4)]
-    assert "stage 2, rte lora 0.3M: optim.lr=1e-3, the best of 3 in 3 of 3 runs\n" in done.out
+    assert "stage 2, rte lora 0.3M: optim.lr=1e-3, the best of 3 (3 of 3 runs finished)\n" in done.out
     assert last_line(done) == "sweep: 7 done"
     trained.clear()
     gone = next(run for run in find_runs() if run.record.key["seed"] == 3)
@@ -275,7 +275,7 @@ def test_stages_choose_on_the_held_out_split(tiny: Cli, monkeypatch: pytest.Monk
     )
     done = tiny(*STAGES)
     assert done.code == EXIT_OK, done.err
-    words = "optim.lr=1e-3, the best of 3 on the held-out split in 3 of 3 runs\n"
+    words = "optim.lr=1e-3, the best of 3 on the held-out split (3 of 3 runs finished)\n"
     assert f"stage 2, rte lora 0.3M: {words}" in done.out
     tried = [run.record.key["lr"] for run in find_runs()]
     assert sorted(tried) == [1e-4, *[1e-3] * 5, 1e-2]
@@ -385,14 +385,14 @@ def test_a_cell_without_a_first_stage_is_left_out_by_name(tiny: Cli, monkeypatch
     done = tiny(*words, "results.dir=a")
     assert done.code == EXIT_FAILED
     assert "stage 2, rte lora 1.2M: left out, none of the 3 runs to choose from is finished\n" in done.out
-    assert "stage 2, rte bitfit: optim.lr=1e-3, the best of 2 in 2 of 3 runs, the edge" in done.out
+    assert "stage 2, rte bitfit: optim.lr=1e-3, the best of 2 (2 of 3 runs finished), the edge" in done.out
     assert last_line(done) == "sweep: 3 done, 7 failed, 2 left out"
 
     held_folder = next(run.folder for run in find_runs("a") if run.record.key["lr"] == 1e-4)
     with (held_folder / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = tiny(*words, "results.dir=a", "method=bitfit", "optim.lr=1e-4,1e-3")
-    assert "stage 2, rte bitfit: left out, another process trains 1 of the 2 runs to choose from\n" in done.out
+    assert "stage 2, rte bitfit: left out, another process is training 1 of the 2 runs to choose from\n" in done.out
     assert last_line(done) == "sweep: 2 already done, 1 left out"
 
 
@@ -427,13 +427,13 @@ def test_two_processes_share_stages(tmp_path: Path) -> None:
     choices = [line for line in lines if line.startswith("stage 2, ")]
     assert len(choices) == 2
     assert len({*choices}) == 1
-    assert "the best of 3 in 3 of 3 runs" in choices[0]
+    assert "the best of 3 (3 of 3 runs finished)" in choices[0]
     assert not list(tmp_path.rglob("*.old-*"))
 
 
 @pytest.mark.parametrize("ends", ["finished", "failed", "killed"])
 def test_a_stage_waits_for_the_run_of_another_process(tiny: Cli, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
-    """The other process finishes the run, which is the best; or it fails; or it is killed, and the run is done here."""
+    """The other process finishes the run, which is the best; or fails; or is killed, and the run is trained here."""
     scores = {1e-4: 0.4, 1e-3: 0.6, 1e-2: 0.5}
     trained = []
 
@@ -466,7 +466,7 @@ def test_a_stage_waits_for_the_run_of_another_process(tiny: Cli, monkeypatch: py
         monkeypatch.setattr(time, "sleep", wait)
         done = tiny(*STAGES, "seed=0,1,2")
     assert done.code == EXIT_OK, done.err
-    assert "stage 2: waiting for 1 runs that other processes train\n" in done.out
+    assert "stage 2: waiting for 1 runs that other processes are training\n" in done.out
     taken_over = [(1e-3, 0)] if ends == "killed" else []
     best = 1e-2 if ends == "failed" else 1e-3
     assert trained == [(1e-4, 0), (1e-2, 0), *taken_over, (best, 1), (best, 2)]
@@ -477,7 +477,7 @@ def test_a_stage_waits_for_the_run_of_another_process(tiny: Cli, monkeypatch: py
 def test_a_run_that_failed_in_another_process_meanwhile_is_not_tried_again(
     tiny: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that had failed before is, as ``test_a_failed_run_is_tried_again`` shows."""
+    """A run that failed before the command began is tried: ``test_a_failed_run_is_tried_again``."""
     tried = []
 
     def score(cfg: Any) -> float:

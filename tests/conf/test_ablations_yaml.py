@@ -78,7 +78,7 @@ def test_lora_has_the_alpha_of_adalora_s_recipe_and_one_scaling_for_all(task: st
 
 @pytest.mark.parametrize("protocol", ["paper", "released"])
 def test_a_starts_gaussian_on_deberta_v3_alone(protocol: str) -> None:
-    """fidelity F21; without the setting a run is what it was before there was one."""
+    """fidelity F21; a run without the setting keeps the identity it had before the setting existed."""
     for backbone in sorted(path.stem for path in (CONF / "backbone").glob("*.yaml")):
         task = ["task=xsum", "budget=0.26%"] if "bart" in backbone else ["task=rte", "budget=0.16%"]
         for method in (*LORA, "prune_lora"):

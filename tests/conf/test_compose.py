@@ -439,6 +439,7 @@ def test_the_short_runs_can_be_read() -> None:
 #: setting of ``LATER`` -> a task and another value; of AdaLoRA alone if it is ``method.allocation``
 LATER_VALUES = {
     "backbone.weights": ("cola", "random"),
+    "data.holdout": ("cola", "300"),
     "data.skip_invalid": ("cola", "true"),
     "method.allocation": ("cola", "uniform"),
     "method.init": ("cola", "kaiming"),
@@ -457,7 +458,8 @@ LATER_VALUES = {
 
 
 def test_later_settings_are_all_tried() -> None:
-    elsewhere = {"method.rank_pattern", "train.group_by_length"}  # test_transplant.py, below
+    # tested in test_transplant.py, test_budgets.py and below
+    elsewhere = {"method.rank_pattern", "method.initial_rank", "train.group_by_length"}
     assert set(LATER_VALUES) | elsewhere == set(LATER)
 
 

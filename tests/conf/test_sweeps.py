@@ -163,7 +163,7 @@ APPENDIX_C_2 = {8e-5, 5e-5, 3e-5, 1e-4, 3e-4, 5e-4, 8e-4, 1e-3}
 
 
 def grids() -> dict[str, list[float]]:
-    """The learning rates of every sweep that has some."""
+    """The learning rates of every sweep with a grid."""
     found = {path.stem: OmegaConf.load(path).hydra.sweeper.get("params") or {} for path in SWEEPS}
     return {
         name: [float(lr) for lr in params["optim.lr"].split(",")]

@@ -80,9 +80,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rank_pattern": None}, "method 'adalora' has no ranks there"),
     ({"rank_pattern": {}}, "has no ranks there"),
     ({"rank_pattern": {"encoder.0.q": 0}}, "has no ranks there"),
-    ({"rank_pattern": {"encoder.0.q": 1.5}}, "has no ranks there"),
-    ({"rank_pattern": {"encoder.0.q": True}}, "has no ranks there"),
-    ({"rank_pattern": {"encoder.0.q": -1, "encoder.0.k": 2}}, "has no ranks there"),
+    ({"rank_pattern": {"encoder.0.q": 1.5}}, "rank_pattern.encoder.0.q is 1.5, not a whole number"),
+    ({"rank_pattern": {"encoder.0.q": True}}, "rank_pattern.encoder.0.q is True, not a whole number"),
+    ({"rank_pattern": {"encoder.0.q": -1, "encoder.0.k": 2}}, "rank_pattern.encoder.0.q is -1, not a whole number"),
     ({"rank_pattern": RANKS | {"encoder.2.q": 1}}, r"encoder\.2\.q, which this model does not adapt"),
     ({"rank_pattern": {"encoder.0.q": 1}}, r"encoder\.0\.k and 10 more, of this model, which the ranks leave out"),
 ]

@@ -1,4 +1,4 @@
-"""On a real accelerator: nothing in a step makes the host wait, and what is computed is what a CPU computes."""
+"""On a real accelerator: no operation of a step makes the host wait, and the results are those of a CPU."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def built(tmp_path: Path) -> Callable[..., Loop]:
 
 @pytest.fixture
 def waits_are_errors() -> Iterator[Callable[[], None]]:
-    """The function that it yields makes torch raise where the host would wait for the device."""
+    """Yields a function that makes torch raise an error where the host would wait for the device."""
     yield lambda: torch.cuda.set_sync_debug_mode("error")
     torch.cuda.set_sync_debug_mode("default")
 
@@ -77,9 +77,9 @@ def test_no_step_waits(
 ) -> None:
     loop = built(*words_of(task, backbone, budget, method, precision))
     batches = list(train.training_batches(loop))
-    train.step(loop, batches[0])  # the optimizer's states come with it
+    train.step(loop, batches[0])  # this creates the optimizer's state
     waits_are_errors()
-    for batch in batches[1:]:  # of all phases: masks are due, and no longer
+    for batch in batches[1:]:  # of all phases, with and without masks
         train.step(loop, batch)
 
 

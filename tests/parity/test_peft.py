@@ -186,7 +186,7 @@ def test_fifty_steps_of_training_have_the_losses_of_peft():
             pair.append(loss.item())
         losses.append(pair)
     assert max(abs(a - b) for a, b in losses) < 1e-5
-    assert sum(a for a, _ in losses[-10:]) < 0.8 * sum(a for a, _ in losses[:10])  # it learns: no comparison of noise
+    assert sum(a for a, _ in losses[-10:]) < 0.8 * sum(a for a, _ in losses[:10])  # it learns: noise is not compared
 
 
 def test_ranks_of_their_own_are_scaled_as_peft_s_patterns_say():

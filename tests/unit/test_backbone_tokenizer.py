@@ -36,7 +36,7 @@ AWKWARD += "\u2028\u2029\u0085\t\n\r\x01\x1f\x7f\u200e\u200f\ufffd▁éüñßø�
 
 
 def deberta(folder: Path) -> Any:
-    """``backbone.path``'s tokenizer as a run gets it, without the check of a configuration that is not there."""
+    """``backbone.path``'s tokenizer as a run gets it, without checking a configuration, which the folder lacks."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -113,7 +113,7 @@ def test_ids_are_sentencepiece_s_on_every_character(tokenizer: Any, oracle: Any)
 
 
 def test_transformers_alone_loses_them(folder: Path, oracle: Any) -> None:
-    """Without this the map would have nothing to be restored: then the row in docs/deviations.md goes."""
+    """If this fails, the map need not be restored: remove the row in docs/deviations.md."""
     from transformers import AutoTokenizer
 
     bare = AutoTokenizer.from_pretrained(folder)
@@ -160,7 +160,7 @@ def test_ids_are_sentencepiece_s_on_a_sample_of_the_local_rows(tokenizer: Any, o
 
 @settings(deadline=None, max_examples=40)
 @given(st.text(AWKWARD + " ab", max_size=8), st.text(AWKWARD + " ab", max_size=8), st.text(AWKWARD, max_size=2))
-@example("\x01", "", "")  # removed at the start: there is no character before it to lean on
+@example("\x01", "", "")  # removed at the start, where no character comes before it
 @example("\x01\x02 ", "", "")
 @example("ﷺ", "…", "²")
 def test_answers_are_where_they_were(tokenizer: Any, before: str, behind: str, end: str) -> None:
@@ -236,16 +236,16 @@ def test_what_cannot_be_the_backbone_s_tokenizer(tokenizer: Any, folder: Path) -
 
     backbone_tokenizer.check(tokenizer, {"vocab_size": size, "pad_token_id": 0}, "here")
     backbone_tokenizer.check(tokenizer, {"vocab_size": 4 * size}, "here")
-    assert "has no tokenizer of this model" in refusal(tokenizer, vocab_size=4 * size + 1)
+    assert "its tokenizer is not this model's" in refusal(tokenizer, vocab_size=4 * size + 1)
     assert f"has ids up to {size - 1}, the embedding {size - 1} rows" in refusal(tokenizer, vocab_size=size - 1)
     assert "the pad token of its tokenizer" in refusal(tokenizer, pad_token_id=1)
     assert "the eos token of its tokenizer" in refusal(tokenizer, eos_token_id=1)
     unknown = deberta(folder)
     unknown.backend_tokenizer.normalizer = normalizers.Replace(Regex("[a-z]"), "☃")
-    assert "does not have ordinary words: the, of, and, to, in become [UNK]" in refusal(unknown)
+    assert "does not know ordinary words: the, of, and, to, in become [UNK]" in refusal(unknown)
     silent = deberta(folder)
     silent.backend_tokenizer.normalizer = normalizers.Replace(Regex("."), "")
-    assert "does not have ordinary words" in refusal(silent)
+    assert "does not know ordinary words" in refusal(silent)
     shared = deberta(folder)
     shared.sep_token = "[CLS]"
     assert "share an id" in refusal(shared)

@@ -1,4 +1,4 @@
-"""Checkpoints of other versions: whole files whose entries are not those of the run that is to go on from them."""
+"""Checkpoints of other versions: intact files whose entries do not fit the run that should resume from them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _moments_of_another_shape(state: dict[str, Any]) -> None:
 FOREIGN: dict[str, tuple[Spoil, str]] = {
     "format": (lambda state: state.update(format=2), "format 2, this one reads 1"),
     "entry renamed": (_renamed, "model is missing"),
-    "entry more": (lambda state: state.update(scaler={}), "scaler is not known here"),
+    "entry more": (lambda state: state.update(scaler={}), "scaler is unknown"),
     "weight missing": (_without_a_weight, "is missing"),
     "weight smaller": (_weight_that_could_be_broadcast, "torch.float32 [1, 1], not torch.float32 ["),
     "weight of text": (lambda state: state["model"].update(dict.fromkeys(state["model"], "x")), "is a str"),
@@ -66,7 +66,7 @@ FOREIGN: dict[str, tuple[Spoil, str]] = {
     "scheduler": (lambda state: state["scheduler"].update(last_epoch=1), "the scheduler at 1"),
     "method": (lambda state: state["method"].pop("mask"), "method.mask is missing"),
     "mask": (lambda state: state["method"].update(mask=torch.ones(2)), "method.mask is torch.float32 [2]"),
-    "averages": (lambda state: state["method"]["average"].pop(), "method.average is no list of"),
+    "averages": (lambda state: state["method"]["average"].pop(), "method.average is not a list of"),
     "loop": (lambda state: state["loop"].pop("tokens"), "loop.tokens is missing"),
     "loop more": (lambda state: state["loop"].update(epoch=1), "unknown field 'loop.epoch'"),
     "log": (lambda state: state["loop"].update(log_bytes=-1), "loop.log_bytes is -1"),
@@ -94,22 +94,22 @@ def test_what_was_saved_is_taken_as_it_was(loop: train.Loop, tmp_path: Path) -> 
 def test_another_version_is_refused_with_the_reason(loop: train.Loop, tmp_path: Path, spoil: Spoil, why: str) -> None:
     state = saved(loop, tmp_path)
     spoil(state)
-    checkpoint.save(tmp_path, state)  # the good one is the one before now
+    checkpoint.save(tmp_path, state)  # the valid one is now the previous one
     older, newest = (tmp_path / name for name in reversed(checkpoint.NAMES))
     read, (problem,) = checkpoint.load(tmp_path, loop.plan.key["hash"], loop.load_state_dict)
     assert read is not None
     assert read["t"] == loop.t == 2
-    assert problem.startswith(f"{newest} is whole, but of another version of adalora-repro (")
+    assert problem.startswith(f"{newest} is intact, but from another version of adalora-repro (")
     assert why in problem
     older.write_bytes(b"damaged")
-    with pytest.raises(InputError, match=r"is whole, but of another version.*or force=true starts over"):
+    with pytest.raises(InputError, match=r"is intact, but from another version.*or start over with force=true"):
         checkpoint.load(tmp_path, loop.plan.key["hash"], loop.load_state_dict)
 
 
 @pytest.mark.parametrize("content", [[1], {"t": 5}, torch.nn.Linear(2, 2)], ids=["list", "no hash", "module"])
 def test_a_whole_file_that_is_no_state_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "checkpoint.pt")
-    with pytest.raises(InputError, match=r"checkpoint\.pt is whole, but of another version"):
+    with pytest.raises(InputError, match=r"checkpoint\.pt is intact, but from another version"):
         checkpoint.load(tmp_path, "0")
 
 

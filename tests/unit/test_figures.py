@@ -207,7 +207,7 @@ def test_curves_pass_over_what_is_not_theirs(tmp_path: Path) -> None:
     assert losses(tmp_path, 100) == []
     assert losses(tmp_path / "nowhere", 100) == []
     (tmp_path / "log.jsonl").unlink()
-    os.mkfifo(tmp_path / "log.jsonl")  # nobody waits for it
+    os.mkfifo(tmp_path / "log.jsonl")  # nothing waits for it
     assert losses(tmp_path, 100) == []
 
 

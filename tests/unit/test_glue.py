@@ -110,7 +110,7 @@ def test_two_classes_equal_scikit_learn(cases: list[tuple[int, int]]) -> None:
         ("cola", [1, 1, 1], "class 1"),
         ("cola", [0, 0, 0], "class 0"),
         ("cola", [0, 0, 1], None),
-        ("cola", [1], None),  # of one example nothing can be told
+        ("cola", [1], None),  # one example says nothing
         ("stsb", [2.5, 2.5, 2.5], "2.5"),
         ("stsb", [2.5, 2.500001, 2.5], "2.5"),  # rounding
         ("stsb", [2.5, 2.501, 2.5], None),

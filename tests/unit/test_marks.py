@@ -101,7 +101,7 @@ def test_the_best_baseline_is_of_the_same_budget_and_no_variant_of_adalora(tmp_p
 
 
 def test_ranks_of_an_adalora_run_are_no_baseline(tmp_path: Path) -> None:
-    """The row lora_rank_pattern has what AdaLoRA found: the better it is, the better for AdaLoRA."""
+    """The row lora_rank_pattern has AdaLoRA's ranks: a good score there speaks for AdaLoRA."""
     for method, base in (("lora", 0.60), ("lora_rank_pattern", 0.66), ("lora_init_r", 0.67), ("adalora", 0.70)):
         seeds(tmp_path, [base, base + 0.01 * len(method) / 4, base + 0.03], method=method)
     seeds(tmp_path, [0.5, 0.52, 0.51], method="full", budget="full")

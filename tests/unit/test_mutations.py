@@ -1,4 +1,4 @@
-"""Reports over results that something has spoilt: committed records, with values deleted, replaced and made extreme.
+"""Reports on damaged results: committed records with values deleted, replaced or made extreme.
 
 Whatever stands in the files, every report is made or refuses in one line; a figure that is printed is the mean of the
 files that the report names for it, read here by other means.
@@ -55,7 +55,7 @@ VALUES = [
     ),
     *('"0.5"', '"../../x"', '"\\u0000"', '"\\ud800"', json.dumps(EVIL), json.dumps("x" * 10_000), '{"train": "3"}'),
 ]
-FAULT = re.compile(r"\(\w+\.py:\d+\)")  # what the last line of defence adds: validation has let something pass
+FAULT = re.compile(r"\(\w+\.py:\d+\)")  # added by the last line of defence: validation let something pass
 
 
 def copied(place: Path) -> None:
@@ -191,7 +191,7 @@ def figures_of(place: Path) -> Figures:
 
 
 def check_figures(place: Path, before: Figures, touched: set[str]) -> None:
-    """Each mean is that of its files; where no file was touched, and none left the cell, it is what it was."""
+    """Each mean is that of its files; a cell of which no file was touched or removed keeps its mean."""
     after = figures_of(place)
     for name, row in after.items():
         task, metric = name[3:]

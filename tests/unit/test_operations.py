@@ -82,10 +82,10 @@ def test_the_norm_of_the_task_s_gradient_leaves_the_regularizer_out(hydra, tmp_p
 
 
 def test_only_a_step_that_is_logged_measures_it(hydra, tmp_path):
-    """And no other step has an operation more: of two it takes the parameters' norms and the norm of these."""
+    """Other steps need no extra operation; this one takes each gradient's norm and the norm of these."""
     loop = loop_of(hydra, "adalora", tmp_path)
     batches = next(train.training_batches(loop))
-    train.step(loop, batches)  # the optimizer's states come with it
+    train.step(loop, batches)  # this creates the optimizer's state
     counts = []
     for due in (False, True, False):
         loop.log_due, loop.task_norm = due, None

@@ -167,7 +167,7 @@ def test_a_held_out_split_is_what_a_run_is_chosen_by(tmp_path: Path) -> None:
     old = make(0.5)
     assert figures_to_choose_by(old.final) == old.final["metrics"]
     values = old.to_json()
-    del values["degenerate"]  # as in records from before there was the field
+    del values["degenerate"]  # as in records made before the field existed
     assert validate(values, "old").degenerate is False
 
 
@@ -460,7 +460,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for root, whom no permission keeps out."""
+    """The same for root, whom permissions do not stop."""
     good, bad = save(tmp_path, make()), save(tmp_path, make(task="rte")).parents[2]
     scandir = os.scandir
 
@@ -485,7 +485,7 @@ def test_results_may_be_links_and_runs_may_hold_links(tmp_path: Path) -> None:
     read_again, refused = read_all(tmp_path / "results")
     assert (len(read_again), refused) == (1, [])
     (tmp_path / "disk").rename(tmp_path / "gone")
-    assert read_all(tmp_path / "results")[1] == [f"{tmp_path}/results/runs: a link to a folder that is not there"]
+    assert read_all(tmp_path / "results")[1] == [f"{tmp_path}/results/runs: a broken link"]
 
 
 def test_folders_without_end_are_named(tmp_path: Path) -> None:
@@ -501,9 +501,9 @@ def test_folders_without_end_are_named(tmp_path: Path) -> None:
     ("text", "why"),
     [
         ('{"a": 1, "b": {"c": 1, "c": 1}}', "an object has the key 'c' twice"),
-        ('{"a": NaN}', "'NaN' is no finite number"),
-        ("[-Infinity]", "'-Infinity' is no finite number"),
-        ("[1e999]", "'1e999' is no finite number"),
+        ('{"a": NaN}', "'NaN' is not a finite number"),
+        ("[-Infinity]", "'-Infinity' is not a finite number"),
+        ("[1e999]", "'1e999' is not a finite number"),
         (f"[{'9' * 400}]", "a number of 400 digits"),
         (f"[{'9' * 5000}]", "a number of 5,000 digits"),
         ("[" * 700 + "]" * 700, "more than 32 levels"),

@@ -106,7 +106,7 @@ def test_the_rule_against_a_slow_reading_of_it(records: list[RunRecord]) -> None
 
 @given(records_of_a_cell, st.randoms(use_true_random=False))
 def test_scores_never_choose_a_setting(records: list[RunRecord], order: Any) -> None:
-    """Precision, attention and batching are no tries: with all scores dealt out anew the same setting is shown."""
+    """Precision, attention and batching are not tuned: whatever the scores, the same setting is shown."""
     before = select(runs_of(records)).runs[0].key["variant"]
     scores = [record.final for record in records]
     kinds = [record.final is not None and "holdout" in record.final for record in records]
@@ -180,7 +180,7 @@ def test_five_seeds_are_shown_and_not_a_lucky_one(
     assert "LoRA 0.3M, CoLA: lr 5e-4 has a higher mean with fewer seeds (1 of 5): not shown." in text
     assert "(lr 3e-4, the best of 8 tried, 100 steps, seeds 0 to 4)" in text
     assert RULE in text
-    assert "Optimistic: in 1 of 1 cell the learning rate was chosen by the scores that are reported" in text
+    assert "Optimistic: in 1 of 1 cell the learning rate was chosen by the reported scores" in text
     assert report.main(["table1", "--only-filled", "--format", "csv"]) == EXIT_OK
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     shown = [row[name] for name in ("mean", "n_seeds", "lr", "n_lrs_tried", "chosen_on", "held_out_mean")]
@@ -309,12 +309,12 @@ def test_best_says_among_how_many_evaluations_it_is_the_best(tmp_path: Path) -> 
             (path.parent / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
     scope = Scope("minilm", "local", select="best", results=tmp_path)
     table = compile_table(controls.SPEC, read_all(tmp_path)[0], scope)
-    (note,) = (note for note in layout.notes_of(table) if note.startswith("Evaluations that best"))
+    (note,) = (note for note in layout.notes_of(table) if note.startswith("Evaluations among which best"))
     counts = "LoRA 0.3M: CoLA 6; AdaLoRA 0.3M: CoLA 3; SVD-LoRA 0.3M: CoLA not recorded"
     assert sorted(note.split(": ", 1)[1].rstrip(".").split("; ")) == sorted(counts.split("; "))
     assert any("optimistic, and the more so the more evaluations" in note for note in layout.notes_of(table))
     final = compile_table(controls.SPEC, read_all(tmp_path)[0], replace(scope, select="final"))
-    assert not any("Evaluations that best" in note for note in layout.notes_of(final))
+    assert not any("Evaluations among which best" in note for note in layout.notes_of(final))
 
 
 @pytest.mark.parametrize(("protocol", "delta_t", "count"), [("paper", 7, 2), ("released", 7, 1), ("released", 6, 2)])

@@ -173,7 +173,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, damage: bytes) -> None:
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
-        (os.mkfifo, "a named pipe"),  # to open it would wait for ever
+        (os.mkfifo, "a named pipe"),  # opening it would block for ever
         (lambda path: os.symlink("/dev/zero", path), "a device"),
         (os.mkdir, "a folder"),
     ],
@@ -208,7 +208,7 @@ def test_an_archive_that_no_text_packs_to_is_given_up(tmp_path: Path, monkeypatc
     monkeypatch.setattr(sources, "SUSPECT_BYTES", 2**22)
     row = b'{"sentence": "x", "label": 0}\n'
     path = tmp_path / "sst2" / "train.jsonl.gz"
-    path.write_bytes(gzip.compress(row * (2**21 // len(row))))  # as good, but small
+    path.write_bytes(gzip.compress(row * (2**21 // len(row))))  # valid and small
     assert sources.train_rows(cfg) == 2**21 // len(row)
     path.write_bytes(gzip.compress(row * (2**23 // len(row))))
     with pytest.raises(InputError, match=r"train\.jsonl\.gz: its [\d,]+ bytes unpack to more than 100 times as many"):
@@ -220,7 +220,7 @@ def test_a_file_beyond_the_bound_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "sst2" / "train.jsonl"
     (tmp_path / "sst2" / "train.jsonl.gz").unlink()
     path.touch()
-    os.truncate(path, sources.MOST_BYTES + 1)  # takes no room: it has a hole
+    os.truncate(path, sources.MOST_BYTES + 1)  # a sparse file takes no space
     with pytest.raises(InputError, match=r"train\.jsonl: more than 68,719,476,736 bytes of text"):
         check(cfg)
 

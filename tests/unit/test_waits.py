@@ -43,8 +43,8 @@ def test_no_step_waits(built: Callable[..., Loop], task: str, backbone: str, met
     shortcuts.mask_without_looking(loop.model)  # as session.build does for an accelerator
     shortcuts.positions_at_hand(loop.model)
     batches = train.training_batches(loop)
-    train.step(loop, next(batches))  # the optimizer's states come with it
-    for _ in range(9):  # of all phases: masks are due, and no longer
+    train.step(loop, next(batches))  # this creates the optimizer's state
+    for _ in range(9):  # of all phases, with and without masks
         batch = next(batches)
         with CountOperations() as counted:
             train.step(loop, batch)
