@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro import backbone_files, backbone_tokenizer, hub
 from adalora_repro.errors import InputError, one_of
+from adalora_repro.terminal import first_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -508,10 +509,9 @@ def _from_hub(cfg: DictConfig, load: Any) -> Any:
     except Exception as error:  # foreign files: OSError, ValueError, those of safetensors, pickle, JSON, the hub …
         if (folder := _folder(cfg)) is not None:
             backbone_files.check(folder)
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"cannot load backbone '{cfg.backbone.name}' ({_source(cfg)}): {reason} | offline: backbone.path=DIR with "
-            "a saved copy, a filled HF_HOME cache, or backbone=minilm"
+            f"cannot load backbone '{cfg.backbone.name}' ({_source(cfg)}): {first_line(error)} | offline: "
+            "backbone.path=DIR with a saved copy, a filled HF_HOME cache, or backbone=minilm"
         ) from error
 
 

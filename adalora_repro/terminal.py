@@ -35,6 +35,13 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 200 else f"{text[:199]}…"
 
 
+def first_line(error: BaseException | str) -> str:
+    """The first line of an error's message, harmless and of at most 200 characters; without a message its type."""
+    lines = str(error).strip().splitlines() or ["" if isinstance(error, str) else type(error).__name__]
+    text = clean(lines[0].strip())
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
 def _harmless(text: str) -> str:
     if text.isprintable():  # neither FORBIDDEN nor a blank other than the space
         return text

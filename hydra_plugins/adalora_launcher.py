@@ -166,7 +166,7 @@ class ArrayLauncher(Launcher):
             with redirect_stderr(io.StringIO()):  # submitit prints what it raises
                 tasks = self.executor.submit_array([ArrayTask([*options, *job], cwd) for job in words])
         except FailedJobError as error:
-            raise InputError(f"sbatch refused: {one_line(str(error))}") from None
+            raise InputError(f"sbatch refused: {message_of_sbatch(str(error))}") from None
         except UnicodeError as error:  # submitit writes the script in the locale's encoding, in which sbatch reads it
             raise InputError(f"cannot write the job's script in this locale ({error}); set LC_ALL=C.UTF-8") from None
         number = tasks[0].job_id.partition("_")[0]
@@ -270,6 +270,6 @@ def executor(settings: Mapping[str, Any]) -> Any:
     return made
 
 
-def one_line(text: str) -> str:
+def message_of_sbatch(text: str) -> str:
     lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in text.splitlines()]
     return "; ".join(line for line in lines if line)

@@ -58,8 +58,8 @@ from adalora_repro.tables.layout import (
 from adalora_repro.tables.marks import Done, with_marks
 from adalora_repro.tables.out import check, form_of
 from adalora_repro.tables.render import escape_html, html_notes, html_table, html_values
-from adalora_repro.tables.status import HEADINGS, SYMBOLS, State, first_line, state_of
-from adalora_repro.terminal import clean
+from adalora_repro.tables.status import HEADINGS, SYMBOLS, State, state_of
+from adalora_repro.terminal import clean, first_line
 from adalora_repro.words import word
 
 FILE = "report.html"

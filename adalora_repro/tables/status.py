@@ -18,7 +18,7 @@ from adalora_repro.records import STATUSES, RunRecord
 from adalora_repro.tables.base import Scope, Spec, Table, compile_table, in_scope, lr_text, rows_wanted
 from adalora_repro.tables.choose import choices
 from adalora_repro.tables.layout import commands_of, optimism, plural
-from adalora_repro.terminal import clean
+from adalora_repro.terminal import clean, first_line
 
 STALE_S = 600.0  # a run reports its progress far more often: after this silence it is taken for dead
 SYMBOLS = {"running": "r", "queued": "q", "interrupted": "i", "failed": "f", "cancelled": "c"}
@@ -224,8 +224,3 @@ def describe(state: State, now: float) -> str:
     if state.status == "failed":
         words.append(str(state.path))
     return clean(": ".join([words[0], ", ".join(words[1:])]) if len(words) > 1 else words[0])
-
-
-def first_line(error: str) -> str:
-    line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return line if len(line) <= 200 else line[:199] + "…"

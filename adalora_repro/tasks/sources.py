@@ -23,6 +23,7 @@ from adalora_repro import hub, records, shapes
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.file_kinds import not_a_file
 from adalora_repro.tasks import sample
+from adalora_repro.terminal import first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -268,9 +269,9 @@ def _from_hub(cfg: DictConfig, split: str, rules: RowRules) -> Dataset:
             dataset = load_dataset(task.hub, task.hub_config, split=split, revision=task.revision)
     except OSError as error:  # ConnectionError and "not found" are OSErrors, and so is a disk that cannot be written
         if error.errno in DISK_ERRORS:
-            raise InputError(f"data=hub: cannot store {task.hub} below HF_HOME: {_first_line(error)}") from None
+            raise InputError(f"data=hub: cannot store {task.hub} below HF_HOME: {first_line(error)}") from None
         raise InputError(
-            f"data=hub: cannot load {task.hub} ({_first_line(error)}); without a network use data=local data.dir=DIR "
+            f"data=hub: cannot load {task.hub} ({first_line(error)}); without a network use data=local data.dir=DIR "
             "or data=sample, or run once with a network: later runs use the cache in HF_HOME"
         ) from None
     missing = [name for name in rules.columns if name not in dataset.column_names]
@@ -317,7 +318,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-            row = BrokenLine(f"not JSON ({_first_line(error)}); expected {FORMAT}")
+            row = BrokenLine(f"not JSON ({first_line(error)}); expected {FORMAT}")
         yield f"{path}:{number}", row
 
 
@@ -353,7 +354,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield file  # type: ignore[misc]
     except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError
-        raise InputError(f"{path}: cannot be read ({_first_line(error)}); expected {FORMAT}") from None
+        raise InputError(f"{path}: cannot be read ({first_line(error)}); expected {FORMAT}") from None
 
 
 _sums: dict[Path, tuple[tuple[int, int], str]] = {}
@@ -434,7 +435,3 @@ def _sizes(cfg: DictConfig) -> dict[str, int]:
 
 def _short(parts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from adalora_repro import console, report
 from adalora_repro.errors import EXIT_BAD_INPUT
 from adalora_repro.records import RECORD_NAME
-from adalora_repro.terminal import CleanStream, clean, guarded, one_line, raw
+from adalora_repro.terminal import CleanStream, clean, first_line, guarded, one_line, raw
 
 EVIL = "\x1b]0;title\x07 \x1b[2J \u202egnp.exe \u2066 \x9b31m \ud800 \x7f \ufeff"
 HARMLESS = "± σ, 0.3M ‖PᵀP − I‖² 漢字 é ½ \u00a0…"
@@ -82,6 +82,14 @@ def test_an_error_in_one_line() -> None:
     assert one_line(ValueError("a\nb\x1b")) == "ValueError: a b?"
     assert one_line(KeyError()) == "KeyError"
     assert len(one_line(ValueError("x" * 1000))) == 200
+
+
+def test_the_first_line_of_an_error() -> None:
+    assert first_line(ValueError("\n a\x1b \nb")) == "a?"
+    assert first_line(KeyError()) == "KeyError"
+    assert first_line("loss is nan\nTraceback") == "loss is nan"
+    assert first_line("") == ""
+    assert len(first_line("x" * 1000)) == 200
 
 
 def test_lines_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
