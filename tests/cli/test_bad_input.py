@@ -244,10 +244,16 @@ WRONG: list[tuple[str, list[str]]] = [
     ("data=hub task.rows.train=0", ["task.rows.train must be positive, not 0"]),
     ("backbone.architecture.num_hidden_layers=0", ["must be a number of layers from 1 to 1000, not 0"]),
     ("backbone.architecture.num_hidden_layers=20000", ["number of layers from 1 to 1000, not 20000"]),
-    ("backbone=tiny-bart task=xsum backbone.architecture.decoder_layers=1001", ["decoder_layers", "at most 1000"]),
+    (
+        "backbone=tiny-bart task=xsum backbone.architecture.decoder_layers=1001",
+        ["decoder_layers must be a number of layers from 1 to 1000", "not 1001"],
+    ),
     ("backbone.architecture.hidden_size=99999999999", ["backbone.architecture.hidden_size must be below 2^31"]),
     ("method=lora method.layers=[99]", ["method.layers: no layer 99; valid: 0 to 1"]),
-    (f"{XSUM} backbone=tiny-bart backbone.architecture.decoder_layers=x", ["decoder_layers must be a positive", "x"]),
+    (
+        f"{XSUM} backbone=tiny-bart backbone.architecture.decoder_layers=x",
+        ["decoder_layers must be a number of layers", "not x"],
+    ),
     ("data.sample_rows=0", ["data.sample_rows must be positive"]),
     ("backbone=minilm backbone.source=foo", ["unknown backbone.source 'foo'; valid: hub, package, random"]),
     ("backbone=minilm backbone.tokenizer=foo", ["unknown backbone.tokenizer 'foo'; valid: hub, package, bytes"]),
