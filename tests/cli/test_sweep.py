@@ -388,13 +388,6 @@ def test_a_cell_without_a_first_stage_is_left_out_by_name(tiny: Cli, monkeypatch
     assert "stage 2, rte bitfit: optim.lr=1e-3, the best of 2 (2 of 3 runs finished), the edge" in done.out
     assert last_line(done) == "sweep: 3 done, 7 failed, 2 left out"
 
-    held_folder = next(run.folder for run in find_runs("a") if run.record.key["lr"] == 1e-4)
-    with (held_folder / ".lock").open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = tiny(*words, "results.dir=a", "method=bitfit", "optim.lr=1e-4,1e-3")
-    assert "stage 2, rte bitfit: left out, another process is training 1 of the 2 runs to choose from\n" in done.out
-    assert last_line(done) == "sweep: 2 already done, 1 left out"
-
 
 # Stages that several processes share
 
