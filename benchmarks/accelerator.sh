@@ -98,6 +98,7 @@ rm -rf "$OUT/cache"
   for name in first tests step cost memory bart generation flex cost_bf16; do cat "$OUT/$name.part"; done
   printf '\nin all: %d s\n\n' $((SECONDS - began))
   for name in cost cost_bf16; do
+    [[ -d $OUT/$name ]] || continue  # left out, or stopped before anything was filed
     echo "$name:"
     "$PYTHON" -m adalora_repro.report table15 --backbone "$backbone" --only-filled --results "$OUT/$name" 2>&1
   done
