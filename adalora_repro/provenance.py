@@ -61,6 +61,16 @@ def _processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
+def has_bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether this CPU multiplies matrices in bf16 (AVX512-BF16, AMX, Arm's BF16); None where Linux does not say."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    features = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), None)
+    return None if features is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features)
+
+
 def _git(*arguments: str) -> str | None:
     """Output of git in this package's checkout; None outside one."""
     root = Path(__file__).parent

@@ -294,6 +294,12 @@ def build(plan: Plan, world: World | None = None) -> Loop:
     tokenizer = backbones.load_tokenizer(cfg)
     backbones.check_lengths(cfg, tokenizer)
     plan.notes += backbones.tokenizer_notes(cfg, tokenizer)
+    on_cpu = world.accelerator.device.type == "cpu"
+    if on_cpu and cfg.train.precision == "bf16" and provenance.has_bf16_instructions() is False:
+        plan.notes.append(
+            "this CPU has no bf16 instructions: train.precision=bf16 is many times slower here than fp32 (16 times where "
+            "it was measured)"
+        )
     data = world.main_first(lambda: task.load(tokenizer))
     plan = settle(plan, len(data.train))
     cfg = plan.cfg
