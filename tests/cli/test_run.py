@@ -577,7 +577,7 @@ def test_a_sweep_file_is_a_multirun(tiny: Cli) -> None:
     assert seeds == [f"seed={seed}" for seed in range(5)]
     assert done.out.splitlines()[-1] == "sweep: 5 planned"
     done = tiny("-m", "+sweep=lr", "task=sst2", "method=lora", "dry_run=true")
-    assert done.out.count("\nfolder: ") == 8
+    assert done.out.count("\nfolder: ") == 10  # the rates of sweeps/lr.yaml
 
 
 def test_an_interrupted_job_ends_the_sweep(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

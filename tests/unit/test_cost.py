@@ -265,7 +265,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("epoch.examples", ..., "epoch.examples is missing"),
     ("ratio.epoch", ..., "ratio.epoch is missing"),
     ("ratio.epoch.high", ..., "ratio.epoch.high is missing"),
-    ("ratio.epoch.high", None, "ratio.epoch has one end"),
+    ("ratio.epoch.high", None, "ratio.epoch has only one end of its interval"),
     ("ratio.phases", {"pruning": {"median": 1.0}}, "ratio.phases.pruning.pairs is missing"),
     ("ratio", None, "no ratio to lora"),
     ("ratio.epoch.low", "1", "ratio.epoch.low is '1'"),

@@ -202,7 +202,7 @@ def test_p_and_q_are_gaussian_on_every_backbone(method):
 def test_an_init_that_there_is_not_and_a_deviation_without_effect_are_refused(method):
     with pytest.raises(InputError, match=r"unknown method\.init 'kaimin'; valid: normal, kaiming"):
         injected("tiny-bert", method, "method.init=kaimin")
-    with pytest.raises(InputError, match=r"method\.init_std=0\.1 is of method\.init=normal; method\.init=kaiming has"):
+    with pytest.raises(InputError, match=r"method\.init_std=0\.1 needs method\.init=normal; with method\.init=kaiming"):
         injected("tiny-bert", method, "method.init_std=0.1")
 
 
