@@ -71,15 +71,19 @@ def tokenizer(folder: Path) -> Any:
 def assert_same(tokenizer: Any, oracle: sentencepiece.SentencePieceProcessor, texts: list[str]) -> None:
     """Ids, and the text they are made of: pieces unknown to this small vocabulary would hide a difference.
 
-    Two ways to cut a word may have the same score ("bbb" as b bb or bb b): the same pieces in another order are a tie.
+    Two ways to cut a text may have the same score ("bbb" as b bb or bb b), to the rounding of 32 bits: a tie, which each
+    library breaks in its own way. The pieces of both then make the same text.
     """
     tied = 0
     assert len(texts) > 0
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     normalizer = tokenizer.backend_tokenizer.normalizer
     for text, own, wanted, form in zip(texts, ids, oracle.encode(texts), oracle.normalize(texts), strict=True):
-        assert sorted(own) == sorted(wanted), repr(text)
-        tied += own != wanted
+        if own != wanted:
+            tied += 1
+            assert oracle.decode(own) == oracle.decode(wanted), repr(text)
+            scores = [sum(map(oracle.get_score, ids)) for ids in (own, wanted)]
+            assert scores[0] == pytest.approx(scores[1], abs=1e-2), repr(text)
         assert normalizer.normalize_str(text) == form.replace("▁", " ").removeprefix(" "), repr(text)
     assert tied <= len(texts) / 100
 
