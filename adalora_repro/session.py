@@ -297,7 +297,7 @@ def build(plan: Plan, world: World | None = None) -> Loop:
     on_cpu = world.accelerator.device.type == "cpu"
     if on_cpu and cfg.train.precision == "bf16" and provenance.has_bf16_instructions() is False:
         plan.notes.append(
-            "this CPU has no bf16 instructions: train.precision=bf16 is far slower here than fp32 (16 times where it "
+            "this CPU has no bf16 instructions: train.precision=bf16 is far slower than fp32 here (16 times when it "
             "was measured)"
         )
     data = world.main_first(lambda: task.load(tokenizer))
