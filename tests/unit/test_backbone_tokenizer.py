@@ -71,8 +71,8 @@ def tokenizer(folder: Path) -> Any:
 def assert_same(tokenizer: Any, oracle: sentencepiece.SentencePieceProcessor, texts: list[str]) -> None:
     """Ids, and the text they are made of: pieces unknown to this small vocabulary would hide a difference.
 
-    Two ways to cut a text may have the same score ("bbb" as b bb or bb b), to the rounding of 32 bits: a tie, which each
-    library breaks in its own way. The pieces of both then make the same text.
+    Two ways to cut a text may have the same score ("bbb" as b bb or bb b), to the rounding of 32 bits: a tie, which
+    each library breaks in its own way. The pieces of both then make the same text.
     """
     tied = 0
     assert len(texts) > 0
