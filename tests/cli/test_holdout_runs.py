@@ -221,5 +221,5 @@ def test_more_rows_than_there_are_cannot_be_held_out(tiny: Cli) -> None:
     done = tiny("task=sst2", "method=lora", "data.holdout=64")
     assert done.code == EXIT_BAD_INPUT
     assert done.err == (
-        "adalora-run: error: data.holdout=64: the train split has 64 rows, at least one must be left to train on\n"
+        "adalora-run: error: data.holdout=64: the train split has 64 rows, and at least one must be left to train on\n"
     )

@@ -201,7 +201,7 @@ def test_a_map_is_taken_from_spm_model_or_an_older_tokenizer_json_or_missed(fold
     lost = deberta(tmp_path / "both")
     assert lost.unk_token_id in lost("㎞")["input_ids"]
     (note,) = backbone_tokenizer.notes(lost, {"vocab_size": len(lost)})
-    assert "spm.model is not at hand" in note
+    assert "spm.model is missing" in note
     assert "[UNK]" in note
 
     shutil.copy(folder / "spm.model", tmp_path / "both")
