@@ -362,7 +362,7 @@ class CellSweeper(BasicSweeper):
         rates: dict[tuple[str, ...], set[float]] = {}
         for job in (job for job in earlier if LR in job):
             rates.setdefault(cell_of(job), set()).add(float(job[LR]))
-        chosen = self.chosen_of(jobs, earlier, number)
+        chosen = self.chosen_of(jobs, earlier, number, "one rate further")
         beyond = []
         for job in jobs:
             lr, grid = chosen[cell_of(job)], sorted(rates.get(cell_of(job), ()))
@@ -370,15 +370,19 @@ class CellSweeper(BasicSweeper):
                 beyond.append(job | {LR: lr_text(next_rate(float(lr), grid))})
         return beyond
 
-    def chosen_of(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> dict[tuple[str, ...], str | None]:
+    def chosen_of(
+        self, jobs: Sequence[Job], earlier: Sequence[Job], number: int, at_an_edge: str = "widen it"
+    ) -> dict[tuple[str, ...], str | None]:
         """Each cell of ``jobs`` -> the result of ``choose`` among the ``earlier`` jobs of that cell."""
         before: dict[tuple[str, ...], list[Job]] = {cell_of(job): [] for job in jobs}
         names = {cell_of(job): name_of(job) for job in jobs}
         for job in earlier:
             before.get(cell_of(job), []).append(job)
-        return {cell: self.choose(tried, f"stage {number}, {names[cell]}") for cell, tried in before.items()}
+        return {
+            cell: self.choose(tried, f"stage {number}, {names[cell]}", at_an_edge) for cell, tried in before.items()
+        }
 
-    def choose(self, jobs: Sequence[Job], where: str) -> str | None:
+    def choose(self, jobs: Sequence[Job], where: str, at_an_edge: str) -> str | None:
         """The learning rate by the report's rule, as typed; None, said in a line, where there is nothing to choose."""
         runs = []
         typed: dict[float, str] = {}
@@ -406,7 +410,7 @@ class CellSweeper(BasicSweeper):
             return None
         chosen = select(runs)
         split = " on the held-out split" * chosen.held_out
-        edge = ", the edge of its grid: widen it" if at_edge(chosen.lr, list(chosen.by_lr)) else ""
+        edge = f", the edge of its grid: {at_an_edge}" if at_edge(chosen.lr, list(chosen.by_lr)) else ""
         best_of = f"the best of {len(chosen.by_lr)}{split} ({len(runs)} of {len(jobs)} runs finished)"
         print(f"{where}: {LR}={lr_text(chosen.lr)}, {best_of}{edge}")
         return typed[chosen.lr]

@@ -322,6 +322,8 @@ hydra:
         *(("full", lr, 0) for lr in (2e-5, 5e-5)),
     ]
     assert trained[8:10] == [("lora", 0.1, 0), ("full", 8e-6, 0)]
+    further = [line.partition(":")[0] for line in done.out.splitlines() if line.endswith("one rate further")]
+    assert further == ["stage 2, rte lora 0.3M", "stage 2, rte full"]
     assert trained[10:] == [("lora", 0.1, 1), ("bitfit", 1e-3, 1), ("full", 2e-5, 1)]
     trained.clear()
     assert last_line(tiny(*words)) == "sweep: 13 already done"
