@@ -1,8 +1,9 @@
 """``data.holdout``: rows of the train split that are evaluated instead of trained on, to choose settings by.
 
 The rows depend only on the texts, the classes and the number requested: not on the method, the learning rate, the run's
-seed or the order of the file. Rows that share a text (a duplicate, a question
-about the same context) are held out together, so that no held-out row has its text in training.
+seed or the order of the file. Rows with the same words are held out together, and so are rows with the same text in
+``task.holdout_by`` (a context, a premise). One sentence of a held-out pair of QQP, MRPC or STS-B may also be part of
+another pair, in training.
 
 Standard library only: a plan needs ``size`` before anything is loaded.
 """
