@@ -297,8 +297,8 @@ def build(plan: Plan, world: World | None = None) -> Loop:
     on_cpu = world.accelerator.device.type == "cpu"
     if on_cpu and cfg.train.precision == "bf16" and provenance.has_bf16_instructions() is False:
         plan.notes.append(
-            "this CPU has no bf16 instructions: train.precision=bf16 is far slower than fp32 here (16 times when it "
-            "was measured)"
+            "this CPU has no bf16 instructions: train.precision=bf16 is far slower than fp32 here (16 times in one "
+            "measurement)"
         )
     data = world.main_first(lambda: task.load(tokenizer))
     plan = settle(plan, len(data.train))

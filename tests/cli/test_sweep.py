@@ -214,15 +214,14 @@ def test_what_another_process_has_is_skipped_in_a_sweep_and_refused_alone(
     assert last_line(done) == "sweep: 1 done, 1 already done"
 
 
-def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
-    """Each run is trained once, both end well."""
-    words = ["-m", *TINY, "task=rte", "method=bitfit", "seed=0,1,2", f"data.cache_dir={tmp_path / 'cache'}"]
+def lines_of_two_processes(words: list[str], folder: Path) -> list[str]:
+    """What two processes of the same command print, started together in ``folder``; both must end well."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "adalora_repro.run", *words]
     both = [
         subprocess.Popen(
             command,
-            cwd=tmp_path,
+            cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -233,7 +232,13 @@ def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
     ]
     printed = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [EXIT_OK, EXIT_OK], printed
-    lines = [line for out, _ in printed for line in out.splitlines()]
+    return [line for out, _ in printed for line in out.splitlines()]
+
+
+def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
+    """Each run is trained once, both end well."""
+    words = ["-m", *TINY, "task=rte", "method=bitfit", "seed=0,1,2", f"data.cache_dir={tmp_path / 'cache'}"]
+    lines = lines_of_two_processes(words, tmp_path)
     done = [line for line in lines if line.startswith("done: ")]
     assert len(done) == len(set(done)) == 3
     assert len(find_runs(tmp_path / "results")) == 3
@@ -397,23 +402,7 @@ def test_a_cell_without_a_first_stage_is_left_out_by_name(tiny: Cli, monkeypatch
 def test_two_processes_share_stages(tmp_path: Path) -> None:
     """Each run is trained once, and both choose the learning rate from all the runs of the first stage."""
     words = [*STAGES, "seed=0,1,2", *TINY, f"data.cache_dir={tmp_path / 'cache'}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "adalora_repro.run", *words]
-    both = [
-        subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
-        for _ in range(2)
-    ]
-    printed = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [EXIT_OK, EXIT_OK], printed
-    lines = [line for out, _ in printed for line in out.splitlines()]
+    lines = lines_of_two_processes(words, tmp_path)
     done = [line for line in lines if line.startswith("done: ")]
     assert len(done) == len(set(done)) == 5
     runs = find_runs(tmp_path / "results")

@@ -291,24 +291,21 @@ def test_a_number_needs_no_label_of_the_task() -> None:
     assert not any(name in resolved("task=squad", *words).settings for name in ("budget.label", "budget.family"))
 
 
+#: 83,000 parameters are LoRA of rank 2 on MiniLM
+ON_MINILM = ("task=cola", "backbone=minilm", "data=sample")
+EQUAL = (*ON_MINILM, "method.schedule=scaled", "budget.match=params", "budget.params=83000")
+
+
 def test_lora_at_the_initial_rank_is_where_adalora_of_the_same_number_starts() -> None:
-    words = (
-        "task=cola",
-        "backbone=minilm",
-        "data=sample",
-        "method.schedule=scaled",
-        "budget.match=params",
-        "budget.params=83000",
-    )
     names = ("lora", "lora_init_r", "adalora")
-    lora, control, adalora = (plan.count(resolved(*words, f"method={name}")) for name in names)
+    lora, control, adalora = (plan.count(resolved(*EQUAL, f"method={name}")) for name in names)
     assert control.method["r"] == adalora.method["b_0"] // adalora.method["n"] == 3
     assert control.params["method"] == 3 * lora.params["method"] // 2 > 83_000 >= lora.params["method"]
     assert control.key["budget"] == lora.key["budget"] == "params83000"
-    typed = plan.count(resolved(*words, "method=lora", "+method.initial_rank=true"))
+    typed = plan.count(resolved(*EQUAL, "method=lora", "+method.initial_rank=true"))
     assert typed.params["method"] == control.params["method"]
     assert typed.folder != lora.folder, "another run is found finished there"
-    given = [resolved("task=cola", "backbone=minilm", "data=sample", "budget=0.3M", *more) for more in RANK_GIVEN]
+    given = [resolved(*ON_MINILM, "budget=0.3M", *more) for more in RANK_GIVEN]
     assert given[0].folder == given[1].folder, "a rank that is given is the rank"
 
 
@@ -316,15 +313,7 @@ RANK_GIVEN = (["method=lora"], ["method=lora", "+method.initial_rank=true"])
 
 
 def test_a_uniform_allocation_fills_a_number_of_parameters() -> None:
-    words = (
-        "task=cola",
-        "backbone=minilm",
-        "data=sample",
-        "method.schedule=scaled",
-        "budget.match=params",
-        "budget.params=83000",
-    )
-    uniform, free = (plan.count(resolved(*words, f"method={name}")) for name in ("adalora_uniform", "adalora"))
+    uniform, free = (plan.count(resolved(*EQUAL, f"method={name}")) for name in ("adalora_uniform", "adalora"))
     assert (uniform.params, uniform.method) == (free.params, free.method)
     assert 83_000 - uniform.method["params_min"] < 384 + 1 + 1536
 
