@@ -71,7 +71,7 @@ benchmark() {  # NAME LIMIT MODULE WORD…
 }
 
 cost() {  # NAME LIMIT PRECISION
-  part "$1" "$2" "$PYTHON" -m adalora_repro.run -m +sweep=table15 "backbone=$backbone" "${cost[@]}" "${data[@]}" \
+  part "$1" "$2" "$PYTHON" -m adalora_repro.cli.run -m +sweep=table15 "backbone=$backbone" "${cost[@]}" "${data[@]}" \
     method.schedule=scaled "train.precision=$3" "train.device=$device" "results.dir=$OUT/$1" \
     "data.cache_dir=$OUT/cache"
 }
@@ -100,7 +100,7 @@ rm -rf "$OUT/cache"
   for name in cost cost_bf16; do
     [[ -d $OUT/$name ]] || continue  # left out, or stopped before anything was filed
     echo "$name:"
-    "$PYTHON" -m adalora_repro.report table15 --backbone "$backbone" --only-filled --results "$OUT/$name" 2>&1
+    "$PYTHON" -m adalora_repro.cli.report table15 --backbone "$backbone" --only-filled --results "$OUT/$name" 2>&1
   done
 } > "$OUT/summary.txt"
 cat "$OUT/summary.txt"

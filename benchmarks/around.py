@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
-from adalora_repro import session, train
 from adalora_repro.tasks import load_family
+from adalora_repro.training import loop as training_loop
+from adalora_repro.training import runner
 from benchmarks.results import parser, print_table, start, write
 from benchmarks.runs import planned
 
@@ -58,7 +59,7 @@ def main() -> int:
 
         return call
 
-    def batches(loop: train.Loop) -> Iterator[Any]:
+    def batches(loop: training_loop.Loop) -> Iterator[Any]:
         ready = original(loop)
         fetch = timed(LOADING, lambda: next(ready, None))
         yield from iter(fetch, None)
@@ -68,19 +69,19 @@ def main() -> int:
         task.load = timed(TOKENIZING, task.load)  # type: ignore[method-assign]
         return task
 
-    original = train.training_batches
+    original = training_loop.training_batches
     with contextlib.ExitStack() as stack:
         for function, name in PARTS.items():
-            stack.enter_context(patch.object(train, function, timed(name, getattr(train, function))))
-        stack.enter_context(patch.object(train, "training_batches", batches))
-        stack.enter_context(patch.object(session, "run_loop", timed(REST, train.run_loop)))
-        stack.enter_context(patch.object(session, "load_family", family))
+            stack.enter_context(patch.object(training_loop, function, timed(name, getattr(training_loop, function))))
+        stack.enter_context(patch.object(training_loop, "training_batches", batches))
+        stack.enter_context(patch.object(runner, "run_loop", timed(REST, training_loop.run_loop)))
+        stack.enter_context(patch.object(runner, "load_family", family))
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         chosen = {word.partition("=")[0] for word in args.words}
         words = [*(word for word in WORDS if word.partition("=")[0] not in chosen), *args.words]
         plan = planned([*words, f"results.dir={folder}", f"data.cache_dir={folder}/cache"])
-        code = session.execute(plan)
+        code = runner.execute(plan)
     if code:
         return code
     whole = sum(seconds.values()) - seconds[TOKENIZING]

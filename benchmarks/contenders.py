@@ -11,12 +11,12 @@ from typing import Any
 import torch
 import yaml
 
-from adalora_repro import backbones, shortcuts
-from adalora_repro.config import resource
-from adalora_repro.cost import wait_for
+from adalora_repro.config.schema import resource
 from adalora_repro.methods import adalora, lora
 from adalora_repro.methods.base import BaseMethod
-from adalora_repro.train import add_gradient
+from adalora_repro.models import backbones, speedups
+from adalora_repro.training.cost import wait_for
+from adalora_repro.training.loop import add_gradient
 from benchmarks.lengths import VOCABULARY, Tensors, cut, tensors
 
 RANK = 12  # of every matrix at the start
@@ -119,17 +119,17 @@ class Contender:
             self.method = our_method(self.name, self.rank, self.delta_t)
             self.method.inject(model, backbones.find_sites(model))
             if self.cropped:
-                shortcuts.crop_positions(model)
+                speedups.crop_positions(model)
             if self.device != "cpu" or self.as_on_device:
-                shortcuts.mask_without_looking(model)
-                shortcuts.positions_at_hand(model)
+                speedups.mask_without_looking(model)
+                speedups.positions_at_hand(model)
             if self.bf16 and self.stored:
-                shortcuts.store_frozen(model, torch.bfloat16)
+                speedups.store_frozen(model, torch.bfloat16)
         else:
             model = peft_model(self.name, model, self.rank, self.delta_t)
             self.peft = model.base_model if hasattr(model.base_model, "update_and_allocate") else None
         self.model = model.to(self.device)
-        self.forward: Any = shortcuts.compiled(self.model, self.compiler) if self.compiler else self.model
+        self.forward: Any = speedups.compiled(self.model, self.compiler) if self.compiler else self.model
         self.method.compiled = bool(self.compiler)
         self.method.on_train_start(100_000)
         self.parameters = [p for p in model.parameters() if p.requires_grad]

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from adalora_repro.batches import PASS_TOKENS
-from adalora_repro.cost import interval, ratio_of_means
+from adalora_repro.training.batches import PASS_TOKENS
+from adalora_repro.training.cost import interval, ratio_of_means
 from benchmarks.contenders import Contender, can_crop
 from benchmarks.lengths import Tensors, lengths_of, sampled_epoch
 from benchmarks.results import parser, print_table, ratio_text, start, write

@@ -15,8 +15,8 @@ import time
 
 import torch
 
-from adalora_repro.batches import evaluation_batches
-from adalora_repro.cost import wait_for
+from adalora_repro.training.batches import evaluation_batches
+from adalora_repro.training.cost import wait_for
 from benchmarks.contenders import Contender
 from benchmarks.lengths import TASKS, Tensors, lengths_of
 from benchmarks.results import parser, print_table, ratio, ratio_text, start, write

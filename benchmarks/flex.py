@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from adalora_repro.cost import wait_for
+from adalora_repro.training.cost import wait_for
 from benchmarks.contenders import architecture
 from benchmarks.results import parser, print_table, ratio, ratio_text, start, write
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from adalora_repro.cost import wait_for
+from adalora_repro.training.cost import wait_for
 from benchmarks.contenders import make_model
 from benchmarks.lengths import tensors
 from benchmarks.results import parser, print_table, ratio, ratio_text, start, write

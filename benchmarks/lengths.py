@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from adalora_repro.batches import PASS_TOKENS, by_length, epoch_order, longest_first
 from adalora_repro.tasks.base import padded_length
+from adalora_repro.training.batches import PASS_TOKENS, by_length, epoch_order, longest_first
 
 STORED = Path(__file__).with_name("lengths.json")
 Tensors = dict[str, torch.Tensor]
@@ -79,7 +79,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("folder", metavar="DIR", help="with the tasks' files, as data=local takes it")
     folder = arguments.parse_args().folder
-    from adalora_repro import backbones
+    from adalora_repro.models import backbones
     from adalora_repro.tasks import load_family
     from benchmarks.runs import composed
 

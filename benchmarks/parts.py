@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from adalora_repro.batches import PASS_TOKENS
+from adalora_repro.training.batches import PASS_TOKENS
 from benchmarks.contenders import Contender
 from benchmarks.lengths import TASKS, lengths_of, sampled_epoch
 from benchmarks.results import parser, print_table, ratio, ratio_text, start, write

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from adalora_repro.batches import PASS_TOKENS
+from adalora_repro.training.batches import PASS_TOKENS
 from benchmarks.contenders import Contender, can_crop
 from benchmarks.lengths import TASKS, Tensors, lengths_of, sampled_epoch
 from benchmarks.results import parser, print_table, start, write

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adalora_repro import records
-from adalora_repro.tables.curves import losses
+from adalora_repro.records import run_record
+from adalora_repro.reports.curves import losses
 from benchmarks.results import parser, print_table, start, write
 from benchmarks.runs import planned
 
@@ -37,7 +37,7 @@ RUNS = {"cola": COLA, "rte": RTE}
 
 def figures_of(folder: Path) -> dict[str, float]:
     """What is compared, of a finished run."""
-    record = records.read(folder / records.RECORD_NAME)
+    record = run_record.read(folder / run_record.RECORD_NAME)
     assert record.final is not None  # the run has ended
     half = record.key["total_steps"] / 2
     return {
@@ -69,7 +69,7 @@ def main() -> int:
         for way, its_words in WAYS.items():
             words = [f"task={task}", "backbone=minilm", *RUNS[task], *its_words]
             words += [f"results.dir={args.out / 'quality'}", *args.words]
-            runs = [sys.executable, "-m", "adalora_repro.run", "-m", *words, f"seed={args.seeds}"]
+            runs = [sys.executable, "-m", "adalora_repro.cli.run", "-m", *words, f"seed={args.seeds}"]
             subprocess.run(runs, check=True)
             each = [figures_of(planned([*words, f"seed={seed}"]).folder) for seed in seeds]
             found[way] = {name: [run[name] for run in each] for name in each[0]}

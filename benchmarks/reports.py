@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from adalora_repro import records
+from adalora_repro.records import run_record
 from benchmarks.results import FOLDER, parser, print_table, start, write
 
 ROOT = FOLDER.parents[1]
@@ -28,8 +28,8 @@ REPORTS = (["table1"], ["status"], ["table1", "--format", "csv"])
 
 def fill(results: Path, count: int) -> None:
     """So many records, each a changed copy of one that the repository holds."""
-    source = next((ROOT / "results" / "runs" / "minilm" / "cola" / "adalora").rglob(records.RECORD_NAME))
-    whole = records.read(source)
+    source = next((ROOT / "results" / "runs" / "minilm" / "cola" / "adalora").rglob(run_record.RECORD_NAME))
+    whole = run_record.read(source)
     primary = {"mnli": "accuracy_m", "cola": "matthews_correlation", "stsb": "corr"}
     metrics = {"mnli": ("accuracy_m", "accuracy_mm"), "cola": ("matthews_correlation",), "stsb": ("corr",)}
     metrics |= {"qqp": ("accuracy", "f1"), "mrpc": ("accuracy", "f1")}
@@ -42,15 +42,17 @@ def fill(results: Path, count: int) -> None:
         name = primary.get(task, "accuracy")
         end = {"metrics": scores, "step": key["total_steps"]}
         record = dataclasses.replace(whole, key=key, primary_metric=name, final=end, best=end)
-        folder = records.run_folder(results, key)
+        folder = run_record.run_folder(results, key)
         folder.mkdir(parents=True)
-        records.write(record, folder)
+        run_record.write(record, folder)
 
 
 def seconds_of(words: list[str], folder: Path) -> tuple[float, float]:
     """Of CPU, and of waiting."""
     before, began = os.times(), time.perf_counter()
-    subprocess.run([sys.executable, "-m", "adalora_repro.report", *words], cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "adalora_repro.cli.report", *words], cwd=folder, check=True, capture_output=True
+    )
     after, waited = os.times(), time.perf_counter() - began
     return after.children_user + after.children_system - before.children_user - before.children_system, waited
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from adalora_repro import provenance, records
-from adalora_repro.cost import interval, median_of_ratios
+from adalora_repro.records import provenance, run_record
+from adalora_repro.training.cost import interval, median_of_ratios
 
 FOLDER = Path(__file__).parents[1] / "results" / "benchmarks"
 
@@ -65,7 +65,7 @@ def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> None:
     if path.exists() and json.loads(path.read_text(encoding="utf-8"))["command"] != command:
         path = path.with_name("_".join([name, *(re.sub(r"[^\w.]+", "-", word.strip("-")) for word in words)]) + ".json")
     content = {"command": command, "environment": environment, **figures}
-    records.write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    run_record.write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     print(f"written: {path}", file=sys.stderr)
 
 

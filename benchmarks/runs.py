@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from adalora_repro import plan as planning
-from adalora_repro.config import resource
-from adalora_repro.plan import Plan
-from adalora_repro.run import register
+from adalora_repro.cli.run import register
+from adalora_repro.config import plan as planning
+from adalora_repro.config.plan import Plan
+from adalora_repro.config.schema import resource
 
 
 def composed(words: Sequence[str]) -> DictConfig:

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adalora_repro.records import RunRecord
-from adalora_repro.selection import Run, select
+from adalora_repro.records.run_record import RunRecord
+from adalora_repro.records.selection import Run, select
 from benchmarks.results import parser, print_table, start, write
 
 EXAMPLES, RATES, SEEDS = 277, 10, 5

@@ -13,7 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from adalora_repro import checkpoint, records, session, train
+from adalora_repro.records import run_record
+from adalora_repro.training import checkpoint, runner
+from adalora_repro.training import loop as training_loop
 from benchmarks.results import parser, print_table, start, write
 from benchmarks.runs import planned
 
@@ -34,12 +36,12 @@ def main() -> int:
                 folder = Path(name)
                 ranks = size.format(r=r, half=max(1, r // 2)).split()
                 plan = planned([*WORDS, f"backbone={args.backbone}", f"method={method}", *ranks, f"results.dir={name}"])
-                loop = session.build(plan)
-                train.step(loop, next(train.training_batches(loop)))
+                loop = runner.build(plan)
+                training_loop.step(loop, next(training_loop.training_batches(loop)))
                 checkpoint.save(folder, loop.state_dict())
-                if code := session.execute(plan):
+                if code := runner.execute(plan):
                     return code
-                (record,) = records.find(folder)
+                (record,) = run_record.find(folder)
                 found[method][r] = {
                     "parameters": plan.params["at_init"] + plan.params["head"],
                     "checkpoint": (folder / checkpoint.NAMES[0]).stat().st_size,

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.results import parser, print_table, start, write
 
-RUN, REPORT = "adalora_repro.run", "adalora_repro.report"
+RUN, REPORT = "adalora_repro.cli.run", "adalora_repro.cli.report"
 TEN = 10
 TEN_STEPS = ["task=sst2", "method=adalora", "budget=0.3M", "backbone=minilm", "data=sample", "method.schedule=scaled"]
 TEN_STEPS += [f"train.max_steps={TEN}", "train.log_steps=1", "eval.max_examples=8", "force=true"]

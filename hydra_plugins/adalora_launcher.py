@@ -26,8 +26,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adalora_repro import cluster, records
-from adalora_repro.config import added_folders
+from adalora_repro.cli import slurm
+from adalora_repro.cli.run import DONE, FAILED, INTERRUPTED, QUEUED, REFUSED, SUBMITTED, Outcome, one_of_many
+from adalora_repro.config.plan import Plan
+from adalora_repro.config.schema import added_folders
+from adalora_repro.config.words import word
 from adalora_repro.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -36,9 +39,7 @@ from adalora_repro.errors import (
     EXIT_TERMINATED,
     InputError,
 )
-from adalora_repro.plan import Plan
-from adalora_repro.run import DONE, FAILED, INTERRUPTED, QUEUED, REFUSED, SUBMITTED, Outcome, one_of_many
-from adalora_repro.words import word
+from adalora_repro.records import run_record
 
 Words = tuple[str, ...]
 
@@ -121,7 +122,7 @@ class ArrayLauncher(Launcher):
         """
         words = [tuple(job) for job in job_overrides]
         outcomes: dict[Words, Outcome] = {}
-        self.waiting = cluster.waiting(self.results, cluster.in_queue())
+        self.waiting = slurm.waiting(self.results, slurm.in_queue())
         left: dict[Path, Words] = {}  # two jobs may be the same run
         for job in words:
             if job not in self.plans:
@@ -141,7 +142,7 @@ class ArrayLauncher(Launcher):
             if not self.detached:
                 self.wait(jobs, outcomes)
                 with suppress(InputError):  # hours later, for the choice of a next stage
-                    self.waiting = cluster.waiting(self.results, cluster.in_queue())
+                    self.waiting = slurm.waiting(self.results, slurm.in_queue())
         except KeyboardInterrupt:
             print("the runs go on without this process", file=sys.stderr)
             raise
@@ -170,7 +171,7 @@ class ArrayLauncher(Launcher):
         except UnicodeError as error:  # submitit writes the script in the locale's encoding, in which sbatch reads it
             raise InputError(f"cannot write the job's script in this locale ({error}); set LC_ALL=C.UTF-8") from None
         number = tasks[0].job_id.partition("_")[0]
-        submission = cluster.Submission(number, time.time(), cwd)
+        submission = slurm.Submission(number, time.time(), cwd)
         for job, task in zip(words, tasks, strict=True):
             plan, paths = self.plans[job], task.paths
             submission.runs[task.job_id] = {
@@ -180,7 +181,7 @@ class ArrayLauncher(Launcher):
                 "log": str(paths.stderr),
                 "result": str(paths.result_pickle),
             }
-        cluster.write(submission, self.folder)
+        slurm.write(submission, self.folder)
         runs = f"{len(words)} run{'s' if len(words) > 1 else ''}"
         elsewhere = self.results != Path("results")
         where = " " + shlex.quote(f"--results={self.results}") if elsewhere else ""
@@ -196,7 +197,7 @@ class ArrayLauncher(Launcher):
         while jobs.keys() - outcomes.keys():
             queue: Mapping[str, str] | None = None
             with suppress(InputError):  # SLURM does not answer now: that says nothing about the runs
-                queue = cluster.in_queue()
+                queue = slurm.in_queue()
             now = time.monotonic()
             for job, task in jobs.items():
                 if queue is None or task.job_id in queue:
@@ -230,8 +231,8 @@ def result_of(task: Any) -> Outcome:
 def outcome_on_disk(folder: Path) -> Outcome:
     """Of a run whose task left no result: it was cancelled, killed, or its node is gone."""
     try:
-        status = records.read(folder / records.RECORD_NAME).status
-    except (FileNotFoundError, records.RecordError):
+        status = run_record.read(folder / run_record.RECORD_NAME).status
+    except (FileNotFoundError, run_record.RecordError):
         return FAILED, EXIT_FAILED
     if status == "ok":
         return DONE, EXIT_OK

@@ -26,15 +26,15 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from adalora_repro import lock, records
-from adalora_repro import plan as planning
-from adalora_repro.config import GROUPS, LAUNCHES
-from adalora_repro.console import launched
+from adalora_repro.cli.run import RESTARTED, SKIPPED, explain, file_problems
+from adalora_repro.config import plan as planning
+from adalora_repro.config.schema import GROUPS, LAUNCHES
+from adalora_repro.config.words import word
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError, one_of
-from adalora_repro.run import RESTARTED, SKIPPED, explain, file_problems
-from adalora_repro.selection import at_edge, run_of, select
-from adalora_repro.tables.base import lr_text
-from adalora_repro.words import word
+from adalora_repro.records import lock, run_record
+from adalora_repro.records.selection import at_edge, run_of, select
+from adalora_repro.reports.base import lr_text
+from adalora_repro.training.console import launched
 from hydra_plugins.adalora_launcher import ArrayLauncher
 
 AXES = ("task", "method", "budget")  # of a cell: what the command line gives for them restricts, the rest it replaces
@@ -235,8 +235,8 @@ class CellSweeper(BasicSweeper):
         """Whether the run ended without success, or cannot begin: no reason for a next stage to wait."""
         plan = self.planned.get(words_of(job))
         try:
-            return plan is None or records.read(plan.folder / records.RECORD_NAME).status == "failed"
-        except (FileNotFoundError, records.RecordError):
+            return plan is None or run_record.read(plan.folder / run_record.RECORD_NAME).status == "failed"
+        except (FileNotFoundError, run_record.RecordError):
             return False
 
     def unfinished(self, jobs: Sequence[Job]) -> list[Job]:
@@ -340,8 +340,8 @@ class CellSweeper(BasicSweeper):
         if outcome != SKIPPED or self.is_held(job):
             return False
         try:
-            status = records.read(self.planned[words_of(job)].folder / records.RECORD_NAME).status
-        except (FileNotFoundError, records.RecordError):
+            status = run_record.read(self.planned[words_of(job)].folder / run_record.RECORD_NAME).status
+        except (FileNotFoundError, run_record.RecordError):
             return True
         return status not in ("ok", "failed")
 
@@ -395,12 +395,12 @@ class CellSweeper(BasicSweeper):
             folder = plan.folder
             held += lock.held(folder) or folder in elsewhere
             try:
-                record = records.read(folder / records.RECORD_NAME)
-            except (FileNotFoundError, records.RecordError):
+                record = run_record.read(folder / run_record.RECORD_NAME)
+            except (FileNotFoundError, run_record.RecordError):
                 continue
             if record.status == "ok" and record.final is not None:
                 lr = float(record.key["lr"])
-                runs.append(run_of(folder / records.RECORD_NAME, record))
+                runs.append(run_of(folder / run_record.RECORD_NAME, record))
                 typed[lr] = job.get(LR, repr(lr))
         if held:
             print(f"{where}: left out, another process is training {held} of the {len(jobs)} runs to choose from")

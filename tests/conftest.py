@@ -45,8 +45,8 @@ def hydra() -> Iterator[None]:
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
 
-    from adalora_repro import run
-    from adalora_repro.config import resource
+    from adalora_repro.cli import run
+    from adalora_repro.config.schema import resource
 
     store = ConfigStore.instance()
     before = dict(store.repo)

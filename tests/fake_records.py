@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from adalora_repro.records import RunRecord, run_folder, write
-from adalora_repro.revisions import present
+from adalora_repro.records.revisions import present
+from adalora_repro.records.run_record import RunRecord, run_folder, write
 
 GLUE = {
     "mnli": ("accuracy_m", "accuracy_mm"),

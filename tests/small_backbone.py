@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from task_configs import CONF
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from adalora_repro.tasks import sample
+from adalora_repro.tasks import toy_text
 
 SHRINK = {
     "vocab_size": 128,
@@ -38,7 +38,7 @@ def save_deberta(folder: Path) -> dict[str, torch.Tensor]:
     weights = AutoModelForMaskedLM.from_config(AutoConfig.for_model(model_type, **architecture)).half().state_dict()
     torch.save(weights, folder / "pytorch_model.bin")
     (folder / "config.json").write_text(json.dumps({"model_type": model_type} | architecture), encoding="utf-8")
-    rows = sample.generate("rte", "train", {"train": 300, "validation": 10}, 0)
+    rows = toy_text.generate("rte", "train", {"train": 300, "validation": 10}, 0)
     train_sentencepiece(folder, [text for row in rows for text in (row["sentence1"], row["sentence2"])], 127)
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"do_lower_case": False, "vocab_type": "spm"}), encoding="utf-8"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from adalora_repro.config import Config
+from adalora_repro.config.schema import Config
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

@@ -7,8 +7,8 @@ import pkgutil
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.budgets import matched
 from adalora_repro.errors import InputError, one_of
+from adalora_repro.methods.equal_counts import matched
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,7 +26,8 @@ def load(cfg: DictConfig) -> BaseMethod:
     from omegaconf.errors import OmegaConfBaseException
 
     name = cfg.method.module
-    modules = [m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and not m.name.startswith("_")]
+    modules = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
+    modules = [name for name in modules if name not in ("base", "equal_counts")]
     if name not in modules:
         raise one_of("method.module", name, modules)
     module: Any = importlib.import_module(f"{__name__}.{name}")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from adalora_repro.budgets import Place, fill, wider
 from adalora_repro.methods.base import BaseMethod, BaseOptions, require_positive, require_size
+from adalora_repro.methods.equal_counts import Place, fill, wider
 
 if TYPE_CHECKING:
-    from adalora_repro.backbones import Site
+    from adalora_repro.models.backbones import Site
 
 
 @dataclass

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from adalora_repro.inject import freeze_backbone, replace
 from adalora_repro.lowrank import SVDLinear, orthogonality_penalty
 from adalora_repro.lowrank.layers import LowRankLinear, share_left_factors
 from adalora_repro.lowrank.orthogonality import Form, orthogonality_errors
 from adalora_repro.methods.base import BaseMethod, LowRankOptions, require_not_negative
+from adalora_repro.models.inject import freeze_backbone, replace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.backbones import Site
+    from adalora_repro.models.backbones import Site
 
 
 @dataclass

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import torch
 from torch import nn
 
-from adalora_repro.budgets import initial_rank, mean_triplets, require_at_least
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.lowrank import BudgetSchedule, RankAllocator
 from adalora_repro.lowrank.allocator import Allocation, Score
@@ -18,11 +17,12 @@ from adalora_repro.lowrank.layers import drop_left_factors
 from adalora_repro.lowrank.schedule import masks_due
 from adalora_repro.methods._svd import SVDMethod, SVDOptions
 from adalora_repro.methods.base import require_positive, require_size
+from adalora_repro.methods.equal_counts import initial_rank, mean_triplets, require_at_least
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.backbones import Site
+    from adalora_repro.models.backbones import Site
 
 
 @dataclass

@@ -11,14 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.backbones import MATRIX_ROLES, matching
 from adalora_repro.errors import InputError
+from adalora_repro.models.backbones import MATRIX_ROLES, matching
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from adalora_repro.backbones import Site
+    from adalora_repro.models.backbones import Site
 
 
 LARGEST = 2**20  # rank or width: far beyond any use, and no number of parameters that torch cannot count

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adalora_repro.inject import freeze_backbone
 from adalora_repro.methods.base import BaseMethod, BaseOptions
+from adalora_repro.models.inject import freeze_backbone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.backbones import Site
+    from adalora_repro.models.backbones import Site
 
 
 @dataclass

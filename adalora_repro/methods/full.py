@@ -11,7 +11,7 @@ from adalora_repro.methods.base import BaseMethod, BaseOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.backbones import Site
+    from adalora_repro.models.backbones import Site
 
 
 @dataclass

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adalora_repro.backbones import matching
-from adalora_repro.inject import freeze_backbone, replace
 from adalora_repro.methods._adapter import AdapterMethod, AdapterOptions, Bottleneck
+from adalora_repro.models.backbones import matching
+from adalora_repro.models.inject import freeze_backbone, replace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.backbones import Site
+    from adalora_repro.models.backbones import Site
 
 
 @dataclass

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from torch import nn
 
-from adalora_repro.budgets import Place, fill, initial_rank, require_at_least, wider
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.inject import freeze_backbone, replace
 from adalora_repro.lowrank import LoRALinear
 from adalora_repro.lowrank.layers import Init
 from adalora_repro.methods.base import BaseMethod, LowRankOptions, require_size
+from adalora_repro.methods.equal_counts import Place, fill, initial_rank, require_at_least, wider
+from adalora_repro.models.inject import freeze_backbone, replace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.backbones import Site
+    from adalora_repro.models.backbones import Site
 
 
 @dataclass

@@ -17,7 +17,7 @@ from adalora_repro.methods.base import require_not_negative
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.backbones import Site
+    from adalora_repro.models.backbones import Site
 
 
 @dataclass

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from adalora_repro import processes
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.tasks import cache, held_out, sources
+from adalora_repro.tasks import cache, held_out, processes, sources
 from adalora_repro.tasks.held_out import HOLDOUT
 
 if TYPE_CHECKING:

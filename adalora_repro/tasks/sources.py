@@ -19,10 +19,11 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from adalora_repro import hub, records, shapes
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.file_kinds import not_a_file
-from adalora_repro.tasks import sample
+from adalora_repro.models import hub
+from adalora_repro.records import run_record, validation
+from adalora_repro.records.file_kinds import not_a_file
+from adalora_repro.tasks import toy_text
 from adalora_repro.terminal import first_line
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def check(cfg: DictConfig, rules: RowRules) -> None:
             if next(_checked(_lines(path), cfg, rules, bad), None) is None:
                 raise InputError(f"{path}: {_nothing_left(bad)}, the {split} split of {cfg.task.name} needs rows")
     elif source == "sample":
-        sample.check(cfg.task.name, _sizes(cfg))
+        toy_text.check(cfg.task.name, _sizes(cfg))
     elif source != "hub":
         raise one_of("data source", source, SOURCES)
 
@@ -124,7 +125,7 @@ def split_fingerprint(cfg: DictConfig, split: str) -> str:
     if source == "local":
         return _content(cfg, split).fingerprint[:16]
     if source == "sample":
-        return _short([sample.VERSION, task.name, split, _sizes(cfg), cfg.data.sample_seed])
+        return _short([toy_text.VERSION, task.name, split, _sizes(cfg), cfg.data.sample_seed])
     return _short([task.hub, task.hub_config, task.revision, split])
 
 
@@ -160,7 +161,7 @@ def load_split(cfg: DictConfig, split: str, rules: RowRules, bad: BadRows) -> Da
             lines = _lines(_file(cfg, split))
         else:
             where = f"data=sample, {split}"
-            rows = sample.generate(cfg.task.name, split, _sizes(cfg), cfg.data.sample_seed)
+            rows = toy_text.generate(cfg.task.name, split, _sizes(cfg), cfg.data.sample_seed)
             lines = ((f"{where}, row {i}", row) for i, row in enumerate(rows))
         dataset = _dataset((row for _, row in _checked(lines, cfg, rules, bad)), rules)
     if not len(dataset):
@@ -181,7 +182,7 @@ def provenance(cfg: DictConfig, rows: dict[str, int]) -> dict[str, Any]:
         origin["sha256"] = {split: _sha256(_file(cfg, split)) for split in splits(cfg)}
         origin["rows_sha256"] = {split: _content(cfg, split).fingerprint for split in splits(cfg)}
     else:
-        origin |= {"generator": sample.VERSION, "seed": cfg.data.sample_seed}
+        origin |= {"generator": toy_text.VERSION, "seed": cfg.data.sample_seed}
     return origin
 
 
@@ -398,7 +399,7 @@ def _content(cfg: DictConfig, split: str) -> Content:
             if path.stat().st_size >= LARGE:
                 with suppress(OSError):  # without the cache the next command takes as long
                     kept.parent.mkdir(parents=True, exist_ok=True)
-                    records.write_atomic(kept, shapes.dump(asdict(content)))
+                    run_record.write_atomic(kept, validation.dump(asdict(content)))
         _contents[name] = content
     return _contents[name]
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
+from adalora_repro.metrics.squad import best_thresholds, score_all, squad_metrics
 from adalora_repro.tasks import cache, sources
 from adalora_repro.tasks.base import BaseTask, Batch, Scores, TaskData, constant, equal_distances, mapped, pad
-from adalora_repro.tasks.squad_scores import best_thresholds, score_all, squad_metrics
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

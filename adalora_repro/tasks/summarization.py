@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.tasks import rouge, sources
+from adalora_repro.metrics import rouge
+from adalora_repro.tasks import sources
 from adalora_repro.tasks.base import MULTIPLE, BaseTask, Batch, Scores, TaskData, constant, mapped, pad
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from adalora_repro import records, run
+from adalora_repro.cli import run
+from adalora_repro.records import run_record
 
 ROOT = Path(run.__file__).parents[1]
 
@@ -51,8 +52,8 @@ class Run:
     folder: Path
 
     @property
-    def record(self) -> records.RunRecord:
-        return records.read(self.folder / records.RECORD_NAME)
+    def record(self) -> run_record.RunRecord:
+        return run_record.read(self.folder / run_record.RECORD_NAME)
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -64,7 +65,7 @@ class Run:
 
 
 def find_runs(results: str | Path = "results") -> list[Run]:
-    return [Run(path.parent) for path in records.find(Path(results))]
+    return [Run(path.parent) for path in run_record.find(Path(results))]
 
 
 def only_run(results: str | Path = "results") -> Run:

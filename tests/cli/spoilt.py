@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adalora_repro import checkpoint, records, run
+from adalora_repro.cli import run
+from adalora_repro.records import run_record
 from adalora_repro.tasks import glue
+from adalora_repro.training import checkpoint
 
 
 def in_child(folder: Path, words: tuple[str, ...], spoil: Callable[[], None]) -> None:
@@ -40,7 +42,7 @@ class SignalInWrite:
     signum: int = signal.SIGKILL
 
     def __call__(self) -> None:
-        write_atomic, replace = records.write_atomic, os.replace
+        write_atomic, replace = run_record.write_atomic, os.replace
 
         def half(handle: int) -> None:
             os.ftruncate(handle, os.fstat(handle).st_size // 2)
@@ -57,7 +59,7 @@ class SignalInWrite:
                 os.kill(os.getpid(), self.signum)
             replace(source, target)
 
-        records.write_atomic = checkpoint.write_atomic = write
+        run_record.write_atomic = checkpoint.write_atomic = write
         os.replace = rename
 
 

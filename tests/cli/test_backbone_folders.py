@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from small_backbone import SHRINK, SMALL, save_deberta
 from task_configs import CONF, task_config
 
-from adalora_repro import backbone_files, backbones, records
 from adalora_repro.errors import InputError
+from adalora_repro.models import backbone_files, backbones
+from adalora_repro.records import run_record
 
 RUN = (*SMALL, "backbone=deberta-v3-base", "method=lora", "train.max_steps=2", "optim.warmup_steps=0")
 RUN = (*RUN, "train.device=cpu")
@@ -65,7 +66,7 @@ def test_a_whole_folder_trains(cli, broken, weights, kind):
     assert done.code == 0, done.err
     assert "[UNK]" not in done.err  # no note: spm.model is there
     (path,) = Path("results").rglob("metrics.json")
-    assert records.read(path).status == "ok"
+    assert run_record.read(path).status == "ok"
 
 
 def test_random_weights_take_a_folder_s_tokenizer_alone(cli, whole):

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from task_configs import write_jsonl
 
-from adalora_repro import __version__, run
+from adalora_repro import __version__
+from adalora_repro.cli import run
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
 Cli = Callable[..., Outcome]

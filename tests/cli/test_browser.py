@@ -16,7 +16,7 @@ from urllib.parse import quote
 import pytest
 from fake_records import GLUE, make, save
 
-from adalora_repro import report
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_OK
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (dev extra)")

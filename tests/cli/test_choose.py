@@ -19,10 +19,10 @@ from fake_records import make, save
 from omegaconf import OmegaConf
 
 import adalora_repro
-from adalora_repro import report
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
-from adalora_repro.selection import RULE
-from adalora_repro.tables.choose import yaml_number
+from adalora_repro.records.selection import RULE
+from adalora_repro.reports.choose import yaml_number
 
 ROOT = Path(adalora_repro.__file__).parents[1]
 LORA = {2e-4: (0.2, 0.3), 1e-3: (0.4, 0.5), 5e-3: (0.1,)}
@@ -54,7 +54,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def adalora_run(project: Path, *words: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "adalora_repro.run", *words]
+    command = [sys.executable, "-m", "adalora_repro.cli.run", *words]
     done = subprocess.run(
         command, cwd=project, env=environment, capture_output=True, text=True, check=False, encoding="utf-8"
     )
@@ -221,7 +221,7 @@ def test_watch_redraws_until_ctrl_c(tmp_path: Path) -> None:
     save(tmp_path / "results", make(0.2))
     master, slave = pty.openpty()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "adalora_repro.report", "status", "--watch", "0.2"]
+    command = [sys.executable, "-m", "adalora_repro.cli.report", "status", "--watch", "0.2"]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=slave, stderr=subprocess.PIPE, text=True, encoding="utf-8"
     )

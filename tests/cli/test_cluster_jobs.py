@@ -14,9 +14,10 @@ import pytest
 from conftest import ROOT, Outcome, find_runs
 from test_sweep import STAGES, last_line, save
 
-from adalora_repro import cluster, records
-from adalora_repro import plan as planning
+from adalora_repro.cli import slurm as slurm_queue
+from adalora_repro.config import plan as planning
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.records import run_record
 
 pytest.importorskip("submitit")
 
@@ -63,8 +64,8 @@ def slurm(tiny: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return state
 
 
-def submission() -> tuple[Path, cluster.Submission]:
-    found, refused = cluster.read_all(Path("results"))
+def submission() -> tuple[Path, slurm_queue.Submission]:
+    found, refused = slurm_queue.read_all(Path("results"))
     assert refused == []
     return list(found.items())[-1]
 
@@ -205,9 +206,9 @@ def test_detached_stages_wait_for_each_other(tiny: Cli, slurm: Path) -> None:
         folder = Path(run["folder"])
         plan = planning.Plan(None, run["key"], {}, folder, 6, 6)  # type: ignore[arg-type]
         save(plan, 0.4 + number / 10)
-    failed = records.read(folder / records.RECORD_NAME)
+    failed = run_record.read(folder / run_record.RECORD_NAME)
     failed.status, failed.final = "failed", None
-    records.write(failed, folder)
+    run_record.write(failed, folder)
     (slurm / "queue").unlink()
     done = tiny(*words)
     assert "stage 2, rte lora 0.3M: optim.lr=1e-3, the best of 2 (2 of 3 runs finished)" in done.out
@@ -269,9 +270,9 @@ def test_a_lost_result_does_not_hide_the_others(
             plan = self.plans[job]
             if status := statuses.get(plan.key["seed"]):
                 save(plan, 0.5)
-                record = records.read(plan.folder / records.RECORD_NAME)
+                record = run_record.read(plan.folder / run_record.RECORD_NAME)
                 record.status = status
-                records.write(record, plan.folder)
+                run_record.write(record, plan.folder)
         return {job: Task(tmp_path, f"7_{n}", results.get(n)) for n, job in enumerate(words)}
 
     with monkeypatch.context() as patch:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import find_runs
 
-from adalora_repro import report
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_OK
 
 FAMILIES = {

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from adalora_repro import cost, cost_record, report
-from adalora_repro.backbones import WORD_PIECES
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.models.backbones import WORD_PIECES
+from adalora_repro.records import cost_record
 from adalora_repro.tasks.glue import Task
+from adalora_repro.training import cost
 
 Tiny = Callable[..., Any]
 COST = ["measure=cost", "task=sst2", "method=adalora", "budget=0.3M", "train.max_steps=40", "cost.steps=4"]

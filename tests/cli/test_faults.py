@@ -20,9 +20,12 @@ import pytest
 from conftest import ROOT, TINY, Outcome, Run, find_runs, only_run
 from spoilt import SignalInStep, SignalInWrite, in_child, unspoilt
 
-from adalora_repro import checkpoint, lock, records, report, train
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.records import lock, run_record
 from adalora_repro.tasks import glue
+from adalora_repro.training import checkpoint
+from adalora_repro.training import loop as training_loop
 
 Cli = Callable[..., Outcome]
 COMMAND = ("task=cola", "method=adalora", "optim.lr=1e-2", "train.save_steps=2", "train.eval_steps=3")
@@ -36,7 +39,9 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 @pytest.fixture(scope="module")
 def server() -> None:
-    CONTEXT.set_forkserver_preload(["adalora_repro.run", "adalora_repro.session", "adalora_repro.tasks.glue"])
+    CONTEXT.set_forkserver_preload(
+        ["adalora_repro.cli.run", "adalora_repro.training.runner", "adalora_repro.tasks.glue"]
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("HF_HUB_OFFLINE", "1")
@@ -135,9 +140,9 @@ def fill(disk: Path) -> None:
 @pytest.mark.parametrize("what", ["log.jsonl", "checkpoint.new.pt", "metrics.json", "predictions.validation.jsonl.gz"])
 def test_a_disk_that_is_really_full(tiny: Cli, small_disk: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     command = ("task=cola", "method=adalora", "train.max_steps=12", "train.save_steps=5", "train.log_steps=1")
-    append, write_atomic = train.Log.append, records.write_atomic
+    append, write_atomic = training_loop.Log.append, run_record.write_atomic
 
-    def line(self: train.Log, values: dict[str, Any]) -> None:
+    def line(self: training_loop.Log, values: dict[str, Any]) -> None:
         if what == "log.jsonl" and values["t"] == 6:
             fill(small_disk)
         append(self, values)
@@ -149,8 +154,8 @@ def test_a_disk_that_is_really_full(tiny: Cli, small_disk: Path, monkeypatch: py
         write_atomic(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Log, "append", line)
-        patch.setattr(records, "write_atomic", write)
+        patch.setattr(training_loop.Log, "append", line)
+        patch.setattr(run_record, "write_atomic", write)
         patch.setattr(checkpoint, "write_atomic", write)
         done = tiny(*command)
     assert done.code == EXIT_BAD_INPUT
@@ -202,15 +207,15 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, tiny: Cli, step: int) -> None:
 
 def after_step(patch: pytest.MonkeyPatch, step: int, act: Callable[[Path], None]) -> None:
     """``act`` on the run's folder after this step."""
-    whole = train.step
+    whole = training_loop.step
 
-    def acting(loop: train.Loop, batches: Any) -> Any:
+    def acting(loop: training_loop.Loop, batches: Any) -> Any:
         norm = whole(loop, batches)
         if loop.t == step:
             act(loop.plan.folder)
         return norm
 
-    patch.setattr(train, "step", acting)
+    patch.setattr(training_loop, "step", acting)
 
 
 # -- removed, taken ------------------------------------------------------------------------------------------------
@@ -247,7 +252,9 @@ def test_a_folder_that_is_removed_meanwhile_is_made_again(
 def test_predictions_that_went_with_the_folder_are_named(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("task=sst2", "method=lora", "train.eval_steps=2", "optim.lr=1e-5")
     scores = iter([0.9, 0.8, 0.7])
-    monkeypatch.setattr(glue.Task, "metrics", lambda *_: train.Evaluation({"accuracy": next(scores)}, {"p.json": 1}))
+    monkeypatch.setattr(
+        glue.Task, "metrics", lambda *_: training_loop.Evaluation({"accuracy": next(scores)}, {"p.json": 1})
+    )
     with monkeypatch.context() as patch:
         after_step(patch, 3, shutil.rmtree)
         done = tiny(*command)
@@ -264,7 +271,7 @@ def test_a_run_that_another_process_took_over_is_left_to_it(
     tiny: Cli, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     assert tiny(*COMMAND, "results.dir=theirs").code == EXIT_OK
-    theirs = only_run("theirs").folder / records.RECORD_NAME
+    theirs = only_run("theirs").folder / run_record.RECORD_NAME
     seen: dict[str, bytes] = {}
 
     def everything(folder: Path) -> dict[str, bytes]:
@@ -387,7 +394,7 @@ def test_five_hundred_records_in_one_moment(tmp_path: Path, capsys: pytest.Captu
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    found, refused = records.read_all(tmp_path / "results")
+    found, refused = run_record.read_all(tmp_path / "results")
     assert refused == []
     assert sorted(record.key["seed"] for _, record in found) == list(range(500))
     assert {record.status for _, record in found} == {"ok"}

@@ -12,9 +12,11 @@ import pytest
 from conftest import Outcome, only_run
 from test_stop import COMMAND
 
-from adalora_repro import console, lock, train
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.records import lock
 from adalora_repro.tasks import glue
+from adalora_repro.training import console
+from adalora_repro.training import loop as training_loop
 
 Cli = Callable[..., Outcome]
 REQUEUED = "SIGUSR2: goes on if its job is requeued; the same command resumes it"
@@ -58,7 +60,9 @@ def signalled(
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "call", "step"), [(train, "step", 2, 2), (glue.Task, "predict", 2, 3)], ids=["step", "evaluation"]
+    ("owner", "name", "call", "step"),
+    [(training_loop, "step", 2, 2), (glue.Task, "predict", 2, 3)],
+    ids=["step", "evaluation"],
 )
 def test_a_checkpoint_then_the_handler_then_on_as_if_nothing_had_happened(
     tiny: Cli,
@@ -85,12 +89,12 @@ def test_a_checkpoint_then_the_handler_then_on_as_if_nothing_had_happened(
 
 
 def test_before_the_first_step_it_goes_on_at_once(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adalora_repro import session
+    from adalora_repro.training import runner
 
     seen = []
     before = signal.signal(signal.SIGUSR2, lambda *_: seen.append(list(Path().rglob(".lock"))))
     try:
-        signalled(monkeypatch, session, "build", 1)
+        signalled(monkeypatch, runner, "build", 1)
         stopped = tiny(*COMMAND)
     finally:
         signal.signal(signal.SIGUSR2, before)
@@ -101,7 +105,7 @@ def test_before_the_first_step_it_goes_on_at_once(tiny: Cli, monkeypatch: pytest
 def test_a_run_that_fails_is_not_requeued(
     tiny: Cli, monkeypatch: pytest.MonkeyPatch, handed: list[dict[str, Any]]
 ) -> None:
-    signalled(monkeypatch, train, "step", 2)
+    signalled(monkeypatch, training_loop, "step", 2)
     done = tiny(*COMMAND, "optim.lr=1e38")
     assert done.code == EXIT_FAILED, done.err
     assert only_run().record.status == "failed"
@@ -109,7 +113,7 @@ def test_a_run_that_fails_is_not_requeued(
 
 
 def test_sigterm_is_not_handed_on(tiny: Cli, monkeypatch: pytest.MonkeyPatch, handed: list[dict[str, Any]]) -> None:
-    signalled(monkeypatch, train, "step", 2, (signal.SIGTERM,))
+    signalled(monkeypatch, training_loop, "step", 2, (signal.SIGTERM,))
     assert tiny(*COMMAND).code == EXIT_TERMINATED
     assert only_run().record.error == "SIGTERM: the same command resumes it"
     assert handed == []
@@ -117,12 +121,12 @@ def test_sigterm_is_not_handed_on(tiny: Cli, monkeypatch: pytest.MonkeyPatch, ha
 
 def test_without_a_handler_it_is_left_alone(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
-    seen, step = [], train.step
+    seen, step = [], training_loop.step
 
     def look(*args: Any) -> Any:
         seen.append(signal.getsignal(signal.SIGUSR2))
         return step(*args)
 
-    monkeypatch.setattr(train, "step", look)
+    monkeypatch.setattr(training_loop, "step", look)
     assert tiny(*COMMAND).code == EXIT_OK
     assert set(seen) == {signal.SIG_DFL}

@@ -24,9 +24,10 @@ from tokenizers.processors import RobertaProcessing
 from transformers import AutoConfig, BartModel
 from transformers import BartForConditionalGeneration as Bart
 
-from adalora_repro import backbones, hub, records
 from adalora_repro.errors import InputError
-from adalora_repro.tasks import sample, summarization
+from adalora_repro.models import backbones, hub
+from adalora_repro.records import run_record
+from adalora_repro.tasks import summarization, toy_text
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def hub_cache(tmp_path_factory) -> Path:
 
 def adalora_run(tmp_path: Path, hub: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub), "HF_HOME": str(tmp_path / "hf")}
-    command = [sys.executable, "-m", "adalora_repro.run", *SMALL, f"data.cache_dir={tmp_path}/cache"]
+    command = [sys.executable, "-m", "adalora_repro.cli.run", *SMALL, f"data.cache_dir={tmp_path}/cache"]
     return subprocess.run(
         [*command, *arguments],
         env=environment | {"PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"},
@@ -62,7 +63,7 @@ def test_a_backbone_of_the_hub_trains_from_the_cache_without_a_network(tmp_path,
     done = adalora_run(tmp_path, hub_cache, "method=lora", "budget=0.3M", "train.max_steps=3")
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "results").glob("runs/deberta-v3-base/rte/lora/0.3M/*/metrics.json")
-    assert records.read(path).status == "ok"
+    assert run_record.read(path).status == "ok"
 
 
 def test_a_backbone_that_is_not_cached_is_one_line_that_says_how_to_run_offline(cli):
@@ -226,7 +227,7 @@ def bart_folder(folder: Path, kind: str) -> dict[str, torch.Tensor]:
     config = {"model_type": model_type, "architectures": ["BartModel"]} | architecture | SAYS
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
-    rows = sample.generate("xsum", "train", {"train": 100, "validation": 10}, 0)
+    rows = toy_text.generate("xsum", "train", {"train": 100, "validation": 10}, 0)
     tokenizer = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     tokenizer.train_from_iterator(
@@ -268,7 +269,7 @@ def test_a_saved_bart_trains_and_writes_as_the_task_says(tmp_path, tiny, monkeyp
     )
     assert done.code == 0, done.err
     (path,) = Path("results").rglob("metrics.json")
-    record = records.read(path)
+    record = run_record.read(path)
     assert record.status == "ok"
     assert record.final["metrics"]["written_tokens"] > 0
     assert record.data["rows"] == {"train": 16, "validation": 6}
@@ -288,7 +289,7 @@ def test_a_saved_bart_trains_and_writes_as_the_task_says(tmp_path, tiny, monkeyp
     assert not model.final_logits_bias.any()
 
     # its vocabulary
-    articles = [row["document"] for row in sample.generate("xsum", "validation", {"train": 16, "validation": 6}, 0)]
+    articles = [row["document"] for row in toy_text.generate("xsum", "validation", {"train": 16, "validation": 6}, 0)]
     assert texts
     assert all(any(article.startswith(text.strip()[:20]) for article in articles) for text in texts)
 

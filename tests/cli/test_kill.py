@@ -16,7 +16,7 @@ from conftest import ROOT, TINY, Outcome, Run, find_runs, only_run
 from task_configs import write_jsonl
 
 from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
-from adalora_repro.tasks import sample
+from adalora_repro.tasks import toy_text
 
 Cli = Callable[..., Outcome]
 COMMAND = (
@@ -114,7 +114,7 @@ def test_sigkill_at_any_step_costs_nothing(tiny: Cli, tmp_path: Path, checkpoint
 def test_sigkill_of_a_run_whose_t_came_with_its_data(tiny: Cli, tmp_path: Path) -> None:
     sizes = {"train": 48, "validation": 32}
     for split in sizes:
-        rows = [*sample.generate("cola", split, sizes, 0), "{broken", {"sentence": "x", "label": 9}, *["[]"] * 30]
+        rows = [*toy_text.generate("cola", split, sizes, 0), "{broken", {"sentence": "x", "label": 9}, *["[]"] * 30]
         write_jsonl(Path("broken") / "cola" / f"{split}.jsonl.gz", rows)
     _, err = killed(tmp_path / "cache", 2, SETTLED)
     assert "note: T = 20 counts one example for each row; bad rows go" in err

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from conftest import Outcome, find_runs, only_run
 
-from adalora_repro import report, train
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.training import loop as training_loop
 
 Cli = Callable[..., Outcome]
 PARAMS = 5000
@@ -50,7 +51,7 @@ def test_the_record_has_the_count_and_the_sizes(tiny: Cli, method: str) -> None:
 @pytest.mark.parametrize("protocol", ["paper", "released"])
 def test_adalora_ends_at_the_number_resumed_or_not(tiny: Cli, monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
     command = (*MATCHED, "method=adalora", f"protocol={protocol}", "train.eval_steps=2")
-    step = train.step
+    step = training_loop.step
 
     def killed(loop: Any, batches: Any) -> Any:
         norm = step(loop, batches)
@@ -59,7 +60,7 @@ def test_adalora_ends_at_the_number_resumed_or_not(tiny: Cli, monkeypatch: pytes
         return norm
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "step", killed)
+        patch.setattr(training_loop, "step", killed)
         assert tiny(*command).code == EXIT_TERMINATED
     resumed = tiny(*command)
     assert resumed.code == EXIT_OK, resumed.err

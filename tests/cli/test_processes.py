@@ -26,9 +26,12 @@ from huggingface_hub import constants
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
-from adalora_repro import console, records, run, train
+from adalora_repro.cli import run
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
-from adalora_repro.tasks import sample
+from adalora_repro.records import run_record
+from adalora_repro.tasks import toy_text
+from adalora_repro.training import console
+from adalora_repro.training import loop as training_loop
 
 Cli = Callable[..., Outcome]
 PATIENCE_S = 150.0
@@ -90,9 +93,9 @@ STOPPED = words_of("task=sst2", "method=adalora", "results.dir=stopped")
 def watched_steps() -> Iterator[list[dict[str, Any]]]:
     """What each optimizer step of this process did."""
     steps: list[dict[str, Any]] = []
-    step = train.step
+    step = training_loop.step
 
-    def watched(loop: train.Loop, batches: list[Any]) -> torch.Tensor:
+    def watched(loop: training_loop.Loop, batches: list[Any]) -> torch.Tensor:
         norm = step(loop, batches)
         seen = {"loss": loop.losses[-1].item(), "grad_norm": norm.item(), "pieces": len(batches), "mask": None}
         seen["task_norm"] = loop.task_norm.item() if loop.log_due and loop.task_norm is not None else 0.0
@@ -102,7 +105,7 @@ def watched_steps() -> Iterator[list[dict[str, Any]]]:
         return norm
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "step", watched)
+        patch.setattr(training_loop, "step", watched)
         yield steps
 
 
@@ -150,13 +153,13 @@ def process(jobs: str) -> None:
 def slowly(words: list[str]) -> int:
     """adalora-run, but every step takes a while, so that the moment of a signal can be chosen."""
     Path(f"pid.{os.environ['RANK']}").write_text(str(os.getpid()), encoding="utf-8")
-    step = train.step
+    step = training_loop.step
 
-    def waiting(loop: train.Loop, batches: list[Any]) -> torch.Tensor:
+    def waiting(loop: training_loop.Loop, batches: list[Any]) -> torch.Tensor:
         time.sleep(0.25)
         return step(loop, batches)
 
-    train.step = waiting
+    training_loop.step = waiting
     return main(words)
 
 
@@ -363,13 +366,13 @@ def test_wrong_input_is_told_once_and_leaves_nothing(tmp_path: Path, monkeypatch
     sizes = {"train": 40, "validation": 10}
     for split in sizes:
         Path("broken/cola").mkdir(parents=True, exist_ok=True)
-        rows = [*sample.generate("cola", split, sizes, 0), {"sentence": "x", "label": 7}]
+        rows = [*toy_text.generate("cola", split, sizes, 0), {"sentence": "x", "label": 7}]
         with gzip.open(Path("broken/cola") / f"{split}.jsonl.gz", "wt", encoding="utf-8") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
     words = words_of("task=cola", "method=lora", f"data.cache_dir={tmp_path / 'cache'}", "data=local")
     words += ["optim.lr=-1", "data.dir=broken"] if where == "the command" else ["data.dir=broken"]
     words.remove("optim.lr=1e-2")
-    with started(torchrun(2, "-m", "adalora_repro.run", *words)) as child:
+    with started(torchrun(2, "-m", "adalora_repro.cli.run", *words)) as child:
         done = finish(child)
     assert done.code != EXIT_OK
     (line,) = ours(done.err)
@@ -384,11 +387,11 @@ def test_a_folder_that_another_run_holds(tmp_path: Path, monkeypatch: Any, cli: 
     words = words_of("task=cola", "method=lora")
     assert cli(*words).code == EXIT_OK
     folder = only_run().folder
-    (folder / records.RECORD_NAME).unlink()
+    (folder / run_record.RECORD_NAME).unlink()
     before = sorted(path.name for path in folder.iterdir())
     with (folder / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        command = torchrun(2, "-m", "adalora_repro.run", *words, f"data.cache_dir={tmp_path / 'cache'}")
+        command = torchrun(2, "-m", "adalora_repro.cli.run", *words, f"data.cache_dir={tmp_path / 'cache'}")
         with started(command) as child:
             done = finish(child)
     assert done.code != EXIT_OK
@@ -460,7 +463,7 @@ def to_the_end(t: int, command: list[str], cli: Cli) -> None:
 def test_a_signal_to_one_process_ends_all_and_they_go_on(cli: Cli, tmp_path: Path) -> None:
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     t = cancelled_after(0, interrupted(2, "pid.1", signal.SIGTERM, cache), 2)
-    to_the_end(t, accelerate(2, "-m", "adalora_repro.run", *LONG, cache), cli)
+    to_the_end(t, accelerate(2, "-m", "adalora_repro.cli.run", *LONG, cache), cli)
 
 
 @pytest.mark.slow
@@ -472,17 +475,17 @@ def test_killed_and_resumed_by_any_number_of_processes(cli: Cli, tmp_path: Path)
     t = checkpoint()["t"]
     t = cancelled_after(t, interrupted(3, "launcher", signal.SIGTERM, cache), 3)
 
-    step = train.step
+    step = training_loop.step
     with pytest.MonkeyPatch.context() as patch:
 
-        def stopped(loop: train.Loop, batches: list[Any]) -> torch.Tensor:
+        def stopped(loop: training_loop.Loop, batches: list[Any]) -> torch.Tensor:
             os.kill(os.getpid(), signal.SIGTERM)
             return step(loop, batches)
 
-        patch.setattr(train, "step", stopped)
+        patch.setattr(training_loop, "step", stopped)
         assert cli(*LONG).code == EXIT_TERMINATED
     assert checkpoint()["t"] == t + 1
-    to_the_end(t + 1, torchrun(2, "-m", "adalora_repro.run", *LONG, cache), cli)
+    to_the_end(t + 1, torchrun(2, "-m", "adalora_repro.cli.run", *LONG, cache), cli)
 
 
 if __name__ == "__main__":

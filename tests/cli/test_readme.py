@@ -24,9 +24,9 @@ import pytest
 import yaml
 from hydra.core.plugins import Plugins
 
-from adalora_repro import report
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_OK
-from adalora_repro.tasks import sample
+from adalora_repro.tasks import toy_text
 
 ROOT = Path(__file__).parents[2]
 ADDING = ROOT / "docs" / "adding.md"
@@ -73,7 +73,7 @@ def user_folder(tmp_path: Path) -> Path:
         sizes = {"train": SIZES["train"]} | dict.fromkeys(task["validation"].values(), SIZES["validation"])
         (folder / task["name"]).mkdir(parents=True)
         for name in sizes:
-            rows = sample.generate(task["name"], name, sizes, 0)
+            rows = toy_text.generate(task["name"], name, sizes, 0)
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / task["name"] / f"{name}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     return folder
@@ -248,7 +248,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_adding(extended: Path) -> None:
     """The commands of the page in their order, one after the other as a reader would type them."""
-    modules = {"adalora-run": "adalora_repro.run", "adalora-report": "adalora_repro.report"}
+    modules = {"adalora-run": "adalora_repro.cli.run", "adalora-report": "adalora_repro.cli.report"}
     environment = os.environ | {"PYTHONPATH": str(extended), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     printed = {}
     for command in commands(ADDING):

@@ -17,9 +17,10 @@ import pytest
 from fake_records import GLUE, PERCENT, make, save
 
 import adalora_repro
-from adalora_repro import report, tables
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
-from adalora_repro.tables.render import FORMATS
+from adalora_repro.reports import tables
+from adalora_repro.reports.render import FORMATS
 
 ROOT = Path(adalora_repro.__file__).parent.parent
 TABLES = {"table1": 96, "table2": 34, "table3": 18, "table4": 36, "table5": 36, "table14": 16, "controls": 36}
@@ -44,7 +45,7 @@ def run(*words: str) -> int:
 
 def subprocess_report(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "adalora_repro.report", *words]
+    command = [sys.executable, "-m", "adalora_repro.cli.report", *words]
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False, encoding="utf-8"
     )
@@ -315,7 +316,7 @@ def test_help_shows_examples_and_every_report(capsys: Captured) -> None:
 
 def test_a_module_with_a_spec_is_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "table99.py").write_text(
-        "import dataclasses\nfrom adalora_repro.tables.table1 import SPEC as ONE\n"
+        "import dataclasses\nfrom adalora_repro.reports.tables.table1 import SPEC as ONE\n"
         "SPEC = dataclasses.replace(ONE, name='table99')\n",
         encoding="utf-8",
     )
@@ -323,12 +324,12 @@ def test_a_module_with_a_spec_is_a_report(monkeypatch: pytest.MonkeyPatch, tmp_p
     try:
         assert {"table1", "table99"} <= set(report.discover())
     finally:
-        sys.modules.pop("adalora_repro.tables.table99", None)
+        sys.modules.pop("adalora_repro.reports.tables.table99", None)
 
 
 def test_a_module_with_a_report_is_one_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "count99.py").write_text(
-        "from adalora_repro.tables.base import Report\n"
+        "from adalora_repro.reports.base import Report\n"
         "def make(request):\n"
         "    return f'{request.args.twice} {min(request.specs, key=len)}'.encode(), ['one was refused']\n"
         "REPORT = Report('count99', 'counts', lambda parser: parser.add_argument('--twice'), make, reads='results')\n",
@@ -343,7 +344,7 @@ def test_a_module_with_a_report_is_one_too(monkeypatch: pytest.MonkeyPatch, tmp_
         assert (tmp_path / "made").read_text(encoding="utf-8") == "x table1"
         assert report.main(["count99", "--backbone", "minilm"]) == EXIT_BAD_INPUT
     finally:
-        sys.modules.pop("adalora_repro.tables.count99", None)
+        sys.modules.pop("adalora_repro.reports.tables.count99", None)
 
 
 def test_runs_as_a_program_and_leaves_a_closed_pipe_alone(results: Path, tmp_path: Path) -> None:
@@ -353,7 +354,7 @@ def test_runs_as_a_program_and_leaves_a_closed_pipe_alone(results: Path, tmp_pat
     assert subprocess_report("nonsense", cwd=tmp_path).returncode == EXIT_BAD_INPUT
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "adalora_repro.report", "table1"]
+    command = [sys.executable, "-m", "adalora_repro.cli.report", "table1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with os.fdopen(writer, "wb") as pipe:
         broken = subprocess.run(

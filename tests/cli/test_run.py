@@ -22,10 +22,11 @@ from conftest import ROOT, TINY, Outcome, Run, find_runs, only_run
 from omegaconf import OmegaConf
 from task_configs import write_jsonl
 
-from adalora_repro import checkpoint, records, session
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.methods import lora
-from adalora_repro.tasks import glue, sample
+from adalora_repro.records import run_record
+from adalora_repro.tasks import glue, toy_text
+from adalora_repro.training import checkpoint, runner
 
 Cli = Callable[..., Outcome]
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")
@@ -60,7 +61,7 @@ def test_one_command_makes_one_record(tiny: Cli, method: str) -> None:
         "variant": "",
         "hash": "",
     }
-    assert run.folder == records.run_folder(Path("results"), record.key)
+    assert run.folder == run_record.run_folder(Path("results"), record.key)
     assert record.final["step"] == 6
     assert record.best is not None
     assert record.best["step"] in (3, 6)
@@ -161,7 +162,7 @@ def test_a_finished_run_is_not_run_again(tiny: Cli) -> None:
     words = [*TINY, "task=sst2", "method=lora"]
     code = (
         f"import sys; sys.argv = ['adalora-run', *{words!r}]\n"
-        "from adalora_repro.run import main\n"
+        "from adalora_repro.cli.run import main\n"
         "code = main()\n"
         "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)), code)"
     )
@@ -177,7 +178,7 @@ def test_a_plan_imports_no_compiler() -> None:
     """Which drawing weights would: a second."""
     code = (
         "import sys; sys.argv = ['adalora-run', 'task=mnli', 'method=adalora', 'budget=0.3M', 'dry_run=true']\n"
-        "from adalora_repro.run import main\n"
+        "from adalora_repro.cli.run import main\n"
         "code = main()\n"
         "print(sorted({'torch._dynamo', 'datasets', 'accelerate'} & set(sys.modules)), code)"
     )
@@ -194,7 +195,7 @@ def test_force_keeps_the_old_record_and_measures_the_same(tiny: Cli) -> None:
     run = only_run()
     first, log = run.record, run.log
     assert tiny(*command, "force=true").code == EXIT_OK
-    assert records.read(run.folder / "metrics.old-1.json").to_json() == first.to_json()
+    assert run_record.read(run.folder / "metrics.old-1.json").to_json() == first.to_json()
     assert only_run().record.measured() == first.measured()
     assert only_run().log == log
     assert tiny(*command, "force=true").code == EXIT_OK
@@ -243,7 +244,7 @@ def test_predictions_belong_to_the_evaluation_that_they_are_named_for(tiny: Cli)
     """Labels in the order of the split; the best evaluation's may be of an earlier step."""
     tiny("task=sst2", "method=lora", "optim.lr=1e-2", "train.eval_steps=1", "train.max_steps=12")
     run = only_run()
-    rows = sample.generate("sst2", "validation", {"train": 64, "validation": 32}, 0)
+    rows = toy_text.generate("sst2", "validation", {"train": 64, "validation": 32}, 0)
     for folder, entry in (("final", run.record.final), ("best", run.record.best)):
         with gzip.open(run.folder / folder / "predictions.validation.jsonl.gz", "rt", encoding="utf-8") as file:
             found = [json.loads(line) for line in file]
@@ -274,11 +275,11 @@ def test_a_look_before_the_first_step_is_logged_and_changes_nothing(tiny: Cli) -
 
 
 def test_a_resumed_run_does_not_look_again_before_the_first_step(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adalora_repro import train
+    from adalora_repro.training import loop as training_loop
 
     command = ("task=sst2", "method=lora", "eval.untrained=true")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "step", _killing(train.step, at=3))
+        patch.setattr(training_loop, "step", _killing(training_loop.step, at=3))
         assert tiny(*command).code == EXIT_TERMINATED
     assert tiny(*command).code == EXIT_OK
     tiny(*command, "results.dir=undisturbed")
@@ -294,11 +295,11 @@ def broken_data() -> list[str]:
     """64 good lines and 36 bad ones in training, 32 and 3 in validation; the words that choose them."""
     sizes = {"train": 64, "validation": 32}
     for split, bad in (("train", 36), ("validation", 3)):
-        rows: list[Any] = [*sample.generate("cola", split, sizes, 0)]
+        rows: list[Any] = [*toy_text.generate("cola", split, sizes, 0)]
         for number in range(bad):
             rows.insert(2 * number, [{"sentence": "x", "label": 7}, "{broken", {"label": 0}][number % 3])
         write_jsonl(Path("broken") / "cola" / f"{split}.jsonl.gz", rows)
-        write_jsonl(Path("good") / "cola" / f"{split}.jsonl.gz", sample.generate("cola", split, sizes, 0))
+        write_jsonl(Path("good") / "cola" / f"{split}.jsonl.gz", toy_text.generate("cola", split, sizes, 0))
     return ["task=cola", "method=adalora", "optim.lr=1e-2", "data=local", *EPOCHS]
 
 
@@ -366,15 +367,15 @@ def test_all_bad_rows_are_named_beside_the_record(tiny: Cli, broken_data: list[s
 def test_the_settings_of_the_record_are_those_the_loop_used(
     tiny: Cli, broken_data: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adalora_repro import train
+    from adalora_repro.training import loop as training_loop
 
-    loops, step = [], train.step
+    loops, step = [], training_loop.step
 
     def spy(loop: Any, batches: Any) -> Any:
         loops.append(loop)
         return step(loop, batches)
 
-    monkeypatch.setattr(train, "step", spy)
+    monkeypatch.setattr(training_loop, "step", spy)
     own = ("optim.warmup_steps=2000", "method.t_i=1000", "method.t_f=3000", "method.delta_t=900")  # of CoLA's 6,700
     assert tiny(*broken_data, *SKIP, *own, "train.log_steps=1").code == EXIT_OK
     loop, run = loops[-1], only_run()
@@ -406,10 +407,10 @@ def test_bad_rows_stop_a_run_that_does_not_skip_them(tiny: Cli, broken_data: lis
 
 
 def test_a_run_with_a_settled_t_resumes(tiny: Cli, broken_data: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from adalora_repro import train
+    from adalora_repro.training import loop as training_loop
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "step", _killing(train.step, at=9))
+        patch.setattr(training_loop, "step", _killing(training_loop.step, at=9))
         assert tiny(*broken_data, *SKIP).code == EXIT_TERMINATED
     assert only_run().record.key["total_steps"] == 16
     resumed = tiny(*broken_data, *SKIP)
@@ -442,11 +443,11 @@ XSUM = ["task=xsum", "budget=0.13%", "backbone=tiny-bart", "task.max_length=128"
 def test_other_families_run_and_resume(
     tiny: Cli, monkeypatch: pytest.MonkeyPatch, words: list[str], metrics: set[str], files: set[str]
 ) -> None:
-    from adalora_repro import train
+    from adalora_repro.training import loop as training_loop
 
     command = (*words, "method=adalora", "optim.lr=1e-2", "train.grad_accumulation=2")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "step", _killing(train.step, at=3))
+        patch.setattr(training_loop, "step", _killing(training_loop.step, at=3))
         stopped = tiny(*command)
     assert stopped.code == EXIT_TERMINATED, stopped.err
     done = tiny(*command)
@@ -581,9 +582,9 @@ def test_a_sweep_file_is_a_multirun(tiny: Cli) -> None:
 
 
 def test_an_interrupted_job_ends_the_sweep(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adalora_repro import train
+    from adalora_repro.training import loop as training_loop
 
-    monkeypatch.setattr(train, "step", _killing(train.step, at=3))
+    monkeypatch.setattr(training_loop, "step", _killing(training_loop.step, at=3))
     done = tiny("-m", "task=sst2", "method=lora", "seed=0,1")
     assert done.code == EXIT_TERMINATED
     assert only_run().record.key["seed"] == 0
@@ -647,7 +648,7 @@ def test_a_failing_run_keeps_its_reason_where_its_traceback_cannot_be_written(
     def write_no_text(path: Path, *args: Any, **kwargs: Any) -> int:
         raise OSError(errno.EIO, "no", str(path))
 
-    monkeypatch.setattr(session, "run_loop", fail)
+    monkeypatch.setattr(runner, "run_loop", fail)
     assert tiny("task=sst2", "method=lora").code == EXIT_FAILED
     assert only_run().record.status == "failed"
     assert only_run().record.error == "RuntimeError: a file's name: \udcff"
@@ -680,9 +681,10 @@ def test_a_weight_that_is_not_finite_is_no_result(
     tiny: Cli, monkeypatch: pytest.MonkeyPatch, words: list[str], at: int, long: int
 ) -> None:
     """The losses are finite: it is the last update that spoils it. A generated summary would look like any other."""
-    from adalora_repro import inject, train
+    from adalora_repro.models import inject
+    from adalora_repro.training import loop as training_loop
 
-    step, names = train.step, []
+    step, names = training_loop.step, []
 
     def spoilt(loop: Any, batches: Any) -> Any:
         norm = step(loop, batches)
@@ -694,9 +696,9 @@ def test_a_weight_that_is_not_finite_is_no_result(
 
     sizes = ("data.sample_rows=16", "data.sample_validation_rows=8", "train.batch_size=4")
     command = (*words, *sizes, "method=lora", "train.save_steps=2", "train.eval_steps=6")
-    monkeypatch.setattr(train, "LONG_EVALUATION", long)
+    monkeypatch.setattr(training_loop, "LONG_EVALUATION", long)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "step", spoilt)
+        patch.setattr(training_loop, "step", spoilt)
         done = tiny(*command)
     assert done.code == EXIT_FAILED
     run = only_run()
@@ -735,7 +737,7 @@ def test_a_learning_rate_beyond_reason_fails_before_it_is_evaluated(tiny: Cli) -
 )
 def test_a_full_disk_costs_nothing_that_was_saved(tiny: Cli, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     command = ("task=sst2", "method=adalora", "train.save_steps=2")
-    write_atomic, replaced = records.write_atomic, []
+    write_atomic, replaced = run_record.write_atomic, []
 
     def full(path: Path, content: bytes) -> None:
         replaced.append(path.name)
@@ -745,13 +747,13 @@ def test_a_full_disk_costs_nothing_that_was_saved(tiny: Cli, monkeypatch: pytest
                 write_atomic(path, content)
         write_atomic(path, content)
 
-    for module in (records, checkpoint):
+    for module in (run_record, checkpoint):
         monkeypatch.setattr(module, "write_atomic", full)
     done = tiny(*command)
     assert done.code == EXIT_BAD_INPUT
     (line,) = [line for line in done.err.splitlines() if not line.startswith("step ")]
     assert line.startswith("adalora-run: error: no space left in results/")
-    monkeypatch.setattr(records, "write_atomic", write_atomic)
+    monkeypatch.setattr(run_record, "write_atomic", write_atomic)
     monkeypatch.setattr(checkpoint, "write_atomic", write_atomic)
     if name != "config.yaml":
         run = only_run()
@@ -789,11 +791,11 @@ def test_a_full_disk_while_forcing_leaves_the_old_record(tiny: Cli, monkeypatch:
 def test_a_signal_ends_cleanly_and_the_same_command_resumes(
     tiny: Cli, monkeypatch: pytest.MonkeyPatch, signum: int, code: int
 ) -> None:
-    from adalora_repro import train
+    from adalora_repro.training import loop as training_loop
 
     command = ("task=cola", "method=adalora", "optim.lr=1e-2", "train.eval_steps=2")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "step", _killing(train.step, at=3, signum=signum))
+        patch.setattr(training_loop, "step", _killing(training_loop.step, at=3, signum=signum))
         stopped = tiny(*command)
     assert stopped.code == code
     record = only_run().record
@@ -811,11 +813,11 @@ def test_a_signal_ends_cleanly_and_the_same_command_resumes(
 @pytest.fixture
 def stopped(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """A command whose run was stopped after step 5, with checkpoints of steps 4 and 5."""
-    from adalora_repro import train
+    from adalora_repro.training import loop as training_loop
 
     command = ("task=cola", "method=adalora", "optim.lr=1e-2", "train.save_steps=2")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "step", _killing(train.step, at=5))
+        patch.setattr(training_loop, "step", _killing(training_loop.step, at=5))
         assert tiny(*command).code == EXIT_TERMINATED
     tiny(*command, "results.dir=undisturbed")
     return command
@@ -1009,7 +1011,7 @@ def test_the_record_of_another_run_in_the_folder_is_not_taken_for_this_ones(tiny
 def test_a_run_that_another_process_finished_meanwhile_is_left_alone(
     tiny: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adalora_repro import plan as planning
+    from adalora_repro.config import plan as planning
 
     assert tiny("task=sst2", "method=lora").code == EXIT_OK
     (path,) = Path("results").glob("runs/**/metrics.json")

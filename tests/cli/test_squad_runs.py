@@ -69,13 +69,13 @@ def local_rows(rows: dict[str, list[Any]], task: str = "squad_v2") -> list[str]:
 
 @pytest.mark.parametrize("task", ["squad", "squad_v2"])
 def test_a_run_leaves_record_and_predictions(tiny: Cli, task: str) -> None:
-    from adalora_repro.tasks import sample
+    from adalora_repro.tasks import toy_text
 
     done = tiny(f"task={task}", *RUN, "train.eval_steps=3")
     assert done.code == EXIT_OK, done.err
     run = only_run()
     sizes = {"train": 24, "validation": 12}
-    check_files(run, list(sample.generate(task, "validation", sizes, 0)), nullable=task == "squad_v2")
+    check_files(run, list(toy_text.generate(task, "validation", sizes, 0)), nullable=task == "squad_v2")
     assert sorted(path.name for path in run.folder.iterdir()) == [
         "best",
         "config.yaml",
@@ -117,11 +117,11 @@ def test_windows_make_the_steps_of_an_epoch(tiny: Cli) -> None:
 
 
 def test_a_quick_look_counts_questions(tiny: Cli) -> None:
-    from adalora_repro.tasks import sample
+    from adalora_repro.tasks import toy_text
 
     assert tiny("task=squad_v2", *RUN, "eval.max_examples=4").code == EXIT_OK
     run = only_run()
-    rows = list(sample.generate("squad_v2", "validation", {"train": 24, "validation": 12}, 0))
+    rows = list(toy_text.generate("squad_v2", "validation", {"train": 24, "validation": 12}, 0))
     assert list(content(run)["predictions.json"]) == [rows[i]["id"] for i in (0, 3, 6, 9)]
     assert run.record.data["rows"] == {"train": 24, "validation": 4}
     assert run.record.data["windows"]["validation"] > 4

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from conftest import Outcome, Run, only_run
 
-from adalora_repro import checkpoint, console, train
 from adalora_repro.errors import EXIT_OK, EXIT_TERMINATED
 from adalora_repro.tasks import glue
+from adalora_repro.training import checkpoint, console
+from adalora_repro.training import loop as training_loop
 
 Cli = Callable[..., Outcome]
 COMMAND = (
@@ -89,7 +90,7 @@ def test_a_kill_in_a_long_evaluation_costs_no_step(
     tiny: Cli, monkeypatch: pytest.MonkeyPatch, call: int, step: int
 ) -> None:
     expected = undisturbed(tiny)  # which is none, and saves nothing
-    monkeypatch.setattr(train, "LONG_EVALUATION", 4)
+    monkeypatch.setattr(training_loop, "LONG_EVALUATION", 4)
     predict, calls = glue.Task.predict, [0]
 
     def killed(self: glue.Task, *args: Any) -> Any:
@@ -128,7 +129,7 @@ def test_only_a_long_evaluation_is_saved_before(
         save(folder, state)
 
     monkeypatch.setattr(checkpoint, "save", spy)
-    monkeypatch.setattr(train, "LONG_EVALUATION", least)
+    monkeypatch.setattr(training_loop, "LONG_EVALUATION", least)
     assert tiny(*COMMAND).code == EXIT_OK
     assert seen == saves
 
@@ -176,13 +177,13 @@ def test_steps_renew_the_record_by_the_clock(tiny: Cli, monkeypatch: pytest.Monk
     """Not only those that are logged, evaluated or saved, which may be an hour apart."""
     monkeypatch.setattr(console, "HEARTBEAT_S", -1.0)
     seen = []
-    step = train.step
+    step = training_loop.step
 
     def watched(*args: Any) -> Any:
         seen.append(only_run().record)
         return step(*args)
 
-    monkeypatch.setattr(train, "step", watched)
+    monkeypatch.setattr(training_loop, "step", watched)
     assert tiny(*COMMAND, "train.log_steps=100", "train.eval_steps=100").code == EXIT_OK
     assert [record.progress["step"] for record in seen] == [0, 1, 2, 3, 4, 5]
     spent = [record.time["train_s"] for record in seen]

@@ -16,7 +16,8 @@ from task_configs import REAL_DATA, needs_real_data, write_jsonl
 from test_kill import killed
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
-from adalora_repro.tasks import rouge, sample
+from adalora_repro.metrics import rouge
+from adalora_repro.tasks import toy_text
 
 Cli = Callable[..., Outcome]
 METHODS = ("adalora", "bitfit", "full", "houlsby", "lora", "pfeiffer")
@@ -68,7 +69,7 @@ def check_scores(run: Run, references: dict[str, str], folder: str = "final") ->
 
 
 def sampled(rows: int = 10) -> dict[str, str]:
-    made = sample.generate("xsum", "validation", {"train": 16, "validation": rows}, 0)
+    made = toy_text.generate("xsum", "validation", {"train": 16, "validation": rows}, 0)
     return {row["id"]: row["summary"] for row in made}
 
 

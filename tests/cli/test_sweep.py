@@ -16,10 +16,10 @@ import pytest
 from conftest import ROOT, TINY, Outcome, find_runs
 from fake_records import make
 
-from adalora_repro import lock as locks
-from adalora_repro import plan as planning
-from adalora_repro import records
+from adalora_repro.config import plan as planning
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
+from adalora_repro.records import lock as locks
+from adalora_repro.records import run_record
 
 Cli = Callable[..., Outcome]
 GRID = "optim.lr=1e-4,1e-3,1e-2"
@@ -38,7 +38,7 @@ def give_scores(
     monkeypatch: pytest.MonkeyPatch, score: Callable[[Any], float], held_out: Callable[[Any], float] | None = None
 ) -> None:
     """Training without training: ``score(cfg)`` is what a run measures, an exception how it fails."""
-    from adalora_repro import session
+    from adalora_repro.training import runner
 
     def execute(plan: planning.Plan) -> int:
         plan.folder.mkdir(parents=True)
@@ -50,7 +50,7 @@ def give_scores(
         save(plan, value, None if held_out is None else held_out(plan.cfg))
         return EXIT_OK
 
-    monkeypatch.setattr(session, "execute", execute)
+    monkeypatch.setattr(runner, "execute", execute)
 
 
 def save(plan: planning.Plan, score: float, held_out: float | None = None) -> None:
@@ -59,7 +59,7 @@ def save(plan: planning.Plan, score: float, held_out: float | None = None) -> No
         record.final["holdout"] = {"accuracy": held_out}  # type: ignore[index]
     record.key = plan.key
     plan.folder.mkdir(parents=True, exist_ok=True)
-    records.write(record, plan.folder)
+    run_record.write(record, plan.folder)
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def test_five_hundred_finished_runs_are_passed_over_with_little_work(
     with monkeypatch.context() as patch:
         patch.setattr(planning, "finished", lambda plan: save(plan, 0.5) or "0.5")
         assert last_line(tiny(*words)) == "sweep: 504 already done"
-    monkeypatch.setitem(sys.modules, "adalora_repro.session", None)
+    monkeypatch.setitem(sys.modules, "adalora_repro.training.runner", None)
     resolve, resolved = planning.resolve, []
     with monkeypatch.context() as patch:
         patch.setattr(planning, "resolve", lambda *args: resolved.append(args) or resolve(*args))
@@ -152,10 +152,10 @@ def test_a_failing_run_does_not_stop_the_others(tiny: Cli, monkeypatch: pytest.M
 
 
 def test_a_failed_run_is_tried_again(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adalora_repro import train
+    from adalora_repro.training import loop as training_loop
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "step", lambda *_: 1 / 0)
+        patch.setattr(training_loop, "step", lambda *_: 1 / 0)
         done = tiny("-m", "task=rte", "method=lora", "seed=0,1")
     assert done.code == EXIT_FAILED
     assert last_line(done) == "sweep: 2 failed"
@@ -167,7 +167,7 @@ def test_a_failed_run_is_tried_again(tiny: Cli, monkeypatch: pytest.MonkeyPatch)
 def test_a_reader_who_has_seen_enough_does_not_stop_a_sweep(tmp_path: Path) -> None:
     words = ["-m", *TINY, "task=rte", "method=bitfit", "seed=0,1", f"data.cache_dir={tmp_path / 'cache'}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "adalora_repro.run", *words]
+    command = [sys.executable, "-m", "adalora_repro.cli.run", *words]
     process = subprocess.Popen(
         command,
         cwd=tmp_path,
@@ -217,7 +217,7 @@ def test_what_another_process_has_is_skipped_in_a_sweep_and_refused_alone(
 def lines_of_two_processes(words: list[str], folder: Path) -> list[str]:
     """What two processes of the same command print, started together in ``folder``; both must end well."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "adalora_repro.run", *words]
+    command = [sys.executable, "-m", "adalora_repro.cli.run", *words]
     both = [
         subprocess.Popen(
             command,
@@ -439,7 +439,7 @@ def test_a_stage_waits_for_the_run_of_another_process(tiny: Cli, monkeypatch: py
         elif ends == "failed":
             record = make(0.6, task="rte", status="failed")
             record.key, record.error = other.key, "loss is nan"
-            records.write(record, other.folder)
+            run_record.write(record, other.folder)
         else:
             other.folder.rmdir()
 
@@ -470,7 +470,7 @@ def test_a_run_that_failed_in_another_process_meanwhile_is_not_tried_again(
         other.key, other.error = plans[1].key, "loss is nan"
         other.progress = {"updated": time.time() + 1}
         plans[1].folder.mkdir(parents=True, exist_ok=True)
-        records.write(other, plans[1].folder)
+        run_record.write(other, plans[1].folder)
         return 0.5
 
     plans = {}

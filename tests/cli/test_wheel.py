@@ -68,10 +68,10 @@ def test_the_wheel_holds_all_that_is_needed(source: Path, wheel: Path) -> None:
 
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     configurations = {f"adalora_repro/{name}" for name in files("conf/**/*.yaml", "sweeps/*.yaml")}
-    numbers = files("adalora_repro/tables/paper/*.csv")
+    numbers = files("adalora_repro/reports/tables/paper/*.csv")
     assert len(configurations) > 50
     assert len(numbers) == 9
-    assets = files("adalora_repro/tables/assets/*")
+    assets = files("adalora_repro/reports/templates/*")
     assert len(assets) == 3
     assert configurations | numbers | assets | files("adalora_repro/**/*.py", "hydra_plugins/*.py") == names
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from adalora_repro import records
-from adalora_repro.records import RunRecord
+from adalora_repro.records import run_record
+from adalora_repro.records.run_record import RunRecord
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ if os.environ.get("SUBMITIT_EXECUTOR") and os.environ.get("ADALORA_SLOW"):
     import sys, time, importlib.abc
     class Finder(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name == "adalora_repro.session":
+            if name == "adalora_repro.training.runner":
                 sys.meta_path.remove(self)
                 from adalora_repro import train
                 step = train.step
@@ -131,18 +131,19 @@ class Shell:
         return out.partition("\n\nReproduction of Table 2")[0]
 
     def records(self, results: str = "results") -> dict[int, RunRecord]:
-        found, refused = records.read_all(self.folder / results)
+        found, refused = run_record.read_all(self.folder / results)
         assert not refused
         return {record.key["seed"]: record for _, record in found}
 
     def log(self, seed: int, results: str = "results") -> list[Any]:
-        folder = records.run_folder(self.folder / results, self.records(results)[seed].key)
+        folder = run_record.run_folder(self.folder / results, self.records(results)[seed].key)
         return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def checkpoint(self, seed: int) -> bool:
         found = self.records()
         return (
-            seed in found and (records.run_folder(self.folder / "results", found[seed].key) / "checkpoint.pt").exists()
+            seed in found
+            and (run_record.run_folder(self.folder / "results", found[seed].key) / "checkpoint.pt").exists()
         )
 
 

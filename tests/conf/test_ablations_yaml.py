@@ -9,7 +9,7 @@ from hydra import compose
 from omegaconf import OmegaConf
 from task_configs import CONF, GLUE
 
-from adalora_repro import plan as planning
+from adalora_repro.config import plan as planning
 
 pytestmark = pytest.mark.usefixtures("hydra")
 

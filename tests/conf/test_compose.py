@@ -21,14 +21,15 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from task_configs import REAL_DATA, needs_real_data
 
-from adalora_repro import plan as planning
-from adalora_repro import records, run
-from adalora_repro.backbones import MATRIX_ROLES
-from adalora_repro.config import Config, resource
+from adalora_repro.cli import run
+from adalora_repro.config import plan as planning
+from adalora_repro.config.plan import LATER, NOT_RESULT, Plan
+from adalora_repro.config.schema import Config, resource
 from adalora_repro.errors import InputError
-from adalora_repro.plan import LATER, NOT_RESULT, Plan
-from adalora_repro.revisions import outdated
-from adalora_repro.tables.base import VARIANTS
+from adalora_repro.models.backbones import MATRIX_ROLES
+from adalora_repro.records import run_record
+from adalora_repro.records.revisions import outdated
+from adalora_repro.reports.base import VARIANTS
 from adalora_repro.tasks import sources
 
 ROOT = Path(run.__file__).parents[1]
@@ -174,7 +175,7 @@ def test_every_command_in_a_header_has_a_plan(command: str, tmp_path: Path) -> N
 def adalora_run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     code = (
         f"import sys; sys.argv = ['adalora-run', *{list(words)!r}]\n"
-        "from adalora_repro.run import main\n"
+        "from adalora_repro.cli.run import main\n"
         "try:\n"
         "    code = main()\n"
         "except SystemExit as end:\n"
@@ -259,7 +260,7 @@ def test_the_same_configuration_has_the_same_folder() -> None:
     assert resolved(*BASE, "method.alpha=32").key == resolved(*BASE, "method.alpha=32.0").key
     assert resolved(*BASE, "optim.lr=5e-4").key == resolved(*BASE, "optim.lr=0.0005").key == first.key
     assert resolved(*BASE, "method.target_r=2", "method.init_r=4").key == first.key  # what the budget says, said
-    assert first.folder == records.run_folder(Path("results"), first.key)
+    assert first.folder == run_record.run_folder(Path("results"), first.key)
     assert re.fullmatch(
         r"results/runs/tiny-bert/cola/adalora/0\.3M/paper-sample-lr0\.0005-seed0-[0-9a-f]{10}", str(first.folder)
     )
@@ -369,9 +370,9 @@ def test_runs_keep_the_identity_they_had(command: str) -> None:
     assert (key["hash"], key["variant"]) == EARLIER[command]
 
 
-def published() -> dict[str, records.RunRecord]:
+def published() -> dict[str, run_record.RunRecord]:
     """Folder -> record of the runs in results/ that count."""
-    found = {str(path.parent): records.read(path) for path in records.find(ROOT / "results")}
+    found = {str(path.parent): run_record.read(path) for path in run_record.find(ROOT / "results")}
     return {folder: record for folder, record in found.items() if outdated(record) is None}
 
 
@@ -429,10 +430,10 @@ def test_every_published_record_has_its_command() -> None:
 
 def test_the_short_runs_can_be_read() -> None:
     """Those of docs/short-runs.md, each at its place."""
-    found, refused = records.read_all(ROOT / "results" / "ablations")
+    found, refused = run_record.read_all(ROOT / "results" / "ablations")
     assert refused == []
     assert {record.status for _, record in found} == {"ok"}
-    places = [records.run_folder(ROOT / "results" / "ablations", record.key) for _, record in found]
+    places = [run_record.run_folder(ROOT / "results" / "ablations", record.key) for _, record in found]
     assert places == [path.parent for path, _ in found]
 
 

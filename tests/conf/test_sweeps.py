@@ -17,12 +17,12 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from adalora_repro import plan as planning
-from adalora_repro import run
-from adalora_repro.config import resource
+from adalora_repro.cli import run
+from adalora_repro.config import plan as planning
+from adalora_repro.config.schema import resource
 from adalora_repro.errors import InputError
-from adalora_repro.tables import table15
-from adalora_repro.tables.base import paper_rows
+from adalora_repro.reports.base import paper_rows
+from adalora_repro.reports.tables import table15
 
 SWEEPS = sorted(resource("sweeps").glob("*.yaml"))
 CELLS = {"table1": 96, "table2": 34, "table3": 18, "table4": 36, "table5": 36, "table14": 16}
@@ -75,7 +75,7 @@ def key_of(job: dict[str, str]) -> tuple[str, str, str]:
 
 def paper_cells(table: str) -> list[tuple[str, str, str]]:
     """(task, method, budget) of every row and column of the paper's CSV that has a number."""
-    spec = importlib.import_module(f"adalora_repro.tables.{table}").SPEC
+    spec = importlib.import_module(f"adalora_repro.reports.tables.{table}").SPEC
     with (PAPER / spec.paper_file).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [
@@ -97,7 +97,7 @@ def test_a_table_s_file_has_the_cells_of_the_paper(table: str, tmp_path: Path) -
     assert len(found) == len(set(found)) == CELLS[table]
     assert set(found) == set(paper_cells(table))
     assert all("budget" not in job for job in jobs if job["method"] in ("full", "bitfit"))
-    backbone = importlib.import_module(f"adalora_repro.tables.{table}").SPEC.backbone
+    backbone = importlib.import_module(f"adalora_repro.reports.tables.{table}").SPEC.backbone
     one_task = [job for job in jobs if job["task"] in ("cola", "squad", "xsum")]
     for job, plan in made.plans(one_task):
         assert plan is not None, job
@@ -113,7 +113,7 @@ def test_table15_is_a_measurement_of_each_pair(tmp_path: Path) -> None:
 
 
 def test_the_controls_are_the_rows_of_their_table() -> None:
-    from adalora_repro.tables.controls import SPEC
+    from adalora_repro.reports.tables.controls import SPEC
 
     found = [key_of(job) for job in sweeper("controls").jobs({})]
     methods = [row["method"] for row in paper_rows(SPEC.paper_file)]
@@ -261,7 +261,10 @@ def test_sweeps_combine(tmp_path: Path) -> None:
     assert len({(job["optim.lr"], job["seed"]) for job in jobs}) == len(jobs) == 50
     jobs = launched("table1,table3", "method=full", *NO_FILES, folder=tmp_path)
     assert {(job["task"], job.get("backbone")) for job in jobs} == {
-        *((column.task, None) for column in importlib.import_module("adalora_repro.tables.table1").SPEC.columns),
+        *(
+            (column.task, None)
+            for column in importlib.import_module("adalora_repro.reports.tables.table1").SPEC.columns
+        ),
         ("xsum", "bart-large"),
         ("cnn_dailymail", "bart-large"),
     }

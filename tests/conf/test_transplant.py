@@ -11,10 +11,11 @@ from fake_records import make, save
 from hydra import compose
 from omegaconf import OmegaConf
 
-from adalora_repro import backbones, inject, methods
-from adalora_repro import plan as planning
+from adalora_repro import methods
+from adalora_repro.config import plan as planning
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear
+from adalora_repro.models import backbones, inject
 
 pytestmark = pytest.mark.usefixtures("hydra")
 

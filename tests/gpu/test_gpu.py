@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from adalora_repro import session, train
 from adalora_repro.lowrank.allocator import RankAllocator
 from adalora_repro.lowrank.layers import LoRALinear, LowRankLinear, SVDLinear
 from adalora_repro.lowrank.schedule import BudgetSchedule
-from adalora_repro.train import Loop
+from adalora_repro.training import loop as training_loop
+from adalora_repro.training import runner
+from adalora_repro.training.loop import Loop
 from benchmarks.runs import planned
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
@@ -41,7 +42,7 @@ WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy", "cudaMal
 def built(tmp_path: Path) -> Callable[..., Loop]:
     def build(*words: str, device: str = "cuda") -> Loop:
         folders = [f"data.cache_dir={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}"]
-        return session.build(planned([*SMALL, *words, *folders, f"train.device={device}"]))
+        return runner.build(planned([*SMALL, *words, *folders, f"train.device={device}"]))
 
     return build
 
@@ -76,11 +77,11 @@ def test_no_step_waits(
     precision: str,
 ) -> None:
     loop = built(*words_of(task, backbone, budget, method, precision))
-    batches = list(train.training_batches(loop))
-    train.step(loop, batches[0])  # this creates the optimizer's state
+    batches = list(training_loop.training_batches(loop))
+    training_loop.step(loop, batches[0])  # this creates the optimizer's state
     waits_are_errors()
     for batch in batches[1:]:  # of all phases, with and without masks
-        train.step(loop, batch)
+        training_loop.step(loop, batch)
 
 
 def test_the_check_for_waits_sees_one(waits_are_errors: Callable[[], None]) -> None:
@@ -95,12 +96,12 @@ def test_a_profile_of_a_step_has_no_wait(built: Callable[..., Loop], method: str
     from torch.profiler import ProfilerActivity, profile
 
     loop = built(*words_of("sst2", "tiny-deberta", "0.3M", method, "bf16"))
-    batches = list(train.training_batches(loop))
+    batches = list(training_loop.training_batches(loop))
     longest = max(batches, key=lambda parts: parts[0]["input_ids"].numel())
     for _ in range(3):  # the allocator has all it needs
-        train.step(loop, longest)
+        training_loop.step(loop, longest)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as measured:
-        train.step(loop, longest)
+        training_loop.step(loop, longest)
     calls = {event.key for event in measured.key_averages()}
     if not any(call.startswith("cudaLaunchKernel") for call in calls):
         pytest.skip("the profiler sees no call of the CUDA runtime here")
@@ -168,8 +169,8 @@ def test_losses_are_those_of_a_cpu(
             for name in ("dropout", "activation_dropout"):
                 if isinstance(getattr(module, name, None), float):
                     setattr(module, name, 0.0)
-        for batches in train.training_batches(loop):
-            train.step(loop, batches)
+        for batches in training_loop.training_batches(loop):
+            training_loop.step(loop, batches)
         loop.look()
         losses.append(loop.looked)
     assert len(losses[0]) == 10
@@ -179,13 +180,13 @@ def test_losses_are_those_of_a_cpu(
 def test_memory_is_given_back_between_the_runs_of_a_sweep(built: Callable[..., Loop]) -> None:
     def train_one() -> None:
         loop = built(*words_of("sst2", "tiny-deberta", "0.3M", "adalora", "bf16"))
-        for batches in train.training_batches(loop):
-            train.step(loop, batches)
+        for batches in training_loop.training_batches(loop):
+            training_loop.step(loop, batches)
 
     train_one()
-    session.free_device(torch.device("cuda"))
+    runner.free_device(torch.device("cuda"))
     first = torch.cuda.memory_allocated()
     for _ in range(2):
         train_one()
-        session.free_device(torch.device("cuda"))
+        runner.free_device(torch.device("cuda"))
     assert torch.cuda.memory_allocated() <= first

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from hydra import compose
 from torch import Tensor, nn
 
-from adalora_repro import backbones, methods
-from adalora_repro import plan as planning
+from adalora_repro import methods
+from adalora_repro.config import plan as planning
 from adalora_repro.errors import InputError
+from adalora_repro.models import backbones
 
 pytestmark = pytest.mark.usefixtures("hydra")
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from nltk.stem.porter import PorterStemmer
 from task_configs import REAL_DATA, needs_real_data
 
-from adalora_repro.tasks.rouge import rouge_scores, split_sentences
+from adalora_repro.metrics.rouge import rouge_scores, split_sentences
 
 Words = tuple[str, ...]
 stem = functools.cache(PorterStemmer().stem)

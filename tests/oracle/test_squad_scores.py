@@ -16,13 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from task_configs import REAL_DATA, needs_real_data
 
-from adalora_repro.tasks.squad_scores import (
-    best_thresholds,
-    example_scores,
-    normalize_answer,
-    score_all,
-    squad_metrics,
-)
+from adalora_repro.metrics.squad import best_thresholds, example_scores, normalize_answer, score_all, squad_metrics
 
 References = Mapping[str, Sequence[str]]
 

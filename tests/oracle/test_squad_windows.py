@@ -24,7 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from adalora_repro import backbones
+from adalora_repro.models import backbones
 from adalora_repro.tasks import sources
 from adalora_repro.tasks.base import Evaluation, TaskData
 from adalora_repro.tasks.squad import Task, best_spans

@@ -138,9 +138,9 @@ def test_fifty_steps_of_training_have_the_losses_of_peft():
     PEFT's model with torch's plain AdamW, the gradient's norm clipped by torch."""
     from transformers import BertConfig, BertForSequenceClassification, get_linear_schedule_with_warmup
 
-    from adalora_repro.backbones import find_sites
     from adalora_repro.methods import lora
-    from adalora_repro.session import make_optimizer
+    from adalora_repro.models.backbones import find_sites
+    from adalora_repro.training.runner import make_optimizer
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -193,8 +193,8 @@ def test_ranks_of_their_own_are_scaled_as_peft_s_patterns_say():
     """LoRA at one rank for each matrix, all scaled by alpha over the mean rank; rank 0 is no adapter at all."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    from adalora_repro.backbones import find_sites
     from adalora_repro.methods import lora
+    from adalora_repro.models.backbones import find_sites
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12, "vocab_size": 20}

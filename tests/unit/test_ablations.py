@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from adalora_repro.backbones import find_sites
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import BudgetSchedule, LoRALinear, RankAllocator, SVDLinear, orthogonality_penalty
 from adalora_repro.methods import lora_regu, svd_lora
+from adalora_repro.models.backbones import find_sites
 from benchmarks.operations import CountOperations
 
 SCHEDULE = BudgetSchedule(12, 6, 2, 6, 20)

@@ -21,10 +21,10 @@ from small_backbone import train_sentencepiece
 from task_configs import CONF, REAL_DATA, needs_real_data, task_config
 from tokenizers import Regex, normalizers
 
-from adalora_repro import backbone_tokenizer, backbones
 from adalora_repro.errors import InputError
+from adalora_repro.models import backbone_tokenizer, backbones
 from adalora_repro.tasks import cache as row_cache
-from adalora_repro.tasks import sample, sources
+from adalora_repro.tasks import sources, toy_text
 from adalora_repro.tasks.squad import Task
 
 TEXTS = [
@@ -47,7 +47,7 @@ def deberta(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer")
-    rows = sample.generate("rte", "train", {"train": 300, "validation": 10}, 0)
+    rows = toy_text.generate("rte", "train", {"train": 300, "validation": 10}, 0)
     train_sentencepiece(
         path, [text for row in rows for text in row.values() if isinstance(text, str)] + TEXTS * 40, 400
     )

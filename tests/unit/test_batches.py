@@ -13,9 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adalora_repro import batches, inject, session, train
+from adalora_repro.models import inject
 from adalora_repro.tasks.base import MULTIPLE
-from adalora_repro.train import Loop
+from adalora_repro.training import batches, runner
+from adalora_repro.training import loop as training_loop
+from adalora_repro.training.loop import Loop
 from benchmarks.lengths import lengths_of
 from benchmarks.runs import planned
 
@@ -78,7 +80,7 @@ def built(tmp_path: Path) -> Callable[..., Loop]:
             "train.max_steps=7",
         ]
         places = [f"data.cache_dir={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}"]
-        return session.build(planned([*small, *places, *words]))
+        return runner.build(planned([*small, *places, *words]))
 
     return build
 
@@ -86,7 +88,7 @@ def built(tmp_path: Path) -> Callable[..., Loop]:
 def steps(loop: Loop) -> list[list[int]]:
     """Which rows each step of two epochs has, in order."""
     lengths = loop.data.train["length"][:]
-    return [sorted(rows) for epoch in (0, 1) for rows in train.steps_of(loop, epoch, lengths)]
+    return [sorted(rows) for epoch in (0, 1) for rows in training_loop.steps_of(loop, epoch, lengths)]
 
 
 def test_only_grouping_changes_which_rows_make_a_step(built: Callable[..., Loop]) -> None:
@@ -111,8 +113,8 @@ def test_cut_steps_have_the_gradients_of_padded_ones(built: Callable[..., Loop],
             before_update(t)
 
         loop.method.before_update = look  # type: ignore[method-assign]
-        for parts in train.training_batches(loop):
-            train.step(loop, parts)
+        for parts in training_loop.training_batches(loop):
+            training_loop.step(loop, parts)
             passes.append(len(parts))
             tokens += sum(part["input_ids"].numel() for part in parts)
         return gradients, passes, tokens
@@ -139,7 +141,7 @@ def test_processes_share_a_step_evenly(size: int, parts: int, device: str) -> No
             accelerator=SimpleNamespace(device=torch.device(device)),
         )
         loop: Any = SimpleNamespace(plan=SimpleNamespace(cfg=SimpleNamespace(train=settings)), world=world)
-        shares.append(train.parts_of(loop, rows, lengths))
+        shares.append(training_loop.parts_of(loop, rows, lengths))
     assert sorted(row for share in shares for part in share for row in part) == rows
     assert all(part for share in shares for part in share)
     if device == "cuda":
@@ -152,7 +154,7 @@ def test_processes_share_a_step_evenly(size: int, parts: int, device: str) -> No
 
 def test_no_part_is_larger_than_accumulation_allows(built: Callable[..., Loop]) -> None:
     loop = built("method=full", "train.grad_accumulation=8")
-    for parts in train.training_batches(loop):
+    for parts in training_loop.training_batches(loop):
         sizes: list[Any] = [part["input_ids"].shape for part in parts]
         assert all(rows <= 4 for rows, _ in sizes)
         widths = [width for _, width in sizes]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adalora_repro.batches import epoch_order
+from adalora_repro.training.batches import epoch_order
 from benchmarks import curves
 from benchmarks.contenders import Contender
 from benchmarks.growth import Point, exponent

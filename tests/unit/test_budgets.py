@@ -14,15 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from adalora_repro import backbones, budgets, inject, methods, plan
-from adalora_repro.budgets import Place, extras, fill, label_params, spread
+from adalora_repro import methods
+from adalora_repro.config import plan
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import BudgetSchedule, RankAllocator, SVDLinear
 from adalora_repro.lowrank.importance import keep_level, keep_within
 from adalora_repro.lowrank.importance import level as level_scores
-from adalora_repro.tables.base import Scope, compile_table
-from adalora_repro.tables.layout import long_rows
-from adalora_repro.tables.table1 import SPEC
+from adalora_repro.methods import equal_counts
+from adalora_repro.methods.equal_counts import Place, extras, fill, label_params, spread
+from adalora_repro.models import backbones, inject
+from adalora_repro.reports.base import Scope, compile_table
+from adalora_repro.reports.layout import long_rows
+from adalora_repro.reports.tables.table1 import SPEC
 
 pytestmark = pytest.mark.usefixtures("hydra")
 
@@ -368,7 +371,7 @@ def test_a_method_whose_options_take_no_number_is_refused(monkeypatch: pytest.Mo
     cfg.method.module = "bitfit"
     for name in ("r", "rank_pattern", "alpha", "init", "init_std", "targets", "layers"):
         del cfg.method[name]
-    assert budgets.matched(cfg)
+    assert equal_counts.matched(cfg)
     with pytest.raises(InputError, match="method 'lora' has no size for a number of parameters"):
         methods.load(cfg)
 

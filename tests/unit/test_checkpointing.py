@@ -15,8 +15,11 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from adalora_repro import inject, plan, session, train
+from adalora_repro.config import plan
+from adalora_repro.models import inject
 from adalora_repro.tasks.base import Evaluation
+from adalora_repro.training import loop as training_loop
+from adalora_repro.training import runner
 
 BACKBONES = ("tiny-bert", "tiny-deberta", "tiny-roberta", "tiny-bart")
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")
@@ -48,10 +51,10 @@ def planned(backbone: str, method: str, cache: Path, *overrides: str) -> plan.Pl
     return plan.count(plan.resolve(compose("config", [*words, *overrides])))
 
 
-def built(plain: plan.Plan, checkpointing: bool) -> train.Loop:
+def built(plain: plan.Plan, checkpointing: bool) -> training_loop.Loop:
     cfg = copy.deepcopy(plain.cfg)
     OmegaConf.update(cfg, "backbone.gradient_checkpointing", checkpointing)
-    return session.build(replace(plain, cfg=cfg))
+    return runner.build(replace(plain, cfg=cfg))
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
@@ -61,7 +64,7 @@ def layers(model: nn.Module) -> list[nn.Module]:
 class Watched:
     """A run's steps, with what they make: the gradients of all that trains, the forward calls inside layers."""
 
-    def __init__(self, loop: train.Loop) -> None:
+    def __init__(self, loop: training_loop.Loop) -> None:
         self.loop = loop
         self.gradients: list[dict[str, Tensor | None]] = []
         self.pruned: list[int] = []
@@ -82,14 +85,14 @@ class Watched:
 
     def trains(self) -> dict[str, Tensor]:
         """All steps; what is trained afterwards."""
-        for batches in train.training_batches(self.loop):
-            train.step(self.loop, batches)
+        for batches in training_loop.training_batches(self.loop):
+            training_loop.step(self.loop, batches)
             if hasattr(self.loop.method, "allocator"):
                 self.pruned.append(self.loop.method.allocator.budget)
         return {name: p.detach().clone() for name, p in inject.trained(self.loop.model).items()}
 
     def evaluates(self) -> Evaluation:
-        return train.evaluate(self.loop, QUIET)
+        return training_loop.evaluate(self.loop, QUIET)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -133,7 +136,7 @@ def test_losses_gradients_and_figures_are_the_same_to_the_bit(backbone: str, met
     assert min(usual.calls) > 0
 
 
-def saved_bytes(loop: train.Loop) -> int:
+def saved_bytes(loop: training_loop.Loop) -> int:
     """Bytes that the forward pass keeps for the backward pass, parameters apart; each storage once."""
     known = {p.untyped_storage().data_ptr() for p in loop.model.parameters()}
     storages: dict[int, Tensor] = {}
@@ -143,7 +146,7 @@ def saved_bytes(loop: train.Loop) -> int:
             storages[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is given twice
         return tensor
 
-    batch = next(iter(train.training_batches(loop)))[0]
+    batch = next(iter(training_loop.training_batches(loop)))[0]
     loop.model.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss, _ = loop.task.loss(loop.model, batch)

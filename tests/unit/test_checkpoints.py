@@ -13,8 +13,10 @@ import torch
 from hydra import compose
 from torch.utils._pytree import tree_leaves
 
-from adalora_repro import checkpoint, plan, session, train
+from adalora_repro.config import plan
 from adalora_repro.errors import InputError
+from adalora_repro.training import checkpoint, runner
+from adalora_repro.training import loop as training_loop
 
 pytestmark = pytest.mark.usefixtures("hydra")
 WORDS = ["backbone=tiny-bert", "task=rte", "method=adalora", "budget=0.3M", "data=sample", "train.device=cpu"]
@@ -24,12 +26,12 @@ WORDS += ["method.delta_t=1", "optim.warmup_steps=0"]
 
 
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory, hydra: None) -> train.Loop:
+def loop(tmp_path_factory: pytest.TempPathFactory, hydra: None) -> training_loop.Loop:
     """After two steps."""
     words = [*WORDS, f"data.cache_dir={tmp_path_factory.mktemp('cache')}"]
-    built = session.build(plan.count(plan.resolve(compose("config", words))))
-    for _, batches in zip(range(2), train.training_batches(built), strict=False):
-        train.step(built, batches)
+    built = runner.build(plan.count(plan.resolve(compose("config", words))))
+    for _, batches in zip(range(2), training_loop.training_batches(built), strict=False):
+        training_loop.step(built, batches)
     return built
 
 
@@ -76,12 +78,12 @@ FOREIGN: dict[str, tuple[Spoil, str]] = {
 }
 
 
-def saved(loop: train.Loop, folder: Path) -> dict[str, Any]:
+def saved(loop: training_loop.Loop, folder: Path) -> dict[str, Any]:
     checkpoint.save(folder, loop.state_dict())
     return copy.deepcopy(loop.state_dict())
 
 
-def test_what_was_saved_is_taken_as_it_was(loop: train.Loop, tmp_path: Path) -> None:
+def test_what_was_saved_is_taken_as_it_was(loop: training_loop.Loop, tmp_path: Path) -> None:
     expected = saved(loop, tmp_path)
     state, problems = checkpoint.load(tmp_path, loop.plan.key["hash"], loop.load_state_dict)
     assert problems == []
@@ -91,7 +93,9 @@ def test_what_was_saved_is_taken_as_it_was(loop: train.Loop, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("spoil", "why"), FOREIGN.values(), ids=FOREIGN)
-def test_another_version_is_refused_with_the_reason(loop: train.Loop, tmp_path: Path, spoil: Spoil, why: str) -> None:
+def test_another_version_is_refused_with_the_reason(
+    loop: training_loop.Loop, tmp_path: Path, spoil: Spoil, why: str
+) -> None:
     state = saved(loop, tmp_path)
     spoil(state)
     checkpoint.save(tmp_path, state)  # the valid one is now the previous one

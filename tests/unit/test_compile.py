@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from adalora_repro import inject, session, shortcuts, train
 from adalora_repro.errors import InputError
+from adalora_repro.models import inject, speedups
+from adalora_repro.training import loop as training_loop
+from adalora_repro.training import runner
 from benchmarks.runs import planned
 
 SMALL = [
@@ -47,10 +49,10 @@ def test_one_program_computes_the_steps_of_the_model(
     places = [f"data.cache_dir={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}"]
     words = [*SMALL, *places, f"task={task}", f"backbone={backbone}", f"method={method}", f"budget={budget}"]
     words += [word for word in more if word != INDUCTOR]
-    if INDUCTOR in more and not shutil.which(shortcuts.COMPILER):
+    if INDUCTOR in more and not shutil.which(speedups.COMPILER):
         pytest.skip("needs a C++ compiler")
     plain, chosen = "train.compile=none", INDUCTOR if INDUCTOR in more else "train.compile=aot_eager"
-    loops = [session.build(planned([*words, compiler])) for compiler in (plain, chosen)]
+    loops = [runner.build(planned([*words, compiler])) for compiler in (plain, chosen)]
     for loop in loops:  # dropout draws its random numbers in another order when it is compiled
         loop.model.config.dropout = loop.model.config.attention_dropout = loop.model.config.activation_dropout = 0.0
         for module in loop.model.modules():
@@ -60,9 +62,9 @@ def test_one_program_computes_the_steps_of_the_model(
     widths = set()
     for _ in range(12):  # lengths differ, and masks are due meanwhile
         for loop in loops:
-            parts = next(train.training_batches(loop))
+            parts = next(training_loop.training_batches(loop))
             widths |= {part["input_ids"].shape for part in parts}
-            train.step(loop, parts)
+            training_loop.step(loop, parts)
     assert len(widths) > 1
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 1
@@ -78,12 +80,12 @@ def test_a_batch_too_long_to_be_cropped_has_a_program_of_its_own(tmp_path: Path,
     counters.clear()
     places = [f"data.cache_dir={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}"]
     words = [*SMALL, *places, *CROPPED, "train.compile=aot_eager", f"train.precision={precision}"]
-    loop = session.build(planned([*words, "task=sst2", "backbone=tiny-deberta", "method=adalora", "budget=0.3M"]))
-    batch = next(train.training_batches(loop))[0]
+    loop = runner.build(planned([*words, "task=sst2", "backbone=tiny-deberta", "method=adalora", "budget=0.3M"]))
+    batch = next(training_loop.training_batches(loop))[0]
     for tokens, programs in ((8, 1), (24, 1), (120, 1), (136, 2), (160, 2), (16, 2)):
         ids = torch.randint(5, 50, (3, tokens))
         made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": batch["labels"][:1].expand(3)}
-        train.step(loop, [made])
+        training_loop.step(loop, [made])
         assert counters["stats"]["unique_graphs"] == programs
     assert not counters["graph_break"]
 
@@ -92,4 +94,4 @@ def test_without_a_compiler_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "")
     with pytest.raises(InputError, match=r"train\.compile=inductor needs a C\+\+ compiler: no (g|clang)\+\+ here"):
-        shortcuts.require_compiler("inductor")
+        speedups.require_compiler("inductor")

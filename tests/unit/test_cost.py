@@ -21,14 +21,15 @@ from hydra import compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adalora_repro import cost, cost_record, records, session
-from adalora_repro import plan as planning
-from adalora_repro.cost_record import CostRecord
+from adalora_repro.config import plan as planning
 from adalora_repro.errors import InputError
-from adalora_repro.records import RecordError
-from adalora_repro.tables import table15
-from adalora_repro.tables.base import Request, paper_rows
-from adalora_repro.tables.out import add_out
+from adalora_repro.records import cost_record, run_record
+from adalora_repro.records.cost_record import CostRecord
+from adalora_repro.records.run_record import RecordError
+from adalora_repro.reports.base import Request, paper_rows
+from adalora_repro.reports.out import add_out
+from adalora_repro.reports.tables import table15
+from adalora_repro.training import cost, runner
 
 ROOT = Path(planning.__file__).parents[1]
 
@@ -216,7 +217,7 @@ def test_measurements_are_filed_side_by_side_and_read_back(tmp_path: Path) -> No
 
 def test_a_measurement_is_no_record_of_training(tmp_path: Path) -> None:
     cost_record.write(make(), tmp_path)
-    assert records.read_all(tmp_path) == ([], [])
+    assert run_record.read_all(tmp_path) == ([], [])
 
 
 def test_a_number_that_was_used_is_not_used_again(tmp_path: Path) -> None:
@@ -326,7 +327,7 @@ def data_are(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], None]:
 def test_a_committed_run_keeps_its_folder(hydra: None, data_are: Callable[[int, str], None]) -> None:
     """What was run before there was anything to measure but scores is found again."""
     (path,) = (ROOT / "results" / "runs" / "minilm" / "mrpc" / "adalora").rglob("metrics.json")
-    record = records.read(path)
+    record = run_record.read(path)
     data_are(record.data["rows"]["train"], record.data["fingerprint"])
     words = ["task=mrpc", "method=adalora", "budget=1.2M", "backbone=minilm", "data=local", "train.epochs=2"]
     words += ["method.schedule=scaled", "optim.lr=3e-3", "train.group_by_length=true"]  # as every run then did
@@ -362,7 +363,7 @@ def test_a_committed_run_that_pads_to_the_limit_keeps_its_folder(
     hydra: None, data_are: Callable[[int, str], None]
 ) -> None:
     runs = ROOT / "results" / "benchmarks" / "quality" / "runs" / "minilm" / "rte"
-    found = [records.read(path) for path in runs.rglob("metrics.json")]
+    found = [run_record.read(path) for path in runs.rglob("metrics.json")]
     (record,) = (
         record
         for record in found
@@ -527,7 +528,7 @@ def test_a_model_that_refers_to_itself_leaves_the_gpu(
     gc.disable()
     try:
         del model
-        session.free_device(torch.device(device))
+        runner.free_device(torch.device(device))
     finally:
         gc.enable()
     assert emptied == [True] * freed

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adalora_repro.tasks.base import Evaluation
-from adalora_repro.train import evaluate
-from adalora_repro.world import World
+from adalora_repro.training.distributed import World
+from adalora_repro.training.loop import evaluate
 
 Rows = list[dict[str, Any]]
 

@@ -20,12 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adalora_repro
-from adalora_repro import records, report
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
-from adalora_repro.selection import Run
-from adalora_repro.tables import drawing, figure1, figure2, figure3, figure4
-from adalora_repro.tables.base import Scope, compile_table, paper_rows
-from adalora_repro.tables.curves import evenly, losses, orthogonality
+from adalora_repro.records import run_record
+from adalora_repro.records.selection import Run
+from adalora_repro.reports.base import Scope, compile_table, paper_rows
+from adalora_repro.reports.curves import evenly, losses, orthogonality
+from adalora_repro.reports.figures import drawing, figure1, figure2, figure3, figure4
 
 ROOT = Path(adalora_repro.__file__).parent.parent
 SCOPE = Scope("minilm", "local")
@@ -73,7 +74,7 @@ def test_figure1_has_a_point_for_each_choice_of_matrices(tmp_path: Path) -> None
     save(tmp_path, make(0.5, task="rte", budget="r15-q", settings={"method.targets": ["q"]}))  # another task
     both = {"method.targets": ["q"], "method.layers": [0]}
     save(tmp_path, make(0.5, task="mnli", budget="r15-q-0", settings=both))  # neither panel
-    found, _ = records.read_all(tmp_path)
+    found, _ = run_record.read_all(tmp_path)
     figure = figure1.figure(found, SCOPE, "mnli")
     assert [point["choice"] for point in figure.points] == ["q", "ffn_in", "2, 3", "10, 11"]
     first = figure.points[0]
@@ -92,7 +93,7 @@ def test_figure2_has_the_papers_points_and_ours_at_the_same_budgets(tmp_path: Pa
     save(tmp_path, make(0.5, task="mnli", budget="nan%"))
     save(tmp_path, make(0.5, task="mnli", method="houlsby"))
     save(tmp_path, make(70.0, task="squad_v2", budget="0.08%"))
-    found, _ = records.read_all(tmp_path)
+    found, _ = run_record.read_all(tmp_path)
     figure = figure2.figure([(panel, compile_table(panel.spec, found, SCOPE)) for panel in figure2.PANELS])
     ours = {(p["task"], p["method"], p["budget"]): p["mean"] for p in figure.points if p["of"] == "ours"}
     assert ours == {
@@ -122,7 +123,7 @@ def test_figure2_s_x_is_the_share_that_is_trained(tmp_path: Path) -> None:
         params = {"method": method, "head": 5, "total": method + 5, "at_init": 663_840, "backbone": 183_831_552}
         save(tmp_path, make(0.8, task="mnli", method="adalora", seed=seed, params=params))
     save(tmp_path, make(70.0, task="squad_v2", budget="0.65%", params={}))  # not recorded: what the name says
-    found, _ = records.read_all(tmp_path)
+    found, _ = run_record.read_all(tmp_path)
     figure = figure2.figure([(panel, compile_table(panel.spec, found, SCOPE)) for panel in figure2.PANELS])
     shares = {(p["task"], p["method"], p["budget"], p["of"]): p["share"] for p in figure.points}
     assert shares["mnli", "adalora", "0.3M", "ours"] == pytest.approx(100 * 333_696 / 183_831_552)
@@ -321,7 +322,7 @@ def test_points_alone_need_no_matplotlib(results: Path) -> None:
 
 
 def test_in_a_page_names_are_apart_and_colours_are_the_pages(results: Path) -> None:
-    found, _ = records.read_all(results)
+    found, _ = run_record.read_all(results)
     evil = adalora(task="rte", budget='"><b>\u202e\uffffevil')
     drawn = [
         figure3.section(found, Scope("minilm", "local", results=results)),

@@ -26,8 +26,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from adalora_repro.backbones import byte_tokenizer
 from adalora_repro.errors import InputError
+from adalora_repro.models.backbones import byte_tokenizer
 from adalora_repro.tasks import cache, glue, load_family, sources
 from adalora_repro.tasks.base import Evaluation, TaskData, equal_distances
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 from task_configs import GLUE, TASKS, task_config, write_jsonl
 
-from adalora_repro import backbones, plan
+from adalora_repro.config import plan
 from adalora_repro.errors import InputError
+from adalora_repro.models import backbones
 from adalora_repro.tasks import load_family, sources
 from adalora_repro.tasks.base import TaskData
 from adalora_repro.tasks.held_out import HOLDOUT, parts, size

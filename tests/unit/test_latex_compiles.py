@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from fake_records import METRICS, make
 
-from adalora_repro import report
-from adalora_repro.tables import render
-from adalora_repro.tables.base import Scope, Table, compile_table
+from adalora_repro.cli import report
+from adalora_repro.reports import render
+from adalora_repro.reports.base import Scope, Table, compile_table
 
 SPECS = report.discover()
 EVIL = r"\x{}$&#%_[2pt]*~^<|>\"'`±–…é§"

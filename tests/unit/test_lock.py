@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adalora_repro import lock
 from adalora_repro.errors import InputError
-from adalora_repro.lock import NAME, Lock, LostLockError, held
+from adalora_repro.records import lock
+from adalora_repro.records.lock import NAME, Lock, LostLockError, held
 
 HOLDER = """
 import sys, time

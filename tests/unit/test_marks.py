@@ -14,12 +14,13 @@ import pytest
 from fake_records import make, save
 
 from adalora_repro.errors import InputError
-from adalora_repro.records import RunRecord, read_all, write_files
-from adalora_repro.tables import controls, layout, marks, predictions, render, table1, table2, table3
-from adalora_repro.tables.base import Comparison, Scope, Spec, Table, compile_table
-from adalora_repro.tables.compare import BOOTSTRAP, MCNEMAR, compare, evaluated_on, pair_up, same_examples
-from adalora_repro.tables.marks import with_marks
-from adalora_repro.tables.significance import NoTest, mcnemar, paired_t
+from adalora_repro.records.run_record import RunRecord, read_all, write_files
+from adalora_repro.reports import layout, marks, predictions, render
+from adalora_repro.reports.base import Comparison, Scope, Spec, Table, compile_table
+from adalora_repro.reports.compare import BOOTSTRAP, MCNEMAR, compare, evaluated_on, pair_up, same_examples
+from adalora_repro.reports.marks import with_marks
+from adalora_repro.reports.significance import NoTest, mcnemar, paired_t
+from adalora_repro.reports.tables import controls, table1, table2, table3
 from adalora_repro.tasks.glue import METRICS
 
 FAMILIES = {"squad": "squad", "squad_v2": "squad", "xsum": "summarization", "cnn_dailymail": "summarization"}

@@ -8,10 +8,12 @@ from hydra import compose
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from adalora_repro import backbones, inject, methods, plan
-from adalora_repro.backbones import Site
+from adalora_repro import methods
+from adalora_repro.config import plan
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear, SVDLinear
+from adalora_repro.models import backbones, inject
+from adalora_repro.models.backbones import Site
 
 BACKBONES = ("tiny-deberta", "tiny-bert", "tiny-roberta", "tiny-bart")
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import adalora_repro
-from adalora_repro import report
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
 COMMITTED = Path(adalora_repro.__file__).parents[1] / "results"

@@ -5,8 +5,10 @@ import torch
 from hydra import compose
 from transformers import AutoConfig
 
-from adalora_repro import plan, session, train
-from adalora_repro.train import add_gradient
+from adalora_repro.config import plan
+from adalora_repro.training import loop as training_loop
+from adalora_repro.training import runner
+from adalora_repro.training.loop import add_gradient
 from benchmarks.operations import CountOperations, count
 
 #: in the place of DeBERTaV3-base's 768 and 3072; not equal, because matrices of one shape are worked on together
@@ -61,13 +63,13 @@ def loop_of(hydra, method, cache):
     words += ["data.sample_validation_rows=4", "train.batch_size=8", "train.max_steps=6", "task.max_length=32"]
     words += [f"data.cache_dir={cache}", "method.schedule=scaled", "train.device=cpu", "task.classifier_dropout=0"]
     words += [f"+backbone.architecture.{name}=0" for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
-    return session.build(plan.count(plan.resolve(compose("config", words))))
+    return runner.build(plan.count(plan.resolve(compose("config", words))))
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora"])
 def test_the_norm_of_the_task_s_gradient_leaves_the_regularizer_out(hydra, tmp_path, method):
     loop = loop_of(hydra, method, tmp_path)
-    batches = next(train.training_batches(loop))
+    batches = next(training_loop.training_batches(loop))
     model, terms, total = loop.model.train(), 0, 0.0
     for batch in batches:
         loss, n = loop.task.loss(model, batch)
@@ -76,7 +78,7 @@ def test_the_norm_of_the_task_s_gradient_leaves_the_regularizer_out(hydra, tmp_p
     gradients = torch.autograd.grad(total / terms, parameters, allow_unused=True)
     expected = sum(float(g.double().square().sum()) for g in gradients if g is not None) ** 0.5
     loop.log_due = True
-    norm = train.step(loop, batches)
+    norm = training_loop.step(loop, batches)
     assert float(loop.task_norm) == pytest.approx(expected, rel=1e-5)
     assert (float(norm) == float(loop.task_norm)) == (method == "lora")  # LoRA has no regularizer
 
@@ -84,13 +86,13 @@ def test_the_norm_of_the_task_s_gradient_leaves_the_regularizer_out(hydra, tmp_p
 def test_only_a_step_that_is_logged_measures_it(hydra, tmp_path):
     """Other steps need no extra operation; this one takes each gradient's norm and the norm of these."""
     loop = loop_of(hydra, "adalora", tmp_path)
-    batches = next(train.training_batches(loop))
-    train.step(loop, batches)  # this creates the optimizer's state
+    batches = next(training_loop.training_batches(loop))
+    training_loop.step(loop, batches)  # this creates the optimizer's state
     counts = []
     for due in (False, True, False):
         loop.log_due, loop.task_norm = due, None
         with CountOperations() as counted:
-            train.step(loop, batches)
+            training_loop.step(loop, batches)
         assert (loop.task_norm is not None) == due
         counts.append(counted)
     assert counts[0].counts == counts[2].counts

@@ -16,9 +16,9 @@ from urllib.parse import unquote
 import pytest
 from fake_records import make, save
 
-from adalora_repro import report, tables
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
-from adalora_repro.tables import page
+from adalora_repro.reports import page, tables
 
 Captured = pytest.CaptureFixture[str]
 EVIL = "<script>alert(1)</script>\u202e\"'&</title>"
@@ -249,7 +249,7 @@ def test_tables_and_figures_are_in_the_order_of_the_paper() -> None:
 
 def test_a_report_with_a_section_is_on_the_page(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cost99.py").write_text(
-        "from adalora_repro.tables.base import Report\n"
+        "from adalora_repro.reports.base import Report\n"
         "section = lambda found, scope: f'<p>{len(found)} {scope.backbone}</p>' if scope.data == 'hub' else ''\n"
         "REPORT = Report('cost99', 'what it cost', lambda parser: None, lambda request: ('', []), section=section)\n",
         encoding="utf-8",
@@ -258,6 +258,6 @@ def test_a_report_with_a_section_is_on_the_page(results: Path, tmp_path: Path, m
     try:
         text, seen, _ = built()
     finally:
-        sys.modules.pop("adalora_repro.tables.cost99", None)
+        sys.modules.pop("adalora_repro.reports.tables.cost99", None)
     assert "<p>13 deberta-v3-base</p>" in text
     assert [name for name in seen.ids if "cost99" in name] == ["s1-cost99", "s1-cost99-title"]

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adalora_repro
-from adalora_repro import report
-from adalora_repro.tables.papercheck import (
+from adalora_repro.cli import report
+from adalora_repro.reports.papercheck import (
     COUNTED,
     ROUNDED,
     at_least,

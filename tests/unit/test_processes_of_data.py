@@ -19,11 +19,12 @@ from datasets import Dataset
 from omegaconf import DictConfig
 from task_configs import task_config, write_jsonl
 
-from adalora_repro import backbones, processes, train
-from adalora_repro.batches import FEW_BATCHES, WORKERS, loaded, workers_for
 from adalora_repro.errors import InputError
-from adalora_repro.tasks import base, cache, load_family
+from adalora_repro.models import backbones
+from adalora_repro.tasks import base, cache, load_family, processes
 from adalora_repro.tasks.base import TaskData
+from adalora_repro.training import loop as training_loop
+from adalora_repro.training.batches import FEW_BATCHES, WORKERS, loaded, workers_for
 
 ROWS = 4  # tokenized at once, here
 CONTEXT = "Rollo led the Normans to France. " * 8
@@ -327,16 +328,16 @@ def test_who_wants_no_more_batches_ends_the_workers() -> None:
 def test_how_many_workers(
     asked: int | None, device: str, batches: int, usable: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adalora_repro.batches.usable", lambda: usable)
+    monkeypatch.setattr("adalora_repro.training.batches.usable", lambda: usable)
     assert workers_for(asked, torch.device(device), batches) == workers
 
     def caught(*arguments: Any) -> int:
         return arguments[-1]
 
-    monkeypatch.setattr(train, "loaded", caught)
+    monkeypatch.setattr(training_loop, "loaded", caught)
     loop: Any = SimpleNamespace(
         task=SimpleNamespace(collate=None),
         world=SimpleNamespace(accelerator=SimpleNamespace(device=torch.device(device))),
         plan=SimpleNamespace(cfg=SimpleNamespace(train=SimpleNamespace(num_workers=asked))),
     )
-    assert train._loaded(loop, Dataset.from_dict({}), range(batches), batches) == workers  # type: ignore[arg-type, comparison-overlap]
+    assert training_loop._loaded(loop, Dataset.from_dict({}), range(batches), batches) == workers  # type: ignore[arg-type, comparison-overlap]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adalora_repro.provenance import has_bf16_instructions
+from adalora_repro.records.provenance import has_bf16_instructions
 
 
 @pytest.mark.parametrize(

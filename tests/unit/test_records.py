@@ -21,9 +21,10 @@ from fake_records import make, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adalora_repro import lock, report, shapes
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK
-from adalora_repro.records import (
+from adalora_repro.records import lock, validation
+from adalora_repro.records.run_record import (
     RECORD_NAME,
     RecordError,
     RunRecord,
@@ -37,8 +38,8 @@ from adalora_repro.records import (
     write_atomic,
     write_files,
 )
-from adalora_repro.tables import base
-from adalora_repro.tables import page as page_report
+from adalora_repro.reports import base
+from adalora_repro.reports import page as page_report
 
 ROOT = Path(report.__file__).parents[1]
 
@@ -512,7 +513,7 @@ def test_folders_without_end_are_named(tmp_path: Path) -> None:
 )
 def test_json_that_no_report_could_stand_is_refused(tmp_path: Path, text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        shapes.parse(text)
+        validation.parse(text)
     path = save(tmp_path, make())
     path.write_text(
         path.read_text(encoding="utf-8").replace('"settings": {', f'"settings": {{"x": {text},', 1), encoding="utf-8"
@@ -535,8 +536,8 @@ JSON = st.recursive(
 @settings(max_examples=50)
 @given(JSON)
 def test_what_is_dumped_is_parsed_as_it_was(value: Any) -> None:
-    assert shapes.parse(shapes.dump(value)) == value
-    assert shapes.dump(value).endswith(b"\n")
+    assert validation.parse(validation.dump(value)) == value
+    assert validation.dump(value).endswith(b"\n")
 
 
 def test_json_is_written_without_nan_everywhere() -> None:

@@ -8,12 +8,14 @@ import pytest
 from fake_records import make, save
 from hydra import compose
 
-from adalora_repro import methods, records, report
-from adalora_repro import plan as planning
+from adalora_repro import methods
+from adalora_repro.cli import report
+from adalora_repro.config import plan as planning
 from adalora_repro.errors import EXIT_OK
-from adalora_repro.revisions import CORRECTED, SETTING, outdated, present
-from adalora_repro.tables.base import Scope, compile_table
-from adalora_repro.tables.table1 import SPEC
+from adalora_repro.records import run_record
+from adalora_repro.records.revisions import CORRECTED, SETTING, outdated, present
+from adalora_repro.reports.base import Scope, compile_table
+from adalora_repro.reports.tables.table1 import SPEC
 
 pytestmark = pytest.mark.usefixtures("hydra")
 
@@ -22,7 +24,7 @@ ROOT = Path(planning.__file__).parents[1]
 
 def test_the_published_record_of_the_earlier_pfeiffer_does_not_count() -> None:
     """It was made before there were revisions; those of other methods count."""
-    found, refused = records.read_all(ROOT / "results")
+    found, refused = run_record.read_all(ROOT / "results")
     assert refused == []
     table = compile_table(SPEC, found, Scope("minilm", "local"))
     (line,) = table.refused
@@ -56,12 +58,12 @@ def test_a_run_of_an_earlier_revision_is_another_run(tmp_path: Path, monkeypatch
     assert now.settings[SETTING] == CORRECTED["pfeiffer"].revision
     assert SETTING not in other.settings
     with monkeypatch.context() as patch:
-        patch.setattr("adalora_repro.revisions.CORRECTED", {})
+        patch.setattr("adalora_repro.records.revisions.CORRECTED", {})
         before, same = resolved("pfeiffer"), resolved("houlsby")
     assert before.key["hash"] != now.key["hash"]
     assert before.key["variant"] != now.key["variant"]
     assert same.key == other.key
-    save(tmp_path, make(**{name: before.key[name] for name in records.KEY_FIELDS}, settings=before.settings))
+    save(tmp_path, make(**{name: before.key[name] for name in run_record.KEY_FIELDS}, settings=before.settings))
     assert planning.finished(before)
     assert planning.finished(now) is None
 

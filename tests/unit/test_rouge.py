@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from task_configs import REAL_DATA, needs_real_data
 
-from adalora_repro.tasks import rouge
+from adalora_repro.metrics import rouge
 
 # Sentences
 
@@ -311,5 +311,5 @@ def test_the_module_imports_nothing_heavy() -> None:
     modules = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
     ).stdout
-    assert "'adalora_repro.tasks.rouge'" in modules
+    assert "'adalora_repro.metrics.rouge'" in modules
     assert not any(f"'{name}'" in modules for name in ("nltk", "rouge_score", "scipy", "numpy", "torch", "absl"))

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from task_configs import TASKS, task_config
 
 from adalora_repro.errors import InputError
-from adalora_repro.tasks import load_family, sample, sources
+from adalora_repro.tasks import load_family, sources, toy_text
 
 SIZES = {"train": 300, "validation": 100, "validation_mismatched": 50}
 
@@ -20,7 +20,7 @@ def texts(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def test_every_task_has_text() -> None:
-    assert sorted(sample.MAKERS) == TASKS
+    assert sorted(toy_text.MAKERS) == TASKS
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -28,25 +28,25 @@ def test_rows_pass_the_checks_made_of_a_user_s_file(task: str) -> None:
     cfg = task_config(task)
     rules = load_family(cfg)
     for split in SIZES:
-        rows = sample.generate(task, split, SIZES, seed=0)
+        rows = toy_text.generate(task, split, SIZES, seed=0)
         assert len(rows) == SIZES[split]
         assert [problem for row in rows if (problem := sources.row_problem(cfg.task.label_column, rules, row))] == []
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_no_text_is_in_two_splits_or_twice_in_one(task: str) -> None:
-    everything = [texts(row) for split in SIZES for row in sample.generate(task, split, SIZES, seed=0)]
+    everything = [texts(row) for split in SIZES for row in toy_text.generate(task, split, SIZES, seed=0)]
     assert len(set(everything)) == len(everything) == sum(SIZES.values())
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_rows_follow_from_the_seed_and_validation_from_nothing_else(task: str) -> None:
-    validation = sample.generate(task, "validation", SIZES, seed=0)
-    assert sample.generate(task, "validation", SIZES, seed=0) == validation
-    assert sample.generate(task, "validation", SIZES | {"train": 10}, seed=0) == validation
-    assert sample.generate(task, "validation", SIZES, seed=1) != validation
-    train = sample.generate(task, "train", SIZES, seed=0)
-    assert sample.generate(task, "train", SIZES | {"train": 10}, seed=0) == train[:10]
+    validation = toy_text.generate(task, "validation", SIZES, seed=0)
+    assert toy_text.generate(task, "validation", SIZES, seed=0) == validation
+    assert toy_text.generate(task, "validation", SIZES | {"train": 10}, seed=0) == validation
+    assert toy_text.generate(task, "validation", SIZES, seed=1) != validation
+    train = toy_text.generate(task, "train", SIZES, seed=0)
+    assert toy_text.generate(task, "train", SIZES | {"train": 10}, seed=0) == train[:10]
 
 
 @pytest.mark.parametrize("task", ["mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc"])
@@ -55,7 +55,7 @@ def test_no_class_is_rare_and_single_words_do_not_decide(task: str) -> None:
     sizes = {"train": 1500, "validation": 400}
 
     def bags(split: str) -> tuple[list[str], list[int]]:
-        rows = sample.generate(task, split, sizes, seed=0)
+        rows = toy_text.generate(task, split, sizes, seed=0)
         marked = [
             " ".join(f"{column}={word.lower()}" for column in cfg.task.text_columns for word in row[column].split())
             for row in rows
@@ -71,7 +71,7 @@ def test_no_class_is_rare_and_single_words_do_not_decide(task: str) -> None:
 
 
 def test_scores_cover_their_range() -> None:
-    scores = [row["label"] for row in sample.generate("stsb", "train", {"train": 1000}, seed=0)]
+    scores = [row["label"] for row in toy_text.generate("stsb", "train", {"train": 1000}, seed=0)]
     assert min(scores) < 0.5
     assert max(scores) == 5.0
     assert len(set(scores)) > 15
@@ -79,7 +79,7 @@ def test_scores_cover_their_range() -> None:
 
 @pytest.mark.parametrize("task", ["squad", "squad_v2"])
 def test_answers_are_at_their_offset(task: str) -> None:
-    rows = sample.generate(task, "train", SIZES, seed=0)
+    rows = toy_text.generate(task, "train", SIZES, seed=0)
     for row in rows:
         answers = row["answers"]
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
@@ -90,15 +90,15 @@ def test_answers_are_at_their_offset(task: str) -> None:
 
 
 def test_highlights_are_lines() -> None:
-    rows = sample.generate("cnn_dailymail", "train", SIZES, seed=0)
+    rows = toy_text.generate("cnn_dailymail", "train", SIZES, seed=0)
     assert {row["highlights"].count("\n") for row in rows} == {2}
 
 
 def test_impossible_wishes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="unknown task for data=sample 'wnli'; valid: mnli, sst2"):
-        sample.generate("wnli", "train", SIZES, 0)
+        toy_text.generate("wnli", "train", SIZES, 0)
     with pytest.raises(InputError, match=r"data\.sample_validation_rows=0: the validation split"):
-        sample.check("rte", {"train": 1, "validation": 0})
-    monkeypatch.setitem(sample.MAKERS, "sst2", lambda rng: {"sentence": str(rng.randrange(5)), "label": 0})
+        toy_text.check("rte", {"train": 1, "validation": 0})
+    monkeypatch.setitem(toy_text.MAKERS, "sst2", lambda rng: {"sentence": str(rng.randrange(5)), "label": 0})
     with pytest.raises(InputError, match="only about 5 different rows of sst2, 9 asked for"):
-        sample.generate("sst2", "train", {"train": 9}, 0)
+        toy_text.generate("sst2", "train", {"train": 9}, 0)

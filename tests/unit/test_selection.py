@@ -16,15 +16,16 @@ from fake_records import make, save
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adalora_repro import report
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_OK
-from adalora_repro.records import RunRecord, read_all
-from adalora_repro.selection import RULE, Run, run_of, select
-from adalora_repro.tables import controls, layout, render
-from adalora_repro.tables.base import Cell, Scope, Table, compile_table
-from adalora_repro.tables.curves import evaluations_at_budget
-from adalora_repro.tables.marks import with_marks
-from adalora_repro.tables.table1 import SPEC
+from adalora_repro.records.run_record import RunRecord, read_all
+from adalora_repro.records.selection import RULE, Run, run_of, select
+from adalora_repro.reports import layout, render
+from adalora_repro.reports.base import Cell, Scope, Table, compile_table
+from adalora_repro.reports.curves import evaluations_at_budget
+from adalora_repro.reports.marks import with_marks
+from adalora_repro.reports.tables import controls
+from adalora_repro.reports.tables.table1 import SPEC
 
 SCOPE = Scope("minilm", "local")
 METRIC = "matthews_correlation"

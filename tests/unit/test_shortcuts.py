@@ -9,10 +9,10 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from adalora_repro import backbones, inject
-from adalora_repro.config import resource
+from adalora_repro.config.schema import resource
 from adalora_repro.methods import adalora
-from adalora_repro.shortcuts import CROP_STEP, crop_positions, positions_at_hand, store_frozen
+from adalora_repro.models import backbones, inject
+from adalora_repro.models.speedups import CROP_STEP, crop_positions, positions_at_hand, store_frozen
 from benchmarks.operations import CountOperations
 
 LONG = 2 * CROP_STEP

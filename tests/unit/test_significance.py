@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
-from adalora_repro.tables.significance import (
+from adalora_repro.reports.significance import (
     MEASURES,
     NoTest,
     bootstrap,

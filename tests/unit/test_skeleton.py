@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 from task_configs import CONF, task_config
 
-from adalora_repro import backbones, skeleton
+from adalora_repro.models import backbones, meta_models
 
 BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
 TASKS = {"rte": "two labels", "mnli": "three labels", "stsb": "regression", "squad": "spans", "xsum": "seq2seq"}
@@ -22,13 +22,13 @@ def configured(backbone: str, task: str):
 def test_skeleton_is_the_model_of_transformers(backbone, task, monkeypatch):
     cfg = configured(backbone, task)
     if (task == "xsum") != ("bart" in backbone):  # no plan gets here; transformers would have a head, or say why not
-        assert skeleton.build(dict(cfg.backbone.architecture), cfg.task.auto_model, 2) is None
+        assert meta_models.build(dict(cfg.backbone.architecture), cfg.task.auto_model, 2) is None
         return
     ours = backbones.meta_model(cfg)
-    assert isinstance(ours, skeleton.Skeleton)
-    monkeypatch.setattr(skeleton, "build", lambda *_: None)
+    assert isinstance(ours, meta_models.Skeleton)
+    monkeypatch.setattr(meta_models, "build", lambda *_: None)
     theirs = backbones.meta_model(cfg)
-    assert not isinstance(theirs, skeleton.Skeleton)
+    assert not isinstance(theirs, meta_models.Skeleton)
 
     def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
         return {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -42,4 +42,4 @@ def test_skeleton_is_the_model_of_transformers(backbone, task, monkeypatch):
 
 
 def test_an_architecture_that_is_not_spelled_out_is_left_to_transformers():
-    assert skeleton.build({"model_type": "t5"}, "AutoModelForSeq2SeqLM", 2) is None
+    assert meta_models.build({"model_type": "t5"}, "AutoModelForSeq2SeqLM", 2) is None

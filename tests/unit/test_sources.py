@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 from task_configs import REAL_DATA, ROOT, TASKS, needs_real_data, task_config, write_jsonl
 
-from adalora_repro.config import TaskConfig
+from adalora_repro.config.schema import TaskConfig
 from adalora_repro.errors import InputError
-from adalora_repro.tasks import load_family, sample, sources
+from adalora_repro.tasks import load_family, sources, toy_text
 from adalora_repro.tasks.base import OPTIONAL, BaseTask
 
 GOOD_ROWS: dict[str, dict[str, Any]] = {
@@ -423,14 +423,14 @@ def test_a_row_of_the_hub_is_named_by_its_id(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_bad_rows_of_the_generator_would_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    generate = sample.generate
+    generate = toy_text.generate
 
     def spoilt(*args: Any) -> list[dict[str, Any]]:
         rows = generate(*args)
         rows[1]["label"] = 9
         return rows
 
-    monkeypatch.setattr(sample, "generate", spoilt)
+    monkeypatch.setattr(toy_text, "generate", spoilt)
     cfg = task_config("rte", data__sample_rows=5)
     with pytest.raises(InputError, match=r"^data=sample, train, row 1: label 9 is out of range"):
         load(cfg, "train")

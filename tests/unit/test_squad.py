@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from task_configs import CONF, task_config, write_jsonl
 from transformers import ByT5Tokenizer
 
-from adalora_repro import backbones
 from adalora_repro.errors import InputError
+from adalora_repro.models import backbones
 from adalora_repro.tasks import sources
 from adalora_repro.tasks.base import Evaluation, TaskData
 from adalora_repro.tasks.squad import Question, Task, answer_span

@@ -8,13 +8,7 @@ from random import Random
 
 import pytest
 
-from adalora_repro.tasks.squad_scores import (
-    best_thresholds,
-    example_scores,
-    normalize_answer,
-    score_all,
-    squad_metrics,
-)
+from adalora_repro.metrics.squad import best_thresholds, example_scores, normalize_answer, score_all, squad_metrics
 
 
 @pytest.mark.parametrize(

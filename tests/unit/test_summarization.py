@@ -22,12 +22,16 @@ from task_configs import CONF, task_config, write_jsonl
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from adalora_repro import backbones, inject, plan, session, train
+from adalora_repro.config import plan
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import SVDLinear
-from adalora_repro.tasks import rouge, sources
+from adalora_repro.metrics import rouge
+from adalora_repro.models import backbones, inject
+from adalora_repro.tasks import sources
 from adalora_repro.tasks.base import Evaluation, TaskData
 from adalora_repro.tasks.summarization import IGNORED, Task
+from adalora_repro.training import loop as training_loop
+from adalora_repro.training import runner
 
 PAD, BOS, EOS = (backbones.BYTE_IDS[f"{name}_token_id"] for name in ("pad", "bos", "eos"))
 START = backbones.BYTE_IDS["decoder_start_token_id"]
@@ -260,13 +264,13 @@ def test_loss_is_the_mean_over_tokens_in_float32(kind: torch.dtype) -> None:
 # Runs, as the session builds them
 
 
-def run_of(tmp_path: Path, method: str, *overrides: str) -> train.Loop:
+def run_of(tmp_path: Path, method: str, *overrides: str) -> training_loop.Loop:
     cfg = varied(small(tmp_path))
     words = ["task=xsum", "backbone=tiny-bart", "budget=0.26%", f"method={method}", "data=local"]
     words += [f"data.dir={cfg.data.dir}", f"data.cache_dir={cfg.data.cache_dir}", "train.device=cpu"]
     words += ["task.max_length=64", f"task.max_target_length={LIMIT}", "task.num_beams=2", "train.batch_size=6"]
     words += ["train.max_steps=4", "method.schedule=scaled", "optim.lr=1e-2", "optim.warmup_steps=0"]
-    return session.build(plan.count(plan.resolve(compose("config", [*words, *overrides]))))
+    return runner.build(plan.count(plan.resolve(compose("config", [*words, *overrides]))))
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora"])
@@ -288,8 +292,8 @@ def test_micro_batches_give_the_gradient_of_the_batch(hydra: None, tmp_path: Pat
             before_update(t)
 
         loop.method.before_update = look  # type: ignore[method-assign]
-        (batches, *_) = train.training_batches(loop)
-        train.step(loop, batches)
+        (batches, *_) = training_loop.training_batches(loop)
+        training_loop.step(loop, batches)
         return found, loop.losses[0].item(), [batch["terms"] for batch in batches]
 
     expected, loss, (total,) = gradients(1)
@@ -305,7 +309,9 @@ def test_micro_batches_give_the_gradient_of_the_batch(hydra: None, tmp_path: Pat
 def test_evaluation_does_not_depend_on_its_batches(hydra: None, tmp_path: Path) -> None:
     options = ["+backbone.architecture.init_std=0.3", "task.max_target_length=24"]
     found = [
-        train.evaluate(run_of(tmp_path, "lora", f"eval.batch_size={size}", f"train.padding={padding}", *options), QUIET)
+        training_loop.evaluate(
+            run_of(tmp_path, "lora", f"eval.batch_size={size}", f"train.padding={padding}", *options), QUIET
+        )
         for size, padding in ((9, "longest"), (1, "longest"), (4, "longest"), (2, "max_length"))
     ]
     rows = found[0].files["predictions.jsonl.gz"]
@@ -327,7 +333,7 @@ def test_what_is_evaluated_is_the_masked_model(hydra: None, tmp_path: Path) -> N
     allocator._mask = torch.arange(len(allocator._mask)) % 2 == 0
 
     state = torch.get_rng_state()
-    found = train.evaluate(loop, QUIET)
+    found = training_loop.evaluate(loop, QUIET)
     assert torch.equal(torch.get_rng_state(), state)  # or what is trained would depend on when it is evaluated
     texts = [row["prediction"] for row in found.files["predictions.jsonl.gz"]]
 
@@ -349,14 +355,14 @@ def test_bfloat16_trains_and_writes(hydra: None, tmp_path: Path) -> None:
     kinds = []
     loop.model.lm_head.register_forward_hook(lambda module, args, out: kinds.append(out.dtype))
     before = {name: p.detach().clone() for name, p in inject.trained(loop.model).items()}
-    for batches in train.training_batches(loop):
-        train.step(loop, batches)
+    for batches in training_loop.training_batches(loop):
+        training_loop.step(loop, batches)
     loop.look()
     assert len(loop.looked) == 4
     after = inject.trained(loop.model)
     assert all(p.dtype == torch.float32 for p in after.values())
     assert any(not torch.equal(after[name], value) for name, value in before.items())
-    found = train.evaluate(loop, QUIET)
+    found = training_loop.evaluate(loop, QUIET)
     assert set(kinds) == {torch.bfloat16}
     assert found.metrics["written_tokens"] > 0
     assert any(row["prediction"] for row in found.files["predictions.jsonl.gz"])

@@ -18,12 +18,12 @@ from fake_records import GLUE, make
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adalora_repro.lock import Lock
-from adalora_repro.records import RunRecord
-from adalora_repro.selection import at_edge
-from adalora_repro.tables import base, layout, render, status
-from adalora_repro.tables.base import Cell, Scope, Table, Value, choose_scope, compile_table, mean_sd, paper_rows
-from adalora_repro.tables.table1 import SPEC, all_average
+from adalora_repro.records.lock import Lock
+from adalora_repro.records.run_record import RunRecord
+from adalora_repro.records.selection import at_edge
+from adalora_repro.reports import base, layout, render, status
+from adalora_repro.reports.base import Cell, Scope, Table, Value, choose_scope, compile_table, mean_sd, paper_rows
+from adalora_repro.reports.tables.table1 import SPEC, all_average
 
 SCOPE = Scope("minilm", "local")
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from fake_records import make
 
-from adalora_repro.records import RunRecord
-from adalora_repro.tables import layout, render, table1
-from adalora_repro.tables.base import (
+from adalora_repro.records.run_record import RunRecord
+from adalora_repro.reports import layout, render
+from adalora_repro.reports.base import (
     METHOD_NAMES,
     VARIANTS,
     Row,
@@ -21,11 +21,12 @@ from adalora_repro.tables.base import (
     compile_table,
     paper_rows,
 )
-from adalora_repro.tables.controls import SPEC as CONTROLS
-from adalora_repro.tables.status import render_status
-from adalora_repro.tables.table4 import SPEC as SCORES
-from adalora_repro.tables.table5 import SPEC as COMPONENTS
-from adalora_repro.tables.table14 import SPEC as MATRICES
+from adalora_repro.reports.status import render_status
+from adalora_repro.reports.tables import table1
+from adalora_repro.reports.tables.controls import SPEC as CONTROLS
+from adalora_repro.reports.tables.table4 import SPEC as SCORES
+from adalora_repro.reports.tables.table5 import SPEC as COMPONENTS
+from adalora_repro.reports.tables.table14 import SPEC as MATRICES
 
 ALL = pytest.mark.parametrize("spec", [SCORES, COMPONENTS, MATRICES, CONTROLS], ids=lambda spec: spec.name)
 SCOPE = Scope("minilm", "local")

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from fake_records import make
 
-from adalora_repro.records import RunRecord
-from adalora_repro.tables import layout, render, table1
-from adalora_repro.tables.base import METHOD_NAMES, Scope, Spec, Table, compile_table, paper_rows
-from adalora_repro.tables.table2 import SPEC as SQUAD
-from adalora_repro.tables.table3 import SPEC as SUMMARIES
+from adalora_repro.records.run_record import RunRecord
+from adalora_repro.reports import layout, render
+from adalora_repro.reports.base import METHOD_NAMES, Scope, Spec, Table, compile_table, paper_rows
+from adalora_repro.reports.tables import table1
+from adalora_repro.reports.tables.table2 import SPEC as SQUAD
+from adalora_repro.reports.tables.table3 import SPEC as SUMMARIES
 
 DEBERTA = {"method": 165_888, "head": 1_538, "total": 167_426, "at_init": 165_888, "backbone": 183_831_552}
 BART = {"method": 540_672, "head": 0, "total": 540_672, "at_init": 540_672, "backbone": 406_291_456}

@@ -12,10 +12,11 @@ from fake_records import make, save
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adalora_repro import console, report
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT
-from adalora_repro.records import RECORD_NAME
+from adalora_repro.records.run_record import RECORD_NAME
 from adalora_repro.terminal import CleanStream, clean, first_line, guarded, one_line, raw
+from adalora_repro.training import console
 
 EVIL = "\x1b]0;title\x07 \x1b[2J \u202egnp.exe \u2066 \x9b31m \ud800 \x7f \ufeff"
 HARMLESS = "± σ, 0.3M ‖PᵀP − I‖² 漢字 é ½ \u00a0…"

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from adalora_repro import session, shortcuts, train
-from adalora_repro.train import Loop
+from adalora_repro.models import speedups
+from adalora_repro.training import loop as training_loop
+from adalora_repro.training import runner
+from adalora_repro.training.loop import Loop
 from benchmarks.operations import CountOperations
 from benchmarks.runs import planned
 
@@ -27,7 +29,7 @@ SMALL += ["train.max_steps=10", "method.schedule=scaled", "train.precision=bf16"
 def built(tmp_path: Path) -> Callable[..., Loop]:
     def build(*words: str) -> Loop:
         cache = f"data.cache_dir={tmp_path / 'cache'}"
-        return session.build(planned([*SMALL, *words, cache, f"results.dir={tmp_path / 'results'}"]))
+        return runner.build(planned([*SMALL, *words, cache, f"results.dir={tmp_path / 'results'}"]))
 
     return build
 
@@ -40,14 +42,14 @@ def built(tmp_path: Path) -> Callable[..., Loop]:
 def test_no_step_waits(built: Callable[..., Loop], task: str, backbone: str, method: str) -> None:
     budget = {"sst2": "0.3M", "squad": "0.65%", "xsum": "2.20%"}[task]
     loop = built(f"task={task}", f"backbone={backbone}", f"method={method}", f"budget={budget}")
-    shortcuts.mask_without_looking(loop.model)  # as session.build does for an accelerator
-    shortcuts.positions_at_hand(loop.model)
-    batches = train.training_batches(loop)
-    train.step(loop, next(batches))  # this creates the optimizer's state
+    speedups.mask_without_looking(loop.model)  # as session.build does for an accelerator
+    speedups.positions_at_hand(loop.model)
+    batches = training_loop.training_batches(loop)
+    training_loop.step(loop, next(batches))  # this creates the optimizer's state
     for _ in range(9):  # of all phases, with and without masks
         batch = next(batches)
         with CountOperations() as counted:
-            train.step(loop, batch)
+            training_loop.step(loop, batch)
         assert counted.waits == 0, counted.counts
 
 
@@ -56,7 +58,9 @@ def test_a_mask_that_is_not_looked_at_gives_the_same_gradients(
     built: Callable[..., Loop], task: str, backbone: str
 ) -> None:
     loop = built(f"task={task}", f"backbone={backbone}", "method=full", "train.precision=fp32")
-    batches = [batch for parts, _ in zip(train.training_batches(loop), range(3), strict=False) for batch in parts]
+    batches = [
+        batch for parts, _ in zip(training_loop.training_batches(loop), range(3), strict=False) for batch in parts
+    ]
     assert any(not batch["attention_mask"].all() for batch in batches)
     loop.model.train()
     for module in loop.model.modules():
@@ -76,5 +80,5 @@ def test_a_mask_that_is_not_looked_at_gives_the_same_gradients(
     with CountOperations() as counted:
         loop.task.loss(loop.model, batches[0])
     assert counted.waits > 0  # or this shortcut has become needless
-    shortcuts.mask_without_looking(loop.model)
+    speedups.mask_without_looking(loop.model)
     torch.testing.assert_close(found(), before)

@@ -15,9 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from adalora_repro.tables.base import Scope
-from adalora_repro.tables.layout import command
-from adalora_repro.words import word
+from adalora_repro.config.words import word
+from adalora_repro.reports.base import Scope
+from adalora_repro.reports.layout import command
 
 PARSER = OverridesParser.create()
 SPECIAL = st.sampled_from([*",'\"\\ ${}[]()=:~+-.|*?!#&;<>`\té½01eEaAnulltrfi_%@\n", "${", "\\$", "null", "true"])

@@ -20,9 +20,9 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn import Parameter
 
-from adalora_repro import console
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_TERMINATED, InputError
-from adalora_repro.world import LostError, World
+from adalora_repro.training import console
+from adalora_repro.training.distributed import LostError, World
 
 
 class Awkward(Exception):
@@ -203,7 +203,7 @@ def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    from adalora_repro import session
+    from adalora_repro.training import runner
 
     cfg = OmegaConf.create({"train": {"device": "cpu", "precision": "fp32"}})
     for name, value, told in (
@@ -214,7 +214,7 @@ def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(name, value)
         if told:
             with pytest.raises(InputError, match=told):
-                session._accelerator(cfg)
+                runner._accelerator(cfg)
         else:
             console.check_meeting_point()
 

@@ -1,0 +1,1 @@
+"""The figures of merit of the tasks."""

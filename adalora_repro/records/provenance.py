@@ -1,0 +1,95 @@
+"""Where and with what a run was made: part of every record, never of its identity."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adalora_repro import __version__
+
+if TYPE_CHECKING:
+    import torch
+
+LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "hydra-core", "tokenizers", "numpy")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device, threads and the state of the source tree."""
+    import torch
+
+    ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None  # not a repository we are installed in
+    commit = _git("rev-parse", "HEAD") if ours else None
+    dirty = _git("status", "--porcelain", "--", ".", "../conf", "../sweeps") if ours else None  # records do not count
+    return {
+        "versions": {"adalora-repro": __version__, "python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "git": {"commit": commit, "dirty": None if dirty is None else bool(dirty)},
+    }
+
+
+def reset_peak_memory() -> None:
+    """Starts the peak anew: the jobs of a sweep share a process."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def peak_memory(device: torch.device) -> dict[str, Any]:
+    """Bytes: the CUDA allocator's peak, or the process's peak resident set on a CPU."""
+    import torch
+
+    if device.type == "cuda":
+        return {"peak": torch.cuda.max_memory_allocated(device), "of": "cuda allocator"}
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+        peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak": peak * 1024, "of": "resident set"}
+
+
+def _processor() -> str:
+    """The CPU's model as Linux names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def has_bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether this CPU multiplies matrices in bf16 (AVX512-BF16, AMX, Arm's BF16); None where Linux does not say."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    features = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), None)
+    return None if features is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features)
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in this package's checkout; None outside one."""
+    root = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

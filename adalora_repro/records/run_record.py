@@ -1,0 +1,466 @@
+"""RunRecord <-> metrics.json: what one run measured, with provenance.
+
+Standard library only: the report reads thousands of records and must start fast. A record is written atomically
+(temporary file, fsync, rename), so a reader never sees half of one and a full disk never costs the record that was
+there before. A reader refuses what it cannot validate and says which file and why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from adalora_repro.records import validation
+from adalora_repro.records.file_kinds import not_a_file
+from adalora_repro.records.validation import (
+    AMOUNT,
+    COUNT,
+    FILE_NAME,
+    FLAG,
+    NUMBER,
+    POSITIVE,
+    SIZE,
+    TEXT,
+    Check,
+    Refuse,
+    each,
+    fields,
+    items,
+    one_of,
+    optional,
+)
+from adalora_repro.terminal import one_line
+
+T = TypeVar("T")
+SCHEMA_VERSION = 1
+STATUSES = ("running", "ok", "failed", "cancelled")
+RECORD_NAME = "metrics.json"
+EVALUATED = ("metrics", "holdout")  # parts of an evaluation: the reported splits, the held-out split
+WITH_A = ("lora", "lora_regu", "prune_lora")  # modules of methods whose A starts as method.init says
+RUN_LEVELS = 5  # of folders below ``runs``, see ``run_folder``
+DEEPEST = 50  # nested folders that are searched
+LARGEST = 64 << 20  # bytes of a record; ours have a few thousand
+
+# What a record must look like. Every field that a report reads has a line here, so that no report has to check again; a
+# field without one may hold any JSON value.
+
+KEY_FIELDS: dict[str, Check] = {
+    "backbone": TEXT,
+    "task": TEXT,
+    "method": TEXT,
+    "budget": TEXT,
+    "protocol": TEXT,
+    "data": TEXT,
+    "lr": POSITIVE,
+    "seed": COUNT,
+    "total_steps": COUNT,
+    "max_examples": optional(SIZE),
+    "variant": TEXT,
+    "hash": TEXT,
+}
+EVALUATION = fields({"metrics": each(NUMBER), "step": COUNT}, {"holdout": each(NUMBER)})
+BUDGET = dict.fromkeys(
+    ("n", "r", "d", "b_0", "b_T", "t_i", "t_f", "delta_t", "mask_events", "params", "wider"), optional(COUNT)
+)
+ENVIRONMENT = fields(
+    {},
+    {
+        "device": TEXT,
+        "threads": COUNT,
+        "processes": COUNT,
+        "versions": each(TEXT),
+        "git": fields({}, {"commit": optional(TEXT), "dirty": optional(FLAG)}),
+    },
+)
+DATA = fields(
+    {},
+    {
+        "source": TEXT,
+        **dict.fromkeys(("rows", "windows", "skipped"), each(COUNT)),
+        **dict.fromkeys(("sha256", "rows_sha256"), each(TEXT)),  # of a local file's bytes, of its rows
+    },
+)
+SETTINGS = fields(
+    {},
+    {
+        "seed": COUNT,
+        "optim.lr": POSITIVE,
+        "task.family": TEXT,
+        "task.validation.*": FILE_NAME,
+        "method.gamma": optional(NUMBER),
+        "method.targets": optional(items(TEXT)),
+        "method.layers": optional(items(COUNT)),
+    },
+)
+FIELDS = fields(
+    {"status": one_of(*STATUSES), "key": fields(KEY_FIELDS), "primary_metric": TEXT},
+    {
+        "error": optional(TEXT),
+        "degenerate": FLAG,
+        "final": optional(EVALUATION),
+        "best": optional(EVALUATION),
+        "params": each(COUNT),
+        "budget": optional(fields({}, BUDGET | {"gamma": NUMBER})),
+        "rank_pattern": optional(each(COUNT)),
+        "progress": fields({}, {"step": COUNT, "total_steps": COUNT, "updated": AMOUNT, "host": TEXT, "pid": COUNT}),
+        "time": each(AMOUNT),
+        "memory": fields({}, {"peak": AMOUNT, "of": TEXT}),
+        "environment": ENVIRONMENT,
+        "data": DATA,
+        "settings": SETTINGS,
+    },
+)
+
+
+class RecordError(ValueError):
+    """A file is not a record of this program; the message names the file and the reason."""
+
+
+@dataclass
+class RunRecord:
+    """One run (README, "What a record holds"). Units: seconds, bytes, counts.
+
+    Metrics have the unit of their task: GLUE's are fractions of 1, SQuAD's and ROUGE percentages.
+
+    Attributes:
+        status: ``running``, ``ok``, ``failed`` or ``cancelled``; ``error`` says why a run failed.
+        key: what identifies the run, see ``KEY_FIELDS``. ``hash`` covers every result-relevant setting, ``variant``
+            the same settings without learning rate and seed: runs of one variant differ in those two only.
+        primary_metric: name of the metric that selects and ranks, a key of ``final["metrics"]``.
+        final: ``{"metrics": {name: float}, "step": int}`` at the last step, with ``data.holdout`` also ``"holdout"``:
+            the metrics of the held-out split under the same names (MNLI: accuracy_m only); ``best`` has the same form:
+            the best evaluation by ``selection`` among those at the final budget (None until one exists).
+        degenerate: in the final evaluation all predictions on a split of two or more examples are the same: one class,
+            one score (up to rounding), no answer to any question, one summary. The metrics then do not show learning.
+        params: trained parameters: ``method`` (after pruning), ``head``, ``total`` (their sum), ``at_init`` (method
+            parameters at the initial budget), ``backbone`` (the frozen model, for shares).
+        budget: ``n`` adapted matrices, ``r`` or ``b_0``, ``b_T`` and the phases; None for methods without matrices.
+            With ``budget.match=params`` also ``params``, the number matched, and the sizes: ``r`` or ``d``, how many
+            places have one more (``wider``), and of adapters the ``widths`` by site.
+        rank_pattern: adapted matrix -> triplets kept at the end; None for methods without ranks.
+        progress: ``step``, ``total_steps``, ``updated`` (Unix time) and who holds the run (``host``, ``pid``).
+        settings: every result-relevant setting as used, flat (``optim.lr`` -> value). ``key.hash`` is made of them;
+            where T is known only from the tokenized data, of the step counts before they were scaled by it.
+    """
+
+    key: dict[str, Any]
+    primary_metric: str
+    status: str = "running"
+    error: str | None = None
+    final: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    degenerate: bool = False
+    params: dict[str, int] = field(default_factory=dict)
+    budget: dict[str, Any] | None = None
+    rank_pattern: dict[str, int] | None = None
+    progress: dict[str, Any] = field(default_factory=dict)
+    time: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON types, its identity first so that a person sees it first."""
+        first = ("schema_version", "status", "error", "key", "primary_metric", "final", "best", "degenerate")
+        values = dataclasses.asdict(self)
+        return {name: values.pop(name) for name in first} | values
+
+    def measured(self) -> dict[str, Any]:
+        """What must be identical when the same run is repeated or resumed: all but clocks, machine and progress."""
+        volatile = ("time", "memory", "environment", "progress")
+        return {name: value for name, value in self.to_json().items() if name not in volatile}
+
+
+def check_version(values: Any, version: int, refuse: Refuse) -> None:
+    """Raises what ``refuse`` makes of the reason unless ``values`` is a JSON object of this schema version."""
+    if not isinstance(values, dict):
+        raise refuse("not a JSON object")
+    version_read = values.get("schema_version")
+    if type(version_read) is not int or version_read != version:
+        raise refuse(f"schema_version {validation.shown(version_read)}, this program reads {version}")
+
+
+def validate(values: Any, where: str) -> RunRecord:
+    """JSON values -> RunRecord.
+
+    Raises:
+        RecordError: naming ``where`` and the first thing that is wrong.
+    """
+
+    def refuse(why: str) -> RecordError:
+        return RecordError(f"{where}: {why}")
+
+    check_version(values, SCHEMA_VERSION, refuse)
+    unknown = sorted(set(values) - {f.name for f in dataclasses.fields(RunRecord)})
+    if unknown:
+        raise refuse(f"unknown field '{unknown[0]}'")
+    FIELDS(values, "", refuse)
+    if values["status"] == "ok":
+        if values.get("final") is None:
+            raise refuse("status ok without a final evaluation")
+        for name in ("final", "best"):
+            if values.get(name) is None:
+                continue
+            for part in EVALUATED:
+                if values["primary_metric"] not in values[name].get(part, values[name]["metrics"]):
+                    raise refuse(
+                        f"{name}{'' if part == 'metrics' else f'.{part}'} has no metric '{values['primary_metric']}'"
+                    )
+            if ("holdout" in values[name]) != ("holdout" in values["final"]):
+                raise refuse("one of final and best has a held-out split, the other has none")
+    return RunRecord(**values)
+
+
+def figures_to_choose_by(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Of an evaluation (``final`` or ``best``): the held-out split's where it has one, otherwise the reported ones."""
+    figures: dict[str, float] = entry.get("holdout", entry["metrics"])
+    return figures
+
+
+def content_of(path: Path, most: int = LARGEST) -> bytes:
+    """The content of a file. Only regular files are opened: a pipe would block for ever, a device may have no end.
+
+    Raises:
+        RecordError: it is not a regular file, is larger than ``most`` bytes, or cannot be read; the message names the
+            file and the reason.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        status = path.stat()
+        if kind := not_a_file(status.st_mode):
+            raise RecordError(f"{path}: {kind} in the place of a file")
+        if status.st_size > most:
+            raise RecordError(f"{path}: {status.st_size:,} bytes, more than the {most:,} allowed")
+        with path.open("rb") as file:
+            return file.read(most)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise RecordError(f"{path}: {error.strerror or one_line(error)}") from None
+        if path.is_symlink():
+            raise RecordError(f"{path}: a broken link") from None
+        raise
+
+
+def read(path: Path) -> RunRecord:
+    """Reads and validates one record.
+
+    Raises:
+        RecordError: damaged, foreign or from another schema version; the message names the file and why.
+        FileNotFoundError: there is none.
+    """
+    return read_json(path, validate)
+
+
+def read_json(path: Path, validate: Callable[[Any, str], T]) -> T:
+    """Reads a JSON file; returns ``validate(value, name of the file)``.
+
+    Raises:
+        RecordError: the file cannot be read, is not JSON or is not valid; the message names the file and the reason.
+        FileNotFoundError: there is none.
+    """
+    content = content_of(path)
+    try:
+        return validate(validation.parse(content), str(path))
+    except RecordError:
+        raise
+    except ValueError as error:
+        raise RecordError(f"{path}: {error}") from None
+    except Exception as error:  # the last line of defence: one foreign file must not end a report
+        raise RecordError(f"{path}: {one_line(error)}") from None
+
+
+def stated(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings, with the earlier behaviour filled in for settings that did not exist when it was made."""
+    earlier: dict[str, Any] = {"train.group_by_length": settings.get("train.padding") == "longest"}
+    if settings.get("method.module") in WITH_A:
+        earlier["method.init"] = "normal"
+    return earlier | dict(settings)
+
+
+def ranks(place: Path) -> tuple[dict[str, int], str]:
+    """The final ranks of a finished run, matrix -> rank, and the budget they are of.
+
+    Args:
+        place: its folder or its record.
+
+    Raises:
+        RecordError: no record there, of a run that is not finished, or without ranks; the message names the file.
+    """
+    path = place / RECORD_NAME if place.is_dir() else place
+    try:
+        record = read(path)
+    except FileNotFoundError:
+        raise RecordError(f"{path}: there is no record") from None
+    if record.status != "ok":
+        raise RecordError(f"{path}: the run is not finished ({record.status})")
+    pattern = record.rank_pattern or {}
+    if not any(pattern.values()):
+        raise RecordError(f"{path}: method '{record.key['method']}' has no ranks there")
+    return pattern, record.key["budget"]
+
+
+def write(record: RunRecord, folder: Path) -> Path:
+    """Writes ``folder/metrics.json`` atomically and returns its path.
+
+    Raises:
+        RecordError: the record would not be readable (checked before anything is written).
+        OSError: the disk is full or the folder not writable; the record that was there survives.
+    """
+    path = folder / RECORD_NAME
+    write_atomic(path, validated(record.to_json(), path, validate))
+    return path
+
+
+def validated(values: dict[str, Any], path: Path, validate: Callable[[Any, str], object]) -> bytes:
+    """The content of a file, checked as its reader will check it.
+
+    Raises:
+        RecordError: the reader would refuse it.
+    """
+    try:
+        content = validation.dump(values, indent=1)
+        validate(validation.parse(content), str(path))
+    except RecordError:
+        raise
+    except ValueError as error:
+        raise RecordError(f"{path}: {error}") from None
+    return content
+
+
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
+    """Replaces ``path`` by ``content``: after a crash or a full disk either the old or the new file is there, complete.
+
+    The permissions of the new file follow the umask.
+    """
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException:
+        with suppress(OSError):  # the error that is raised says more
+            new.unlink(missing_ok=True)
+        raise
+
+
+def write_files(folder: Path, files: Mapping[str, Any]) -> None:
+    """Writes what belongs beside a record, each file atomically: a JSON value, or rows of a ``*.jsonl.gz``.
+
+    The same content gives the same bytes (no time stamp in the archive).
+    """
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        if name.endswith(".jsonl.gz"):
+            write_atomic(folder / name, gzip.compress(b"".join(map(validation.dump, content)), mtime=0))
+        else:
+            write_atomic(folder / name, validation.dump(content))
+
+
+def walk(
+    top: Path, name: Callable[[str], bool], levels: int, refuse: Callable[[str], None] = lambda line: None
+) -> Iterator[Path]:
+    """Paths below ``top`` whose names match, in a fixed order. Links to folders are not followed.
+
+    Args:
+        name: whether a name matches; the path may also be a folder or a broken link.
+        levels: how many levels of folders below ``top`` may hold such names.
+        refuse: is given a line for each place that could not be searched: a folder without permission; within these
+            ``levels``, also a link to a folder or a broken link.
+    """
+
+    def look(folder: str, level: int) -> Iterator[Path]:
+        try:
+            with os.scandir(folder) as entries:
+                inside = sorted(entries, key=lambda entry: entry.name)
+        except FileNotFoundError:
+            if os.path.islink(folder):
+                refuse(f"{folder}: a broken link")
+            return  # or it was moved meanwhile
+        except OSError as error:
+            refuse(f"{folder}: {error.strerror}; records in it are not counted")
+            return
+        for entry in inside:
+            if name(entry.name):
+                yield Path(entry.path)
+            elif entry.is_dir(follow_symlinks=False):
+                if level == DEEPEST:
+                    refuse(f"{entry.path}: {DEEPEST} folders deep; records in it are not counted")
+                else:
+                    yield from look(entry.path, level + 1)
+            elif entry.is_symlink() and level < levels and not entry.name.startswith("."):
+                if os.path.isdir(entry.path):
+                    refuse(f"{entry.path}: a link to a folder, which is not followed; records in it are not counted")
+                elif not os.path.exists(entry.path):
+                    refuse(f"{entry.path}: a broken link")
+
+    yield from look(str(top), 0)
+
+
+def find(results: Path, refuse: Callable[[str], None] = lambda line: None) -> Iterator[Path]:
+    """Paths of all records below ``results/runs``, in a fixed order; ``refuse``: see ``walk``.
+
+    Records set aside by ``force`` are not among them.
+    """
+    return walk(results / "runs", lambda name: name == RECORD_NAME, RUN_LEVELS, refuse)
+
+
+def read_all(results: Path) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
+    """All readable records below ``results/runs``, and a line with the reason for each file or folder refused.
+
+    A record counts only in the folder that its key names: a copy elsewhere would be averaged in twice.
+    """
+    records: list[tuple[Path, RunRecord]] = []
+    refused: list[str] = []
+    for path in find(results, refused.append):
+        try:
+            record = read(path)
+            _check_place(path, results, record)
+        except FileNotFoundError:
+            continue  # replaced or moved while we walked
+        except RecordError as error:
+            refused.append(str(error))
+        else:
+            records.append((path, record))
+    return records, refused
+
+
+def _check_place(path: Path, results: Path, record: RunRecord) -> None:
+    try:
+        expected = run_folder(results, record.key)
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from None
+    if path.parent != expected:
+        raise RecordError(f"{path}: its key belongs in {expected}, a copied or renamed run is not counted")
+
+
+def run_folder(results: Path, key: dict[str, Any]) -> Path:
+    """results/runs/<backbone>/<task>/<method>/<budget>/<protocol>-<data>-lr<lr>-seed<seed>-<hash>.
+
+    Raises:
+        RecordError: a part of the key would leave ``results`` (a separator, ``..``, empty).
+    """
+    leaf = f"{key['protocol']}-{key['data']}-lr{key['lr']:g}-seed{key['seed']}-{key['hash']}"
+    return folder_below(results, "runs", [*(str(key[name]) for name in ("backbone", "task", "method", "budget")), leaf])
+
+
+def folder_below(results: Path, top: str, parts: Sequence[str]) -> Path:
+    """results/<top>/<part>/….
+
+    Raises:
+        RecordError: a part would leave ``results`` (a separator, ``..``, empty).
+    """
+    for part in parts:
+        if not part or part.startswith(".") or any(c in part for c in "/\\\0"):
+            raise RecordError(f"'{part}' cannot be a folder name")
+    return results.joinpath(top, *parts)

@@ -1,0 +1,226 @@
+"""What has been run of a table: done, running, queued, interrupted, failed, cancelled, missing. Plain text.
+
+Records are read while runs write them; each is whole (written atomically) and at worst a few seconds old.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adalora_repro.records import lock
+from adalora_repro.records.run_record import STATUSES, RunRecord
+from adalora_repro.reports.base import Scope, Spec, Table, compile_table, in_scope, lr_text, rows_wanted
+from adalora_repro.reports.choose import choices
+from adalora_repro.reports.layout import commands_of, optimism, plural
+from adalora_repro.terminal import clean, first_line
+
+STALE_S = 600.0  # a run reports its progress far more often: after this silence it is taken for dead
+SYMBOLS = {"running": "r", "queued": "q", "interrupted": "i", "failed": "f", "cancelled": "c"}
+MISSING = "."
+LEGEND = (
+    "3: seeds done, as the table shows them; how many are r running, q queued, i interrupted, f failed, c cancelled; "
+    ". missing"
+)
+BRIEF = "adalora-report {} lists the commands"  # of a table without a run, instead of an empty grid and pages of them
+
+
+@dataclass(frozen=True)
+class State:
+    """A record as the report sees it at one moment.
+
+    ``status`` has beside the record's own words ``interrupted``, and ``queued`` for a run that has no record yet.
+    """
+
+    path: Path
+    record: RunRecord
+    status: str
+    updated: float
+
+
+def state_of(
+    path: Path,
+    record: RunRecord,
+    now: float,
+    host: str,
+    alive: Callable[[Path], bool | None] = lock.alive,
+) -> State:
+    """A record of this host that says running is interrupted when nobody has the lock of its folder.
+
+    One of another host, or with a lock that does not tell (of an earlier boot): when it is silent for STALE_S.
+    """
+    progress = record.progress
+    updated = real(progress.get("updated"))
+    if updated is None:
+        updated = modified(path)
+    status = record.status
+    if status == "running":
+        held = alive(path.parent) if progress.get("host") == host else None
+        gone = now - updated > STALE_S if held is None else not held
+        status = "interrupted" if gone else status
+    return State(path, record, status, updated)
+
+
+def modified(path: Path) -> float:
+    """Time of the file's last change, for a record without ``progress.updated``; 0 when the file is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def real(value: Any) -> float | None:
+    """A finite number, or None for anything else that a record's free fields may hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
+        return None
+    return float(value)
+
+
+def seconds_left(record: RunRecord, updated: float, now: float) -> float | None:
+    """Time to the last step, by the run's own seconds per step; None before it has one."""
+    step, total = real(record.progress.get("step")), real(record.progress.get("total_steps"))
+    per_step = real(record.time.get("s_per_step"))
+    if not step or total is None or per_step is None or per_step < 0:
+        return None
+    return max(0.0, (total - step) * per_step - max(0.0, now - updated))  # a clock may have been set back
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+
+
+def render_status(
+    specs: Sequence[tuple[Spec, Scope]],
+    records: Sequence[tuple[Path, RunRecord]],
+    now: float | None = None,
+    host: str | None = None,
+) -> str:
+    """The state of every table, with the runs that are under way or need a hand."""
+    now = time.time() if now is None else now
+    host = socket.gethostname() if host is None else host
+    parts = []
+    for spec, scope in specs:
+        ours = [state_of(path, record, now, host) for path, record in records if in_scope(record, scope)]
+        parts.append(table_status(spec, scope, ours, now))
+    return "\n\n".join(parts) + "\n"
+
+
+def table_status(spec: Spec, scope: Scope, states: Sequence[State], now: float) -> str:
+    wanted = rows_wanted(spec)
+    states = [state for state in states if wanted(state.record.key)]
+    table = compile_table(spec, [(state.path, state.record) for state in states], scope)
+    others: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
+    for state in states:
+        if state.status in SYMBOLS:
+            key = state.record.key
+            others[key["method"], key["budget"], key["task"]][state.status] += 1
+    head = f"{spec.title}. Backbone {clean(scope.backbone)}; data {scope.data}; protocol {scope.protocol}"
+    cells = [cell for row in table.rows if row.in_paper for cell in row.cells]
+    done = sum(bool(cell.runs) for cell in cells)
+    whose = "paper's" if spec.printed else "table's"
+    counts = counts_line(done, len(cells), Counter(state.status for state in states), whose)
+    if not states:
+        return "\n".join([head, *map(clean, scope.said), f"{counts}; {BRIEF.format(spec.name)}"])
+    rows = [["", *(column.heading for column in spec.columns)]]
+    shown = {(row.method, row.budget): row for row in table.rows}
+    names = {place: row.name for place, row in shown.items()}
+    names |= {(method, budget): f"{method} {budget}" for method, budget, _ in others if (method, budget) not in shown}
+    for (method, budget), name in names.items():
+        ours = shown[method, budget].cells if (method, budget) in shown else None
+        line = [clean(name)]
+        for place, column in enumerate(spec.columns):
+            seeds = len(ours[place].seeds) if ours else 0
+            line.append(cell_symbols(seeds, others[method, budget, column.task]))
+        rows.append(line)
+    lines = [head, *map(clean, scope.said), "", *aligned(rows), "", LEGEND, "", counts]
+    lines += attention(states, now)
+    lines += notices(states, table)
+    lines += edges(table)
+    gaps = commands_of(table)
+    lines += ["", "Cells without a finished run are filled by:", *(f"  {clean(line)}" for line in gaps)] if gaps else []
+    return "\n".join(lines)
+
+
+def cell_symbols(seeds: int, others: Counter[str]) -> str:
+    """ "3 r1" for three seeds done and one run under way."""
+    words = [str(seeds)] if seeds else []
+    words += [f"{symbol}{others[status]}" for status, symbol in SYMBOLS.items() if others[status]]
+    return " ".join(words) or MISSING
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def counts_line(done: int, cells: int, statuses: Counter[str], whose: str) -> str:
+    words = {"ok": "finished"}
+    order = ("ok", *SYMBOLS)
+    runs = ", ".join(f"{statuses[status]:,} {words.get(status, status)}" for status in order if statuses[status])
+    total = plural(statuses.total(), "run")
+    return f"{done} of the {whose} {plural(cells, 'cell')} done; {total}{f': {runs}' if runs else ''}"
+
+
+def attention(states: Sequence[State], now: float) -> list[str]:
+    """One line for each run that is not finished: running first, then those that the same command takes up again."""
+    lines = []
+    for status in SYMBOLS:
+        chosen = sorted((state for state in states if state.status == status), key=lambda state: str(state.path))
+        if chosen:
+            lines += ["", HEADINGS[status], *(f"  {describe(state, now)}" for state in chosen)]
+    return lines
+
+
+def notices(states: Sequence[State], table: Table) -> list[str]:
+    """What is wrong with finished runs: those in no cell, degenerate ones, optimistic choices of a learning rate."""
+    lines = [
+        f"Not in a cell: {plural(count, 'run')} {why}" for why, count in table.left_out.items() if why not in STATUSES
+    ]
+    constant = [state for state in states if state.status == "ok" and state.record.degenerate]
+    lines += ["Degenerate (the same prediction for every example of the final evaluation):"] if constant else []
+    lines += [f"  {describe(state, 0.0)}: {clean(str(state.path))}" for state in constant]
+    lines += optimism(cell for row in table.rows for cell in row.cells)
+    return ["", *lines] if lines else []
+
+
+def edges(table: Table) -> list[str]:
+    """The cells whose learning rate won at the edge of its grid."""
+    found = [choice for choice in choices(table) if choice.edge]
+    lines = [f"  {clean(choice.name)}: lr {lr_text(choice.lr)}; {choice.tried}" for choice in found]
+    return ["", "Chosen at the edge of the grid (widen it):", *lines] if lines else []
+
+
+HEADINGS = {
+    "running": "Running:",
+    "queued": "Queued (submitted to a cluster, not begun):",
+    "interrupted": "Interrupted (the process is gone or silent; the same command resumes):",
+    "failed": "Failed:",
+    "cancelled": "Cancelled (the same command resumes):",
+}
+
+
+def describe(state: State, now: float) -> str:
+    key, progress = state.record.key, state.record.progress
+    name = f"{key['task']} {key['method']} {key['budget']} lr {lr_text(key['lr'])} seed {key['seed']}"
+    step, total = real(progress.get("step")), real(progress.get("total_steps"))
+    words = [name]
+    if step is not None and total is not None:
+        words.append(f"step {step:,.0f}/{total:,.0f}")
+    if state.status == "running":
+        left = seconds_left(state.record, state.updated, now)
+        words += [] if left is None else [f"about {duration(left)} left"]
+    if state.status == "interrupted":
+        words.append(f"silent for {duration(max(0.0, now - state.updated))}")
+    if state.record.error:
+        words.append(first_line(state.record.error))
+    if state.status == "failed":
+        words.append(str(state.path))
+    return clean(": ".join([words[0], ", ".join(words[1:])]) if len(words) > 1 else words[0])

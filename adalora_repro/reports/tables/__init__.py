@@ -1,0 +1,1 @@
+"""The paper's tables, one module each, and the numbers that the paper reports (paper/*.csv)."""

@@ -1,0 +1,1 @@
+"""One run, from its plan to its record: the loop, evaluation, checkpoints, processes, and the measurement of cost."""

@@ -1,0 +1,136 @@
+"""Which rows share a batch, and bringing them to the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from adalora_repro.tasks.base import padded_length
+from adalora_repro.tasks.processes import forking, settle, usable
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from adalora_repro.tasks.base import Batch
+
+WORKERS = 2
+#: to start and end two workers takes 0.1 s, 1 s in a process of 3 GB (measured), and what a worker takes over is 1 to
+#: 6 ms a batch: what is shorter than this is sooner done without them
+FEW_BATCHES = 200
+#: what a forward and backward pass costs a CPU beside its tokens, in tokens: the fastest of those that
+#: ``benchmarks.parts`` tries, which finds 75 with one thread; more threads hasten the tokens' part alone.
+#: Another number means other parts, and with them other draws of dropout, in runs of the same identity.
+PASS_TOKENS = 128
+
+
+def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, group: bool) -> list[list[int]]:
+    """Row numbers of the batches of one epoch, each row once.
+
+    Without ``group`` rows are drawn at random, as in the released scripts. With it, rows of similar length share a
+    batch (little padding), and the order of batches is random.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if group:
+        order = get_length_grouped_indices(lengths, batch_size, generator=generator)
+    else:
+        order = torch.randperm(len(lengths), generator=generator).tolist()
+    batches = _in_order(order, batch_size)
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+
+
+def longest_first(lengths: Sequence[int], rows: Iterable[int]) -> list[int]:
+    """The rows, in order of length."""
+    return sorted(rows, key=lengths.__getitem__, reverse=True)
+
+
+def evaluation_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Every row once, with little padding, and the batch that needs the most memory first."""
+    return _in_order(longest_first(lengths, range(len(lengths))), batch_size)
+
+
+def by_length(order: list[int], lengths: Sequence[int], pass_tokens: int) -> list[list[int]]:
+    """Rows, the longest first, cut into micro-batches of similar length.
+
+    Of all ways to cut them the one with the least sum, over micro-batches, of ``pass_tokens`` and of the tokens with
+    padding: rows times the longest, rounded up as the tasks pad.
+    """
+    widths = [padded_length(lengths[row]) for row in order]
+    least, starts = [0], [0]  # of the first so many rows: their cost, and where their last micro-batch begins
+    for end in range(1, len(order) + 1):
+        best, where = math.inf, 0
+        for start in reversed(range(end)):
+            last = (end - start) * widths[start]
+            if last > best:  # and an earlier start makes it larger still
+                break
+            if least[start] + last <= best:
+                best, where = least[start] + last, start
+        least.append(int(best) + pass_tokens)
+        starts.append(where)
+    cut, end = [], len(order)
+    while end:
+        cut.append(order[starts[end] : end])
+        end = starts[end]
+    return cut[::-1]
+
+
+def micro_batches(order: list[int], lengths: Sequence[int], least: int, on_cpu: bool) -> list[list[int]]:
+    """Rows, the longest first, cut into ``least`` parts; on a CPU into more where that saves time.
+
+    An accelerator, where a pass takes at least the time to launch its thousands of operations, gets no more: by
+    reasoning, none was at hand to measure it.
+    """
+    parts = split(order, least)
+    return [cut for part in parts for cut in by_length(part, lengths, PASS_TOKENS)] if on_cpu else parts
+
+
+def split(rows: list[int], parts: int) -> list[list[int]]:
+    """At most ``parts`` pieces of equal size (the last may be smaller); of no rows none."""
+    return _in_order(rows, max(1, math.ceil(len(rows) / parts)))
+
+
+def _in_order(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def workers_for(asked: int | None, device: torch.device, batches: int) -> int:
+    """How many processes make so many batches; ``asked`` (``train.num_workers``), where it is a number, says it.
+
+    Otherwise none beside a model on a CPU, whose cores they would take, where there is only one CPU, or for fewer than
+    ``FEW_BATCHES``.
+    """
+    if asked is not None:
+        return asked
+    return 0 if device.type == "cpu" or usable() == 1 or batches < FEW_BATCHES else WORKERS
+
+
+def loaded(
+    rows: Dataset,
+    batches: Iterable[list[int]],
+    collate: Callable[[list[dict[str, Any]]], Batch],
+    device: torch.device,
+    workers: int,
+) -> Iterator[Batch]:
+    """The batches, collated by ``workers`` processes (0: by this one), their tensors on the device."""
+    loader: Any = DataLoader(
+        rows,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # the loader draws a seed for its workers; not from the run's stream
+        worker_init_fn=settle,
+        multiprocessing_context="fork" if workers else None,  # a function of a task is not pickled
+    )
+    with forking() if workers else nullcontext():
+        made = iter(loader)
+    for batch in made:
+        yield {
+            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }

@@ -1,0 +1,397 @@
+"""What an optimizer step of one method costs beside another's (the paper's Table 15): ``measure=cost``.
+
+Training alone: ``train.step`` on batches that are on the device already, no evaluation, no checkpoint. Both methods
+step on the same batches, one right after the other and in turn first, so that what else the machine does meets both.
+
+- Batches stand for an epoch of the task: those of its first epoch, in order of size, the middles of ``cost.steps``
+  equal parts.
+- Steps stand for a run: step k of K is made as step t = (2k + 1) T / 2K, so that the phases of a schedule have the
+  shares that they have in a run of T steps.
+- Peak memory is of a process that trains the method alone: one step on the smallest batch, after which the optimizer
+  has all it keeps, and one on the largest batch of the epoch.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import pickle
+import random
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adalora_repro.config.plan import Plan, cost_key
+from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError
+from adalora_repro.models import backbones
+from adalora_repro.records import cost_record, provenance
+from adalora_repro.training import runner
+from adalora_repro.training.batches import loaded
+from adalora_repro.training.console import Interrupted, Progress, StopSignal, complain, launched, tell
+from adalora_repro.training.loop import Loop, NonFiniteLossError, parts_of, step, steps_of
+
+if TYPE_CHECKING:
+    from adalora_repro.tasks.base import Batch
+
+RESAMPLES, CONFIDENCE = 2000, 0.95
+LINES = 20  # about so many are printed of a measurement, however long
+#: words of the command line that other fields of the key tell, or that change nothing
+TOLD = {
+    *("task", "method", "budget", "backbone", "backbone.weights", "backbone.path", "data", "protocol", "optim.lr"),
+    *("train.precision", "train.padding", "train.group_by_length", "train.device", "train.num_workers"),
+    *("train.eval_steps", "train.save_steps", "train.log_steps", "measure", "seed", "force", "dry_run"),
+}
+TOLD_GROUPS = ("cost.", "data.", "eval.", "results.", "hydra")
+
+
+NOT_MEASURED = "not measured"
+
+
+def execute(plans: Sequence[Plan]) -> int:
+    """Measures the first plan's method beside the others' and files the record; returns the exit code.
+
+    Raises:
+        InputError: something a user can put right; nothing is filed.
+    """
+    if launched()[1] > 1:
+        raise InputError("measure=cost measures one process; start it without torchrun or accelerate launch")
+    stop = StopSignal()
+    try:
+        with stop.installed():
+            record = measure(plans)
+    except Interrupted as signal:
+        tell(f"adalora-run: {signal}, nothing is filed: a measurement starts anew")
+        return signal.exit_code
+    except (NonFiniteLossError, torch.OutOfMemoryError) as error:
+        complain(f"failed: {type(error).__name__}: {error}")
+        return EXIT_FAILED
+    print("\n".join(lines_of(record)))
+    results = Path(plans[0].cfg.results.dir).expanduser()
+    try:
+        print(f"done: {cost_record.write(record, results)}")
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = "no space left" if full else f"cannot write {error.filename}: {error.strerror}"
+        raise InputError(f"results.dir={plans[0].cfg.results.dir}: {why}; the figures above are not filed") from None
+    return EXIT_OK
+
+
+def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
+    """The whole measurement: times in this process, memory in one for each method."""
+    first = runner.build(plans[0])
+    for note in plans[0].notes:  # not earlier: a refusal is one line
+        tell(f"adalora-run: note: {note}")
+    loops = {plan.key["method"]: runner.build(plan, first.world) for plan in plans[1:]}
+    loops = {first.plan.key["method"]: first} | loops
+    cfg, lengths = first.plan.cfg, first.data.train["length"][:]
+    steps = [parts_of(first, rows, lengths) for rows in steps_of(first, 0, lengths)]
+    sizes = [padded_sizes(parts, lengths, first) for parts in steps]
+    chosen = [steps[i] for i in middles([sum(parts) for parts in sizes], cfg.cost.steps, cfg.seed)]
+    environment = provenance.environment(first.world.accelerator.device)
+    pairs = measure_pairs(loops, chosen, lengths)
+    device, names = first.world.accelerator.device, list(loops)
+    settled = [loop.plan for loop in loops.values()]
+    tokenizer = backbones.tokenizer_name(cfg, first.task.tokenizer)  # type: ignore[attr-defined]
+    data, examples = first.data.provenance, len(lengths)
+    del loops, first  # the GPU is the next processes'
+    runner.free_device(device)
+    peaks = [max(parts) for parts in sizes]
+    ends = [steps[peaks.index(min(peaks))], steps[peaks.index(max(peaks))]]
+    memory = {plan.key["method"]: peak_alone(plan, ends) for plan in settled}
+    epoch = official_epoch(settled[0], examples, data["rows"])
+    key = cost_key(cfg, settled[0].key) | {
+        "typed": typed(settled[0].overrides),
+        "tokenizer": tokenizer,
+        "device": environment["device"],
+        "threads": environment["threads"],
+    }
+    return cost_record.CostRecord(
+        key=key,
+        methods={
+            plan.key["method"]: {"budget": plan.key["budget"], "params": plan.params}
+            | figures(pairs, plan.key["method"], epoch["steps"])
+            | {"peak_memory": memory[plan.key["method"]]["peak"], "settings": plan.settings}
+            for plan in settled
+        },
+        pairs=pairs,
+        ratio=ratios(pairs, *names) if len(names) > 1 else None,
+        epoch=epoch,
+        memory_of=next((found["of"] for found in memory.values() if found["of"]), NOT_MEASURED),
+        environment=environment,
+        data=data,
+        created=time.time(),
+    )
+
+
+# -- what stands for an epoch --------------------------------------------------------------------------------------
+
+
+def padded_sizes(parts: Sequence[Sequence[int]], lengths: Sequence[int], loop: Loop) -> list[int]:
+    """What orders micro-batches by cost: tokens with padding, roughly."""
+    flat = loop.plan.cfg.train.padding == "max_length"
+    return [len(rows) * (1 if flat else max(lengths[row] for row in rows)) for rows in parts]
+
+
+def middles(sizes: Sequence[int], count: int, seed: int) -> list[int]:
+    """Numbers of ``count`` batches: the middles of equal parts of all in order of size, in a random order.
+
+    Their mean size is that of all much more closely than a random choice's. With fewer batches than ``count`` some
+    come several times.
+    """
+    order = sorted(range(len(sizes)), key=sizes.__getitem__)
+    chosen = [order[(2 * k + 1) * len(order) // (2 * count)] for k in range(count)]
+    random.Random(seed).shuffle(chosen)
+    return chosen
+
+
+def steps_over_a_run(total_steps: int, count: int) -> list[int]:
+    """``count`` of the steps 0 … T - 1, the middles of equal parts."""
+    return [(2 * k + 1) * total_steps // (2 * count) for k in range(count)]
+
+
+def official_epoch(plan: Plan, examples: int, rows: Mapping[str, int]) -> dict[str, int]:
+    """Examples and optimizer steps of an epoch of the task's official training split, if its size is known.
+
+    A row may give several examples (windows over long contexts): as many as those at hand gave on average.
+    """
+    official = round(plan.cfg.task.rows.get("train", rows["train"]) * examples / rows["train"])
+    return {"examples": official, "steps": math.ceil(official / plan.cfg.train.batch_size)}
+
+
+def typed(words: Sequence[str]) -> str:
+    """The settings of the command line that the rest of the key does not tell, in one line."""
+    keys = {word: word.lstrip("+~").partition("=")[0] for word in words}
+    return " ".join(sorted(w for w, key in keys.items() if key not in TOLD and not key.startswith(TOLD_GROUPS)))
+
+
+# -- time ----------------------------------------------------------------------------------------------------------
+
+
+def measure_pairs(
+    loops: Mapping[str, Loop], chosen: Sequence[list[list[int]]], lengths: Sequence[int]
+) -> list[dict[str, Any]]:
+    """A step of every method on each batch, which is in micro-batches; as in ``CostRecord.pairs``."""
+    first = next(iter(loops.values()))
+    cost = first.plan.cfg.cost
+    times = {name: steps_over_a_run(loop.plan.total_steps, cost.steps) for name, loop in loops.items()}
+    progress = Progress(f"cost of {' and '.join(loops)}", 0, cost.warmup_steps + cost.steps)
+    pairs: list[dict[str, Any]] = []
+    try:
+        for number in range(-cost.warmup_steps, cost.steps):
+            parts, k = chosen[number % cost.steps], max(number, 0)
+            rows = list(chain.from_iterable(parts))
+            batches = on_device(first, parts)
+            order = list(loops) if number % 2 == 0 else list(loops)[::-1]
+            seconds = {}
+            for name in order:
+                loops[name].t = times[name][k]
+                seconds[name] = timed(loops[name], batches)
+            done = number + cost.warmup_steps + 1
+            progress.update(done)
+            if number % max(1, cost.steps // LINES) == 0:
+                progress.line(done, "  ".join(f"{name} {seconds[name]:.3f} s" for name in loops))
+            if number >= 0:
+                pairs.append(
+                    {
+                        "t": times[first.plan.key["method"]][k],
+                        "phase": phase_of(first.plan, times[first.plan.key["method"]][k]),
+                        "examples": len(rows),
+                        "tokens": sum(lengths[row] for row in rows),
+                        "padded_tokens": sum(batch["input_ids"].numel() for batch in batches),
+                        "order": order,
+                        "seconds": seconds,
+                    }
+                )
+    finally:
+        progress.close()
+    return pairs
+
+
+def on_device(loop: Loop, parts: Sequence[list[int]]) -> list[Batch]:
+    """The micro-batches of a step."""
+    return list(loaded(loop.data.train, parts, loop.task.collate, loop.world.accelerator.device, workers=0))
+
+
+def timed(loop: Loop, batches: list[Batch]) -> float:
+    """Seconds of an optimizer step, from an idle device to an idle device.
+
+    Raises:
+        NonFiniteLossError: the loss is not finite: what follows would not be training.
+    """
+    wait_for(loop.world.accelerator.device)
+    began = time.perf_counter()
+    step(loop, batches)
+    wait_for(loop.world.accelerator.device)
+    seconds = time.perf_counter() - began
+    loop.look()
+    return seconds
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def phase_of(plan: Plan, t: int) -> str | None:
+    """The phase of the method's schedule, None for a method without phases."""
+    if "t_f" not in plan.method:
+        return None
+    if t < plan.method["t_i"]:
+        return "warm-up"
+    return "pruning" if t < plan.total_steps - plan.method["t_f"] else "final phase"
+
+
+# -- memory --------------------------------------------------------------------------------------------------------
+
+
+def peak_alone(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]:
+    """Peak memory of a new process that makes a step on each of ``batches``; as ``provenance.peak_memory`` has it.
+
+    ``peak`` is None where that process fails, for the largest batch may be too large: the times are not lost then.
+    """
+    name = plan.key["method"]
+    tell(f"adalora-run: peak memory of {name}, in a process of its own")
+    child = subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for this process, which ends that one
+    )
+    with child:
+        try:
+            out, err = child.communicate(pickle.dumps((plan, batches)))
+        finally:
+            child.kill()
+    if child.returncode != EXIT_OK:
+        said = err.decode(errors="replace").strip().splitlines()[-1:]
+        why = " ".join([f"its process ended with code {child.returncode}", *said])
+        tell(f"adalora-run: note: peak memory of {name} is not measured: {why}")
+        return {"peak": None, "of": None}
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def answer() -> None:
+    """The other end of ``peak_alone``."""
+    plan, batches = pickle.load(sys.stdin.buffer)
+    loop = runner.build(plan)
+    provenance.reset_peak_memory()
+    for parts in batches:
+        timed(loop, on_device(loop, parts))
+    print(json.dumps(provenance.peak_memory(loop.world.accelerator.device), allow_nan=False))
+
+
+# -- figures -------------------------------------------------------------------------------------------------------
+
+
+def figures(pairs: Sequence[Mapping[str, Any]], name: str, epoch_steps: int) -> dict[str, float]:
+    """Of one method: seconds of a step, of an epoch, and tokens (padding does not count) in a second."""
+    seconds = seconds_of(pairs, name)
+    mean = float(seconds.mean())
+    return {
+        "median_s": float(np.median(seconds)),
+        "mean_s": mean,
+        "epoch_s": mean * epoch_steps,
+        "tokens_per_s": sum(pair["tokens"] for pair in pairs) / float(seconds.sum()),
+    }
+
+
+def ratios(pairs: Sequence[Mapping[str, Any]], name: str, against: str) -> dict[str, Any]:
+    """The time of ``name`` over that of ``against``, as in ``CostRecord.ratio``."""
+    ours, theirs = seconds_of(pairs, name), seconds_of(pairs, against)
+    by_phase: dict[str, list[int]] = defaultdict(list)
+    for number, pair in enumerate(pairs):
+        if pair["phase"] is not None:
+            by_phase[pair["phase"]].append(number)
+    return {
+        "median": interval(ours, theirs, median_of_ratios),
+        "epoch": interval(ours, theirs, ratio_of_means),
+        "phases": {
+            phase: {"median": float(median_of_ratios(ours[numbers], theirs[numbers])), "pairs": len(numbers)}
+            for phase, numbers in by_phase.items()
+        },
+        "confidence": CONFIDENCE,
+        "resamples": RESAMPLES,
+    }
+
+
+Seconds = NDArray[np.float64]
+Statistic = Callable[..., Any]
+
+
+def seconds_of(pairs: Sequence[Mapping[str, Any]], name: str) -> Seconds:
+    return np.array([pair["seconds"][name] for pair in pairs])
+
+
+def median_of_ratios(ours: Seconds, theirs: Seconds, axis: int = -1) -> Any:
+    """A pair that something else on the machine disturbed moves it little."""
+    return np.median(ours / theirs, axis=axis)
+
+
+def ratio_of_means(ours: Seconds, theirs: Seconds, axis: int = -1) -> Any:
+    """Of the times of an epoch, for which the steps stand; there may be more of one side."""
+    return ours.mean(axis=axis) / theirs.mean(axis=axis)
+
+
+def interval(ours: Seconds, theirs: Seconds, statistic: Statistic, paired: bool = True) -> dict[str, float | None]:
+    """A figure and its percentile bootstrap interval, always from the same random numbers.
+
+    ``paired``: resamples pairs; otherwise each side by itself, and there may be more of one.
+    """
+    from scipy.stats import bootstrap
+
+    value = float(statistic(ours, theirs))
+    if min(len(ours), len(theirs)) < 2:
+        return {"value": value, "low": None, "high": None}
+    found = bootstrap(
+        (ours, theirs),
+        statistic,
+        paired=paired,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return {"value": value, "low": float(found.low), "high": float(found.high)}
+
+
+def lines_of(record: cost_record.CostRecord) -> list[str]:
+    """What the program prints at the end."""
+    lines = [
+        f"{name} {method['budget']}: {method['mean_s']:.4g} s a step, {method['epoch_s'] / 60:,.4g} min an epoch of "
+        f"{record.epoch['examples']:,} examples, {method['tokens_per_s']:,.0f} tokens a second, "
+        f"peak memory {memory_text(method['peak_memory'], record.memory_of)}"
+        for name, method in record.methods.items()
+    ]
+    if record.ratio is not None:
+        median, epoch = record.ratio["median"], record.ratio["epoch"]
+        lines.append(
+            f"{record.key['method']} / {record.key['against']}: {ratio_text(median)} median of {len(record.pairs)} "
+            f"pairs, {ratio_text(epoch)} time per epoch"
+        )
+    return lines
+
+
+def memory_text(peak: int | None, of: str) -> str:
+    return NOT_MEASURED if peak is None else f"{peak / 1e9:.3f} GB ({of})"
+
+
+def ratio_text(ratio: Mapping[str, float | None]) -> str:
+    ends = "" if ratio["low"] is None else f" [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+    return f"{ratio['value']:.3f}{ends}"
+
+
+if __name__ == "__main__":
+    answer()
