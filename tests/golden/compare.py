@@ -8,12 +8,13 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 #: what says which row of a report's CSV it is: without repetitions in a table, and the same whatever its other columns
 LABELS = ("method", "budget", "task", "metric", "against", "padding", "lr", "records", "record")
-ABSOLUTE = 1e-6  # numbers nearer to one another than this are equal where a relative tolerance is given
+SMALL = 1e-3  # a number below this is compared as one of this size
+Tolerance = Mapping[str, float]
 
 FRACTION = re.compile(r"-?\d+(\.\d+(e[+-]\d+)?|e[+-]\d+)")
 
@@ -70,36 +71,42 @@ def _json_text(value: Any, depth: int) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def differences(expected: Any, actual: Any, rel: float, where: str = "") -> list[str]:
-    """One line for each difference: where, what was expected, what is there."""
-    return list(_differences(expected, actual, rel, where))
+def differences(expected: Any, actual: Any, tolerance: Tolerance | None = None, where: str = "") -> list[str]:
+    """One line for each difference: where, what was expected, what is there.
+
+    Args:
+        tolerance: name of a number -> how much it may differ from the expected one, relative to its size or to 1e-3
+            if that is smaller; "" for numbers of other names. Integers and texts must be equal. None: so must all.
+    """
+    return list(_differences(expected, actual, tolerance or {}, where, ""))
 
 
-def _differences(expected: Any, actual: Any, rel: float, where: str) -> Iterator[str]:
+def _differences(expected: Any, actual: Any, tolerance: Tolerance, where: str, name: str) -> Iterator[str]:
     if isinstance(expected, dict) and isinstance(actual, dict):
-        for name in [*expected, *(name for name in actual if name not in expected)]:
-            below = f"{where}: {name}" if where else str(name)
-            if name not in actual:
-                yield f"{below}: is gone, was {_short(expected[name])}"
-            elif name not in expected:
-                yield f"{below}: is new: {_short(actual[name])}"
+        for key in [*expected, *(key for key in actual if key not in expected)]:
+            below = f"{where}: {key}" if where else str(key)
+            if key not in actual:
+                yield f"{below}: is gone, was {_short(expected[key])}"
+            elif key not in expected:
+                yield f"{below}: is new: {_short(actual[key])}"
             else:
-                yield from _differences(expected[name], actual[name], rel, below)
+                yield from _differences(expected[key], actual[key], tolerance, below, key)
     elif isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
         for number, (one, other) in enumerate(zip(expected, actual, strict=True)):
-            yield from _differences(one, other, rel, f"{where}[{number}]")
+            yield from _differences(one, other, tolerance, f"{where}[{number}]", name)
     elif isinstance(expected, str) and isinstance(actual, str) and "\n" in expected:
-        lines = difflib.unified_diff(expected.splitlines(), actual.splitlines(), lineterm="", n=0)
-        yield from list(lines)[2:]
-    elif not _equal(expected, actual, rel):
+        yield from list(difflib.unified_diff(expected.splitlines(), actual.splitlines(), lineterm="", n=0))[2:]
+    elif not _equal(expected, actual, tolerance.get(name, tolerance.get(""))):
         yield f"{where}: was {_short(expected)}, is {_short(actual)}"
 
 
-def _equal(expected: Any, actual: Any, rel: float) -> bool:
+def _equal(expected: Any, actual: Any, tolerance: float | None) -> bool:
     if expected == actual and type(expected) is type(actual):
         return True
     one, other = _fraction(expected), _fraction(actual)
-    return rel > 0 and one is not None and other is not None and math.isclose(one, other, rel_tol=rel, abs_tol=ABSOLUTE)
+    if tolerance is None or one is None or other is None:
+        return False
+    return math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance * SMALL)
 
 
 def _fraction(value: Any) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cli.conftest import cli  # noqa: F401
 
-from golden.compare import differences, parse, written
+from golden.compare import Tolerance, differences, parse, written
 
 HERE = Path(__file__).parent
 SHOWN = 40  # differences of one file
@@ -23,19 +23,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Golden:
-    """``golden(name, value, rel=0.0)``: the file ``name`` holds this value; its suffix (.csv, .json, .txt) is its form.
+    """``golden(name, value)``: the file ``name`` holds this value; its suffix (.csv, .json, .txt) is its form.
 
-    Numbers with a fraction may differ by ``rel`` times their size, everything else must be equal. ``only=True``: the
+    All must be equal but, with ``tolerance``, numbers with a fraction: see ``compare.differences``. ``only=True``: the
     file holds more entries than ``value``, and is not written.
     """
     update = request.config.getoption("--update-golden", default=False)
 
-    def check(name: str, value: Any, rel: float = 0.0, only: bool = False) -> None:
+    def check(name: str, value: Any, tolerance: Tolerance | None = None, only: bool = False) -> None:
         path = HERE / name
         expected = parse(path.read_text(encoding="utf-8"), path.suffix) if path.exists() else None
         if only and expected is not None:
             expected = {key: entry for key, entry in expected.items() if key in value}
-        problems = differences(expected, value, rel)
+        problems = differences(expected, value, tolerance)
         if problems and update and not only:
             path.parent.mkdir(exist_ok=True)
             path.write_text(written(value, path.suffix), encoding="utf-8")

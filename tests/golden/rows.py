@@ -17,13 +17,12 @@ def words(number: int, count: int) -> list[str]:
 
 
 def cola(i: int) -> Row:
-    good = i % 3 != 0
-    return {"sentence": ("aaa " if good else "zzz ") * 2 + " ".join(words(i, 3)), "label": int(good), "idx": i}
+    return {"sentence": " ".join([("aaa", "zzz")[i % 2] * 4, *words(i, 2)]), "label": i % 2, "idx": i}
 
 
 def mnli(i: int) -> Row:
-    text = " ".join(words(i, 3))
-    return {"premise": text, "hypothesis": (text, text + " xx", "no " + text)[i % 3], "label": i % 3, "idx": i}
+    hypothesis = " ".join([("aaa", "mmm", "zzz")[i % 3] * 4, *words(i, 2)])
+    return {"premise": " ".join(words(i, 2)), "hypothesis": hypothesis, "label": i % 3, "idx": i}
 
 
 def stsb(i: int) -> Row:

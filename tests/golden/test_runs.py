@@ -22,8 +22,8 @@ from golden.entry import ROOT, RUN, names
 Cli = Callable[..., Outcome]
 
 METHODS = names("method")
-#: how the processors of today differ in a run of 24 steps
-REL = 1e-3
+#: what processors may differ by in a run of 24 steps; two examples that change places change a rank correlation by more
+TOLERANCE = {"": 1e-3, "spearman": 1e-2, "corr": 1e-2}
 SETTINGS = (
     *("data=local", "data.dir=data", "backbone=tiny-bert", "task.max_length=48"),
     *("train.batch_size=8", "train.max_steps=24", "train.log_steps=4", "train.eval_steps=8", "train.device=cpu"),
@@ -33,7 +33,7 @@ STSB = ("task=stsb", *SETTINGS)  # its figures show small differences, those of 
 LR = ("optim.lr=2e-3",)
 #: a run of each kind of task, in the other protocol too
 TASKS = {
-    "cola-holdout": ("task=cola", "method=lora", "data.holdout=8", "train.grad_accumulation=2", "optim.lr=1e-2"),
+    "cola-holdout": ("task=cola", "method=lora", "data.holdout=8", "train.grad_accumulation=2", "optim.lr=5e-3"),
     "mnli-released": ("task=mnli", "protocol=released", "optim.lr=1e-2"),
     "squad_v2": (
         *("task=squad_v2", "method=full", "budget=0.16%", "optim.lr=5e-3"),
@@ -96,7 +96,7 @@ def ran(cli: Cli, *words: str) -> dict[str, Any]:
 def test_a_method(method: str, cli: Cli, golden: Golden) -> None:
     rows.write(Path("data"), "stsb")
     lr = () if method == "lora_at_adalora" else LR  # whose own rate is all that it is about
-    golden(f"runs/{method}.json", ran(cli, *STSB, *lr, f"method={method}"), REL)
+    golden(f"runs/{method}.json", ran(cli, *STSB, *lr, f"method={method}"), TOLERANCE)
 
 
 def test_ranks_of_another_run(cli: Cli, golden: Golden) -> None:
@@ -106,7 +106,7 @@ def test_ranks_of_another_run(cli: Cli, golden: Golden) -> None:
     golden(
         "runs/lora_rank_pattern.json",
         ran(cli, *STSB, *LR, "method=lora_rank_pattern", "method.rank_pattern=source"),
-        REL,
+        TOLERANCE,
     )
 
 
@@ -114,7 +114,7 @@ def test_ranks_of_another_run(cli: Cli, golden: Golden) -> None:
 def test_a_task(name: str, cli: Cli, golden: Golden) -> None:
     words = TASKS[name]
     rows.write(Path("data"), words[0].removeprefix("task="))
-    golden(f"runs/{name}.json", ran(cli, *SETTINGS, *words), REL)
+    golden(f"runs/{name}.json", ran(cli, *SETTINGS, *words), TOLERANCE)
 
 
 def test_a_run_that_was_killed_and_went_on(cli: Cli, golden: Golden, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_run_that_was_killed_and_went_on(cli: Cli, golden: Golden, tmp_path: P
     record = json.loads((only_run() / "metrics.json").read_text(encoding="utf-8"))
     assert (record["status"], record["final"]) == ("running", None)
     assert 0 < record["progress"]["step"] < record["progress"]["total_steps"]
-    golden("runs/adalora.json", ran(cli, *words[:-1]), REL)
+    golden("runs/adalora.json", ran(cli, *words[:-1]), TOLERANCE)
 
 
 def test_every_file_belongs_to_a_run() -> None:
