@@ -13,14 +13,14 @@ import yaml
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from adalora_repro import plan as planning
-from adalora_repro import report
-from adalora_repro.config import resource
+from adalora_repro.cli import report
+from adalora_repro.config import plan as planning
+from adalora_repro.config.schema import resource
 
 CONF, SWEEPS = resource("conf"), resource("sweeps")
 ROOT = Path(__file__).parents[2]
 #: adalora-run in a process of its own
-RUN = "from adalora_repro.run import main\nraise SystemExit(main())\n"
+RUN = "from adalora_repro.cli.run import main\nraise SystemExit(main())\n"
 
 
 def report_main(words: Iterable[str]) -> int:
