@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from adalora_repro.cli import run
 from adalora_repro.records import run_record
 
-ROOT = Path(run.__file__).parents[1]
+ROOT = Path(run.__file__).parents[2]
 
 #: settings of a run that takes a second; T = 6 optimizer steps
 TINY = [
@@ -89,7 +89,9 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         store, config = ConfigStore.instance(), HydraConfig.instance()
         repo, before = dict(store.repo), config.cfg
         GlobalHydra.instance().clear()
-        options = [] if any(word.startswith("--") for word in words) or words[:1] == ("cancel",) else [cache]
+        options = (
+            [] if any(word.startswith("--") for word in words) or words[:1] in (("list",), ("settings",)) else [cache]
+        )
         capsys.readouterr()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["adalora-run", *words, *options])
