@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ class Outcome:
 
     code: int
     out: str
-    err: str
+    err: str  # without ``beginning``
+    beginning: str = ""
 
 
 @dataclass
@@ -73,6 +75,10 @@ def only_run(results: str | Path = "results") -> Run:
     return found
 
 
+#: what every run says before its first step
+BEGINNING = re.compile(r"^(?:.*  )?(?:tokenizing|loading weights|.* trainable parameters, data=\S+)\n", re.MULTILINE)
+
+
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Calls ``adalora-run`` with these words in an empty folder; nothing it changes in Hydra or the shell stays."""
@@ -101,7 +107,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
                 store.repo, config.cfg = repo, before
                 GlobalHydra.instance().clear()
         assert "HYDRA_FULL_ERROR" not in os.environ
-        return Outcome(code, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return Outcome(code, out, BEGINNING.sub("", err), "".join(BEGINNING.findall(err)))
 
     return call
 

@@ -209,7 +209,7 @@ def after_step(patch: pytest.MonkeyPatch, step: int, act: Callable[[Path], None]
     """``act`` on the run's folder after this step."""
     whole = training_loop.step
 
-    def acting(loop: training_loop.Loop, batches: Any) -> Any:
+    def acting(loop: training_loop.RunState, batches: Any) -> Any:
         norm = whole(loop, batches)
         if loop.t == step:
             act(loop.plan.folder)
@@ -340,8 +340,8 @@ import itertools, multiprocessing, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from fake_records import make, save
-from adalora_repro.records import read_all
-from adalora_repro import report
+from adalora_repro.records.run_record import read_all
+from adalora_repro.cli import report
 results, processes = Path("results"), 200
 context = multiprocessing.get_context("fork")
 ready, done = context.Barrier(processes + 2), context.Event()

@@ -95,7 +95,7 @@ def watched_steps() -> Iterator[list[dict[str, Any]]]:
     steps: list[dict[str, Any]] = []
     step = training_loop.step
 
-    def watched(loop: training_loop.Loop, batches: list[Any]) -> torch.Tensor:
+    def watched(loop: training_loop.RunState, batches: list[Any]) -> torch.Tensor:
         norm = step(loop, batches)
         seen = {"loss": loop.losses[-1].item(), "grad_norm": norm.item(), "pieces": len(batches), "mask": None}
         seen["task_norm"] = loop.task_norm.item() if loop.log_due and loop.task_norm is not None else 0.0
@@ -155,7 +155,7 @@ def slowly(words: list[str]) -> int:
     Path(f"pid.{os.environ['RANK']}").write_text(str(os.getpid()), encoding="utf-8")
     step = training_loop.step
 
-    def waiting(loop: training_loop.Loop, batches: list[Any]) -> torch.Tensor:
+    def waiting(loop: training_loop.RunState, batches: list[Any]) -> torch.Tensor:
         time.sleep(0.25)
         return step(loop, batches)
 
@@ -478,7 +478,7 @@ def test_killed_and_resumed_by_any_number_of_processes(cli: Cli, tmp_path: Path)
     step = training_loop.step
     with pytest.MonkeyPatch.context() as patch:
 
-        def stopped(loop: training_loop.Loop, batches: list[Any]) -> torch.Tensor:
+        def stopped(loop: training_loop.RunState, batches: list[Any]) -> torch.Tensor:
             os.kill(os.getpid(), signal.SIGTERM)
             return step(loop, batches)
 
