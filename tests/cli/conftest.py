@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from adalora_repro.cli import run
 from adalora_repro.records import run_record
+from adalora_repro.training import loop
 
 ROOT = Path(run.__file__).parents[2]
 
@@ -124,3 +126,59 @@ def tiny(cli: Callable[..., Outcome]) -> Callable[..., Outcome]:
         return cli(*options, *settings, *[word for word in words if word not in options])
 
     return call
+
+
+# -- runs that something happens to ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole_runs() -> dict[tuple[str, ...], Path]:
+    return {}
+
+
+@pytest.fixture
+def undisturbed(
+    tiny: Callable[..., Outcome], whole_runs: dict[tuple[str, ...], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Run]:
+    """The run of a command that nothing happens to; made once for the tests of a module."""
+
+    def run_of(*words: str) -> Run:
+        if words not in whole_runs:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            assert tiny(*words, f"results.dir={folder}").code == 0
+            whole_runs[words] = folder
+        return only_run(whole_runs[words])
+
+    return run_of
+
+
+def predictions(run: Run) -> dict[str, bytes]:
+    """The files in ``final/`` and ``best/``."""
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in run.folder.glob("*/*")}
+
+
+def require_same(run: Run, expected: Run) -> None:
+    """Record, curve and predictions; and neither a checkpoint nor a lock is left."""
+    assert run.record.measured() == expected.record.measured()
+    assert run.log == expected.log
+    assert predictions(run) == predictions(expected)
+    assert not [
+        path for name in ("checkpoint*.pt", ".lock") for path in run.folder.glob(name) if ".old-" not in str(path)
+    ]
+
+
+def after_step(patch: pytest.MonkeyPatch, step: int, act: Callable[[Any], object]) -> None:
+    """``act`` on the run after this step."""
+    whole = loop.step
+
+    def acting(run: Any, batches: Any) -> Any:
+        norm = whole(run, batches)
+        if run.t == step:
+            act(run)
+        return norm
+
+    patch.setattr(loop, "step", acting)
+
+
+def signal_after_step(patch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
+    after_step(patch, step, lambda _: os.kill(os.getpid(), signum))

@@ -19,8 +19,8 @@ from adalora_repro.config import plan
 from adalora_repro.models import inject
 from adalora_repro.tasks.base import Evaluation
 from adalora_repro.training import loop as training_loop
-from adalora_repro.training.evaluate import evaluate
 from adalora_repro.training import runner
+from adalora_repro.training.evaluate import evaluate
 
 BACKBONES = ("tiny-bert", "tiny-deberta", "tiny-roberta", "tiny-bart")
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")

@@ -31,8 +31,8 @@ from adalora_repro.tasks import sources
 from adalora_repro.tasks.base import Evaluation, TaskData
 from adalora_repro.tasks.summarization import IGNORED, Task
 from adalora_repro.training import loop as training_loop
-from adalora_repro.training.evaluate import evaluate
 from adalora_repro.training import runner
+from adalora_repro.training.evaluate import evaluate
 
 PAD, BOS, EOS = (backbones.BYTE_IDS[f"{name}_token_id"] for name in ("pad", "bos", "eos"))
 START = backbones.BYTE_IDS["decoder_start_token_id"]
