@@ -59,7 +59,7 @@ def main() -> int:
 
         return call
 
-    def batches(loop: training_loop.RunState) -> Iterator[Any]:
+    def batches(loop: training_loop.Loop) -> Iterator[Any]:
         ready = original(loop)
         fetch = timed(LOADING, lambda: next(ready, None))
         yield from iter(fetch, None)

@@ -72,6 +72,11 @@ class Architecture:
         ]
 
 
+def model_types() -> list[str]:
+    """Those with a file in conf/sites/."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
 @cache
 def architecture(model_type: str) -> Architecture:
     """The file of conf/sites/ for a model type.
@@ -79,9 +84,8 @@ def architecture(model_type: str) -> Architecture:
     Raises:
         InputError: there is none.
     """
-    types = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-    if model_type not in types:
-        raise one_of("model type", model_type, types)
+    if model_type not in model_types():
+        raise one_of("model type", model_type, model_types())
     return Architecture(**yaml.safe_load((FOLDER / f"{model_type}.yaml").read_text(encoding="utf-8")))
 
 

@@ -25,10 +25,6 @@ WORKERS = 2
 #: to start and end two workers takes 0.1 s, 1 s in a process of 3 GB (measured), and what a worker takes over is 1 to
 #: 6 ms a batch: what is shorter than this is sooner done without them
 FEW_BATCHES = 200
-#: what a forward and backward pass costs a CPU beside its tokens, in tokens: the fastest of those that
-#: ``benchmarks.parts`` tries, which finds 75 with one thread; more threads hasten the tokens' part alone.
-#: Another number means other parts, and with them other draws of dropout, in runs of the same identity.
-PASS_TOKENS = 128
 
 
 # -- the batches of a run -------------------------------------------------------------------------------------------
@@ -64,7 +60,7 @@ def parts_of(run: RunState, rows: list[int], lengths: Sequence[int]) -> list[lis
     if train.group_by_length or train.padding == "max_length":
         return list(processes.own(split(rows, train.grad_accumulation * processes.size)))
     mine = list(processes.own(longest_first(lengths, rows)))
-    return micro_batches(mine, lengths, train.grad_accumulation, run.device.type == "cpu")
+    return micro_batches(mine, lengths, train.grad_accumulation, run.device.type == "cpu", train.pass_tokens)
 
 
 def on_device(run: RunState, rows: Dataset, batches: Iterable[list[int]], count: int) -> Iterator[Batch]:
@@ -126,14 +122,16 @@ def by_length(order: list[int], lengths: Sequence[int], pass_tokens: int) -> lis
     return cut[::-1]
 
 
-def micro_batches(order: list[int], lengths: Sequence[int], least: int, on_cpu: bool) -> list[list[int]]:
+def micro_batches(
+    order: list[int], lengths: Sequence[int], least: int, on_cpu: bool, pass_tokens: int
+) -> list[list[int]]:
     """Rows, the longest first, cut into ``least`` parts; on a CPU into more where that saves time.
 
     An accelerator, where a pass takes at least the time to launch its thousands of operations, gets no more: by
     reasoning, none was at hand to measure it.
     """
     parts = split(order, least)
-    return [cut for part in parts for cut in by_length(part, lengths, PASS_TOKENS)] if on_cpu else parts
+    return [cut for part in parts for cut in by_length(part, lengths, pass_tokens)] if on_cpu else parts
 
 
 def split(rows: list[int], parts: int) -> list[list[int]]:

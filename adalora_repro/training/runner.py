@@ -7,7 +7,6 @@ import gc
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
 from signal import SIGUSR2
 from typing import Any
@@ -20,7 +19,8 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from transformers import get_linear_schedule_with_warmup
 
 from adalora_repro import methods
-from adalora_repro.config.plan import Plan, finished, settle
+from adalora_repro.config.plan import Plan
+from adalora_repro.config.resolve import finished, settle
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
 from adalora_repro.models import backbones, inject, sites, speedups
 from adalora_repro.records import provenance, run_record
@@ -213,8 +213,8 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
         tokenizer = backbones.load_tokenizer(cfg)
         backbones.check_lengths(cfg, tokenizer)
         data = processes.main_first(lambda: task.load(tokenizer))
-    notes = [*plan.notes, *backbones.tokenizer_notes(cfg, tokenizer), *_device_notes(cfg, device)]
-    plan = settle(replace(plan, notes=notes), len(data.train))
+    plan = plan.with_notes(*backbones.tokenizer_notes(cfg, tokenizer), *_device_notes(cfg, device))
+    plan = settle(plan, len(data.train))
     cfg = plan.cfg
 
     # -- model and method -------------------------------------------------------------------------------------------

@@ -154,7 +154,8 @@ def undisturbed(
 
 def predictions(run: Run) -> dict[str, bytes]:
     """The files in ``final/`` and ``best/``."""
-    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in run.folder.glob("*/*")}
+    folders = [run.folder / name for name in ("final", "best")]
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for folder in folders for path in folder.glob("*")}
 
 
 def require_same(run: Run, expected: Run) -> None:
