@@ -16,6 +16,8 @@ from conftest import ROOT, TINY, Outcome, Run, find_runs, only_run
 
 from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 
+#: by default test_faults.py kills in the middle of each write, test_run.py sends signals, and a golden run is killed
+pytestmark = pytest.mark.slow
 Cli = Callable[..., Outcome]
 COMMAND = (
     *(word for word in TINY if not word.startswith("train.max_steps")),
@@ -91,7 +93,6 @@ def resumed_as_if_nothing_had_happened(tiny: Cli, words: tuple[str, ...] = COMMA
     return found.record.measured() == expected.record.measured() and found.log == expected.log
 
 
-@pytest.mark.slow  # by default test_faults.py kills in the middle of each write, and a golden run is killed
 @pytest.mark.parametrize("checkpoints", [1, 4])
 def test_sigkill_at_any_step_costs_nothing(tiny: Cli, tmp_path: Path, checkpoints: int) -> None:
     process, _ = killed(tmp_path / "cache", checkpoints)
@@ -101,13 +102,7 @@ def test_sigkill_at_any_step_costs_nothing(tiny: Cli, tmp_path: Path, checkpoint
     assert resumed_as_if_nothing_had_happened(tiny)
 
 
-@pytest.mark.parametrize(
-    ("signum", "code"),
-    [
-        pytest.param(signal.SIGTERM, EXIT_TERMINATED, id="TERM"),
-        pytest.param(signal.SIGINT, EXIT_INTERRUPTED, id="INT", marks=pytest.mark.slow),  # in process: test_run.py
-    ],
-)
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, EXIT_TERMINATED), (signal.SIGINT, EXIT_INTERRUPTED)])
 def test_a_signal_ends_the_run_cleanly(tiny: Cli, tmp_path: Path, signum: int, code: int) -> None:
     process = start(tmp_path / "cache")
     try:

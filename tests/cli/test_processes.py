@@ -359,7 +359,7 @@ def test_an_evaluation_gives_way_in_all_processes(divided: Any, alone: Any) -> N
 # -- wrong input ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["the command", "the data"])
+@pytest.mark.parametrize("where", ["the command", pytest.param("the data", marks=pytest.mark.slow)])
 def test_wrong_input_is_told_once_and_leaves_nothing(tmp_path: Path, monkeypatch: Any, where: str) -> None:
     monkeypatch.chdir(tmp_path)
     sizes = {"train": 40, "validation": 10}
@@ -458,6 +458,7 @@ def to_the_end(t: int, command: list[str], cli: Cli) -> None:
     same_results(only_run(), only_run("undisturbed"))
 
 
+@pytest.mark.slow  # by default test_an_evaluation_gives_way_in_all_processes
 def test_a_signal_to_one_process_ends_all_and_they_go_on(cli: Cli, tmp_path: Path) -> None:
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     t = cancelled_after(0, interrupted(2, "pid.1", signal.SIGTERM, cache), 2)
