@@ -40,7 +40,7 @@ from adalora_repro.training import runner
 from adalora_repro.training.batches import on_device, parts_of, steps_of
 from adalora_repro.training.distributed import launched
 from adalora_repro.training.loop import step
-from adalora_repro.training.progress import Progress, complain, say
+from adalora_repro.training.progress import Progress, complain, say, stage
 from adalora_repro.training.signals import Interrupted, StopSignal
 from adalora_repro.training.state import NonFiniteLossError, RunState
 
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
 LINES = 20  # about so many are printed of a measurement, however long
-#: words of the command line that other fields of the key tell, or that change nothing
-TOLD = {
+#: words of the command line that other fields of the key hold, or that change nothing
+ELSEWHERE = {
     *("task", "method", "budget", "backbone", "backbone.weights", "backbone.path", "data", "protocol", "optim.lr"),
     *("train.precision", "train.padding", "train.group_by_length", "train.device", "train.num_workers"),
     *("train.eval_steps", "train.save_steps", "train.log_steps", "measure", "seed", "force", "dry_run"),
 }
-TOLD_GROUPS = ("cost.", "data.", "eval.", "results.", "hydra")
+ELSEWHERE_GROUPS = ("cost.", "data.", "eval.", "results.", "hydra")
 
 
 NOT_MEASURED = "not measured"
@@ -130,7 +130,7 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
         pairs=pairs,
         ratio=ratios(pairs, *names) if len(names) > 1 else None,
         epoch=epoch,
-        memory_of=next((found["of"] for found in memory.values() if found["of"]), NOT_MEASURED),
+        memory_of=next((peak["of"] for peak in memory.values() if peak["of"]), NOT_MEASURED),
         environment=environment,
         data=data,
         created=time.time(),
@@ -173,9 +173,11 @@ def official_epoch(plan: Plan, examples: int, rows: Mapping[str, int]) -> dict[s
 
 
 def typed(words: Sequence[str]) -> str:
-    """The settings of the command line that the rest of the key does not tell, in one line."""
+    """The settings of the command line that the rest of the key does not hold, in one line."""
     keys = {word: word.lstrip("+~").partition("=")[0] for word in words}
-    return " ".join(sorted(w for w, key in keys.items() if key not in TOLD and not key.startswith(TOLD_GROUPS)))
+    return " ".join(
+        sorted(w for w, key in keys.items() if key not in ELSEWHERE and not key.startswith(ELSEWHERE_GROUPS))
+    )
 
 
 # -- time ----------------------------------------------------------------------------------------------------------
@@ -259,7 +261,6 @@ def peak_alone(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]
     ``peak`` is None where that process fails, for the largest batch may be too large: the times are not lost then.
     """
     name = plan.key["method"]
-    say(f"adalora-run: peak memory of {name}, in a process of its own")
     child = subprocess.Popen(
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE,
@@ -267,18 +268,18 @@ def peak_alone(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for this process, which ends that one
     )
-    with child:
+    with stage(f"peak memory of {name}, in a process of its own"), child:
         try:
             out, err = child.communicate(pickle.dumps((plan, batches)))
         finally:
             child.kill()
     if child.returncode != EXIT_OK:
-        said = err.decode(errors="replace").strip().splitlines()[-1:]
-        why = " ".join([f"its process ended with code {child.returncode}", *said])
+        reason = err.decode(errors="replace").strip().splitlines()[-1:]
+        why = " ".join([f"its process ended with code {child.returncode}", *reason])
         say(f"adalora-run: note: peak memory of {name} is not measured: {why}")
         return {"peak": None, "of": None}
-    found: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return found
+    peak: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return peak
 
 
 def answer() -> None:
@@ -353,7 +354,7 @@ def interval(ours: Seconds, theirs: Seconds, statistic: Statistic, paired: bool 
     value = float(statistic(ours, theirs))
     if min(len(ours), len(theirs)) < 2:
         return {"value": value, "low": None, "high": None}
-    found = bootstrap(
+    ends = bootstrap(
         (ours, theirs),
         statistic,
         paired=paired,
@@ -363,7 +364,7 @@ def interval(ours: Seconds, theirs: Seconds, statistic: Statistic, paired: bool 
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return {"value": value, "low": float(found.low), "high": float(found.high)}
+    return {"value": value, "low": float(ends.low), "high": float(ends.high)}
 
 
 def lines_of(record: cost_record.CostRecord) -> list[str]:
