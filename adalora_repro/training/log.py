@@ -16,9 +16,11 @@ class Log:
     """``log.jsonl`` of a run; a process that writes none has one that goes nowhere."""
 
     def __init__(self, path: Path, length: int, main: bool) -> None:
-        """Args:
-        length: bytes of the lines before the checkpoint; those after it come again.
-        main: whether this process writes.
+        """Opens the file and cuts off the lines after the checkpoint, which come again.
+
+        Args:
+            length: bytes of the lines before the checkpoint.
+            main: whether this process writes.
         """
         self._path = path
         self._file = (path if main else Path(os.devnull)).open("a+b")
