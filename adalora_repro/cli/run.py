@@ -11,11 +11,8 @@ import sys
 import tempfile
 import time
 import traceback
-import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import hydra
@@ -30,7 +27,18 @@ from omegaconf import BooleanNode, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro import __version__
-from adalora_repro.cli import slurm
+from adalora_repro.cli.ledger import (
+    ALREADY,
+    DONE,
+    ENDS,
+    FAILED,
+    INTERRUPTED,
+    PLANNED,
+    REFUSED,
+    SKIPPED,
+    Ledger,
+    Outcome,
+)
 from adalora_repro.config import plan as planning
 from adalora_repro.config.schema import GROUPS, Config, add_folder, base_files, choices_of, resource
 from adalora_repro.config.words import override_value, word
@@ -39,44 +47,8 @@ from adalora_repro.records import lock
 from adalora_repro.terminal import guarded
 from adalora_repro.training.console import ALONE_S, complain, launched, tolerate_any_locale
 
-Outcome = tuple[str, int]  # a word for the summary, the exit code
-DONE, ALREADY, PLANNED, FAILED, REFUSED = "done", "already done", "planned", "failed", "refused"
-SKIPPED, INTERRUPTED = "skipped (another process has them)", "interrupted"
-SUBMITTED, QUEUED = "submitted", "in the queue already"
-RESTARTED = "restarted"  # a skipped run that its process left unfinished; counted as the job that repeats it
-ENDS = {EXIT_OK: DONE, EXIT_FAILED: FAILED, EXIT_BAD_INPUT: REFUSED}
-
-
 #: errors of Hydra, its launchers and the sweeper for wrong input
 WRONG_INPUT = (HydraException, OmegaConfBaseException, ValueError, ArithmeticError, OSError)
-
-
-@dataclass
-class Ledger:
-    """What became of the runs of one command; the sweeper (hydra_plugins) adds what never became a job of Hydra's."""
-
-    outcomes: dict[int, Outcome] = field(default_factory=dict)  # job number -> …
-    jobs: int = 0  # of a sweep, up to now
-    already: int = 0  # finished before, passed over
-    left_out: int = 0  # of a later stage: no learning rate to go on with
-    begun: bool = False  # a configuration is composed: later errors may not be the user's fault
-    apart: bool = False  # one run of a sweep whose others are in other processes
-    began: float = field(default_factory=time.time)
-
-    @property
-    def code(self) -> int:
-        return max((code for _, code in self.outcomes.values()), default=EXIT_OK)
-
-    def summary(self) -> str | None:
-        """One line about a sweep; None for a single run."""
-        counts = Counter(word for word, _ in self.outcomes.values())
-        counts[ALREADY] += self.already
-        if not self.jobs and not self.already:
-            return None
-        rest = {"not started": self.jobs - len(self.outcomes), "left out": self.left_out}
-        words = [DONE, ALREADY, PLANNED, SUBMITTED, QUEUED, FAILED, REFUSED, SKIPPED, INTERRUPTED]
-        told = [(word, counts[word]) for word in words] + list(rest.items())
-        return "sweep: " + ", ".join(f"{count} {word}" for word, count in told if count)
 
 
 def main() -> int:
@@ -103,7 +75,7 @@ def one_of_many(words: Sequence[str]) -> Outcome:
     sys.argv = ["adalora-run", *words]
     ledger = Ledger(apart=True)
     code = _main(ledger)
-    return ledger.outcomes.get(0, (ENDS.get(code, INTERRUPTED), code))
+    return next(iter(ledger.outcomes.values()), (ENDS.get(code, INTERRUPTED), code))
 
 
 @guarded()
@@ -133,7 +105,7 @@ def _main(ledger: Ledger) -> int:
             traceback.print_exc()  # the other runs of a sweep go on
             outcome = FAILED, EXIT_FAILED
         inside = False
-        ledger.outcomes[HydraConfig.get().job.num if together else 0] = outcome
+        ledger.outcomes[tuple(HydraConfig.get().overrides.task)] = outcome
         if outcome[1] in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise KeyboardInterrupt  # or Hydra would begin the next job of a sweep
         if outcome[1] == EXIT_BAD_INPUT and launched()[1] > 1:
@@ -145,8 +117,6 @@ def _main(ledger: Ledger) -> int:
         if sys.argv[1:] == ["--version"]:  # Hydra would tell its own
             print(f"adalora-run {__version__}")
             return EXIT_OK
-        if sys.argv[1:2] == ["cancel"]:
-            return slurm.cancel(sys.argv[2:])
         _prepare_words()
         with _raising_hydra():
             hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")(job)()
@@ -302,8 +272,6 @@ def register(words: Sequence[str] = ("sweep",)) -> None:
     )
     for path in paths:
         store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
-    # hydra-submitit-launcher has a schema of the same name, which is meant to check the types of our file
-    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/submitit_slurm' is validated against ConfigStore schema")
 
 
 def _prepare_words() -> None:
@@ -505,7 +473,7 @@ def _unknown_setting(key: str, typed: Sequence[str]) -> str:
         nodes = [OmegaConf.select(file, parent) or OmegaConf.select(file, parent.partition(".")[2]) for file in files]
         valid = list(dict.fromkeys(str(name) for node in nodes for name in node or () if name != "defaults"))
     if parent == "hydra.launcher":
-        path = resource("conf") / "hydra" / "launcher" / "submitit_slurm.yaml"
+        path = resource("conf") / "hydra" / "launcher" / "slurm.yaml"
         valid = [str(name) for name in OmegaConf.load(path) if name != "_target_"]
     close = difflib.get_close_matches(name, valid, n=1) if name not in valid else []
     hint = f" (did you mean {parent + '.' if parent else ''}{close[0]}?)" if close else ""
