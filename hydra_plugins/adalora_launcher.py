@@ -34,7 +34,7 @@ POLL_S = 5.0  # between two looks at the queue
 LATE_S = 15.0  # how long the record of a task that left the queue may take to be seen over a network file system
 
 
-class ArrayLauncher(SlurmLauncher):  # type: ignore[misc]
+class ArrayLauncher(SlurmLauncher):
     """See conf/hydra/launcher/slurm.yaml.
 
     Attributes:

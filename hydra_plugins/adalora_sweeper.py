@@ -7,7 +7,7 @@ composing, passing over what is finished and launching are here.
 from __future__ import annotations
 
 import itertools
-import sys
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -35,7 +35,7 @@ from adalora_repro.config.schema import LAUNCHES
 from adalora_repro.config.sweep import CHOSEN, LR, SEED, WIDENED, Job, Values, Words, cell_of, state_of, words_of
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, one_of
 from adalora_repro.records import lock
-from adalora_repro.training.console import launched
+from adalora_repro.training.console import complain, launched
 from hydra_plugins.adalora_launcher import ArrayLauncher
 
 #: what a sweep has one of, and the way out
@@ -63,6 +63,7 @@ class CellSweeper(Sweeper):
         self.ledger = Ledger()
         self.plans: dict[Words, planning.Plan] = {}  # of the runs whose configuration is sound
         self.refusals: dict[Words, str] = {}  # of the others
+        self.variants: dict[str, planning.Plan] = {}  # counted, for a dry run
         self.launches = 0  # jobs given to the launcher
         self.launcher: Launcher | None = None
 
@@ -87,6 +88,8 @@ class CellSweeper(Sweeper):
                 of a run cannot be composed; no job has begun.
         """
         self.ledger.begun = True
+        if not all(isinstance(stage, Mapping) for stage in self.stages):
+            raise InputError("hydra.sweeper.stages must be a list of settings and their values")
         given = self.values(self.params) | self.values(arguments)
         tables = {table: [self.values(lists) for lists in cells] for table, cells in self.cells.items()}
         stages = [self.values(stage) for stage in self.stages] or [{}]
@@ -139,14 +142,18 @@ class CellSweeper(Sweeper):
         for number, job in enumerate(jobs, 1):
             words, plan = words_of(job), self.plans.get(words_of(job))
             name = sweeps.label_of(plan.key, job, jobs) if plan else " ".join(words)
-            run = SweepRun(f"[{number}/{len(jobs)}] {name}", plan and plan.folder, self.refusals.get(words, ""))
+            run = SweepRun(
+                f"[{number}/{len(jobs)}] {name}", plan.folder if plan else None, self.refusals.get(words, "")
+            )
             self.ledger.sweep[words] = run
             if plan is None:
                 self.ledger.outcomes[words] = REFUSED, EXIT_BAD_INPUT
-                print(f"{run.label} refused: {run.refusal}", file=sys.stderr)
+                complain(f"error: {run.refusal} (run: {shlex.join(words)})")
             elif self.config.dry_run:
                 self.ledger.outcomes[words] = PLANNED, EXIT_OK
-                print(run.label)
+                state = "done" if finished(plan) else "to do"
+                params = self.counted(plan).params["total"]
+                print(f"{run.label}, T {plan.total_steps:,}, {params:,} trainable parameters, {state}")
             elif score := finished(plan):
                 self.ledger.outcomes[words] = ALREADY, EXIT_OK
                 print(f"{run.label} {planning.already_done(plan, score)}")
@@ -211,6 +218,13 @@ class CellSweeper(Sweeper):
                     self.refusals[words] = str(error)
                 except OmegaConfBaseException as error:
                     self.refusals[words] = explain(error, words)
+
+    def counted(self, plan: planning.Plan) -> planning.Plan:
+        """The plan of its variant with parameters: the model is built once for all learning rates and seeds."""
+        variant = plan.key["variant"]
+        if variant not in self.variants:
+            self.variants[variant] = planning.count(plan)
+        return self.variants[variant]
 
     # -- stages ----------------------------------------------------------------------------------------------------
 

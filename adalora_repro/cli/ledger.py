@@ -72,15 +72,16 @@ class Ledger:
 
     def summary(self) -> str | None:
         """The end of a sweep: counts, each failure with its reason and folder, the report; None for a single run."""
-        if not self.sweep:
+        if not self.sweep or not self.outcomes:
             return None
         counts = Counter(outcome for outcome, _ in self.outcomes.values())
         counts |= Counter({"not started": len(self.sweep) - len(self.outcomes), "left out": self.left_out})
-        words = [DONE, ALREADY, PLANNED, SUBMITTED, QUEUED, FAILED, REFUSED, SKIPPED, INTERRUPTED]
-        lines = [", ".join(f"{counts[word]} {word}" for word in [*words, "not started", "left out"] if counts[word])]
-        for run, (outcome, _) in ((self.sweep[words], self.outcomes[words]) for words in self.outcomes):
+        lines = []
+        for words, (outcome, _) in self.outcomes.items():
             if outcome in (FAILED, REFUSED):
-                lines.append(f"  {outcome}: {run.label}: {run.reason}")
-        if self.report:
-            lines.append(f"  {self.report}")
-        return "sweep: " + "\n".join(lines)
+                run = self.sweep[words]
+                lines.append(f"{outcome}: {run.label}: {run.reason}")
+        lines += [f"report: {self.report}"] if self.report else []
+        order = [DONE, ALREADY, PLANNED, SUBMITTED, QUEUED, FAILED, REFUSED, SKIPPED, INTERRUPTED]
+        total = ", ".join(f"{counts[word]} {word}" for word in [*order, "not started", "left out"] if counts[word])
+        return "\n".join([*lines, f"sweep: {total}"])

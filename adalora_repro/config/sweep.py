@@ -40,7 +40,7 @@ class SweeperConfig:
     max_batch_size: int | None = None
     params: dict[str, Any] = field(default_factory=dict)
     cells: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[Any] = field(default_factory=list)  # of mappings; OmegaConf's error for such a type names no setting
 
 
 def words_of(job: Job) -> Words:

@@ -27,8 +27,9 @@ STAGES = ("-m", "+sweep=[table1,stages]", "task=rte", "method=lora", "budget=0.3
 
 def counts(done: Outcome) -> str:
     """What the summary counts."""
-    (line,) = (line for line in done.out.splitlines() if line.startswith("sweep: "))
-    return line.removeprefix("sweep: ")
+    last = done.out.splitlines()[-1]
+    assert last.startswith("sweep: ")
+    return last.removeprefix("sweep: ")
 
 
 class Trainer:
@@ -104,7 +105,7 @@ def test_a_table_s_sweep_trains_its_cells_once_and_says_which_line_is_whose(tiny
         ("lora", "1.2M"),
     ]
     assert counts(done) == "3 done"
-    assert done.out.splitlines()[-1] == "  adalora-report table1 --backbone tiny-bert --data sample"
+    assert done.out.splitlines()[-2] == "report: adalora-report table1 --backbone tiny-bert --data sample"
     (left,) = Path("results/sweeps").iterdir()
     assert [path.name for path in left.iterdir()] == ["multirun.yaml"]
     again = tiny(*words)
@@ -173,10 +174,10 @@ def test_a_failing_run_does_not_stop_the_others_and_is_tried_again(tiny: Cli, tr
     assert done.code == EXIT_BAD_INPUT  # the largest
     assert counts(done) == "1 done, 2 failed, 1 refused"
     assert "RuntimeError: a bug" in done.err
-    summary = done.out[done.out.index("sweep: ") :].splitlines()
+    summary = done.out.splitlines()[-5:]
     (folder,) = (str(run.folder) for run in find_runs() if run.record.key["seed"] == 0)
-    assert f"  failed: [1/4] rte lora 0.3M lr 5e-4 seed 0: loss is nan; {folder}" in summary
-    (refused,) = (line for line in summary if line.startswith("  refused: [4/4] "))
+    assert f"failed: [1/4] rte lora 0.3M lr 5e-4 seed 0: loss is nan; {folder}" in summary
+    (refused,) = (line for line in summary if line.startswith("refused: [4/4] "))
     assert "seed=-1" in refused
     assert "seed must be 0 or more, not -1" in refused
     trainer.score = lambda cfg: 0.5

@@ -295,7 +295,7 @@ def test_jobs_are_launched_in_batches_or_one_by_one(launcher: str, batches: list
     made.batch_size = 2
     made.sweep(["task=cola", f"results.dir={tmp_path}", *NO_FILES])
     assert made.launcher.batches == batches
-    assert made.ledger.summary().splitlines()[0] == "sweep: 5 done"
+    assert made.ledger.summary().splitlines()[-1] == "sweep: 5 done"
 
 
 def test_a_table_s_backbone_can_be_another(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_what_no_sweep_can_mean_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=problem):  # before any of its runs begins
             launched("seeds", *words, *NO_FILES, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
-    for setting in ("hydra.sweeper.cells.mine=3", "hydra.sweeper.stages={seed: 1}", "hydra.sweeper.max_batch_size=a"):
+    for setting in ("hydra.sweeper.cells.mine=3", "hydra.sweeper.stages=a", "hydra.sweeper.max_batch_size=a"):
         with pytest.raises(HydraException):
             compose("config", [setting])
 
