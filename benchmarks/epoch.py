@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from adalora_repro.training.batches import PASS_TOKENS
+from adalora_repro.config.schema import TrainConfig
 from adalora_repro.training.cost import interval, ratio_of_means
 from benchmarks.contenders import Contender, can_crop
 from benchmarks.lengths import Tensors, lengths_of, sampled_epoch
@@ -46,7 +46,7 @@ class Way:
             starts = range(0, len(lengths), size)
             return [self.contender.batch(lengths[i : i + size], seed + i, longest) for i in starts]
         cut = self.batches == "drawn" and self.contender.device == "cpu"
-        return self.contender.parts(lengths, seed, PASS_TOKENS if cut else None)
+        return self.contender.parts(lengths, seed, TrainConfig.pass_tokens if cut else None)
 
 
 def made(shape: str, device: str) -> list[Way]:

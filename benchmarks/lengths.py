@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
+from adalora_repro.config.schema import TrainConfig
 from adalora_repro.tasks.base import padded_length
-from adalora_repro.training.batches import PASS_TOKENS, by_length, epoch_order, longest_first
+from adalora_repro.training.batches import by_length, epoch_order, longest_first
 
 STORED = Path(__file__).with_name("lengths.json")
 Tensors = dict[str, torch.Tensor]
@@ -43,7 +44,7 @@ def cut(lengths: Sequence[int], pass_tokens: int) -> list[list[int]]:
 
 def tokens_in_parts(lengths: Sequence[int]) -> int:
     """Tokens of a batch with padding, cut as on a CPU."""
-    return sum(len(part) * padded([lengths[i] for i in part]) for part in cut(lengths, PASS_TOKENS))
+    return sum(len(part) * padded([lengths[i] for i in part]) for part in cut(lengths, TrainConfig.pass_tokens))
 
 
 def sampled_epoch(lengths: Sequence[int], batch_size: int, batches: int, grouped: bool = True) -> list[list[int]]:

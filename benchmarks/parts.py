@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from adalora_repro.training.batches import PASS_TOKENS
+from adalora_repro.config.schema import TrainConfig
 from benchmarks.contenders import Contender
 from benchmarks.lengths import TASKS, lengths_of, sampled_epoch
 from benchmarks.results import parser, print_table, ratio, ratio_text, start, write
 
-CHOICES = (PASS_TOKENS, 8, 32, 64, 256, 512, None)  # None: one pass
+CHOICES = (TrainConfig.pass_tokens, 8, 32, 64, 256, 512, None)  # None: one pass
 
 
 def main() -> int:
@@ -46,13 +46,16 @@ def main() -> int:
     rows = []
     for choice in sorted(CHOICES, key=lambda choice: choice or sys.maxsize):
         tokens, passes = np.mean(sizes[choice], axis=0)
-        against = ratio(times[choice], times[PASS_TOKENS])
+        against = ratio(times[choice], times[TrainConfig.pass_tokens])
         name = "one pass" if choice is None else str(choice)
         figures["cut"][name] = {"seconds": times[choice], "passes": passes, "tokens": tokens, "ratio": against}
         mean = np.mean(times[choice])
         rows.append([name, f"{passes:.1f}", f"{tokens / args.batch:.1f}", f"{mean:.2f}", ratio_text(against)])
     write(args, f"parts_{args.task}_{args.shape}", figures)
-    print_table(["a pass is taken to cost", "passes", "tokens an example", "s / step", f"x {PASS_TOKENS} [95%]"], rows)
+    print_table(
+        ["a pass is taken to cost", "passes", "tokens an example", "s / step", f"x {TrainConfig.pass_tokens} [95%]"],
+        rows,
+    )
     print(f"\nmeasured: a pass costs {per_pass / per_token:.0f} tokens")
     return 0
 

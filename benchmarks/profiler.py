@@ -18,7 +18,7 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from adalora_repro.training.batches import PASS_TOKENS
+from adalora_repro.config.schema import TrainConfig
 from benchmarks.contenders import Contender, can_crop
 from benchmarks.lengths import TASKS, Tensors, lengths_of, sampled_epoch
 from benchmarks.results import parser, print_table, start, write
@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 #: how examples go through the model -> whether batches are length-grouped, ``pass_tokens`` of their parts
 BATCHING: dict[str, tuple[bool, int | None]] = {
     "random batches, whole": (False, None),
-    "random batches, in parts": (False, PASS_TOKENS),
+    "random batches, in parts": (False, TrainConfig.pass_tokens),
     "length-grouped batches": (True, None),
 }
 #: kind of operation -> beginnings of the names of torch's operations; the first that fits counts

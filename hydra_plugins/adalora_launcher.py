@@ -25,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from adalora_repro.cli import slurm
 from adalora_repro.cli.ledger import DONE, FAILED, INTERRUPTED, QUEUED, REFUSED, SUBMITTED, Outcome
+from adalora_repro.config.catalog import added_folders
 from adalora_repro.config.plan import Plan
-from adalora_repro.config.schema import added_folders
 from adalora_repro.config.sweep import Words, record_in
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_TERMINATED, InputError
 

@@ -26,11 +26,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from adalora_repro.cli.hydra_errors import explain, file_problems
 from adalora_repro.cli.ledger import ALREADY, FAILED, PLANNED, REFUSED, SKIPPED, Ledger, SweepRun, report_command
 from adalora_repro.cli.prefix import prefixed
-from adalora_repro.cli.run import explain, file_problems
-from adalora_repro.config import plan as planning
+from adalora_repro.config import resolve as planning
 from adalora_repro.config import sweep as sweeps
+from adalora_repro.config.dry_run import SweepPlan
+from adalora_repro.config.plan import Plan
 from adalora_repro.config.schema import LAUNCHES
 from adalora_repro.config.sweep import CHOSEN, LR, SEED, WIDENED, Job, Values, Words, cell_of, state_of, words_of
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, one_of
@@ -61,9 +63,9 @@ class CellSweeper(Sweeper):
     ) -> None:
         self.batch_size, self.params, self.cells, self.stages = max_batch_size, params, cells, stages
         self.ledger = Ledger()
-        self.plans: dict[Words, planning.Plan] = {}  # of the runs whose configuration is sound
+        self.plans: dict[Words, Plan] = {}  # of the runs whose configuration is sound
         self.refusals: dict[Words, str] = {}  # of the others
-        self.variants: dict[str, planning.Plan] = {}  # counted, for a dry run
+        self.dry_run = SweepPlan()
         self.launches = 0  # jobs given to the launcher
         self.launcher: Launcher | None = None
 
@@ -111,6 +113,8 @@ class CellSweeper(Sweeper):
                 print(f"stage {number} of {len(stages)}: when its runs have ended, repeat the command for the next")
                 return
             earlier += jobs
+        if self.config.dry_run:
+            print(self.dry_run.total())
 
     def parse(self, words: Sequence[str]) -> list[Override]:
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
@@ -151,9 +155,7 @@ class CellSweeper(Sweeper):
                 complain(f"error: {run.refusal} (run: {shlex.join(words)})")
             elif self.config.dry_run:
                 self.ledger.outcomes[words] = PLANNED, EXIT_OK
-                state = "done" if finished(plan) else "to do"
-                params = self.counted(plan).params["total"]
-                print(f"{run.label}, T {plan.total_steps:,}, {params:,} trainable parameters, {state}")
+                print(f"{run.label}: {self.dry_run.line(plan)}")
             elif score := finished(plan):
                 self.ledger.outcomes[words] = ALREADY, EXIT_OK
                 print(f"{run.label} {planning.already_done(plan, score)}")
@@ -205,7 +207,7 @@ class CellSweeper(Sweeper):
             choices = {str(name): choice for name, choice in cfg.hydra.runtime.choices.items()}
             with open_dict(cfg):
                 del cfg["hydra"]
-            resolved: planning.Plan | None = None
+            resolved: Plan | None = None
             for words in map(words_of, members):
                 try:
                     for override in self.parse([text for text in words if text not in common]):
@@ -218,13 +220,6 @@ class CellSweeper(Sweeper):
                     self.refusals[words] = str(error)
                 except OmegaConfBaseException as error:
                     self.refusals[words] = explain(error, words)
-
-    def counted(self, plan: planning.Plan) -> planning.Plan:
-        """The plan of its variant with parameters: the model is built once for all learning rates and seeds."""
-        variant = plan.key["variant"]
-        if variant not in self.variants:
-            self.variants[variant] = planning.count(plan)
-        return self.variants[variant]
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
@@ -273,7 +268,7 @@ class CellSweeper(Sweeper):
             time.sleep(lock.LOOK_S)
 
 
-def finished(plan: planning.Plan) -> str | None:
+def finished(plan: Plan) -> str | None:
     """The score of a finished run that need not be started."""
     # several processes look together, when they get to it: here each would see another moment
     if launched()[1] > 1 or plan.cfg.force:

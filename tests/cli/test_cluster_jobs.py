@@ -12,7 +12,7 @@ from conftest import ROOT, Outcome, find_runs
 from test_sweep import STAGES, counts, save
 
 from adalora_repro.cli import slurm as slurm_queue
-from adalora_repro.config import plan as planning
+from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.records import run_record
 
@@ -156,7 +156,7 @@ def test_detached_stages_wait_for_each_other(tiny: Cli, slurm: Path) -> None:
     assert counts(tiny(*words)) == "3 in the queue already"
     for number, key in enumerate(submission().runs.values()):  # two finish, one fails
         folder = run_record.run_folder(Path("results"), key)
-        plan = planning.Plan(None, key, {}, folder, 6, 6)  # type: ignore[arg-type]
+        plan = Plan(None, key, {}, folder, 6, 6)  # type: ignore[arg-type]
         save(plan, 0.4 + number / 10, error="loss is nan" if number == 2 else "")
     (slurm / "queue").unlink()
     done = tiny(*words)
@@ -198,7 +198,7 @@ def test_what_became_of_a_task_that_left_the_queue_is_in_its_record(
             for key in kept.runs.values():
                 folder = run_record.run_folder(Path("results"), key)
                 if status := statuses[key["seed"]]:
-                    save(planning.Plan(None, key, {}, folder, 6, 6), 0.5)  # type: ignore[arg-type]
+                    save(Plan(None, key, {}, folder, 6, 6), 0.5)  # type: ignore[arg-type]
                     record = run_record.read(folder / run_record.RECORD_NAME)
                     record.status = status
                     run_record.write(record, folder)

@@ -16,7 +16,8 @@ import pytest
 from conftest import ROOT, TINY, Outcome, find_runs
 from fake_records import make
 
-from adalora_repro.config import plan as planning
+from adalora_repro.config import resolve as planning
+from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
 from adalora_repro.records import run_record
 
@@ -39,7 +40,7 @@ class Trainer:
         self.score: Callable[[Any], float] = lambda cfg: 0.5
         self.trained: list[tuple[str, float, int]] = []
 
-    def execute(self, plan: planning.Plan) -> int:
+    def execute(self, plan: Plan) -> int:
         self.trained.append((plan.cfg.method.name, plan.cfg.optim.lr, plan.cfg.seed))
         try:
             save(plan, self.score(plan.cfg))
@@ -58,7 +59,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     return made
 
 
-def save(plan: planning.Plan, score: float, error: str = "", updated: float = 0.0) -> None:
+def save(plan: Plan, score: float, error: str = "", updated: float = 0.0) -> None:
     record = make(score, task="rte", status="failed" if error else "ok")
     record.key = dict(plan.key)
     if error:
@@ -68,11 +69,11 @@ def save(plan: planning.Plan, score: float, error: str = "", updated: float = 0.
 
 
 @pytest.fixture
-def plans(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[planning.Plan]]:
+def plans(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Plan]]:
     """The plans of a sweep's runs."""
 
-    def of(*words: str) -> list[planning.Plan]:
-        made: list[planning.Plan] = []
+    def of(*words: str) -> list[Plan]:
+        made: list[Plan] = []
         named = planning.named
         with monkeypatch.context() as patch:
             patch.setattr(planning, "named", lambda *args: made.append(named(*args)) or made[-1])
@@ -215,7 +216,7 @@ def started(words: list[str], folder: Path) -> subprocess.Popen[str]:
 
 
 def test_what_another_process_has_is_skipped_in_a_sweep_and_refused_alone(
-    tiny: Cli, plans: Callable[..., list[planning.Plan]]
+    tiny: Cli, plans: Callable[..., list[Plan]]
 ) -> None:
     words = ("task=rte", "method=bitfit")
     (plan,) = plans(*words)
@@ -230,7 +231,7 @@ def test_what_another_process_has_is_skipped_in_a_sweep_and_refused_alone(
 
 
 def test_a_run_that_failed_in_another_process_meanwhile_is_not_tried_again(
-    tiny: Cli, trainer: Trainer, plans: Callable[..., list[planning.Plan]]
+    tiny: Cli, trainer: Trainer, plans: Callable[..., list[Plan]]
 ) -> None:
     """A run that failed before the command began is tried: see above."""
     words = ("task=rte", "method=lora", "seed=0,1")
@@ -266,7 +267,7 @@ def test_two_processes_share_stages(tmp_path: Path) -> None:
 def test_a_stage_waits_for_the_run_of_another_process(
     tiny: Cli,
     trainer: Trainer,
-    plans: Callable[..., list[planning.Plan]],
+    plans: Callable[..., list[Plan]],
     monkeypatch: pytest.MonkeyPatch,
     ends: str,
 ) -> None:

@@ -18,9 +18,10 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from adalora_repro.config import plan as planning
+from adalora_repro.config import resolve as planning
 from adalora_repro.config import sweep as sweeps
-from adalora_repro.config.schema import resource
+from adalora_repro.config.catalog import resource
+from adalora_repro.config.plan import Plan
 from adalora_repro.config.sweep import Job
 from adalora_repro.errors import InputError
 from adalora_repro.reports.base import paper_rows
@@ -68,7 +69,7 @@ def jobs_of(made: Any, *words: str) -> list[Job]:
     return sweeps.jobs_of(made.values(made.params) | made.values(list(words)), tables)
 
 
-def plans_of(made: Any, jobs: list[Job]) -> dict[sweeps.Words, planning.Plan | None]:
+def plans_of(made: Any, jobs: list[Job]) -> dict[sweeps.Words, Plan | None]:
     made.plan(jobs)
     return {sweeps.words_of(job): made.plans.get(sweeps.words_of(job)) for job in jobs}
 

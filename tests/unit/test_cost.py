@@ -21,7 +21,7 @@ from hydra import compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adalora_repro.config import plan as planning
+from adalora_repro.config import resolve as planning
 from adalora_repro.errors import InputError
 from adalora_repro.records import cost_record, run_record
 from adalora_repro.records.cost_record import CostRecord
@@ -31,7 +31,7 @@ from adalora_repro.reports.out import add_out
 from adalora_repro.reports.tables import table15
 from adalora_repro.training import cost, runner
 
-ROOT = Path(planning.__file__).parents[1]
+ROOT = Path(planning.__file__).parents[2]
 
 
 def pair(ours: float, theirs: float, phase: str | None = "pruning") -> dict[str, Any]:
