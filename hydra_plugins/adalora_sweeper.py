@@ -100,8 +100,12 @@ class CellSweeper(Sweeper):
             rate = stage.get(LR, [""])[0]
             if rate in (CHOSEN, WIDENED):
                 cells, jobs, left = sweeps.wanted(jobs, stage, given) if rate == CHOSEN else jobs, [], []
+                folders = {words: folder for words, (_, folder) in self.with_folders(earlier).items()}
                 for ready in self.once_free(cells, earlier, number):
-                    derived = self.at_derived_rate(rate, ready, earlier, number)
+                    derived, lines = sweeps.derived(rate, ready, earlier, folders)
+                    for name, line in lines.items():
+                        print(f"stage {number}, {name}: {line}")
+                    self.ledger.left_out += len(ready) - len(derived) if rate == CHOSEN else 0
                     left += self.launch(sweeps.wanted(derived, stage, given))
                     jobs += derived
             else:
@@ -228,49 +232,31 @@ class CellSweeper(Sweeper):
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
-    def at_derived_rate(self, rate: str, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> list[Job]:
-        """``jobs`` at the rate that ``chosen`` or ``widened`` stands for in their cell; says each choice in a line."""
-        choices: dict[Words, sweeps.Choice] = {}
-        for cell, job in {cell_of(job): job for job in jobs}.items():
-            tried = [(one, self.plans.get(words_of(one))) for one in earlier if cell_of(one) == cell]
-            choice = choices[cell] = sweeps.choose([(one, plan.folder) for one, plan in tried if plan])
-            further = "widen it" if rate == CHOSEN else "one rate further"
-            edge = f", the edge of its grid: {further}" if choice.edge else ""
-            print(f"stage {number}, {sweeps.name_of(job)}: {choice.why}{edge}")
-        if rate == WIDENED:
-            return sweeps.beyond_edge(jobs, choices, earlier)
-        chosen = sweeps.at_chosen_rate(jobs, choices)
-        self.ledger.left_out += len(jobs) - len(chosen)
-        return chosen
-
     def once_free(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> Iterator[list[Job]]:
-        """Yields ``jobs`` cell by cell, each cell once no other process is training one of its ``earlier`` jobs.
-
-        Processes with the same command share its runs: each skips those that another is training. A learning rate is
-        chosen only when the others have finished their runs; a run that another left unfinished is trained here.
-        """
-        cells = {cell_of(job) for job in jobs}
-        candidates = [job for job in earlier if cell_of(job) in cells]
-        self.plan(candidates)
+        """``sweep.once_free``; all at once where there is nobody to wait for, or nobody to wait."""
         # a cluster's queue may take days; processes of one distributed run must not decide at different moments
         if self.config.dry_run or isinstance(self.launcher, ArrayLauncher) or launched()[1] > 1:
             yield list(jobs)
             return
-        waiting = False
-        while jobs:
-            states = [(job, state_of(plan.folder)) for job in candidates if (plan := self.plans.get(words_of(job)))]
-            skipped = [job for job, state in states if state not in ("held", "ok", "failed")]
-            self.launch([job for job in skipped if self.ledger.outcomes.get(words_of(job), ("",))[0] == SKIPPED])
-            held = [cell_of(job) for job, state in states if state == "held"]
-            ready = [job for job in jobs if cell_of(job) not in held]
-            jobs = [job for job in jobs if cell_of(job) in held]
-            if ready:
-                yield ready
-                continue
-            if not waiting:
-                waiting = True
-                print(f"stage {number}: waiting for {len(held)} runs that other processes are training", flush=True)
+        waited = False
+
+        def wait(held: int) -> None:
+            nonlocal waited
+            if not waited:
+                print(f"stage {number}: waiting for {held} runs that other processes are training", flush=True)
+            waited = True
             time.sleep(lock.LOOK_S)
+
+        def retry(jobs: Sequence[Job]) -> None:
+            outcomes = self.ledger.outcomes
+            self.launch([job for job in jobs if words_of(job) in outcomes and outcomes[words_of(job)][0] == SKIPPED])
+
+        yield from sweeps.once_free(jobs, self.with_folders(earlier), retry, wait)
+
+    def with_folders(self, jobs: Sequence[Job]) -> dict[Words, tuple[Job, Path]]:
+        """The jobs whose configuration is sound, with the folders of their runs."""
+        self.plan(jobs)
+        return {words: (job, self.plans[words].folder) for job in jobs if (words := words_of(job)) in self.plans}
 
 
 def finished(plan: planning.Plan) -> str | None:
