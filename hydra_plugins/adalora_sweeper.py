@@ -62,7 +62,6 @@ class CellSweeper(Sweeper):
         self.batch_size, self.params, self.cells, self.stages = max_batch_size, params, cells, stages
         self.ledger = Ledger()
         self.plans: dict[Words, planning.Plan] = {}  # of the runs whose configuration is sound
-        self.refusals: dict[Words, str] = {}  # of the others
         self.variants: dict[str, planning.Plan] = {}  # counted, for a dry run
         self.launches = 0  # jobs given to the launcher
         self.launcher: Launcher | None = None
@@ -146,18 +145,19 @@ class CellSweeper(Sweeper):
         for number, job in enumerate(jobs, 1):
             words, plan = words_of(job), self.plans.get(words_of(job))
             name = sweeps.label_of(plan.key, job, jobs) if plan else " ".join(words)
-            run = SweepRun(
-                f"[{number}/{len(jobs)}] {name}", plan.folder if plan else None, self.refusals.get(words, "")
-            )
+            run = SweepRun(f"[{number}/{len(jobs)}] {name}", plan.folder if plan else None)
             self.ledger.sweep[words] = run
             if plan is None:
-                self.ledger.outcomes[words] = REFUSED, EXIT_BAD_INPUT
-                complain(f"error: {run.refusal} (run: {shlex.join(words)})")
+                self.refuse(words)
             elif self.config.dry_run:
                 self.ledger.outcomes[words] = PLANNED, EXIT_OK
-                state = "done" if finished(plan) else "to do"
-                params = self.counted(plan).params["total"]
-                print(f"{run.label}, T {plan.total_steps:,}, {params:,} trainable parameters, {state}")
+                try:
+                    params = self.counted(plan).params["total"]
+                    state = "done" if finished(plan) else "to do"
+                    print(f"{run.label}: T {plan.total_steps:,}, {params:,} trainable parameters, {state}")
+                except InputError as error:
+                    self.ledger.refusals[words] = str(error)
+                    self.refuse(words)
             elif score := finished(plan):
                 self.ledger.outcomes[words] = ALREADY, EXIT_OK
                 print(f"{run.label} {planning.already_done(plan, score)}")
@@ -177,6 +177,10 @@ class CellSweeper(Sweeper):
             with prefixed(self.ledger.sweep[batch[0]].label) if one_by_one else nullcontext():
                 self.launch_batch(batch)
         return left
+
+    def refuse(self, words: Words) -> None:
+        self.ledger.outcomes[words] = REFUSED, EXIT_BAD_INPUT
+        complain(f"error: {self.ledger.refusals[words]} (run: {shlex.join(words)})")
 
     def launch_batch(self, batch: Sequence[Words]) -> None:
         assert self.launcher is not None
@@ -199,7 +203,8 @@ class CellSweeper(Sweeper):
         cells: dict[Words, list[Job]] = {}
         for job in jobs:
             if words_of(job) not in self.plans:
-                cells.setdefault(cell_of(job), []).append(job)
+                set_later = tuple(name for name in (LR, SEED) if name in job)
+                cells.setdefault((*cell_of(job), *set_later), []).append(job)
         for members in cells.values():
             common = words_of({key: value for key, value in members[0].items() if key not in (LR, SEED)})
             try:
@@ -219,9 +224,9 @@ class CellSweeper(Sweeper):
                             resolved = planning.resolve(cfg, choices, words)
                     self.plans[words] = planning.named(resolved, cfg)
                 except InputError as error:
-                    self.refusals[words] = str(error)
+                    self.ledger.refusals[words] = str(error)
                 except OmegaConfBaseException as error:
-                    self.refusals[words] = explain(error, words)
+                    self.ledger.refusals[words] = explain(error, words)
 
     def counted(self, plan: planning.Plan) -> planning.Plan:
         """The plan of its variant with parameters: the model is built once for all learning rates and seeds."""
