@@ -64,7 +64,6 @@ class CellSweeper(Sweeper):
         self.batch_size, self.params, self.cells, self.stages = max_batch_size, params, cells, stages
         self.ledger = Ledger()
         self.plans: dict[Words, Plan] = {}  # of the runs whose configuration is sound
-        self.refusals: dict[Words, str] = {}  # of the others
         self.dry_run = SweepPlan()
         self.launches = 0  # jobs given to the launcher
         self.launcher: Launcher | None = None
@@ -102,8 +101,12 @@ class CellSweeper(Sweeper):
             rate = stage.get(LR, [""])[0]
             if rate in (CHOSEN, WIDENED):
                 cells, jobs, left = sweeps.wanted(jobs, stage, given) if rate == CHOSEN else jobs, [], []
+                folders = {words: folder for words, (_, folder) in self.with_folders(earlier).items()}
                 for ready in self.once_free(cells, earlier, number):
-                    derived = self.at_derived_rate(rate, ready, earlier, number)
+                    derived, lines = sweeps.derived(rate, ready, earlier, folders)
+                    for name, line in lines.items():
+                        print(f"stage {number}, {name}: {line}")
+                    self.ledger.left_out += len(ready) - len(derived) if rate == CHOSEN else 0
                     left += self.launch(sweeps.wanted(derived, stage, given))
                     jobs += derived
             else:
@@ -146,16 +149,17 @@ class CellSweeper(Sweeper):
         for number, job in enumerate(jobs, 1):
             words, plan = words_of(job), self.plans.get(words_of(job))
             name = sweeps.label_of(plan.key, job, jobs) if plan else " ".join(words)
-            run = SweepRun(
-                f"[{number}/{len(jobs)}] {name}", plan.folder if plan else None, self.refusals.get(words, "")
-            )
+            run = SweepRun(f"[{number}/{len(jobs)}] {name}", plan.folder if plan else None)
             self.ledger.sweep[words] = run
             if plan is None:
-                self.ledger.outcomes[words] = REFUSED, EXIT_BAD_INPUT
-                complain(f"error: {run.refusal} (run: {shlex.join(words)})")
+                self.refuse(words)
             elif self.config.dry_run:
                 self.ledger.outcomes[words] = PLANNED, EXIT_OK
-                print(f"{run.label}: {self.dry_run.line(plan)}")
+                try:
+                    print(f"{run.label}: {self.dry_run.line(plan)}")
+                except InputError as error:
+                    self.ledger.refusals[words] = str(error)
+                    self.refuse(words)
             elif score := finished(plan):
                 self.ledger.outcomes[words] = ALREADY, EXIT_OK
                 print(f"{run.label} {planning.already_done(plan, score)}")
@@ -175,6 +179,10 @@ class CellSweeper(Sweeper):
             with prefixed(self.ledger.sweep[batch[0]].label) if one_by_one else nullcontext():
                 self.launch_batch(batch)
         return left
+
+    def refuse(self, words: Words) -> None:
+        self.ledger.outcomes[words] = REFUSED, EXIT_BAD_INPUT
+        complain(f"error: {self.ledger.refusals[words]} (run: {shlex.join(words)})")
 
     def launch_batch(self, batch: Sequence[Words]) -> None:
         assert self.launcher is not None
@@ -197,7 +205,8 @@ class CellSweeper(Sweeper):
         cells: dict[Words, list[Job]] = {}
         for job in jobs:
             if words_of(job) not in self.plans:
-                cells.setdefault(cell_of(job), []).append(job)
+                set_later = tuple(name for name in (LR, SEED) if name in job)
+                cells.setdefault((*cell_of(job), *set_later), []).append(job)
         for members in cells.values():
             common = words_of({key: value for key, value in members[0].items() if key not in (LR, SEED)})
             try:
@@ -217,55 +226,37 @@ class CellSweeper(Sweeper):
                             resolved = planning.resolve(cfg, choices, words)
                     self.plans[words] = planning.named(resolved, cfg)
                 except InputError as error:
-                    self.refusals[words] = str(error)
+                    self.ledger.refusals[words] = str(error)
                 except OmegaConfBaseException as error:
-                    self.refusals[words] = explain(error, words)
+                    self.ledger.refusals[words] = explain(error, words)
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
-    def at_derived_rate(self, rate: str, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> list[Job]:
-        """``jobs`` at the rate that ``chosen`` or ``widened`` stands for in their cell; says each choice in a line."""
-        choices: dict[Words, sweeps.Choice] = {}
-        for cell, job in {cell_of(job): job for job in jobs}.items():
-            tried = [(one, self.plans.get(words_of(one))) for one in earlier if cell_of(one) == cell]
-            choice = choices[cell] = sweeps.choose([(one, plan.folder) for one, plan in tried if plan])
-            further = "widen it" if rate == CHOSEN else "one rate further"
-            edge = f", the edge of its grid: {further}" if choice.edge else ""
-            print(f"stage {number}, {sweeps.name_of(job)}: {choice.why}{edge}")
-        if rate == WIDENED:
-            return sweeps.beyond_edge(jobs, choices, earlier)
-        chosen = sweeps.at_chosen_rate(jobs, choices)
-        self.ledger.left_out += len(jobs) - len(chosen)
-        return chosen
-
     def once_free(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> Iterator[list[Job]]:
-        """Yields ``jobs`` cell by cell, each cell once no other process is training one of its ``earlier`` jobs.
-
-        Processes with the same command share its runs: each skips those that another is training. A learning rate is
-        chosen only when the others have finished their runs; a run that another left unfinished is trained here.
-        """
-        cells = {cell_of(job) for job in jobs}
-        candidates = [job for job in earlier if cell_of(job) in cells]
-        self.plan(candidates)
+        """``sweep.once_free``; all at once where there is nobody to wait for, or nobody to wait."""
         # a cluster's queue may take days; processes of one distributed run must not decide at different moments
         if self.config.dry_run or isinstance(self.launcher, ArrayLauncher) or launched()[1] > 1:
             yield list(jobs)
             return
-        waiting = False
-        while jobs:
-            states = [(job, state_of(plan.folder)) for job in candidates if (plan := self.plans.get(words_of(job)))]
-            skipped = [job for job, state in states if state not in ("held", "ok", "failed")]
-            self.launch([job for job in skipped if self.ledger.outcomes.get(words_of(job), ("",))[0] == SKIPPED])
-            held = [cell_of(job) for job, state in states if state == "held"]
-            ready = [job for job in jobs if cell_of(job) not in held]
-            jobs = [job for job in jobs if cell_of(job) in held]
-            if ready:
-                yield ready
-                continue
-            if not waiting:
-                waiting = True
-                print(f"stage {number}: waiting for {len(held)} runs that other processes are training", flush=True)
+        waited = False
+
+        def wait(held: int) -> None:
+            nonlocal waited
+            if not waited:
+                print(f"stage {number}: waiting for {held} runs that other processes are training", flush=True)
+            waited = True
             time.sleep(lock.LOOK_S)
+
+        def retry(jobs: Sequence[Job]) -> None:
+            outcomes = self.ledger.outcomes
+            self.launch([job for job in jobs if words_of(job) in outcomes and outcomes[words_of(job)][0] == SKIPPED])
+
+        yield from sweeps.once_free(jobs, self.with_folders(earlier), retry, wait)
+
+    def with_folders(self, jobs: Sequence[Job]) -> dict[Words, tuple[Job, Path]]:
+        """The jobs whose configuration is sound, with the folders of their runs."""
+        self.plan(jobs)
+        return {words: (job, self.plans[words].folder) for job in jobs if (words := words_of(job)) in self.plans}
 
 
 def finished(plan: Plan) -> str | None:

@@ -23,18 +23,17 @@ ENDS = {EXIT_OK: DONE, EXIT_FAILED: FAILED, EXIT_BAD_INPUT: REFUSED}
 
 @dataclass(frozen=True)
 class SweepRun:
-    """A run of a sweep: ``label`` is "[3/12] cola lora 0.3M lr 1e-3 seed 0"; it has a folder, or is refused."""
+    """A run of a sweep: ``label`` is "[3/12] cola lora 0.3M lr 1e-3 seed 0"; without a folder it is refused."""
 
     label: str
     folder: Path | None = None
-    refusal: str = ""
 
     @property
     def reason(self) -> str:
         """Why it has failed, and where to look."""
         record = record_in(self.folder) if self.folder else None
         error = record.error if record is not None and record.status == "failed" else None
-        return "; ".join(part for part in (self.refusal, error, self.folder and str(self.folder)) if part)
+        return "; ".join(str(part) for part in (error, self.folder) if part)
 
 
 def report_command(tables: Iterable[str], key: Mapping[str, Any], results: Path) -> str:
@@ -51,7 +50,7 @@ class Ledger:
     """What became of the runs of one command, each by its words; the sweeper (hydra_plugins) adds what it passes over.
 
     Attributes:
-        sweep: the runs of a sweep, in their order.
+        sweep: the runs of a sweep, in their order; ``refusals``: why some of them are refused.
         left_out: runs of a later stage that have no learning rate to go on with.
         report: the command that shows the runs of a sweep.
         begun: a configuration is composed: later errors may not be the user's fault.
@@ -60,6 +59,7 @@ class Ledger:
 
     outcomes: dict[Words, Outcome] = field(default_factory=dict)
     sweep: dict[Words, SweepRun] = field(default_factory=dict)
+    refusals: dict[Words, str] = field(default_factory=dict)
     left_out: int = 0
     report: str = ""
     begun: bool = False
@@ -80,7 +80,7 @@ class Ledger:
         for words, (outcome, _) in self.outcomes.items():
             if outcome in (FAILED, REFUSED):
                 run = self.sweep[words]
-                lines.append(f"{outcome}: {run.label}: {run.reason}")
+                lines.append(f"{outcome}: {run.label}: {self.refusals.get(words, run.reason)}")
         lines += [f"report: {self.report}"] if self.report else []
         order = [DONE, ALREADY, PLANNED, SUBMITTED, QUEUED, FAILED, REFUSED, SKIPPED, INTERRUPTED]
         total = ", ".join(f"{counts[word]} {word}" for word in [*order, "not started", "left out"] if counts[word])

@@ -27,9 +27,11 @@ class Prefixed:
 
 @contextmanager
 def prefixed(prefix: str) -> Iterator[None]:
-    """Inside, lines on standard output and standard error begin with ``prefix``."""
+    """Inside, lines on standard output and standard error begin with ``prefix``; a terminal's bar keeps its own."""
     out, err = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = cast(Any, Prefixed(out, prefix)), cast(Any, Prefixed(err, prefix))
+    sys.stdout = cast(Any, Prefixed(out, prefix))
+    if not err.isatty():
+        sys.stderr = cast(Any, Prefixed(err, prefix))
     try:
         yield
     finally:

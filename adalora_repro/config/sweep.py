@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,6 +225,24 @@ def choose(tried: Sequence[tuple[Job, Path]]) -> Choice:
     return Choice(typed[best.lr], why, at_edge(best.lr, list(best.by_lr)))
 
 
+def derived(
+    rate: str, jobs: Sequence[Job], earlier: Sequence[Job], folders: Mapping[Words, Path]
+) -> tuple[list[Job], dict[str, str]]:
+    """``jobs`` at the rate that ``chosen`` or ``widened`` stands for in their cell; cell -> the choice, in a line.
+
+    Args:
+        earlier: what to choose among; of ``folders`` those of the runs that have one.
+    """
+    choices: dict[Words, Choice] = {}
+    lines: dict[str, str] = {}
+    for cell, job in {cell_of(job): job for job in jobs}.items():
+        tried = [(one, folders[words_of(one)]) for one in earlier if cell_of(one) == cell and words_of(one) in folders]
+        choice = choices[cell] = choose(tried)
+        further = "widen it" if rate == CHOSEN else "one rate further"
+        lines[name_of(job)] = choice.why + (f", the edge of its grid: {further}" if choice.edge else "")
+    return at_chosen_rate(jobs, choices) if rate == CHOSEN else beyond_edge(jobs, choices, earlier), lines
+
+
 def at_chosen_rate(jobs: Sequence[Job], choices: Mapping[Words, Choice]) -> list[Job]:
     """``jobs`` at the learning rate that was chosen for their cell; without those of a cell that has none."""
     return [job | {LR: lr} for job in jobs if (lr := choices[cell_of(job)].lr) is not None]
@@ -248,3 +266,36 @@ def next_rate(edge: float, grid: Sequence[float]) -> float:
     """One rate beyond an edge of a grid, at the ratio between the edge and its neighbour; rounded to two digits."""
     neighbour = min((rate for rate in grid if rate != edge), key=lambda rate: abs(math.log(rate / edge)))
     return float(f"{edge * edge / neighbour:.1e}")
+
+
+# -- several processes ---------------------------------------------------------------------------------------------
+
+
+def once_free(
+    jobs: Sequence[Job],
+    earlier: Mapping[Words, tuple[Job, Path]],
+    retry: Callable[[Sequence[Job]], object],
+    wait: Callable[[int], object],
+) -> Iterator[list[Job]]:
+    """Yields ``jobs`` cell by cell, each cell once no other process is training one of its ``earlier`` runs.
+
+    Processes with the same command share its runs: each skips those that another is training. A learning rate is
+    chosen only when the others have finished their runs; a run that another left unfinished is trained here.
+
+    Args:
+        earlier: the runs of earlier stages with their folders.
+        retry: called with the runs that have neither finished nor failed, and that no process is training.
+        wait: called with the number of runs that other processes are training, when there is nothing else to do.
+    """
+    cells = {cell_of(job) for job in jobs}
+    candidates = [(job, folder) for job, folder in earlier.values() if cell_of(job) in cells]
+    while jobs:
+        states = [(job, state_of(folder)) for job, folder in candidates]
+        retry([job for job, state in states if state not in ("held", "ok", "failed")])
+        held = [cell_of(job) for job, state in states if state == "held"]
+        ready = [job for job in jobs if cell_of(job) not in held]
+        jobs = [job for job in jobs if cell_of(job) in held]
+        if ready:
+            yield ready
+        else:
+            wait(len(held))

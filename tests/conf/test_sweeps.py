@@ -351,6 +351,8 @@ def test_plans_are_those_that_hydra_s_composing_gives() -> None:
         {"method.schedule": "scaled", "train.max_steps": "9", "optim.lr": "1e-3"},
         {"data.sample_seed": "1", "eval.max_examples": "5"},
         {"protocol": "released"},
+        {"protocol": "released", "optim.lr": "3e-3"},
+        {"protocol": "released", "seed": "7"},
     ]
     jobs = [{"task": task, **base, **variant} for variant in variants for task in ("cola", "rte")]
     plans = plans_of(made, jobs)

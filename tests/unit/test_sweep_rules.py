@@ -148,9 +148,10 @@ def test_a_summary_names_each_failure_its_folder_and_the_report(tmp_path: Path) 
     run_record.write(failed, tmp_path)
     ledger = Ledger(report=report_command(["table1"], failed.key, Path("my results")))
     assert ledger.summary() is None
-    for seed, run in enumerate((SweepRun("[1/4] a"), SweepRun("[2/4] b", tmp_path), SweepRun("[3/4] c", None, "no"))):
+    for seed, run in enumerate((SweepRun("[1/4] a"), SweepRun("[2/4] b", tmp_path), SweepRun("[3/4] c"))):
         ledger.sweep[(f"seed={seed}",)] = run
         ledger.outcomes[(f"seed={seed}",)] = [(DONE, 0), (FAILED, 1), (REFUSED, 2)][seed]
+    ledger.refusals[("seed=2",)] = "no"
     ledger.sweep[("seed=3",)] = SweepRun("[4/4] d")
     assert ledger.code == 2
     assert str(ledger.summary()).splitlines() == [
