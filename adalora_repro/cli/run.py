@@ -115,8 +115,6 @@ def _main(ledger: Ledger) -> int:
             which = f" (run: {shlex.join(HydraConfig.get().overrides.task)})" if many else ""
             outcome = REFUSED, _refuse((str(error) if isinstance(error, InputError) else explain(error)) + which)
         except BrokenPipeError:
-            if not many:
-                raise
             _mute()  # what it had to say came after its record
             outcome = DONE, EXIT_OK
         except Exception:
