@@ -35,15 +35,16 @@ from adalora_repro.config.dry_run import SweepPlan
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.schema import LAUNCHES
 from adalora_repro.config.sweep import CHOSEN, LR, SEED, WIDENED, Job, Values, Words, cell_of, state_of, words_of
+from adalora_repro.config.words import word
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, one_of
 from adalora_repro.records import lock
 from adalora_repro.training.console import complain, launched
 from hydra_plugins.adalora_launcher import ArrayLauncher
 
-#: what a sweep has one of, and the way out
+#: what a sweep has one of, and the way out: {0} is the value as typed, {1} a word whose value has it in quotes
 ONE_FOR_ALL = {
-    "sweep": "several sweeps in one are a list, '+sweep=[lr,seeds]'",
-    "results.dir": "put a name with a comma in quotes",
+    "sweep": "several sweeps in one are a list, '+sweep=[{0}]'",
+    "results.dir": "put a name with a comma in quotes: {1}",
     "launch": "valid: " + ", ".join(LAUNCHES),
 }
 
@@ -133,7 +134,10 @@ class CellSweeper(Sweeper):
             if several and not override.is_discrete_sweep():
                 raise HydraException(f"{override.input_line}: a range without steps is no list of runs")
             if several and name in ONE_FOR_ALL:
-                raise InputError(f"{override.input_line}: {name} is one for all runs; {ONE_FOR_ALL[name]}")
+                typed = override.input_line.partition("=")[2]
+                raise InputError(
+                    f"{name} must be one for all runs; {ONE_FOR_ALL[name].format(typed, word(name, typed))}"
+                )
             if several:
                 values[key] = list(itertools.islice(override.sweep_string_iterator(), sweeps.MOST_JOBS + 1))
             elif name not in ("sweep", "launch"):  # of the sweep, not of its runs

@@ -123,7 +123,9 @@ def _main(ledger: Ledger) -> int:
             traceback.print_exc()  # the other runs of a sweep go on
             outcome = FAILED, EXIT_FAILED
         inside = False
-        ledger.outcomes[tuple(HydraConfig.get().overrides.task)] = outcome
+        words = OmegaConf.to_container(HydraConfig.get().overrides.task)  # as typed: ${…} may lead nowhere
+        assert isinstance(words, list)
+        ledger.outcomes[tuple(words)] = outcome
         if outcome[1] in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise KeyboardInterrupt  # or Hydra would begin the next job of a sweep
         if outcome[1] == EXIT_BAD_INPUT and launched()[1] > 1:

@@ -71,7 +71,7 @@ def submission() -> slurm_queue.Submission:
         ("task=rte hydra/launcher=slurm", "hydra/launcher=slurm submits a sweep: adalora-run -m …"),
         ("-m task=rte launch=detach", "launch=detach leaves the runs to a cluster: add hydra/launcher=slurm"),
         ("-m task=rte launch=later", "unknown launch 'later'; valid: wait, detach"),
-        ("-m task=rte launch=wait,detach", "launch is one for all runs"),
+        ("-m task=rte launch=wait,detach", "launch must be one for all runs"),
         ("-m task=rte hydra/launcher=pbs", "unknown hydra/launcher 'pbs'; valid: basic, slurm, submitit_local, "),
         ("-m task=rte hydra/launcher=slurm hydra.launcher.time=9", "no setting 'hydra.launcher.time'"),
         ("-m task=rte hydra/launcher=slurm hydra.launcher.timeout_min=2h", "'2h' of type 'str' could not be converted"),
