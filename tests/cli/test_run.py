@@ -320,7 +320,7 @@ def test_bad_rows_left_out_leave_the_run_of_the_good_ones(
         caplog.clear()
         done = tiny(*broken_data, *SKIP, f"results.dir={folder}")
         assert done.code == EXIT_OK, done.err
-        assert "note: T = 26 counts one example for each row; bad rows go" in done.err  # 2 ceil(100 / 8)
+        assert "note: T = 26 counts one example for each row; bad rows are left out" in done.err  # 2 ceil(100 / 8)
         assert "note: 64 training examples, 8 steps an epoch, T = 16" in done.err
         told = [message for message in caplog.messages if "left out" in message]
         assert [message.partition(" bad")[0] for message in told] == ["cola train: 36", "cola validation: 3"], number
