@@ -574,7 +574,7 @@ def test_a_bad_job_does_not_stop_the_others(tiny: Cli) -> None:
 def test_a_sweep_file_is_a_multirun(tiny: Cli) -> None:
     done = tiny("-m", "+sweep=seeds", "task=sst2", "method=lora", "dry_run=true")
     assert done.code == EXIT_OK, done.err
-    assert [line.count(f" seed {seed}, T ") for seed, line in enumerate(done.out.splitlines()[:5])] == [1] * 5
+    assert [line.count(f" seed {seed}: T ") for seed, line in enumerate(done.out.splitlines()[:5])] == [1] * 5
     assert done.out.splitlines()[-1] == "sweep: 5 planned"
     done = tiny("-m", "+sweep=lr", "task=sst2", "method=lora", "dry_run=true")
     assert done.out.splitlines()[-1] == "sweep: 10 planned"  # the rates of sweeps/lr.yaml
