@@ -300,7 +300,7 @@ def _settings_below(parent: str, typed: Sequence[str]) -> tuple[list[str], str]:
     if not parent:
         return [*valid, *(group for group in GROUPS if group not in valid)], ""
     if parent == "hydra.launcher":
-        path = resource("conf") / "hydra" / "launcher" / "submitit_slurm.yaml"
+        path = resource("conf") / "hydra" / "launcher" / "slurm.yaml"
         return [str(name) for name in OmegaConf.load(path) if name != "_target_"], ""
     if group in GROUPS and not valid:  # an open node: each file of the group has its own options
         choice = _choice(typed, group)

@@ -9,11 +9,8 @@ import sys
 import tempfile
 import time
 import traceback
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -30,6 +27,18 @@ from adalora_repro.cli.hydra_errors import (
     prepare_words,
     raising_hydra,
     unknown_choice,
+)
+from adalora_repro.cli.ledger import (
+    ALREADY,
+    DONE,
+    ENDS,
+    FAILED,
+    INTERRUPTED,
+    PLANNED,
+    REFUSED,
+    SKIPPED,
+    Ledger,
+    Outcome,
 )
 from adalora_repro.config import catalog, dry_run
 from adalora_repro.config.catalog import add_folder, base_files, choices_of, resource
@@ -52,12 +61,6 @@ from adalora_repro.terminal import guarded, tolerate_any_locale
 from adalora_repro.training.distributed import launched
 from adalora_repro.training.progress import ALONE_S, banner, complain
 
-Outcome = tuple[str, int]  # a word for the summary, the exit code
-DONE, ALREADY, PLANNED, FAILED, REFUSED = "done", "already done", "planned", "failed", "refused"
-SKIPPED, INTERRUPTED = "skipped (another process has them)", "interrupted"
-SUBMITTED, QUEUED = "submitted", "in the queue already"
-RESTARTED = "restarted"  # a skipped run that its process left unfinished; counted as the job that repeats it
-ENDS = {EXIT_OK: DONE, EXIT_FAILED: FAILED, EXIT_BAD_INPUT: REFUSED}
 #: what ``adalora-run list`` shows
 LISTS: Mapping[str, Callable[[], Mapping[str, catalog.Entry]]] = {
     "task": catalog.tasks,
@@ -67,36 +70,6 @@ LISTS: Mapping[str, Callable[[], Mapping[str, catalog.Entry]]] = {
     "sweep": catalog.sweeps,
     "protocol": catalog.protocols,
 }
-
-
-@dataclass
-class Ledger:
-    """What became of the runs of one command; the sweeper (hydra_plugins) adds what never became a job of Hydra's."""
-
-    outcomes: dict[int, Outcome] = field(default_factory=dict)  # job number -> …
-    jobs: int = 0  # of a sweep, up to now
-    already: int = 0  # finished before, passed over
-    left_out: int = 0  # of a later stage: no learning rate to go on with
-    begun: bool = False  # a configuration is composed: later errors may not be the user's fault
-    apart: bool = False  # one run of a sweep whose others are in other processes
-    began: float = field(default_factory=time.time)
-    plans: dry_run.SweepPlan = field(default_factory=dry_run.SweepPlan)  # of the dry run of a sweep
-
-    @property
-    def code(self) -> int:
-        return max((code for _, code in self.outcomes.values()), default=EXIT_OK)
-
-    def summary(self) -> str | None:
-        """One line about a sweep; None for a single run."""
-        counts = Counter(word for word, _ in self.outcomes.values())
-        counts[ALREADY] += self.already
-        if not self.jobs and not self.already:
-            return None
-        rest = {"not started": self.jobs - len(self.outcomes), "left out": self.left_out}
-        words = [DONE, ALREADY, PLANNED, SUBMITTED, QUEUED, FAILED, REFUSED, SKIPPED, INTERRUPTED]
-        parts = [(word, counts[word]) for word in words] + list(rest.items())
-        summary = "sweep: " + ", ".join(f"{number} {word}" for word, number in parts if number)
-        return f"{self.plans.total()}\n{summary}" if self.plans.runs else summary
 
 
 def main() -> int:
@@ -123,7 +96,7 @@ def one_of_many(words: Sequence[str]) -> Outcome:
     sys.argv = ["adalora-run", *words]
     ledger = Ledger(apart=True)
     code = _main(ledger)
-    return ledger.outcomes.get(0, (ENDS.get(code, INTERRUPTED), code))
+    return next(iter(ledger.outcomes.values()), (ENDS.get(code, INTERRUPTED), code))
 
 
 @guarded()
@@ -151,7 +124,9 @@ def _main(ledger: Ledger) -> int:
             traceback.print_exc()  # the other runs of a sweep go on
             outcome = FAILED, EXIT_FAILED
         inside = False
-        ledger.outcomes[HydraConfig.get().job.num if together else 0] = outcome
+        words = OmegaConf.to_container(HydraConfig.get().overrides.task)  # as typed: ${…} may lead nowhere
+        assert isinstance(words, list)
+        ledger.outcomes[tuple(words)] = outcome
         if outcome[1] in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise KeyboardInterrupt  # or Hydra would begin the next job of a sweep
         if outcome[1] == EXIT_BAD_INPUT and launched()[1] > 1:
@@ -233,9 +208,6 @@ def run(cfg: DictConfig, many: bool, ledger: Ledger) -> Outcome:
     with file_problems():
         plan = resolve(cfg, hydra_cfg.runtime.choices, words)
         beside = [resolve(_beside(cfg, words), overrides=words)] if _measured_beside(cfg) else []
-    if cfg.dry_run and many:
-        print(ledger.plans.line(plan, max(1, ledger.jobs)))
-        return PLANNED, EXIT_OK
     if cfg.dry_run:
         print(dry_run.describe(count(plan)))
         for other in beside:
@@ -350,8 +322,6 @@ def register(words: Sequence[str] = ("sweep",)) -> None:
     )
     for path in paths:
         store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
-    # hydra-submitit-launcher has a schema of the same name, which is meant to check the types of our file
-    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/submitit_slurm' is validated against ConfigStore schema")
 
 
 def _settings_help() -> str:

@@ -138,23 +138,19 @@ class SweepPlan:
     _counted: dict[str, Plan] = field(default_factory=dict)  # variant -> plan
     _speeds: dict[Path, dict[tuple[Any, ...], list[float]]] = field(default_factory=dict)  # results folder -> …
 
-    def line(self, plan: Plan, runs: int) -> str:
-        """One run: its cell, T, trainable parameters, whether it is finished, and the hours it may take.
-
-        Args:
-            runs: how many there are in all.
+    def line(self, plan: Plan) -> str:
+        """One run: T, trainable parameters, whether it is finished, and the hours it may take.
 
         Raises:
             InputError: the plan does not fit the method or the backbone.
         """
-        key, variant = plan.key, str(plan.key["variant"])
+        variant = str(plan.key["variant"])
         if variant not in self._counted:
             self._counted[variant] = count(plan)
         params = self._counted[variant].params
         self.runs += 1
-        cell = f"{key['task']} {key['method']} {key['budget']} lr {key['lr']:g} seed {key['seed']}"
         size = f"{params['method']:,} trainable parameters and a head of {params['head']:,}"
-        return f"[{self.runs}/{runs}] {cell}: T {plan.total_steps:,}, {size}, {self._state(plan)}"
+        return f"T {plan.total_steps:,}, {size}, {self._state(plan)}"
 
     def total(self) -> str:
         """The sum of all runs."""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from adalora_repro.terminal import CleanStream, clean, raw
 from adalora_repro.training import signals
@@ -27,15 +27,33 @@ _prefix = ""  # of every line, see ``prefixed``
 _spoke = 0.0  # when the last line was printed (monotonic)
 
 
+class Prefixed:
+    """A text stream that writes ``prefix`` before each line; everything else it leaves to ``stream``."""
+
+    def __init__(self, stream: Any, prefix: str) -> None:
+        self.stream, self.prefix = stream, prefix
+        self.line_begins = True
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines(keepends=True):
+            self.stream.write(f"{self.prefix}{line}" if self.line_begins and line.strip() else line)
+            self.line_begins = line.endswith("\n")
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 @contextmanager
 def prefixed(text: str) -> Iterator[None]:
-    """Inside, every line that a run prints on standard error begins with ``text``: which of a sweep's runs it is."""
+    """Inside, the lines of a run begin with ``text``, which says which of a sweep's runs it is; so does its bar."""
     global _prefix
-    before, _prefix = _prefix, f"{clean(text)}  "
+    before, _prefix, out = _prefix, f"{clean(text)} ", sys.stdout
+    sys.stdout = cast(Any, Prefixed(out, _prefix))
     try:
         yield
     finally:
-        _prefix = before
+        _prefix, sys.stdout = before, out
 
 
 def say(text: str) -> None:

@@ -95,10 +95,10 @@ seed=9223372036854775808 => seed: whole numbers must be below 2^63
 hydra.verbose=${task} dry_run=${oc.env:NOPE} => cannot compose a configuration: AssertionError
 --experimental-rerun=x => --experimental-rerun would unpickle a file
 --config-dir=nope => Additional config directory | nope' not found
--m hydra.sweeper.max_batch_size=0.3M => hydra.sweeper.max_batch_size must be positive or null, not 0.3M
--m hydra.sweeper.params=a => hydra.sweeper.params must map a setting to its values
--m hydra.sweeper.cells=a => hydra.sweeper.cells must map a table to a list
--m hydra.sweeper.stages=[a] => hydra.sweeper.stages must be a list
+-m hydra.sweeper.max_batch_size=0.3M => hydra.sweeper.max_batch_size
+-m hydra.sweeper.params=a => hydra.sweeper.params
+-m hydra.sweeper.cells=a => hydra.sweeper.cells
+-m hydra.sweeper.stages=[a] => hydra.sweeper.stages
 -m results.dir=a,b => results.dir must be one for all runs | in quotes: 'results.dir="a,b"'
 -m method=lora,houlsby method.r=3 => no setting 'method.r' for method=houlsby; valid: method.name
 -m method=lora,adalora method.gama=3 => no setting 'method.gama' for method=lora; valid

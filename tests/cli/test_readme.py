@@ -25,6 +25,7 @@ import yaml
 from hydra.core.plugins import Plugins
 
 from adalora_repro.cli import report
+from adalora_repro.config.sweep import words_of
 from adalora_repro.errors import EXIT_OK
 from adalora_repro.tasks import toy_text
 
@@ -149,9 +150,9 @@ def test_adalora_run(command: str, cli: Cli, user_folder: Path, monkeypatch: pyt
 
 def resolve_only(self: Any, jobs: Sequence[Any]) -> Sequence[Any]:
     """In the place of ``CellSweeper.launch``: composed and resolved, hundreds in seconds."""
-    for job, plan in self.plans(jobs):
-        assert plan is not None, job
-        print(f"plan\nfolder: {plan.folder}")
+    self.plan(jobs)
+    for job in jobs:
+        print(f"plan\nfolder: {self.plans[words_of(job)].folder}")
     return jobs
 
 

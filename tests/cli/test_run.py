@@ -505,6 +505,15 @@ def test_a_bad_job_does_not_stop_the_others(tiny: Cli) -> None:
     assert sorted(run.record.settings["train.batch_size"] for run in find_runs()) == [8, 16]
 
 
+def test_a_sweep_file_is_a_multirun(tiny: Cli) -> None:
+    done = tiny("-m", "+sweep=seeds", "task=sst2", "method=lora", "dry_run=true")
+    assert done.code == EXIT_OK, done.err
+    assert [line.count(f" seed {seed}: T ") for seed, line in enumerate(done.out.splitlines()[:5])] == [1] * 5
+    assert done.out.splitlines()[-1] == "sweep: 5 planned"
+    done = tiny("-m", "+sweep=lr", "task=sst2", "method=lora", "dry_run=true")
+    assert done.out.splitlines()[-1] == "sweep: 10 planned"  # the rates of sweeps/lr.yaml
+
+
 def test_an_interrupted_job_ends_the_sweep(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     signal_after_step(monkeypatch, 3)
     done = tiny("-m", "task=sst2", "method=lora", "seed=0,1")

@@ -42,7 +42,7 @@ def test_every_line_of_a_sweep_s_run_says_which_run_it_is(capsys: pytest.Capture
     progress.say("after")
     *lines, last = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
-    assert all(line.startswith("[3/12] cola lora 0.3M lr 1e-3 seed 0  ") for line in lines)
+    assert all(line.startswith("[3/12] cola lora 0.3M lr 1e-3 seed 0 ") for line in lines)
     assert last == "after"
 
 
