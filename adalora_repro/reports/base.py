@@ -407,7 +407,7 @@ def sort_in(
         if wrong or beside:
             refused.append(f"{path}: {wrong or f'held-out split: {beside}'}")
             continue
-        run = run_of(path, record, scope.select, 1.0 if column.percent else 100.0)
+        run = run_of(path, record, scope.select)
         if column.mean_of:
             mean = statistics.fmean(run.scores[name] for name in column.mean_of)
             run = replace(run, scores={**run.scores, column.metrics[0]: mean})

@@ -83,7 +83,7 @@ def test_rows_and_columns_are_the_papers() -> None:
 
 
 def test_all_files_of_the_papers_numbers_are_readable() -> None:
-    names = sorted(path.name for path in (Path(base.__file__).parent / "paper").glob("*.csv"))
+    names = sorted(path.name for path in (Path(base.__file__).parent / "tables" / "paper").glob("*.csv"))
     assert len(names) == 9
     for name in names:
         rows = paper_rows(name)
