@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
+from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.run_record import RunRecord
@@ -39,14 +40,14 @@ if TYPE_CHECKING:
 
 Records = Sequence[tuple[Path, RunRecord]]
 FORMATS = ("text", "csv", "svg", "png", "pdf")
-INK, MUTED, RULE = "#1d1c1a", "#66625a", "#d9d5cb"
+INK, MUTED, GRID = "#1d1c1a", "#66625a", "#d9d5cb"
 #: readable on light paper, told apart with the common kinds of colour blindness together with the markers
 SERIES = ("#0072b2", "#c8500a", "#00785a", "#a8437f", "#7a5c00", "#4f5b66")
 SERIES += ("#6a4fc0", "#8c3b2e", "#0b7285", "#4e6a1a", "#b0175a", "#3d3d9e")
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖"}  # of matplotlib, of a text
 PAPER_METHODS = ("adalora", "lora", "houlsby", "pfeiffer", "bitfit", "full")
 #: the page's variables, which differ in dark mode
-VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)"} | {
+VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", GRID: "var(--rule)"} | {
     colour: f"var(--series-{i})" for i, colour in enumerate(SERIES)
 }
 STYLE = {
@@ -62,7 +63,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "grid.color": RULE,
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "lines.linewidth": 1.3,
@@ -414,7 +415,7 @@ def named_runs(found: Records, args: argparse.Namespace) -> list[Run]:
         for path, record in found
         if all(value in (None, record.key[name]) for name, value in wanted.items())
     ]
-    return newest(ours)[:1]
+    return [run for run in newest(ours) if run.key["method"] == PROPOSED][:1]
 
 
 def read_run(name: str) -> Run:
@@ -436,12 +437,8 @@ def read_run(name: str) -> Run:
 
 
 def newest(found: Records) -> list[Run]:
-    """Finished runs with ranks and a regularizer, of the module ``adalora``, the one that ended last first."""
-    runs = [
-        Run(path, record)
-        for path, record in found
-        if record.status == "ok" and record.rank_pattern and record.key["method"].startswith("adalora")
-    ]
+    """Finished runs with ranks, the one that ended last first."""
+    runs = [Run(path, record) for path, record in found if record.status == "ok" and record.rank_pattern]
     return sorted(runs, key=lambda run: (-(real(run.record.progress.get("updated")) or 0.0), str(run.path)))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adalora_repro.reports.base import METHOD_NAMES, Scope, Spec, paper_rows
+from adalora_repro.reports.base import Scope, Spec, paper_rows
 from adalora_repro.reports.figures.drawing import (
     Figure,
     Look,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Figure 2: score against budget"
-METHODS = ("lora", "adalora")
+METHODS = {"lora": "LoRA", "adalora": "AdaLoRA"}
 #: parameters of the backbone for which budgets are counts (0.3M); on the others they are shares
 PARAMETERS = {"deberta-v3-base": 183_831_552}
 #: printed in section 4.4 alone: (task, method, budget, score); no table has this budget
@@ -74,10 +74,10 @@ def figure(found: Records, scopes: Sequence[tuple[Task, Scope]]) -> Figure:
     parts, notes, gaps = [], [], []
     for task, scope in scopes:
         runs = shown_runs([(path, record) for path, record in found if record.key["task"] == task.task], scope)
-        runs = runs[runs.method.isin(METHODS) & [share_named(budget, task.spec) is not None for budget in runs.budget]]
-        ours, paper = cells_of(runs), paper_points(task)
-        named = [share_named(budget, task.spec) for budget in ours.budget]
-        ours = ours.assign(of="ours", panel=task.title, share=ours.share.fillna(pd.Series(named, dtype=float)))
+        named = runs.budget.map(lambda budget, task=task: share_named(budget, task.spec)).astype(float)
+        runs = runs[runs.method.isin(METHODS) & named.notna()].assign(named=named)
+        runs["params.share"] = runs["params.share"].fillna(runs.named)
+        ours, paper = cells_of(runs).assign(of="ours", panel=task.title), paper_points(task)
         parts += [paper, ours]
         notes += cell_notes(runs)
         gaps += missing(task, scope, ours)
@@ -86,9 +86,9 @@ def figure(found: Records, scopes: Sequence[tuple[Task, Scope]]) -> Figure:
     where = "; ".join(f"{t.title} {s.backbone}, data {s.data}, protocol {s.protocol}" for t, s in scopes)
     with_runs = {panel for panel in points[points.of == "ours"].panel}
     caveats = dict.fromkeys(CAVEATS.get(scope.data, "") for task, scope in scopes if task.title in with_runs)
-    style = looks(METHODS, METHOD_NAMES)
+    style = looks(METHODS, METHODS)
     legend = {
-        (method, of): replace(style[method], label=f"{METHOD_NAMES[method]}, {of}", line=line, filled=of == "ours")
+        (method, of): replace(style[method], label=f"{METHODS[method]}, {of}", line=line, filled=of == "ours")
         for method in METHODS
         for of, line in (("ours", "-"), ("paper", "--"))
     }
@@ -138,7 +138,7 @@ def table_of(points: pd.DataFrame) -> pd.DataFrame:
     lines: dict[tuple[str, str, str], dict[str, Any]] = {}
     empty = dict.fromkeys(("share", "ours", "± sd", "seeds", "lr", "paper", "difference"), "")
     for cell in points.itertuples():
-        start = {"task": cell.task, "method": METHOD_NAMES[cell.method], "budget": cell.budget}
+        start = {"task": cell.task, "method": METHODS[cell.method], "budget": cell.budget}
         line = lines.setdefault((cell.task, cell.method, cell.budget), start | empty | {"scores": {}})
         line["scores"][cell.of] = cell.score
         if cell.of == "paper":

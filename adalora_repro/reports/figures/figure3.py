@@ -6,8 +6,9 @@ import argparse
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
 from adalora_repro.models.backbones import MATRIX_ROLES
 from adalora_repro.records.selection import Run
@@ -128,7 +129,7 @@ def section(found: Records, scope: Scope) -> Figure:
     """The newest run of each task; one foreign record does not keep the others from the page."""
     by_task: dict[str, Run] = {}
     for run in newest([(path, record) for path, record in found if in_scope(record, scope)]):
-        if run.key["method"] == "adalora" and drawable(run):
+        if run.key["method"] == PROPOSED and drawable(run):
             by_task.setdefault(run.key["task"], run)
     return figure(list(by_task.values())[:SHOWN])
 
@@ -140,4 +141,4 @@ def drawable(run: Run) -> bool:
         return False
 
 
-REPORT: Any = report_of("figure3", TITLE, compile_figure, section, add_runs)
+REPORT = report_of("figure3", TITLE, compile_figure, section, add_runs)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
 from adalora_repro.records.selection import Run
 from adalora_repro.reports.base import Scope, in_scope
@@ -141,7 +142,7 @@ def compile_figure(found: Records, args: argparse.Namespace) -> Figure:
 def section(found: Records, scope: Scope) -> Figure | None:
     """The newest run that logged the two norms and, of the same task, the newest with another γ."""
     runs = [run for run in newest([(path, record) for path, record in found if in_scope(record, scope)]) if logged(run)]
-    first = next((run for run in runs if run.key["method"] == "adalora"), None)
+    first = next((run for run in runs if run.key["method"] == PROPOSED), None)
     if first is None:
         return None
     others = [run for run in runs if run.key["task"] == first.key["task"] and gamma(run) != gamma(first)]
