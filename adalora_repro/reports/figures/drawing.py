@@ -467,13 +467,19 @@ def matrices(run: Run) -> list[str]:
 
 
 def plain_log_axis(axis: Any, text: Callable[[float], str]) -> None:
-    """Ticks at 1, 2 and 5 of each power of ten, by ``text``: matplotlib's own would need its mathematics."""
+    """Ticks by ``text`` (matplotlib's own would need its mathematics): at 1, 2 and 5 of a few powers of ten, or at 1."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axis.set_minor_locator(NullLocator())
 
 
 def power(value: float) -> str:
     return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def thousands(count: float) -> str:
+    """20K, 0.1M, 5M"""
+    return f"{count / 1e6:g}M" if count >= 1e5 else f"{count / 1e3:g}K"

@@ -22,6 +22,7 @@ from adalora_repro.reports.figures.drawing import (
     report_of,
     scope_of,
     shown_runs,
+    thousands,
 )
 from adalora_repro.reports.layout import count_text, fixed
 from adalora_repro.reports.tables.table1 import SPEC
@@ -82,7 +83,7 @@ def draw(axes: Axes, cells: pd.DataFrame, style: dict[str, Look]) -> None:
         axes.plot(cell.params, cell.score, gid=gid(i), **look.point)
     axes.set_xscale("log")
     axes.margins(x=0.12)
-    plain_log_axis(axes.xaxis, lambda count: count_text(round(count)))
+    plain_log_axis(axes.xaxis, thousands)
     axes.grid()
     axes.set_xlabel("trainable parameters")
 
