@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from adalora_repro import __version__
 from adalora_repro.config.words import word
-from adalora_repro.records.run_record import RunRecord
+from adalora_repro.records.run_record import RunRecord, stated
 from adalora_repro.records.selection import run_of
 from adalora_repro.reports.base import (
     Cell,
@@ -45,7 +45,6 @@ from adalora_repro.reports.html import environment, markup
 from adalora_repro.reports.layout import caption_of, commands_of, count_range, fixed, marks_of, notes_of, plural, signed, tried
 from adalora_repro.reports.marks import Done, with_marks
 from adalora_repro.reports.out import check, form_of
-from adalora_repro.reports.predictions import in_points
 from adalora_repro.reports.status import SYMBOLS, State, duration, real, state_of
 from adalora_repro.terminal import clean, first_line
 
@@ -54,10 +53,14 @@ GENERATOR = '<meta name="generator" content="adalora-report">'
 STATUSES = ("ok", *SYMBOLS)
 WORDS = {"ok": "finished"}
 FIRST = ("scores", "curves")  # figures above the tables
-#: settings that a command repeats; those that are scaled with the number of steps follow from it
-REPEATED = ("train.", "budget.match", "budget.params", "data.holdout", "eval.max_examples", "method.r")
-REPEATED += ("method.gamma", "method.targets", "method.layers")
-DERIVED = ("train.eval_steps",)
+#: settings that a command repeats where they are not null; and those that only a schedule that is not scaled with the
+#: number of steps has as they were typed
+REPEATED = ("budget.match", "budget.params", "data.holdout", "eval.max_examples", "method.r", "method.d")
+REPEATED += ("method.gamma", "method.targets", "method.layers", "method.schedule", "method.alpha", "method.init")
+REPEATED += ("train.epochs", "train.max_steps", "train.batch_size", "train.grad_accumulation", "train.precision")
+REPEATED += ("train.padding", "train.group_by_length", "optim.weight_decay", "optim.max_grad_norm")
+STEPS = ("method.t_i", "method.t_f", "method.delta_t", "optim.warmup_steps")
+NULLABLE = ("train.eval_steps",)  # null says: at the end of each epoch
 
 
 def place(request: Request) -> str:
@@ -411,7 +414,7 @@ def row_of(state: State, name: str, results: Path) -> dict[str, Any]:
     """One line of the list: (text, value to sort by) of each column, words to filter by, and the command."""
     record, key = state.record, state.record.key
     run = run_of(state.path, record)
-    score = in_points(record, run.scores[record.primary_metric]) if run.scores else None
+    score = run.scores.get(record.primary_metric)
     seconds, peak = real(record.time.get("train_s")), real(record.memory.get("peak"))
     step = real(record.progress.get("step")) if record.status != "ok" else key["total_steps"]
     words = {key: token(record.key[key]) for key in ("task", "method", "budget", "backbone", "data", "protocol", "seed")}
@@ -422,6 +425,7 @@ def row_of(state: State, name: str, results: Path) -> dict[str, Any]:
         "status": WORDS.get(state.status, state.status),
         "kind": state.status,
         "degenerate": record.degenerate,
+        "metric": record.primary_metric,
         "words": " ".join(f"{name}={value}" for name, value in words.items()),
         "cells": [
             ("Task", key["task"], None),
@@ -430,13 +434,10 @@ def row_of(state: State, name: str, results: Path) -> dict[str, Any]:
             ("lr", words["lr"], float(key["lr"])),
             ("Seed", str(key["seed"]), key["seed"]),
             ("Score (%)", "" if score is None else f"{score:.2f}", score),
-            ("Metric", record.primary_metric, None),
             ("Time", "" if seconds is None else duration(seconds), seconds),
             ("Memory", "" if peak is None else f"{peak / 2**30:.2f} GiB", peak),
             ("Steps", "" if step is None else f"{step:,.0f}", step),
-            ("Backbone", key["backbone"], None),
-            ("Data", key["data"], None),
-            ("Protocol", key["protocol"], None),
+            ("Setting", ", ".join(key[name] for name in ("backbone", "data", "protocol")), None),
         ],
         "command": command_of(record, results),
     }
@@ -444,7 +445,7 @@ def row_of(state: State, name: str, results: Path) -> dict[str, Any]:
 
 def command_of(record: RunRecord, results: Path) -> str:
     """The command that runs this again. What is scaled with the number of steps (warmup, t_i) follows from it."""
-    key, settings = record.key, record.settings
+    key, settings = record.key, stated(record.settings)
     words = [word("task", key["task"]), word("method", key["method"])]
     named = key["budget"] != key["method"] and settings.get("budget.match") is None and "method.r" not in settings
     words += [word("budget", key["budget"])] if named or "budget.label" in settings else []
@@ -452,8 +453,9 @@ def command_of(record: RunRecord, results: Path) -> str:
     words += ["data.dir=DIR"] if key["data"] == "local" else []
     words += [word("protocol", key["protocol"])] if key["protocol"] != "paper" else []
     words += [word("optim.lr", float(key["lr"])), word("seed", key["seed"])]
-    for name, value in settings.items():
-        if name.startswith(REPEATED) and name not in DERIVED and value is not None:
+    steps = () if settings.get("method.schedule") == "scaled" else STEPS
+    for name in (*REPEATED, *steps, *NULLABLE):
+        if name in settings and ((value := settings[name]) is not None or name in NULLABLE):
             words.append(f"'{name}=[{','.join(map(str, value))}]'" if isinstance(value, list) else word(name, value))
     words += [word("results.dir", str(results))] if str(results) != "results" else []
     return " ".join(["adalora-run", *words])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from adalora_repro.records.selection import percent
 from adalora_repro.reports.base import Scope
 from adalora_repro.reports.curves import budgets, evaluations, evenly, losses
 from adalora_repro.reports.figures.drawing import (
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Curves over steps"
-SCORE, LOSS, BUDGET = "development score", "training loss", "b(t)"
-AXES = {SCORE: "{metric} (%)", LOSS: "training loss", BUDGET: "triplets kept, b(t)"}
+SCORE, BUDGET, LOSS = "development score", "b(t)", "training loss"
+AXES = {SCORE: "{metric} (%)", BUDGET: "triplets kept, b(t)", LOSS: "training loss"}
 THIN = 100  # points of a curve; logs can be long
-CURVE = ["task", "quantity", "method", "budget"]
+CURVE = ["quantity", "task", "method", "budget"]
 
 
 def points_of(runs: pd.DataFrame) -> pd.DataFrame:
@@ -39,9 +40,9 @@ def points_of(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in runs.itertuples():
         folder = row.run.path.parent
-        factor = 100.0 if row.run.record.settings.get("task.family") == "glue" else 1.0
+        scale = percent(row.run.record)
         quantities = {
-            SCORE: [(step, factor * value) for step, value in evaluations(folder, row.metric)],
+            SCORE: [(step, scale * value) for step, value in evaluations(folder, row.metric)],
             LOSS: losses(folder, THIN),
             BUDGET: evenly(budgets(folder), THIN),
         }
@@ -78,7 +79,7 @@ def figure(found: Records, scope: Scope) -> Figure:
         table,
         tuple(
             Panel(f"{task}: {quantity}", lambda axes, cells=cells: draw(axes, cells, style))
-            for (task, quantity), cells in points.groupby(["task", "quantity"], sort=False, observed=True)
+            for (quantity, task), cells in points.groupby(["quantity", "task"], sort=False, observed=True)
         ),
         tuple(style[method] for method in style if method in set(points.method)),
         commands=() if len(points) else ("adalora-run task=cola method=adalora",),

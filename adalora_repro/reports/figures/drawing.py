@@ -42,7 +42,7 @@ Records = Sequence[tuple[Path, RunRecord]]
 FORMATS = ("text", "csv", "svg", "png", "pdf")
 INK, MUTED, GRID = "#1d1c1a", "#66625a", "#d9d5cb"
 #: readable on light paper, told apart with the common kinds of colour blindness together with the markers
-SERIES = ("#0072b2", "#c8500a", "#00785a", "#a8437f", "#7a5c00", "#4f5b66")
+SERIES = ("#0072b2", "#b94a09", "#00785a", "#a8437f", "#7a5c00", "#4f5b66")
 SERIES += ("#6a4fc0", "#8c3b2e", "#0b7285", "#4e6a1a", "#b0175a", "#3d3d9e")
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖"}  # of matplotlib, of a text
 PAPER_METHODS = ("adalora", "lora", "houlsby", "pfeiffer", "bitfit", "full")
@@ -440,6 +440,11 @@ def newest(found: Records) -> list[Run]:
     """Finished runs with ranks, the one that ended last first."""
     runs = [Run(path, record) for path, record in found if record.status == "ok" and record.rank_pattern]
     return sorted(runs, key=lambda run: (-(real(run.record.progress.get("updated")) or 0.0), str(run.path)))
+
+
+def newest_shown(found: Records, scope: Scope) -> list[Run]:
+    """Runs with ranks that the tables show in this scope, the one that ended last first."""
+    return newest([(run.path, run.record) for run in shown_runs(found, scope).run])
 
 
 def label(run: Run) -> str:

@@ -12,7 +12,7 @@ from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
 from adalora_repro.models.backbones import MATRIX_ROLES
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.base import Scope, in_scope
+from adalora_repro.reports.base import Scope
 from adalora_repro.reports.figures.drawing import (
     INK,
     SERIES,
@@ -25,7 +25,7 @@ from adalora_repro.reports.figures.drawing import (
     label,
     matrices,
     named_runs,
-    newest,
+    newest_shown,
     report_of,
 )
 
@@ -76,14 +76,12 @@ def figure(runs: Sequence[Run]) -> Figure:
     )
     table = table.map(lambda rank: "" if rank != rank else f"{rank:.0f}").reset_index().drop(columns=["record", "place"])
     both = points["stack"].nunique() > 1
-    panels = [
-        Panel(
-            textwrap.fill(f"{run}{f', {stack}' * both}", 44),
-            lambda axes, cells=cells: draw(axes, cells, most),
-            (0.3 * (cells.layer.max() + 1) + 1.1, 0.26 * cells.role.nunique() + 0.85),
-        )
-        for (_, run, stack), cells in points.groupby(["record", "run", "stack"], sort=False)
-    ]
+    panels = []
+    for (_, run, stack), cells in points.groupby(["record", "run", "stack"], sort=False):
+        width = 0.3 * (cells.layer.max() + 1) + 1.1
+        title = textwrap.fill(f"{run}{f', {stack}' * both}", round(9 * width))
+        size = (width, 0.26 * cells.role.nunique() + 0.65 + 0.2 * (1 + title.count("\n")))
+        panels.append(Panel(title, lambda axes, cells=cells: draw(axes, cells, most), size))
     said = "; ".join(budget_text(run) for run in runs)
     return Figure(
         "figure3",
@@ -126,9 +124,9 @@ def compile_figure(found: Records, args: argparse.Namespace) -> Figure:
 
 
 def section(found: Records, scope: Scope) -> Figure:
-    """The newest run of each task; one foreign record does not keep the others from the page."""
+    """Of each task the newest AdaLoRA run that the tables show; a foreign record does not keep others from the page."""
     by_task: dict[str, Run] = {}
-    for run in newest([(path, record) for path, record in found if in_scope(record, scope)]):
+    for run in newest_shown(found, scope):
         if run.key["method"] == PROPOSED and drawable(run):
             by_task.setdefault(run.key["task"], run)
     return figure(list(by_task.values())[:SHOWN])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.base import Scope, in_scope
+from adalora_repro.reports.base import Scope
 from adalora_repro.reports.curves import evenly, orthogonality
 from adalora_repro.reports.figures.drawing import (
     SERIES,
@@ -23,7 +23,7 @@ from adalora_repro.reports.figures.drawing import (
     label,
     matrices,
     named_runs,
-    newest,
+    newest_shown,
     plain_log_axis,
     power,
     report_of,
@@ -140,8 +140,8 @@ def compile_figure(found: Records, args: argparse.Namespace) -> Figure:
 
 
 def section(found: Records, scope: Scope) -> Figure | None:
-    """The newest run that logged the two norms and, of the same task, the newest with another γ."""
-    runs = [run for run in newest([(path, record) for path, record in found if in_scope(record, scope)]) if logged(run)]
+    """The newest AdaLoRA run that the tables show and, of the same task, the newest with another γ."""
+    runs = [run for run in newest_shown(found, scope) if logged(run)]
     first = next((run for run in runs if run.key["method"] == PROPOSED), None)
     if first is None:
         return None
