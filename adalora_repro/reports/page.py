@@ -26,7 +26,24 @@ from urllib.parse import quote
 from adalora_repro import __version__
 from adalora_repro.config.words import word
 from adalora_repro.records.selection import at_edge, primary_mean
-from adalora_repro.reports.base import (
+from adalora_repro.reports.curves import losses
+from adalora_repro.reports.faults import attempt, fault, without_faulty
+from adalora_repro.reports.figures.drawing import Records, run_link, run_name
+from adalora_repro.reports.layout import (
+    Sheet,
+    budgets_of,
+    command,
+    filled_columns,
+    fixed,
+    optimism,
+    plural,
+    sheet_of,
+    tried,
+)
+from adalora_repro.reports.marks import Done, with_marks
+from adalora_repro.reports.output import check, form_of
+from adalora_repro.reports.render import escape_html, html_notes, html_table, html_values
+from adalora_repro.reports.spec import (
     DATA_SOURCES,
     Cell,
     Column,
@@ -42,23 +59,6 @@ from adalora_repro.reports.base import (
     left_out_because,
     lr_text,
 )
-from adalora_repro.reports.curves import losses
-from adalora_repro.reports.defence import attempt, fault, without_faulty
-from adalora_repro.reports.figures.drawing import Records, run_link, run_name
-from adalora_repro.reports.layout import (
-    Sheet,
-    budgets_of,
-    command,
-    filled_columns,
-    fixed,
-    optimism,
-    plural,
-    sheet_of,
-    tried,
-)
-from adalora_repro.reports.marks import Done, with_marks
-from adalora_repro.reports.out import check, form_of
-from adalora_repro.reports.render import escape_html, html_notes, html_table, html_values
 from adalora_repro.reports.status import HEADINGS, SYMBOLS, State, state_of
 from adalora_repro.terminal import clean, first_line
 

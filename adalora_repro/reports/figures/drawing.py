@@ -21,9 +21,9 @@ from adalora_repro.errors import InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.base import Report, Request, Scope
-from adalora_repro.reports.out import add_format, form_of
+from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import escape_html, html_values, to_csv
+from adalora_repro.reports.spec import Report, Request, Scope
 from adalora_repro.reports.status import aligned, real
 from adalora_repro.terminal import clean
 

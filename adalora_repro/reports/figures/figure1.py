@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.models.backbones import MATRIX_ROLES
 from adalora_repro.records.selection import RULE
-from adalora_repro.reports.base import Cell, Column, Request, Scope, add_partial, cell_of, choose_scope, sort_in
 from adalora_repro.reports.figures.drawing import (
     INK,
     MARKERS,
@@ -22,6 +21,7 @@ from adalora_repro.reports.figures.drawing import (
     titled,
 )
 from adalora_repro.reports.layout import CAVEATS, count_text, fixed, lr_of_tried, optimism, scope_words, seeds_text
+from adalora_repro.reports.spec import Cell, Column, Request, Scope, add_partial, cell_of, choose_scope, sort_in
 from adalora_repro.reports.tables.table1 import SPEC
 from adalora_repro.terminal import clean
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.records.selection import RULE
-from adalora_repro.reports.base import (
+from adalora_repro.reports.figures.drawing import MARKERS, SERIES, Figure, Records, gid, inline, report_of, titled
+from adalora_repro.reports.layout import CAVEATS, command, fixed, lr_of_tried, optimism, seeds_text, signed
+from adalora_repro.reports.spec import (
     METHOD_NAMES,
     Cell,
     Request,
@@ -22,8 +24,6 @@ from adalora_repro.reports.base import (
     choose_scope,
     compile_table,
 )
-from adalora_repro.reports.figures.drawing import MARKERS, SERIES, Figure, Records, gid, inline, report_of, titled
-from adalora_repro.reports.layout import CAVEATS, command, fixed, lr_of_tried, optimism, seeds_text, signed
 from adalora_repro.reports.tables.table1 import SPEC as GLUE
 from adalora_repro.reports.tables.table2 import SPEC as SQUAD
 from adalora_repro.reports.tables.table3 import SPEC as SUMMARIES

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.base import Request, Scope, in_scope
 from adalora_repro.reports.curves import evenly, orthogonality
 from adalora_repro.reports.figures.drawing import (
     SERIES,
@@ -25,6 +24,7 @@ from adalora_repro.reports.figures.drawing import (
     report_of,
     titled,
 )
+from adalora_repro.reports.spec import Request, Scope, in_scope
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
