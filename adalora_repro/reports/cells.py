@@ -354,6 +354,8 @@ def setting_text(shown: Run, other: Run) -> str:
 # --- the frame of figures ---------------------------------------------------------------------------------------------
 
 COMPARISON = ("baseline", "test", "p", "p_holm", "mark", "lrs", "baseline_lrs")
+DETAILS = ("lr", "lrs_tried", "n_lrs_tried", "chosen_on", "held_out_mean", "degenerate_seeds", "total_steps")
+DETAILS += ("max_examples", "variant", "note", "records", "command")
 FULL_COMPARISON = ("full_test", "full_p", "full_p_holm", "full_mark", "full_baseline_lrs")
 
 
@@ -428,7 +430,7 @@ def details(table: Table, row: Row, place: int) -> dict[str, Any]:
         known = [run.record.params[name] for run in cell.runs if name in run.record.params]
         counts |= {f"params_{name}_min": min(known, default=None), f"params_{name}_max": max(known, default=None)}
     if not cell.runs:
-        return counts | {"command": fill if typed else ""}
+        return counts | dict.fromkeys(DETAILS) | {"command": fill if typed else ""}
     key = cell.runs[0].key
     return counts | {
         "lr": key["lr"],

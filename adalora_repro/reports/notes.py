@@ -19,7 +19,7 @@ CAVEATS = {
     "local": " Scores on subsets of the data are not comparable with the paper's.",
     "sample": " Sample data are generated English, NOT the paper's data.",
 }
-FILL = "Cells without a record of ours are filled by the commands below"
+FILL = "To fill empty cells"
 #: settings that change the training or its precision, and in which methods have no reason to differ
 ALIKE = (HOLDOUT, "train.precision", "train.attention", "train.batch_size", "train.group_by_length")
 

@@ -47,7 +47,7 @@ class Sheet:
         frame: one row a line; the first column names it.
         group: of each line; a rule separates groups.
         warnings: what a terminal shows even without ``--notes``; ``notes`` are all of them.
-        wide: how many first columns are repeated where a table in text is too wide and goes on below.
+        names: how many first columns name a line; they are repeated where a table in text is too wide and goes on below.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Sheet:
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     commands: Sequence[str] = ()
-    repeated: int = 2
+    names: int = 1
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = la
         if printed and (row.runs or not only_filled):
             label = row.params_label or NONE
             counts = ["" if spec.shares else label, label, ""]
-            body = [f"  {PAPER}" if row.runs else f"{row.name} ({PAPER})", *params_cells(counts, spec.shares, form)]
+            body = [name_of_paper(row, shown), *params_cells(counts, spec.shares, form)]
             texts = [*map(markup.escape, body), *(papers(cell, spec.decimals, form) for cell in cells)]
             lines.append([markup.dim.format(text) if text else "" for text in texts])
         group += [row.budget] * (len(lines) - len(group))
@@ -127,6 +127,12 @@ def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = la
     commands = [] if only_filled and form != "text" else commands_of(table)
     notes, warnings = notes_of(table), warnings_of(table)
     return Sheet(spec.name, spec.title, caption_of(table), frame, group, notes, warnings, commands)
+
+
+def name_of_paper(row: Row, beside_ours: bool) -> str:
+    if row.runs:
+        return f"  {PAPER}"
+    return f"{row.name} ({PAPER})" if beside_ours else row.name
 
 
 def params_cells(counts: list[str], shares: bool, form: str) -> list[str]:
@@ -199,7 +205,7 @@ def to_text(sheet: Sheet, notes: bool = False) -> str:
     if sheet.commands:
         shown = sheet.commands if notes else sheet.commands[:1]
         more = len(sheet.commands) - len(shown)
-        lines += ["", *wrapped(f"{fill_title(shown)}{'; --notes shows the other ' * bool(more)}{more or ''}:", width)]
+        lines += ["", *wrapped(f"{fill_title(shown)}{f'; --notes shows {more} more' * bool(more)}:", width)]
         lines += [f"  {clean(line)}" for line in shown]
     lines += [] if notes else ["", "--notes: what the figures are, the rule of a cell, tests, settings, all commands."]
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -211,13 +217,13 @@ def wrapped(text: str, width: int, indent: str = "") -> list[str]:
 
 
 def bands(sheet: Sheet, width: int) -> list[list[str]]:
-    """The columns in groups that fit; each begins with the column of names, the first with all ``repeated`` ones."""
+    """The columns in groups that fit, each of which begins with the names of the lines."""
     widths = {name: max(map(len, [name, *sheet.frame[name]])) for name in sheet.frame}
-    names = list(sheet.frame)
-    groups = [names[: sheet.repeated]]
-    for name in names[sheet.repeated :]:
+    first, rest = list(sheet.frame)[: sheet.names], list(sheet.frame)[sheet.names :]
+    groups = [[*first]]
+    for name in rest:
         if sum(widths[one] + 2 for one in [*groups[-1], name]) - 2 > width:
-            groups.append([names[0]])
+            groups.append([*first])
         groups[-1].append(name)
     return groups
 

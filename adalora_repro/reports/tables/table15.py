@@ -236,6 +236,7 @@ def sheet_of(lines: pd.DataFrame, backbone: str, said: Sequence[str], commands: 
         notes=[*said, *NOTES, *listed, *notes],
         warnings=[*said, *listed],
         commands=commands,
+        names=2,
     )
 
 
