@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from adalora_repro.records.revisions import outdated
 from adalora_repro.records.run_record import RunRecord, read_all
 from adalora_repro.records.selection import device_kind, metrics_of, run_of, select
-from adalora_repro.reports.base import CHECKPOINTS, METHOD_NAMES
+from adalora_repro.reports.spec import CHECKPOINTS, label_of, role_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ TIMES = ("train_s", "eval_s", "s_per_step", "s_per_epoch", "tokens_per_s")
 #: the columns that every frame has, in this order; ``metrics.*`` and ``holdout.*`` follow
 COLUMNS = (
     *KEY,
-    *("variant", "hash", "label", "checkpoint", "step", "status", "error", "degenerate", "outdated"),
+    *("variant", "hash", "label", "role", "checkpoint", "step", "status", "error", "degenerate", "outdated"),
     *("metric", "score", "held_out", "shown", "lrs_tried", "chosen_on"),
     *(f"params.{name}" for name in PARAMS),
     *("params.share", "rank_entropy"),
@@ -40,7 +40,8 @@ def frame(results: str | Path = "results") -> pd.DataFrame:
     ====================================== ============================================================================
     backbone, task, method, budget,        what identifies the run (``docs/records.md``); ``variant`` is the hash of
     protocol, data, lr, seed, total_steps, all settings but learning rate and seed; ``label`` the method's name in
-    max_examples, variant, hash, label     tables
+    max_examples, variant, hash, label,    tables, ``role`` what it is in a comparison (paper, ablation, control or
+    role                                   other)
     checkpoint, step                       ``final`` or ``best``, and its step
     status, error, degenerate, outdated    ``running``, ``ok``, ``failed`` or ``cancelled``; whether all predictions of
                                            the final evaluation are the same; why the record no longer counts, or ""
@@ -79,11 +80,7 @@ def frame(results: str | Path = "results") -> pd.DataFrame:
 
 def frame_of(records: Iterable[tuple[Path, RunRecord]]) -> pd.DataFrame:
     """The frame of these records, with one more column: ``run``, the ``selection.Run`` that the row is of."""
-    import pandas as pd
-
-    rows = [row_of(path, record, checkpoint) for path, record in records for checkpoint in checkpoints(record)]
-    more = sorted({name for row in rows for name in row} - {*COLUMNS, "run"})
-    table = pd.DataFrame(rows, columns=[*COLUMNS, *more, "run"])
+    table = rows_of(records)
     table["chosen_on"] = ""
     table["shown"] = False
     countable = table[(table.status == "ok") & (table.outdated == "") & table.max_examples.isna()]
@@ -97,9 +94,21 @@ def frame_of(records: Iterable[tuple[Path, RunRecord]]) -> pd.DataFrame:
     return table
 
 
-def checkpoints(record: RunRecord) -> Sequence[str]:
-    """Those that have an evaluation; ``final`` alone for a run that is not finished."""
-    return [name for name in CHECKPOINTS if metrics_of(record, name)] if record.status == "ok" else ["final"]
+def rows_of(records: Iterable[tuple[Path, RunRecord]], checkpoints: Sequence[str] = CHECKPOINTS) -> pd.DataFrame:
+    """The same without what the rule chooses: ``shown``, ``lrs_tried`` and ``chosen_on`` are empty.
+
+    Metrics that a run does not have are NaN; a run that is not finished has a row of checkpoint ``final``.
+    """
+    import pandas as pd
+
+    rows = [
+        row_of(path, record, checkpoint)
+        for path, record in records
+        for checkpoint in checkpoints
+        if (metrics_of(record, checkpoint) if record.status == "ok" else checkpoint == "final")
+    ]
+    more = sorted({name for row in rows for name in row} - {*COLUMNS, "run"})
+    return pd.DataFrame(rows, columns=[*COLUMNS, *more, "run"])
 
 
 def row_of(path: Path, record: RunRecord, checkpoint: str) -> dict[str, Any]:
@@ -109,7 +118,8 @@ def row_of(path: Path, record: RunRecord, checkpoint: str) -> dict[str, Any]:
     method, backbone = (record.params.get(name) for name in ("method", "backbone"))
     return {
         **{name: record.key[name] for name in (*KEY, "variant", "hash")},
-        "label": METHOD_NAMES.get(record.key["method"], record.key["method"]),
+        "label": label_of(record.key["method"]),
+        "role": role_of(record.key["method"]),
         "checkpoint": checkpoint,
         "step": ((record.final if checkpoint == "final" else record.best) or {}).get("step"),
         "status": record.status,

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from adalora_repro.reports.base import Cell, Scope, Table, Value, choose_scope, compile_table, mean_sd, paper_rows
 from fake_records import GLUE, make
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,6 @@ from adalora_repro.records.lock import Lock
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import at_edge
 from adalora_repro.reports import base, layout, render, status
-from adalora_repro.reports.base import Cell, Scope, Table, Value, choose_scope, compile_table, mean_sd, paper_rows
 from adalora_repro.reports.tables.table1 import SPEC, all_average
 
 SCOPE = Scope("minilm", "local")

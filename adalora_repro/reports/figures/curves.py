@@ -6,7 +6,6 @@ import argparse
 from typing import TYPE_CHECKING
 
 from adalora_repro.records.selection import percent
-from adalora_repro.reports.base import Scope
 from adalora_repro.reports.curves import budgets, evaluations, evenly, losses
 from adalora_repro.reports.figures.drawing import (
     Figure,
@@ -20,6 +19,7 @@ from adalora_repro.reports.figures.drawing import (
     scope_of,
     shown_runs,
 )
+from adalora_repro.reports.spec import Scope
 from adalora_repro.reports.tables.table1 import SPEC
 
 if TYPE_CHECKING:

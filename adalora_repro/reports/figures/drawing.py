@@ -25,13 +25,14 @@ from adalora_repro.errors import InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import RULE, Run
-from adalora_repro.reports.base import DATA_SOURCES, Report, Request, Scope, in_scope
+from adalora_repro.reports.cells import in_scope
 from adalora_repro.reports.html import markup
 from adalora_repro.reports.html import render as render_template
-from adalora_repro.reports.layout import lr_of_tried, plural, seeds_text
-from adalora_repro.reports.out import add_format, form_of
+from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import to_csv
-from adalora_repro.reports.status import aligned, real
+from adalora_repro.reports.spec import DATA_SOURCES, Report, Request, Scope
+from adalora_repro.reports.status import real
+from adalora_repro.reports.text import aligned, lr_of_tried, plural, seeds_text
 from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def render(figure: Figure, form: str) -> str | bytes:
         raise InputError(f"{figure.name}: nothing to draw, no record has a point of it{how}")
     if form == "csv":
         points = figure.points.astype(object).where(figure.points.notna(), None)
-        return to_csv(list(points), points.to_dict("records"))
+        return to_csv(points)
     drawn = draw(figure, figure.panels, form)
     return drawn.decode() if form == "svg" else drawn
 

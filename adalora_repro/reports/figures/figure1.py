@@ -6,7 +6,6 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.models.backbones import MATRIX_ROLES
-from adalora_repro.reports.base import Scope
 from adalora_repro.reports.figures.drawing import (
     INK,
     SERIES,
@@ -24,8 +23,10 @@ from adalora_repro.reports.figures.drawing import (
     scope_of,
     shown_runs,
 )
-from adalora_repro.reports.layout import CAVEATS, count_text, fixed, scope_words
+from adalora_repro.reports.notes import CAVEATS
+from adalora_repro.reports.spec import Scope, scope_words
 from adalora_repro.reports.tables.table1 import SPEC
+from adalora_repro.reports.text import count_text, fixed
 from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ def narrowing(settings: dict[str, Any]) -> tuple[str, str]:
 def order(text: str) -> tuple[bool, tuple[int, ...]]:
     """Roles as the paper orders them, layers from the bottom; of panels the one of roles first."""
     parts = text.split(", ")
-    places = (MATRIX_ROLES.index(part) if part in MATRIX_ROLES else int(part) if part.isdecimal() else 99 for part in parts)
+    places = (
+        MATRIX_ROLES.index(part) if part in MATRIX_ROLES else int(part) if part.isdecimal() else 99 for part in parts
+    )
     return text == "method.layers", tuple(places)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adalora_repro.reports.base import Scope, Spec, paper_rows
 from adalora_repro.reports.figures.drawing import (
     Figure,
     Look,
@@ -25,10 +24,12 @@ from adalora_repro.reports.figures.drawing import (
     scope_of,
     shown_runs,
 )
-from adalora_repro.reports.layout import CAVEATS, command, fixed, signed
+from adalora_repro.reports.notes import CAVEATS
+from adalora_repro.reports.spec import Scope, Spec, command, paper_rows
 from adalora_repro.reports.tables.table1 import SPEC as GLUE
 from adalora_repro.reports.tables.table2 import SPEC as SQUAD
 from adalora_repro.reports.tables.table3 import SPEC as SUMMARIES
+from adalora_repro.reports.text import fixed, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,7 +178,9 @@ def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], Look]) 
 
 def compile_figure(found: Records, args: argparse.Namespace) -> Figure:
     def scope(task: Task) -> Scope:
-        return scope_of([(p, record) for p, record in found if record.key["task"] == task.task], args, task.spec.backbone)
+        return scope_of(
+            [(p, record) for p, record in found if record.key["task"] == task.task], args, task.spec.backbone
+        )
 
     return figure(found, [(task, scope(task)) for task in TASKS])
 

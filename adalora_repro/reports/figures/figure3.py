@@ -12,7 +12,6 @@ from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
 from adalora_repro.models.backbones import MATRIX_ROLES
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.base import Scope
 from adalora_repro.reports.figures.drawing import (
     INK,
     SERIES,
@@ -28,6 +27,7 @@ from adalora_repro.reports.figures.drawing import (
     newest_shown,
     report_of,
 )
+from adalora_repro.reports.spec import Scope
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +74,9 @@ def figure(runs: Sequence[Run]) -> Figure:
     table = points.assign(matrix=points.role.map(SYMBOLS), place=points.role.map(order.index)).pivot_table(
         index=["record", "run", "stack", "place", "matrix"], columns="layer", values="rank", sort=False, observed=True
     )
-    table = table.map(lambda rank: "" if rank != rank else f"{rank:.0f}").reset_index().drop(columns=["record", "place"])
+    table = (
+        table.map(lambda rank: "" if rank != rank else f"{rank:.0f}").reset_index().drop(columns=["record", "place"])
+    )
     both = points["stack"].nunique() > 1
     panels = []
     for (_, run, stack), cells in points.groupby(["record", "run", "stack"], sort=False):
@@ -86,7 +88,9 @@ def figure(runs: Sequence[Run]) -> Figure:
     return Figure(
         "figure3",
         TITLE,
-        f"{said}. The stronger the colour, the higher the rank, up to {most}." if runs else "No finished AdaLoRA run yet.",
+        f"{said}. The stronger the colour, the higher the rank, up to {most}."
+        if runs
+        else "No finished AdaLoRA run yet.",
         points,
         table.rename(columns=str),
         tuple(panels),

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.base import Scope
 from adalora_repro.reports.curves import evenly, orthogonality
 from adalora_repro.reports.figures.drawing import (
     SERIES,
@@ -28,6 +27,7 @@ from adalora_repro.reports.figures.drawing import (
     power,
     report_of,
 )
+from adalora_repro.reports.spec import Scope
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +109,9 @@ def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> Figure:
     return Figure(
         "figure4",
         TITLE,
-        "; ".join(f"{label(run)}, {run.key['backbone']}" for run in runs) + "." if runs else "No finished AdaLoRA run yet.",
+        "; ".join(f"{label(run)}, {run.key['backbone']}" for run in runs) + "."
+        if runs
+        else "No finished AdaLoRA run yet.",
         points,
         table.assign(norm=[NORMS[norm].label for norm in table.norm]),
         tuple(

@@ -6,7 +6,6 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from adalora_repro.reports.base import Scope
 from adalora_repro.reports.figures.drawing import (
     Figure,
     Look,
@@ -24,8 +23,9 @@ from adalora_repro.reports.figures.drawing import (
     shown_runs,
     thousands,
 )
-from adalora_repro.reports.layout import count_text, fixed
+from adalora_repro.reports.spec import Scope
 from adalora_repro.reports.tables.table1 import SPEC
+from adalora_repro.reports.text import count_text, fixed
 
 if TYPE_CHECKING:
     import pandas as pd
