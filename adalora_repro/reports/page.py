@@ -220,6 +220,7 @@ def table_values(table: Table) -> dict[str, Any]:
         "paper": table_html(paper, f"The paper's numbers of {title}", False, lambda row, i: None),
         "notes": sheet_of(table, "html").notes,
         "missing": f"{empty:,} of {plural(len(cells), 'cell')} without a run" if empty else "the paper's numbers",
+        "left_out": [f"{plural(count, 'record')} {why}" for why, count in sorted(table.left_out.items())],
         "fill": fill_title(commands),
         "commands": commands,
     }
