@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
+from adalora_repro.records.selection import percent
 from adalora_repro.reports.curves import budgets, evaluations, evenly, losses
-from adalora_repro.reports.figures.drawing import (
-    Figure,
-    Look,
-    Panel,
-    Records,
-    flag,
-    gid,
-    looks,
-    report_of,
-    scope_of,
-    shown_runs,
-)
+from adalora_repro.reports.figures import drawing
 from adalora_repro.reports.spec import Scope
-from adalora_repro.reports.tables.table1 import SPEC
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 TITLE = "Curves over steps"
-SCORE, LOSS, BUDGET = "development score", "training loss", "b(t)"
-AXES = {SCORE: "{metric} (%)", LOSS: "training loss", BUDGET: "triplets kept, b(t)"}
+SCORE, BUDGET, LOSS = "development score", "b(t)", "training loss"
+AXES = {SCORE: "{metric} (%)", BUDGET: "triplets kept, b(t)", LOSS: "training loss"}
 THIN = 100  # points of a curve; logs can be long
-CURVE = ["task", "quantity", "method", "budget"]
+CURVE = ["quantity", "task", "method", "budget"]
 
 
 def points_of(runs: pd.DataFrame) -> pd.DataFrame:
@@ -39,9 +27,9 @@ def points_of(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in runs.itertuples():
         folder = row.run.path.parent
-        factor = 100.0 if row.run.record.settings.get("task.family") == "glue" else 1.0
+        scale = percent(row.run.record)
         quantities = {
-            SCORE: [(step, factor * value) for step, value in evaluations(folder, row.metric)],
+            SCORE: [(step, scale * value) for step, value in evaluations(folder, row.metric)],
             LOSS: losses(folder, THIN),
             BUDGET: evenly(budgets(folder), THIN),
         }
@@ -61,14 +49,14 @@ def points_of(runs: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
-def figure(found: Records, scope: Scope) -> Figure:
-    points = points_of(shown_runs(found, scope))
-    style = looks(points.method, dict(zip(points.method, points.label, strict=True)))
+def figure(found: drawing.Records, scope: Scope) -> drawing.Figure:
+    points = points_of(drawing.shown_runs(found, scope))
+    style = drawing.looks(points.method, dict(zip(points.method, points.label, strict=True)))
     curves = points.groupby(CURVE, sort=False, observed=True)
     table = curves.agg(steps=("step", "max"), first=("value", "first"), last=("value", "last"), seeds=("seeds", "max"))
-    table["degenerate"] = [flag(any_).strip(" ()") for any_ in curves.degenerate.any()]
+    table["degenerate"] = [drawing.flag(any_).strip(" ()") for any_ in curves.degenerate.any()]
     table = table.reset_index().map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
-    return Figure(
+    return drawing.Figure(
         "curves",
         TITLE,
         f"Backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}. The runs that the tables show, mean "
@@ -77,28 +65,24 @@ def figure(found: Records, scope: Scope) -> Figure:
         points,
         table,
         tuple(
-            Panel(f"{task}: {quantity}", lambda axes, cells=cells: draw(axes, cells, style))
-            for (task, quantity), cells in points.groupby(["task", "quantity"], sort=False, observed=True)
+            drawing.Panel(f"{task}: {quantity}", lambda axes, cells=cells: draw(axes, cells, style))
+            for (quantity, task), cells in points.groupby(["quantity", "task"], sort=False, observed=True)
         ),
         tuple(style[method] for method in style if method in set(points.method)),
         commands=() if len(points) else ("adalora-run task=cola method=adalora",),
     )
 
 
-def draw(axes: Axes, points: pd.DataFrame, style: dict[str, Look]) -> None:
+def draw(axes: Axes, points: pd.DataFrame, style: dict[str, drawing.Look]) -> None:
     scores = points.quantity.iloc[0] == SCORE
     for (method, _), curve in points.groupby(["method", "budget"], sort=False):
         look = style[method]
         axes.plot(curve.step, curve.value, linestyle="--" if curve.degenerate.any() else "-", color=look.colour)
         for i in list(curve.index) if scores else []:
-            axes.plot(curve.step[i], curve.value[i], gid=gid(i), markersize=4, **look.point)
+            axes.plot(curve.step[i], curve.value[i], gid=drawing.gid(i), markersize=4, **look.point)
     axes.grid(axis="y")
     axes.set_xlabel("step")
     axes.set_ylabel(AXES[points.quantity.iloc[0]].format(metric=points.metric.iloc[0]))
 
 
-def compile_figure(found: Records, args: argparse.Namespace) -> Figure:
-    return figure(found, scope_of(found, args, SPEC.backbone))
-
-
-REPORT = report_of("curves", TITLE, compile_figure, figure)
+REPORT = drawing.report_of("curves", TITLE, figure)

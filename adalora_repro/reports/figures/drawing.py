@@ -14,7 +14,8 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -22,17 +23,17 @@ from xml.etree import ElementTree
 
 from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
-from adalora_repro.records import run_record
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import RULE, Run
 from adalora_repro.reports.cells import in_scope
+from adalora_repro.reports.compare import read_run
 from adalora_repro.reports.html import markup
 from adalora_repro.reports.html import render as render_template
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import to_csv
 from adalora_repro.reports.spec import DATA_SOURCES, Report, Request, Scope
 from adalora_repro.reports.status import real
-from adalora_repro.reports.text import aligned, lr_of_tried, plural, seeds_text
+from adalora_repro.reports.text import aligned, fixed, lr_of_tried, plural, seeds_text
 from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
@@ -43,40 +44,13 @@ Records = Sequence[tuple[Path, RunRecord]]
 FORMATS = ("text", "csv", "svg", "png", "pdf")
 INK, MUTED, GRID = "#1d1c1a", "#66625a", "#d9d5cb"
 #: readable on light paper, told apart with the common kinds of colour blindness together with the markers
-SERIES = ("#0072b2", "#c8500a", "#00785a", "#a8437f", "#7a5c00", "#4f5b66")
+SERIES = ("#0072b2", "#b94a09", "#00785a", "#a8437f", "#7a5c00", "#4f5b66")
 SERIES += ("#6a4fc0", "#8c3b2e", "#0b7285", "#4e6a1a", "#b0175a", "#3d3d9e")
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖"}  # of matplotlib, of a text
 PAPER_METHODS = ("adalora", "lora", "houlsby", "pfeiffer", "bitfit", "full")
 #: the page's variables, which differ in dark mode
 VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", GRID: "var(--rule)"} | {
     colour: f"var(--series-{i})" for i, colour in enumerate(SERIES)
-}
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "adalora-repro",
-    "pdf.fonttype": 42,
-    "text.parse_math": False,  # names of records are text
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 5.5,
-    "errorbar.capsize": 2.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
 }
 #: the paper's names of the matrices
 SYMBOLS = {"q": "Wq", "k": "Wk", "v": "Wv", "attn_out": "Wo", "ffn_in": "Wf1", "ffn_out": "Wf2"}
@@ -163,11 +137,14 @@ def looks(methods: Iterable[str], labels: dict[str, str]) -> dict[str, Look]:
 def report_of(
     name: str,
     title: str,
-    compile_figure: Callable[[Records, argparse.Namespace], Figure],
     section: Callable[[Records, Scope], Figure | None],
+    compile_figure: Callable[[Records, argparse.Namespace], Figure] | None = None,
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> Report:
-    """The subcommand of a figure; ``section`` is what the page shows of it for one scope, None for nothing."""
+    """The subcommand of a figure; ``section`` is what the page shows of it for one scope, None for nothing.
+
+    ``compile_figure`` takes the options instead; without it the subcommand shows the section of the scope asked for.
+    """
 
     def add(parser: argparse.ArgumentParser) -> None:
         add_arguments(parser)
@@ -176,7 +153,9 @@ def report_of(
     def make(request: Request) -> tuple[str | bytes, list[str]]:
         form = form_of(request.args.format, request.args.out, FORMATS)
         found, refused = request.found
-        figure = compile_figure(found, argparse.Namespace(**vars(request.args), folder=request.results))
+        args = argparse.Namespace(**vars(request.args), folder=request.results)
+        figure = compile_figure(found, args) if compile_figure else section(found, scope_of(found, args))
+        assert figure is not None
         return render(figure, form), [*refused, *figure.refused]
 
     def html(found: Records, scope: Scope) -> str:
@@ -227,7 +206,9 @@ def draw(figure: Figure, panels: Sequence[Panel], form: str, alone: bool = False
     width, height = (max(panel.size[side] for panel in panels) for side in (0, 1))
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form, {})
     out = io.BytesIO()
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+    with as_file(files("adalora_repro.reports") / "templates" / "figure.mplstyle") as style:
+        settings = matplotlib.rc_params_from_file(style, use_default_template=False)
+    with matplotlib.rc_context(settings):  # type: ignore[arg-type]
         canvas = Canvas(figsize=(columns * width, rows * height), layout="constrained")
         grid = canvas.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(panels) :]:
@@ -342,7 +323,7 @@ def scopes_of(found: Records, results: Path, **wanted: str | None) -> list[Scope
     return [Scope(backbone, data, protocol, results=results) for backbone, data, protocol in fullest]
 
 
-def scope_of(found: Records, args: argparse.Namespace, backbone: str) -> Scope:
+def scope_of(found: Records, args: argparse.Namespace, backbone: str = "deberta-v3-base") -> Scope:
     """The fullest scope that the options let in; without one the paper's ``backbone``, data and protocol."""
     wanted = {"backbone": args.backbone, "data": args.data, "protocol": args.protocol}
     empty = Scope(args.backbone or backbone, args.data or DATA_SOURCES[0], args.protocol, results=args.folder)
@@ -387,8 +368,16 @@ def cell_notes(runs: pd.DataFrame) -> list[str]:
     return [RULE, *([f"{said}scores, because not every run has a held-out split."] if optimistic else [])]
 
 
-def lr_of(cell: Any) -> str:
-    return lr_of_tried(cell.lr, int(cell.lrs_tried))
+def texts_of(cell: Any, **before: str) -> dict[str, str]:
+    """A row of ``cells_of`` as a person reads it, after the columns ``before``."""
+    score = {"score": fixed(cell.score) + flag(cell.degenerate), "± sd": fixed(cell.sd), "seeds": cell.seeds}
+    return before | score | {"lr": lr_of_tried(cell.lr, int(cell.lrs_tried))}
+
+
+def draw_cell(axes: Axes, x: float, i: Any, cell: Any, look: Look) -> None:
+    """The point of row ``i`` of ``cells_of`` with one standard deviation; hollow for a degenerate run."""
+    axes.errorbar(x, cell.score, cell.sd, color=look.colour)
+    axes.plot(x, cell.score, gid=gid(i), **replace(look, filled=look.filled and not cell.degenerate).point)
 
 
 def flag(degenerate: bool) -> str:
@@ -409,7 +398,7 @@ def named_runs(found: Records, args: argparse.Namespace) -> list[Run]:
         InputError: what is named is no finished run.
     """
     if args.runs:
-        return [read_run(name) for name in args.runs]
+        return [read_run(name, "final") for name in args.runs]
     wanted = {"protocol": args.protocol, "backbone": args.backbone, "data": args.data}
     ours = [
         (path, record)
@@ -419,28 +408,15 @@ def named_runs(found: Records, args: argparse.Namespace) -> list[Run]:
     return [run for run in newest(ours) if run.key["method"] == PROPOSED][:1]
 
 
-def read_run(name: str) -> Run:
-    """A finished run from its folder or its record.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = Path(name) / run_record.RECORD_NAME if Path(name).is_dir() else Path(name)
-    try:
-        record = run_record.read(path)
-    except FileNotFoundError:
-        raise InputError(f"no run '{name}': a RUN is the folder of a run, or the metrics.json in it") from None
-    except run_record.RecordError as error:
-        raise InputError(str(error)) from None
-    if record.status != "ok":
-        raise InputError(f"{path}: the run is not finished (status {record.status})")
-    return Run(path, record)
-
-
 def newest(found: Records) -> list[Run]:
     """Finished runs with ranks, the one that ended last first."""
     runs = [Run(path, record) for path, record in found if record.status == "ok" and record.rank_pattern]
     return sorted(runs, key=lambda run: (-(real(run.record.progress.get("updated")) or 0.0), str(run.path)))
+
+
+def newest_shown(found: Records, scope: Scope) -> list[Run]:
+    """Runs with ranks that the tables show in this scope, the one that ended last first."""
+    return newest([(run.path, run.record) for run in shown_runs(found, scope).run])
 
 
 def label(run: Run) -> str:
@@ -468,7 +444,7 @@ def matrices(run: Run) -> list[str]:
 
 
 def plain_log_axis(axis: Any, text: Callable[[float], str]) -> None:
-    """Ticks by ``text`` (matplotlib's own would need its mathematics): at 1, 2 and 5 of a few powers of ten, or at 1."""
+    """Ticks at powers of ten, where there are few also at 2 and 5 times them, written by ``text``."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = axis.get_view_interval()

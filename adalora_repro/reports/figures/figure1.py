@@ -6,23 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.models.backbones import MATRIX_ROLES
-from adalora_repro.reports.figures.drawing import (
-    INK,
-    SERIES,
-    SYMBOLS,
-    Figure,
-    Look,
-    Panel,
-    Records,
-    cell_notes,
-    cells_of,
-    flag,
-    gid,
-    lr_of,
-    report_of,
-    scope_of,
-    shown_runs,
-)
+from adalora_repro.reports.figures import drawing
 from adalora_repro.reports.notes import CAVEATS
 from adalora_repro.reports.spec import Scope, scope_words
 from adalora_repro.reports.tables.table1 import SPEC
@@ -41,45 +25,43 @@ PAPER_SAYS = (
 PANELS = {"method.targets": "one kind of matrix", "method.layers": "all matrices of some layers"}
 
 
-def figure(found: Records, scope: Scope, task: str = "mnli") -> Figure:
+def figure(found: drawing.Records, scope: Scope, task: str = "mnli") -> drawing.Figure:
     """One point for each choice of matrices that has finished runs, by the rule of the tables."""
     import pandas as pd
 
-    runs = shown_runs(found, scope)
+    runs = drawing.shown_runs(found, scope)
     runs = runs[(runs.method == "lora") & (runs.task == task)]
     narrowed = [narrowing(run.record.settings) for run in runs.run]
     runs = runs.assign(panel=[panel for panel, _ in narrowed], choice=[choice for _, choice in narrowed])
     runs = runs[runs.panel != ""]
-    points = cells_of(runs).merge(runs[["record", "panel", "choice"]], on="record")
+    points = drawing.cells_of(runs).merge(runs[["record", "panel", "choice"]], on="record")
     points = points.sort_values(["panel", "choice"], key=lambda column: column.map(order)).reset_index(drop=True)
-    notes = [PAPER_SAYS, *cell_notes(runs)]
+    notes = [PAPER_SAYS, *drawing.cell_notes(runs)]
     if points.params.max() > 1.02 * points.params.min():
         notes.append("The numbers of parameters differ by more than 2%: they are not at one budget.")
     heading = next(column.heading for column in SPEC.columns if column.task == task)
     table = pd.DataFrame(
         [
-            {
-                "choice": "layers " * (cell.panel == "method.layers") + cell.choice,
-                "# params": count_text(int(cell.params)) if cell.params == cell.params else "?",
-                cell.metric: fixed(cell.score) + flag(cell.degenerate),
-                "± sd": fixed(None if cell.sd != cell.sd else cell.sd),
-                "seeds": cell.seeds,
-                "lr": lr_of(cell),
-            }
+            drawing.texts_of(
+                cell,
+                choice="layers " * (cell.panel == "method.layers") + cell.choice,
+                params=count_text(cell.params) if cell.params == cell.params else "?",
+                metric=cell.metric,
+            )
             for cell in points.itertuples()
         ]
     )
     where = f"{heading}, backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}"
     empty = points.empty
-    return Figure(
+    return drawing.Figure(
         "figure1",
         TITLE,
         f"{where}{': no record yet' if empty else ''}.{'' if empty else CAVEATS.get(scope.data, '')}",
         points,
         table,
         tuple(
-            Panel(title, lambda axes, name=name, look=Look(name, colour): draw(axes, points, name, look, heading))
-            for (name, title), colour in zip(PANELS.items(), SERIES, strict=False)
+            panel(points, name, colour, heading)
+            for name, colour in zip(PANELS, drawing.SERIES, strict=False)
             if name in set(points.panel)
         ),
         notes=tuple(notes),
@@ -105,16 +87,19 @@ def order(text: str) -> tuple[bool, tuple[int, ...]]:
     return text == "method.layers", tuple(places)
 
 
-def draw(axes: Axes, points: pd.DataFrame, name: str, look: Look, heading: str) -> None:
+def panel(points: pd.DataFrame, name: str, colour: str, heading: str) -> drawing.Panel:
+    look = drawing.Look(name, colour)
+    return drawing.Panel(PANELS[name], lambda axes: draw(axes, points, name, look, heading))
+
+
+def draw(axes: Axes, points: pd.DataFrame, name: str, look: drawing.Look, heading: str) -> None:
     """Points, each with its standard deviation: the axis does not begin at zero, where bars would have to."""
     chosen = points[points.panel == name]
     for x, (i, cell) in enumerate(chosen.iterrows()):
-        axes.plot(x, cell.score, gid=gid(i), **look.point)
-        axes.errorbar(x, cell.score, cell.sd, color=look.colour)
-        axes.annotate(fixed(cell.score), (x, cell.score), (7, 0), textcoords="offset points", va="center", color=INK)
-    names = [", ".join(SYMBOLS.get(part, clean(part)) for part in choice.split(", ")) for choice in chosen.choice]
-    axes.set_xticks(range(len(names)), names)
-    axes.set_xlim(-0.5, len(names) - 0.2)
+        drawing.draw_cell(axes, x, i, cell, look)
+        axes.annotate(fixed(cell.score), (x, cell.score), (7, 0), textcoords="offset points", va="center")
+    axes.set_xticks(range(len(chosen)), [symbols(choice) for choice in chosen.choice])
+    axes.set_xlim(-0.5, len(chosen) - 0.2)
     spread = points.sd.fillna(0)
     low, high = (points.score - spread).min(), (points.score + spread).max()
     room = 0.1 * ((high - low) or 1.0)
@@ -123,8 +108,13 @@ def draw(axes: Axes, points: pd.DataFrame, name: str, look: Look, heading: str) 
     axes.set_ylabel(f"{heading}, {chosen.metric.iloc[0]} (%)")
 
 
-def compile_figure(found: Records, args: argparse.Namespace) -> Figure:
-    return figure(found, scope_of(found, args, SPEC.backbone), args.task)
+def symbols(choice: str) -> str:
+    """The paper's names of matrices; layers as they are."""
+    return ", ".join(drawing.SYMBOLS.get(part, clean(part)) for part in choice.split(", "))
+
+
+def compile_figure(found: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
+    return figure(found, drawing.scope_of(found, args), args.task)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,4 +122,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=tasks, default="mnli", help="the paper's: %(default)s")
 
 
-REPORT = report_of("figure1", TITLE, compile_figure, figure, add_arguments)
+REPORT = drawing.report_of("figure1", TITLE, figure, compile_figure, add_arguments)

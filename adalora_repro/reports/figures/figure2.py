@@ -8,28 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adalora_repro.reports.figures.drawing import (
-    Figure,
-    Look,
-    Panel,
-    Records,
-    cell_notes,
-    cells_of,
-    flag,
-    gid,
-    looks,
-    lr_of,
-    plain_log_axis,
-    report_of,
-    scope_of,
-    shown_runs,
-)
+from adalora_repro.reports.figures import drawing
 from adalora_repro.reports.notes import CAVEATS
 from adalora_repro.reports.spec import Scope, Spec, command, paper_rows
 from adalora_repro.reports.tables.table1 import SPEC as GLUE
 from adalora_repro.reports.tables.table2 import SPEC as SQUAD
 from adalora_repro.reports.tables.table3 import SPEC as SUMMARIES
-from adalora_repro.reports.text import fixed, signed
+from adalora_repro.reports.text import signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,38 +53,41 @@ TASKS = (
 )
 
 
-def figure(found: Records, scopes: Sequence[tuple[Task, Scope]]) -> Figure:
+def figure(found: drawing.Records, scopes: Sequence[tuple[Task, Scope]]) -> drawing.Figure:
     """The paper's points and ours of each task, ours in its scope."""
     import pandas as pd
 
     parts, notes, gaps = [], [], []
     for task, scope in scopes:
-        runs = shown_runs([(path, record) for path, record in found if record.key["task"] == task.task], scope)
+        runs = drawing.shown_runs([(path, record) for path, record in found if record.key["task"] == task.task], scope)
         named = runs.budget.map(lambda budget, task=task: share_named(budget, task.spec)).astype(float)
         runs = runs[runs.method.isin(METHODS) & named.notna()].assign(named=named)
         runs["params.share"] = runs["params.share"].fillna(runs.named)
-        ours, paper = cells_of(runs).assign(of="ours", panel=task.title), paper_points(task)
+        ours, paper = drawing.cells_of(runs).assign(of="ours", panel=task.title), paper_points(task)
         parts += [paper, ours]
-        notes += cell_notes(runs)
+        notes += drawing.cell_notes(runs)
         gaps += missing(task, scope, ours)
     points = pd.concat([part for part in parts if len(part)], ignore_index=True)[POINTS]
     points = points.sort_values(["panel", "method", "share", "budget", "of"], ignore_index=True)
     where = "; ".join(f"{t.title} {s.backbone}, data {s.data}, protocol {s.protocol}" for t, s in scopes)
-    with_runs = {panel for panel in points[points.of == "ours"].panel}
+    with_runs = set(points[points.of == "ours"].panel)
     caveats = dict.fromkeys(CAVEATS.get(scope.data, "") for task, scope in scopes if task.title in with_runs)
-    style = looks(METHODS, METHODS)
+    style = drawing.looks(METHODS, METHODS)
     legend = {
         (method, of): replace(style[method], label=f"{METHODS[method]}, {of}", line=line, filled=of == "ours")
         for method in METHODS
         for of, line in (("ours", "-"), ("paper", "--"))
     }
-    return Figure(
+    return drawing.Figure(
         "figure2",
         TITLE,
         f"{where}.{''.join(caveats)}",
         points,
         table_of(points),
-        tuple(Panel(t.title, lambda axes, t=t: draw(axes, points[points.panel == t.title], legend)) for t, _ in scopes),
+        tuple(
+            drawing.Panel(t.title, lambda axes, t=t: draw(axes, points[points.panel == t.title], legend))
+            for t, _ in scopes
+        ),
         tuple(legend.values()),
         (*NOTES, *dict.fromkeys(notes)),
         tuple(gaps),
@@ -137,7 +125,7 @@ def table_of(points: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     lines: dict[tuple[str, str, str], dict[str, Any]] = {}
-    empty = dict.fromkeys(("share", "ours", "± sd", "seeds", "lr", "paper", "difference"), "")
+    empty = dict.fromkeys(("share", "score", "± sd", "seeds", "lr", "paper", "difference"), "")
     for cell in points.itertuples():
         start = {"task": cell.task, "method": METHODS[cell.method], "budget": cell.budget}
         line = lines.setdefault((cell.task, cell.method, cell.budget), start | empty | {"scores": {}})
@@ -145,8 +133,7 @@ def table_of(points: pd.DataFrame) -> pd.DataFrame:
         if cell.of == "paper":
             line["paper"] = cell.printed
         else:
-            line |= {"share": f"{cell.share:.3f}%", "ours": fixed(cell.score) + flag(cell.degenerate)}
-            line |= {"± sd": fixed(None if cell.sd != cell.sd else cell.sd), "seeds": cell.seeds, "lr": lr_of(cell)}
+            line |= drawing.texts_of(cell, share=f"{cell.share:.3f}%")
     for line in lines.values():
         scores = line.pop("scores")
         line["difference"] = signed(scores["ours"] - scores["paper"]) if len(scores) == 2 else ""
@@ -162,32 +149,31 @@ def missing(task: Task, scope: Scope, ours: pd.DataFrame) -> list[str]:
     return [command([task.task], methods, list(dict.fromkeys(b for _, b in gaps)), scope)] if gaps else []
 
 
-def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], Look]) -> None:
+def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], drawing.Look]) -> None:
     """Ours filled with a bar of one standard deviation, the paper's hollow and dashed."""
     for (method, of), look in legend.items():
         cells = points[(points.method == method) & (points.of == of)]
         axes.plot(cells.share, cells.score, **look.style)
         for i, cell in cells.iterrows():
-            axes.errorbar(cell.share, cell.score, cell.sd, color=look.colour)
-            axes.plot(cell.share, cell.score, gid=gid(i), **look.point)
+            drawing.draw_cell(axes, cell.share, i, cell, look)
     axes.set_xscale("log")
-    plain_log_axis(axes.xaxis, lambda share: f"{share:g}%")
+    drawing.plain_log_axis(axes.xaxis, lambda share: f"{share:g}%")
     axes.grid(axis="y")
     axes.set_xlabel("trainable parameters, share of the backbone")
 
 
-def compile_figure(found: Records, args: argparse.Namespace) -> Figure:
+def compile_figure(found: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
     def scope(task: Task) -> Scope:
-        return scope_of(
+        return drawing.scope_of(
             [(p, record) for p, record in found if record.key["task"] == task.task], args, task.spec.backbone
         )
 
     return figure(found, [(task, scope(task)) for task in TASKS])
 
 
-def section(found: Records, scope: Scope) -> Figure | None:
+def section(found: drawing.Records, scope: Scope) -> drawing.Figure | None:
     """Only panels with a run of ours: the others would show the paper alone."""
-    runs = shown_runs(found, scope)
+    runs = drawing.shown_runs(found, scope)
     ours = runs[runs.method.isin(METHODS)]
     tasks = [
         task
@@ -197,4 +183,4 @@ def section(found: Records, scope: Scope) -> Figure | None:
     return figure(found, [(task, scope) for task in tasks]) if tasks else None
 
 
-REPORT = report_of("figure2", TITLE, compile_figure, section)
+REPORT = drawing.report_of("figure2", TITLE, section, compile_figure)

@@ -12,22 +12,7 @@ from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
 from adalora_repro.models.backbones import MATRIX_ROLES
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.cells import in_scope
-from adalora_repro.reports.figures.drawing import (
-    INK,
-    SERIES,
-    SYMBOLS,
-    Figure,
-    Panel,
-    Records,
-    add_runs,
-    gid,
-    label,
-    matrices,
-    named_runs,
-    newest,
-    report_of,
-)
+from adalora_repro.reports.figures import drawing
 from adalora_repro.reports.spec import Scope
 
 if TYPE_CHECKING:
@@ -52,8 +37,8 @@ def site(name: str) -> tuple[str, int, str]:
         InputError: the name is none of a matrix.
     """
     match = SITE.fullmatch(name)
-    if match is None or match[3] not in SYMBOLS:
-        raise InputError(f"'{name}' names no matrix; STACK.LAYER.ROLE with a role of {', '.join(SYMBOLS)}")
+    if match is None or match[3] not in drawing.SYMBOLS:
+        raise InputError(f"'{name}' names no matrix; STACK.LAYER.ROLE with a role of {', '.join(drawing.SYMBOLS)}")
     return match[1], int(match[2]), match[3]
 
 
@@ -61,34 +46,32 @@ def points_of(runs: Sequence[Run]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [
-        (label(run), name, *site(name), (run.record.rank_pattern or {})[name], str(run.path))
+        (drawing.label(run), name, *site(name), (run.record.rank_pattern or {})[name], str(run.path))
         for run in runs
-        for name in matrices(run)
+        for name in drawing.matrices(run)
     ]
     return pd.DataFrame(rows, columns=POINTS)
 
 
-def figure(runs: Sequence[Run]) -> Figure:
+def figure(runs: Sequence[Run]) -> drawing.Figure:
     points = points_of(runs)
     most = int(points["rank"].max()) if len(points) else 0
     order = list(MATRIX_ROLES)
-    table = points.assign(matrix=points.role.map(SYMBOLS), place=points.role.map(order.index)).pivot_table(
+    table = points.assign(matrix=points.role.map(drawing.SYMBOLS), place=points.role.map(order.index)).pivot_table(
         index=["record", "run", "stack", "place", "matrix"], columns="layer", values="rank", sort=False, observed=True
     )
     table = (
         table.map(lambda rank: "" if rank != rank else f"{rank:.0f}").reset_index().drop(columns=["record", "place"])
     )
     both = points["stack"].nunique() > 1
-    panels = [
-        Panel(
-            textwrap.fill(f"{run}{f', {stack}' * both}", 44),
-            lambda axes, cells=cells: draw(axes, cells, most),
-            (0.3 * (cells.layer.max() + 1) + 1.1, 0.26 * cells.role.nunique() + 0.85),
-        )
-        for (_, run, stack), cells in points.groupby(["record", "run", "stack"], sort=False)
-    ]
+    panels = []
+    for (_, run, stack), cells in points.groupby(["record", "run", "stack"], sort=False):
+        width = 0.3 * (cells.layer.max() + 1) + 1.1
+        title = textwrap.fill(f"{run}{f', {stack}' * both}", round(9 * width))
+        size = (width, 0.26 * cells.role.nunique() + 0.65 + 0.2 * (1 + title.count("\n")))
+        panels.append(drawing.Panel(title, lambda axes, cells=cells: draw(axes, cells, most), size))
     said = "; ".join(budget_text(run) for run in runs)
-    return Figure(
+    return drawing.Figure(
         "figure3",
         TITLE,
         f"{said}. The stronger the colour, the higher the rank, up to {most}."
@@ -105,7 +88,7 @@ def figure(runs: Sequence[Run]) -> Figure:
 def budget_text(run: Run) -> str:
     budget = run.record.budget or {}
     counts = ", ".join(f"{name} {budget[name]}" for name in ("n", "b_0", "b_T") if budget.get(name) is not None)
-    return f"{label(run)}, {run.key['backbone']}{f' ({counts})' if counts else ''}"
+    return f"{drawing.label(run)}, {run.key['backbone']}{f' ({counts})' if counts else ''}"
 
 
 def draw(axes: Axes, cells: pd.DataFrame, most: int) -> None:
@@ -116,24 +99,26 @@ def draw(axes: Axes, cells: pd.DataFrame, most: int) -> None:
     for i, cell in cells.iterrows():
         x, y, rank = cell.layer, roles.index(cell.role), cell["rank"]
         shade = 0.03 + 0.62 * rank / most if most else 0.0
-        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=SERIES[0], alpha=shade, linewidth=0, gid=gid(i)))
-        axes.text(x, y, str(rank), ha="center", va="center", fontsize=7, color=INK)
+        axes.add_patch(
+            Rectangle((x - 0.5, y - 0.5), 1, 1, color=drawing.SERIES[0], alpha=shade, linewidth=0, gid=drawing.gid(i))
+        )
+        axes.text(x, y, str(rank), ha="center", va="center", fontsize=7, color=drawing.INK)
     layers = cells.layer.max() + 1
     axes.set(xlim=(-0.5, layers - 0.5), ylim=(-0.5, len(roles) - 0.5), aspect="equal", xlabel="layer")
     axes.set_xticks(range(layers))
-    axes.set_yticks(range(len(roles)), [SYMBOLS[role] for role in roles])
+    axes.set_yticks(range(len(roles)), [drawing.SYMBOLS[role] for role in roles])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
-def compile_figure(found: Records, args: argparse.Namespace) -> Figure:
-    return figure(named_runs(found, args))
+def compile_figure(found: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
+    return figure(drawing.named_runs(found, args))
 
 
-def section(found: Records, scope: Scope) -> Figure:
-    """The newest run of each task; one foreign record does not keep the others from the page."""
+def section(found: drawing.Records, scope: Scope) -> drawing.Figure:
+    """Of each task the newest AdaLoRA run that the tables show; a foreign record does not keep others from the page."""
     by_task: dict[str, Run] = {}
-    for run in newest([(path, record) for path, record in found if in_scope(record, scope)]):
+    for run in drawing.newest_shown(found, scope):
         if run.key["method"] == PROPOSED and drawable(run):
             by_task.setdefault(run.key["task"], run)
     return figure(list(by_task.values())[:SHOWN])
@@ -146,4 +131,4 @@ def drawable(run: Run) -> bool:
         return False
 
 
-REPORT = report_of("figure3", TITLE, compile_figure, section, add_runs)
+REPORT = drawing.report_of("figure3", TITLE, section, compile_figure, drawing.add_runs)

@@ -10,24 +10,8 @@ from typing import TYPE_CHECKING
 from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.cells import in_scope
 from adalora_repro.reports.curves import evenly, orthogonality
-from adalora_repro.reports.figures.drawing import (
-    SERIES,
-    Figure,
-    Look,
-    Panel,
-    Records,
-    add_runs,
-    gid,
-    label,
-    matrices,
-    named_runs,
-    newest,
-    plain_log_axis,
-    power,
-    report_of,
-)
+from adalora_repro.reports.figures import drawing
 from adalora_repro.reports.spec import Scope
 
 if TYPE_CHECKING:
@@ -39,7 +23,10 @@ PAPER_SAYS = (
     "The paper's Figure 4 (SST-2, γ = 0.1) is drawn without numbers. Its text says that both norms fall to about 0.001 "
     "early in training."
 )
-NORMS = {"P": Look("‖PᵀP − I‖²", SERIES[0], "o"), "Q": Look("‖QQᵀ − I‖²", SERIES[1], "s")}
+NORMS = {
+    "P": drawing.Look("‖PᵀP − I‖²", drawing.SERIES[0], "o"),
+    "Q": drawing.Look("‖QQᵀ − I‖²", drawing.SERIES[1], "s"),
+}
 ROLES = ("attn_out", "ffn_out")  # the paper's Wo and Wf2
 FILL = "adalora-run task=sst2 method=adalora budget=0.3M"
 LINES = ("-", "--", ":", "-.")
@@ -53,7 +40,7 @@ def chosen_matrices(run: Run, asked: Sequence[str]) -> list[str]:
     Raises:
         InputError: the run has no such matrix.
     """
-    names = matrices(run)
+    names = drawing.matrices(run)
     if not asked:
         layer = names[0].rpartition(".")[0]
         return [name for name in names if name in {f"{layer}.{role}" for role in ROLES}] or names[:1]
@@ -74,11 +61,11 @@ def points_of(runs: Sequence[Run], asked: Sequence[str] = ()) -> pd.DataFrame:
 
     points = pd.DataFrame(
         [
-            (str(run.path), label(run), name, norm, step, value)
+            (str(run.path), drawing.label(run), name, norm, step, value)
             for run in runs
             for name in chosen_matrices(run, asked)
             for norm in NORMS
-            for step, value in orthogonality(run.path.parent, norm, matrices(run).index(name))
+            for step, value in orthogonality(run.path.parent, norm, drawing.matrices(run).index(name))
             if value > 0
         ],
         columns=[*CURVE, "step", "value"],
@@ -89,13 +76,13 @@ def points_of(runs: Sequence[Run], asked: Sequence[str] = ()) -> pd.DataFrame:
     return points
 
 
-def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> Figure:
+def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> drawing.Figure:
     points = points_of(runs, asked)
     records = list(dict.fromkeys(points.record))
     legend = {
         (record, norm): replace(
             look,
-            label=f"{look.label}, {label(run)}" if len(runs) > 1 else look.label,
+            label=f"{look.label}, {drawing.label(run)}" if len(runs) > 1 else look.label,
             line=LINES[records.index(record) % len(LINES)],
         )
         for run in runs
@@ -107,16 +94,16 @@ def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> Figure:
     table = table.join(curves.agg(**{"last step": ("step", "last"), "last": ("value", "last")}))
     table = table.join(curves.agg(smallest=("value", "min"))).reset_index().drop(columns="record")
     table = table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else str(value))
-    return Figure(
+    return drawing.Figure(
         "figure4",
         TITLE,
-        "; ".join(f"{label(run)}, {run.key['backbone']}" for run in runs) + "."
+        "; ".join(f"{drawing.label(run)}, {run.key['backbone']}" for run in runs) + "."
         if runs
         else "No finished AdaLoRA run yet.",
         points,
         table.assign(norm=[NORMS[norm].label for norm in table.norm]),
         tuple(
-            Panel(matrix, lambda axes, cells=cells: draw(axes, cells, legend))
+            drawing.Panel(matrix, lambda axes, cells=cells: draw(axes, cells, legend))
             for matrix, cells in points.groupby("matrix", sort=False)
         ),
         tuple(legend.values()),
@@ -125,26 +112,26 @@ def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> Figure:
     )
 
 
-def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], Look]) -> None:
+def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], drawing.Look]) -> None:
     """A colour for P and for Q, a dash for each run."""
     for (record, norm), curve in points.groupby(["record", "norm"], sort=False):
         look = legend[record, norm]
         axes.plot(curve.step, curve.value, **look.style)
         for i in evenly(list(curve.index), MARKED):
-            axes.plot(curve.step[i], curve.value[i], gid=gid(i), markersize=3, **look.point)
+            axes.plot(curve.step[i], curve.value[i], gid=drawing.gid(i), markersize=3, **look.point)
     axes.set_yscale("log")
-    plain_log_axis(axes.yaxis, power)
+    drawing.plain_log_axis(axes.yaxis, drawing.power)
     axes.grid(axis="y")
     axes.set_xlabel("step")
 
 
-def compile_figure(found: Records, args: argparse.Namespace) -> Figure:
-    return figure(named_runs(found, args), args.matrix or ())
+def compile_figure(found: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
+    return figure(drawing.named_runs(found, args), args.matrix or ())
 
 
-def section(found: Records, scope: Scope) -> Figure | None:
-    """The newest run that logged the two norms and, of the same task, the newest with another γ."""
-    runs = [run for run in newest([(path, record) for path, record in found if in_scope(record, scope)]) if logged(run)]
+def section(found: drawing.Records, scope: Scope) -> drawing.Figure | None:
+    """The newest AdaLoRA run that the tables show and, of the same task, the newest with another γ."""
+    runs = [run for run in drawing.newest_shown(found, scope) if logged(run)]
     first = next((run for run in runs if run.key["method"] == PROPOSED), None)
     if first is None:
         return None
@@ -164,7 +151,7 @@ def gamma(run: Run) -> object:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_runs(parser)
+    drawing.add_runs(parser)
     parser.add_argument(
         "--matrix",
         action="append",
@@ -173,4 +160,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-REPORT = report_of("figure4", TITLE, compile_figure, section, add_arguments)
+REPORT = drawing.report_of("figure4", TITLE, section, compile_figure, add_arguments)
