@@ -31,7 +31,7 @@ from adalora_repro.reports.spec import Request, paper_rows
 from adalora_repro.reports.tables import table15
 from adalora_repro.training import cost, runner
 
-ROOT = Path(planning.__file__).parents[1]
+ROOT = Path(planning.__file__).parents[2]
 
 
 def pair(ours: float, theirs: float, phase: str | None = "pruning") -> dict[str, Any]:

@@ -40,7 +40,7 @@ from adalora_repro.records.run_record import (
 )
 from adalora_repro.reports import page as page_report
 
-ROOT = Path(report.__file__).parents[1]
+ROOT = Path(report.__file__).parents[2]
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -612,7 +612,7 @@ def test_a_record_that_a_report_cannot_stand_is_named_and_the_rest_is_shown(
         out, err = capsys.readouterr()
         assert re.search(rf"^adalora-report: skipped: {bad}: TypeError: thirteen \(\S+:\d+\)$", err, re.MULTILINE), name
         assert "could not be made" not in err, name
-        assert name == "status" or "25.00" in (page.read_text(encoding="utf-8") if name == "html" else out)
+        assert name == "status" or "25.0" in (page.read_text(encoding="utf-8") if name == "html" else out)
 
 
 def test_a_section_that_cannot_be_made_is_named_and_the_rest_is_shown(
@@ -625,8 +625,7 @@ def test_a_section_that_cannot_be_made_is_named_and_the_rest_is_shown(
     monkeypatch.setattr(page_report, "compile_table", broken)
     assert report.main(["html", "--results", str(tmp_path / "results")]) == EXIT_OK
     err = capsys.readouterr().err
-    assert "skipped: Table 1" in err
-    assert "could not be made: KeyError: 'x' (" in err
+    assert re.search(r"skipped: .*Table 1.* could not be made: KeyError: 'x' \(", err)
     assert (tmp_path / "results" / "report.html").stat().st_size > 0
 
 

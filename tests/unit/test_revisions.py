@@ -20,7 +20,7 @@ from adalora_repro.reports.tables.table1 import SPEC
 
 pytestmark = pytest.mark.usefixtures("hydra")
 
-ROOT = Path(planning.__file__).parents[1]
+ROOT = Path(planning.__file__).parents[2]
 
 
 def test_the_published_record_of_the_earlier_pfeiffer_does_not_count() -> None:
