@@ -15,7 +15,7 @@ from adalora_repro.records.selection import Run, metrics_of, run_of
 from adalora_repro.reports.predictions import Examples, read_examples
 from adalora_repro.reports.significance import MEASURES, RESAMPLES, NoTest, bootstrap, mcnemar, same_examples
 from adalora_repro.reports.spec import CHECKPOINTS, Report, Request
-from adalora_repro.reports.text import aligned, fixed, lr_text, plural, signed
+from adalora_repro.reports.text import fixed, lr_text, piped, plural, signed
 from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def compare(first: str, second: str, select: str) -> str:
     for name in (name for name in a.held_out if name in b.held_out):
         rows.append([f"{name}, held-out split", "not tested", *figures(a.held_out[name], b.held_out[name]), "", ""])
     lines = [f"{letter}: {described(run)}" for letter, run in zip("AB", runs, strict=True)]
-    lines += [f"checkpoint {select}; metrics in percent", "", *aligned(rows, "pipe"), "", *AFTER.splitlines()]
+    lines += [f"checkpoint {select}; metrics in percent", "", *piped(rows), "", *AFTER.splitlines()]
     return "".join(f"{clean(line)}\n" for line in lines)
 
 

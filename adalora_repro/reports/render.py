@@ -24,7 +24,7 @@ from adalora_repro.reports.notes import (
     notes_of,
     warnings_of,
 )
-from adalora_repro.reports.text import NONE, aligned, extent, fixed, signed
+from adalora_repro.reports.text import NONE, aligned, extent, fixed, piped, signed
 from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Sheet:
         frame: one row a line; the first column names it.
         group: of each line; a rule separates groups.
         warnings: what a terminal shows even without ``--notes``; ``notes`` are all of them.
-        names: how many first columns name a line; they are repeated where a table in text is too wide and goes on below.
+        names: how many first columns name a line; where a table in text is too wide, they are repeated below.
     """
 
     name: str
@@ -196,19 +196,20 @@ def render_sheet(sheet: Sheet, form: str, notes: bool = False) -> str:
 def to_text(sheet: Sheet, notes: bool = False) -> str:
     """At most ``WIDE`` columns wide; columns for which there is no room follow below."""
     width = min(WIDE, max(NARROW, shutil.get_terminal_size((WIDE, 24)).columns))
-    lines = [*wrapped(sheet.caption, width), ""]
+    parts = [wrapped(sheet.caption, width)]
     for names in bands(sheet, width) if len(sheet.frame) else []:
         part = sheet.frame[names]
-        lines += [*aligned([list(part.columns), *part.values.tolist()], "simple"), ""]
-    for note in sheet.notes if notes else sheet.warnings:
-        lines += wrapped(f"- {note}", width, "  ")
+        parts.append(aligned([list(part.columns), *part.values.tolist()], rule=True))
+    shown_notes = sheet.notes if notes else sheet.warnings
+    parts.append([line for note in shown_notes for line in wrapped(f"- {note}", width, "  ")])
     if sheet.commands:
         shown = sheet.commands if notes else sheet.commands[:1]
         more = len(sheet.commands) - len(shown)
-        lines += ["", *wrapped(f"{fill_title(shown)}{f'; --notes shows {more} more' * bool(more)}:", width)]
-        lines += [f"  {clean(line)}" for line in shown]
-    lines += [] if notes else ["", "--notes: what the figures are, the rule of a cell, tests, settings, all commands."]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+        title = f"{fill_title(shown)}{f'; --notes shows {more} more' * bool(more)}:"
+        parts.append([*wrapped(title, width), *(f"  {clean(line)}" for line in shown)])
+    if not notes:
+        parts.append(["--notes: what the figures are, the rule of a cell, tests, settings, commands."])
+    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
 def wrapped(text: str, width: int, indent: str = "") -> list[str]:
@@ -238,7 +239,7 @@ def escape_markdown(text: str) -> str:
 
 def to_markdown(sheet: Sheet) -> str:
     rows = [list(sheet.frame.columns), *sheet.frame.values.tolist()]
-    lines = [escape_markdown(sheet.caption), "", *aligned(rows, "pipe"), ""]
+    lines = [escape_markdown(sheet.caption), "", *piped(rows), ""]
     lines += [f"- {escape_markdown(note)}" for note in sheet.notes]
     if sheet.commands:
         commands = [clean(line) for line in sheet.commands]

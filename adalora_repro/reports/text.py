@@ -75,10 +75,17 @@ def seed_phrase(runs: Iterable[Run]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {seeds_text(seeds)}"
 
 
-def aligned(rows: Sequence[Sequence[str]], style: str = "plain") -> list[str]:
-    """A table of plain text, its first row the heading; styles are those of tabulate."""
+def aligned(rows: Sequence[Sequence[str]], rule: bool = False) -> list[str]:
+    """The lines of a table of plain text, its first row the heading, below it a ``rule``."""
     from tabulate import tabulate
 
-    if style == "plain":
-        return [line.rstrip() for line in tabulate(rows, tablefmt=style, disable_numparse=True).splitlines()]
-    return tabulate(rows[1:], rows[0], tablefmt=style, disable_numparse=True).splitlines()
+    text = tabulate(rows, tablefmt="plain", disable_numparse=True, preserve_whitespace=True)
+    lines = [line.rstrip() for line in text.splitlines()]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]] if rule and lines else lines
+
+
+def piped(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in markdown, its first row the heading."""
+    from tabulate import tabulate
+
+    return tabulate(rows[1:], rows[0], tablefmt="pipe", disable_numparse=True).splitlines()

@@ -21,7 +21,7 @@ from adalora_repro.cli import run
 from adalora_repro.config import plan as planning
 from adalora_repro.config.schema import resource
 from adalora_repro.errors import InputError
-from adalora_repro.reports.base import paper_rows
+from adalora_repro.reports.spec import paper_rows
 from adalora_repro.reports.tables import table15
 
 SWEEPS = sorted(resource("sweeps").glob("*.yaml"))

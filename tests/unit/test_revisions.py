@@ -14,12 +14,13 @@ from adalora_repro.config import plan as planning
 from adalora_repro.errors import EXIT_OK
 from adalora_repro.records import run_record
 from adalora_repro.records.revisions import CORRECTED, SETTING, outdated, present
-from adalora_repro.reports.base import Scope, compile_table
+from adalora_repro.reports.cells import compile_table
+from adalora_repro.reports.spec import Scope
 from adalora_repro.reports.tables.table1 import SPEC
 
 pytestmark = pytest.mark.usefixtures("hydra")
 
-ROOT = Path(planning.__file__).parents[1]
+ROOT = Path(planning.__file__).parents[2]
 
 
 def test_the_published_record_of_the_earlier_pfeiffer_does_not_count() -> None:
