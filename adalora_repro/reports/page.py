@@ -72,7 +72,8 @@ def make(request: Request) -> tuple[str, list[str]]:
     common = []
     for report in reports:
         if report.common:
-            html, more = attempt(report.title, partial(report.common, request.results), ("", []), refused)
+            nothing: tuple[str, list[str]] = "", []
+            html, more = attempt(report.title, partial(report.common, request.results), nothing, refused)
             refused += more
             common += [section(report, html)] if html else []
     refused = list(dict.fromkeys(refused))
@@ -164,15 +165,15 @@ def part(
     name_of_scope = f"{scope.backbone}, {scope.data} data, protocol {scope.protocol}"
 
     def attempted(title: str, make_part: Callable[[Records], Any]) -> Any:
-        made, faulty = attempt(
-            f"{title}, {name_of_scope}", partial(without_faulty, make_part, found), (None, []), refused
-        )
+        nothing: tuple[Any, list[str]] = None, []
+        making = partial(without_faulty, make_part, found)
+        made, faulty = attempt(f"{title}, {name_of_scope}", making, nothing, refused)
         refused.extend(faulty)
         return made
 
     tables = []
     for spec in specs:
-        table = attempted(spec.title, lambda found, spec=spec: with_marks(compile_table(spec, found, scope)))
+        table = attempted(spec.title, partial(marked_table, spec, scope))
         if table is not None:
             refused.extend(table.refused)
             tables.append(table)
@@ -190,6 +191,10 @@ def part(
         "tables": [table_values(table) for table in tables],
         "figures": list(sections.values()),
     }
+
+
+def marked_table(spec: Spec, scope: Scope, found: Records) -> Table:
+    return with_marks(compile_table(spec, found, scope))
 
 
 def section_of(report: Report, scope: Scope, found: Records) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from adalora_repro.records.selection import percent
 from adalora_repro.reports.curves import budgets, evaluations, evenly, losses
@@ -28,7 +29,7 @@ def points_of(runs: pd.DataFrame) -> pd.DataFrame:
     for row in runs.itertuples():
         folder = row.run.path.parent
         scale = percent(row.run.record)
-        quantities = {
+        quantities: dict[str, list[Any]] = {
             SCORE: [(step, scale * value) for step, value in evaluations(folder, row.metric)],
             LOSS: losses(folder, THIN),
             BUDGET: evenly(budgets(folder), THIN),
@@ -65,8 +66,8 @@ def figure(found: drawing.Records, scope: Scope) -> drawing.Figure:
         points,
         table,
         tuple(
-            drawing.Panel(f"{task}: {quantity}", lambda axes, cells=cells: draw(axes, cells, style))
-            for (quantity, task), cells in points.groupby(["quantity", "task"], sort=False, observed=True)
+            drawing.Panel(f"{task}: {quantity}", partial(draw, points=cells, style=style))
+            for (quantity, task), cells in drawing.groups(points, ["quantity", "task"])
         ),
         tuple(style[method] for method in style if method in set(points.method)),
         commands=() if len(points) else ("adalora-run task=cola method=adalora",),
@@ -75,7 +76,7 @@ def figure(found: drawing.Records, scope: Scope) -> drawing.Figure:
 
 def draw(axes: Axes, points: pd.DataFrame, style: dict[str, drawing.Look]) -> None:
     scores = points.quantity.iloc[0] == SCORE
-    for (method, _), curve in points.groupby(["method", "budget"], sort=False):
+    for (method, _), curve in drawing.groups(points, ["method", "budget"]):
         look = style[method]
         axes.plot(curve.step, curve.value, linestyle="--" if curve.degenerate.any() else "-", color=look.colour)
         for i in list(curve.index) if scores else []:

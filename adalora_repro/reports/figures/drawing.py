@@ -45,7 +45,7 @@ Records = Sequence[tuple[Path, RunRecord]]
 FORMATS = ("text", "csv", "svg", "png", "pdf")
 INK, MUTED, GRID = "#1d1c1a", "#66625a", "#d9d5cb"
 #: readable on light paper, told apart with the common kinds of colour blindness together with the markers
-SERIES = ("#0072b2", "#b94a09", "#00785a", "#a8437f", "#7a5c00", "#4f5b66")
+SERIES: tuple[str, ...] = ("#0072b2", "#b94a09", "#00785a", "#a8437f", "#7a5c00", "#4f5b66")
 SERIES += ("#6a4fc0", "#8c3b2e", "#0b7285", "#4e6a1a", "#b0175a", "#3d3d9e")
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖"}  # of matplotlib, of a text
 PAPER_METHODS = ("adalora", "lora", "houlsby", "pfeiffer", "bitfit", "full")
@@ -211,7 +211,7 @@ def draw(figure: Figure, panels: Sequence[Panel], form: str, alone: bool = False
     out = io.BytesIO()
     with as_file(files("adalora_repro.reports") / "templates" / "figure.mplstyle") as style:
         settings = matplotlib.rc_params_from_file(style, use_default_template=False)
-    with matplotlib.rc_context(settings):  # type: ignore[arg-type]
+    with matplotlib.rc_context(settings):
         canvas = Canvas(figsize=(columns * width, rows * height), layout="constrained")
         grid = canvas.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(panels) :]:
@@ -369,6 +369,11 @@ def cell_notes(runs: pd.DataFrame) -> list[str]:
     optimistic = int(((cells.lrs_tried > 1) & (cells.chosen_on == "reported")).sum())
     said = f"Optimistic: in {optimistic} of {plural(len(cells), 'cell')} the learning rate was chosen by the reported "
     return [RULE, *([f"{said}scores, because not every run has a held-out split."] if optimistic else [])]
+
+
+def groups(frame: pd.DataFrame, by: str | list[str]) -> Iterable[tuple[Any, pd.DataFrame]]:
+    """Parts of the frame with equal ``by``, in the order in which they come."""
+    return frame.groupby(by, sort=False, observed=True)
 
 
 def texts_of(cell: Any, **before: str) -> dict[str, str]:

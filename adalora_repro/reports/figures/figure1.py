@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.models.backbones import MATRIX_ROLES
@@ -89,7 +90,7 @@ def order(text: str) -> tuple[bool, tuple[int, ...]]:
 
 def panel(points: pd.DataFrame, name: str, colour: str, heading: str) -> drawing.Panel:
     look = drawing.Look(name, colour)
-    return drawing.Panel(PANELS[name], lambda axes: draw(axes, points, name, look, heading))
+    return drawing.Panel(PANELS[name], partial(draw, points=points, name=name, look=look, heading=heading))
 
 
 def draw(axes: Axes, points: pd.DataFrame, name: str, look: drawing.Look, heading: str) -> None:

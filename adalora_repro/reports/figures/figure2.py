@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adalora_repro.reports.figures import drawing
@@ -85,8 +86,8 @@ def figure(found: drawing.Records, scopes: Sequence[tuple[Task, Scope]]) -> draw
         points,
         table_of(points),
         tuple(
-            drawing.Panel(t.title, lambda axes, t=t: draw(axes, points[points.panel == t.title], legend))
-            for t, _ in scopes
+            drawing.Panel(task.title, partial(draw, points=points[points.panel == task.title], legend=legend))
+            for task, _ in scopes
         ),
         tuple(legend.values()),
         (*NOTES, *dict.fromkeys(notes)),
@@ -103,7 +104,14 @@ def paper_points(task: Task) -> pd.DataFrame:
     rows = [row for row in rows if row[0] in METHODS and row[2]]
     points = pd.DataFrame(rows, columns=["method", "budget", "printed"]).reindex(columns=POINTS)
     share = [share_named(budget, task.spec) for budget in points.budget]
-    new = {"panel": task.title, "task": task.task, "of": "paper", "share": share, "seeds": "", "record": ""}
+    new: dict[str, Any] = {
+        "panel": task.title,
+        "task": task.task,
+        "of": "paper",
+        "share": share,
+        "seeds": "",
+        "record": "",
+    }
     return points.assign(**new, score=points.printed.astype(float), degenerate=False)
 
 

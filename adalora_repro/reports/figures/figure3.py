@@ -6,6 +6,7 @@ import argparse
 import re
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from adalora_repro.config.catalog import PROPOSED
@@ -65,11 +66,11 @@ def figure(runs: Sequence[Run]) -> drawing.Figure:
     )
     both = points["stack"].nunique() > 1
     panels = []
-    for (_, run, stack), cells in points.groupby(["record", "run", "stack"], sort=False):
+    for (_, run, stack), cells in drawing.groups(points, ["record", "run", "stack"]):
         width = 0.3 * (cells.layer.max() + 1) + 1.1
         title = textwrap.fill(f"{run}{f', {stack}' * both}", round(9 * width))
         size = (width, 0.26 * cells.role.nunique() + 0.65 + 0.2 * (1 + title.count("\n")))
-        panels.append(drawing.Panel(title, lambda axes, cells=cells: draw(axes, cells, most), size))
+        panels.append(drawing.Panel(title, partial(draw, cells=cells, most=most), size))
     said = "; ".join(budget_text(run) for run in runs)
     return drawing.Figure(
         "figure3",

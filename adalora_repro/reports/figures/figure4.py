@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from adalora_repro.config.catalog import PROPOSED
@@ -103,8 +104,8 @@ def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> drawing.Figure:
         points,
         table.assign(norm=[NORMS[norm].label for norm in table.norm]),
         tuple(
-            drawing.Panel(matrix, lambda axes, cells=cells: draw(axes, cells, legend))
-            for matrix, cells in points.groupby("matrix", sort=False)
+            drawing.Panel(matrix, partial(draw, points=cells, legend=legend))
+            for matrix, cells in drawing.groups(points, "matrix")
         ),
         tuple(legend.values()),
         (PAPER_SAYS,),
@@ -114,7 +115,7 @@ def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> drawing.Figure:
 
 def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], drawing.Look]) -> None:
     """A colour for P and for Q, a dash for each run."""
-    for (record, norm), curve in points.groupby(["record", "norm"], sort=False):
+    for (record, norm), curve in drawing.groups(points, ["record", "norm"]):
         look = legend[record, norm]
         axes.plot(curve.step, curve.value, **look.style)
         for i in evenly(list(curve.index), MARKED):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from adalora_repro.reports.figures import drawing
@@ -46,8 +47,8 @@ def figure(found: drawing.Records, scope: Scope) -> drawing.Figure:
         points,
         table,
         tuple(
-            drawing.Panel(f"{task}: {cells.metric.iloc[0]} (%)", lambda axes, cells=cells: draw(axes, cells, style))
-            for task, cells in points.groupby("task", sort=False)
+            drawing.Panel(f"{task}: {cells.metric.iloc[0]} (%)", partial(draw, cells=cells, style=style))
+            for task, cells in drawing.groups(points, "task")
         ),
         tuple(replace(style[method], line="") for method in style if method in set(points.method)),
         tuple(drawing.cell_notes(runs)),
