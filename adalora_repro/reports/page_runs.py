@@ -20,29 +20,19 @@ from adalora_repro.terminal import clean
 STATUSES = ("ok", *SYMBOLS)
 WORDS = {"ok": "finished"}
 #: settings that a command repeats where they are not null
-REPEATED = [
-    "budget.match",
-    "budget.params",
-    "data.holdout",
-    "eval.max_examples",
-    "optim.weight_decay",
-    "optim.max_grad_norm",
-    "method.r",
-    "method.d",
-    "method.gamma",
-    "method.targets",
-    "method.layers",
-    "method.schedule",
-    "method.alpha",
-    "method.init",
-    "train.epochs",
-    "train.max_steps",
-    "train.batch_size",
-    "train.grad_accumulation",
-    "train.precision",
-    "train.padding",
-    "train.group_by_length",
-]
+REPEATED = (
+    *(
+        "budget.match",
+        "budget.params",
+        "data.holdout",
+        "eval.max_examples",
+        "optim.weight_decay",
+        "optim.max_grad_norm",
+    ),
+    *("method.r", "method.d", "method.gamma", "method.targets", "method.layers", "method.schedule", "method.alpha"),
+    *("method.init", "train.epochs", "train.max_steps", "train.batch_size", "train.grad_accumulation"),
+    *("train.precision", "train.padding", "train.group_by_length", "optim.max_grad_norm"),
+)
 NULLABLE = ("train.eval_steps",)  # null says: at the end of each epoch
 #: a schedule that is scaled with the number of steps makes these from the task's own
 STEPS = ("method.t_i", "method.t_f", "method.delta_t", "optim.warmup_steps")
