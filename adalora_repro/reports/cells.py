@@ -340,98 +340,91 @@ def setting_text(shown: Run, other: Run) -> str:
 
 # --- the frame of figures ---------------------------------------------------------------------------------------------
 
-COMPARISON = ("baseline", "test", "p", "p_holm", "mark", "lrs", "baseline_lrs")
-DETAILS = ("lr", "lrs_tried", "n_lrs_tried", "chosen_on", "held_out_mean", "degenerate_seeds", "total_steps")
-DETAILS += ("max_examples", "variant", "note", "records", "command")
-FULL_COMPARISON = ("full_test", "full_p", "full_p_holm", "full_mark", "full_baseline_lrs")
+COUNTS = ("method", "head", "total", "backbone")
+#: the columns of the CSV, in their order
+FIELDS = [
+    *("table", "backbone", "data", "protocol", "checkpoint", "method", "method_name", "budget", "task", "metric"),
+    *("mean", "sd", "n_seeds", "seeds", "paper", "difference", "best", "best_unequal"),
+    *("baseline", "test", "p", "p_holm", "mark", "lrs", "baseline_lrs"),
+    *("full_test", "full_p", "full_p_holm", "full_mark", "full_baseline_lrs", "params_paper"),
+    *(f"params_{name}_{end}" for name in COUNTS for end in ("min", "max")),
+    *("lr", "lrs_tried", "n_lrs_tried", "chosen_on", "held_out_mean", "degenerate_seeds", "total_steps"),
+    *("max_examples", "variant", "note", "records", "command"),
+]
+INTERNAL = ["place", "second", "values"]
 
 
 def described(table: Table) -> pd.DataFrame:
     """Every figure of every row, also of empty cells, with the paper's number and all that is known of its runs."""
     import pandas as pd
 
+    spec, comparable = table.spec, table.comparable
     ours = {tuple(row[:4]): row[4:] for row in table.figures.itertuples(index=False)}
-    comparable = table.comparable
     rows = []
     for row in table.rows:
-        for i, column in enumerate(table.spec.columns):
+        for i, column in enumerate(spec.columns):
+            of_cell = of_row(table, row) | {"task": column.task, "place": i} | details(table, row, i)
             more = [name for name in column.more if (row.method, row.budget, i, name) in ours]
             for name, printed in [*zip(column.metrics, column.printed, strict=True), *((name, "") for name in more)]:
                 mean, sd, values = ours.get((row.method, row.budget, i, name), (None, None, {}))
-                figure = (column.task, i, name, mean, sd, tuple(values), number(row.paper.get(printed)))
-                rows.append(common(table, row, *figure, comparable) | {"values": values} | details(table, row, i))
-        if table.spec.average is not None:
-            figure = ("all", AVERAGE, table.spec.average_column, *average_of(table.spec, row, ours))
-            printed_mean = number(row.paper.get(table.spec.average_column))
-            rows.append(common(table, row, *figure, printed_mean, comparable) | {"values": {}})
-    figures = pd.DataFrame(rows, dtype=object)
-    numbers = dict.fromkeys(("mean", "sd", "paper", "difference"), float)
-    return figures.astype(numbers | {"place": int} | dict.fromkeys(("best", "second", "best_unequal"), bool))
+                figure = numbers(mean, sd, tuple(values), row.paper.get(printed), comparable)
+                rows.append(of_cell | figure | {"metric": name, "values": values})
+        if spec.average is not None:
+            figure = numbers(*average_of(spec, row, ours), row.paper.get(spec.average_column), comparable)
+            of_average = {"task": "all", "place": AVERAGE, "metric": spec.average_column}
+            rows.append(of_row(table, row) | of_average | figure)
+    flags = dict.fromkeys(("best", "second", "best_unequal"), False)
+    figures = pd.DataFrame([row | flags for row in rows], columns=[*FIELDS, *INTERNAL], dtype=object)
+    figures = figures.where(figures.notna(), None)
+    floats = dict.fromkeys(("mean", "sd", "paper", "difference"), float)
+    return figures.astype(floats | {"place": int} | dict.fromkeys(flags, bool))
 
 
-def common(
-    table: Table,
-    row: Row,
-    task: str,
-    place: int,
-    metric: str,
-    mean: float | None,
-    sd: float | None,
-    seeds: Sequence[int],
-    paper: float | None,
-    comparable: bool,
+def of_row(table: Table, row: Row) -> dict[str, Any]:
+    scope = table.scope
+    names = {"table": table.spec.name, "method": row.method, "method_name": row.name, "budget": row.budget}
+    chosen = {"backbone": scope.backbone, "data": scope.data, "protocol": scope.protocol, "checkpoint": scope.select}
+    return names | chosen | {"params_paper": row.params_label}
+
+
+def numbers(
+    mean: float | None, sd: float | None, seeds: Sequence[int], printed: str | None, comparable: bool
 ) -> dict[str, Any]:
-    scope, mean = table.scope, number(mean)
+    mean, paper = number(mean), number(printed)
     return {
-        "table": table.spec.name,
-        "backbone": scope.backbone,
-        "data": scope.data,
-        "protocol": scope.protocol,
-        "checkpoint": scope.select,
-        "method": row.method,
-        "method_name": row.name,
-        "budget": row.budget,
-        "task": task,
-        "place": place,
-        "metric": metric,
         "mean": mean,
         "sd": number(sd),
         "n_seeds": len(seeds),
         "seeds": " ".join(map(str, seeds)),
         "paper": paper,
         "difference": None if mean is None or paper is None or not comparable else mean - paper,
-        **dict.fromkeys(("best", "second", "best_unequal"), False),
-        **dict.fromkeys((*COMPARISON, *FULL_COMPARISON)),
-        "params_paper": row.params_label,
     }
 
 
 def details(table: Table, row: Row, place: int) -> dict[str, Any]:
     """Counts, settings and files of the runs in a cell; of an empty cell the command that fills it."""
-    cell, column = row.cells[place], table.spec.columns[place]
-    labels = {other.budget for other in table.rows if other.in_paper}
-    typed = row.fixed_size or row.budget in labels  # r3 is no budget to type
-    fill = command([column.task], [row.method], [] if row.fixed_size else [row.budget], table.scope)
+    cell = row.cells[place]
+    if not cell.runs:
+        labels = {other.budget for other in table.rows if other.in_paper}
+        budgets = [] if row.fixed_size else [row.budget]
+        typed = row.fixed_size or row.budget in labels  # r3 is no budget to type
+        return {
+            "command": command([table.spec.columns[place].task], [row.method], budgets, table.scope) if typed else ""
+        }
     counts: dict[str, int | None] = {}
-    for name in ("method", "head", "total", "backbone"):
+    for name in COUNTS:
         known = [run.record.params[name] for run in cell.runs if name in run.record.params]
         counts |= {f"params_{name}_min": min(known, default=None), f"params_{name}_max": max(known, default=None)}
-    if not cell.runs:
-        return counts | dict.fromkeys(DETAILS) | {"command": fill if typed else ""}
     key = cell.runs[0].key
     return counts | {
-        "lr": key["lr"],
+        **{name: key[name] for name in ("lr", "total_steps", "max_examples", "variant")},
         "lrs_tried": " ".join(map(lr_text, cell.lrs)),
         "n_lrs_tried": len(cell.lrs),
         "chosen_on": "held-out" if cell.held_out else "reported",
         "held_out_mean": primary_mean(cell.runs, True) if cell.held_out else None,
         "degenerate_seeds": " ".join(map(str, cell.degenerate)),
-        "total_steps": key["total_steps"],
-        "max_examples": key["max_examples"],
-        "variant": key["variant"],
         "note": "; ".join(cell.notes),
         "records": " ".join(str(run.path) for run in cell.runs),
-        "command": "",
     }
 
 

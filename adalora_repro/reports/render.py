@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.reports.cells import AVERAGE, Row, Table
+from adalora_repro.reports.cells import AVERAGE, FIELDS, Row, Table
 from adalora_repro.reports.notes import (
     CONSTANT,
     UNEQUAL,
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 FORMATS = ("text", "markdown", "latex", "csv", "html")
 NARROW, WIDE = 80, 100  # columns of a terminal that a table in text uses
 PAPER = "paper"  # the line below ours
-#: columns of a table's figures that are not in its CSV
-INTERNAL = ["place", "second", "values"]
 
 Link = Callable[[Row, int], str | None]
 
@@ -77,7 +75,7 @@ class Markup:
 def render(table: Table, form: str, only_filled: bool = False, notes: bool = False) -> str:
     """The table in one of ``FORMATS``, ending with a line break; ``notes``: a terminal shows all of them too."""
     if form == "csv":
-        figures = table.figures.drop(columns=INTERNAL)
+        figures = table.figures[FIELDS]
         return to_csv(figures[figures["mean"].notna()] if only_filled else figures)
     return render_sheet(sheet_of(table, form, only_filled), form, notes)
 
@@ -101,7 +99,8 @@ def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = la
     headings += [
         spec.average_heading if i == AVERAGE else f"{spec.columns[i].heading} {spec.columns[i].unit}" for i in places
     ]
-    shown, lines, group = bool(table.runs), [], []
+    shown, lines = bool(table.runs), []
+    group: list[str] = []
     for row in table.rows:
         cells = [table.of(row, i) for i in places]
         blank = [""] * (len(headings) - len(places))
@@ -213,8 +212,7 @@ def to_text(sheet: Sheet, notes: bool = False) -> str:
 
 
 def wrapped(text: str, width: int, indent: str = "") -> list[str]:
-    options = {"subsequent_indent": indent, "break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(clean(text), width, **options)
+    return textwrap.wrap(clean(text), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def bands(sheet: Sheet, width: int) -> list[list[str]]:
@@ -402,14 +400,6 @@ def html_table(sheet: Sheet) -> str:
 
 def html_notes(notes: Sequence[str]) -> str:
     return "\n".join(["<ul>", *(f"<li>{escape_html(note)}</li>" for note in notes), "</ul>"])
-
-
-def html_values(rows: Sequence[Sequence[str]]) -> str:
-    """A plain table of texts; the first row is its heading."""
-    import pandas as pd
-
-    frame = pd.DataFrame(rows[1:], columns=rows[0]).map(escape_html)
-    return html_table(Sheet("values", "Values", "", frame, ()))
 
 
 MARKUPS = {

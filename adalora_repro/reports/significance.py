@@ -33,8 +33,8 @@ RULE = (
     "two-sided: a mark says that figures differ, the means say which is better."
 )
 #: of a record's ``data``: what identifies the examples
-EVALUATION_DATA = ("source", "rows", "sha256", "rows_sha256", "skipped", "hub", "hub_config", "revision")
-EVALUATION_DATA += ("generator", "seed")
+EVALUATION_DATA = {"source", "rows", "sha256", "rows_sha256", "skipped", "hub", "hub_config", "revision"}
+EVALUATION_DATA |= {"generator", "seed"}
 
 
 class NoTest(ValueError):

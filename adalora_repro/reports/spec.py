@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -240,10 +239,3 @@ def scope_words(scope: Scope) -> list[str]:
     words += [word("protocol", scope.protocol)] if scope.protocol != "paper" else []
     words += [word("results.dir", str(scope.results))] if str(scope.results) != "results" else []
     return words
-
-
-def command_of(key: Mapping[str, Any], scope: Scope) -> str:
-    """The command of one run, without the settings that its user typed beside these."""
-    budget = [] if key["budget"] == key["method"] else [key["budget"]]
-    own = [word("optim.lr", float(key["lr"])), word("seed", key["seed"])]
-    return " ".join([command([key["task"]], [key["method"]], budget, scope), *own])

@@ -207,7 +207,8 @@ def sheet_of(lines: pd.DataFrame, backbone: str, said: Sequence[str], commands: 
     ours = lines[lines.record.notna()]
     conditions = list(dict.fromkeys(ours[CONDITION].itertuples(index=False, name=None)))
     numbers = {condition: f" {i}" if len(conditions) > 1 else "" for i, condition in enumerate(conditions, 1)}
-    shown, group, notes = [], [], []
+    shown, notes = [], []
+    group: list[str] = []
     for place, row in lines.groupby(ROW, sort=False):
         task, budget, method = map(str, place)
         reading = READINGS.get(str(row.paper_label.iloc[0]), {}).get(task, "")
