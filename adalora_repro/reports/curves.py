@@ -56,14 +56,14 @@ def budgets(folder: Path) -> list[Point]:
     ]
 
 
-def orthogonality(folder: Path, side: str, place: int) -> list[Point]:
-    """||PᵀP - I||² (``side`` P) or ||QQᵀ - I||² (Q) of the matrix at ``place`` of the rank pattern."""
+def orthogonality(folder: Path, side: str, matrix: int) -> list[Point]:
+    """||PᵀP - I||² (``side`` P) or ||QQᵀ - I||² (Q) of the matrix with this index in the rank pattern."""
     name = f"orthogonality_{side}"
     points = []
     for values in parsed(lines_with(folder, name.encode())):
         errors = values.get(name)
-        if isinstance(errors, list) and place < len(errors) and is_number(errors[place]):
-            points.append(Point(values["t"], float(errors[place])))
+        if isinstance(errors, list) and matrix < len(errors) and is_number(errors[matrix]):
+            points.append(Point(values["t"], float(errors[matrix])))
     return points
 
 

@@ -63,10 +63,10 @@ def make(request: Request) -> tuple[str, list[str]]:
             runs.add(state_of(path, record, time.time(), socket.gethostname()))
         except Exception as error:
             refused.append(f"{path}: {fault(error)}")
-    found = [(state.path, state.record) for state in runs.states]
+    records = [(state.path, state.record) for state in runs.states]
     specs = [request.specs[name] for name in sorted(request.specs, key=paper_order)]
     reports = [request.reports[name] for name in sorted(request.reports, key=paper_order)]
-    scopes = scopes_of(found, request.results) or [Scope(specs[0].backbone, "hub", results=request.results)]
+    scopes = scopes_of(records, request.results) or [Scope(specs[0].backbone, "hub", results=request.results)]
     scopes = [replace(scope, include_partial=request.args.include_partial) for scope in scopes]
     parts = [part(f"s{i}", scope, specs, reports, runs.states, refused) for i, scope in enumerate(scopes)]
     common = []
@@ -77,7 +77,7 @@ def make(request: Request) -> tuple[str, list[str]]:
             refused += more
             common += [section(report, html)] if html else []
     refused = list(dict.fromkeys(refused))
-    state = paper_state(specs, found)
+    state = paper_state(specs, records)
     script = asset("page.js")
     page = render(
         "page.html",
@@ -161,12 +161,12 @@ def part(
 ) -> dict[str, Any]:
     """What the template shows of a scope; ``refused`` gets a line for whatever cannot be shown."""
     ours = [state for state in states if in_scope(state.record, scope)]
-    found = [(state.path, state.record) for state in ours]
+    records = [(state.path, state.record) for state in ours]
     name_of_scope = f"{scope.backbone}, {scope.data} data, protocol {scope.protocol}"
 
     def attempted(title: str, make_part: Callable[[Records], Any]) -> Any:
         nothing: tuple[Any, list[str]] = None, []
-        making = partial(without_faulty, make_part, found)
+        making = partial(without_faulty, make_part, records)
         made, faulty = attempt(f"{title}, {name_of_scope}", making, nothing, refused)
         refused.extend(faulty)
         return made
@@ -193,12 +193,12 @@ def part(
     }
 
 
-def marked_table(spec: Spec, scope: Scope, found: Records) -> Table:
-    return with_marks(compile_table(spec, found, scope))
+def marked_table(spec: Spec, scope: Scope, records: Records) -> Table:
+    return with_marks(compile_table(spec, records, scope))
 
 
-def section_of(report: Report, scope: Scope, found: Records) -> dict[str, Any] | None:
-    html = report.section(found, scope) if report.section else ""
+def section_of(report: Report, scope: Scope, records: Records) -> dict[str, Any] | None:
+    html = report.section(records, scope) if report.section else ""
     return section(report, html) if html else None
 
 

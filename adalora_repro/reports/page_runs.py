@@ -42,8 +42,8 @@ STEPS = ("method.t_i", "method.t_f", "method.delta_t", "optim.warmup_steps")
 class Runs:
     """The list of runs for the template, and what is behind each for the script.
 
-    A run's ``parts`` are titles with places in ``shared``, where what many runs have in common is kept once. All values
-    are the record's own JSON texts, so that the page shows what the record says.
+    A run's ``parts`` are titles with indices into ``shared``, which keeps once what many runs have in common. All
+    values are the record's own JSON texts: the page shows what the record says.
     """
 
     results: Path
@@ -52,14 +52,14 @@ class Runs:
     rows: list[dict[str, Any]] = field(default_factory=list)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
     shared: list[dict[str, str]] = field(default_factory=list)
-    places: dict[str, int] = field(default_factory=dict)
+    indices: dict[str, int] = field(default_factory=dict)
 
     def share(self, values: dict[str, str]) -> int:
         text = json.dumps(values, allow_nan=False)
-        if text not in self.places:
-            self.places[text] = len(self.shared)
+        if text not in self.indices:
+            self.indices[text] = len(self.shared)
             self.shared.append(values)
-        return self.places[text]
+        return self.indices[text]
 
     def add(self, state: State) -> None:
         values = state.record.to_json()

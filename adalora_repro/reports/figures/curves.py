@@ -50,8 +50,8 @@ def points_of(runs: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
-def figure(found: drawing.Records, scope: Scope) -> drawing.Figure:
-    points = points_of(drawing.shown_runs(found, scope))
+def figure(records: drawing.Records, scope: Scope) -> drawing.Figure:
+    points = points_of(drawing.shown_runs(records, scope))
     style = drawing.looks(points.method, dict(zip(points.method, points.label, strict=True)))
     curves = points.groupby(CURVE, sort=False, observed=True)
     table = curves.agg(steps=("step", "max"), first=("value", "first"), last=("value", "last"), seeds=("seeds", "max"))

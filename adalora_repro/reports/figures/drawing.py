@@ -121,8 +121,8 @@ class Figure:
     refused: tuple[str, ...] = ()
 
 
-def gid(place: Any) -> str:
-    return f"p{place}"
+def gid(row: Any) -> str:
+    return f"p{row}"
 
 
 def looks(methods: Iterable[str], labels: dict[str, str]) -> dict[str, Look]:
@@ -153,16 +153,16 @@ def report_of(
 
     def make(request: Request) -> tuple[str | bytes, list[str]]:
         form = form_of(request.args.format, request.args.out, FORMATS)
-        found, refused = request.found
+        records, refused = request.found
         args = argparse.Namespace(**vars(request.args), folder=request.results)
-        figure = compile_figure(found, args) if compile_figure else section(found, scope_of(found, args))
+        figure = compile_figure(records, args) if compile_figure else section(records, scope_of(records, args))
         assert figure is not None
-        ours = [(path, record) for path, record in found if record.status == "ok"]
+        ours = [(path, record) for path, record in records if record.status == "ok"]
         reasons = [f"{path}: {reason}" for path, record in ours if (reason := unusable(record, "final"))]
         return render(figure, form), [*refused, *reasons, *figure.refused]
 
-    def html(found: Records, scope: Scope) -> str:
-        figure = section(found, scope)
+    def html(records: Records, scope: Scope) -> str:
+        figure = section(records, scope)
         return "" if figure is None or figure.points.empty else inline(figure, scope.results)
 
     return Report(name, title, add, make, section=html)
@@ -280,7 +280,7 @@ def link_points(root: ElementTree.Element, prefix: str, points: pd.DataFrame, re
     """
     rows = {prefix + gid(i): row for i, row in enumerate(points.to_dict("records"))}
     for parent in list(root.iter()):
-        for place, element in enumerate(list(parent)):
+        for index, element in enumerate(list(parent)):
             row = rows.get(element.get("id", ""))
             if row is None:
                 continue
@@ -292,7 +292,7 @@ def link_points(root: ElementTree.Element, prefix: str, points: pd.DataFrame, re
                 href = run_link(Path(row["record"]), results)
                 link = ElementTree.Element(f"{{{SVG}}}a", {"href": href, "tabindex": "-1"})
                 link.append(element)
-                parent[place] = link
+                parent[index] = link
 
 
 def given(value: Any) -> bool:
@@ -315,29 +315,29 @@ def run_name(path: Path, results: Path) -> str:
 # --- runs and cells ---------------------------------------------------------------------------------------------------
 
 
-def scopes_of(found: Records, results: Path, **wanted: str | None) -> list[Scope]:
+def scopes_of(records: Records, results: Path, **wanted: str | None) -> list[Scope]:
     """Backbones, data sources and protocols with a finished run, the one with most first; ``wanted`` narrows them."""
     counts = Counter(
         tuple(record.key[name] for name in ("backbone", "data", "protocol"))
-        for _, record in found
+        for _, record in records
         if record.status == "ok" and all(value in (None, record.key[name]) for name, value in wanted.items())
     )
     fullest = sorted(counts, key=lambda names: (-counts[names], names))
     return [Scope(backbone, data, protocol, results=results) for backbone, data, protocol in fullest]
 
 
-def scope_of(found: Records, args: argparse.Namespace, backbone: str = "deberta-v3-base") -> Scope:
+def scope_of(records: Records, args: argparse.Namespace, backbone: str = "deberta-v3-base") -> Scope:
     """The fullest scope that the options let in; without one the paper's ``backbone``, data and protocol."""
     wanted = {"backbone": args.backbone, "data": args.data, "protocol": args.protocol}
     empty = Scope(args.backbone or backbone, args.data or DATA_SOURCES[0], args.protocol, results=args.folder)
-    return next(iter(scopes_of(found, args.folder, **wanted)), empty)
+    return next(iter(scopes_of(records, args.folder, **wanted)), empty)
 
 
-def shown_runs(found: Records, scope: Scope) -> pd.DataFrame:
+def shown_runs(records: Records, scope: Scope) -> pd.DataFrame:
     """The frame of the runs that the tables show in this scope, at the last step."""
     from adalora_repro.reports.frame import frame_of
 
-    frame = frame_of([(path, record) for path, record in found if in_scope(record, scope)])
+    frame = frame_of([(path, record) for path, record in records if in_scope(record, scope)])
     return frame[frame.shown & (frame.checkpoint == "final")]
 
 
@@ -367,8 +367,8 @@ def cell_notes(runs: pd.DataFrame) -> list[str]:
     """The rule of a cell, and how many cells chose a learning rate by the scores that they report."""
     cells = runs.drop_duplicates(["task", "method", "budget"])
     optimistic = int(((cells.lrs_tried > 1) & (cells.chosen_on == "reported")).sum())
-    said = f"Optimistic: in {optimistic} of {plural(len(cells), 'cell')} the learning rate was chosen by the reported "
-    return [RULE, *([f"{said}scores, because not every run has a held-out split."] if optimistic else [])]
+    text = f"Optimistic: in {optimistic} of {plural(len(cells), 'cell')} the learning rate was chosen by the reported "
+    return [RULE, *([f"{text}scores, because not every run has a held-out split."] if optimistic else [])]
 
 
 def groups(frame: pd.DataFrame, by: str | list[str]) -> Iterable[tuple[Any, pd.DataFrame]]:
@@ -399,7 +399,7 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def named_runs(found: Records, args: argparse.Namespace) -> list[Run]:
+def named_runs(records: Records, args: argparse.Namespace) -> list[Run]:
     """The runs of the command line, or the newest finished AdaLoRA run that ``--backbone`` etc. let in.
 
     Raises:
@@ -410,21 +410,21 @@ def named_runs(found: Records, args: argparse.Namespace) -> list[Run]:
     wanted = {"protocol": args.protocol, "backbone": args.backbone, "data": args.data}
     ours = [
         (path, record)
-        for path, record in found
+        for path, record in records
         if all(value in (None, record.key[name]) for name, value in wanted.items())
     ]
     return [run for run in newest(ours) if run.key["method"] == PROPOSED][:1]
 
 
-def newest(found: Records) -> list[Run]:
+def newest(records: Records) -> list[Run]:
     """Finished runs with ranks, the one that ended last first."""
-    runs = [Run(path, record) for path, record in found if record.status == "ok" and record.rank_pattern]
+    runs = [Run(path, record) for path, record in records if record.status == "ok" and record.rank_pattern]
     return sorted(runs, key=lambda run: (-(real(run.record.progress.get("updated")) or 0.0), str(run.path)))
 
 
-def newest_shown(found: Records, scope: Scope) -> list[Run]:
+def newest_shown(records: Records, scope: Scope) -> list[Run]:
     """Runs with ranks that the tables show in this scope, the one that ended last first."""
-    return newest([(run.path, run.record) for run in shown_runs(found, scope).run])
+    return newest([(run.path, run.record) for run in shown_runs(records, scope).run])
 
 
 def label(run: Run) -> str:

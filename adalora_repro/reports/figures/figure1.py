@@ -26,11 +26,11 @@ PAPER_SAYS = (
 PANELS = {"method.targets": "one kind of matrix", "method.layers": "all matrices of some layers"}
 
 
-def figure(found: drawing.Records, scope: Scope, task: str = "mnli") -> drawing.Figure:
+def figure(records: drawing.Records, scope: Scope, task: str = "mnli") -> drawing.Figure:
     """One point for each choice of matrices that has finished runs, by the rule of the tables."""
     import pandas as pd
 
-    runs = drawing.shown_runs(found, scope)
+    runs = drawing.shown_runs(records, scope)
     runs = runs[(runs.method == "lora") & (runs.task == task)]
     narrowed = [narrowing(run.record.settings) for run in runs.run]
     runs = runs.assign(panel=[panel for panel, _ in narrowed], choice=[choice for _, choice in narrowed])
@@ -82,10 +82,10 @@ def narrowing(settings: dict[str, Any]) -> tuple[str, str]:
 def order(text: str) -> tuple[bool, tuple[int, ...]]:
     """Roles as the paper orders them, layers from the bottom; of panels the one of roles first."""
     parts = text.split(", ")
-    places = (
+    ranks = (
         MATRIX_ROLES.index(part) if part in MATRIX_ROLES else int(part) if part.isdecimal() else 99 for part in parts
     )
-    return text == "method.layers", tuple(places)
+    return text == "method.layers", tuple(ranks)
 
 
 def panel(points: pd.DataFrame, name: str, colour: str, heading: str) -> drawing.Panel:
@@ -114,8 +114,8 @@ def symbols(choice: str) -> str:
     return ", ".join(drawing.SYMBOLS.get(part, clean(part)) for part in choice.split(", "))
 
 
-def compile_figure(found: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
-    return figure(found, drawing.scope_of(found, args), args.task)
+def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
+    return figure(records, drawing.scope_of(records, args), args.task)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -54,13 +54,15 @@ TASKS = (
 )
 
 
-def figure(found: drawing.Records, scopes: Sequence[tuple[Task, Scope]]) -> drawing.Figure:
+def figure(records: drawing.Records, scopes: Sequence[tuple[Task, Scope]]) -> drawing.Figure:
     """The paper's points and ours of each task, ours in its scope."""
     import pandas as pd
 
     parts, notes, gaps = [], [], []
     for task, scope in scopes:
-        runs = drawing.shown_runs([(path, record) for path, record in found if record.key["task"] == task.task], scope)
+        runs = drawing.shown_runs(
+            [(path, record) for path, record in records if record.key["task"] == task.task], scope
+        )
         named = runs.budget.map(lambda budget, task=task: share_named(budget, task.spec)).astype(float)
         runs = runs[runs.method.isin(METHODS) & named.notna()].assign(named=named)
         runs["params.share"] = runs["params.share"].fillna(runs.named)
@@ -170,25 +172,25 @@ def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], drawing
     axes.set_xlabel("trainable parameters, share of the backbone")
 
 
-def compile_figure(found: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
+def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
     def scope(task: Task) -> Scope:
         return drawing.scope_of(
-            [(p, record) for p, record in found if record.key["task"] == task.task], args, task.spec.backbone
+            [(p, record) for p, record in records if record.key["task"] == task.task], args, task.spec.backbone
         )
 
-    return figure(found, [(task, scope(task)) for task in TASKS])
+    return figure(records, [(task, scope(task)) for task in TASKS])
 
 
-def section(found: drawing.Records, scope: Scope) -> drawing.Figure | None:
+def section(records: drawing.Records, scope: Scope) -> drawing.Figure | None:
     """Only panels with a run of ours: the others would show the paper alone."""
-    runs = drawing.shown_runs(found, scope)
+    runs = drawing.shown_runs(records, scope)
     ours = runs[runs.method.isin(METHODS)]
     tasks = [
         task
         for task in TASKS
         if any(share_named(budget, task.spec) is not None for budget in ours.budget[ours.task == task.task])
     ]
-    return figure(found, [(task, scope) for task in tasks]) if tasks else None
+    return figure(records, [(task, scope) for task in tasks]) if tasks else None
 
 
 REPORT = drawing.report_of("figure2", TITLE, section, compile_figure)

@@ -57,12 +57,13 @@ def points_of(runs: Sequence[Run]) -> pd.DataFrame:
 def figure(runs: Sequence[Run]) -> drawing.Figure:
     points = points_of(runs)
     most = int(points["rank"].max()) if len(points) else 0
-    order = list(MATRIX_ROLES)
-    table = points.assign(matrix=points.role.map(drawing.SYMBOLS), place=points.role.map(order.index)).pivot_table(
-        index=["record", "run", "stack", "place", "matrix"], columns="layer", values="rank", sort=False, observed=True
+    table = points.assign(
+        matrix=points.role.map(drawing.SYMBOLS), order=points.role.map(list(MATRIX_ROLES).index)
+    ).pivot_table(
+        index=["record", "run", "stack", "order", "matrix"], columns="layer", values="rank", sort=False, observed=True
     )
     table = (
-        table.map(lambda rank: "" if rank != rank else f"{rank:.0f}").reset_index().drop(columns=["record", "place"])
+        table.map(lambda rank: "" if rank != rank else f"{rank:.0f}").reset_index().drop(columns=["record", "order"])
     )
     both = points["stack"].nunique() > 1
     panels = []
@@ -71,11 +72,11 @@ def figure(runs: Sequence[Run]) -> drawing.Figure:
         title = textwrap.fill(f"{run}{f', {stack}' * both}", round(9 * width))
         size = (width, 0.26 * cells.role.nunique() + 0.65 + 0.2 * (1 + title.count("\n")))
         panels.append(drawing.Panel(title, partial(draw, cells=cells, most=most), size))
-    said = "; ".join(budget_text(run) for run in runs)
+    text = "; ".join(budget_text(run) for run in runs)
     return drawing.Figure(
         "figure3",
         TITLE,
-        f"{said}. The stronger the colour, the higher the rank, up to {most}."
+        f"{text}. The stronger the colour, the higher the rank, up to {most}."
         if runs
         else "No finished AdaLoRA run yet.",
         points,
@@ -112,14 +113,14 @@ def draw(axes: Axes, cells: pd.DataFrame, most: int) -> None:
     axes.spines[:].set_visible(False)
 
 
-def compile_figure(found: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
-    return figure(drawing.named_runs(found, args))
+def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
+    return figure(drawing.named_runs(records, args))
 
 
-def section(found: drawing.Records, scope: Scope) -> drawing.Figure:
+def section(records: drawing.Records, scope: Scope) -> drawing.Figure:
     """Of each task the newest AdaLoRA run that the tables show; a foreign record does not keep others from the page."""
     by_task: dict[str, Run] = {}
-    for run in drawing.newest_shown(found, scope):
+    for run in drawing.newest_shown(records, scope):
         if run.key["method"] == PROPOSED and drawable(run):
             by_task.setdefault(run.key["task"], run)
     return figure(list(by_task.values())[:SHOWN])

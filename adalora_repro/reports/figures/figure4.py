@@ -126,13 +126,13 @@ def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], drawing
     axes.set_xlabel("step")
 
 
-def compile_figure(found: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
-    return figure(drawing.named_runs(found, args), args.matrix or ())
+def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
+    return figure(drawing.named_runs(records, args), args.matrix or ())
 
 
-def section(found: drawing.Records, scope: Scope) -> drawing.Figure | None:
+def section(records: drawing.Records, scope: Scope) -> drawing.Figure | None:
     """The newest AdaLoRA run that the tables show and, of the same task, the newest with another γ."""
-    runs = [run for run in drawing.newest_shown(found, scope) if logged(run)]
+    runs = [run for run in drawing.newest_shown(records, scope) if logged(run)]
     first = next((run for run in runs if run.key["method"] == PROPOSED), None)
     if first is None:
         return None

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 TITLE = "Score against trainable parameters"
 
 
-def figure(found: drawing.Records, scope: Scope) -> drawing.Figure:
+def figure(records: drawing.Records, scope: Scope) -> drawing.Figure:
     """One point a cell, by the rule of the tables, at the mean over seeds of score and trainable parameters."""
     import pandas as pd
 
-    runs = drawing.shown_runs(found, scope)
+    runs = drawing.shown_runs(records, scope)
     points = drawing.cells_of(runs[runs["params.method"] > 0])
     points = points.sort_values(["task", "params", "method"], ignore_index=True)
     style = drawing.looks(points.method, dict(zip(points.method, points.label, strict=True)))

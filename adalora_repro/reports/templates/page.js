@@ -83,7 +83,7 @@ function showRun(name) {
   path.append(element("a", run.path, { href: run.href }));
   const parts = [path, again];
   if (run.error) parts.push(element("h3", "Error"), element("pre", run.error, { tabindex: "0" }));
-  for (const [title, place] of Object.entries(run.parts)) parts.push(...facts(title, data.shared[place]));
+  for (const [title, index] of Object.entries(run.parts)) parts.push(...facts(title, data.shared[index]));
   if (run.ranks) parts.push(...rankTable(Object.keys(data.shared[run.ranks[0]]), run.ranks[1]));
   const content = element("div");
   content.append(...parts);
