@@ -153,7 +153,7 @@ def report_of(
 
     def make(request: Request) -> tuple[str | bytes, list[str]]:
         form = form_of(request.args.format, request.args.out, FORMATS)
-        found, refused = request.found
+        found, refused = request.read
         args = argparse.Namespace(**vars(request.args), folder=request.results)
         figure = compile_figure(found, args) if compile_figure else section(found, scope_of(found, args))
         assert figure is not None
