@@ -51,8 +51,8 @@ NOTES = (
     "training split. Memory (1 GB = 10^9 bytes): peak of a process that trains the method alone, over the epoch's "
     "smallest and largest micro-batch. Tokens: without padding. Padding: longest: batches grouped by length; drawn: at "
     "random, in parts of similar length on a CPU.",
-    "Paper: one V100 GPU; its padding and precision are not stated. Its minutes are whole ones: the ratios that are made "
-    "of them here are good to about 0.01 on MNLI and 0.02 below.",
+    "Paper: one V100 GPU; its padding and precision are not stated. It prints whole minutes: the ratios made of them "
+    "here are good to about 0.01 on MNLI and 0.02 below.",
     "The paper labels the lower half SST-2. Its text says SQuADv2, and 60 minutes an epoch against 105 of MNLI do not "
     "fit SST-2, which has a sixth of MNLI's examples, and shorter ones: the same figures stand here under both names.",
 )
