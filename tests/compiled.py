@@ -22,16 +22,16 @@ def row(table: Table, method: str = "lora", budget: str = "0.3M") -> Row:
     return next(row for row in table.rows if (row.method, row.budget) == (method, budget))
 
 
-def place(table: Table, task: str) -> int:
+def column_of(table: Table, task: str) -> int:
     return [column.task for column in table.spec.columns].index(task)
 
 
 def cell(table: Table, method: str = "lora", budget: str = "0.3M", task: str = "cola") -> Cell:
-    return row(table, method, budget).cells[place(table, task)]
+    return row(table, method, budget).cells[column_of(table, task)]
 
 
 def figures(table: Table, method: str = "lora", budget: str = "0.3M", task: str = "cola") -> list[Any]:
-    return table.of(row(table, method, budget), place(table, task))
+    return table.of(row(table, method, budget), column_of(table, task))
 
 
 def means(table: Table, method: str = "lora", budget: str = "0.3M", task: str = "cola") -> list[float]:

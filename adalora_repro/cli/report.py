@@ -107,7 +107,7 @@ def table_report(spec: Spec) -> Report:
         if args.style == PAPER and form != "latex":
             raise InputError(f"--style {PAPER} is for LaTeX: --format latex, or --out FILE.tex")
         wish = Scope("", "", args.protocol, args.select, args.include_partial, request.results)
-        records, refused = request.found
+        records, refused = request.read
 
         def text(records: Sequence[Record]) -> tuple[str, tuple[str, ...]]:
             scope = choose_scope(spec, records, args.backbone, args.data, wish)
@@ -183,7 +183,7 @@ def report(argv: Sequence[str]) -> int:
     request = Request(args, discover(), results, discover_reports(), slurm.queued)
     if chosen.reads == "scope" and args.backbone is not None:
         check_backbone(args.backbone, request)
-    out = chosen.place(request) if chosen.writes else None
+    out = chosen.target(request) if chosen.writes else None
     text, refused = made(chosen, request)
     for line in dict.fromkeys(refused):
         print(f"adalora-report: skipped: {clean(line)}", file=sys.stderr)
@@ -200,7 +200,7 @@ def made(report: Report, request: Request) -> tuple[str | bytes, list[str]]:
     except Exception:
         if report.reads == "nothing":
             raise
-        (text, refused), faulty = without_faulty(lambda records: report.make(request.of(records)), request.found[0])
+        (text, refused), faulty = without_faulty(lambda records: report.make(request.of(records)), request.read[0])
         return text, refused + faulty
 
 
@@ -226,7 +226,7 @@ def check_backbone(name: str, request: Request) -> None:
     Raises:
         InputError: the backbone has neither records nor a configuration: that must not look like an empty table.
     """
-    names = {record.key["backbone"] for _, record in request.found[0]} | set(catalog.backbones())
+    names = {record.key["backbone"] for _, record in request.read[0]} | set(catalog.backbones())
     if name not in names:
         raise one_of("backbone", name, sorted(names))
 

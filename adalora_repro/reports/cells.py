@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Record = tuple[Path, RunRecord]
-Place = tuple[str, str, int]  # method, budget, column
+CellKey = tuple[str, str, int]  # method, budget, column
 AVERAGE = -1  # the column of a table's own mean
 
 
@@ -135,7 +135,7 @@ class Table:
     """A compiled table.
 
     Attributes:
-        figures: one row a figure, with the columns of the report's CSV; beside them ``place`` (number of the column,
+        figures: one row a figure, with the columns of the report's CSV; beside them ``position`` (number of the column,
             ``AVERAGE`` for the table's own mean), ``second`` and ``values`` (seed -> value).
         left_out: reason -> how many records of the scope are in no cell for it.
         refused: one line for each record that cannot be used.
@@ -161,17 +161,17 @@ class Table:
         return self.scope.backbone == self.spec.backbone and all(on_the_papers_data(run.record) for run in self.runs)
 
     @cached_property
-    def by_place(self) -> dict[Place, list[Any]]:
+    def by_cell(self) -> dict[CellKey, list[Any]]:
         """The figures of each row and column that the table shows, as named tuples; of a cell those of its metrics."""
-        shown: dict[Place, list[Any]] = defaultdict(list)
+        shown: dict[CellKey, list[Any]] = defaultdict(list)
         for figure in self.figures.itertuples():
-            if figure.place == AVERAGE or figure.metric in self.spec.columns[figure.place].metrics:
-                shown[figure.method, figure.budget, figure.place].append(figure)
+            if figure.position == AVERAGE or figure.metric in self.spec.columns[figure.position].metrics:
+                shown[figure.method, figure.budget, figure.position].append(figure)
         return shown
 
-    def of(self, row: Row, place: int) -> list[Any]:
+    def of(self, row: Row, position: int) -> list[Any]:
         """The figures of one cell: ``mean``, ``sd``, ``paper``, ``difference``, ``best`` and the rest of the CSV."""
-        return self.by_place[row.method, row.budget, place]
+        return self.by_cell[row.method, row.budget, position]
 
     @property
     def columns_filled(self) -> list[int]:
@@ -250,7 +250,7 @@ def refused_because(spec: Spec, record: RunRecord, checkpoint: str) -> str | Non
     return unusable(record, checkpoint, needed)
 
 
-def row_specs(spec: Spec, cells: Iterable[Place]) -> list[tuple[str, str, dict[str, str]]]:
+def row_specs(spec: Spec, cells: Iterable[CellKey]) -> list[tuple[str, str, dict[str, str]]]:
     """(method, budget, paper's row) in the paper's order; then, in its budget's group, what only our records have."""
     rows = [(row["method"], row["budget"], row) for row in paper_rows(spec.paper_file)]
     order = {budget: i for i, (_, budget, _) in reversed(list(enumerate(rows)))}
@@ -260,11 +260,11 @@ def row_specs(spec: Spec, cells: Iterable[Place]) -> list[tuple[str, str, dict[s
     return sorted(rows, key=lambda row: order.get(row[1].partition("-params")[0], len(rows)))
 
 
-def choose(spec: Spec, runs: pd.DataFrame) -> tuple[dict[Place, Cell], pd.DataFrame]:
+def choose(spec: Spec, runs: pd.DataFrame) -> tuple[dict[CellKey, Cell], pd.DataFrame]:
     """What ``selection.RULE`` chooses in each cell, and mean and sd over seeds of every figure there."""
     import pandas as pd
 
-    cells: dict[Place, Cell] = {}
+    cells: dict[CellKey, Cell] = {}
     rows = []
     for i, column in enumerate(spec.columns):
         for (method, budget), tried in runs[runs.task == column.task].groupby(["method", "budget"]):
@@ -275,7 +275,7 @@ def choose(spec: Spec, runs: pd.DataFrame) -> tuple[dict[Place, Cell], pd.DataFr
             for name in (*column.metrics, *(more for more in column.more if in_every_run(shown, more))):
                 values = seed_values(shown, column.mean_of or (name,))
                 rows.append((method, budget, i, name, *mean_sd(list(values.values())), values))
-    return cells, pd.DataFrame(rows, columns=["method", "budget", "place", "metric", "mean", "sd", "values"])
+    return cells, pd.DataFrame(rows, columns=["method", "budget", "position", "metric", "mean", "sd", "values"])
 
 
 def column_of(metric: str) -> str:
@@ -351,7 +351,7 @@ FIELDS = [
     *("lr", "lrs_tried", "n_lrs_tried", "chosen_on", "held_out_mean", "degenerate_seeds", "total_steps"),
     *("max_examples", "variant", "note", "records", "command"),
 ]
-INTERNAL = ["place", "second", "values"]
+INTERNAL = ["position", "second", "values"]
 
 
 def described(table: Table) -> pd.DataFrame:
@@ -363,7 +363,7 @@ def described(table: Table) -> pd.DataFrame:
     rows = []
     for row in table.rows:
         for i, column in enumerate(spec.columns):
-            of_cell = of_row(table, row) | {"task": column.task, "place": i} | details(table, row, i)
+            of_cell = of_row(table, row) | {"task": column.task, "position": i} | details(table, row, i)
             more = [name for name in column.more if (row.method, row.budget, i, name) in ours]
             for name, printed in [*zip(column.metrics, column.printed, strict=True), *((name, "") for name in more)]:
                 mean, sd, values = ours.get((row.method, row.budget, i, name), (None, None, {}))
@@ -371,13 +371,13 @@ def described(table: Table) -> pd.DataFrame:
                 rows.append(of_cell | figure | {"metric": name, "values": values})
         if spec.average is not None:
             figure = numbers(*average_of(spec, row, ours), row.paper.get(spec.average_column), comparable)
-            of_average = {"task": "all", "place": AVERAGE, "metric": spec.average_column}
+            of_average = {"task": "all", "position": AVERAGE, "metric": spec.average_column}
             rows.append(of_row(table, row) | of_average | figure)
     flags = dict.fromkeys(("best", "second", "best_unequal"), False)
     figures = pd.DataFrame([row | flags for row in rows], columns=[*FIELDS, *INTERNAL], dtype=object)
     figures = figures.where(figures.notna(), None)
     floats = dict.fromkeys(("mean", "sd", "paper", "difference"), float)
-    return figures.astype(floats | {"place": int} | dict.fromkeys(flags, bool))
+    return figures.astype(floats | {"position": int} | dict.fromkeys(flags, bool))
 
 
 def of_row(table: Table, row: Row) -> dict[str, Any]:
@@ -401,15 +401,15 @@ def numbers(
     }
 
 
-def details(table: Table, row: Row, place: int) -> dict[str, Any]:
+def details(table: Table, row: Row, position: int) -> dict[str, Any]:
     """Counts, settings and files of the runs in a cell; of an empty cell the command that fills it."""
-    cell = row.cells[place]
+    cell = row.cells[position]
     if not cell.runs:
         labels = {other.budget for other in table.rows if other.in_paper}
         budgets = [] if row.fixed_size else [row.budget]
         typed = row.fixed_size or row.budget in labels  # r3 is no budget to type
         return {
-            "command": command([table.spec.columns[place].task], [row.method], budgets, table.scope) if typed else ""
+            "command": command([table.spec.columns[position].task], [row.method], budgets, table.scope) if typed else ""
         }
     counts: dict[str, int | None] = {}
     for name in COUNTS:
@@ -454,14 +454,14 @@ def with_best(table: Table) -> pd.DataFrame:
     """
     figures = table.figures
     tried = {(row.method, row.budget): tuple(len(cell.lrs) for cell in row.cells) for row in table.rows}
-    for (place, metric), column in figures[figures["mean"].notna()].groupby(["place", "metric"]):
-        declared = None if place == AVERAGE else table.spec.columns[int(place)]
+    for (position, metric), column in figures[figures["mean"].notna()].groupby(["position", "metric"]):
+        declared = None if position == AVERAGE else table.spec.columns[int(position)]
         if len(column) < 2 or (declared and (metric not in declared.metrics or declared.better == "neither")):
             continue
         highest = declared is None or declared.better == "higher"
         ranks = column["mean"].round(2).rank(method="dense", ascending=not highest)
         rows = [tried[row] for row in zip(column.method, column.budget, strict=True)]
-        counts = set(rows if place == AVERAGE else (lrs[int(place)] for lrs in rows))
+        counts = set(rows if position == AVERAGE else (lrs[int(position)] for lrs in rows))
         figures.loc[column.index, "best"] = ranks == 1
         figures.loc[column.index, "second"] = ranks == 2
         figures.loc[column.index, "best_unequal"] = (ranks == 1) & (len(counts) > 1)
@@ -482,22 +482,22 @@ def choose_scope(spec: Spec, records: Sequence[Record], backbone: str | None, da
     ours = [record for _, record in records if wanted(record.key) and record.key["protocol"] == wish.protocol]
     finished = [record for record in ours if left_out_because(record, wish) is None]
     have = sorted({record.key["backbone"] for record in finished or ours})
-    said, named = [], ", ".join(have)
+    remarks, named = [], ", ".join(have)
     if backbone is None:
         backbone = have[0] if len(have) == 1 else spec.backbone
         if len(have) == 1 and backbone != spec.backbone:
-            said.append(f"No record of {spec.backbone}: this is {backbone}, the only backbone with records.")
+            remarks.append(f"No record of {spec.backbone}: this is {backbone}, the only backbone with records.")
         elif have and spec.backbone not in have:
-            said.append(f"No record of {spec.backbone}; --backbone chooses among those with records: {named}.")
+            remarks.append(f"No record of {spec.backbone}; --backbone chooses among those with records: {named}.")
         elif len(have) > 1:
-            said.append(f"Backbone {backbone}; --backbone chooses among those with records: {named}.")
+            remarks.append(f"Backbone {backbone}; --backbone chooses among those with records: {named}.")
     elif have and backbone not in have:
-        said.append(f"No record of {backbone}; backbones with records: {named}.")
+        remarks.append(f"No record of {backbone}; backbones with records: {named}.")
     if data is None:
         of_backbone = [record for record in finished if record.key["backbone"] == backbone]
         of_backbone = of_backbone or [record for record in ours if record.key["backbone"] == backbone]
         sources = [source for source in DATA_SOURCES if any(record.key["data"] == source for record in of_backbone)]
         data = sources[0] if sources else DATA_SOURCES[0]
         if len(sources) > 1:
-            said.append(f"Data {data}; there are also records with --data {' and --data '.join(sources[1:])}.")
-    return replace(wish, backbone=backbone, data=data, said=tuple(said))
+            remarks.append(f"Data {data}; there are also records with --data {' and --data '.join(sources[1:])}.")
+    return replace(wish, backbone=backbone, data=data, remarks=tuple(remarks))

@@ -86,7 +86,7 @@ def render_choices(table: Table) -> str:
     scope = table.scope
     lines = [
         f"{table.spec.title}. Backbone {scope.backbone}; data {scope.data}; protocol {scope.protocol}",
-        *scope.said,
+        *scope.remarks,
     ]
     cells = choices(table)
     for choice in cells:
@@ -112,17 +112,17 @@ def keep(choice: Choice, scope: Scope, folder: Path, today: str) -> str | None:
         old = path.read_text(encoding="utf-8").splitlines() if path.exists() else header(choice, scope)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--write: cannot read '{path}': {one_line(error)}; left alone") from None
-    place = lr_line(path, old) if path.exists() else len(old)
-    before = LR_LINE.match(old[place]) if path.exists() else None
-    first = place
+    line = lr_line(path, old) if path.exists() else len(old)
+    before = LR_LINE.match(old[line]) if path.exists() else None
+    first = line
     while first and old[first - 1].startswith(MARK):
         first -= 1
     origin = reasons(choice, scope, today)
-    if before is not None and float(before[1]) == choice.lr and old[first + 1 : place] == origin[1:]:
+    if before is not None and float(before[1]) == choice.lr and old[first + 1 : line] == origin[1:]:
         return None
     was = f"; before: {before[1]}" if before is not None else ""
     edge = f"; {EDGE}" if choice.edge else ""
-    new = [*old[:first], *origin, f"  lr: {yaml_number(choice.lr)}  # chosen {today}{edge}{was}", *old[place + 1 :]]
+    new = [*old[:first], *origin, f"  lr: {yaml_number(choice.lr)}  # chosen {today}{edge}{was}", *old[line + 1 :]]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, ("\n".join(new) + "\n").encode())
@@ -148,14 +148,14 @@ def reasons(choice: Choice, scope: Scope, today: str) -> list[str]:
     runs = choice.cell.runs
     key = runs[0].key
     grid = ", ".join(map(lr_text, choice.cell.lrs))
-    said = [
+    comments = [
         f"{today}",
         f"from data={scope.data} protocol={scope.protocol}, setting {key['variant']} ({key['total_steps']:,} steps)",
         f"among {grid}: {choice.score}, mean of {plural(len(runs), 'seed')}",
         *(f"from {choice.score_of(run):.2f}  {run.path}" for run in runs),
         *textwrap.wrap(f"by the {RULE[0].lower()}{RULE[1:]}", 100),
     ]
-    return [f"{MARK} {clean(line)}" for line in said]
+    return [f"{MARK} {clean(line)}" for line in comments]
 
 
 def lr_line(path: Path, lines: Sequence[str]) -> int:
@@ -164,19 +164,19 @@ def lr_line(path: Path, lines: Sequence[str]) -> int:
     Raises:
         InputError: there is none, or several: someone wrote the file otherwise than this program does.
     """
-    section, found = "", []
-    for place, line in enumerate(lines):
+    section, numbers = "", []
+    for number, line in enumerate(lines):
         if line and not line[0].isspace() and not line.startswith("#"):
             section = line.split("#")[0].strip()
         elif section == "optim:" and LR_LINE.match(line):
-            found.append(place)
+            numbers.append(number)
     try:
-        if len(found) != 1:
+        if len(numbers) != 1:
             raise ValueError
-        float(lines[found[0]].split()[1])
+        float(lines[numbers[0]].split()[1])
     except ValueError:
         raise InputError(f"{path} has not one line '  lr: NUMBER' below 'optim:': edited by hand, left alone") from None
-    return found[0]
+    return numbers[0]
 
 
 def yaml_number(lr: float) -> str:
@@ -204,7 +204,7 @@ def make(request: Request) -> tuple[str, list[str]]:
         raise one_of("table", args.table, list(specs))
     if args.write and args.protocol != "paper":
         raise InputError("--write: conf/tuned/lr is for protocol=paper; the released settings are in conf/script")
-    records, refused = request.found
+    records, refused = request.read
     wish = Scope("", "", args.protocol, include_partial=args.include_partial, results=request.results)
 
     def chosen(records: Sequence[Record]) -> list[Table]:

@@ -87,7 +87,7 @@ def frame_of(records: Iterable[tuple[Path, RunRecord]]) -> pd.DataFrame:
     for _, cell in countable.groupby(CELL):
         chosen = select(cell.run)
         paths = {run.path for runs in chosen.by_lr.values() for run in runs}, {run.path for run in chosen.runs}
-        tried, shown = (cell.index[[run.path in known for run in cell.run]] for known in paths)
+        tried, shown = (cell.index[[run.path in among for run in cell.run]] for among in paths)
         table.loc[tried, "lrs_tried"] = len(chosen.by_lr)
         table.loc[tried, "chosen_on"] = "held-out" if chosen.held_out else "reported"
         table.loc[shown, "shown"] = True

@@ -39,7 +39,7 @@ def caption_of(table: Table) -> str:
 
 def warnings_of(table: Table) -> list[str]:
     """The notes that every form of the table shows, in a terminal too: without them it is read wrongly."""
-    notes = list(table.scope.said)
+    notes = list(table.scope.remarks)
     if table.runs and not table.comparable:
         spec, scope = table.spec, table.scope
         same = "on all of the data" if scope.backbone == spec.backbone else f"of {spec.backbone}"
@@ -117,10 +117,10 @@ def unequal_notes(table: Table) -> list[str]:
     bold: list[str] = []
     tests: list[str] = []
     for figure in table.figures.itertuples():
-        if figure.place == AVERAGE:
+        if figure.position == AVERAGE:
             bold += [f"{figure.method_name}, average"] if figure.best_unequal else []
             continue
-        name = f"{figure.method_name} {table.spec.columns[figure.place].heading}"
+        name = f"{figure.method_name} {table.spec.columns[figure.position].heading}"
         bold += [f"{name} {figure.n_lrs_tried:.0f}"] if figure.best_unequal else []
         sides = [(figure.test, figure.baseline_lrs, figure.baseline)]
         sides += [(figure.full_test, figure.full_baseline_lrs, "full fine-tuning")]

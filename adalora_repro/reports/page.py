@@ -56,9 +56,9 @@ def place(request: Request) -> str:
 
 def make(request: Request) -> tuple[str, list[str]]:
     """The page, and a line for each file that was refused."""
-    refused = list(request.found[1])
+    refused = list(request.read[1])
     runs = Runs(request.results, Path(place(request)).parent)
-    for path, record in request.found[0]:
+    for path, record in request.read[0]:
         try:
             runs.add(state_of(path, record, time.time(), socket.gethostname()))
         except Exception as error:
@@ -283,5 +283,5 @@ REPORT = Report(
     add_partial,
     make,
     reads="results",
-    place=place,
+    target=place,
 )

@@ -80,7 +80,7 @@ def render(table: Table, form: str, only_filled: bool = False, notes: bool = Fal
     return render_sheet(sheet_of(table, form, only_filled), form, notes)
 
 
-def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = lambda row, place: None) -> Sheet:
+def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = lambda row, position: None) -> Sheet:
     """One line a method, and below it the paper's where its numbers are comparable.
 
     Rows and columns without a record of ours are left out with ``only_filled``, and beside runs that are not
@@ -93,28 +93,28 @@ def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = la
 
     markup, spec = MARKUPS[form], table.spec
     only_filled = only_filled or (bool(table.runs) and not table.comparable)
-    places = table.columns_filled if only_filled else list(range(len(spec.columns)))
-    places = [*places, AVERAGE] if spec.average and len(places) == len(spec.columns) else places
+    positions = table.columns_filled if only_filled else list(range(len(spec.columns)))
+    positions = [*positions, AVERAGE] if spec.average and len(positions) == len(spec.columns) else positions
     headings = ["# Params", *(["share"] if spec.shares else []), *(["with head"] if form != "text" else [])]
     headings += [
-        spec.average_heading if i == AVERAGE else f"{spec.columns[i].heading} {spec.columns[i].unit}" for i in places
+        spec.average_heading if i == AVERAGE else f"{spec.columns[i].heading} {spec.columns[i].unit}" for i in positions
     ]
     shown, lines = bool(table.runs), []
     group: list[str] = []
     for row in table.rows:
-        cells = [table.of(row, i) for i in places]
-        blank = [""] * (len(headings) - len(places))
+        cells = [table.of(row, i) for i in positions]
+        blank = [""] * (len(headings) - len(positions))
         printed = any(figure.paper == figure.paper for cell in cells for figure in cell) and (
             table.comparable or not shown
         )
         if row.runs:
             counts = [extent(row.params("method")), extent(row.shares, ".3%"), extent(row.params("total"))]
-            texts = [linked(link(row, i), ours(table, row, i, form)) for i in places]
+            texts = [linked(link(row, i), ours(table, row, i, form)) for i in positions]
             lines.append(
                 [markup.escape(row.name), *map(markup.escape, params_cells(counts, spec.shares, form)), *texts]
             )
         elif not printed and not only_filled:
-            lines.append([markup.escape(row.name), *blank, *[NONE] * len(places)])
+            lines.append([markup.escape(row.name), *blank, *[NONE] * len(positions)])
         if printed and (row.runs or not only_filled):
             label = row.params_label or NONE
             counts = ["" if spec.shares else label, label, ""]
@@ -139,9 +139,9 @@ def params_cells(counts: list[str], shares: bool, form: str) -> list[str]:
     return [counts[0], *([counts[1]] if shares else []), *([counts[2]] if form != "text" else [])]
 
 
-def ours(table: Table, row: Row, place: int, form: str) -> str:
+def ours(table: Table, row: Row, position: int, form: str) -> str:
     """ "70.12 ± 0.43 (5)", with two figures "90.30/90.45 ± 0.21/0.20 (5)"; with marks, and the best in bold."""
-    cell = [figure for figure in table.of(row, place) if figure.mean == figure.mean]
+    cell = [figure for figure in table.of(row, position) if figure.mean == figure.mean]
     if not cell:
         return NONE
     markup, decimals, texts = MARKUPS[form], 1 if form == "text" else 2, []
@@ -151,7 +151,7 @@ def ours(table: Table, row: Row, place: int, form: str) -> str:
     sds = [fixed(figure.sd, decimals) for figure in cell if figure.sd == figure.sd]
     spread = f" {markup.escape('±')} {'/'.join(sds)}" if sds else ""
     seeds = f" ({cell[0].n_seeds})" if cell[0].n_seeds else ""
-    constant = place != AVERAGE and bool(row.cells[place].degenerate)
+    constant = position != AVERAGE and bool(row.cells[position].degenerate)
     return "/".join(texts) + spread + seeds + CONSTANT * constant
 
 
@@ -322,19 +322,19 @@ def paper_style(table: Table) -> str:
     import pandas as pd
 
     spec, filled = table.spec, bool(table.runs)
-    places = table.columns_filled if filled else list(range(len(spec.columns)))
-    places = [*places, AVERAGE] if spec.average and len(places) == len(spec.columns) else places
+    positions = table.columns_filled if filled else list(range(len(spec.columns)))
+    positions = [*positions, AVERAGE] if spec.average and len(positions) == len(spec.columns) else positions
     rows = [row for row in table.rows if row.runs] if filled else [row for row in table.rows if row.in_paper]
     lines = []
     for row in rows:
         size = extent(row.shares, ".2%") if spec.shares else extent(row.params("method"))
         line = [escape_latex(row.name if row.fixed_size else row.name.removesuffix(f" {row.budget}"))]
         line.append(escape_latex(size if filled else row.params_label or NONE))
-        cells = [table.of(row, i) for i in places]
+        cells = [table.of(row, i) for i in positions]
         line += ["/".join(paper_figure(figure, filled, spec.decimals) for figure in cell) for cell in cells]
         lines.append(line)
     headings = ["Method", r"\# Params"]
-    for i in places:
+    for i in positions:
         top, unit = spec.average_heading.split() if i == AVERAGE else (spec.columns[i].heading, spec.columns[i].unit)
         headings.append(rf"\shortstack{{\textbf{{{escape_latex(top)}}}\\{escape_latex(unit)}}}")
     legend = "Best in bold, second underlined; subscripts: standard deviation over seeds."

@@ -224,8 +224,8 @@ def evaluated_on(record: RunRecord) -> dict[str, Any]:
             return value
         return {split: part for split, part in value.items() if split not in ("train", "holdout")}
 
-    known = {name: evaluated(value) for name, value in record.data.items() if name in EVALUATION_DATA}
-    return known | {name: record.key[name] for name in ("task", "max_examples")}
+    examples = {name: evaluated(value) for name, value in record.data.items() if name in EVALUATION_DATA}
+    return examples | {name: record.key[name] for name in ("task", "max_examples")}
 
 
 # --- the marks of a table ---------------------------------------------------------------------------------------------
@@ -241,9 +241,9 @@ def with_marks(table: Table) -> Table:
         ours, theirs = (figures.loc[i] for i in (index, other))
         sides = rows[ours.method, ours.budget], rows[theirs.method, theirs.budget]
         try:
-            seeds, p = tested_pair(*sides, int(ours.place), ours["values"], theirs["values"])
+            seeds, p = tested_pair(*sides, int(ours.position), ours["values"], theirs["values"])
         except NoTest as reason:
-            column = table.spec.columns[int(ours.place)]
+            column = table.spec.columns[int(ours.position)]
             metric = f" {ours.metric}" if len(column.metrics) > 1 else ""
             against = f" against {theirs.method_name}" * bool(prefix)
             untested[str(reason)].append(f"{ours.method_name} {column.heading}{metric}{against}")
@@ -268,10 +268,10 @@ def with_marks(table: Table) -> Table:
 
 def pairs(table: Table) -> Iterator[tuple[str, int, int]]:
     """(prefix of the columns, figure, the figure it is compared with): the best baseline, or full fine-tuning."""
-    shown = [figure.Index for place in table.by_place.values() for figure in place if figure.place != AVERAGE]
+    shown = [figure.Index for position in table.by_cell.values() for figure in position if figure.position != AVERAGE]
     figures = table.figures.loc[shown]
-    for (place, _), column in figures[figures["mean"].notna()].groupby(["place", "metric"], sort=False):
-        lower = table.spec.columns[int(place)].better == "lower"
+    for (position, _), column in figures[figures["mean"].notna()].groupby(["position", "metric"], sort=False):
+        lower = table.spec.columns[int(position)].better == "lower"
         full = column[column.method == FULL]
         for budget, group in column.groupby("budget", sort=False):
             score = -group["mean"] if lower else group["mean"]
@@ -284,7 +284,7 @@ def pairs(table: Table) -> Iterator[tuple[str, int, int]]:
 
 
 def tested_pair(
-    ours: Row, theirs: Row, place: int, a: Mapping[int, float], b: Mapping[int, float]
+    ours: Row, theirs: Row, position: int, a: Mapping[int, float], b: Mapping[int, float]
 ) -> tuple[int, float]:
     """(common seeds, p).
 
@@ -292,7 +292,7 @@ def tested_pair(
         NoTest: too few common seeds, other examples, or no spread.
     """
     seeds = sorted(a.keys() & b.keys())
-    records = [{run.key["seed"]: run.record for run in row.cells[place].runs} for row in (ours, theirs)]
+    records = [{run.key["seed"]: run.record for run in row.cells[position].runs} for row in (ours, theirs)]
     if not all(same_examples(records[0][seed], records[1][seed]) for seed in seeds):
         raise NoTest("evaluated on different examples")
     return len(seeds), paired_t([a[seed] for seed in seeds], [b[seed] for seed in seeds])

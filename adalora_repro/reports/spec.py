@@ -92,7 +92,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Scope:
-    """The runs that a table is about; ``said`` tells the reader what was chosen for them."""
+    """The runs that a table is about; ``remarks`` tells the reader what was chosen for them."""
 
     backbone: str
     data: str
@@ -100,7 +100,7 @@ class Scope:
     select: str = "final"
     include_partial: bool = False
     results: Path = Path("results")
-    said: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ class Request:
     queued: Callable[[Path, Sequence[Path]], tuple[list[Record], list[str]]] = lambda results, known: ([], [])
 
     @cached_property
-    def found(self) -> tuple[list[Record], list[str]]:
+    def read(self) -> tuple[list[Record], list[str]]:
         """All records, and a line for each refused file: read once, when first asked for."""
         return read_all(self.results)
 
     def of(self, records: Sequence[Record]) -> Request:
         """The same request, limited to these records."""
         request = replace(self)
-        vars(request)["found"] = list(records), self.found[1]
+        vars(request)["read"] = list(records), self.read[1]
         return request
 
 
@@ -147,7 +147,7 @@ class Report:
             refused file. Raises InputError.
         reads: what it takes beside its own options: ``results`` (``--results``), ``scope`` (``--backbone``, ``--data``
             and ``--protocol`` too) or ``nothing``.
-        place: the request -> the file that the report goes to, None for the terminal; asked first. Raises InputError.
+        target: the request -> the file that the report goes to, None for the terminal; asked first. Raises InputError.
         section: records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing. ``common``:
             the folder of results -> the same for what belongs to no scope, and a line for each refused file.
         writes: whether it takes ``--out``.
@@ -158,7 +158,7 @@ class Report:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     make: Callable[[Request], tuple[str | bytes, list[str]]]
     reads: str = "scope"
-    place: Callable[[Request], str | None] = lambda request: checked(request.args)
+    target: Callable[[Request], str | None] = lambda request: checked(request.args)
     section: Callable[[Sequence[Record], Scope], str] | None = None
     common: Callable[[Path], tuple[str, list[str]]] | None = None
     writes: bool = True

@@ -176,10 +176,10 @@ def table_status(spec: Spec, scope: Scope, states: Sequence[State], now: float) 
     whose = "paper's" if spec.printed else "table's"
     counts = counts_line(done, len(cells), Counter(state.status for state in states), whose)
     if not states:
-        return "\n".join([head, *map(clean, scope.said), f"{counts}; {BRIEF.format(spec.name)}"])
+        return "\n".join([head, *map(clean, scope.remarks), f"{counts}; {BRIEF.format(spec.name)}"])
     rows = [["", *(column.heading for column in spec.columns)]]
     shown = {(row.method, row.budget): row for row in table.rows}
-    names = {place: row.name for place, row in shown.items()}
+    names = {cell: row.name for cell, row in shown.items()}
     names |= {(method, budget): f"{method} {budget}" for method, budget, _ in others if (method, budget) not in shown}
     for (method, budget), name in names.items():
         ours = shown[method, budget].cells if (method, budget) in shown else None
@@ -188,7 +188,7 @@ def table_status(spec: Spec, scope: Scope, states: Sequence[State], now: float) 
             seeds = len(ours[i].seeds) if ours else 0
             line.append(cell_symbols(seeds, others[method, budget, column.task]))
         rows.append(line)
-    lines = [head, *map(clean, scope.said), "", *aligned(rows), "", LEGEND, "", counts]
+    lines = [head, *map(clean, scope.remarks), "", *aligned(rows), "", LEGEND, "", counts]
     lines += attention(states, now)
     lines += notices(states, table)
     lines += edges(table)
@@ -236,8 +236,8 @@ def notices(states: Sequence[State], table: Table) -> list[str]:
 
 def edges(table: Table) -> list[str]:
     """The cells whose learning rate won at the edge of its grid."""
-    found = [choice for choice in choices(table) if choice.edge]
-    lines = [f"  {clean(choice.name)}: lr {lr_text(choice.lr)}; {choice.tried}" for choice in found]
+    edge = [choice for choice in choices(table) if choice.edge]
+    lines = [f"  {clean(choice.name)}: lr {lr_text(choice.lr)}; {choice.tried}" for choice in edge]
     return ["", "Chosen at the edge of the grid (widen it):", *lines] if lines else []
 
 
@@ -271,7 +271,7 @@ def describe(state: State, now: float) -> str:
 
 def make(request: Request) -> tuple[str, list[str]]:
     args, specs = request.args, request.specs
-    records, refused = request.found
+    records, refused = request.read
     waiting, more = request.queued(request.results, [path for path, _ in records])
     wish = Scope("", "", args.protocol, include_partial=args.include_partial, results=request.results)
 

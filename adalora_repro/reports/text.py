@@ -55,10 +55,10 @@ def count_text(count: float) -> str:
 
 def extent(values: Iterable[Any], form: str | None = None) -> str:
     """ "0.31M–0.34M", smallest and largest; counts of parameters, or in the format ``form``."""
-    known = [value for value in values if number(value) is not None]
-    if not known:
+    numbers = [value for value in values if number(value) is not None]
+    if not numbers:
         return NONE
-    low, high = (count_text(end) if form is None else format(end, form) for end in (min(known), max(known)))
+    low, high = (count_text(end) if form is None else format(end, form) for end in (min(numbers), max(numbers)))
     return low if low == high else f"{low}–{high}"
 
 

@@ -153,7 +153,7 @@ def report_of(
 
     def make(request: Request) -> tuple[str | bytes, list[str]]:
         form = form_of(request.args.format, request.args.out, FORMATS)
-        records, refused = request.found
+        records, refused = request.read
         args = argparse.Namespace(**vars(request.args), folder=request.results)
         figure = compile_figure(records, args) if compile_figure else section(records, scope_of(records, args))
         assert figure is not None

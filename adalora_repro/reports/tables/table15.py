@@ -51,8 +51,8 @@ NOTES = (
     "training split. Memory (1 GB = 10^9 bytes): peak of a process that trains the method alone, over the epoch's "
     "smallest and largest micro-batch. Tokens: without padding. Padding: longest: batches grouped by length; drawn: at "
     "random, in parts of similar length on a CPU.",
-    "Paper: one V100 GPU; its padding and precision are not said, its minutes are whole ones, so that its ratios, made "
-    "of them here, are good to about 0.01 on MNLI and 0.02 below.",
+    "Paper: one V100 GPU; its padding and precision are not stated. It prints whole minutes: the ratios made of them "
+    "here are good to about 0.01 on MNLI and 0.02 below.",
     "The paper labels the lower half SST-2. Its text says SQuADv2, and 60 minutes an epoch against 105 of MNLI do not "
     "fit SST-2, which has a sixth of MNLI's examples, and shorter ones: the same figures stand here under both names.",
 )
@@ -71,13 +71,13 @@ def make(request: Request) -> tuple[str, list[str]]:
     args = request.args
     form = form_of(args.format, args.out, FORMATS)
     records, refused = cost_record.read_all(request.results)
-    backbone, said = choose_backbone(args.backbone, [record for _, record in records])
+    backbone, remarks = choose_backbone(args.backbone, [record for _, record in records])
 
     def text(records: Sequence[Record]) -> str:
         lines = lines_of(of_backbone(records, backbone), backbone, request.results, args.only_filled)
         if form == "csv":
             return to_csv(lines[FIELDS])
-        sheet = sheet_of(lines, backbone, said, [] if args.only_filled else commands_of(lines, request.results))
+        sheet = sheet_of(lines, backbone, remarks, [] if args.only_filled else commands_of(lines, request.results))
         return render_sheet(texts_sheet(sheet, form), form, args.notes)
 
     made, faulty = without_faulty(text, records)
@@ -131,12 +131,12 @@ def paper_of() -> dict[tuple[str, ...], dict[str, Any]]:
     read = [(task, row) for row in paper_rows(PAPER_FILE) for task in READINGS.get(row["task"], [row["task"]])]
     tasks = dict.fromkeys(task for task, _ in read)
     rows = {(task, row["budget"], row["method"]): row for first in tasks for task, row in read if task == first}
-    return {place: row | {"ratio": paper_ratio(place, rows)} for place, row in rows.items()}
+    return {key: row | {"ratio": paper_ratio(key, rows)} for key, row in rows.items()}
 
 
-def paper_ratio(place: tuple[str, ...], rows: dict[tuple[str, str, str], dict[str, str]]) -> float | None:
+def paper_ratio(key: tuple[str, ...], rows: dict[tuple[str, str, str], dict[str, str]]) -> float | None:
     """The paper's time per epoch over that of ``REFERENCE`` at the same task and budget; None for that itself."""
-    task, budget, method = place
+    task, budget, method = key
     mine, reference = (number(rows[task, budget, name]["time_per_epoch_min"]) for name in (method, REFERENCE))
     return None if method == REFERENCE or mine is None or not reference else mine / reference
 
@@ -174,23 +174,19 @@ def lines_of(records: Sequence[Record], backbone: str, results: Path, only_fille
     scope = Scope(backbone, str(frame.sort_values("created").data.iloc[-1]) if len(frame) else "hub", results=results)
     printed, have = paper_of(), set(frame[ROW].itertuples(index=False, name=None))
     if not only_filled:
-        gaps = [dict(zip(ROW, place, strict=True)) for place in printed if place not in have]
+        gaps = [dict(zip(ROW, key, strict=True)) for key in printed if key not in have]
         filled = [gap | {"command": fill([gap["task"]], gap["method"], [gap["budget"]], scope)} for gap in gaps]
         frame = pd.concat([frame, pd.DataFrame(filled, columns=columns, dtype=object)], ignore_index=True)
     frame = frame.assign(table=REPORT.name, backbone=backbone)
-    places = list(frame[ROW].itertuples(index=False, name=None))
+    keys = list(frame[ROW].itertuples(index=False, name=None))
     names = (("label", "task"), ("gpu_mem_gb",) * 2, ("time_per_epoch_min",) * 2, ("ratio",) * 2)
     for column, name in names:
-        values = [printed.get(place, {}).get(name) for place in places]
+        values = [printed.get(key, {}).get(name) for key in keys]
         frame[f"paper_{column}"] = pd.Series(
             values if name == "task" else [number(value) for value in values], index=frame.index, dtype=object
         )
-    cells = list(dict.fromkeys(place[:2] for place in printed)) + sorted(
-        place[:2] for place in set(places) - set(printed)
-    )
-    order = [
-        (cells.index(place[:2]), METHODS.index(place[2]) if place[2] in METHODS else 9, place[2]) for place in places
-    ]
+    cells = list(dict.fromkeys(key[:2] for key in printed)) + sorted(key[:2] for key in set(keys) - set(printed))
+    order = [(cells.index(key[:2]), METHODS.index(key[2]) if key[2] in METHODS else 9, key[2]) for key in keys]
     frame["order"] = pd.Series(order, index=frame.index, dtype=object)
     return frame.sort_values(["order", "device", "precision", "padding", "weights"], kind="stable", ignore_index=True)
 
@@ -201,7 +197,7 @@ METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")  # the or
 # --- what is shown of it ----------------------------------------------------------------------------------------------
 
 
-def sheet_of(lines: pd.DataFrame, backbone: str, said: Sequence[str], commands: Sequence[str]) -> Sheet:
+def sheet_of(lines: pd.DataFrame, backbone: str, remarks: Sequence[str], commands: Sequence[str]) -> Sheet:
     import pandas as pd
 
     ours = lines[lines.record.notna()]
@@ -209,8 +205,8 @@ def sheet_of(lines: pd.DataFrame, backbone: str, said: Sequence[str], commands: 
     numbers = {condition: f" {i}" if len(conditions) > 1 else "" for i, condition in enumerate(conditions, 1)}
     shown, notes = [], []
     group: list[str] = []
-    for place, row in lines.groupby(ROW, sort=False):
-        task, budget, method = map(str, place)
+    for key, row in lines.groupby(ROW, sort=False):
+        task, budget, method = map(str, key)
         reading = READINGS.get(str(row.paper_label.iloc[0]), {}).get(task, "")
         name = f"{HEADINGS.get(task, task)}{reading} {budget} {label_of(method)}"
         for line in row[row.record.notna()].to_dict("records"):
@@ -234,8 +230,8 @@ def sheet_of(lines: pd.DataFrame, backbone: str, said: Sequence[str], commands: 
         f"{TITLE}. Backbone {backbone}; {settings}",
         pd.DataFrame(shown, columns=[*headings, "Step median ratio [95%]"]),
         group,
-        notes=[*said, *NOTES, *listed, *notes],
-        warnings=[*said, *listed],
+        notes=[*remarks, *NOTES, *listed, *notes],
+        warnings=[*remarks, *listed],
         commands=commands,
         names=2,
     )
