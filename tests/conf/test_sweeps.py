@@ -24,7 +24,7 @@ from adalora_repro.config.catalog import resource
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.sweep import Job
 from adalora_repro.errors import InputError
-from adalora_repro.reports.base import paper_rows
+from adalora_repro.reports.spec import paper_rows
 from adalora_repro.reports.tables import table15
 
 SWEEPS = sorted(resource("sweeps").glob("*.yaml"))
