@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from adalora_repro.config.words import lr_text
 from adalora_repro.records.selection import Run
 
 NONE = "–"
