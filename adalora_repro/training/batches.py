@@ -23,8 +23,7 @@ WORKERS = 2
 #: to start and end two workers takes 0.1 s, 1 s in a process of 3 GB (measured), and what a worker takes over is 1 to
 #: 6 ms a batch: what is shorter than this is sooner done without them
 FEW_BATCHES = 200
-#: what a forward and backward pass costs a CPU beside its tokens, in tokens: the fastest of those that
-#: ``benchmarks.parts`` tries, which finds 75 with one thread; more threads hasten the tokens' part alone.
+#: fixed cost of a forward and backward pass on a CPU, in tokens: the fastest of the values tried (docs/performance.md)
 #: Another number means other parts, and with them other draws of dropout, in runs of the same identity.
 PASS_TOKENS = 128
 
