@@ -24,7 +24,7 @@ cost=(cost.steps=30 backbone.weights=random task=mnli,squad_v2 'budget=0.08%,0.1
 if [[ ${TINY:-} ]]; then
   device=cpu backbone=tiny-deberta bart=tiny-bart
   step=(--rounds 2 --batch 2)
-  bart_step=(--rounds 2 --batch 2 --precision bf16)
+  bart_step=(--task xsum --rounds 2 --batch 2 --precision bf16)
   memory=(--tokens 8,16 --batch 2)
   cost=(cost.steps=2 cost.warmup_steps=1 train.batch_size=2 task.max_length=32 task=sst2 'budget=0.08%')
 fi
