@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from adalora_repro.config.schema import resource
+from adalora_repro.config.catalog import resource
 from adalora_repro.methods import adalora, lora
 from adalora_repro.methods.base import BaseMethod
 from adalora_repro.models import backbones, speedups

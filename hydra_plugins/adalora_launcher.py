@@ -28,8 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro.cli import slurm
 from adalora_repro.cli.run import DONE, FAILED, INTERRUPTED, QUEUED, REFUSED, SUBMITTED, Outcome, one_of_many
+from adalora_repro.config.catalog import added_folders
 from adalora_repro.config.plan import Plan
-from adalora_repro.config.schema import added_folders
 from adalora_repro.config.words import word
 from adalora_repro.errors import (
     EXIT_BAD_INPUT,

@@ -26,9 +26,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from adalora_repro.cli.run import RESTARTED, SKIPPED, explain, file_problems
-from adalora_repro.config import plan as planning
-from adalora_repro.config.schema import GROUPS, LAUNCHES
+from adalora_repro.cli.hydra_errors import explain, file_problems
+from adalora_repro.cli.run import RESTARTED, SKIPPED
+from adalora_repro.config import resolve as planning
+from adalora_repro.config.catalog import GROUPS
+from adalora_repro.config.plan import Plan
+from adalora_repro.config.schema import LAUNCHES
 from adalora_repro.config.words import word
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError, one_of
 from adalora_repro.records import lock, run_record
@@ -62,7 +65,7 @@ class CellSweeper(BasicSweeper):
         self.stages = stages or []
         self.ledger: Any = None
         self.detached = False
-        self.planned: dict[tuple[str, ...], planning.Plan] = {}  # the runs whose configuration is sound
+        self.planned: dict[tuple[str, ...], Plan] = {}  # the runs whose configuration is sound
         self.refusals: dict[tuple[str, ...], str] = {}  # the others
         self.numbers: dict[tuple[str, ...], int] = {}  # of the jobs given to the launcher, as in the ledger
 
@@ -258,7 +261,7 @@ class CellSweeper(BasicSweeper):
         self.ledger.already += len(done)
         return [job for job in jobs if words_of(job) not in done]
 
-    def plans(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, planning.Plan | None]]:
+    def plans(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Plan | None]]:
         """Each job with its plan, None where the run itself will be refused.
 
         Hydra takes a tenth of a second to compose a job, ``resolve`` a fifth of that. Jobs that differ in plain values
@@ -284,7 +287,7 @@ class CellSweeper(BasicSweeper):
                 choices = {str(name): choice for name, choice in cfg.hydra.runtime.choices.items()}
                 with open_dict(cfg):
                     del cfg["hydra"]
-                resolved: dict[tuple[str, ...], planning.Plan] = {}
+                resolved: dict[tuple[str, ...], Plan] = {}
                 for job, plain in members:
                     with naming_the_run(words_of(job)):
                         ConfigLoaderImpl._apply_overrides_to_config(plain, cfg)

@@ -320,7 +320,7 @@ def choose(args: argparse.Namespace, specs: Specs, results: Path) -> int:
 
 
 def conf_folder() -> Path:
-    from adalora_repro.config.schema import resource  # imports OmegaConf: only here
+    from adalora_repro.config.catalog import resource  # imports OmegaConf: only here
 
     return resource("conf")
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
@@ -216,6 +217,8 @@ def _buildable(cfg: DictConfig) -> Iterator[None]:
         raise
     except Exception as error:
         problem = " ".join(str(error).split())
+        if isinstance(error, AttributeError) and isinstance(error.obj, SimpleNamespace):
+            problem = f"backbone.architecture.{error.name} is not set"
         raise InputError(f"backbone '{cfg.backbone.name}' cannot be built for this task: {problem}") from error
 
 

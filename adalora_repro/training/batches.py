@@ -23,9 +23,6 @@ WORKERS = 2
 #: to start and end two workers takes 0.1 s, 1 s in a process of 3 GB (measured), and what a worker takes over is 1 to
 #: 6 ms a batch: what is shorter than this is sooner done without them
 FEW_BATCHES = 200
-#: fixed cost of a forward and backward pass on a CPU, in tokens: the fastest of the values tried (docs/performance.md)
-#: Another number means other parts, and with them other draws of dropout, in runs of the same identity.
-PASS_TOKENS = 128
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, group: bool) -> list[list[int]]:
@@ -78,14 +75,16 @@ def by_length(order: list[int], lengths: Sequence[int], pass_tokens: int) -> lis
     return cut[::-1]
 
 
-def micro_batches(order: list[int], lengths: Sequence[int], least: int, on_cpu: bool) -> list[list[int]]:
+def micro_batches(
+    order: list[int], lengths: Sequence[int], least: int, on_cpu: bool, pass_tokens: int
+) -> list[list[int]]:
     """Rows, the longest first, cut into ``least`` parts; on a CPU into more where that saves time.
 
     An accelerator, where a pass takes at least the time to launch its thousands of operations, gets no more: by
     reasoning, none was at hand to measure it.
     """
     parts = split(order, least)
-    return [cut for part in parts for cut in by_length(part, lengths, PASS_TOKENS)] if on_cpu else parts
+    return [cut for part in parts for cut in by_length(part, lengths, pass_tokens)] if on_cpu else parts
 
 
 def split(rows: list[int], parts: int) -> list[list[int]]:

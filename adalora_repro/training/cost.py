@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adalora_repro.config.plan import Plan, cost_key
+from adalora_repro.config.identity import cost_key
+from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError
 from adalora_repro.models import backbones
 from adalora_repro.records import cost_record, provenance

@@ -391,7 +391,8 @@ def parts_of(loop: Loop, rows: list[int], lengths: Sequence[int]) -> list[list[i
     if train.group_by_length or train.padding == "max_length":
         return list(world.own(split(rows, train.grad_accumulation * world.size)))
     mine = list(world.own(longest_first(lengths, rows)))
-    return micro_batches(mine, lengths, train.grad_accumulation, world.accelerator.device.type == "cpu")
+    on_cpu = world.accelerator.device.type == "cpu"
+    return micro_batches(mine, lengths, train.grad_accumulation, on_cpu, train.pass_tokens)
 
 
 def _loaded(loop: Loop, rows: Dataset, batches: Iterable[list[int]], count: int) -> Iterator[Batch]:

@@ -26,7 +26,8 @@ from omegaconf import OmegaConf
 from transformers import get_linear_schedule_with_warmup
 
 from adalora_repro import methods
-from adalora_repro.config.plan import Plan, finished, settle
+from adalora_repro.config.plan import Plan
+from adalora_repro.config.resolve import finished, settle
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
 from adalora_repro.models import backbones, inject, speedups
 from adalora_repro.records import provenance, run_record
@@ -296,10 +297,10 @@ def build(plan: Plan, world: World | None = None) -> Loop:
     set_seed(cfg.seed)
     tokenizer = backbones.load_tokenizer(cfg)
     backbones.check_lengths(cfg, tokenizer)
-    plan.notes += backbones.tokenizer_notes(cfg, tokenizer)
+    plan = plan.with_notes(*backbones.tokenizer_notes(cfg, tokenizer))
     on_cpu = world.accelerator.device.type == "cpu"
     if on_cpu and cfg.train.precision == "bf16" and provenance.has_bf16_instructions() is False:
-        plan.notes.append(
+        plan = plan.with_notes(
             "this CPU has no bf16 instructions: train.precision=bf16 is far slower than fp32 here (16 times in one "
             "measurement)"
         )

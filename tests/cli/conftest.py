@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from adalora_repro.cli import run
 from adalora_repro.records import run_record
 
-ROOT = Path(run.__file__).parents[1]
+ROOT = Path(run.__file__).parents[2]
 
 #: settings of a run that takes a second; T = 6 optimizer steps
 TINY = [

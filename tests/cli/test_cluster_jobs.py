@@ -15,7 +15,7 @@ from conftest import ROOT, Outcome, find_runs
 from test_sweep import STAGES, last_line, save
 
 from adalora_repro.cli import slurm as slurm_queue
-from adalora_repro.config import plan as planning
+from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.records import run_record
 
@@ -204,7 +204,7 @@ def test_detached_stages_wait_for_each_other(tiny: Cli, slurm: Path) -> None:
     assert last_line(tiny(*words)) == "sweep: 3 in the queue already"
     for number, run in enumerate(submission()[1].runs.values()):  # two finish, one fails
         folder = Path(run["folder"])
-        plan = planning.Plan(None, run["key"], {}, folder, 6, 6)  # type: ignore[arg-type]
+        plan = Plan(None, run["key"], {}, folder, 6, 6)  # type: ignore[arg-type]
         save(plan, 0.4 + number / 10)
     failed = run_record.read(folder / run_record.RECORD_NAME)
     failed.status, failed.final = "failed", None

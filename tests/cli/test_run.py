@@ -1011,7 +1011,7 @@ def test_the_record_of_another_run_in_the_folder_is_not_taken_for_this_ones(tiny
 def test_a_run_that_another_process_finished_meanwhile_is_left_alone(
     tiny: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adalora_repro.config import plan as planning
+    from adalora_repro.config import resolve as planning
 
     assert tiny("task=sst2", "method=lora").code == EXIT_OK
     (path,) = Path("results").glob("runs/**/metrics.json")

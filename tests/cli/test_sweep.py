@@ -16,7 +16,8 @@ import pytest
 from conftest import ROOT, TINY, Outcome, find_runs
 from fake_records import make
 
-from adalora_repro.config import plan as planning
+from adalora_repro.config import resolve as planning
+from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
 from adalora_repro.records import lock as locks
 from adalora_repro.records import run_record
@@ -40,7 +41,7 @@ def give_scores(
     """Training without training: ``score(cfg)`` is what a run measures, an exception how it fails."""
     from adalora_repro.training import runner
 
-    def execute(plan: planning.Plan) -> int:
+    def execute(plan: Plan) -> int:
         plan.folder.mkdir(parents=True)
         try:
             value = score(plan.cfg)
@@ -53,7 +54,7 @@ def give_scores(
     monkeypatch.setattr(runner, "execute", execute)
 
 
-def save(plan: planning.Plan, score: float, held_out: float | None = None) -> None:
+def save(plan: Plan, score: float, held_out: float | None = None) -> None:
     record = make(score, task="rte")
     if held_out is not None:
         record.final["holdout"] = {"accuracy": held_out}  # type: ignore[index]

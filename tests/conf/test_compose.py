@@ -21,14 +21,18 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from task_configs import REAL_DATA, needs_real_data
 
-from adalora_repro.config import plan as planning
-from adalora_repro.config.plan import LATER, NOT_RESULT, Plan
-from adalora_repro.config.schema import Config, resource
+from adalora_repro.config import dry_run, identity
+from adalora_repro.config import resolve as planning
+from adalora_repro.config.catalog import budget_families, resource
+from adalora_repro.config.origins import origins
+from adalora_repro.config.plan import Plan
+from adalora_repro.config.schema import Config
 from adalora_repro.errors import InputError
 from adalora_repro.models.backbones import MATRIX_ROLES
 from adalora_repro.records import run_record
 from adalora_repro.records.revisions import outdated
 from adalora_repro.reports.base import VARIANTS
+from adalora_repro.settings import NOTHING, settings_of
 from adalora_repro.tasks import sources
 
 ROOT = Path(__file__).parents[2]
@@ -43,10 +47,14 @@ def names(group: str) -> list[str]:
 TASKS, METHODS = names("task"), names("method")
 #: its ranks and budget are those of another run: test_transplant.py
 SIZED = [method for method in METHODS if method != "lora_rank_pattern"]
-FAMILIES = planning.budget_families()
+FAMILIES = budget_families()
 #: no file is read and no size is forgotten
 FREE = ("data=sample", "data.sample_rows=64", "data.sample_validation_rows=32")
 
+
+FACTS = settings_of(Config)
+NOT_RESULT = [name for name, facts in FACTS.items() if not facts.identity]
+LATER = {name: facts.later for name, facts in FACTS.items() if facts.later is not NOTHING}
 
 pytestmark = pytest.mark.usefixtures("hydra")
 
@@ -243,10 +251,10 @@ def test_evaluations_that_a_dry_run_counts() -> None:
     once_an_epoch = resolved("task=sst2", "method=lora", "train.eval_steps=null", "train.epochs=2")
     assert once_an_epoch.eval_steps == once_an_epoch.steps_per_epoch
     assert "evaluations 2 every 2,105 steps, 1 an epoch" in " ".join(
-        planning.describe(planning.count(once_an_epoch)).split()
+        dry_run.describe(planning.count(once_an_epoch)).split()
     )
     cost = resolved("task=sst2", "method=lora", "measure=cost")
-    assert "evaluations" not in planning.describe(planning.count(cost))  # it makes none
+    assert "evaluations" not in dry_run.describe(planning.count(cost))  # it makes none
 
 
 # The same configuration, the same folder
@@ -301,6 +309,8 @@ def changed(name: str, value: Any) -> str:
         "backbone.lora_init": "normal",
         "measure": "cost",
         "cost.against": "bitfit",
+        "method.label": "other",
+        "method.role": "control",
     }
     return f"{name}={special[name] if name in special else OTHER[type(value)](value)}"
 
@@ -351,7 +361,7 @@ def test_budgets_are_irrelevant_for_methods_of_a_fixed_size() -> None:
         assert resolved("task=squad", f"method={method}").key["budget"] == method  # GLUE's default budget is no error
 
 
-#: hashes that runs had before settings came that are now in ``LATER``: what was measured then is found again
+#: hashes that runs had before there were the settings with ``later``: what was measured then is found again
 EARLIER = {
     "task=cola method=adalora data=sample": ("de64fa59c1", "2fd48a3c8d"),
     "task=mnli method=lora budget=1.2M seed=3 data=sample": ("c15c64b9dd", "3d9e91e5c4"),
@@ -366,7 +376,7 @@ EARLIER = {
 
 @pytest.mark.parametrize("command", EARLIER)
 def test_runs_keep_the_identity_they_had(command: str) -> None:
-    key = resolved(*command.split(), "train.group_by_length=true").key  # its value in LATER is not the default
+    key = resolved(*command.split(), "train.group_by_length=true").key  # left out at a value that is not the default
     assert (key["hash"], key["variant"]) == EARLIER[command]
 
 
@@ -436,7 +446,7 @@ def test_every_published_record_lies_in_its_folder(results: Path) -> None:
     assert [run_record.run_folder(results, record.key) for _, record in found] == [path.parent for path, _ in found]
 
 
-#: setting of ``LATER`` -> a task and another value; of AdaLoRA alone if it is ``method.allocation``
+#: setting with ``later`` -> a task and another value; of AdaLoRA alone if it is ``method.allocation``
 LATER_VALUES = {
     "backbone.weights": ("cola", "random"),
     "data.holdout": ("cola", "300"),
@@ -445,6 +455,7 @@ LATER_VALUES = {
     "method.init": ("cola", "kaiming"),
     "train.attention": ("cola", "cropped"),
     "train.compile": ("cola", "inductor"),
+    "train.pass_tokens": ("cola", "64"),
     "task.n_best": ("squad", "7"),
     "task.max_answer_length": ("squad", "9"),
     "task.null_threshold": ("squad_v2", "0.5"),
@@ -524,8 +535,8 @@ def settings_of(plan: Plan) -> list[Any]:
 
 def as_asked(plan: Plan) -> dict[str, Any]:
     """The step counts before they were scaled, which with all other settings make the hash."""
-    assert set(plan.unscaled) == {f"method.{name}" for name in COUNTED} | {"optim.warmup_steps"}
-    return plan.unscaled
+    assert set(planning.unscaled(plan)) == {f"method.{name}" for name in COUNTED} | {"optim.warmup_steps"}
+    return planning.unscaled(plan)
 
 
 def test_t_is_provisional_where_examples_are_not_rows() -> None:
@@ -538,8 +549,8 @@ def test_t_is_provisional_where_examples_are_not_rows() -> None:
     assert "(paper: about 55,200)" in note
     skipping = resolved(*SKIPPING, *ROWS)
     assert skipping.provisional
-    assert "bad rows go" in skipping.notes[0]
-    assert resolved(*SKIPPING, *ROWS, "train.max_steps=3").notes == []  # T is what it is
+    assert "bad rows are left out" in skipping.notes[0]
+    assert resolved(*SKIPPING, *ROWS, "train.max_steps=3").notes == ()  # T is what it is
 
 
 @pytest.mark.parametrize("examples", [600, 33, 700])
@@ -559,7 +570,7 @@ def test_the_settled_plan_is_that_of_as_many_good_rows(examples: int) -> None:
     assert settled.key == key | {"total_steps": settled.total_steps}
     assert (settled.folder, as_asked(settled)) == (plan.folder, as_asked(plan))
     assert settings_of(settled) == phases(settled) != settings_of(plan) == before
-    assert settled.settings | settled.unscaled == plan.settings | plan.unscaled
+    assert settled.settings | planning.unscaled(settled) == plan.settings | planning.unscaled(plan)
     assert (plan.key, phases(plan)) == (key, before)  # not changed
     assert planning.settle(settled, examples) is settled
 
@@ -570,7 +581,7 @@ def test_step_counts_of_ones_own_are_settled_from_what_was_said() -> None:
     assert settled.total_steps == 250
     assert phases(settled) == [25, 100, 2, 4]
     assert settings_of(settled) == phases(settled)
-    assert plan.unscaled["method.t_i"] == settled.unscaled["method.t_i"] == 670
+    assert planning.unscaled(plan)["method.t_i"] == planning.unscaled(settled)["method.t_i"] == 670
     assert planning.settle(settled, 640).settings == plan.settings  # from what was asked, not from what was scaled
 
 
@@ -590,10 +601,12 @@ def test_identity_does_not_depend_on_a_provisional_t() -> None:
     assert list(as_asked(plan).values()) == [800, 3500, 10, 100]  # the paper's, not scaled by a T that may change
     assert settings_of(plan) == phases(plan)
     assert phases(plan)[0] != 800
-    assert plan.key["hash"] == planning.digest(plan.settings | plan.unscaled) != planning.digest(plan.settings)
+    assert (
+        plan.key["hash"] == identity.digest(plan.settings | planning.unscaled(plan)) != identity.digest(plan.settings)
+    )
     exact = resolved(*[word for word in SKIPPING if "skip" not in word], *ROWS)
     assert settings_of(exact) == list(as_asked(exact).values()) == phases(exact)
-    assert exact.key["hash"] == planning.digest(exact.settings)
+    assert exact.key["hash"] == identity.digest(exact.settings)
 
 
 def test_a_provisional_t_changes_neither_hash_nor_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -607,7 +620,7 @@ def test_a_provisional_t_changes_neither_hash_nor_folder(monkeypatch: pytest.Mon
         assert first.total_steps != second.total_steps
         assert settings_of(first) != settings_of(second)
         assert first.key | {"total_steps": 0} == second.key | {"total_steps": 0}
-        assert (first.folder, first.unscaled) == (second.folder, second.unscaled)
+        assert (first.folder, planning.unscaled(first)) == (second.folder, planning.unscaled(second))
     exact = []
     for rows in (640, 6400):  # where rows are examples, T is known and counts
         monkeypatch.setattr(sources, "train_rows", lambda _, rows=rows: rows)
@@ -666,7 +679,7 @@ def test_steps_scale_with_the_run() -> None:
     method = plan.cfg.method
     assert (method.t_i, method.t_f, method.delta_t) == (192, 840, 2)  # 800, 3,500, 10 x 1,608 / 6,700
     assert plan.cfg.optim.warmup_steps == 24
-    assert plan.origins["method.t_i"].startswith("800 x 1608/6700, scaled")
+    assert origins(plan)["method.t_i"].startswith("800 x 1608/6700, scaled")
     same = resolved("task=cola", "method=adalora", "method.schedule=scaled")
     assert [same.cfg.method[name] for name in ("t_i", "t_f", "delta_t")] == [800, 3500, 10]
     tiny = resolved("task=cola", "method=adalora", "method.schedule=scaled", "train.max_steps=3")
@@ -684,7 +697,7 @@ def test_total_steps_count_the_last_partial_batch_and_part_of_an_epoch() -> None
 def test_a_warm_up_that_never_ends_is_told() -> None:
     plan = resolved("task=cola", "method=lora", "train.max_steps=100")
     assert "warm-up takes 100 of T = 100 steps" in plan.notes[0]
-    assert resolved("task=cola", "method=lora", "train.max_steps=101").notes == []
+    assert resolved("task=cola", "method=lora", "train.max_steps=101").notes == ()
 
 
 # Counts (issue: "the counts, method only")

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose
 from omegaconf import OmegaConf
 
-from adalora_repro.config.schema import resource
+from adalora_repro.config.catalog import resource
 
 pytestmark = [
     pytest.mark.usefixtures("hydra"),

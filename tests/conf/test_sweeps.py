@@ -18,15 +18,15 @@ from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
 from adalora_repro.cli import run
-from adalora_repro.config import plan as planning
-from adalora_repro.config.schema import resource
+from adalora_repro.config import resolve as planning
+from adalora_repro.config.catalog import resource
 from adalora_repro.errors import InputError
 from adalora_repro.reports.base import paper_rows
 from adalora_repro.reports.tables import table15
 
 SWEEPS = sorted(resource("sweeps").glob("*.yaml"))
 CELLS = {"table1": 96, "table2": 34, "table3": 18, "table4": 36, "table5": 36, "table14": 16}
-PAPER = Path(planning.__file__).parent / "tables" / "paper"
+PAPER = resource("reports/tables") / "paper"
 NO_FILES = ("data=sample", "data.sample_rows=64")
 
 

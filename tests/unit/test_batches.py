@@ -58,7 +58,7 @@ def test_cutting_saves_most_of_the_padding_that_random_batches_have(task: str, s
     lengths = lengths_of(task)
     steps = batches.epoch_order(lengths, 32, 0, group=False)[:200]
     whole = padded(steps, lengths)
-    cut = [batches.micro_batches(batches.longest_first(lengths, rows), lengths, 1, on_cpu=True) for rows in steps]
+    cut = [batches.micro_batches(batches.longest_first(lengths, rows), lengths, 1, True, 128) for rows in steps]
     least = sum(lengths[row] for rows in steps for row in rows)
     saved = whole - sum(padded(parts, lengths) for parts in cut)
     assert saved > share * (whole - least)
@@ -132,7 +132,7 @@ def test_cut_steps_have_the_gradients_of_padded_ones(built: Callable[..., Loop],
 def test_processes_share_a_step_evenly(size: int, parts: int, device: str) -> None:
     lengths = [7 + 11 * i % 113 for i in range(100)]
     rows = list(range(40, 72))
-    settings = SimpleNamespace(group_by_length=False, padding="longest", grad_accumulation=parts)
+    settings = SimpleNamespace(group_by_length=False, padding="longest", grad_accumulation=parts, pass_tokens=128)
     shares = []
     for rank in range(size):
         world = SimpleNamespace(
@@ -147,7 +147,7 @@ def test_processes_share_a_step_evenly(size: int, parts: int, device: str) -> No
     if device == "cuda":
         assert {len(share) for share in shares} == ({parts} if size < 40 else {0, 1})
     elif size < 4:
-        costs = [padded(share, lengths) + batches.PASS_TOKENS * len(share) for share in shares]
+        costs = [padded(share, lengths) + 128 * len(share) for share in shares]
         assert max(costs) < 1.2 * min(costs)
         assert max(len(share) for share in shares) > 1
 

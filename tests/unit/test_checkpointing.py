@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from adalora_repro.config import plan
+from adalora_repro.config import resolve as plan
 from adalora_repro.models import inject
 from adalora_repro.tasks.base import Evaluation
 from adalora_repro.training import loop as training_loop

@@ -13,7 +13,7 @@ import torch
 from hydra import compose
 from torch.utils._pytree import tree_leaves
 
-from adalora_repro.config import plan
+from adalora_repro.config import resolve as plan
 from adalora_repro.errors import InputError
 from adalora_repro.training import checkpoint, runner
 from adalora_repro.training import loop as training_loop

@@ -21,7 +21,7 @@ from hydra import compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adalora_repro.config import plan as planning
+from adalora_repro.config import resolve as planning
 from adalora_repro.errors import InputError
 from adalora_repro.records import cost_record, run_record
 from adalora_repro.records.cost_record import CostRecord

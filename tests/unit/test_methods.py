@@ -9,7 +9,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from adalora_repro import methods
-from adalora_repro.config import plan
+from adalora_repro.config import resolve as plan
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear, SVDLinear
 from adalora_repro.models import backbones, inject

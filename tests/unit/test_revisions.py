@@ -10,7 +10,8 @@ from hydra import compose
 
 from adalora_repro import methods
 from adalora_repro.cli import report
-from adalora_repro.config import plan as planning
+from adalora_repro.config import resolve as planning
+from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_OK
 from adalora_repro.records import run_record
 from adalora_repro.records.revisions import CORRECTED, SETTING, outdated, present
@@ -50,7 +51,7 @@ def test_a_variant_is_known_by_its_module() -> None:
 
 
 def test_a_run_of_an_earlier_revision_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def resolved(method: str) -> planning.Plan:
+    def resolved(method: str) -> Plan:
         words = ["task=rte", f"method={method}", "data=sample", f"results.dir={tmp_path}"]
         return planning.resolve(compose("config", words))
 

@@ -22,7 +22,7 @@ from task_configs import CONF, task_config, write_jsonl
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from adalora_repro.config import plan
+from adalora_repro.config import resolve as plan
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import SVDLinear
 from adalora_repro.metrics import rouge

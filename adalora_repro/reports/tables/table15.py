@@ -126,7 +126,7 @@ def choose_backbone(name: str | None, records: Sequence[CostRecord]) -> tuple[st
     have = sorted({record.key["backbone"] for record in records})
     if name is not None:
         if name not in have:
-            from adalora_repro.config.schema import choices_of  # imports OmegaConf: only here
+            from adalora_repro.config.catalog import choices_of  # imports OmegaConf: only here
 
             if name not in choices_of("backbone"):
                 raise one_of("backbone", name, sorted({*choices_of("backbone"), *have}))
