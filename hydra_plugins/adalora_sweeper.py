@@ -37,7 +37,7 @@ from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError, one_of
 from adalora_repro.records import lock, run_record
 from adalora_repro.records.selection import at_edge, run_of, select
 from adalora_repro.reports.base import lr_text
-from adalora_repro.training.console import launched
+from adalora_repro.training.distributed import launched
 from hydra_plugins.adalora_launcher import ArrayLauncher
 
 AXES = ("task", "method", "budget")  # of a cell: what the command line gives for them restricts, the rest it replaces

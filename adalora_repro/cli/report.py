@@ -47,8 +47,7 @@ from adalora_repro.reports.marks import with_marks
 from adalora_repro.reports.out import add_format, add_out, checked, form_of, write
 from adalora_repro.reports.render import FORMATS, render
 from adalora_repro.reports.status import render_status
-from adalora_repro.terminal import clean, guarded, raw
-from adalora_repro.training.console import tolerate_any_locale
+from adalora_repro.terminal import clean, guarded, raw, tolerate_any_locale
 
 EXAMPLES = """\
 examples:

@@ -48,8 +48,9 @@ from adalora_repro.errors import (
     one_of,
 )
 from adalora_repro.records import lock
-from adalora_repro.terminal import guarded
-from adalora_repro.training.console import ALONE_S, complain, launched, tolerate_any_locale
+from adalora_repro.terminal import guarded, tolerate_any_locale
+from adalora_repro.training.distributed import launched
+from adalora_repro.training.progress import ALONE_S, banner, complain
 
 Outcome = tuple[str, int]  # a word for the summary, the exit code
 DONE, ALREADY, PLANNED, FAILED, REFUSED = "done", "already done", "planned", "failed", "refused"
@@ -253,6 +254,7 @@ def run(cfg: DictConfig, many: bool, ledger: Ledger) -> Outcome:
         print(f"failed since this command began, not tried again: {plan.folder}")
         return FAILED, EXIT_FAILED
     plan = count(plan)  # fails on a wrong option before any download
+    banner(plan)
 
     from adalora_repro.training.runner import execute
 

@@ -14,7 +14,7 @@ from adalora_repro.config.catalog import base_files, choices_of
 from adalora_repro.config.plan import measured
 from adalora_repro.config.schema import Config
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.models import backbones
+from adalora_repro.models import sites
 from adalora_repro.settings import check, settings_of
 
 MOST_LAYERS = 1000
@@ -96,7 +96,7 @@ def _check_architecture(cfg: DictConfig) -> None:
     if cfg.backbone.architecture.get("model_type") is None:
         raise InputError(
             f"backbone '{cfg.backbone.name}': backbone.architecture.model_type is not set; "
-            f"valid: {', '.join(backbones.SITES)}"
+            f"valid: {', '.join(sites.model_types())}"
         )
     for name, value in cfg.backbone.architecture.items():
         setting = f"backbone.architecture.{name}"
@@ -135,7 +135,7 @@ def check_backbone(cfg: DictConfig, needed: str) -> None:
 
 
 def _kind(model_type: str) -> str:
-    return "encoder-decoder" if "decoder" in backbones.architecture(model_type).stacks else "encoder"
+    return "encoder-decoder" if "decoder" in sites.architecture(model_type).stacks else "encoder"
 
 
 def _model_type(files: Sequence[Path]) -> str:

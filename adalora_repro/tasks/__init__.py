@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from functools import cache
+import functools
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import one_of
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adalora_repro.tasks.base import BaseTask
 
 
-@cache
+@functools.cache
 def families() -> dict[str, Any]:
     """Name -> module of every family: the modules here that define ``Task`` and ``Options``."""
     from adalora_repro.tasks.base import BaseTask

@@ -41,13 +41,13 @@ PATIENCE_S = 180.0
 #: adalora-run, but every step takes a while, so that the moment of a signal can be chosen
 SLOWLY = """
 import sys, time
-from adalora_repro import train
-from adalora_repro.run import main
-step = train.step
-def slowly(loop, batches):
+from adalora_repro.training import loop
+from adalora_repro.cli.run import main
+step = loop.step
+def slowly(run, batches):
     time.sleep(0.25)
-    return step(loop, batches)
-train.step = slowly
+    return step(run, batches)
+loop.step = slowly
 sys.exit(main())
 """
 

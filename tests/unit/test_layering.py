@@ -98,20 +98,21 @@ def test_what_starts_fast_imports_nothing_heavy_by_itself(name: str) -> None:
         assert {"base.py", "glue.py", "squad.py", "summarization.py"} <= {path.name for path in seen}
 
 
-def test_the_loop_names_no_method_and_no_task() -> None:
+@pytest.mark.parametrize("module", ["loop", "evaluate", "state", "batches", "log"])
+def test_the_loop_names_no_method_and_no_task(module: str) -> None:
     names = {path.stem for group in ("method", "task") for path in (CONF / group).glob("*.yaml")}
     modules = {path.stem for folder in ("methods", "tasks") for path in (PACKAGE / folder).glob("[!_]*.py")} - {"base"}
     ids = names | {OmegaConf.load(path).method.get("module") for path in (CONF / "method").glob("*.yaml")} | modules
-    ids.discard(None)  # of a file that takes it from another
+    ids -= {None, "processes"}  # of a file that takes it from another; tasks/processes.py is no family
     assert {"adalora", "cola", "glue"} <= ids
-    tree = ast.parse((PACKAGE / "training" / "loop.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "training" / f"{module}.py").read_text(encoding="utf-8"))
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     texts = [
         node.value
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
     ]
-    assert len(texts) > 20
+    assert texts
     for text in texts:
         assert not set(text.replace("/", " ").replace(".", " ").split()) & (ids - {"full"}), text
         assert text != "full"

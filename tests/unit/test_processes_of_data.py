@@ -23,7 +23,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.models import backbones
 from adalora_repro.tasks import base, cache, load_family, processes
 from adalora_repro.tasks.base import TaskData
-from adalora_repro.training import loop as training_loop
+from adalora_repro.training import batches as batches_of_a_run
 from adalora_repro.training.batches import FEW_BATCHES, WORKERS, loaded, workers_for
 
 ROWS = 4  # tokenized at once, here
@@ -124,7 +124,7 @@ def test_how_many_processes(
 
 def test_the_cpus_of_a_process_are_those_it_is_bound_to() -> None:
     command = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    command += "from adalora_repro import processes; print(processes.usable())"
+    command += "from adalora_repro.tasks import processes; print(processes.usable())"
     assert subprocess.check_output([sys.executable, "-c", command], text=True, encoding="utf-8") == "1\n"
 
 
@@ -235,7 +235,7 @@ def test_who_stops_asking_ends_the_processes() -> None:
 
 def test_processes_end_when_their_parent_is_killed() -> None:
     command = (
-        "import os, time; from adalora_repro import processes\n"
+        "import os, time; from adalora_repro.tasks import processes\n"
         "for pid in processes.in_order(lambda _: (time.sleep(0.05), os.getpid())[1], range(1000), 2):\n"
         "    print(pid, flush=True)\n"
     )
@@ -334,10 +334,10 @@ def test_how_many_workers(
     def caught(*arguments: Any) -> int:
         return arguments[-1]
 
-    monkeypatch.setattr(training_loop, "loaded", caught)
+    monkeypatch.setattr(batches_of_a_run, "loaded", caught)
     loop: Any = SimpleNamespace(
         task=SimpleNamespace(collate=None),
-        world=SimpleNamespace(accelerator=SimpleNamespace(device=torch.device(device))),
+        device=torch.device(device),
         plan=SimpleNamespace(cfg=SimpleNamespace(train=SimpleNamespace(num_workers=asked))),
     )
-    assert training_loop._loaded(loop, Dataset.from_dict({}), range(batches), batches) == workers  # type: ignore[arg-type, comparison-overlap]
+    assert batches_of_a_run.on_device(loop, Dataset.from_dict({}), range(batches), batches) == workers  # type: ignore[arg-type, comparison-overlap]

@@ -21,8 +21,8 @@ from omegaconf import OmegaConf
 from torch.nn import Parameter
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_TERMINATED, InputError
-from adalora_repro.training import console
-from adalora_repro.training.distributed import LostError, World
+from adalora_repro.training import distributed, progress, signals
+from adalora_repro.training.distributed import LostError, Processes
 
 
 class Awkward(Exception):
@@ -32,25 +32,26 @@ class Awkward(Exception):
         super().__init__(f"{one} {two}")
 
 
-def raised(world: World, error: Exception) -> list[str]:
+def raised(processes: Processes, error: Exception) -> list[str]:
     def fail() -> None:
         raise error
 
     try:
-        world.on_main(fail)
-    except Exception as found:
-        return [type(found).__name__, str(found), str(world.common is found)]
+        processes.on_main(fail)
+    except Exception as raised_here:
+        return [type(raised_here).__name__, str(raised_here), str(processes.common is raised_here)]
     return []
 
 
-def seen_by(world: World) -> dict[str, Any]:
+def seen_by(processes: Processes) -> dict[str, Any]:
     """What each method gives in this process."""
-    rank = world.rank
+    rank = processes.rank
     parameters = [Parameter(torch.ones(2, 3)), Parameter(torch.ones(4)), Parameter(torch.ones(1))]
     parameters[0].grad = torch.arange(6.0).view(2, 3).t().contiguous().t() * (rank + 1)  # any layout
     if rank == 1:
         parameters[1].grad = torch.full((4,), 0.5)
-    sums = world.add_up(parameters, torch.tensor([1.0 + rank, 10.0]))
+    processes.signum = 15 * (rank == 1)
+    sums = processes.add_up(parameters, torch.tensor([1.0 + rank, 10.0]))
     numbers = list(range(7))
     made: list[int] = []
 
@@ -61,32 +62,33 @@ def seen_by(world: World) -> dict[str, Any]:
 
     return {
         "sums": sums.tolist(),
+        "received": processes.received(),
         "gradients": [None if p.grad is None else p.grad.tolist() for p in parameters],
-        "largest": world.largest(rank, -rank, 15 * rank),
-        "gathered": list(world.gathered(world.own(numbers))),
-        "few": list(world.gathered(world.own([5]))),
-        "on_main": world.on_main(lambda: rank + 40),
-        "main_first": world.main_first(make),
+        "largest": processes.largest(rank, -rank, 15 * rank),
+        "gathered": list(processes.gathered(processes.own(numbers))),
+        "few": list(processes.gathered(processes.own([5]))),
+        "on_main": processes.on_main(lambda: rank + 40),
+        "main_first": processes.main_first(make),
         "made": made,
-        "errors": [raised(world, error) for error in (OSError(28, "full", "f"), Awkward("a", "b"))],
-        "after": world.on_main(lambda: "fine"),
-        "common": str(world.common),
+        "errors": [raised(processes, error) for error in (OSError(28, "full", "f"), Awkward("a", "b"))],
+        "after": processes.on_main(lambda: "fine"),
+        "common": str(processes.common),
     }
 
 
 def process(folder: Path) -> None:
     from accelerate import Accelerator
 
-    world = World(Accelerator(cpu=True))
-    seen = seen_by(world)
-    if world.rank == 1:
+    processes = Processes(Accelerator(cpu=True))
+    seen = seen_by(processes)
+    if processes.rank == 1:
         (folder / "1.json").write_text(json.dumps(seen), encoding="utf-8")
-        world.largest(1)
+        processes.largest(1)
         time.sleep(0.5)  # the other one has its answer and waits for the next
         os._exit(0)  # as if it had been killed
     try:
         while True:
-            world.largest(1)
+            processes.largest(1)
     except LostError as error:
         seen["lost"] = str(error)
     (folder / "0.json").write_text(json.dumps(seen), encoding="utf-8")
@@ -96,11 +98,11 @@ def process(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    shared |= {"PYTHONPATH": str(Path(console.__file__).parents[1])}
+    shared |= {"PYTHONPATH": str(Path(distributed.__file__).parents[2])}
     children = []
     try:
         for rank in ("1", "0"):  # the one that serves the port ends last
@@ -118,6 +120,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_gradients_are_summed_and_what_no_process_has_stays_missing(two: list[dict[str, Any]]) -> None:
     for seen in two:
         assert seen["sums"] == [3.0, 20.0]
+        assert seen["received"] == 15  # the signal that only one of them got
         assert seen["gradients"] == [[[0.0, 3.0, 6.0], [9.0, 12.0, 15.0]], [0.5] * 4, None]
 
 
@@ -144,22 +147,22 @@ def test_a_process_that_is_gone_is_an_error_in_the_others(two: list[dict[str, An
     assert two[0]["lost"].startswith("another process of this run ended (")
 
 
-def alone() -> World:
-    return World(SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu")))  # type: ignore[arg-type]
+def alone() -> Processes:
+    return Processes(SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu")))  # type: ignore[arg-type]
 
 
 def test_with_one_process_nothing_is_sent_or_collected() -> None:
-    world = alone()
+    processes = alone()
     parameter = Parameter(torch.ones(2))
-    assert world.add_up([parameter], torch.ones(1)).tolist() == [1.0]
+    assert processes.add_up([parameter], torch.ones(1)).tolist() == [1.0]
     assert parameter.grad is None
     items = iter([1, 2])
-    assert world.gathered(items) is items
-    assert world.own([1, 2]) == [1, 2]
-    assert world.largest(3, 1) == [3, 1]
-    assert world.on_main(lambda: 1) == world.main_first(lambda: 1) == 1
+    assert processes.gathered(items) is items
+    assert processes.own([1, 2]) == [1, 2]
+    assert processes.largest(3, 1) == [3, 1]
+    assert processes.on_main(lambda: 1) == processes.main_first(lambda: 1) == 1
     with pytest.raises(KeyError):
-        world.on_main(lambda: {}["x"])
+        processes.on_main(lambda: {}["x"])
 
 
 # -- who speaks, and what is agreed ---------------------------------------------------------------------------------
@@ -168,10 +171,10 @@ def test_with_one_process_nothing_is_sent_or_collected() -> None:
 def test_ranks_are_those_of_a_launcher_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setenv("RANK", "3")  # left over from something else
-    assert console.launched() == (0, 1)
+    assert distributed.launched() == (0, 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert console.launched() == (3, 4)
+    assert distributed.launched() == (3, 4)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +192,7 @@ def test_a_launchers_nonsense_is_one_line(
     for variable, good in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", name: value}.items():
         monkeypatch.setenv(variable, good)
     with pytest.raises(SystemExit) as end:
-        console.launched()
+        distributed.launched()
     assert end.value.code == EXIT_BAD_INPUT
     assert capsys.readouterr().err == (
         f"adalora-run: error: environment variable {told}; torchrun and accelerate launch set it\n"
@@ -199,7 +202,7 @@ def test_a_launchers_nonsense_is_one_line(
 def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    console.check_meeting_point()
+    distributed.check_rendezvous()
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -216,7 +219,7 @@ def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch)
             with pytest.raises(InputError, match=told):
                 runner._accelerator(cfg)
         else:
-            console.check_meeting_point()
+            distributed.check_rendezvous()
 
 
 def test_a_problem_of_all_is_said_by_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,40 +229,50 @@ def test_a_problem_of_all_is_said_by_one(monkeypatch: pytest.MonkeyPatch, capsys
     for rank, expected in (("0", "adalora-run: error: x\n"), ("1", "adalora-run: process 1: error: x\ntrace\n")):
         monkeypatch.setenv("LOCAL_RANK", rank)
         monkeypatch.setenv("RANK", rank)
-        console.tell("note")
-        console.complain("error: x", "trace")
+        progress.say("note")
+        progress.complain("error: x", "trace")
         assert capsys.readouterr().err == ("note\n" if rank == "0" else "") + expected
-    assert waited == [console.ALONE_S]
+    assert waited == [progress.ALONE_S]
 
 
 def test_a_signal_of_another_process_does_not_make_ones_own_the_second() -> None:
-    stop = console.StopSignal()
+    stop = signals.StopSignal()
     with stop.deferred():
         stop.adopt(15)
         stop._handle(15, None)
-        with pytest.raises(console.Interrupted) as agreed:
+        with pytest.raises(signals.Interrupted) as agreed:
             stop.check()
-        with pytest.raises(console.Interrupted) as second:
+        with pytest.raises(signals.Interrupted) as second:
             stop._handle(15, None)
     assert (agreed.value.agreed, second.value.agreed) == (True, False)
     assert agreed.value.exit_code == stop.exit_code == EXIT_TERMINATED
 
 
-@pytest.mark.parametrize(("per_call", "every"), [(0.5, 2), (3.0, 1), (0.0001, console.AGREE_CALLS)])
+@pytest.mark.parametrize(("per_call", "every"), [(0.5, 2), (3.0, 1), (0.0001, distributed.AGREE_CALLS)])
 def test_processes_ask_each_other_by_the_clock(monkeypatch: pytest.MonkeyPatch, per_call: float, every: int) -> None:
-    now, asked, found = [0.0], [], []
+    """By a message of its own in an evaluation; from the gradient message, which waits for the device, in a step."""
+    now, asked, read = [0.0], [], []
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     def largest(*numbers: int) -> list[int]:
-        asked.append(len(found) + 1)
+        asked.append(call)
         return list(numbers)
 
-    agreement = console.Agreement(SimpleNamespace(size=2, largest=largest))  # type: ignore[arg-type]
-    for _ in range(301):
+    def tolist() -> list[float]:
+        read.append(call)
+        return [0.0, 2.0, 0.0, 2 * processes._wish]  # the sums over two processes
+
+    agreement = distributed.Agreement(SimpleNamespace(size=2, largest=largest))  # type: ignore[arg-type]
+    processes = alone()
+    processes.size, processes._flags = 2, SimpleNamespace(tolist=tolist)  # type: ignore[assignment]
+    agreed: dict[str, list[int]] = {"evaluation": [], "step": []}
+    for call in range(1, 302):
         now[0] += per_call
-        found.append(agreement.largest(7))
-    assert asked == list(range(1, 302, every))
-    assert {call for call, number in enumerate(found, 1) if number == 7} == set(asked)
+        agreed["evaluation"] += [call] * (agreement.largest(7) == 7)
+        agreed["step"] += [call] * (processes.received() == 15)
+    assert asked == agreed["evaluation"] == list(range(1, 302, every))
+    assert read == agreed["step"]
+    assert read[2] - read[1] == every
 
 
 if __name__ == "__main__":
