@@ -6,18 +6,24 @@ loaded after the pair's recipe, conf/tuned/<task>_<method>.yaml, which stays as 
 
 from __future__ import annotations
 
+import argparse
 import re
 import textwrap
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adalora_repro.config import catalog
 from adalora_repro.config.words import word
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, one_of
 from adalora_repro.records.run_record import write_atomic
 from adalora_repro.records.selection import RULE, Run, at_edge, primary_mean
-from adalora_repro.reports.base import Cell, Row, Scope, Table, lr_text
-from adalora_repro.reports.layout import optimism, plural
+from adalora_repro.reports.cells import Cell, Row, Table, choose_scope, compile_table
+from adalora_repro.reports.faults import without_faulty
+from adalora_repro.reports.notes import optimism
+from adalora_repro.reports.spec import Record, Report, Request, Scope, add_partial
+from adalora_repro.reports.text import lr_text, plural
 from adalora_repro.terminal import clean, one_line
 
 EDGE = "edge of its grid: widen it"
@@ -68,12 +74,11 @@ class Choice:
 
 
 def choices(table: Table) -> list[Choice]:
-    return [
-        Choice(column.task, row, cell)
-        for row in table.rows
-        for column, cell in zip(table.spec.columns, row.cells, strict=True)
-        if cell.runs
-    ]
+    """Each cell once, also where several columns are of one task."""
+    cells = {
+        (row.name, column.task): Choice(column.task, row, cell) for row, column, cell in table.cells() if cell.runs
+    }
+    return list(cells.values())
 
 
 def render_choices(table: Table) -> str:
@@ -180,3 +185,62 @@ def yaml_number(lr: float) -> str:
     return (
         f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent if exponent.startswith('-') else '+' + exponent}"
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", nargs="?", metavar="TABLE", help="default: all tables")
+    parser.add_argument("--write", action="store_true", help="keep the choices in conf/tuned/lr")
+    add_partial(parser)
+
+
+def make(request: Request) -> tuple[str, list[str]]:
+    """The learning rate of each cell; with ``--write`` those that were chosen among several are kept.
+
+    Raises:
+        InputError: there is nowhere to write, or what is there was written by hand; the other files are written.
+    """
+    args, specs = request.args, request.specs
+    if args.table is not None and args.table not in specs:
+        raise one_of("table", args.table, list(specs))
+    if args.write and args.protocol != "paper":
+        raise InputError("--write: conf/tuned/lr is for protocol=paper; the released settings are in conf/script")
+    records, refused = request.found
+    wish = Scope("", "", args.protocol, include_partial=args.include_partial, results=request.results)
+
+    def chosen(records: Sequence[Record]) -> list[Table]:
+        wanted = [specs[args.table]] if args.table else list(specs.values())
+        scopes = [(spec, choose_scope(spec, records, args.backbone, args.data, wish)) for spec in wanted]
+        return [compile_table(spec, records, scope) for spec, scope in scopes]
+
+    tables, faulty = without_faulty(chosen, records)
+    text = "\n".join(map(render_choices, tables))
+    if args.write:
+        text += "".join(f"{clean(line)}\n" for table in tables for line in keep_all(table, request))
+    return text, [*refused, *(line for table in tables for line in table.refused), *faulty]
+
+
+def keep_all(table: Table, request: Request) -> list[str]:
+    """Writes each choice of a table; a line for each, also for one that cannot be kept.
+
+    Raises:
+        InputError: naming every file that could not be written.
+    """
+    lines, problems = [], []
+    for choice in choices(table):
+        if choice.row.method == "lora_rank_pattern":  # its budget is another run's, and no word of the command line
+            lines.append(f"not written: {choice.name}: type optim.lr={lr_text(choice.lr)} beside its ranks")
+            continue
+        if len(choice.cell.lrs) < 2 or not (choice.row.fixed_size or choice.row.budget in catalog.budgets()):
+            lines.append(f"not written: {choice.name}: {choice.tried}, or no budget of conf/budget")
+            continue
+        try:
+            folder = catalog.resource("conf") / "tuned" / "lr"
+            lines.append(keep(choice, table.scope, folder, time.strftime("%Y-%m-%d")) or f"unchanged: {choice.name}")
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("; ".join([*problems, *lines]))
+    return lines
+
+
+REPORT = Report("choose", "the learning rate of each cell", add_arguments, make, writes=False)

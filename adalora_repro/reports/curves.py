@@ -37,6 +37,25 @@ def losses(folder: Path, most: int) -> list[Point]:
     ]
 
 
+def evaluations(folder: Path, metric: str) -> list[Point]:
+    """One metric of the reported split against step, in the unit of the task."""
+    lines = [(values["t"], values.get("evaluation")) for values in parsed(lines_with(folder, b'"evaluation"'))]
+    return [
+        Point(step, float(metrics[metric]))
+        for step, metrics in lines
+        if isinstance(metrics, dict) and is_number(metrics.get(metric))
+    ]
+
+
+def budgets(folder: Path) -> list[Point]:
+    """b(t), the number of triplets kept, against step; empty for a method without a schedule."""
+    return [
+        Point(values["t"], float(values["b_t"]))
+        for values in parsed(lines_with(folder, b'"b_t"'))
+        if is_number(values.get("b_t"))
+    ]
+
+
 def orthogonality(folder: Path, side: str, place: int) -> list[Point]:
     """||PᵀP - I||² (``side`` P) or ||QQᵀ - I||² (Q) of the matrix at ``place`` of the rank pattern."""
     name = f"orthogonality_{side}"
