@@ -36,7 +36,7 @@ from adalora_repro.config.words import word
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError, one_of
 from adalora_repro.records import lock, run_record
 from adalora_repro.records.selection import at_edge, run_of, select
-from adalora_repro.reports.base import lr_text
+from adalora_repro.reports.text import lr_text
 from adalora_repro.training.distributed import launched
 from hydra_plugins.adalora_launcher import ArrayLauncher
 

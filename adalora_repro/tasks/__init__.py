@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
-import functools
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import one_of

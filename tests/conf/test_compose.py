@@ -23,7 +23,7 @@ from task_configs import REAL_DATA, needs_real_data
 
 from adalora_repro.config import dry_run, identity
 from adalora_repro.config import resolve as planning
-from adalora_repro.config.catalog import budget_families, resource
+from adalora_repro.config.catalog import budget_families, methods, resource
 from adalora_repro.config.origins import origins
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.schema import Config
@@ -31,13 +31,13 @@ from adalora_repro.errors import InputError
 from adalora_repro.models.backbones import MATRIX_ROLES
 from adalora_repro.records import run_record
 from adalora_repro.records.revisions import outdated
-from adalora_repro.reports.base import VARIANTS
 from adalora_repro.settings import NOTHING, settings_of
 from adalora_repro.tasks import sources
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "results" / "published"
 CONF, SWEEPS = resource("conf"), resource("sweeps")
+VARIANTS = {name for name, method in methods().items() if method.role in ("ablation", "control")}
 
 
 def names(group: str) -> list[str]:

@@ -26,8 +26,8 @@ from adalora_repro.errors import InputError
 from adalora_repro.records import cost_record, run_record
 from adalora_repro.records.cost_record import CostRecord
 from adalora_repro.records.run_record import RecordError
-from adalora_repro.reports.base import Request, paper_rows
-from adalora_repro.reports.out import add_out
+from adalora_repro.reports.output import add_out
+from adalora_repro.reports.spec import Request, paper_rows
 from adalora_repro.reports.tables import table15
 from adalora_repro.training import cost, runner
 

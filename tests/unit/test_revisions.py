@@ -15,7 +15,8 @@ from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_OK
 from adalora_repro.records import run_record
 from adalora_repro.records.revisions import CORRECTED, SETTING, outdated, present
-from adalora_repro.reports.base import Scope, compile_table
+from adalora_repro.reports.cells import compile_table
+from adalora_repro.reports.spec import Scope
 from adalora_repro.reports.tables.table1 import SPEC
 
 pytestmark = pytest.mark.usefixtures("hydra")
