@@ -33,6 +33,7 @@ from adalora_repro.reports.spec import (
     CHECKPOINTS,
     DATA_SOURCES,
     PROTOCOLS,
+    PartlyDone,
     Record,
     Report,
     Request,
@@ -119,6 +120,11 @@ def table_report(spec: Spec) -> Report:
     return Report(spec.name, spec.title, add_arguments, make)
 
 
+def every_report() -> dict[str, Report]:
+    """Tables, then the other reports, by name."""
+    return {spec.name: table_report(spec) for spec in discover().values()} | discover_reports()
+
+
 def parser_of(reports: dict[str, Report]) -> Parser:
     parser = Parser(
         prog="adalora-report",
@@ -150,6 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return report(sys.argv[1:] if argv is None else argv)
     except InputError as error:
+        if isinstance(error, PartlyDone):
+            deliver(error.shown, None)
         print(f"adalora-report: error: {clean(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader, `head` say, has seen enough
@@ -161,9 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(argv: Sequence[str]) -> int:
-    specs = discover()
-    others = discover_reports()
-    every = {name: table_report(spec) for name, spec in specs.items()} | others
+    every = every_report()
     if argv and not argv[0].startswith("-") and argv[0] not in every:
         near = difflib.get_close_matches(argv[0].lower(), every, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -172,7 +178,8 @@ def report(argv: Sequence[str]) -> int:
     if args.report is None:
         raise InputError(f"say which report; valid: {', '.join(every)} (--help shows examples)")
     chosen = every[args.report]
-    request = Request(args, specs, results_folder(getattr(args, "results", None)), others, slurm.queued)
+    results = results_folder(getattr(args, "results", None))
+    request = Request(args, discover(), results, discover_reports(), slurm.queued)
     if chosen.reads == "scope" and args.backbone is not None:
         check_backbone(args.backbone, request)
     out = chosen.place(request) if chosen.writes else None

@@ -14,20 +14,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.records.revisions import outdated
 from adalora_repro.records.run_record import RunRecord, stated
 from adalora_repro.records.selection import (
     Run,
     Selection,
     at_edge,
     device_kind,
-    held_out_of,
     metrics_of,
-    percent,
     primary_mean,
     select,
 )
-from adalora_repro.reports.frame import COLUMNS, rows_of
+from adalora_repro.reports.frame import COLUMNS, rows_of, unusable
 from adalora_repro.reports.spec import (
     DATA_SOURCES,
     Column,
@@ -206,7 +203,7 @@ def sort_in(spec: Spec, records: Iterable[Record], scope: Scope) -> tuple[list[R
             continue
         if reason := left_out_because(record, scope):
             left_out[reason] += 1
-        elif wrong := unusable(spec, record, scope.select):
+        elif wrong := refused_because(spec, record, scope.select):
             refused.append(f"{path}: {wrong}")
         else:
             usable.append((path, record))
@@ -244,23 +241,13 @@ def left_out_because(record: RunRecord, scope: Scope) -> str | None:
     return None
 
 
-def unusable(spec: Spec, record: RunRecord, checkpoint: str) -> str | None:
-    """Why a finished record cannot be used: made with an earlier definition, without a metric, or in another unit."""
-    if reason := outdated(record):
-        return reason
-    metrics, held_out = metrics_of(record, checkpoint), held_out_of(record, checkpoint)
-    needed = {record.primary_metric}
+def refused_because(spec: Spec, record: RunRecord, checkpoint: str) -> str | None:
+    """Why a finished record cannot be used in this table, see ``frame.unusable``."""
+    needed: set[str] = set()
     for column in (column for column in spec.columns if column.task == record.key["task"]):
         needed |= {name for name in column.mean_of or column.metrics if name not in COLUMNS}
-        needed |= metrics.keys() & column.more
-    low, high, unit = (-1.0, 1.0, "a fraction of 1") if percent(record) == 100 else (0.0, 100.0, "a percentage")
-    for where, values, names in (("", metrics, needed), ("held-out split: ", held_out, needed & held_out.keys())):
-        for name in sorted(names):
-            if name not in values:
-                return f"no metric '{name}'"
-            if not low <= values[name] <= high:
-                return f"{where}{name} is {values[name]!r}, not {unit}"
-    return None
+        needed |= metrics_of(record, checkpoint).keys() & column.more
+    return unusable(record, checkpoint, needed)
 
 
 def row_specs(spec: Spec, cells: Iterable[Place]) -> list[tuple[str, str, dict[str, str]]]:

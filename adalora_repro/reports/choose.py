@@ -22,7 +22,7 @@ from adalora_repro.records.selection import RULE, Run, at_edge, primary_mean
 from adalora_repro.reports.cells import Cell, Row, Table, choose_scope, compile_table
 from adalora_repro.reports.faults import without_faulty
 from adalora_repro.reports.notes import optimism
-from adalora_repro.reports.spec import Record, Report, Request, Scope, add_partial
+from adalora_repro.reports.spec import PartlyDone, Record, Report, Request, Scope, add_partial
 from adalora_repro.reports.text import lr_text, plural
 from adalora_repro.terminal import clean, one_line
 
@@ -197,7 +197,7 @@ def make(request: Request) -> tuple[str, list[str]]:
     """The learning rate of each cell; with ``--write`` those that were chosen among several are kept.
 
     Raises:
-        InputError: there is nowhere to write, or what is there was written by hand; the other files are written.
+        PartlyDone: a file cannot be written, or was written by hand; the other files are written.
     """
     args, specs = request.args, request.specs
     if args.table is not None and args.table not in specs:
@@ -215,17 +215,16 @@ def make(request: Request) -> tuple[str, list[str]]:
     tables, faulty = without_faulty(chosen, records)
     text = "\n".join(map(render_choices, tables))
     if args.write:
-        text += "".join(f"{clean(line)}\n" for table in tables for line in keep_all(table, request))
+        problems: list[str] = []
+        text += "".join(f"{clean(line)}\n" for table in tables for line in keep_all(table, problems))
+        if problems:
+            raise PartlyDone("; ".join(problems), text)
     return text, [*refused, *(line for table in tables for line in table.refused), *faulty]
 
 
-def keep_all(table: Table, request: Request) -> list[str]:
-    """Writes each choice of a table; a line for each, also for one that cannot be kept.
-
-    Raises:
-        InputError: naming every file that could not be written.
-    """
-    lines, problems = [], []
+def keep_all(table: Table, problems: list[str]) -> list[str]:
+    """Writes each choice of a table; a line for each. ``problems`` gets one for each file that cannot be written."""
+    lines = []
     for choice in choices(table):
         if choice.row.method == "lora_rank_pattern":  # its budget is another run's, and no word of the command line
             lines.append(f"not written: {choice.name}: type optim.lr={lr_text(choice.lr)} beside its ranks")
@@ -238,8 +237,6 @@ def keep_all(table: Table, request: Request) -> list[str]:
             lines.append(keep(choice, table.scope, folder, time.strftime("%Y-%m-%d")) or f"unchanged: {choice.name}")
         except InputError as error:
             problems.append(str(error))
-    if problems:
-        raise InputError("; ".join([*problems, *lines]))
     return lines
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.records.revisions import outdated
 from adalora_repro.records.run_record import RunRecord, read_all
-from adalora_repro.records.selection import device_kind, metrics_of, run_of, select
+from adalora_repro.records.selection import device_kind, held_out_of, metrics_of, percent, run_of, select
 from adalora_repro.reports.spec import CHECKPOINTS, label_of, role_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ TIMES = ("train_s", "eval_s", "s_per_step", "s_per_epoch", "tokens_per_s")
 #: the columns that every frame has, in this order; ``metrics.*`` and ``holdout.*`` follow
 COLUMNS = (
     *KEY,
-    *("variant", "hash", "label", "role", "checkpoint", "step", "status", "error", "degenerate", "outdated"),
+    *("variant", "hash", "label", "role", "checkpoint", "step", "status", "error", "degenerate", "unusable"),
     *("metric", "score", "held_out", "shown", "lrs_tried", "chosen_on"),
     *(f"params.{name}" for name in PARAMS),
     *("params.share", "rank_entropy"),
@@ -43,8 +43,8 @@ def frame(results: str | Path = "results") -> pd.DataFrame:
     max_examples, variant, hash, label,    tables, ``role`` what it is in a comparison (paper, ablation, control or
     role                                   other)
     checkpoint, step                       ``final`` or ``best``, and its step
-    status, error, degenerate, outdated    ``running``, ``ok``, ``failed`` or ``cancelled``; whether all predictions of
-                                           the final evaluation are the same; why the record no longer counts, or ""
+    status, error, degenerate, unusable    ``running``, ``ok``, ``failed`` or ``cancelled``; whether all predictions of
+                                           the final evaluation are the same; why the record does not count, or ""
     metric, score, held_out                the task's primary metric, its value on the reported split, and on the
                                            held-out split (NaN without one)
     shown, lrs_tried, chosen_on            by the rule of ``records/selection.py``: whether the tables show the run, how
@@ -83,7 +83,7 @@ def frame_of(records: Iterable[tuple[Path, RunRecord]]) -> pd.DataFrame:
     table = rows_of(records)
     table["chosen_on"] = ""
     table["shown"] = False
-    countable = table[(table.status == "ok") & (table.outdated == "") & table.max_examples.isna()]
+    countable = table[(table.status == "ok") & (table.unusable == "") & table.max_examples.isna()]
     for _, cell in countable.groupby(CELL):
         chosen = select(cell.run)
         paths = {run.path for runs in chosen.by_lr.values() for run in runs}, {run.path for run in chosen.runs}
@@ -111,6 +111,26 @@ def rows_of(records: Iterable[tuple[Path, RunRecord]], checkpoints: Sequence[str
     return pd.DataFrame(rows, columns=[*COLUMNS, *more, "run"])
 
 
+def unusable(record: RunRecord, checkpoint: str, needed: Iterable[str] = ()) -> str | None:
+    """Why a finished record does not count; None if it does.
+
+    It was made with an earlier definition of its method, or its primary metric or one of ``needed`` is missing or in
+    another unit: among fractions of 1, 87.3 is a percentage gone astray.
+    """
+    if reason := outdated(record):
+        return reason
+    low, high, unit = (-1.0, 1.0, "a fraction of 1") if percent(record) == 100 else (0.0, 100.0, "a percentage")
+    names = {record.primary_metric, *needed}
+    metrics, held_out = metrics_of(record, checkpoint), held_out_of(record, checkpoint)
+    for where, values, wanted in (("", metrics, names), ("held-out split: ", held_out, names & held_out.keys())):
+        for name in sorted(wanted):
+            if name not in values:
+                return f"no metric '{name}'"
+            if not low <= values[name] <= high:
+                return f"{where}{name} is {values[name]!r}, not {unit}"
+    return None
+
+
 def row_of(path: Path, record: RunRecord, checkpoint: str) -> dict[str, Any]:
     run = run_of(path, record, checkpoint)
     environment = record.environment
@@ -125,7 +145,7 @@ def row_of(path: Path, record: RunRecord, checkpoint: str) -> dict[str, Any]:
         "status": record.status,
         "error": record.error or "",
         "degenerate": record.degenerate,
-        "outdated": outdated(record) or "",
+        "unusable": unusable(record, checkpoint) or "" if record.status == "ok" else "",
         "metric": record.primary_metric,
         "score": run.scores.get(record.primary_metric),
         "held_out": run.held_out.get(record.primary_metric),

@@ -22,17 +22,18 @@ from typing import Any
 from urllib.parse import quote
 
 from adalora_repro import __version__
+from adalora_repro.records.revisions import outdated
 from adalora_repro.reports.cells import Row, Table, compile_table, in_scope
 from adalora_repro.reports.faults import attempt, fault, without_faulty
 from adalora_repro.reports.figures.drawing import Records, run_name, scopes_of
 from adalora_repro.reports.html import markup, render
-from adalora_repro.reports.notes import commands_of
+from adalora_repro.reports.notes import commands_of, fill_title
 from adalora_repro.reports.output import check, form_of
 from adalora_repro.reports.page_runs import STATUSES, WORDS, Runs, filter_words
 from adalora_repro.reports.render import html_table, sheet_of
 from adalora_repro.reports.significance import with_marks
 from adalora_repro.reports.spec import Report, Request, Scope, Spec, add_partial, label_of
-from adalora_repro.reports.status import State, paper_state, state_of
+from adalora_repro.reports.status import PaperState, State, paper_state, state_of
 from adalora_repro.reports.text import plural
 from adalora_repro.terminal import clean, first_line
 
@@ -79,7 +80,7 @@ def make(request: Request) -> tuple[str, list[str]]:
     script = asset("page.js")
     page = render(
         "page.html",
-        title=f"AdaLoRA reproduction: {plural(state.runs, 'run')}, {in_the_papers_setting(state.counted)}",
+        title=f"AdaLoRA reproduction: {in_short(state)}",
         state=state,
         generator=markup(GENERATOR),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -96,8 +97,11 @@ def make(request: Request) -> tuple[str, list[str]]:
     return page, refused
 
 
-def in_the_papers_setting(runs: int) -> str:
-    return f"{runs:,} of them in the paper's setting" if runs else "none in the paper's setting yet"
+def in_short(state: PaperState) -> str:
+    if not state.runs:
+        return "no finished run yet"
+    counted = f"{state.counted:,} of them" if state.counted else "none"
+    return f"{plural(state.runs, 'run')}, {counted} in the paper's setting{' yet' * (not state.counted)}"
 
 
 def asset(name: str) -> str:
@@ -115,12 +119,15 @@ def facts(states: Sequence[State], refused: Sequence[str]) -> dict[str, str]:
     counts = Counter(state.status for state in states)
     degenerate = sum(state.record.degenerate for state in states)
     runs = ", ".join(f"{counts[status]:,} {WORDS.get(status, status)}" for status in STATUSES if counts[status])
+    earlier = sum(outdated(state.record) is not None for state in states)
+    runs += f"; {degenerate:,} degenerate (the same prediction for every example)" if degenerate else ""
+    runs += f"; {earlier:,} of an earlier definition of the method, not counted" if earlier else ""
     environments = [state.record.environment for state in states]
     git = [environment.get("git", {}) for environment in environments]
     commits = listed((source.get("commit") or "")[:10] for source in git)
     dirty = sum(bool(source.get("dirty")) for source in git)
     lines = {
-        "Runs": runs + (f"; {degenerate:,} degenerate (the same prediction for every example)" if degenerate else ""),
+        "Runs": runs,
         "Devices": listed(environment.get("device", "") for environment in environments),
         "Source": f"commit {commits}; {plural(dirty, 'run')} with uncommitted changes" if commits else "",
         "Versions": listed(versions(environment.get("versions", {})) for environment in environments),
@@ -203,15 +210,18 @@ def table_values(table: Table) -> dict[str, Any]:
         return f"#list={quote(filter_words(cell.runs[0].record))}" if cell and cell.runs else None
 
     title = spec.title.removeprefix("Reproduction of ")
-    paper = compile_table(spec, [], scope)
+    paper, commands = compile_table(spec, [], scope), commands_of(table)
+    cells = [cell for row in table.rows if row.in_paper for cell in row.cells]
+    empty = sum(not cell.runs for cell in cells)
     return {
         "name": spec.name,
         "title": title,
         "ours": table_html(table, f"Our runs in {title}", True, link) if table.runs else "",
         "paper": table_html(paper, f"The paper's numbers of {title}", False, lambda row, i: None),
         "notes": sheet_of(table, "html").notes,
-        "empty": sum(not cell.runs for row in table.rows if row.in_paper for cell in row.cells),
-        "commands": commands_of(table),
+        "missing": f"{empty:,} of {plural(len(cells), 'cell')} without a run" if empty else "the paper's numbers",
+        "fill": fill_title(commands),
+        "commands": commands,
     }
 
 

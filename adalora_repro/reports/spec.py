@@ -19,6 +19,7 @@ import yaml
 
 from adalora_repro.config import catalog
 from adalora_repro.config.words import word
+from adalora_repro.errors import InputError
 from adalora_repro.records.run_record import RunRecord, read_all
 from adalora_repro.reports.output import checked
 
@@ -127,6 +128,14 @@ class Request:
         request = replace(self)
         vars(request)["found"] = list(records), self.found[1]
         return request
+
+
+class PartlyDone(InputError):
+    """A report did a part of what was asked: ``shown`` says what, the message names the rest."""
+
+    def __init__(self, message: str, shown: str) -> None:
+        super().__init__(message)
+        self.shown = shown
 
 
 @dataclass(frozen=True)

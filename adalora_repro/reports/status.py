@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro.records import lock
-from adalora_repro.records.revisions import outdated
 from adalora_repro.records.run_record import STATUSES, RunRecord
 from adalora_repro.reports.cells import Table, choose_scope, compile_table, in_scope, rows_wanted, sort_in
 from adalora_repro.reports.choose import choices
 from adalora_repro.reports.faults import without_faulty
+from adalora_repro.reports.frame import unusable
 from adalora_repro.reports.notes import commands_of, optimism
 from adalora_repro.reports.spec import Record, Report, Request, Scope, Spec, add_partial, on_the_papers_data, paper_rows
 from adalora_repro.reports.text import aligned, lr_text, plural
@@ -127,8 +127,8 @@ class PaperState:
 
 
 def paper_state(specs: Iterable[Spec], records: Iterable[Record]) -> PaperState:
-    finished = [record for _, record in records if record.status == "ok" and not outdated(record)]
-    whole = [record for record in finished if on_the_papers_data(record)]
+    finished = [record for _, record in records if record.status == "ok"]
+    whole = [record for record in finished if on_the_papers_data(record) and not unusable(record, "final")]
     cells, filled, counted = 0, set(), set()
     for spec in (spec for spec in specs if spec.printed):
         rows = {(row["method"], row["budget"]) for row in paper_rows(spec.paper_file)}

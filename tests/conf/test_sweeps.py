@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adalora_repro.reports.base import paper_rows
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
@@ -22,6 +21,7 @@ from adalora_repro.cli import run
 from adalora_repro.config import resolve as planning
 from adalora_repro.config.catalog import resource
 from adalora_repro.errors import InputError
+from adalora_repro.reports.spec import paper_rows
 from adalora_repro.reports.tables import table15
 
 SWEEPS = sorted(resource("sweeps").glob("*.yaml"))

@@ -75,8 +75,8 @@ def differences(expected: Any, actual: Any, tolerance: Tolerance | None = None, 
     """One line for each difference: where, what was expected, what is there.
 
     Args:
-        tolerance: name of a number -> how much it may differ from the expected one, relative to its size or to 1e-3
-            if that is smaller; "" for numbers of other names. Integers and texts must be equal. None: so must all.
+        tolerance: "" -> how much a number with a fraction may differ, relative to its size (or to ``SMALL``); the name
+            of a number -> by how much it may. Integers and other texts must be equal. None: so must all.
     """
     return list(_differences(expected, actual, tolerance or {}, where, ""))
 
@@ -96,17 +96,17 @@ def _differences(expected: Any, actual: Any, tolerance: Tolerance, where: str, n
             yield from _differences(one, other, tolerance, f"{where}[{number}]", name)
     elif isinstance(expected, str) and isinstance(actual, str) and "\n" in expected:
         yield from list(difflib.unified_diff(expected.splitlines(), actual.splitlines(), lineterm="", n=0))[2:]
-    elif not _equal(expected, actual, tolerance.get(name, tolerance.get(""))):
+    elif not _equal(expected, actual, tolerance.get("", 0.0), tolerance.get(name)):
         yield f"{where}: was {_short(expected)}, is {_short(actual)}"
 
 
-def _equal(expected: Any, actual: Any, tolerance: float | None) -> bool:
+def _equal(expected: Any, actual: Any, relative: float, absolute: float | None) -> bool:
     if expected == actual and type(expected) is type(actual):
         return True
     one, other = _fraction(expected), _fraction(actual)
-    if tolerance is None or one is None or other is None:
+    if one is None or other is None:
         return False
-    return math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance * SMALL)
+    return math.isclose(one, other, rel_tol=relative, abs_tol=relative * SMALL if absolute is None else absolute)
 
 
 def _fraction(value: Any) -> float | None:

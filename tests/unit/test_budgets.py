@@ -25,8 +25,8 @@ from adalora_repro.lowrank.importance import level as level_scores
 from adalora_repro.methods import equal_counts
 from adalora_repro.methods.equal_counts import Place, extras, fill, label_params, spread
 from adalora_repro.models import backbones, inject
-from adalora_repro.reports.base import Scope, compile_table
-from adalora_repro.reports.layout import long_rows
+from adalora_repro.reports.cells import compile_table
+from adalora_repro.reports.spec import Scope
 from adalora_repro.reports.tables.table1 import SPEC
 
 pytestmark = pytest.mark.usefixtures("hydra")
@@ -387,8 +387,7 @@ def test_a_matched_row_stands_with_its_label() -> None:
     table = compile_table(SPEC, found, Scope("minilm", "local"))
     names = [row.name for row in table.rows if row.runs]
     assert names == ["LoRA 1.2M", "LoRA 0.3M", "LoRA 0.3M-params", "LoRA params5000", "LoRA r3"]
-    fills = {
-        row["budget"]: row["command"] for row in long_rows(table) if (row["method"], row["task"]) == ("lora", "rte")
-    }
+    rte = table.figures[(table.figures.method == "lora") & (table.figures.task == "rte")]
+    fills = dict(zip(rte.budget, rte.command, strict=True))
     assert "budget=0.3M" in fills["0.3M"]
     assert {fills[label] for label in ("0.3M-params", "r3", "params5000")} == {""}  # no budgets to type

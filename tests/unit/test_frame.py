@@ -46,7 +46,7 @@ def test_shown_lrs_tried_and_chosen_on_follow_the_rule(tmp_path: Path) -> None:
     runs = adalora_repro.frame(tmp_path)
     (shown,) = runs[runs.shown].to_dict("records")
     assert (shown["lr"], shown["lrs_tried"], shown["chosen_on"], shown["held_out"]) == (2e-3, 3, "held-out", 50.0)
-    assert "earlier definition" in runs[runs.method == "pfeiffer"].outdated.iloc[0]
+    assert "earlier definition" in runs[runs.method == "pfeiffer"].unusable.iloc[0]
 
 
 def test_an_empty_folder_is_an_empty_frame_with_all_columns(tmp_path: Path) -> None:

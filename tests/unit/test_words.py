@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from adalora_repro.config.words import word
-from adalora_repro.reports.base import Scope
-from adalora_repro.reports.layout import command
+from adalora_repro.reports.spec import Scope, command
 
 PARSER = OverridesParser.create()
 SPECIAL = st.sampled_from([*",'\"\\ ${}[]()=:~+-.|*?!#&;<>`\té½01eEaAnulltrfi_%@\n", "${", "\\$", "null", "true"])

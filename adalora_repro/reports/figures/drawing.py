@@ -27,6 +27,7 @@ from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import RULE, Run
 from adalora_repro.reports.cells import in_scope
 from adalora_repro.reports.compare import read_run
+from adalora_repro.reports.frame import unusable
 from adalora_repro.reports.html import markup
 from adalora_repro.reports.html import render as render_template
 from adalora_repro.reports.output import add_format, form_of
@@ -156,7 +157,9 @@ def report_of(
         args = argparse.Namespace(**vars(request.args), folder=request.results)
         figure = compile_figure(found, args) if compile_figure else section(found, scope_of(found, args))
         assert figure is not None
-        return render(figure, form), [*refused, *figure.refused]
+        ours = [(path, record) for path, record in found if record.status == "ok"]
+        reasons = [f"{path}: {reason}" for path, record in ours if (reason := unusable(record, "final"))]
+        return render(figure, form), [*refused, *reasons, *figure.refused]
 
     def html(found: Records, scope: Scope) -> str:
         figure = section(found, scope)
