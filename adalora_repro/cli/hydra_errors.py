@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Any, NoReturn
 
 # The one private module of Hydra: it has no public parser of its command line, and a second one would differ from it.
@@ -71,7 +72,7 @@ def prepare_words() -> None:
 
 def check_equals_signs(words: Sequence[str]) -> None:
     """Raises InputError for a word that is no ``key=value``: ``task mnli``, or ``mnli`` alone."""
-    for text, following in zip(words, [*words[1:], "VALUE"], strict=True):
+    for text, following in pairwise([*words, "VALUE"]):
         if "=" in text or text.startswith("~"):
             continue
         if text in GROUPS:

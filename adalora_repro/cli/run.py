@@ -11,8 +11,8 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 
 import hydra
@@ -59,7 +59,7 @@ SUBMITTED, QUEUED = "submitted", "in the queue already"
 RESTARTED = "restarted"  # a skipped run that its process left unfinished; counted as the job that repeats it
 ENDS = {EXIT_OK: DONE, EXIT_FAILED: FAILED, EXIT_BAD_INPUT: REFUSED}
 #: what ``adalora-run list`` shows
-LISTS = {
+LISTS: Mapping[str, Callable[[], Mapping[str, catalog.Entry]]] = {
     "task": catalog.tasks,
     "method": catalog.methods,
     "budget": catalog.budgets,
@@ -143,8 +143,6 @@ def _main(ledger: Ledger) -> int:
             which = f" (run: {shlex.join(HydraConfig.get().overrides.task)})" if many else ""
             outcome = REFUSED, _refuse((str(error) if isinstance(error, InputError) else explain(error)) + which)
         except BrokenPipeError:
-            if not many:
-                raise
             _mute()  # what it had to say came after its record
             outcome = DONE, EXIT_OK
         except Exception:
@@ -174,23 +172,31 @@ def _main(ledger: Ledger) -> int:
             prepare_words()
             with raising_hydra():
                 hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")(job)()
-        if summary := ledger.summary():
-            print(summary)
-        sys.stdout.flush()
     except InputError as error:
         return _refuse(str(error))
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
+    except BrokenPipeError:
         _mute()
-        return ledger.code
     except Exception as error:
         if inside or not (isinstance(error, WRONG_INPUT) or not ledger.begun) or os.environ.get("HYDRA_FULL_ERROR"):
             raise
         return _refuse(explain(error))
     except KeyboardInterrupt:
-        if summary := ledger.summary():
-            print(summary)
         return max(EXIT_INTERRUPTED, ledger.code)
+    finally:
+        with suppress_broken_pipe():
+            if summary := ledger.summary():
+                print(summary)
+            sys.stdout.flush()
     return ledger.code
+
+
+@contextmanager
+def suppress_broken_pipe() -> Iterator[None]:
+    """Ends quietly where the reader of standard output, `head` say, has seen enough."""
+    try:
+        yield
+    except BrokenPipeError:
+        _mute()
 
 
 def _mute() -> None:

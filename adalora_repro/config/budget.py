@@ -29,14 +29,16 @@ def apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
     Raises:
         InputError: the budget is not one of the task's; two settings both choose the size.
     """
-    sizes = cfg.method.get("sizes")
+    sizes, families = cfg.method.get("sizes"), [cfg.task.budgets, *cfg.task.more_budgets]
+    if not budget_typed and cfg.budget.params is None and cfg.budget.family not in families:
+        _take_default(cfg)
     if cfg.method.get("rank_pattern") is not None or ("rank_pattern" in cfg.method and sizes is None):
         return _take_ranks(cfg, budget_typed)
     if cfg.budget.params is not None:
         _check_params(cfg, budget_typed)
     elif sizes is None and not budget_typed:
         return str(cfg.method.name)
-    elif cfg.budget.family not in (families := [cfg.task.budgets, *cfg.task.more_budgets]):
+    elif cfg.budget.family not in families:
         valid = [name for name, family in budget_families().items() if family in families]
         raise InputError(
             f"budget '{cfg.budget.label}' does not exist for task '{cfg.task.name}'; valid: {', '.join(valid)}"
@@ -58,6 +60,13 @@ def apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
         return str(label)
     own = [f"{name}{cfg.method[name]}" for name in sizes[label] if name not in MATRICES]
     return "-".join(own + narrowed)
+
+
+def _take_default(cfg: DictConfig) -> None:
+    """The default budget is GLUE's; a task of another family that says none has the smallest of its own."""
+    own = [label for label, family in budget_families().items() if family == cfg.task.budgets]
+    if own:
+        cfg.budget.label, cfg.budget.family = own[0], cfg.task.budgets
 
 
 def settings_of_match(cfg: DictConfig) -> tuple[str, ...]:

@@ -54,8 +54,7 @@ def check_values(cfg: DictConfig) -> None:
     if OmegaConf.is_missing(cfg.task, "name"):
         raise InputError(f"choose a task: task=…; valid: {', '.join(choices_of('task'))}")
     missing = sorted(OmegaConf.missing_keys(cfg))
-    values = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(values, dict)
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     for name in missing:
         if choices := settings_of(Config)[name].choices if name in settings_of(Config) else None:
             raise InputError(f"{name} is not set; valid: {', '.join(choices)}")

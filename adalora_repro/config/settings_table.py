@@ -43,7 +43,7 @@ def markdown() -> str:
 
 def help_text() -> str:
     """One line a setting."""
-    return "\n".join(f"  {row.name:<30}  {row.meaning}" for row in rows(Config) if row.meaning)
+    return "\n".join(f"  {row.name:<28}  {row.meaning}" for row in rows(Config) if row.meaning)
 
 
 def _table(members: list[Row]) -> list[str]:

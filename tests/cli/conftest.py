@@ -97,7 +97,9 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         store, config = ConfigStore.instance(), HydraConfig.instance()
         repo, before = dict(store.repo), config.cfg
         GlobalHydra.instance().clear()
-        options = [] if any(word.startswith("--") for word in words) or words[:1] == ("cancel",) else [cache]
+        options = (
+            [] if any(word.startswith("--") for word in words) or words[:1] in (("list",), ("settings",)) else [cache]
+        )
         capsys.readouterr()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["adalora-run", *words, *options])

@@ -117,7 +117,7 @@ def test_sigkill_of_a_run_whose_t_came_with_its_data(tiny: Cli, tmp_path: Path) 
         rows = [*toy_text.generate("cola", split, sizes, 0), "{broken", {"sentence": "x", "label": 9}, *["[]"] * 30]
         write_jsonl(Path("broken") / "cola" / f"{split}.jsonl.gz", rows)
     _, err = killed(tmp_path / "cache", 2, SETTLED)
-    assert "note: T = 20 counts one example for each row; bad rows go" in err
+    assert "note: T = 20 counts one example for each row; bad rows are left out" in err
     assert "cola train: 32 bad row(s) left out (data.skip_invalid=true): broken/cola/train.jsonl.gz:49: not JSON" in err
     assert "note: 48 training examples, 6 steps an epoch, T = 12" in err
     run = only_run()

@@ -298,7 +298,7 @@ def test_bad_rows_left_out_leave_the_run_of_the_good_ones(
         signal_after_step(patch, 9)
         done = tiny(*broken_data, *SKIP)
     assert done.code == EXIT_TERMINATED, done.err
-    assert "note: T = 26 counts one example for each row; bad rows go" in done.err  # 2 ceil(100 / 8)
+    assert "note: T = 26 counts one example for each row; bad rows are left out" in done.err  # 2 ceil(100 / 8)
     assert "note: 64 training examples, 8 steps an epoch, T = 16" in done.err
     assert only_run().record.key["total_steps"] == 16
     assert tiny(*broken_data, *SKIP).code == EXIT_OK

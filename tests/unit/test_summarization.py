@@ -769,13 +769,13 @@ def test_a_quick_look_scores_its_own_rows(tmp_path: Path) -> None:
     ("options", "problem"),
     [
         ({"metrics": ["rouge3"]}, r"unknown metric 'rouge3'; valid: rouge1, rouge2, rougeL, rougeLsum"),
-        ({"max_target_length": None}, r"task\.max_target_length is not set, xsum needs a number"),
-        ({"num_beams": None}, r"task\.num_beams is not set, xsum needs a number"),
+        ({"max_target_length": None}, r"task\.max_target_length is not set, xsum needs a value"),
+        ({"num_beams": None}, r"task\.num_beams is not set, xsum needs a value"),
         ({"min_target_length": 64}, r"task\.min_target_length=64 must be below task\.max_target_length=64"),
         ({"max_target_length": 2}, r"task\.max_target_length=2 must be 3 or more: a token between start and end"),
         ({"max_length": 2}, r"task\.max_length=2 must be 3 or more"),
         ({"text_columns": ["document", "summary"]}, r"task\.text_columns: xsum reads 1, not 2"),
-        ({"stride": 4}, r"task\.stride means nothing for xsum"),
+        ({"stride": 4}, r"task\.stride is a setting of family squad, not of xsum"),
         ({"min_target_length": 5, "max_target_length": 4}, r"min_target_length=5 must be below .*max_target_length=4"),
     ],
 )
