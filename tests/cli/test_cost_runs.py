@@ -220,7 +220,7 @@ def test_results_that_cannot_be_written(quick: Tiny, monkeypatch: pytest.MonkeyP
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(cost_record.records, "write_atomic", full)
+    monkeypatch.setattr(cost_record.run_record, "write_atomic", full)
     done = quick()
     assert done.code == EXIT_BAD_INPUT
     assert "adalora / lora: " in done.out, "what was measured is told"

@@ -120,7 +120,14 @@ def fill(disk: Path) -> None:
                 continue
 
 
-@pytest.mark.parametrize("what", ["log.jsonl", "checkpoint.new.pt", "metrics.json", "predictions.validation.jsonl.gz"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "log.jsonl",
+        "predictions.validation.jsonl.gz",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("checkpoint.new.pt", "metrics.json")),  # test_run.py
+    ],
+)
 def test_a_disk_that_is_really_full(
     tiny: Cli, undisturbed: Whole, small_disk: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:

@@ -43,7 +43,13 @@ from adalora_repro.training import checkpoint, evaluate, runner
 
 Cli = Callable[..., Outcome]
 Whole = Callable[..., Run]
-METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")
+#: the golden runs have every method too
+METHODS = (
+    "full",
+    "lora",
+    "adalora",
+    *(pytest.param(m, marks=pytest.mark.slow) for m in ("bitfit", "houlsby", "pfeiffer")),
+)
 QUIET = [f"+backbone.architecture.{name}=0" for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
 
 
@@ -381,19 +387,16 @@ def test_bad_rows_stop_a_run_that_does_not_skip_them(tiny: Cli, broken_data: lis
 
 SQUAD = ["task=squad", "budget=0.08%", "task.max_length=192", "task.stride=32", "data.sample_validation_rows=8"]
 XSUM = ["task=xsum", "budget=0.13%", "backbone=tiny-bart", "task.max_length=128", "task.max_target_length=12"]
+XSUM += ["task.num_beams=2"]
+ROUGE = {"rouge1", "rouge2", "rougeL", "rougeLsum"}
 
 
 @pytest.mark.parametrize(
     ("words", "metrics", "files"),
     [
-        (SQUAD, {"exact", "f1"}, {"predictions.json", "nbest.jsonl.gz"}),
-        (
-            [*XSUM, "task.num_beams=2", "data.sample_validation_rows=8"],
-            {"rouge1", "rouge2", "rougeL", "rougeLsum"},
-            set(),
-        ),
+        pytest.param(SQUAD, {"exact", "f1"}, {"predictions.json", "nbest.jsonl.gz"}, id="squad"),
+        pytest.param([*XSUM, "data.sample_validation_rows=8"], ROUGE, set(), id="xsum", marks=pytest.mark.slow),
     ],
-    ids=["squad", "xsum"],
 )
 def test_other_families_run_and_resume(
     tiny: Cli,
@@ -403,6 +406,7 @@ def test_other_families_run_and_resume(
     metrics: set[str],
     files: set[str],
 ) -> None:
+    """test_squad_runs.py and test_summaries.py kill real processes."""
     command = (*words, "method=adalora", "optim.lr=1e-2", "train.grad_accumulation=2")
     with monkeypatch.context() as patch:
         signal_after_step(patch, 3)
@@ -577,12 +581,11 @@ def test_a_terminal_that_lacks_characters_gets_the_plan(tiny: Cli, monkeypatch: 
 @pytest.mark.parametrize(
     ("words", "at", "long"),
     [
-        (["task=sst2"], 4, 200),
-        (["task=sst2"], 6, 200),
-        (["task=sst2"], 6, 1),
-        ([*XSUM, "task.num_beams=2"], 6, 200),
+        pytest.param(["task=sst2"], 4, 200, id="saved"),
+        pytest.param(["task=sst2"], 6, 200, id="evaluated"),
+        pytest.param(["task=sst2"], 6, 1, id="saved before it is evaluated"),
+        pytest.param(XSUM, 6, 200, id="summaries", marks=pytest.mark.slow),
     ],
-    ids=["saved", "evaluated", "saved before it is evaluated", "summaries"],
 )
 def test_a_weight_that_is_not_finite_is_no_result(
     tiny: Cli, undisturbed: Whole, monkeypatch: pytest.MonkeyPatch, words: list[str], at: int, long: int

@@ -95,10 +95,6 @@ def test_batches_are_the_middles_of_equal_parts_by_size(sizes: list[int], count:
     assert sorted(sizes[i] for i in chosen) == expected
 
 
-def test_as_many_batches_as_there_are_is_each_once() -> None:
-    assert sorted(cost.middles([5, 1, 4, 2, 3], 5, 0)) == [0, 1, 2, 3, 4]
-
-
 def test_steps_are_spread_over_the_run() -> None:
     assert cost.steps_over_a_run(10, 5) == [1, 3, 5, 7, 9]
     assert cost.steps_over_a_run(100, 1) == [50]
@@ -169,15 +165,6 @@ def test_interval_lies_among_the_pairs_and_has_no_unit(times: list[tuple[float, 
         assert [scaled["low"], scaled["high"]] == pytest.approx(ends)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=12), st.floats(0.5, 2))
-def test_interval_of_equal_ratios_is_a_point(times: list[float], ratio: float) -> None:
-    theirs = np.array(times)
-    for statistic in (cost.median_of_ratios, cost.ratio_of_means):
-        found = cost.interval(theirs * ratio, theirs, statistic)
-        assert [found["low"], found["value"], found["high"]] == pytest.approx([ratio] * 3)
-
-
 def test_interval_covers_about_as_often_as_it_says() -> None:
     """Ratios around 1.1 with a spread of 10%: of 95% intervals from 20 pairs most hold 1.1."""
     draw = np.random.default_rng(3)
@@ -209,24 +196,15 @@ def test_measurements_are_filed_side_by_side_and_read_back(tmp_path: Path) -> No
     folder = tmp_path / "cost" / "deberta-v3-base" / "mnli" / "0.16%"
     assert first == folder / "adalora-lora-bf16-longest-random-1" / "cost.json"
     assert second == folder / "adalora-lora-bf16-longest-random-2" / "cost.json"
-    found, refused = cost_record.read_all(tmp_path)
+    read, refused = cost_record.read_all(tmp_path)
     assert not refused
-    assert [path for path, _ in found] == [first, second]
-    assert found[0][1] == make(1.0)
-
-
-def test_a_measurement_is_no_record_of_training(tmp_path: Path) -> None:
-    cost_record.write(make(), tmp_path)
-    assert run_record.read_all(tmp_path) == ([], [])
-
-
-def test_a_number_that_was_used_is_not_used_again(tmp_path: Path) -> None:
-    for created in (1.0, 2.0):
-        last = cost_record.write(make(created), tmp_path)
-    first = last.parent.with_name("adalora-lora-bf16-longest-random-1")
-    (first / "cost.json").unlink()
-    first.rmdir()
-    assert cost_record.write(make(3.0), tmp_path).parent.name == "adalora-lora-bf16-longest-random-3"
+    assert [path for path, _ in read] == [first, second]
+    assert read[0][1] == make(1.0)
+    assert run_record.read_all(tmp_path) == ([], [])  # a measurement is no record of training
+    first.unlink()
+    first.parent.rmdir()
+    third = cost_record.write(make(3.0), tmp_path)  # a number that was used is not used again
+    assert third.parent.name == "adalora-lora-bf16-longest-random-3"
 
 
 def test_copies_and_damaged_files_are_named_and_not_counted(tmp_path: Path) -> None:
@@ -247,31 +225,23 @@ def test_copies_and_damaged_files_are_named_and_not_counted(tmp_path: Path) -> N
 
 WRONG: list[tuple[str, Any, str]] = [
     ("schema_version", 2, "schema_version 2"),
-    ("key", None, "key is None, not an object"),
     ("key.method", 3, "key.method is 3"),
     ("key.threads", True, "key.threads is True"),
     ("key.against", "bitfit", "methods are"),
     ("methods.lora.mean_s", float("nan"), "methods.lora.mean_s is nan"),
     ("methods.lora.peak_memory", 0, "peak_memory is 0"),
-    ("methods.lora.epoch_s", 10**400, "methods.lora.epoch_s is 1000"),
-    ("methods.adalora", [], "methods.adalora is [], not an object"),
     ("pairs", [], "no pairs"),
     ("pairs", [pair(1.0, -1.0)], "pairs[0].seconds.lora is -1.0"),
     ("pairs", [{"seconds": {"lora": 1.0}}], "pairs[0].order is missing"),
     ("pairs", [{"seconds": {"lora": 1.0}, "order": ["lora"]}], "pairs[0] has no order"),
     ("methods.adalora.peak_memory", ..., "methods.adalora.peak_memory is missing"),
-    ("methods.lora.tokens_per_s", ..., "methods.lora.tokens_per_s is missing"),
     ("key.device", ..., "key.device is missing"),
-    ("key.batch_size", 0, "key.batch_size is 0"),
     ("epoch.examples", ..., "epoch.examples is missing"),
-    ("ratio.epoch", ..., "ratio.epoch is missing"),
-    ("ratio.epoch.high", ..., "ratio.epoch.high is missing"),
     ("ratio.epoch.high", None, "ratio.epoch has only one end of its interval"),
     ("ratio.phases", {"pruning": {"median": 1.0}}, "ratio.phases.pruning.pairs is missing"),
     ("ratio", None, "no ratio to lora"),
-    ("ratio.epoch.low", "1", "ratio.epoch.low is '1'"),
-    ("epoch.steps", None, "epoch.steps is None"),
     ("created", "now", "created is 'now'"),
+    ("memory_of", ..., "memory_of is missing"),
     ("other", 1, "unknown field 'other'"),
 ]
 
@@ -293,13 +263,6 @@ def test_what_is_no_measurement_is_refused_by_name(name: str, value: Any, proble
         cost_record.validate(values, "FILE")
     assert str(caught.value).startswith("FILE: ")
     assert problem in str(caught.value)
-
-
-def test_a_missing_field_is_named() -> None:
-    values = dataclasses.asdict(make())
-    del values["memory_of"]
-    with pytest.raises(RecordError, match="memory_of is missing"):
-        cost_record.validate(values, "FILE")
 
 
 def test_names_cannot_leave_the_results(tmp_path: Path) -> None:

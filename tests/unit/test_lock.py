@@ -111,7 +111,6 @@ def test_a_silent_lease_of_another_host_is_watched_and_taken_over(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("look", [1, 3])
 def test_one_renewal_shows_that_a_holder_elsewhere_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int

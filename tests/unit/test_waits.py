@@ -42,7 +42,7 @@ def built(tmp_path: Path) -> Callable[..., RunState]:
 def test_no_step_waits(built: Callable[..., RunState], task: str, backbone: str, method: str) -> None:
     budget = {"sst2": "0.3M", "squad": "0.65%", "xsum": "2.20%"}[task]
     loop = built(f"task={task}", f"backbone={backbone}", f"method={method}", f"budget={budget}")
-    speedups.mask_without_looking(loop.model)  # as session.build does for an accelerator
+    speedups.mask_without_looking(loop.model)  # as runner.build does for an accelerator
     speedups.positions_at_hand(loop.model)
     batches = training_loop.training_batches(loop)
     training_loop.step(loop, next(batches))  # this creates the optimizer's state
