@@ -107,7 +107,9 @@ def test_a_task_of_each_family_composes_with_every_method_at_every_budget(task: 
 
 
 SHIPPED = sorted(
-    f"{path.parent.relative_to(CONF)}/{path.stem}" for path in CONF.rglob("*.yaml") if path.name != "config.yaml" and path.parent.name != "sites"
+    f"{path.parent.relative_to(CONF)}/{path.stem}"
+    for path in CONF.rglob("*.yaml")
+    if path.name != "config.yaml" and path.parent.name != "sites"  # read by model type, not chosen
 )
 
 
