@@ -38,6 +38,7 @@ from adalora_repro.tasks import sources
 
 ROOT = Path(run.__file__).parents[2]
 CONF, SWEEPS = resource("conf"), resource("sweeps")
+PUBLISHED = ROOT / "results" / "published"
 
 
 def names(group: str) -> list[str]:
@@ -366,8 +367,8 @@ def test_runs_keep_the_identity_they_had(command: str) -> None:
 
 
 def published() -> dict[str, run_record.RunRecord]:
-    """Folder -> record of the runs in results/ that count."""
-    found = {str(path.parent): run_record.read(path) for path in run_record.find(ROOT / "results")}
+    """Folder -> record of the runs in results/published that count."""
+    found = {str(path.parent): run_record.read(path) for path in run_record.find(PUBLISHED)}
     return {folder: record for folder, record in found.items() if outdated(record) is None}
 
 
@@ -399,7 +400,7 @@ def test_published_commands_name_the_folders_of_their_records(
     monkeypatch.setattr(sources, "train_rows", lambda _: record.data["rows"]["train"])
     monkeypatch.setattr(sources, "fingerprint", lambda _: "of the rows, which these records do not have")
     monkeypatch.setattr(sources, "byte_fingerprint", lambda _: record.data["fingerprint"])
-    plan = resolved(*words, f"results.dir={ROOT / 'results'}")
+    plan = resolved(*words, f"results.dir={PUBLISHED}")
     assert str(plan.folder) in published()
     assert plan.key == record.key
     # what is settled with the data is known to the record alone; two records name these counts as they were asked for
@@ -414,7 +415,7 @@ def test_published_commands_name_the_folders_of_their_records(
 @pytest.mark.parametrize("command", published_commands())
 def test_published_commands_find_their_records_with_the_real_data(command: str) -> None:
     words = command.replace("data.dir=DIR", f"data.dir={REAL_DATA}").split()
-    plan = resolved(*words, f"results.dir={ROOT / 'results'}")
+    plan = resolved(*words, f"results.dir={PUBLISHED}")
     assert published()[str(plan.folder)].key == plan.key
     assert planning.finished(plan) is not None
 
@@ -423,13 +424,12 @@ def test_every_published_record_has_its_command() -> None:
     assert len(published_commands()) == len(published()) > 5
 
 
-def test_the_short_runs_can_be_read() -> None:
-    """Those of docs/short-runs.md, each at its place."""
-    found, refused = run_record.read_all(ROOT / "results" / "ablations")
+@pytest.mark.parametrize("results", [PUBLISHED, PUBLISHED / "study-first-look"], ids=lambda path: path.name)
+def test_every_published_record_lies_in_its_folder(results: Path) -> None:
+    found, refused = run_record.read_all(results)
     assert refused == []
-    assert {record.status for _, record in found} == {"ok"}
-    places = [run_record.run_folder(ROOT / "results" / "ablations", record.key) for _, record in found]
-    assert places == [path.parent for path, _ in found]
+    assert {record.status for _, record in found} <= {"ok", "failed"}
+    assert [run_record.run_folder(results, record.key) for _, record in found] == [path.parent for path, _ in found]
 
 
 #: setting with ``later`` -> a task and another value; of AdaLoRA alone if it is ``method.allocation``
