@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import sources
-from adalora_repro.tasks.base import BaseTask, Batch, Scores, constant, mapped, pad
+from adalora_repro.tasks.base import BaseTask, Batch, Scores, constant, pad
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Features
     from numpy.typing import NDArray
     from omegaconf import DictConfig
     from torch import Tensor, nn
@@ -75,18 +75,13 @@ class Task(BaseTask):
     def recipe(self) -> list[Any]:
         return [int(self.cfg.task.num_labels), *map(float, self.cfg.task.label_range)]
 
-    def tokenize(self, rows: Dataset, split: str, bad: sources.BadRows) -> Dataset:
+    def encode(self, batch: dict[str, list[Any]], numbers: list[int], split: str) -> dict[str, list[Any]]:
         """One or two text columns -> input_ids, … cut to ``max_length`` (longest text first), labels, length."""
-        columns, label = self.cfg.task.text_columns, self.cfg.task.label_column
-
-        def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
-            del numbers
-            texts = (batch[column] for column in columns)
-            encoded = dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
-            lengths = [len(ids) for ids in encoded["input_ids"]]
-            return encoded | {"labels": batch[label], "length": lengths}
-
-        return mapped(rows, encode, bad, self.processes(len(rows)))
+        del numbers, split
+        texts = (batch[column] for column in self.cfg.task.text_columns)
+        encoded = dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        return encoded | {"labels": batch[self.cfg.task.label_column], "length": lengths}
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """Pads to the longest row, rounded up to a multiple of 8, or to max_length (``train.padding=max_length``).

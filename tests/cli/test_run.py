@@ -543,7 +543,7 @@ def test_a_quick_look_evaluates_fewer_examples_and_says_so(tiny: Cli) -> None:
 
 
 def test_what_only_changes_how_it_runs_changes_nothing_measured(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adalora_repro.tasks.base.ROWS", 10)
+    monkeypatch.setattr("adalora_repro.tasks.tokenized.ROWS", 10)
     tiny("task=sst2", "method=adalora", "optim.lr=1e-2", "results.dir=a")
     options = ("train.save_steps=1", "train.num_workers=1", "data.num_proc=3", "data.cache_dir=elsewhere")
     assert tiny("task=sst2", "method=adalora", "optim.lr=1e-2", "results.dir=b", *options).code == EXIT_OK

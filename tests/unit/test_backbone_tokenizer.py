@@ -23,8 +23,7 @@ from tokenizers import Regex, normalizers
 
 from adalora_repro.errors import InputError
 from adalora_repro.models import backbone_tokenizer, backbones
-from adalora_repro.tasks import cache as row_cache
-from adalora_repro.tasks import sources, toy_text
+from adalora_repro.tasks import sources, tokenized, toy_text
 from adalora_repro.tasks.squad import Task
 
 TEXTS = [
@@ -215,7 +214,7 @@ def test_a_map_is_taken_from_spm_model_or_an_older_tokenizer_json_or_missed(fold
 def test_other_rows_are_cached_with_the_map(folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    assert row_cache.tokenizer_hash(deberta(folder)) != row_cache.tokenizer_hash(AutoTokenizer.from_pretrained(folder))
+    assert tokenized.tokenizer_hash(deberta(folder)) != tokenized.tokenizer_hash(AutoTokenizer.from_pretrained(folder))
 
 
 def test_lower_case_comes_before_the_map(folder: Path, tmp_path: Path, oracle: Any) -> None:
