@@ -20,7 +20,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from adalora_repro.config.schema import GROUPS, LAUNCHES, base_files, choices_of, resource
+from adalora_repro.config.catalog import GROUPS, base_files, budget_families, choices_of, resource
+from adalora_repro.config.schema import LAUNCHES
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.methods import equal_counts
 from adalora_repro.models import backbone_files, backbones
@@ -42,6 +43,8 @@ NOT_RESULT = [
     "train.num_workers",
     "train.device",
     "method.sizes",
+    "method.label",
+    "method.role",
     "recipe",
     "backbone.lora_init",
     "task.rows",
@@ -622,14 +625,6 @@ def _matched_by(cfg: DictConfig) -> tuple[str, ...]:
     return ("budget.match", "budget.label" if cfg.budget.params is None else "budget.params")
 
 
-def budget_families() -> dict[str, str]:
-    """Budget label -> family, from ``conf/budget``, smallest first."""
-    files = (resource("conf") / "budget").glob("*.yaml")
-    labels = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files]
-    labels.sort(key=lambda budget: (budget["family"], float(budget["label"].rstrip("%M"))))
-    return {budget["label"]: budget["family"] for budget in labels}
-
-
 #: step counts that ``method.schedule=scaled`` scales, and the least they become
 SCALED = {"method.t_i": 0, "method.t_f": 2, "method.delta_t": 1, "optim.warmup_steps": 0}
 
@@ -723,7 +718,7 @@ def _shown(cfg: DictConfig) -> list[str]:
         "task.max_length",
         "task.classifier_dropout",
     ]
-    own = [f"method.{name}" for name in cfg.method if name not in ("name", "module", "sizes")]
+    own = [f"method.{name}" for name in cfg.method if name not in ("name", "label", "role", "module", "sizes")]
     return [name for name in common + own if OmegaConf.select(cfg, name) is not None]
 
 

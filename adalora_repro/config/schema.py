@@ -8,14 +8,18 @@ one open node: its keys are those of the chosen method's YAML (Hydra refuses oth
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import MISSING
 
+from adalora_repro.config.catalog import GROUPS as GROUPS
+from adalora_repro.config.catalog import add_folder as add_folder
+from adalora_repro.config.catalog import added_folders as added_folders
+from adalora_repro.config.catalog import base_files as base_files
+from adalora_repro.config.catalog import choices_of as choices_of
+from adalora_repro.config.catalog import resource as resource
+
 LAUNCHES = ("wait", "detach")
-GROUPS = ("task", "method", "budget", "backbone", "data", "protocol", "tuned")
 
 
 @dataclass
@@ -168,41 +172,3 @@ class Config:
     dry_run: bool = False
     force: bool = False
     launch: str = "wait"  # wait | detach: of a sweep on a cluster, for its jobs or not
-
-
-_added: list[Path] = []
-
-
-def add_folder(folder: str | None) -> None:
-    """Stores the folder of ``--config-dir`` in place of an earlier one; None: there is none."""
-    _added[:] = [] if folder is None else [Path(folder)]
-
-
-def added_folders() -> list[Path]:
-    """The folder of ``--config-dir``, if there is one, as it was typed."""
-    return list(_added)
-
-
-def base_files(group: str, choice: str) -> list[Path]:
-    """The file of a choice, then the files of its group that it builds on (``defaults``); the first with a key wins.
-
-    Like Hydra, it looks in ``conf/`` first, then in the folder of ``--config-dir``.
-    """
-    paths = [folder / group / f"{choice}.yaml" for folder in (resource("conf"), *_added)]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        return []
-    defaults = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
-    bases = [base for base in defaults if isinstance(base, str) and base not in ("_self_", choice)]
-    return [path, *(file for base in bases for file in base_files(group, base))]
-
-
-def choices_of(group: str) -> list[str]:
-    """The choices of a configuration group, including those of ``--config-dir``."""
-    return sorted({path.stem for folder in (resource("conf"), *_added) for path in (folder / group).glob("*.yaml")})
-
-
-def resource(name: str) -> Path:
-    """Folder ``conf`` or ``sweeps``: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).parent
-    return package / name if (package / name).is_dir() else package.parent / name

@@ -33,7 +33,7 @@ def load(cfg: DictConfig) -> BaseMethod:
     module: Any = importlib.import_module(f"{__name__}.{name}")
     known = [f.name for f in fields(module.Options) if f.name != "params"]  # which the budget sets
     for key in cfg.method:
-        if key not in known and key != "sizes":
+        if key not in known and key not in ("label", "role", "sizes"):
             raise InputError(f"method.{key} is not an option of method '{cfg.method.name}'; valid: {', '.join(known)}")
     given = {key: value for key, value in cfg.method.items() if key in known and value is not None}
     if matched(cfg):

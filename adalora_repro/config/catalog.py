@@ -1,0 +1,180 @@
+"""The files of ``conf/`` and ``sweeps/`` as lists of choices: what there is to choose, and in one line what each is.
+
+Reads YAML alone, no Hydra and no OmegaConf, so that reports may ask too. The folder of ``--config-dir`` counts as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adalora_repro.errors import InputError, one_of
+
+#: groups of which a run chooses one file each
+GROUPS = ("task", "method", "budget", "backbone", "data", "protocol", "tuned")
+#: what a method is in a comparison
+ROLES = {
+    "paper": "a method of the paper's main tables",
+    "ablation": "a variant in the paper's tables that shows what one part contributes",
+    "control": "a variant beyond the paper that rules out another explanation",
+    "other": "a method that the paper does not have",
+}
+PROPOSED = "adalora"  # the method that the paper proposes; the others are what it is compared with
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One choice of a group: its id on the command line, and its description in one line."""
+
+    id: str
+    description: str
+
+
+@dataclass(frozen=True)
+class MethodEntry(Entry):
+    """A method: ``label`` is its name in tables, ``role`` one of ``ROLES``."""
+
+    label: str
+    role: str
+
+    @property
+    def baseline(self) -> bool:
+        """Whether the proposed method is compared with it: not so for ablations and controls."""
+        return self.role in ("paper", "other") and self.id != PROPOSED
+
+
+def methods() -> dict[str, MethodEntry]:
+    """Every method, by its id.
+
+    Raises:
+        InputError: a method's file has a role that does not exist.
+    """
+    return dict(_methods(tuple(_added)))
+
+
+@cache
+def _methods(added: tuple[Path, ...]) -> dict[str, MethodEntry]:
+    del added  # of which the answer depends
+    entries = {}
+    for name, entry in entries_of("method").items():
+        keys = _merged(base_files("method", name))
+        role = keys.get("role", "other")
+        if role not in ROLES:
+            raise one_of(f"method.role of '{name}'", role, ROLES)
+        entries[name] = MethodEntry(name, entry.description, str(keys.get("label", name)), role)
+    return entries
+
+
+def tasks() -> dict[str, Entry]:
+    """Every task, by its id."""
+    return entries_of("task")
+
+
+def budgets() -> dict[str, Entry]:
+    """Every budget, by its label: those of a task family together, smallest first."""
+    entries = entries_of("budget")
+    return {label: entries[label] for label in budget_families() if label in entries}
+
+
+def backbones() -> dict[str, Entry]:
+    """Every backbone, by its id."""
+    return entries_of("backbone")
+
+
+def protocols() -> dict[str, Entry]:
+    """Both protocols, by their id."""
+    return entries_of("protocol")
+
+
+def sweeps() -> dict[str, Entry]:
+    """Every sweep, by its id."""
+    return {path.stem: Entry(path.stem, description(path)) for path in sorted(resource("sweeps").glob("*.yaml"))}
+
+
+def entries_of(group: str) -> dict[str, Entry]:
+    """Every choice of a group of ``conf/``, by its id."""
+    return {name: Entry(name, description(base_files(group, name)[0])) for name in choices_of(group)}
+
+
+@cache
+def budget_families() -> dict[str, str]:
+    """Budget label -> family of tasks, from ``conf/budget``, smallest first."""
+    files = [_read(path) for path in (resource("conf") / "budget").glob("*.yaml")]
+    files.sort(key=lambda budget: (budget["family"], float(budget["label"].rstrip("%M"))))
+    return {budget["label"]: budget["family"] for budget in files}
+
+
+def description(path: Path) -> str:
+    """The first sentence of the comment at a file's head."""
+    words: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @package"):
+            words.append(line.lstrip("# "))
+    return re.split(r"(?<=[.?])(?<!eq\.)(?<!al\.)\s", " ".join(words), maxsplit=1)[0]
+
+
+def _merged(files: list[Path]) -> dict[str, Any]:
+    """The keys below ``method`` of a file and of those it builds on."""
+    keys: dict[str, Any] = {}
+    for path in reversed(files):
+        keys |= _read(path).get("method") or {}
+    return keys
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """
+    Raises:
+        InputError: the file is not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(content or {}, dict):
+        raise InputError(f"{path}: must hold settings, key: value")
+    return content or {}
+
+
+_added: list[Path] = []
+
+
+def add_folder(folder: str | None) -> None:
+    """Stores the folder of ``--config-dir`` in place of an earlier one; None: there is none."""
+    _added[:] = [] if folder is None else [Path(folder)]
+
+
+def added_folders() -> list[Path]:
+    """The folder of ``--config-dir``, if there is one, as it was typed."""
+    return list(_added)
+
+
+def base_files(group: str, choice: str) -> list[Path]:
+    """The file of a choice, then the files of its group that it builds on (``defaults``); the first with a key wins.
+
+    Like Hydra, it looks in ``conf/`` first, then in the folder of ``--config-dir``.
+    """
+    paths = [folder / group / f"{choice}.yaml" for folder in (resource("conf"), *_added)]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return []
+    bases = [base for base in _read(path).get("defaults", []) if isinstance(base, str)]
+    return [path, *(file for base in bases if base not in ("_self_", choice) for file in base_files(group, base))]
+
+
+def choices_of(group: str) -> list[str]:
+    """The choices of a group, including those of ``--config-dir``."""
+    return sorted({path.stem for folder in (resource("conf"), *_added) for path in (folder / group).glob("*.yaml")})
+
+
+def resource(name: str) -> Path:
+    """Folder ``conf`` or ``sweeps``: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    return package / name if (package / name).is_dir() else package.parent / name
