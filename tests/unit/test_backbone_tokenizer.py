@@ -175,9 +175,9 @@ def test_answers_are_where_they_were(tokenizer: Any, before: str, behind: str, e
     task._tokenizer = tokenizer
     rows = {"id": ["a"], "question": ["how long"], "context": [context]}
     rows["answers"] = [{"text": [answer], "answer_start": [start]}]  # type: ignore[list-item]
-    for training in (True, False):
-        windows = task._windows(rows, [0], training, "train", sources.BadRows(False))
-        if training:
+    for split in (sources.TRAIN, "validation"):
+        windows = task.encode(rows, [0], split)
+        if split == sources.TRAIN:
             first, last = windows["start"][0], windows["end"][0]
             assert first > 0
         else:

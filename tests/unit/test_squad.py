@@ -19,7 +19,7 @@ from transformers import ByT5Tokenizer
 
 from adalora_repro.errors import InputError
 from adalora_repro.models import backbones
-from adalora_repro.tasks import sources
+from adalora_repro.tasks import tokenized
 from adalora_repro.tasks.base import Evaluation, TaskData
 from adalora_repro.tasks.squad import Question, Task, answer_span
 
@@ -102,11 +102,15 @@ def test_an_answer_may_carry_more_than_is_asked_for(tmp_path: Path) -> None:
     assert data.train["start"][:][0] == 1 + len("Who led?") + 1
 
 
+def encoded(task: Task, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return task.encode({name: [row[name] for row in rows] for name in rows[0]}, list(range(len(rows))), "validation")
+
+
 def bad_of(cfg: DictConfig, rows: list[dict[str, Any]]) -> tuple[list[str], Dataset]:
-    task, bad = Task(cfg), sources.BadRows(True)
+    task = Task(cfg)
     task._tokenizer = backbones.byte_tokenizer()
-    windows = task.tokenize(Dataset.from_list(rows, features=task.features()), "validation", bad)
-    return bad.problems, windows
+    windows, problems = tokenized.good(Dataset.from_dict(encoded(task, rows)))
+    return problems, windows
 
 
 def test_contexts_of_ten_thousand_tokens_are_the_longest() -> None:
@@ -167,16 +171,13 @@ def test_windows_that_do_not_reach_the_end_of_the_context_are_refused() -> None:
             cut = {name: [values[i] for i in kept] for name, values in encoded.items()}
             return type("Encoded", (dict,), {"sequence_ids": lambda _, i: encoded.sequence_ids(kept[i])})(cut)
 
-    task, bad = Task(task_config("squad_v2", task__max_length=64, task__stride=8)), sources.BadRows(True)
+    task = Task(task_config("squad_v2", task__max_length=64, task__stride=8))
     task._tokenizer = Stopping()  # type: ignore[assignment]
     short, long = ROW | {"id": "short", "context": "in Paris"}, ROW | {"id": "long", "context": "in Paris " * 20}
-    for rows in ([short | {"answers": with_answers()}], [row | {"answers": with_answers()} for row in (short, long)]):
-        data = Dataset.from_list(rows, features=task.features())
-        if len(rows) == 1:
-            assert len(task.tokenize(data, "validation", bad)) == 1
-        else:
-            with pytest.raises(InputError, match=r"id 'long': the windows end at character \d+ of 180: tokenizers \d"):
-                task.tokenize(data, "validation", bad)
+    short, long = (row | {"answers": with_answers()} for row in (short, long))
+    assert len(encoded(task, [short])["id"]) == 1
+    with pytest.raises(InputError, match=r"id 'long': the windows end at character \d+ of 180: tokenizers \d"):
+        encoded(task, [short, long])
 
 
 def test_a_split_of_which_nothing_is_left(tmp_path: Path) -> None:
@@ -195,7 +196,7 @@ def test_settings_that_make_no_windows() -> None:
 
 
 def test_a_tokenizer_without_offsets_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="ByT5Tokenizer does not tell which characters"):
+    with pytest.raises(InputError, match="ByT5Tokenizer does not say which characters"):
         loaded(small(tmp_path, backbone__name="tiny-bert"), ByT5Tokenizer())
 
 
