@@ -14,6 +14,7 @@ import pytest
 from fake_records import make, save
 
 from adalora_repro.errors import InputError
+from adalora_repro.metrics.glue import METRICS
 from adalora_repro.records.run_record import RunRecord, read_all, write_files
 from adalora_repro.reports import layout, marks, predictions, render
 from adalora_repro.reports.base import Comparison, Scope, Spec, Table, compile_table
@@ -21,7 +22,6 @@ from adalora_repro.reports.compare import BOOTSTRAP, MCNEMAR, compare, evaluated
 from adalora_repro.reports.marks import with_marks
 from adalora_repro.reports.significance import NoTest, mcnemar, paired_t
 from adalora_repro.reports.tables import controls, table1, table2, table3
-from adalora_repro.tasks.glue import METRICS
 
 FAMILIES = {"squad": "squad", "squad_v2": "squad", "xsum": "summarization", "cnn_dailymail": "summarization"}
 

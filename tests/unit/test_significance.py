@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
+from adalora_repro.metrics.glue import METRICS
 from adalora_repro.reports.significance import (
     MEASURES,
     NoTest,
@@ -24,7 +25,6 @@ from adalora_repro.reports.significance import (
     mcnemar,
     paired_t,
 )
-from adalora_repro.tasks.glue import METRICS
 
 scores = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=2, max_size=8)
 
