@@ -1,0 +1,93 @@
+"""What adalora-report says of the committed records: every table as CSV, and ``status``."""
+
+from __future__ import annotations
+
+import pytest
+
+from golden.compare import rows_of
+from golden.conftest import HERE, Golden
+from golden.entry import ROOT, report_main
+
+#: where the committed records lie, as words for ``--results``; a name of ours -> the folder
+RESULTS = {
+    "runs": "results",
+    "ablations": "results/ablations",
+    "first-look": "results/published/study-first-look",
+}
+BACKBONE = "minilm"  # of all committed runs; those of table15 are of the paper's
+TABLES = ("table1", "table2", "table3", "table4", "table5", "table14", "table15", "controls")
+#: tables that have a cell with a run of ours, for each folder
+FILLED = [
+    ("runs", "table1"),
+    *(("ablations", table) for table in ("table1", "table4", "table5", "table14", "controls")),
+    *(("first-look", table) for table in ("table1", "controls")),
+]
+TOLERANCE = {"": 1e-6}  # libraries add in different orders
+
+Rows = dict[str, dict[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's working directory: results/ is below it."""
+    monkeypatch.chdir(ROOT)
+
+
+def said(capsys: pytest.CaptureFixture[str], folder: str, *words: str) -> str:
+    """Standard output of a report, with the results folder left out of paths and commands."""
+    capsys.readouterr()
+    assert report_main([*words, "--results", folder]) == 0
+    text = capsys.readouterr().out
+    for option in (f" results.dir={folder}", f" --results {folder}", f" --results={folder}"):
+        text = text.replace(option, "")
+    return text.replace(f"{folder}/", "")
+
+
+def rows(capsys: pytest.CaptureFixture[str], folder: str, table: str, *words: str) -> Rows:
+    return rows_of(said(capsys, folder, table, "--format", "csv", *words))
+
+
+def filled(table: Rows) -> Rows:
+    """The rows with a run of ours."""
+    return {label: row for label, row in table.items() if "mean" in row or "records" in row}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_of_the_paper_s_backbone(table: str, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every row and column, the paper's numbers, the command of each cell; the measurements of table15."""
+    backbone = "bart-large" if table == "table3" else "deberta-v3-base"
+    golden(f"reports/{table}.csv", rows(capsys, RESULTS["runs"], table, "--backbone", backbone), TOLERANCE)
+
+
+@pytest.mark.parametrize(("folder", "table"), FILLED)
+def test_the_cells_with_runs_of_ours(
+    folder: str, table: str, golden: Golden, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Chosen learning rate, mean, deviation, tests, numbers of parameters: all that is made of the records."""
+    found = filled(rows(capsys, RESULTS[folder], table, "--backbone", BACKBONE))
+    golden(f"reports/{folder}-{table}.csv", found, TOLERANCE)
+
+
+@pytest.mark.parametrize("folder", RESULTS)
+def test_no_other_table_has_runs_of_ours(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    others = [table for table in TABLES if (folder, table) not in FILLED]
+    assert len(others) < len(TABLES)
+    for table in others:
+        assert not filled(rows(capsys, RESULTS[folder], table, "--backbone", BACKBONE)), table
+
+
+def test_the_default_scope_is_the_only_backbone_with_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    found = rows(capsys, RESULTS["runs"], "table1")
+    assert found == rows(capsys, RESULTS["runs"], "table1", "--backbone", BACKBONE, "--data", "local")
+
+
+@pytest.mark.parametrize("folder", RESULTS)
+def test_status(folder: str, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+    """Committed runs are finished, so that no time of day is in it."""
+    golden(f"reports/{folder}-status.txt", said(capsys, RESULTS[folder], "status"))
+
+
+def test_every_file_belongs_to_a_test() -> None:
+    expected = {f"{table}.csv" for table in TABLES} | {f"{folder}-status.txt" for folder in RESULTS}
+    expected |= {f"{folder}-{table}.csv" for folder, table in FILLED}
+    assert {path.name for path in (HERE / "reports").iterdir()} == expected

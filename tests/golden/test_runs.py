@@ -1,0 +1,134 @@
+"""A tiny run of every method and of every kind of task: its record, its log and its files; and one that was killed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli.conftest import Outcome
+
+from golden import rows
+from golden.conftest import HERE, Golden
+from golden.entry import ROOT, RUN, names
+
+Cli = Callable[..., Outcome]
+
+METHODS = names("method")
+#: what processors may differ by in a run of 24 steps; two examples that change places change a rank correlation by more
+TOLERANCE = {"": 1e-3, "spearman": 1e-2, "corr": 1e-2}
+SETTINGS = (
+    *("data=local", "data.dir=data", "backbone=tiny-bert", "task.max_length=48"),
+    *("train.batch_size=8", "train.max_steps=24", "train.log_steps=4", "train.eval_steps=8", "train.device=cpu"),
+    "method.schedule=scaled",
+)
+STSB = ("task=stsb", *SETTINGS)  # its figures show small differences, those of classes do not
+LR = ("optim.lr=2e-3",)
+#: a run of each kind of task, in the other protocol too
+TASKS = {
+    "cola-holdout": ("task=cola", "method=lora", "data.holdout=8", "train.grad_accumulation=2", "optim.lr=5e-3"),
+    "mnli-released": ("task=mnli", "protocol=released", "optim.lr=1e-2"),
+    "squad_v2": (
+        *("task=squad_v2", "method=full", "budget=0.16%", "optim.lr=5e-3"),
+        *("task.stride=8", "task.null_threshold=20"),
+    ),
+    "xsum": (
+        *("task=xsum", "method=full", "budget=0.26%", "backbone=tiny-bart", "optim.lr=1e-2"),
+        *("task.max_target_length=12", "task.num_beams=2"),
+    ),
+}
+#: parts of a record that differ from run to run
+VOLATILE = ("time", "memory", "environment", "progress")
+#: adalora-run that kills itself right after its fourth checkpoint was put in its place
+KILLED = """
+import os, signal
+replace, checkpoints = os.replace, 0
+def counted(source, target, **options):
+    global checkpoints
+    replace(source, target, **options)
+    checkpoints += os.path.basename(target) == "checkpoint.pt"
+    if checkpoints == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = counted
+"""
+
+
+def only_run(results: str = "results") -> Path:
+    (record,) = Path(results).rglob("metrics.json")
+    return record.parent
+
+
+def kept(folder: Path) -> dict[str, Any]:
+    """What a run left behind, without what differs from run to run."""
+    record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    progress = {name: record["progress"][name] for name in ("step", "total_steps")}
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {
+        "folder": folder.as_posix(),
+        "files": files,
+        "metrics": {name: value for name, value in record.items() if name not in VOLATILE} | {"progress": progress},
+        "log": [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()],
+        "predictions": {path.name: predictions(path) for path in sorted(folder.glob("final/predictions.*"))},
+    }
+
+
+def predictions(path: Path) -> Any:
+    if path.suffix == ".json":
+        return json.loads(path.read_text(encoding="utf-8"))
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def ran(cli: Cli, *words: str) -> dict[str, Any]:
+    outcome = cli(*words)
+    assert outcome.code == 0, outcome.err
+    return kept(only_run())
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "lora_rank_pattern"])
+def test_a_method(method: str, cli: Cli, golden: Golden) -> None:
+    rows.write(Path("data"), "stsb")
+    lr = () if method == "lora_at_adalora" else LR  # whose own rate is all that it is about
+    golden(f"runs/{method}.json", ran(cli, *STSB, *lr, f"method={method}"), TOLERANCE)
+
+
+def test_ranks_of_another_run(cli: Cli, golden: Golden) -> None:
+    rows.write(Path("data"), "stsb")
+    source = ran(cli, *STSB, *LR, "method=adalora")["folder"]
+    Path(source).rename("source")
+    golden(
+        "runs/lora_rank_pattern.json",
+        ran(cli, *STSB, *LR, "method=lora_rank_pattern", "method.rank_pattern=source"),
+        TOLERANCE,
+    )
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task(name: str, cli: Cli, golden: Golden) -> None:
+    words = TASKS[name]
+    rows.write(Path("data"), words[0].removeprefix("task="))
+    golden(f"runs/{name}.json", ran(cli, *SETTINGS, *words), TOLERANCE)
+
+
+def test_a_run_that_was_killed_and_went_on(cli: Cli, golden: Golden, tmp_path: Path) -> None:
+    """The same file as that of the undisturbed run."""
+    rows.write(Path("data"), "stsb")
+    words = (*STSB, *LR, "method=adalora", "train.save_steps=3", f"data.cache_dir={tmp_path / 'cache'}")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.run([sys.executable, "-c", KILLED + RUN, *words], env=environment, capture_output=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    record = json.loads((only_run() / "metrics.json").read_text(encoding="utf-8"))
+    assert (record["status"], record["final"]) == ("running", None)
+    assert 0 < record["progress"]["step"] < record["progress"]["total_steps"]
+    golden("runs/adalora.json", ran(cli, *words[:-1]), TOLERANCE)
+
+
+def test_every_file_belongs_to_a_run() -> None:
+    assert {path.stem for path in (HERE / "runs").iterdir()} == {*METHODS, *TASKS}
