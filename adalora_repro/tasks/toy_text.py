@@ -1,8 +1,8 @@
 """``data=sample``: English text made by rules for each task, so that everything can be tried with no files, no network.
 
 Rows have the columns of the data set they stand for. A row is made from facts (who did what where and when) in a few
-forms; who did it to whom and negation decide the label, which a bag of words does not show. Every method learns it,
-and the numbers say nothing about the paper's.
+forms; who did it to whom and negation decide the label, which a bag of words does not show, and a few classes are wrong
+(``NOISE``). Every method learns it, and the numbers say nothing about the paper's.
 
 The same settings give the same rows on every machine (``random.Random`` seeded with a text). No text (GLUE: no text or
 pair of texts) is in two splits, and none is twice in one. Change ``VERSION`` whenever any row may change.
@@ -17,6 +17,7 @@ from typing import Any
 from adalora_repro.errors import InputError, one_of
 
 VERSION = "2"
+NOISE = 0.05  # share of wrong classes, as in real data
 
 Row = dict[str, Any]
 Fact = dict[str, str]
@@ -118,6 +119,8 @@ def _distinct(task: str, split: str, size: int, rng: Random, taken: set[tuple[st
                 raise InputError(f"data=sample has only about {len(taken)} different rows of {task}, {size} asked for")
             continue
         taken.add(text)
+        if isinstance(row.get("label"), int) and rng.random() < NOISE:
+            row["label"] = (row["label"] + 1) % (3 if task == "mnli" else 2)
         row["id" if task in WITH_ID else "idx"] = f"sample-{split}-{len(rows)}" if task in WITH_ID else len(rows)
         rows.append(row)
     return rows

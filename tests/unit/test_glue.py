@@ -166,11 +166,6 @@ def test_constant_predictions_are_worth_nothing(constant: int) -> None:
     assert evaluate("mrpc", [0, 0, 0], [0, 0, 0]) == {"accuracy": 1.0, "f1": 0.0}
 
 
-def test_batches_are_joined_in_order() -> None:
-    labels, predicted = [0, 1, 1, 0, 1], [0, 1, 0, 1, 1]
-    assert evaluate("sst2", labels, predicted, batch=2) == evaluate("sst2", labels, predicted) == {"accuracy": 0.6}
-
-
 @settings(deadline=None)
 @given(st.data())
 def test_predictions_are_kept_in_the_order_of_the_split(data: st.DataObject) -> None:
@@ -183,17 +178,6 @@ def test_predictions_are_kept_in_the_order_of_the_split(data: st.DataObject) -> 
     assert found.files == dict.fromkeys(names, rows)
     assert json.loads(json.dumps(found.files)) == found.files  # plain integers, not NumPy's
     assert found.metrics["accuracy_m"] == pytest.approx(np.mean([a == b for a, b in cases]))
-
-
-def test_scores_are_kept_as_numbers() -> None:
-    rows = evaluation("stsb", [1.0, 2.5, 0.0], [0.5, 2.0, 0.25], batch=2, order=[2, 0, 1]).files
-    assert rows == {
-        "predictions.validation.jsonl.gz": [
-            {"label": 1.0, "prediction": 0.5},
-            {"label": 2.5, "prediction": 2.0},
-            {"label": 0.0, "prediction": 0.25},
-        ]
-    }
 
 
 def test_predictions_that_are_not_finite_are_no_result() -> None:
@@ -325,12 +309,6 @@ def test_equal_distances(size: int, count: int) -> None:
     assert numbers[-1] < size <= numbers[-1] + -(-size // len(numbers))  # the last part is no longer than the others
     gaps = {b - a for a, b in pairwise(numbers)}
     assert gaps <= {size // len(numbers), -(-size // len(numbers))}
-
-
-def test_equal_distances_of_few() -> None:
-    assert equal_distances(10, 4) == [0, 2, 5, 7]
-    assert equal_distances(3, 3) == equal_distances(3, 7) == [0, 1, 2]
-    assert equal_distances(100, 1) == [0]
 
 
 def test_a_quick_look_takes_its_questions_with_all_their_windows(tmp_path: Path) -> None:
