@@ -16,7 +16,7 @@ from typing import Any
 
 from adalora_repro.errors import InputError, one_of
 
-VERSION = "2"
+VERSION = "3"
 NOISE = 0.05  # share of wrong classes, as in real data
 
 Row = dict[str, Any]

@@ -29,7 +29,7 @@ def test_glue(name: str) -> None:
     names = glue.TASKS.get(name, tuple(name.split("+")))
     labels, predicted = (SCORES, GUESSES) if set(names) & set(glue.OF_SCORES) else (LABELS, PREDICTED)
     expected = {figure: glue.METRICS[figure](np.array(labels), np.array(predicted)) for figure in names}
-    assert metric(name).compute(predictions=predicted, references=labels) == expected
+    assert metric(name).compute(predictions=np.array(predicted), references=labels) == expected
 
 
 def test_squad() -> None:
