@@ -6,6 +6,7 @@ another. ``clean`` makes such text harmless; ``guarded`` does the same for every
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import traceback
@@ -70,6 +71,16 @@ class CleanStream:
 def raw(stream: Any) -> Any:
     """The stream behind a ``CleanStream``, for output that moves the cursor on purpose; any other stream as it is."""
     return stream.raw if isinstance(stream, CleanStream) else stream
+
+
+def tolerate_any_locale() -> None:
+    """Makes standard streams write a question mark for a character that the terminal's encoding lacks.
+
+    Without this, printing such a character would raise an error and end the program. Both programs call it first.
+    """
+    for stream in map(raw, (sys.stdout, sys.stderr)):
+        if isinstance(stream, io.TextIOWrapper):  # tests and notebooks replace the streams
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager

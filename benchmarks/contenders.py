@@ -1,4 +1,4 @@
-"""What the benchmarks compare: an optimizer step of a method, ours or PEFT's, on a backbone's shape, random weights."""
+"""One optimizer step of LoRA or AdaLoRA, ours or PEFT's, on a backbone with random weights: what benchmarks compare."""
 
 from __future__ import annotations
 
@@ -11,40 +11,38 @@ from typing import Any
 import torch
 import yaml
 
-from adalora_repro.config.schema import resource
+from adalora_repro.config.catalog import resource
 from adalora_repro.methods import adalora, lora
 from adalora_repro.methods.base import BaseMethod
 from adalora_repro.models import backbones, speedups
 from adalora_repro.training.cost import wait_for
 from adalora_repro.training.loop import add_gradient
-from benchmarks.lengths import VOCABULARY, Tensors, cut, tensors
+from benchmarks.lengths import VOCABULARY, Tensors, tensors
 
-RANK = 12  # of every matrix at the start
-TARGET = 32  # tokens of the summary that an encoder-decoder writes
+RANK = 12  # initial rank of every adapted matrix
+TARGET = 32  # length of the summaries of an encoder-decoder, in tokens
 
 
 def architecture(shape: str) -> dict[str, Any]:
-    """Of a file of conf/backbone."""
-    read = yaml.safe_load(Path(resource("conf") / "backbone" / f"{shape}.yaml").read_text(encoding="utf-8"))
-    found: dict[str, Any] = read["architecture"]
-    return found
+    """The architecture in ``conf/backbone/SHAPE.yaml``."""
+    backbone = yaml.safe_load(Path(resource("conf") / "backbone" / f"{shape}.yaml").read_text(encoding="utf-8"))
+    sizes: dict[str, Any] = backbone["architecture"]
+    return sizes
 
 
 def can_crop(shape: str) -> bool:
-    """Whether ``train.attention=cropped`` is for it."""
+    """Whether ``train.attention=cropped`` applies to it."""
     return bool(architecture(shape)["model_type"] == "deberta-v2")
 
 
-def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULARY, layers: int | None = None) -> Any:
-    """The shape of conf/backbone with random weights, for two classes or, an encoder-decoder, to write text.
+def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULARY) -> Any:
+    """The backbone with random weights: a classifier of two classes, or an encoder-decoder that writes text.
 
-    ``vocabulary``: tokens, few because they cost no time in a step; None: as many as the true one. ``layers``: of the
-    encoder, None: as many as the true one.
+    ``vocabulary``: size of the vocabulary, which costs a step no time; None: the true one.
     """
     from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
-    changes = {"vocab_size": vocabulary, "num_hidden_layers": layers}
-    sizes = architecture(shape) | {name: value for name, value in changes.items() if value is not None}
+    sizes = architecture(shape) | ({} if vocabulary is None else {"vocab_size": vocabulary})
     torch.manual_seed(0)
     config = AutoConfig.for_model(sizes.pop("model_type"), **sizes, num_labels=2)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForSequenceClassification
@@ -52,12 +50,12 @@ def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULA
 
 
 def final_rank(rank: int) -> int:
-    """AdaLoRA's at the end, two thirds of that at the start."""
+    """AdaLoRA's target rank: two thirds of the initial rank."""
     return max(1, rank * 2 // 3)
 
 
 def our_method(name: str, rank: int = RANK, delta_t: int = 1) -> BaseMethod:
-    """``lora`` or ``adalora``; AdaLoRA is in its pruning phase from the first step on, a mask every ``delta_t``."""
+    """``lora`` or ``adalora``; AdaLoRA prunes from the first step on, every ``delta_t`` steps."""
     if name == "lora":
         return lora.Method(lora.Options("lora", "lora", r=rank), "paper")
     options = adalora.Options(
@@ -67,7 +65,7 @@ def our_method(name: str, rank: int = RANK, delta_t: int = 1) -> BaseMethod:
 
 
 def adapted(model: Any) -> list[str]:
-    """Paths of the matrices that LoRA and AdaLoRA adapt."""
+    """Names of the matrices that LoRA and AdaLoRA adapt."""
     return [site.path for site in lora.Options("lora", "lora", r=RANK).matrices(backbones.find_sites(model))]
 
 
@@ -75,7 +73,7 @@ def peft_model(name: str, model: Any, rank: int = RANK, delta_t: int = 1) -> Any
     import peft
 
     targets = adapted(model)
-    head = sorted({name.rpartition(".")[0] for name in backbones.head_parameters(model)})  # trains, as ours does
+    head = sorted({name.rpartition(".")[0] for name in backbones.head_parameters(model)})  # trained, as in our methods
     common: dict[str, Any] = {"target_modules": targets, "modules_to_save": head, "lora_alpha": 16}
     common |= {"task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "SEQ_CLS"}
     if name == "lora":
@@ -86,20 +84,19 @@ def peft_model(name: str, model: Any, rank: int = RANK, delta_t: int = 1) -> Any
 
 @dataclass
 class Contender:
-    """A model that trains one step at a time.
+    """A model that is trained one step at a time.
 
     Attributes:
         who: ``ours`` or ``peft``; ``name``: ``lora`` or ``adalora``.
-        bf16: autocast; ours then keeps its frozen weights in bf16, unless ``stored`` is false.
+        bf16: autocast; ours then also keeps its frozen weights in bf16.
         cropped: ``train.attention=cropped``; ``compiler``: ``train.compile``.
-        as_on_device: with what ``session.build`` does for an accelerator alone.
+        as_on_device: apply on a CPU too what the runner changes for accelerators only.
     """
 
     who: str
     name: str
     bf16: bool = False
     cropped: bool = False
-    stored: bool = True
     compiler: str | None = None
     shape: str = "deberta-v3-base"
     delta_t: int = 1
@@ -107,12 +104,11 @@ class Contender:
     device: str = "cpu"
     vocabulary: int | None = VOCABULARY
     as_on_device: bool = False
-    layers: int | None = None
     t: int = 0
     times: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        model = make_model(self.shape, self.vocabulary, self.layers)
+        model = make_model(self.shape, self.vocabulary)
         self.method = BaseMethod()
         self.peft: Any = None
         if self.who == "ours":
@@ -123,7 +119,7 @@ class Contender:
             if self.device != "cpu" or self.as_on_device:
                 speedups.mask_without_looking(model)
                 speedups.positions_at_hand(model)
-            if self.bf16 and self.stored:
+            if self.bf16:
                 speedups.store_frozen(model, torch.bfloat16)
         else:
             model = peft_model(self.name, model, self.rank, self.delta_t)
@@ -140,19 +136,14 @@ class Contender:
         way = ["cropped"] * self.cropped + ["compiled"] * bool(self.compiler) + ["bf16" if self.bf16 else "fp32"]
         return " ".join([self.who, self.name, *way])
 
-    def batch(self, lengths: Sequence[int], seed: int, padded_to: int | None = None) -> Tensors:
-        """A batch that this model can train on, on its device."""
+    def batch(self, lengths: Sequence[int], seed: int) -> Tensors:
+        """A batch with examples of these lengths, on the model's device."""
         target = TARGET if self.model.config.is_encoder_decoder else None
-        made = tensors(lengths, seed, padded_to, target)
+        made = tensors(lengths, seed, target)
         return {name: value.to(self.device) for name, value in made.items()}
 
-    def parts(self, lengths: Sequence[int], seed: int, pass_tokens: int | None) -> list[Tensors]:
-        """A step's micro-batches: its examples cut with ``batches.by_length``, or (None) all in one."""
-        parts = [list(range(len(lengths)))] if pass_tokens is None else cut(lengths, pass_tokens)
-        return [self.batch([lengths[i] for i in part], seed + part[0]) for part in parts]
-
     def loss(self, batch: Tensors) -> torch.Tensor:
-        """Mean cross entropy: ours as the tasks compute it, PEFT's as the model does, for AdaLoRA adds its penalty."""
+        """Mean cross entropy; PEFT's AdaLoRA adds its penalty to it."""
         if self.who == "peft":
             return self.model(**batch).loss
         inputs: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
@@ -161,17 +152,12 @@ class Contender:
         logits = self.forward(**inputs).logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, -2).float(), batch["labels"].flatten())
 
-    def step(self, *parts: Tensors) -> None:
-        """One optimizer step on a batch, or on its micro-batches, as train.py and PEFT's examples have it.
-
-        Forward, backward, regularizer, clipping, AdamW, importance, mask.
-        """
+    def step(self, batch: Tensors) -> None:
+        """One optimizer step, in the order of ``training/loop.py`` and of PEFT's examples."""
         self.model.train()
-        examples = sum(len(part["labels"]) for part in parts)
-        for part in parts:
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-                loss = self.loss(part) * (len(part["labels"]) / examples)
-            loss.backward()
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            loss = self.loss(batch)
+        loss.backward()
         if (penalty := self.method.regularizer()) is not None:
             add_gradient(penalty, self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -183,19 +169,11 @@ class Contender:
         self.optimizer.zero_grad()
         self.t += 1
 
-    def warm_up(self, steps: Sequence[Sequence[Tensors]]) -> None:
-        """Steps that nobody times: on an accelerator all of them, for each new length costs it something once.
-
-        On a CPU a micro-batch is enough, for the optimizer's states.
-        """
-        for parts in steps if self.device != "cpu" else [steps[-1][:1]]:
-            self.step(*parts)
-
-    def timed(self, *parts: Tensors) -> float:
-        """Seconds of one step, the device waited for."""
+    def timed(self, batch: Tensors) -> float:
+        """Seconds of one step, until the device has finished it."""
         device = torch.device(self.device)
         wait_for(device)
         began = time.perf_counter()
-        self.step(*parts)
+        self.step(batch)
         wait_for(device)
         return time.perf_counter() - began

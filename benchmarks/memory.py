@@ -1,10 +1,9 @@
-"""Memory of an optimizer step: what lives between steps, and the most that a step adds to it.
+"""Memory of an optimizer step: bytes allocated between steps, and the peak during a step.
 
     python -m benchmarks.memory                     # --tokens 48,128,256 --rank 12
 
-Counted by the allocator (on a CPU from its events, with torch's profiler), so the figures are properties of the code
-and the shapes: bytes of tensors, without what the allocator or the operating system keep in reserve. The vocabulary is
-the true one.
+Bytes of tensors as the allocator counts them (on a CPU: from its events in torch's profiler), without what allocator
+and operating system hold in reserve: a property of the code and the shapes. The vocabulary has its true size.
 """
 
 from __future__ import annotations
@@ -25,40 +24,40 @@ WAYS: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"bf16": True}, "bf16 cro
 
 def living() -> int:
     """Bytes of all tensors of this process, each storage once."""
-    # by type, for subclasses (a compiler's stand-ins) have no memory
+    # exact types: subclasses, such as a compiler's fake tensors, hold no memory
     tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
     return sum({item.untyped_storage().data_ptr(): item.untyped_storage().nbytes() for item in tensors}.values())
 
 
 def added(contender: Contender, batch: Tensors) -> int:
-    """Most bytes that were allocated at once in a step, beyond those from before it."""
+    """Peak of the bytes allocated during a step, beyond those allocated before it."""
     if contender.device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         contender.timed(batch)
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         contender.step(batch)
-    assert measured.profiler is not None
-    events: Any = measured.profiler.kineto_results.events()
-    now = most = 0
+    assert profiled.profiler is not None
+    events: Any = profiled.profiler.kineto_results.events()
+    now = peak = 0
     for _, size in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
         now += size
-        most = max(most, now)
-    return most
+        peak = max(peak, now)
+    return peak
 
 
 def main() -> int:
-    arguments = parser(__doc__, devices=True)
+    arguments = parser(__doc__)
     arguments.add_argument("--batch", type=int, default=32)
-    arguments.add_argument("--tokens", default="48,128", help="lengths of batches (default: %(default)s)")
+    arguments.add_argument("--tokens", default="48,128", help="padded lengths of the batches (default: %(default)s)")
     arguments.add_argument("--rank", type=int, default=RANK)
     arguments.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both")
     arguments.add_argument("--only", choices=("ours",))
     args = start(arguments)
     lengths = [int(tokens) for tokens in args.tokens.split(",")]
-    kinds = [("ours", "lora"), ("ours", "adalora"), *([] if args.only else [("peft", "lora"), ("peft", "adalora")])]
-    found: dict[str, dict[str, Any]] = {}
+    kinds = [(who, name) for who in ("ours", *([] if args.only else ["peft"])) for name in ("lora", "adalora")]
+    measured: dict[str, dict[str, Any]] = {}
     for way, options in WAYS.items():
         if args.precision not in ("both", way.split()[0]):
             continue
@@ -68,21 +67,21 @@ def main() -> int:
             contender = Contender(
                 who, name, shape=args.shape, rank=args.rank, vocabulary=None, device=args.device, **options
             )
-            for seed in range(2):  # the optimizer's states come with the first step
+            for seed in range(2):  # the first step creates the optimizer's state
                 contender.step(contender.batch([8] * args.batch, seed))
             gc.collect()
             figures: dict[str, Any] = {"between_steps": living()}
             for tokens in lengths:
                 batch = contender.batch([tokens] * args.batch, 0)
                 figures[str(tokens)] = figures["between_steps"] + added(contender, batch)
-            found[f"{who} {name} {way}"] = figures
+            measured[f"{who} {name} {way}"] = figures
             print(f"{who} {name} {way}: done", file=sys.stderr, flush=True)
             del contender
             gc.collect()
-    write(args, "memory", {"bytes": found})
+    write(args, "memory", {"bytes": measured})
     rows = []
-    for name, figures in found.items():
-        base = found[f"ours lora {name.split(' ', 2)[2]}"]
+    for name, figures in measured.items():
+        base = measured[f"ours lora {name.split(' ', 2)[2]}"]
         cells = [f"{figures[column] / 1e9:.3f} ({figures[column] / base[column]:.3f})" for column in figures]
         rows.append([name, *cells])
     columns = [f"peak, {args.batch} x {tokens} tokens" for tokens in lengths]

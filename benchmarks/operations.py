@@ -1,12 +1,11 @@
-"""Tensor operations dispatched per optimizer step, views left out: AdaLoRA against LoRA, ours and PEFT's.
+"""Tensor operations dispatched per optimizer step, without views: AdaLoRA and LoRA, ours and PEFT's.
 
     python -m benchmarks.operations                # --device cuda: copies from the host count among the waits too
 
-Setting: a 12-layer DeBERTaV3-base shape (small vocabulary, which changes no count), batch 4 x 32 tokens, rank 12, a
-mask at every step; and BART-large's. A step is forward, backward, regularizer, clipping, AdamW, importance and mask.
-The count is a property of the code, not of the machine; it is what an accelerator's launch queue sees. ``waits`` are
-operations of which the host needs a value or a size before it can go on, and copies from one device to another: on an
-accelerator each one empties that queue. What a CPU cannot show of these, tests count on torch's device ``meta``.
+DeBERTaV3-base with a small vocabulary (which changes no count), batch size 4, 32 tokens, rank 12, a mask at every
+step; and BART-large. The count is a property of the code, not of the machine: the number of operations that the host
+has to launch on an accelerator. ``waits`` are operations whose value or size the host needs before it can go on, and
+copies between devices: each one makes the host wait for the accelerator.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from benchmarks.results import parser, print_table, start, write
 
 BATCH, TOKENS = 4, 32
 METHODS = ("lora", "adalora")
-#: the host reads a value (item, a tensor's truth) or needs the size of a result
+#: the host reads a value (item, bool) or needs the size of a result
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "aten::equal")
-#: those that need a size if one of their indices is of this type: picking by a mask
+#: operations that need a size if an index is a boolean mask
 INDEXING, MASKS = ("aten::index", "aten::index_put", "aten::_index_put_impl"), (torch.bool, torch.uint8)
 COPIES = ("aten::_to_copy", "aten::copy_")
 
@@ -43,13 +42,13 @@ class CountOperations(TorchDispatchMode):
             name = func.name()
             self.counts[name] += 1
             self.waits += any(wait in name for wait in WAITS) or (name.startswith(INDEXING) and picks_by_mask(args))
-        found = func(*args, **(kwargs or {}))
-        self.waits += func.name() in COPIES and args[-1 if func.name() == "aten::copy_" else 0].device != found.device
-        return found
+        result = func(*args, **(kwargs or {}))
+        self.waits += func.name() in COPIES and args[-1 if func.name() == "aten::copy_" else 0].device != result.device
+        return result
 
 
 def picks_by_mask(args: Any) -> bool:
-    """Whether an index among the arguments of an indexing operation is a mask."""
+    """Whether an indexing operation has a boolean mask among its indices."""
     indices = args[1] if len(args) > 1 else None
     return isinstance(indices, list | tuple) and any(index is not None and index.dtype in MASKS for index in indices)
 
@@ -67,8 +66,7 @@ def count(who: str, name: str, shape: str = "deberta-v3-base", **options: Any) -
 
 
 def main() -> int:
-    arguments = parser(__doc__, devices=True)
-    args = start(arguments)
+    args = start(parser(__doc__))
     device = {"device": args.device}
     counts = {("ours", name, args.shape): count("ours", name, args.shape, **device) for name in METHODS}
     try:
@@ -78,10 +76,10 @@ def main() -> int:
     if args.shape == "deberta-v3-base":
         counts |= {("ours", name, "bart-large"): count("ours", name, "bart-large", **device) for name in METHODS}
     rows, figures = [], {}
-    for (who, name, shape), found in counts.items():
-        base, total = counts["ours", "lora", shape].counts.total(), found.counts.total()
-        figures[f"{who} {name} {shape}"] = {"operations": total, "waits": found.waits}
-        rows.append([shape, who, name, f"{total:,}", f"{total / base:.3f}", str(found.waits)])
+    for (who, name, shape), counted in counts.items():
+        base, total = counts["ours", "lora", shape].counts.total(), counted.counts.total()
+        figures[f"{who} {name} {shape}"] = {"operations": total, "waits": counted.waits}
+        rows.append([shape, who, name, f"{total:,}", f"{total / base:.3f}", str(counted.waits)])
     write(args, "operations", {"per_step": figures})
     print_table(["shape", "", "method", "operations", "x our LoRA", "waits"], rows)
     return 0

@@ -8,9 +8,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from adalora_repro.cli.run import register
-from adalora_repro.config import plan as planning
+from adalora_repro.config.catalog import resource
 from adalora_repro.config.plan import Plan
-from adalora_repro.config.schema import resource
+from adalora_repro.config.resolve import count, resolve
 
 
 def composed(words: Sequence[str]) -> DictConfig:
@@ -22,4 +22,4 @@ def composed(words: Sequence[str]) -> DictConfig:
 
 def planned(words: Sequence[str]) -> Plan:
     """The plan of ``adalora-run`` with these words."""
-    return planning.count(planning.resolve(composed(words), overrides=words))
+    return count(resolve(composed(words), overrides=words))

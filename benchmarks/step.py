@@ -1,15 +1,15 @@
 """Time of an optimizer step, side by side: LoRA and AdaLoRA, ours and PEFT's, fp32 and bf16.
 
-    python -m benchmarks.step                                   # this machine, MNLI's lengths, batch 32
+    python -m benchmarks.step                                   # this machine, lengths of MNLI, batch size 32
     python -m benchmarks.step --task qqp --rounds 20 --only ours
 
-All contenders are in one process and step on the same batches, whose lengths are spread over an epoch of grouped ones
-(train.group_by_length=true, so that a step is one pass); the order turns from batch to batch. Ratios are medians over
-batches of the ratio of two steps on one batch, with a bootstrap interval: what else the machine does hits both. A mask
-at every step is AdaLoRA's costliest case (--delta-t 100: the paper's). Between rounds bare matrix products of the
-model's shapes are timed; ``matrix rate`` is the share of their rate that a step reaches, counting the model's and the
-method's products. On a GPU ``peak rate`` is the share of the rate of a product of two 8,192 x 8,192 matrices in
-the same precision; fp32 means without TF32, unless torch is configured otherwise. Tokens are counted without padding.
+All contenders live in one process and step on the same length-grouped batches, which represent an epoch; the order of
+the contenders changes from batch to batch. A ratio is the median over batches of the ratio of two steps on one batch,
+with a bootstrap interval, so that other load on the machine affects both sides. A mask at every step is the most
+expensive case of AdaLoRA (--delta-t 100: the paper's). ``matrix rate``: a step's rate of floating-point operations in
+matrix products, as a share of that of bare matrix products of the same shapes, timed between the rounds. ``peak rate``
+(GPU): the same, as a share of the rate of a product of two 8,192 x 8,192 matrices in the same precision. fp32 means
+without TF32 unless torch is configured otherwise. Tokens are counted without padding.
 """
 
 from __future__ import annotations
@@ -32,42 +32,50 @@ from benchmarks.results import parser, print_table, ratio, ratio_text, start, wr
 
 METHODS = ("lora", "adalora")
 SQUARE = 8192
-PRODUCTS = {"cpu": 1, "cuda": 50}  # of one kind in a row: one alone would be the time of its launch
+REPEATS = {"cpu": 1, "cuda": 50}  # a single product would measure its launch
+PRECISIONS = {"fp32": [False], "bf16": [True], "both": [False, True]}
 
 
-def contenders(args: argparse.Namespace) -> list[Contender]:
-    made = []
+def name_of(bf16: bool) -> str:
+    return "bf16" if bf16 else "fp32"
+
+
+def make_contenders(args: argparse.Namespace) -> list[Contender]:
+    contenders = []
     common = {"delta_t": args.delta_t, "device": args.device, "shape": args.shape}
     ways: list[dict[str, Any]] = [{}, *([{"cropped": True}] if can_crop(args.shape) else [])]
     ways += [{**ways[-1], "compiler": "inductor"}] if args.compile else []
-    for bf16 in {"fp32": [False], "bf16": [True], "both": [False, True]}[args.precision]:
+    for bf16 in PRECISIONS[args.precision]:
         for way in ways:
-            made += [Contender("ours", name, bf16, **way, **common) for name in METHODS]
+            contenders += [Contender("ours", name, bf16, **way, **common) for name in METHODS]
         if args.only != "ours":
-            made += [Contender("peft", name, bf16, **common) for name in METHODS]
-    return made
+            contenders += [Contender("peft", name, bf16, **common) for name in METHODS]
+    return contenders
 
 
-def matrix_rate(shapes: Iterable[tuple[int, int]], tokens: int, dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of the bare products x Wᵀ, one for each (d_out, d_in), x with so many rows; the best of three times."""
+def matrix_rate(shapes: Iterable[tuple[int, int]], tokens: int, bf16: bool, device: str) -> float:
+    """FLOP/s of x W^T, one product for each (d_out, d_in) and x of ``tokens`` rows; the best of three times."""
     flop, seconds = 0, 0.0
     for d_out, d_in in shapes:
-        x, weight = (torch.randn(rows, d_in, device=device).to(dtype) for rows in (tokens, d_out))
+        x, weight = (
+            torch.randn(rows, d_in, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+            for rows in (tokens, d_out)
+        )
         times = []
         for _ in range(3):
             wait_for(torch.device(device))
             began = time.perf_counter()
-            for _ in range(PRODUCTS[device]):
+            for _ in range(REPEATS[device]):
                 torch.nn.functional.linear(x, weight)
             wait_for(torch.device(device))
-            times.append((time.perf_counter() - began) / PRODUCTS[device])
+            times.append((time.perf_counter() - began) / REPEATS[device])
         flop += 2 * tokens * d_out * d_in
         seconds += min(times)
     return flop / seconds
 
 
 def flop_of(contender: Contender, batch: Tensors) -> int:
-    """Floating-point operations of the matrix products of a step, uncompiled (a compiled one does the same)."""
+    """Floating-point operations in the matrix products of a step; those of a compiled step are the same."""
     forward, contender.forward = contender.forward, contender.model
     with FlopCounterMode(display=False) as counter:
         contender.step(batch)
@@ -75,92 +83,90 @@ def flop_of(contender: Contender, batch: Tensors) -> int:
     return counter.get_total_flops()
 
 
-def compared(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
+def pairs(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
     """The pairs of contenders whose ratio answers a question."""
-    known = set(labels)
-    pairs = []
+    candidates = []
     for precision in ("fp32", "bf16"):
         for way in ("", " cropped", " cropped compiled", " compiled"):
             ours, peft = ([f"{who} {name}{way} {precision}" for name in METHODS] for who in ("ours", "peft"))
-            pairs.append((ours[1], ours[0]))  # AdaLoRA at the cost of LoRA
             plain = [f"ours {name} {precision}" for name in METHODS]
-            pairs += zip(plain, ours, strict=True) if way else []  # what the way saves
-            pairs += [*zip(peft, ours, strict=True), (peft[0], ours[1])]
-    pairs += [(f"ours {name}{way} fp32", f"ours {name}{way} bf16") for name in METHODS for way in ("", " cropped")]
-    yield from (pair for pair in pairs if known.issuperset(pair))
+            candidates.append((ours[1], ours[0]))  # AdaLoRA at the cost of LoRA
+            candidates += zip(plain, ours, strict=True) if way else []  # what the way saves
+            candidates += [*zip(peft, ours, strict=True), (peft[0], ours[1])]
+    candidates += [(f"ours {name}{way} fp32", f"ours {name}{way} bf16") for name in METHODS for way in ("", " cropped")]
+    present = set(labels)
+    yield from (pair for pair in candidates if present.issuperset(pair))
 
 
 def main() -> int:
-    arguments = parser(__doc__, devices=True)
+    arguments = parser(__doc__)
     arguments.add_argument("--task", choices=TASKS, default="mnli")
     arguments.add_argument("--batch", type=int, default=32)
     arguments.add_argument("--rounds", type=int, default=8)
-    arguments.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both")
+    arguments.add_argument("--precision", choices=tuple(PRECISIONS), default="both")
     arguments.add_argument("--delta-t", type=int, default=1)
     arguments.add_argument("--compile", action="store_true", help="train.compile=inductor too (minutes the first time)")
     arguments.add_argument("--only", choices=("ours",))
     args = start(arguments)
-
-    # contenders share a limit, beyond which a step would quietly not be compiled
-    if args.compile:
+    if args.compile:  # contenders share the limit beyond which torch silently stops compiling
         torch._dynamo.config.recompile_limit, torch._dynamo.config.fail_on_recompile_limit_hit = 64, True
-    batches = sampled_epoch(lengths_of(args.task), args.batch, args.rounds)
-    found = contenders(args)
-    for contender in found:
-        # two lengths, so that a compiler makes a program for any, and the longest, which cropped attention may not hold
-        for number in (args.rounds // 2, 0, -1):
-            contender.step(contender.batch(batches[number], number))
-        contender.warm_up([[contender.batch(lengths, number)] for number, lengths in enumerate(batches)])
-        print(f"{contender.label}: ready", file=sys.stderr, flush=True)
-    precisions = {contender.bf16 for contender in found}
-    rates: dict[bool, list[float]] = {bf16: [] for bf16 in precisions}
-    layers = [module.base for module in found[0].model.modules() if isinstance(module, LowRankLinear)]
-    shapes = sorted({(layer.out_features, layer.in_features) for layer in layers})
-    order = list(range(len(found)))
-    for number, lengths in enumerate(batches):
-        batch = found[0].batch(lengths, number)
-        turned = order[number % len(order) :] + order[: number % len(order)]
-        for place in turned if number % 2 else turned[::-1]:
-            found[place].times.append(found[place].timed(batch))
-        for bf16, found_rates in rates.items():
-            dtype = torch.bfloat16 if bf16 else torch.float32
-            found_rates.append(matrix_rate(shapes, batch["input_ids"].numel(), dtype, args.device))
-        print(f"batch {number + 1}/{len(batches)}: {batch['input_ids'].shape[1]} tokens", file=sys.stderr, flush=True)
 
+    # -- warm-up: two lengths, so that a compiled program takes any, and the longest; on an accelerator every length
+    batches = sampled_epoch(lengths_of(args.task), args.batch, args.rounds)
+    contenders = make_contenders(args)
+    warm_up = [args.rounds // 2, 0, args.rounds - 1, *(range(args.rounds) if args.device != "cpu" else [])]
+    for contender in contenders:
+        for number in warm_up:
+            contender.step(contender.batch(batches[number], number))
+        print(f"{contender.label}: ready", file=sys.stderr, flush=True)
+
+    # -- the rounds
+    precisions = PRECISIONS[args.precision]
+    rates: dict[bool, list[float]] = {bf16: [] for bf16 in precisions}
+    layers = [module.base for module in contenders[0].model.modules() if isinstance(module, LowRankLinear)]
+    shapes = sorted({(layer.out_features, layer.in_features) for layer in layers})
+    for number, lengths in enumerate(batches):
+        batch = contenders[0].batch(lengths, number)
+        first = number % len(contenders)
+        order = contenders[first:] + contenders[:first]
+        for contender in order if number % 2 else order[::-1]:
+            contender.times.append(contender.timed(batch))
+        for bf16 in precisions:
+            rates[bf16].append(matrix_rate(shapes, batch["input_ids"].numel(), bf16, args.device))
+        print(f"batch {number + 1}/{len(batches)}: {batch['input_ids'].shape[1]} tokens", file=sys.stderr, flush=True)
     peaks: dict[bool, float] = {}
     if args.device == "cuda":
-        types = {bf16: torch.bfloat16 if bf16 else torch.float32 for bf16 in precisions}
-        peaks = {bf16: matrix_rate([(SQUARE, SQUARE)], SQUARE, dtype, args.device) for bf16, dtype in types.items()}
-    sample = sorted({0, len(batches) // 2, len(batches) - 1})  # their operations are counted
+        peaks = {bf16: matrix_rate([(SQUARE, SQUARE)], SQUARE, bf16, args.device) for bf16 in precisions}
+
+    # -- what they amount to
+    sample = sorted({0, len(batches) // 2, len(batches) - 1})  # the batches whose operations are counted
+    by_label = {contender.label: contender for contender in contenders}
     rows, figures = [], {}
-    by_label = {contender.label: contender for contender in found}
-    for contender in found:
+    for label, contender in by_label.items():
         flop = {number: flop_of(contender, contender.batch(batches[number], number)) for number in sample}
-        # at the bare rate that was measured beside each step
-        needed = sum(flop[number] / rates[contender.bf16][number] for number in sample)
+        at_bare_rate = sum(flop[number] / rates[contender.bf16][number] for number in sample)
         spent = sum(contender.times[number] for number in sample)
-        share = needed / spent
-        of_peak = sum(flop.values()) / spent / peaks[contender.bf16] if peaks else None
-        tokens = sum(map(sum, batches)) / sum(contender.times)
-        against = ratio(contender.times, by_label[f"ours lora {'bf16' if contender.bf16 else 'fp32'}"].times)
-        figures[contender.label] = {
+        peak_share = sum(flop.values()) / spent / peaks[contender.bf16] if peaks else None
+        tokens_per_s = sum(map(sum, batches)) / sum(contender.times)
+        to_lora = ratio(contender.times, by_label[f"ours lora {name_of(contender.bf16)}"].times)
+        figures[label] = {
             "seconds": contender.times,
-            "ratio_to_our_lora": against,
-            "matrix_rate_share": share,
-            "peak_rate_share": of_peak,
+            "ratio_to_our_lora": to_lora,
+            "matrix_rate_share": at_bare_rate / spent,
+            "peak_rate_share": peak_share,
             "flop": flop,
-            "tokens_per_s": tokens,
+            "tokens_per_s": tokens_per_s,
         }
+        shares = [f"{at_bare_rate / spent:.0%}", "" if peak_share is None else f"{peak_share:.1%}"]
         median = f"{statistics.median(contender.times):.4g}"
-        peak = "" if of_peak is None else f"{of_peak:.1%}"
-        rows.append([contender.label, median, ratio_text(against), f"{share:.0%}", peak, f"{tokens:,.0f}"])
-    ratios = {f"{a} / {b}": ratio(by_label[a].times, by_label[b].times) for a, b in compared(by_label)}
-    rate = {("bf16" if bf16 else "fp32"): statistics.median(each) for bf16, each in rates.items()}
+        rows.append([label, median, ratio_text(to_lora), *shares, f"{tokens_per_s:,.0f}"])
+    ratios = {f"{a} / {b}": ratio(by_label[a].times, by_label[b].times) for a, b in pairs(by_label)}
     setting = {name: value for name, value in vars(args).items() if name != "out"}
     setting["tf32"] = torch.get_float32_matmul_precision() != "highest"
     setting["padded_lengths"] = [max(lengths) for lengths in batches]
-    content = {"setting": setting, "contenders": figures, "ratios": ratios, "matrix_products_per_s": rate}
-    content["square_products_per_s"] = {("bf16" if bf16 else "fp32"): value for bf16, value in peaks.items()}
+    content = {"setting": setting, "contenders": figures, "ratios": ratios}
+    content["matrix_products_per_s"] = {name_of(bf16): statistics.median(each) for bf16, each in rates.items()}
+    content["square_products_per_s"] = {name_of(bf16): value for bf16, value in peaks.items()}
     write(args, f"step_{args.task}_{args.device}{'_compiled' * args.compile}", content)
     heading = ["contender", "s / step", "x our LoRA, same precision [95%]", "matrix rate", "peak rate", "tokens / s"]
     print_table(heading, rows)

@@ -46,7 +46,7 @@ def hydra() -> Iterator[None]:
     from hydra.core.global_hydra import GlobalHydra
 
     from adalora_repro.cli import run
-    from adalora_repro.config.schema import resource
+    from adalora_repro.config.catalog import resource
 
     store = ConfigStore.instance()
     before = dict(store.repo)

@@ -2,81 +2,74 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
-import re
 import shlex
 import sys
 import tempfile
 import time
 import traceback
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import BooleanNode, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro import __version__
-from adalora_repro.cli import slurm
-from adalora_repro.config import plan as planning
-from adalora_repro.config.schema import GROUPS, Config, add_folder, base_files, choices_of, resource
-from adalora_repro.config.words import override_value, word
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, InputError
+from adalora_repro.cli.hydra_errors import (
+    WRONG_INPUT,
+    explain,
+    file_problems,
+    prepare_words,
+    raising_hydra,
+    unknown_choice,
+)
+from adalora_repro.cli.ledger import (
+    ALREADY,
+    DONE,
+    ENDS,
+    FAILED,
+    INTERRUPTED,
+    PLANNED,
+    REFUSED,
+    SKIPPED,
+    Ledger,
+    Outcome,
+)
+from adalora_repro.config import catalog, dry_run
+from adalora_repro.config.catalog import add_folder, base_files, choices_of, resource
+from adalora_repro.config.identity import reference
+from adalora_repro.config.plan import Plan
+from adalora_repro.config.resolve import already_done, count, failed_since, finished, resolve
+from adalora_repro.config.schema import Config
+from adalora_repro.config.words import override_value
+from adalora_repro.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_TERMINATED,
+    InputError,
+    one_of,
+)
 from adalora_repro.records import lock
-from adalora_repro.terminal import guarded
-from adalora_repro.training.console import ALONE_S, complain, launched, tolerate_any_locale
+from adalora_repro.terminal import guarded, tolerate_any_locale
+from adalora_repro.training.distributed import launched
+from adalora_repro.training.progress import ALONE_S, banner, complain
 
-Outcome = tuple[str, int]  # a word for the summary, the exit code
-DONE, ALREADY, PLANNED, FAILED, REFUSED = "done", "already done", "planned", "failed", "refused"
-SKIPPED, INTERRUPTED = "skipped (another process has them)", "interrupted"
-SUBMITTED, QUEUED = "submitted", "in the queue already"
-RESTARTED = "restarted"  # a skipped run that its process left unfinished; counted as the job that repeats it
-ENDS = {EXIT_OK: DONE, EXIT_FAILED: FAILED, EXIT_BAD_INPUT: REFUSED}
-
-
-#: errors of Hydra, its launchers and the sweeper for wrong input
-WRONG_INPUT = (HydraException, OmegaConfBaseException, ValueError, ArithmeticError, OSError)
-
-
-@dataclass
-class Ledger:
-    """What became of the runs of one command; the sweeper (hydra_plugins) adds what never became a job of Hydra's."""
-
-    outcomes: dict[int, Outcome] = field(default_factory=dict)  # job number -> …
-    jobs: int = 0  # of a sweep, up to now
-    already: int = 0  # finished before, passed over
-    left_out: int = 0  # of a later stage: no learning rate to go on with
-    begun: bool = False  # a configuration is composed: later errors may not be the user's fault
-    apart: bool = False  # one run of a sweep whose others are in other processes
-    began: float = field(default_factory=time.time)
-
-    @property
-    def code(self) -> int:
-        return max((code for _, code in self.outcomes.values()), default=EXIT_OK)
-
-    def summary(self) -> str | None:
-        """One line about a sweep; None for a single run."""
-        counts = Counter(word for word, _ in self.outcomes.values())
-        counts[ALREADY] += self.already
-        if not self.jobs and not self.already:
-            return None
-        rest = {"not started": self.jobs - len(self.outcomes), "left out": self.left_out}
-        words = [DONE, ALREADY, PLANNED, SUBMITTED, QUEUED, FAILED, REFUSED, SKIPPED, INTERRUPTED]
-        told = [(word, counts[word]) for word in words] + list(rest.items())
-        return "sweep: " + ", ".join(f"{count} {word}" for word, count in told if count)
+#: what ``adalora-run list`` shows
+LISTS: Mapping[str, Callable[[], Mapping[str, catalog.Entry]]] = {
+    "task": catalog.tasks,
+    "method": catalog.methods,
+    "budget": catalog.budgets,
+    "backbone": catalog.backbones,
+    "sweep": catalog.sweeps,
+    "protocol": catalog.protocols,
+}
 
 
 def main() -> int:
@@ -103,7 +96,7 @@ def one_of_many(words: Sequence[str]) -> Outcome:
     sys.argv = ["adalora-run", *words]
     ledger = Ledger(apart=True)
     code = _main(ledger)
-    return ledger.outcomes.get(0, (ENDS.get(code, INTERRUPTED), code))
+    return next(iter(ledger.outcomes.values()), (ENDS.get(code, INTERRUPTED), code))
 
 
 @guarded()
@@ -118,13 +111,11 @@ def _main(ledger: Ledger) -> int:
         together = HydraConfig.get().mode == RunMode.MULTIRUN
         many = together or ledger.apart
         try:
-            outcome = run(cfg, many, ledger.began)
+            outcome = run(cfg, many, ledger)
         except (InputError, OmegaConfBaseException) as error:
             which = f" (run: {shlex.join(HydraConfig.get().overrides.task)})" if many else ""
             outcome = REFUSED, _refuse((str(error) if isinstance(error, InputError) else explain(error)) + which)
         except BrokenPipeError:
-            if not many:
-                raise
             _mute()  # what it had to say came after its record
             outcome = DONE, EXIT_OK
         except Exception:
@@ -133,7 +124,9 @@ def _main(ledger: Ledger) -> int:
             traceback.print_exc()  # the other runs of a sweep go on
             outcome = FAILED, EXIT_FAILED
         inside = False
-        ledger.outcomes[HydraConfig.get().job.num if together else 0] = outcome
+        words = OmegaConf.to_container(HydraConfig.get().overrides.task)  # as typed: ${…} may lead nowhere
+        assert isinstance(words, list)
+        ledger.outcomes[tuple(words)] = outcome
         if outcome[1] in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise KeyboardInterrupt  # or Hydra would begin the next job of a sweep
         if outcome[1] == EXIT_BAD_INPUT and launched()[1] > 1:
@@ -142,19 +135,22 @@ def _main(ledger: Ledger) -> int:
 
     vars(job)["ledger"] = ledger  # for the sweeper
     try:
-        if sys.argv[1:] == ["--version"]:  # Hydra would tell its own
+        if sys.argv[1:] == ["--version"]:  # Hydra has a version of its own
             print(f"adalora-run {__version__}")
-            return EXIT_OK
-        if sys.argv[1:2] == ["cancel"]:
-            return slurm.cancel(sys.argv[2:])
-        _prepare_words()
-        with _raising_hydra():
-            hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")(job)()
+        elif sys.argv[1:2] == ["list"]:
+            print_choices(sys.argv[2:])
+        elif sys.argv[1:] == ["settings"]:
+            from adalora_repro.config.settings_table import markdown
+
+            print(markdown())
+        else:
+            prepare_words()
+            with raising_hydra():
+                hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")(job)()
     except InputError as error:
         return _refuse(str(error))
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
+    except BrokenPipeError:
         _mute()
-        return EXIT_OK
     except Exception as error:
         if inside or not (isinstance(error, WRONG_INPUT) or not ledger.begun) or os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -162,9 +158,20 @@ def _main(ledger: Ledger) -> int:
     except KeyboardInterrupt:
         return max(EXIT_INTERRUPTED, ledger.code)
     finally:
-        if summary := ledger.summary():
-            print(summary)
+        with suppress_broken_pipe():
+            if summary := ledger.summary():
+                print(summary)
+            sys.stdout.flush()
     return ledger.code
+
+
+@contextmanager
+def suppress_broken_pipe() -> Iterator[None]:
+    """Ends quietly where the reader of standard output, `head` say, has seen enough."""
+    try:
+        yield
+    except BrokenPipeError:
+        _mute()
 
 
 def _mute() -> None:
@@ -176,13 +183,12 @@ def _refuse(problem: str) -> int:
     return EXIT_BAD_INPUT
 
 
-def run(cfg: DictConfig, many: bool, began: float) -> Outcome:
+def run(cfg: DictConfig, many: bool, ledger: Ledger) -> Outcome:
     """One configuration -> how it ended. A finished run is recognized before torch is imported.
 
     Args:
         many: among other runs one that another process trains is skipped; alone it is an error.
-        began: when this command began (Unix time). A run of a sweep that failed since then in another process with the
-            same command is not tried again.
+        ledger: of this command. A run of a sweep that failed in another process since it began is not tried again.
 
     Raises:
         InputError: wrong input, found before anything is trained.
@@ -200,32 +206,33 @@ def run(cfg: DictConfig, many: bool, began: float) -> Outcome:
     words = OmegaConf.to_container(hydra_cfg.overrides.task)  # as typed: ${…} is looked up where it stands
     assert isinstance(words, list)
     with file_problems():
-        plan = planning.resolve(cfg, hydra_cfg.runtime.choices, words)
-        beside = [planning.resolve(_beside(cfg, words), overrides=words)] if _measured_beside(cfg) else []
+        plan = resolve(cfg, hydra_cfg.runtime.choices, words)
+        beside = [resolve(_beside(cfg, words), overrides=words)] if _measured_beside(cfg) else []
     if cfg.dry_run:
-        print(planning.describe(planning.count(plan)))
+        print(dry_run.describe(count(plan)))
         for other in beside:
-            print(planning.describe_beside(planning.count(other), cfg.cost))
+            print(dry_run.describe_beside(count(other), cfg.cost))
         return PLANNED, EXIT_OK
     existing = next(path for path in plan.folder.parents if os.path.exists(path))
     if not existing.is_dir():
         raise InputError(f"results.dir={cfg.results.dir}: {existing} is not a folder")
     if cfg.measure == "cost":
-        plans = [planning.count(each) for each in (plan, *beside)]
+        plans = [count(each) for each in (plan, *beside)]
         from adalora_repro.training import cost
 
         code = cost.execute(plans)
         return ENDS.get(code, INTERRUPTED), code
     alone = launched()[1] == 1  # several processes look together, in ``execute``: each would see another moment
-    if alone and not cfg.force and (score := planning.finished(plan)):
-        print(planning.already_done(plan, score))
+    if alone and not cfg.force and (score := finished(plan)):
+        print(already_done(plan, score))
         return ALREADY, EXIT_OK
     if alone and many and lock.held(plan.folder, sure=True):  # in doubt ``execute`` watches its lock
         return _skipped(plan)
-    if alone and many and not cfg.force and planning.failed_since(plan, began):
+    if alone and many and not cfg.force and failed_since(plan, ledger.began):
         print(f"failed since this command began, not tried again: {plan.folder}")
         return FAILED, EXIT_FAILED
-    planning.count(plan)  # fails on a wrong option before any download
+    plan = count(plan)  # fails on a wrong option before any download
+    banner(plan)
 
     from adalora_repro.training.runner import execute
 
@@ -238,21 +245,8 @@ def run(cfg: DictConfig, many: bool, began: float) -> Outcome:
     return ENDS.get(code, INTERRUPTED), code
 
 
-@contextmanager
-def file_problems() -> Iterator[None]:
-    """Planning reads files and folders that the user named: one with an impossible name, say, is wrong input.
-
-    Raises:
-        InputError: in place of an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
-
-
 def _measured_beside(cfg: DictConfig) -> bool:
-    return cfg.measure == "cost" and planning.reference(cfg) is not None
+    return cfg.measure == "cost" and reference(cfg) is not None
 
 
 def _beside(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
@@ -265,7 +259,7 @@ def _beside(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
     """
     name = cfg.cost.against
     if name not in choices_of("method"):
-        raise InputError(f"cost.against: {_unknown_choice('method', name)}, or null to measure the method alone")
+        raise InputError(f"cost.against: {unknown_choice('method', name)}, or null to measure the method alone")
     options = {key for path in base_files("method", name) for key in OmegaConf.load(path).method}
     options -= {"rank_pattern"}  # the ranks of the method that is measured
     kept = []
@@ -280,9 +274,33 @@ def _beside(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def _skipped(plan: planning.Plan) -> Outcome:
+def _skipped(plan: Plan) -> Outcome:
     print(f"skipped: another process is training {plan.folder}")
     return SKIPPED, EXIT_OK
+
+
+# -- what there is to choose ---------------------------------------------------------------------------------------
+
+
+def print_choices(words: Sequence[str]) -> None:
+    """``adalora-run list [--config-dir=DIR] [GROUP]``: every choice in one line.
+
+    Raises:
+        InputError: there is no such group.
+    """
+    folders = [text.partition("=")[2] for text in words if text.startswith("--config-dir=")]
+    add_folder(folders[-1] if folders else None)
+    groups = [text for text in words if not text.startswith("--config-dir=")]
+    for group in groups:
+        if group not in LISTS:
+            raise one_of("list", group, LISTS)
+    for group in groups or LISTS:
+        entries = LISTS[group]().values()
+        width = max(len(entry.id) for entry in entries)
+        if not groups:
+            print(f"\n{group}")
+        for entry in entries:
+            print(f"{entry.id:<{width}}  {entry.description}")
 
 
 # -- Hydra ---------------------------------------------------------------------------------------------------------
@@ -292,9 +310,11 @@ HELP = ("--h", "-h", "-sc", "--shell")  # beginnings of words after which Hydra 
 
 
 def register(words: Sequence[str] = ("sweep",)) -> None:
-    """The typed schema, and every file of ``sweeps/`` as a choice of the group ``sweep`` if a word may ask."""
+    """The typed schema, the text of settings for ``--help``, and every file of ``sweeps/`` as a choice of the group
+    ``sweep`` if a word may ask."""
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
+    OmegaConf.register_new_resolver("settings_help", _settings_help, replace=True)
     paths = (
         sorted(resource("sweeps").glob("*.yaml"))
         if any(word.startswith(HELP) or "sweep" in word for word in words)
@@ -302,215 +322,12 @@ def register(words: Sequence[str] = ("sweep",)) -> None:
     )
     for path in paths:
         store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
-    # hydra-submitit-launcher has a schema of the same name, which is meant to check the types of our file
-    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/submitit_slurm' is validated against ConfigStore schema")
 
 
-def _prepare_words() -> None:
-    """Checks what Hydra would not check in ``sys.argv``, or not report in one line, and rewrites words for Hydra.
+def _settings_help() -> str:
+    from adalora_repro.config.settings_table import help_text
 
-    Hydra's parser answers an unknown option with a page of usage, and one after the settings with a cryptic error.
-
-    Raises:
-        InputError: naming the word.
-        HydraException: Hydra's grammar does not accept a word.
-    """
-    parser = get_args_parser()
-
-    def refuse(problem: str) -> NoReturn:
-        raise InputError(problem)
-
-    parser.error = refuse
-    known, unknown = parser.parse_known_args()
-    add_folder(known.config_dir)
-    if known.config_path or known.config_name:
-        raise InputError("--config-path, --config-name: the configuration is this program's; --config-dir adds files")
-    if known.experimental_rerun:
-        raise InputError("--experimental-rerun would unpickle a file; to resume a run, repeat its command")
-    if unknown:
-        option = next((text for text in unknown if text.startswith("-")), None)
-        if option is None:
-            raise InputError(f"'{unknown[0]}' comes too late: options (-m, --cfg job) must come before the settings")
-        raise InputError(f"no option '{option}'; settings are written key=value (task=sst2), --help shows them")
-    overrides = [_parsed(text) for text in known.overrides]
-    for override in overrides:
-        _check_override(override)
-    if _is_dry_run(overrides):  # a dry run leaves nothing on disk, whatever else is typed
-        last = max(place for place, text in enumerate(sys.argv) if text in known.overrides)
-        sys.argv[last + 1 : last + 1] = ["hydra.output_subdir=null", "hydra.run.dir=."]
-    if known.multirun:
-        for override in overrides:
-            sys.argv[sys.argv.index(override.input_line)] = _of_each_job(override)
-
-
-def _parsed(text: str) -> Override:
-    try:
-        (override,) = OverridesParser.create().parse_overrides([text])
-    except HydraException:
-        raise
-    except ValueError:  # Python refuses numbers of more than 4300 digits
-        raise InputError(f"cannot read '{text[:40]}…': whole numbers must be below 2^63") from None
-    return override
-
-
-def _check_override(override: Override) -> None:
-    """Refuses values that Hydra's grammar accepts but nothing can use.
-
-    Raises:
-        InputError: a list in place of a choice's name, or a whole number beyond 64 bits.
-    """
-    key, value = override.get_key_element().lstrip("+~"), override.value()
-    values = value.list if isinstance(value, ChoiceSweep) else [value]
-    names_a_file = key.partition("@")[0] in (*GROUPS, *planning.OPTIONAL) or key.startswith("hydra/")
-    if names_a_file and any(isinstance(each, list | dict) for each in values):
-        several = "; for several runs, use -m and a list without brackets" if key in GROUPS else ""
-        raise InputError(f"{override.input_line}: {key} takes the name of one file{several}")
-    for number in _whole_numbers(values):
-        if abs(number) >= 2**63:
-            digits = str(abs(number))
-            text = f"{digits[:20]}… ({len(digits)} digits)" if len(digits) > 20 else digits
-            raise InputError(f"{key}: whole numbers must be below 2^63 = 9223372036854775808, not {text}")
-
-
-def _whole_numbers(value: Any) -> Iterator[int]:
-    """All whole numbers in a value of Hydra's grammar, which nests."""
-    if isinstance(value, bool):
-        return
-    if isinstance(value, int):
-        yield value
-    elif isinstance(value, RangeSweep):
-        yield from _whole_numbers([value.start, value.stop, value.step])
-    elif isinstance(value, list | dict):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _whole_numbers(each)
-
-
-def _of_each_job(override: Override) -> str:
-    """A word of a sweep as Hydra should read it: an option of a choice (method.r) must reach only the single runs.
-
-    Hydra also composes one configuration for the whole sweep, with groups at their defaults where several choices are
-    typed, and the default may not have the option. There Hydra skips sweeps, even over a single value.
-    """
-    text, group = override.input_line, override.get_key_element().lstrip("+")
-    key, _, value = text.partition("=")
-    if group.partition(".")[0] not in GROUPS or "." not in group or not value or override.is_sweep_override():
-        return text
-    with suppress(HydraException):
-        alone = _parsed(f"{key}=choice({value})")
-        if isinstance(alone.value(), ChoiceSweep) and list(alone.sweep_string_iterator()) == [
-            override.get_value_element_as_str()
-        ]:
-            return str(alone.input_line)
-    return text
-
-
-def _is_dry_run(overrides: Sequence[Override]) -> bool:
-    typed = [override.value() for override in overrides if override.get_key_element().lstrip("+") == "dry_run"]
-    try:
-        return bool(typed) and bool(BooleanNode(typed[-1]))
-    except OmegaConfBaseException:  # Hydra reports it
-        return False
-
-
-@contextmanager
-def _raising_hydra() -> Iterator[None]:
-    """Hydra prints errors over many lines and exits with 1, unless it is told to raise them: told here, for us."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = before
-
-
-def explain(error: Exception, typed: Sequence[str] | None = None) -> str:
-    """One line for an error of composing: what, where, the valid choices. Never raises.
-
-    Args:
-        typed: the words that were composed, if they differ from the command line.
-    """
-    try:
-        text = _explained(error, sys.argv[1:] if typed is None else typed)
-    except Exception:  # whatever a library put into its error
-        text = ""
-    try:
-        text = text or str(error)
-    except Exception:
-        text = ""
-    line = "; ".join(line.strip() for line in text.splitlines() if line.strip())
-    if line and isinstance(error, WRONG_INPUT):
-        return line
-    return f"cannot compose a configuration: {type(error).__name__}{': ' if line else ''}{line}"
-
-
-def _explained(error: Exception, typed: Sequence[str]) -> str:
-    text = str(error)
-    if isinstance(error, OSError) and not isinstance(error, HydraException):
-        if error.filename is None:
-            return text
-        return f"cannot write {error.filename}: {error.strerror}; results.dir says where results go"
-    if isinstance(error, OverrideParseException):
-        return _unreadable(error.override, text.splitlines()[0])
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        if group:
-            return _unknown_choice(group, choice, error.options)
-    if "Config group override must be" in text:  # budget=0.5, method=null
-        for group, _, choice in (text.partition("=") for text in typed):
-            if group in GROUPS and choice not in choices_of(group):
-                return _unknown_choice(group, choice)
-    if error.__cause__ is not None and type(error).__name__ == "ConfigCompositionException":
-        text += f"\n{error.__cause__}"
-    if match := re.search(r"full_key: ([\w.]+)", text):
-        lines = [line for line in text.splitlines() if line and not line.startswith("Error merging")]
-        return f"{match[1]}: {lines[0]}" if "not in" not in text else _unknown_setting(match[1], typed)
-    if match := re.search(r"Could not override '([\w.@/]+)'", text):
-        return _unknown_setting(match[1], typed)
-    return re.sub(r"See https?://\S+.*", "", text)
-
-
-def _unreadable(text: str, why: str) -> str:
-    """For a word that Hydra's grammar does not take: letters beyond ASCII, brackets and blanks have to be in quotes."""
-    key, equals, value = text.partition("=")
-    hint = f"; put text with such characters in quotes: {word(key, value)}" if equals and value else ""
-    return f"cannot read '{text}': {why.rpartition('Exception: ')[2]}{hint}"
-
-
-def _unknown_choice(group: str, choice: str, options: Sequence[str] | None = None) -> str:
-    """``options``: Hydra's list, which includes files of installed packages."""
-    return f"unknown {group} '{choice}'; valid: {', '.join(sorted({*choices_of(group), *(options or ())})) or 'none'}"
-
-
-def _unknown_setting(key: str, typed: Sequence[str]) -> str:
-    """Names the settings beside the misspelt one; those of a method are in its YAML."""
-    node: Any = OmegaConf.structured(Config)
-    parent, _, name = key.rpartition(".")
-    group = parent.partition(".")[0]
-    try:
-        node = OmegaConf.select(node, parent) if parent else node
-    except OmegaConfBaseException:
-        node = None
-    valid = [str(name) for name in node] if isinstance(node, DictConfig) else []
-    if not parent:
-        valid += [group for group in GROUPS if group not in valid]
-    of = ""
-    if group in GROUPS and not valid:  # an open node: each file of the group has its own options
-        chosen = [text.partition("=")[2] for text in typed if text.startswith(f"{group}=")]
-        choice = chosen[-1] if chosen else "adalora" if group == "method" else ""
-        of = f" for {group}={choice}" if choice else ""
-        files = [OmegaConf.load(path) for path in base_files(group, choice)]
-        nodes = [OmegaConf.select(file, parent) or OmegaConf.select(file, parent.partition(".")[2]) for file in files]
-        valid = list(dict.fromkeys(str(name) for node in nodes for name in node or () if name != "defaults"))
-    if parent == "hydra.launcher":
-        path = resource("conf") / "hydra" / "launcher" / "submitit_slurm.yaml"
-        valid = [str(name) for name in OmegaConf.load(path) if name != "_target_"]
-    close = difflib.get_close_matches(name, valid, n=1) if name not in valid else []
-    hint = f" (did you mean {parent + '.' if parent else ''}{close[0]}?)" if close else ""
-    names = ", ".join(f"{parent}.{name}" if parent else name for name in valid)
-    return f"no setting '{key}'{of}{hint}; valid: {names or 'none'}"
+    return help_text()
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def _methods(added: tuple[Path, ...]) -> dict[str, MethodEntry]:
     del added  # of which the answer depends
     entries = {}
     for name, entry in entries_of("method").items():
-        keys = _merged(base_files("method", name))
+        keys = _read(base_files("method", name)[0]).get("method") or {}  # a variant is not what it builds on
         role = keys.get("role", "other")
         if role not in ROLES:
             raise one_of(f"method.role of '{name}'", role, ROLES)
@@ -119,14 +119,6 @@ def description(path: Path) -> str:
         if not line.startswith("# @package"):
             words.append(line.lstrip("# "))
     return re.split(r"(?<=[.?])(?<!eq\.)(?<!al\.)\s", " ".join(words), maxsplit=1)[0]
-
-
-def _merged(files: list[Path]) -> dict[str, Any]:
-    """The keys below ``method`` of a file and of those it builds on."""
-    keys: dict[str, Any] = {}
-    for path in reversed(files):
-        keys |= _read(path).get("method") or {}
-    return keys
 
 
 def _read(path: Path) -> Mapping[str, Any]:

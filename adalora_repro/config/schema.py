@@ -1,14 +1,15 @@
-"""The typed schema of the configuration and what can be told from a composed one without torch.
+"""The typed schema of a configuration: every setting with its meaning, its range and its part in a run's identity.
 
 Hydra composes ``conf/`` into ``Config``: a misspelt or ill-typed key fails before anything is loaded. ``method`` is the
 one open node: its keys are those of the chosen method's YAML (Hydra refuses others) and its types those of the method's
-``Options`` dataclass, so that a new method needs no change here.
+``Options`` dataclass. A task has the settings of ``TaskFields``, and those of its family's ``Options``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from omegaconf import MISSING
 
@@ -18,145 +19,275 @@ from adalora_repro.config.catalog import added_folders as added_folders
 from adalora_repro.config.catalog import base_files as base_files
 from adalora_repro.config.catalog import choices_of as choices_of
 from adalora_repro.config.catalog import resource as resource
+from adalora_repro.methods.base import SCHEDULES
+from adalora_repro.settings import setting
+from adalora_repro.tasks import families
 
 LAUNCHES = ("wait", "detach")
+MOST_STEPS = 2**40  # ten thousand years of them
 
 
 @dataclass
-class TaskConfig:
-    """One task of a family; which fields matter is the family's business (``tasks/<family>.py``)."""
+class TaskFields:
+    """One task of a family. What all families share; each adds its own ``Options``."""
 
     name: str = MISSING
-    family: str = MISSING  # module in tasks/: glue, squad, summarization
-    budgets: str = MISSING  # budget family: glue, qa, nlg
-    more_budgets: list[str] = field(default_factory=list)  # families that are valid too
-    auto_model: str = MISSING  # transformers' auto class that carries the right head
-    head: dict[str, Any] = field(default_factory=dict)  # what the model's configuration must know of the task
-    hub: str = MISSING  # data set on the hub, its configuration and pinned revision
+    "Id of the task, as in records and tables."
+    family: str = MISSING
+    "Module in tasks/ that reads and scores it: glue, squad or summarization."
+    budgets: str = MISSING
+    "Family of budgets that the task has: glue, qa or nlg."
+    more_budgets: list[str] = setting(factory=list, identity=False)
+    "Families of budgets that are valid too."
+    auto_model: str = setting(MISSING, identity=False)
+    "Auto class of transformers that carries the right head."
+    head: dict[str, Any] = setting(factory=dict, identity=False)
+    "What the model's configuration must know of the task."
+    hub: str = MISSING
+    "Data set on the hub."
     hub_config: str | None = None
+    "Configuration of the data set on the hub."
     revision: str = MISSING
+    "Commit of the data set on the hub."
     text_columns: list[str] = field(default_factory=list)
+    "Columns with the model's input, in order."
     label_column: str = "label"
-    num_labels: int = 2  # 1: regression
-    label_range: list[float] = field(default_factory=list)  # regression only: smallest and largest label
+    "Column with the label, the answers or the summary."
+    num_labels: int = setting(2, minimum=1)
+    "Number of classes; 1: regression."
+    label_range: list[float] = field(default_factory=list)
+    "Regression only: the smallest and the largest label."
     metrics: list[str] = field(default_factory=list)
+    "Metrics of each evaluation."
     primary_metric: str = MISSING
-    validation: dict[str, str] = field(default_factory=dict)  # metric suffix -> split (a default would be merged in)
-    holdout_by: list[str] = field(default_factory=list)  # texts by which held-out rows are grouped; none: all texts
-    max_length: int = MISSING
-    max_target_length: int | None = None
-    stride: int | None = None  # tokens that neighbouring windows over a long context share
-    n_best: int | None = None  # spans kept of each window, and answers kept of each question
-    max_answer_length: int | None = None  # tokens
-    null_threshold: float | None = None  # no answer where its score exceeds the best span's by more; null: never
-    num_beams: int | None = None
-    length_penalty: float | None = None
-    min_target_length: int | None = None
-    no_repeat_ngram_size: int | None = None
-    early_stopping: bool | None = None
-    classifier_dropout: float | None = None
-    rows: dict[str, int] = field(default_factory=dict)  # official sizes: T is known before any download
-    total_steps: int = MISSING  # T of the paper: what method.schedule=scaled scales from
+    "The metric that chooses checkpoints and learning rates."
+    validation: dict[str, str] = field(default_factory=dict)
+    "Suffix of the metrics' names -> split that they are computed on."
+    holdout_by: list[str] = field(default_factory=list)
+    "Text columns by which held-out rows are grouped; empty: all of them."
+    max_length: int = setting(MISSING, minimum=1)
+    "Tokens of an input; longer texts are cut, or give several windows."
+    rows: dict[str, int] = setting(factory=dict, identity=False)
+    "Official sizes of the splits: T is known before any download."
+    total_steps: int = setting(MISSING, minimum=1)
+    "T of the paper, which method.schedule=scaled scales from."
+
+
+def _with_options(fields: type) -> type:
+    """The dataclass with the ``Options`` of all families, null where a task's family has no use for them."""
+    options = []
+    for family in families().values():
+        hints = get_type_hints(family.Options)
+        for each in dataclasses.fields(family.Options):
+            metadata = {**each.metadata, "owner": family.Options}
+            options.append((each.name, hints[each.name] | None, field(default=None, metadata=metadata)))
+    return dataclasses.make_dataclass("TaskConfig", options, bases=(fields,), namespace={"__doc__": fields.__doc__})
+
+
+if TYPE_CHECKING:
+
+    class TaskConfig(TaskFields):
+        """``TaskFields`` and the ``Options`` of all families."""
+else:
+    TaskConfig = _with_options(TaskFields)
+
+
+@dataclass
+class MethodFields:
+    """What the configuration itself reads of a method; the rest is in the ``Options`` of the method's module."""
+
+    name: str = MISSING
+    "Id of the method, as in records and tables."
+    label: str = setting(MISSING, identity=False)
+    "Name in tables; without it the id."
+    role: str = setting("other", identity=False)
+    "What the method is in a comparison: paper, ablation, control or other."
+    module: str = MISSING
+    "Module with the classes Method and Options: a name in methods/, or any importable one, my_package.my_method."
+    schedule: str = setting("absolute", choices=SCHEDULES)
+    "Whether step counts are taken as they are, or scaled from the paper's T of the task to the run's."
+    sizes: dict[str, Any] | None = setting(None, identity=False)
+    "Budget -> options; null: the method has one size."
+    allocation: str = setting("global", later="global")
+    "See the method's options; here for its part in the identity, as the next three."
+    init: str = setting("normal", later="normal")
+    "See the method's options."
+    initial_rank: bool = setting(False, later=False)
+    "See the method's options."
+    rank_pattern: dict[str, int] | None = setting(None, later=None)
+    "See the method's options."
 
 
 @dataclass
 class BudgetConfig:
-    """What a run may train: the sizes of a label, or as many parameters as it says (``budgets.py``)."""
+    """What a run may train: the sizes of a label, or as many parameters as it says."""
 
     label: str = MISSING
+    "Name of the budget."
     family: str = MISSING
-    match: str = "label"  # label: the method's sizes for the label | params: sizes that fill the number it says
-    params: int | None = None  # with match=params: this number instead of the label's
+    "Tasks that it is for: glue, qa or nlg."
+    match: str = setting("label", later="label", choices=("label", "params"))
+    "label: the method's sizes for the budget. params: sizes that fill its number of parameters and never exceed it."
+    params: int | None = setting(None, later=None, minimum=1, below=2**40)
+    "With match=params: this number of parameters instead of the budget's."
 
 
 @dataclass
 class BackboneConfig:
+    """The pretrained model."""
+
     name: str = MISSING
-    source: str = MISSING  # hub | package | random
+    "Id of the backbone, as in records and tables."
+    source: str = setting(MISSING, choices=("hub", "package", "random"))
+    "Where the weights come from: the hub, an installed Python package, or random numbers."
     hub: str | None = None
+    "Name on the hub."
     revision: str | None = None
-    package: str | None = None  # installed Python package that carries the files
-    sha256: str | None = None  # of model.safetensors, checked when loading from a package
-    path: str | None = None  # a local folder instead of the hub
-    weights: str = "pretrained"  # pretrained | random: for measure=cost alone, which they do not change
-    tokenizer: str = MISSING  # hub | package | bytes
-    architecture: dict[str, Any] = field(default_factory=dict)  # transformers' configuration: plans need no network
+    "Commit on the hub."
+    package: str | None = None
+    "Python package that carries the files."
+    sha256: str | None = None
+    "Of model.safetensors; checked when it is loaded from a package."
+    path: str | None = None
+    "A local folder with the model, instead of hub or package."
+    weights: str = setting("pretrained", later="pretrained", choices=("pretrained", "random"))
+    "random: for measure=cost alone, whose figures do not depend on the weights."
+    tokenizer: str = setting(MISSING, choices=("hub", "package", "bytes"))
+    "Where the tokenizer comes from; bytes: one token per byte."
+    architecture: dict[str, Any] = field(default_factory=dict)
+    "Configuration of transformers; it ships here so that plans need no network."
     gradient_checkpointing: bool = False
-    lora_init: str = "kaiming"  # default of method.init; kaiming: as in loralib and PEFT; normal: N(0, init_std²)
+    "Recompute activations in the backward pass: less memory, more time."
+    lora_init: str = setting("kaiming", identity=False)
+    "Default of method.init. kaiming: as in loralib and PEFT; normal: N(0, init_std^2)."
 
 
 @dataclass
 class DataConfig:
-    source: str = MISSING  # hub | local | sample
-    dir: str | None = None
-    cache_dir: str = "~/.cache/adalora-repro"  # tokenized data; not part of the result
-    sample_rows: int = 1500
-    sample_validation_rows: int = 400
+    """Where the data come from."""
+
+    source: str = MISSING
+    "hub, local or sample: the name of the chosen file."
+    dir: str | None = setting(None, identity=False)
+    "With data=local: the folder with one folder per task."
+    cache_dir: str = setting("~/.cache/adalora-repro", identity=False)
+    "Folder of tokenized data."
+    sample_rows: int = setting(1500, minimum=1)
+    "With data=sample: rows of the train split."
+    sample_validation_rows: int = setting(400, minimum=1)
+    "With data=sample: rows of each validation split."
     sample_seed: int = 0
-    num_proc: int | None = None  # processes that tokenize a split; null: 1, for a large one up to 8
-    holdout: int | float | None = None  # rows of train, or a fraction of them, to hold out: `best` is chosen on them
-    skip_invalid: bool = False  # leave bad rows out, counted and reported, instead of stopping
+    "With data=sample: seed of the generator."
+    num_proc: int | None = setting(None, identity=False, minimum=1)
+    "Processes that tokenize a split; null: 1, for a large split up to 8."
+    holdout: int | float | None = setting(None, later=None)
+    "Rows of train, or a fraction of them, to hold out: best checkpoints and learning rates are chosen on them."
+    skip_invalid: bool = setting(False, later=False)
+    "Leave bad rows out, counted and reported, instead of stopping."
 
 
 @dataclass
 class ProtocolConfig:
-    name: str = MISSING  # paper | released
+    """Whose rules a run follows."""
+
+    name: str = setting(MISSING, choices=("paper", "released"))
+    "paper: what the paper says; released: what the authors' code does."
 
 
 @dataclass
 class TrainConfig:
-    epochs: float = 3.0
-    max_steps: int | None = None  # wins over epochs
-    batch_size: int = 32  # examples of one optimizer step, whatever grad_accumulation is
-    grad_accumulation: int = 1  # parts of a step's examples that go through the model in turn (on a CPU: or more)
-    eval_steps: int | None = None  # null: once per epoch
-    save_steps: int = 500
-    log_steps: int = 50
-    precision: str = "fp32"  # fp32 | bf16
-    padding: str = "longest"  # longest (of what goes through the model at once) | max_length (as the released scripts)
-    group_by_length: bool = False  # batches of rows of similar length; false: drawn at random, as the released scripts
-    attention: str = "eager"  # eager (transformers' code) | cropped (DeBERTa: only the relative positions that occur)
-    compile: str = "none"  # of training steps: none | inductor | aot_eager (traced alone, to see that it can be)
-    num_workers: int | None = None  # processes that make batches; null: 0 on a CPU, 2 beside an accelerator
-    device: str = "auto"  # auto | cpu | cuda
+    """Training."""
+
+    epochs: float = setting(3.0, above=0)
+    "Passes over the train split."
+    max_steps: int | None = setting(None, minimum=1)
+    "Optimizer steps; wins over epochs."
+    batch_size: int = setting(32, minimum=1)
+    "Examples of one optimizer step, whatever grad_accumulation is."
+    grad_accumulation: int = setting(1, minimum=1)
+    "Parts of a step's examples that go through the model in turn; on a CPU there may be more."
+    eval_steps: int | None = setting(None, minimum=1)
+    "Optimizer steps from one evaluation to the next; null: one epoch."
+    save_steps: int = setting(500, identity=False, minimum=1)
+    "Optimizer steps from one checkpoint to the next."
+    log_steps: int = setting(50, identity=False, minimum=1)
+    "Optimizer steps from one line of log.jsonl to the next."
+    precision: str = setting("fp32", choices=("fp32", "bf16"))
+    "bf16: mixed precision, frozen weights stored in bf16."
+    padding: str = setting("longest", choices=("longest", "max_length"))
+    "longest: to the longest example that goes through the model at once; max_length: as the released scripts."
+    group_by_length: bool = setting(False, later=True)
+    "Batches of rows of similar length; false: drawn at random, as the released scripts."
+    pass_tokens: int = setting(128, later=128, minimum=1, below=2**31)
+    "On a CPU: the cost of one forward and backward pass beside its tokens, in tokens. It decides how a step is split."
+    attention: str = setting("eager", later="eager", choices=("eager", "cropped"))
+    "eager: transformers' code; cropped: DeBERTa with only the relative positions that occur."
+    compile: str = setting("none", later="none", choices=("none", "inductor", "aot_eager"))
+    "Compiler of training steps; aot_eager only traces, to see that it can be done."
+    num_workers: int | None = setting(None, identity=False, minimum=0)
+    "Processes that make batches; null: 0 on a CPU, 2 beside an accelerator."
+    device: str = setting("auto", identity=False, choices=("auto", "cpu", "cuda"))
+    "auto: the GPU if there is one."
 
 
 @dataclass
 class OptimConfig:
-    lr: float = MISSING
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    """AdamW with linear decay."""
+
+    lr: float = setting(MISSING, above=0)
+    "Learning rate at the end of warm-up."
+    warmup_steps: int = setting(0, minimum=0)
+    "Optimizer steps in which the learning rate rises from 0."
+    weight_decay: float = setting(0.0, minimum=0)
+    "Decoupled weight decay of matrices; vectors do not decay."
+    max_grad_norm: float = setting(1.0, above=0)
+    "Gradients are clipped to this norm."
+    beta1: float = setting(0.9, minimum=0, below=1)
+    "Decay of AdamW's first moment."
+    beta2: float = setting(0.999, minimum=0, below=1)
+    "Decay of AdamW's second moment."
+    eps: float = setting(1e-8, above=0)
+    "AdamW's epsilon."
 
 
 @dataclass
 class EvalConfig:
-    batch_size: int = 64
-    max_examples: int | None = None  # a quick look: such a record enters no table unless asked
-    untrained: bool = False  # evaluate before the first step too: in log.jsonl at t 0
+    """Evaluation."""
+
+    batch_size: int = setting(64, minimum=1)
+    "Examples of one batch of an evaluation."
+    max_examples: int | None = setting(None, minimum=1)
+    "Evaluate on so many examples only: a quick look, whose record enters no table unless asked."
+    untrained: bool = setting(False, identity=False)
+    "Evaluate before the first step too: in log.jsonl at t 0."
 
 
 @dataclass
 class CostConfig:
-    """What ``measure=cost`` measures (cost.py)."""
+    """What ``measure=cost`` measures."""
 
-    steps: int = 20  # of each method, on the same batches
-    warmup_steps: int = 3  # before these, not measured
-    against: str | None = None  # the method beside the chosen one: a file of conf/method; null: it is measured alone
+    steps: int = setting(20, identity=False, minimum=1)
+    "Steps of each method that are measured, on the same batches."
+    warmup_steps: int = setting(3, identity=False, minimum=0)
+    "Steps before these, not measured."
+    against: str | None = setting(None, identity=False)
+    "The method beside the chosen one; null: that one is measured alone."
 
 
 @dataclass
 class ResultsConfig:
-    dir: str = "results"
+    """Where results go."""
+
+    dir: str = setting("results", identity=False)
+    "Folder of all results."
 
 
 @dataclass
 class Config:
+    """One run."""
+
     task: TaskConfig = field(default_factory=TaskConfig)
-    method: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict, metadata={"keys": MethodFields})
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -165,10 +296,16 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     results: ResultsConfig = field(default_factory=ResultsConfig)
-    measure: str = "score"  # score | cost: train and evaluate, or time some steps of it
+    measure: str = setting("score", identity=False, choices=("score", "cost"))
+    "score: train and evaluate; cost: time and memory of some steps."
     cost: CostConfig = field(default_factory=CostConfig)
-    recipe: dict[str, Any] = field(default_factory=dict)  # AdaLoRA's of the task, for YAMLs that take some of it
-    seed: int = 0
-    dry_run: bool = False
-    force: bool = False
-    launch: str = "wait"  # wait | detach: of a sweep on a cluster, for its jobs or not
+    recipe: dict[str, Any] = setting(factory=dict, identity=False)
+    "AdaLoRA's settings of the task, which files of other methods refer to."
+    seed: int = setting(0, minimum=0, below=2**32)
+    "Seed of initial values, order of the data and dropout."
+    dry_run: bool = setting(False, identity=False)
+    "Print the plan and stop: no download, nothing on disk."
+    force: bool = setting(False, identity=False)
+    "Run again although the run is finished; the earlier record is kept under another name."
+    launch: str = setting("wait", identity=False, choices=LAUNCHES)
+    "Of a sweep on a cluster: wait for its jobs, or detach."

@@ -46,3 +46,9 @@ def _is_literal(text: str) -> bool:
     except ValueError:
         return text.lower() in ("null", "true", "false")
     return True
+
+
+def lr_text(lr: float) -> str:
+    """5e-4, 1.2e-3: as the paper and the configuration write learning rates."""
+    mantissa, _, exponent = f"{lr:.6e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import fields
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.methods.equal_counts import matched
+from adalora_repro.settings import check
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from adalora_repro.methods.base import BaseMethod
+
+#: keys of a method's YAML that are no options: they say what it is in tables, and its sizes at the budgets
+DESCRIPTION = ("label", "role", "sizes")
 
 
 def load(cfg: DictConfig) -> BaseMethod:
@@ -25,24 +30,53 @@ def load(cfg: DictConfig) -> BaseMethod:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    name = cfg.method.module
-    modules = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
-    modules = [name for name in modules if name not in ("base", "equal_counts")]
-    if name not in modules:
-        raise one_of("method.module", name, modules)
-    module: Any = importlib.import_module(f"{__name__}.{name}")
-    known = [f.name for f in fields(module.Options) if f.name != "params"]  # which the budget sets
+    module: Any = module_of(cfg.method.module)
+    known = [field.name for field in fields(module.Options) if field.name != "params"]  # which the budget sets
     for key in cfg.method:
-        if key not in known and key not in ("label", "role", "sizes"):
+        if key not in known and key not in DESCRIPTION:
             raise InputError(f"method.{key} is not an option of method '{cfg.method.name}'; valid: {', '.join(known)}")
     given = {key: value for key, value in cfg.method.items() if key in known and value is not None}
-    if matched(cfg):
-        if len(known) == len(fields(module.Options)):
-            raise InputError(f"budget.match=params: method '{cfg.method.name}' has no size for a number of parameters")
+    if fills_parameters(module) and matched(cfg):
         given["params"] = cfg.budget.params
     try:
-        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(module.Options), given))
+        typed = OmegaConf.merge(OmegaConf.structured(module.Options), given)
+        check(module.Options, {key: typed[key] for key in given}, "method.")
+        options = OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
         raise InputError(f"method.{error.full_key}: {str(error.msg).splitlines()[0]}") from None
     method: BaseMethod = module.Method(options, cfg.protocol.name)
     return method
+
+
+def fills_parameters(module: ModuleType) -> bool:
+    """Whether the method itself chooses sizes, matrix by matrix, that fill a number of parameters (``params``)."""
+    options: Any = vars(module)["Options"]
+    return any(field.name == "params" for field in fields(options))
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of a method: one of this package, or by its full name any that can be imported.
+
+    Raises:
+        InputError: there is no such module, or it has no classes ``Method`` and ``Options``.
+    """
+    full = name if "." in name else f"{__name__}.{name}"
+    try:
+        module = importlib.import_module(full)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{full}.".startswith(f"{error.name}."):
+            raise  # the module is there, and something that it imports is not
+        if "." in name:
+            raise InputError(f"method.module={name}: no module '{error.name}' can be imported") from None
+        raise one_of("method.module", name, modules()) from None
+    if not {"Method", "Options"} <= vars(module).keys():
+        if "." in name:
+            raise InputError(f"method.module={name}: {module.__file__} has no classes Method and Options")
+        raise one_of("method.module", name, modules())
+    return module
+
+
+def modules() -> list[str]:
+    """The modules of this package that define a method."""
+    names = [info.name for info in pkgutil.iter_modules(__path__)]
+    return [name for name in names if hasattr(importlib.import_module(f"{__name__}.{name}"), "Method")]

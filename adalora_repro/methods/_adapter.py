@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from adalora_repro.methods.base import BaseMethod, BaseOptions, require_positive, require_size
+from adalora_repro.methods.base import LARGEST, BaseMethod, BaseOptions, require_size
 from adalora_repro.methods.equal_counts import Place, fill, wider
+from adalora_repro.settings import setting
 
 if TYPE_CHECKING:
     from adalora_repro.models.backbones import Site
@@ -18,18 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class AdapterOptions(BaseOptions):
-    """``d``: bottleneck width, from the budget; or ``params``: the widths fill so many parameters.
+    """Options of the methods that insert bottlenecks."""
 
-    ``init_std``: of both projections (biases start at 0, fidelity F26).
-    """
-
-    d: int = 0
+    d: int = setting(0, minimum=1, maximum=LARGEST)
+    "Width of the bottleneck; left out, the budget sets it."
     params: int | None = None
-    init_std: float = 0.02
+    "With budget.match=params: the parameters that the widths fill."
+    init_std: float = setting(0.02, above=0)
+    "Standard deviation of both projections' initial weights; biases start at 0 (fidelity F26)."
 
     def __post_init__(self) -> None:
         require_size(self, self.params, "d")
-        require_positive(self, "init_std")
 
 
 class Bottleneck(nn.Module):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from adalora_repro.lowrank import SVDLinear, orthogonality_penalty
 from adalora_repro.lowrank.layers import LowRankLinear, share_left_factors
 from adalora_repro.lowrank.orthogonality import Form, orthogonality_errors
-from adalora_repro.methods.base import BaseMethod, LowRankOptions, require_not_negative
+from adalora_repro.methods.base import BaseMethod, LowRankOptions
 from adalora_repro.models.inject import freeze_backbone, replace
+from adalora_repro.settings import setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,13 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class SVDOptions(LowRankOptions):
-    """``gamma``: weight of R, eq. (4)."""
+    """Options of the methods with the regularizer R."""
 
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_not_negative(self, "gamma")
+    gamma: float = setting(0.1, minimum=0)
+    "Weight of the orthogonality penalty R, eq. (4)."
 
 
 class SVDMethod(BaseMethod):

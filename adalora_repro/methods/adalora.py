@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import torch
 from torch import nn
 
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError
 from adalora_repro.lowrank import BudgetSchedule, RankAllocator
 from adalora_repro.lowrank.allocator import Allocation, Score
 from adalora_repro.lowrank.layers import drop_left_factors
 from adalora_repro.lowrank.schedule import masks_due
 from adalora_repro.methods._svd import SVDMethod, SVDOptions
-from adalora_repro.methods.base import require_positive, require_size
+from adalora_repro.methods.base import LARGEST, require_size
 from adalora_repro.methods.equal_counts import initial_rank, mean_triplets, require_at_least
+from adalora_repro.settings import setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,42 +28,45 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options(SVDOptions):
-    """Ranks from the budget; gamma, t_i, t_f and delta_t from ``conf/tuned/``.
+    """Ranks from the budget; gamma, t_i, t_f and delta_t from ``conf/tuned/``."""
 
-    ``target_r``: mean rank at the end, b_T = n target_r; ``init_r``: rank of every matrix at the start, b_0 = n init_r;
-    or ``params``: the triplets of the end fill so many parameters, and init_r is what b_0 >= 1.5 b_T needs, if not set;
-    ``gamma``: weight of R, eq. (4); ``t_i``, ``t_f``, ``delta_t``: phases in optimizer steps; ``beta1``, ``beta2``:
-    eqs. (9), (10); ``score``: importance | sensitivity | gradient | magnitude | random (equations in
-    ``RankAllocator``); ``allocation``: global | uniform.
-    """
-
-    target_r: int = 0
-    init_r: int = 0
+    target_r: int = setting(0, minimum=1, maximum=LARGEST)
+    "Mean rank at the end, b_T = n target_r; left out, the budget sets it."
+    init_r: int = setting(0, minimum=1, maximum=LARGEST)
+    "Rank of every matrix at the start, b_0 = n init_r; left out, the budget sets it."
     params: int | None = None
-    t_i: int = -1
-    t_f: int = 0
-    delta_t: int = 0
-    beta1: float = 0.85
-    beta2: float = 0.85
-    score: str = "importance"
-    allocation: str = "global"
+    "With budget.match=params: the parameters that the triplets of the end fill; init_r follows from b_0 >= 1.5 b_T."
+    t_i: int = setting(-1, minimum=0)
+    "Optimizer steps before pruning begins."
+    t_f: int = setting(0, minimum=1)
+    "Optimizer steps at the end, after pruning."
+    delta_t: int = setting(0, minimum=1)
+    "Optimizer steps from one mask to the next."
+    beta1: float = setting(0.85, minimum=0, below=1)
+    "Decay of the sensitivity average, eq. (9)."
+    beta2: float = setting(0.85, minimum=0, below=1)
+    "Decay of the uncertainty average, eq. (10)."
+    score: str = setting("importance", choices=get_args(Score))
+    "Score of a triplet; equations in RankAllocator."
+    allocation: str = setting("global", later="global", choices=get_args(Allocation))
+    "global: the best triplets of all matrices are kept; uniform: as many in every matrix."
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_size(self, self.params, "target_r")
         if self.params is None or self.init_r:  # left out, it follows from params
             require_size(self, None, "init_r")
-        require_positive(self, "t_f", "delta_t")
-        if self.t_i < 0:
-            raise InputError(f"method.t_i must be 0 or more, not {self.t_i}; conf/tuned/ sets it")
         if self.params is None and self.target_r > self.init_r:
             raise InputError(f"method.target_r={self.target_r} exceeds method.init_r={self.init_r}")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"method.{name} must lie in [0, 1), not {getattr(self, name)}")
-        for name, valid in (("score", get_args(Score)), ("allocation", get_args(Allocation))):
-            if getattr(self, name) not in valid:
-                raise one_of(f"method.{name}", getattr(self, name), valid)
+        unset = [
+            f"method.{name}" for name, least in (("t_i", 0), ("t_f", 1), ("delta_t", 1)) if getattr(self, name) < least
+        ]
+        if unset:
+            raise InputError(
+                f"{', '.join(unset)}: not set, and no file of conf/tuned says them for this task. Give method.t_i, "
+                "method.t_f and method.delta_t in optimizer steps; with method.schedule=scaled in steps of the T in "
+                "task.total_steps, from which they are scaled to this run's T"
+            )
 
 
 class Method(SVDMethod):

@@ -1,7 +1,7 @@
 """What the training loop asks of a fine-tuning method, and the defaults most methods share.
 
-A method is one module of this package with a class ``Method`` and a dataclass ``Options``, and one YAML in
-``conf/method/`` that names the module and sets the options. Nothing else knows it.
+A method is one module, of this package or any other, with a class ``Method`` and a dataclass ``Options``, and one YAML
+in ``conf/method/`` that names the module and sets the options. Nothing else knows it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError
 from adalora_repro.models.backbones import MATRIX_ROLES, matching
+from adalora_repro.settings import setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,35 +23,36 @@ if TYPE_CHECKING:
 
 
 LARGEST = 2**20  # rank or width: far beyond any use, and no number of parameters that torch cannot count
+SCHEDULES = ("absolute", "scaled")
 
 
 @dataclass
 class BaseOptions:
-    """What every method's YAML has: its id in the tables, its module, and how step counts meet another T.
-
-    ``schedule``: ``absolute`` takes t_i, t_f, delta_t and warm-up steps as they are; ``scaled`` takes them as counts at
-    the paper's T of the task (``task.total_steps``) and scales them to the run's T.
-    """
+    """What every method's YAML has."""
 
     name: str
+    "Id of the method, as in records and tables."
     module: str
-    schedule: str = "absolute"
+    "Module with the classes Method and Options: a name in methods/, or any importable one, my_package.my_method."
+    schedule: str = setting("absolute", choices=SCHEDULES)
+    """absolute: t_i, t_f, delta_t and warm-up steps are taken as they are; scaled: they are counts at the paper's T of
+    the task (task.total_steps) and are scaled to the run's T."""
 
 
 @dataclass
 class LowRankOptions(BaseOptions):
-    """Options of the methods that adapt weight matrices.
+    """Options of the methods that adapt weight matrices."""
 
-    ``targets``: roles (null: all the backbone has); ``layers``: layer numbers (null: all).
-    """
-
-    alpha: float = 16.0
-    init_std: float = 0.02
+    alpha: float = setting(16.0, above=0)
+    "The increment of a matrix is scaled by alpha / r, r the rank at the start."
+    init_std: float = setting(0.02, above=0)
+    "Standard deviation of initial values."
     targets: list[str] | None = None
+    "Roles of the adapted matrices: q k v attn_out ffn_in ffn_out cross_q …; null: all that the backbone has."
     layers: list[int] | None = None
+    "Numbers of the adapted layers, from 0; null: all."
 
     def __post_init__(self) -> None:
-        require_positive(self, "alpha", "init_std")
         for role in self.targets or ():
             if role not in MATRIX_ROLES:
                 raise InputError(f"method.targets: unknown role '{role}'; valid: {', '.join(MATRIX_ROLES)}")
@@ -66,35 +68,14 @@ class LowRankOptions(BaseOptions):
         return matching(matrices, roles, self.layers)
 
 
-def require_positive(options: object, *names: str) -> None:
-    """Raises InputError for a size that is zero, negative or not set (0 by default)."""
-    for name in names:
-        value = getattr(options, name)
-        if not value > 0:
-            raise InputError(
-                f"method.{name} must be positive, not {value}; the budget, conf/tuned/ or method.{name}=… sets it"
-            )
-
-
 def require_size(options: object, params: int | None, *names: str) -> None:
-    """Raises InputError unless the sizes are set, to no more than ``LARGEST``, or left to ``params``
-    (``budget.match=params``)."""
-    if params is None:
-        require_positive(options, *names)
+    """Raises InputError unless the sizes are set (0 is not), or left to ``params`` (``budget.match=params``)."""
     for name in names:
         value = getattr(options, name)
-        if value and params is not None:
+        if params is None and not value:
+            raise InputError(f"method.{name} is not set; the budget or method.{name}=… sets it")
+        if params is not None and value:
             raise InputError(f"method.{name}={value} and budget.match=params both choose the size; leave one out")
-        if value > LARGEST:
-            raise InputError(f"method.{name} must be at most {LARGEST}, not {value}")
-
-
-def require_not_negative(options: object, *names: str) -> None:
-    """Raises InputError for a setting below zero."""
-    for name in names:
-        value = getattr(options, name)
-        if not value >= 0:
-            raise InputError(f"method.{name} must be 0 or more, not {value}")
 
 
 class BaseMethod:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from torch import nn
 
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear
 from adalora_repro.lowrank.layers import Init
-from adalora_repro.methods.base import BaseMethod, LowRankOptions, require_size
+from adalora_repro.methods.base import LARGEST, BaseMethod, LowRankOptions, require_size
 from adalora_repro.methods.equal_counts import Place, fill, initial_rank, require_at_least, wider
 from adalora_repro.models.inject import freeze_backbone, replace
+from adalora_repro.settings import setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,17 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options(LowRankOptions):
-    """``r``: rank of every matrix, from the budget; or ``params``: ranks, 0 among them, that fill so many parameters;
-    or ``rank_pattern``: matrix -> rank, 0 leaves a matrix frozen. With ``initial_rank`` and ``params``, every matrix
-    has the rank from which AdaLoRA starts at ``params``: a control with more parameters than that. ``init``: how A is
-    initialised (``LoRALinear``).
-    """
+    """The ranks: one for all matrices, or those that fill a number of parameters, or one for each matrix."""
 
-    r: int = 0
+    r: int = setting(0, minimum=1, maximum=LARGEST)
+    "Rank of every matrix; left out, the budget sets it."
     params: int | None = None
-    initial_rank: bool = False
-    rank_pattern: dict[str, int] | None = None
-    init: str = "normal"
+    "With budget.match=params: the parameters that the ranks, 0 among them, fill."
+    initial_rank: bool = setting(False, later=False)
+    """With budget.match=params: every matrix has the rank from which AdaLoRA starts at that number of parameters, a
+    control with more parameters than that."""
+    rank_pattern: dict[str, int] | None = setting(None, later=None)
+    "Matrix -> rank, 0 leaves a matrix frozen; on the command line the folder or the record of a finished run."
+    init: str = setting("normal", later="normal", choices=get_args(Init))
+    "Initial values of A. normal: N(0, init_std^2); kaiming: uniform, with standard deviation 1/sqrt(3 d_in)."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,9 +76,7 @@ class Options(LowRankOptions):
 
 
 def check_init(init: str, init_std: float) -> None:
-    """Raises InputError for an unknown ``init``, or for a standard deviation that ``init`` would ignore."""
-    if init not in get_args(Init):
-        raise one_of("method.init", init, get_args(Init))
+    """Raises InputError for a standard deviation that ``init`` would ignore."""
     if init == "kaiming" and init_std != LowRankOptions.init_std:
         raise InputError(
             f"method.init_std={init_std} needs method.init=normal; with method.init=kaiming the standard deviation is "

@@ -12,7 +12,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.lowrank import orthogonality_penalty
 from adalora_repro.lowrank.orthogonality import Form
 from adalora_repro.methods import lora
-from adalora_repro.methods.base import require_not_negative
+from adalora_repro.settings import setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,13 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options(lora.Options):
-    """``gamma``: weight of R."""
+    """LoRA's, and the weight of R."""
 
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_not_negative(self, "gamma")
+    gamma: float = setting(0.1, minimum=0)
+    "Weight of the orthogonality penalty R, eq. (4), on B and A."
 
 
 class Method(lora.Method):

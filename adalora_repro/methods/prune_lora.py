@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 from torch import nn
 
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear
+from adalora_repro.lowrank.layers import Init
 from adalora_repro.methods import adalora
 from adalora_repro.methods.lora import check_init
+from adalora_repro.settings import setting
 
 
 @dataclass
 class Options(adalora.Options):
-    """``init``: how A is initialised (``LoRALinear``)."""
+    """AdaLoRA's, and the initial values of A."""
 
-    init: str = "normal"
+    init: str = setting("normal", later="normal", choices=get_args(Init))
+    "Initial values of A. normal: N(0, init_std^2); kaiming: uniform, with standard deviation 1/sqrt(3 d_in)."
 
     def __post_init__(self) -> None:
         super().__post_init__()

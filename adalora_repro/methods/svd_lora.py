@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from adalora_repro.methods._svd import SVDMethod, SVDOptions
-from adalora_repro.methods.base import require_size
+from adalora_repro.methods.base import LARGEST, require_size
+from adalora_repro.settings import setting
 
 
 @dataclass
 class Options(SVDOptions):
-    """``r``: rank of every matrix, from the budget."""
+    """One rank for all matrices."""
 
-    r: int = 0
+    r: int = setting(0, minimum=1, maximum=LARGEST)
+    "Rank of every matrix; left out, the budget sets it."
 
     def __post_init__(self) -> None:
         super().__post_init__()

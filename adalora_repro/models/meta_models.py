@@ -1,4 +1,4 @@
-"""The module trees of ``SITES`` on the meta device, built with torch alone.
+"""The module trees of the model types in conf/sites/, on the meta device, built with torch alone.
 
 A plan needs names, shapes and types of modules, no weights and no forward pass. Importing transformers' models for that
 takes longer than everything else a dry run does, so the four architectures are spelled out here; a test compares every

@@ -138,18 +138,18 @@ def write(record: CostRecord, results: Path) -> Path:
     taken = [re.fullmatch(rf"{re.escape(first.name)}-(\d+)", path.name) for path in first.parent.iterdir()]
     number = 1 + max((int(match[1]) for match in taken if match), default=0)
     while True:
-        place = first.with_name(f"{first.name}-{number}")
+        numbered = first.with_name(f"{first.name}-{number}")
         try:
-            place.mkdir()
+            numbered.mkdir()
             break
         except FileExistsError:  # another process was faster
             number += 1
     try:
-        run_record.write_atomic(place / RECORD_NAME, content)
+        run_record.write_atomic(numbered / RECORD_NAME, content)
     except BaseException:
-        place.rmdir()
+        numbered.rmdir()
         raise
-    return place / RECORD_NAME
+    return numbered / RECORD_NAME
 
 
 def validate(values: Any, where: str) -> CostRecord:

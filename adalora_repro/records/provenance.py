@@ -22,7 +22,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device, threads and the state of the source tree."""
     import torch
 
-    ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None  # not a repository we are installed in
+    ours = _git("ls-files", "--error-unmatch", "__init__.py") is not None  # not a repository we are installed in
     commit = _git("rev-parse", "HEAD") if ours else None
     dirty = _git("status", "--porcelain", "--", ".", "../conf", "../sweeps") if ours else None  # records do not count
     return {
@@ -80,7 +80,7 @@ def has_bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
 
 def _git(*arguments: str) -> str | None:
     """Output of git in this package's checkout; None outside one."""
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments],

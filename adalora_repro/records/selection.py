@@ -15,6 +15,7 @@ from typing import Any
 
 from adalora_repro.records.run_record import RunRecord
 
+PERCENTAGES = ("squad", "summarization")  # families of tasks whose records hold percentages
 HOLDOUT = "data.holdout"  # the setting that holds out rows of the training split
 RULE = (
     "Rule of a cell: a cell shows finished runs of one setting, which differ only in learning rate and seed and ran on "
@@ -33,7 +34,7 @@ class Run:
     """A record with its file.
 
     ``scores`` are the metrics of the checkpoint that a report shows, ``held_out`` those of the same checkpoint on the
-    held-out split (empty without one), both in the report's unit.
+    held-out split (empty without one), both in percent.
     """
 
     path: Path
@@ -50,11 +51,23 @@ class Run:
         return (self.held_out if held_out else self.scores)[self.record.primary_metric]
 
 
-def run_of(path: Path, record: RunRecord, checkpoint: str = "final", scale: float = 1.0) -> Run:
-    """The run with its metrics at ``checkpoint`` (``final`` or ``best``), each times ``scale``."""
+def run_of(path: Path, record: RunRecord, checkpoint: str = "final") -> Run:
+    """The run with its metrics at ``checkpoint`` (``final`` or ``best``), in percent."""
+    scale = percent(record)
     parts = (metrics_of(record, checkpoint), held_out_of(record, checkpoint))
     scores, held_out = ({name: scale * value for name, value in metrics.items()} for metrics in parts)
     return Run(path, record, scores, held_out)
+
+
+def percent(record: RunRecord) -> float:
+    """What makes percentages of the record's metrics: 100 for fractions of 1 (GLUE's), 1 for SQuAD's and ROUGE's.
+
+    A record from before the family of the task was among its settings is of a shipped task, whose primary metric tells.
+    """
+    family = record.settings.get("task.family")
+    if family is None:
+        return 1.0 if record.primary_metric.startswith(("f1", "rouge")) else 100.0
+    return 1.0 if family in PERCENTAGES else 100.0
 
 
 def metrics_of(record: RunRecord, checkpoint: str) -> Mapping[str, float]:

@@ -37,14 +37,33 @@ def losses(folder: Path, most: int) -> list[Point]:
     ]
 
 
-def orthogonality(folder: Path, side: str, place: int) -> list[Point]:
-    """||PᵀP - I||² (``side`` P) or ||QQᵀ - I||² (Q) of the matrix at ``place`` of the rank pattern."""
+def evaluations(folder: Path, metric: str) -> list[Point]:
+    """One metric of the reported split against step, in the unit of the task."""
+    lines = [(values["t"], values.get("evaluation")) for values in parsed(lines_with(folder, b'"evaluation"'))]
+    return [
+        Point(step, float(metrics[metric]))
+        for step, metrics in lines
+        if isinstance(metrics, dict) and is_number(metrics.get(metric))
+    ]
+
+
+def budgets(folder: Path) -> list[Point]:
+    """b(t), the number of triplets kept, against step; empty for a method without a schedule."""
+    return [
+        Point(values["t"], float(values["b_t"]))
+        for values in parsed(lines_with(folder, b'"b_t"'))
+        if is_number(values.get("b_t"))
+    ]
+
+
+def orthogonality(folder: Path, side: str, matrix: int) -> list[Point]:
+    """||PᵀP - I||² (``side`` P) or ||QQᵀ - I||² (Q) of the matrix with this index in the rank pattern."""
     name = f"orthogonality_{side}"
     points = []
     for values in parsed(lines_with(folder, name.encode())):
         errors = values.get(name)
-        if isinstance(errors, list) and place < len(errors) and is_number(errors[place]):
-            points.append(Point(values["t"], float(errors[place])))
+        if isinstance(errors, list) and matrix < len(errors) and is_number(errors[matrix]):
+            points.append(Point(values["t"], float(errors[matrix])))
     return points
 
 

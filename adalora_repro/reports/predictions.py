@@ -15,7 +15,7 @@ from typing import Any
 
 from adalora_repro.records import validation
 from adalora_repro.records.run_record import RecordError, RunRecord, content_of
-from adalora_repro.records.selection import metrics_of
+from adalora_repro.records.selection import Run
 from adalora_repro.reports.significance import BY_CLASS, MEASURES, NoTest
 
 LARGEST = 1e50  # what is beyond, or is no number, is damage
@@ -52,17 +52,16 @@ class Examples:
     score: float
 
 
-def read_examples(path: Path, record: RunRecord, select: str, metric: str) -> Examples:
-    """The examples of ``metric`` at the checkpoint ``select`` of the run whose record is ``path``.
+def read_examples(run: Run, select: str, metric: str) -> Examples:
+    """The examples of ``metric`` at the checkpoint ``select`` of a run.
 
     Raises:
         NoTest: the metric has no figure for each example, or there is no file of them that can be read.
     """
-    folder = path.parent / select
-    family = record.settings.get("task.family")
-    score = points(record, select, metric)
+    folder, score = run.path.parent / select, run.scores[metric]
+    family = run.record.settings.get("task.family")
     if family == "glue":
-        return _glue(folder, record, metric, score)
+        return _glue(folder, run.record, metric, score)
     if family not in FILES:
         raise NoTest("the record does not name the family of its task")
     name, measures = FILES[family]
@@ -75,16 +74,6 @@ def read_examples(path: Path, record: RunRecord, select: str, metric: str) -> Ex
         raise NoTest(f"{folder / name} has a row without an id")
     values = tuple(float(row[metric]) for row in rows)
     return Examples(measure, names, (1.0,) * len(rows), values, scale, score)
-
-
-def points(record: RunRecord, select: str, metric: str) -> float:
-    """The record's figure in percent."""
-    return in_points(record, metrics_of(record, select)[metric])
-
-
-def in_points(record: RunRecord, score: float) -> float:
-    """A metric of the record in percent: GLUE's are fractions of 1."""
-    return (100.0 if record.settings.get("task.family") == "glue" else 1.0) * score
 
 
 def _glue(folder: Path, record: RunRecord, metric: str, score: float) -> Examples:

@@ -1,55 +1,230 @@
-r"""A sheet -> markdown, LaTeX, HTML; a table -> CSV. All text passes an escape function here and only here.
+r"""A sheet -> text for a terminal, markdown, LaTeX, HTML; a table -> its sheet, its CSV, LaTeX in the paper's layout.
 
 Names in records were written by whoever made the record: control characters go in every format, and each format's own
-special characters lose their meaning.
+special characters lose their meaning. Text and markdown are tabulate's, LaTeX and HTML pandas' Styler's.
 """
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import re
+import shutil
+import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from adalora_repro.reports.base import Table
-from adalora_repro.reports.layout import (
-    DIFFERENCE,
-    OURS,
-    PAPER,
-    SPREAD,
-    Block,
-    Line,
-    Part,
-    Sheet,
-    long_rows,
-    sheet_of,
+from adalora_repro.reports.cells import AVERAGE, FIELDS, Row, Table
+from adalora_repro.reports.notes import (
+    CONSTANT,
+    UNEQUAL,
+    caption_of,
+    commands_of,
+    fill_title,
+    notes_of,
+    warnings_of,
 )
+from adalora_repro.reports.text import NONE, aligned, extent, fixed, piped, signed
 from adalora_repro.terminal import clean
 
-FORMATS = ("markdown", "latex", "csv", "html")
-FILL = "Cells without a record of ours are filled by the commands below"
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = ("text", "markdown", "latex", "csv", "html")
+NARROW, WIDE = 80, 100  # columns of a terminal that a table in text uses
+PAPER = "paper"  # the line below ours
+
+Link = Callable[[Row, int], str | None]
 
 
-def render(table: Table, form: str, only_filled: bool = False) -> str:
-    """The table in one of ``FORMATS``, ending with a line break."""
+@dataclass(frozen=True)
+class Sheet:
+    """A table of texts with what belongs around it; the texts of ``frame`` are in the markup of their format already.
+
+    Attributes:
+        frame: one row a line; the first column names it.
+        group: of each line; a rule separates groups.
+        warnings: what a terminal shows even without ``--notes``; ``notes`` are all of them.
+        names: how many first columns name a line; where a table in text is too wide, they are repeated below.
+    """
+
+    name: str
+    title: str
+    caption: str
+    frame: pd.DataFrame
+    group: Sequence[str]
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    commands: Sequence[str] = ()
+    names: int = 1
+
+
+@dataclass(frozen=True)
+class Markup:
+    """How one format writes text, emphasis and marks."""
+
+    escape: Callable[[str], str]
+    bold: str = "{}"
+    mark: str = "{}"
+    dim: str = "{}"
+
+
+# --- a table's sheet --------------------------------------------------------------------------------------------------
+
+
+def render(table: Table, form: str, only_filled: bool = False, notes: bool = False) -> str:
+    """The table in one of ``FORMATS``, ending with a line break; ``notes``: a terminal shows all of them too."""
     if form == "csv":
-        rows = long_rows(table)
-        return to_csv(list(rows[0]), [row for row in rows if row["mean"] is not None or not only_filled])
-    return render_sheet(sheet_of(table, only_filled), form)
+        figures = table.figures[FIELDS]
+        return to_csv(figures[figures["mean"].notna()] if only_filled else figures)
+    return render_sheet(sheet_of(table, form, only_filled), form, notes)
 
 
-def render_sheet(sheet: Sheet, form: str) -> str:
+def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = lambda row, position: None) -> Sheet:
+    """One line a method, and below it the paper's where its numbers are comparable.
+
+    Rows and columns without a record of ours are left out with ``only_filled``, and beside runs that are not
+    comparable with the paper's.
+
+    Args:
+        link: (row, number of the column) -> address of what is behind our figures, in HTML.
+    """
+    import pandas as pd
+
+    markup, spec = MARKUPS[form], table.spec
+    only_filled = only_filled or (bool(table.runs) and not table.comparable)
+    positions = table.columns_filled if only_filled else list(range(len(spec.columns)))
+    positions = [*positions, AVERAGE] if spec.average and len(positions) == len(spec.columns) else positions
+    headings = ["# Params", *(["share"] if spec.shares else []), *(["with head"] if form != "text" else [])]
+    headings += [
+        spec.average_heading if i == AVERAGE else f"{spec.columns[i].heading} {spec.columns[i].unit}" for i in positions
+    ]
+    shown, lines = bool(table.runs), []
+    group: list[str] = []
+    for row in table.rows:
+        cells = [table.of(row, i) for i in positions]
+        blank = [""] * (len(headings) - len(positions))
+        printed = any(figure.paper == figure.paper for cell in cells for figure in cell) and (
+            table.comparable or not shown
+        )
+        if row.runs:
+            counts = [extent(row.params("method")), extent(row.shares, ".3%"), extent(row.params("total"))]
+            texts = [linked(link(row, i), ours(table, row, i, form)) for i in positions]
+            lines.append(
+                [markup.escape(row.name), *map(markup.escape, params_cells(counts, spec.shares, form)), *texts]
+            )
+        elif not printed and not only_filled:
+            lines.append([markup.escape(row.name), *blank, *[NONE] * len(positions)])
+        if printed and (row.runs or not only_filled):
+            label = row.params_label or NONE
+            counts = ["" if spec.shares else label, label, ""]
+            body = [name_of_paper(row, shown), *params_cells(counts, spec.shares, form)]
+            texts = [*map(markup.escape, body), *(papers(cell, spec.decimals, form) for cell in cells)]
+            lines.append([markup.dim.format(text) if text else "" for text in texts])
+        group += [row.budget] * (len(lines) - len(group))
+    frame = pd.DataFrame(lines, columns=["Method", *map(markup.escape, headings)])
+    commands = [] if only_filled and form != "text" else commands_of(table)
+    notes, warnings = notes_of(table), warnings_of(table)
+    return Sheet(spec.name, spec.title, caption_of(table), frame, group, notes, warnings, commands)
+
+
+def name_of_paper(row: Row, beside_ours: bool) -> str:
+    if row.runs:
+        return f"  {PAPER}"
+    return f"{row.name} ({PAPER})" if beside_ours else row.name
+
+
+def params_cells(counts: list[str], shares: bool, form: str) -> list[str]:
+    """# Params, its share of the backbone in tables of shares, and, where there is room, the count with the head."""
+    return [counts[0], *([counts[1]] if shares else []), *([counts[2]] if form != "text" else [])]
+
+
+def ours(table: Table, row: Row, position: int, form: str) -> str:
+    """ "70.12 ± 0.43 (5)", with two figures "90.30/90.45 ± 0.21/0.20 (5)"; with marks, and the best in bold."""
+    cell = [figure for figure in table.of(row, position) if figure.mean == figure.mean]
+    if not cell:
+        return NONE
+    markup, decimals, texts = MARKUPS[form], 1 if form == "text" else 2, []
+    for figure in cell:
+        text, marks = fixed(figure.mean, decimals), escape_mark(marks_of(figure), form)
+        texts.append((markup.bold.format(text) if figure.best else text) + (markup.mark.format(marks) if marks else ""))
+    sds = [fixed(figure.sd, decimals) for figure in cell if figure.sd == figure.sd]
+    spread = f" {markup.escape('±')} {'/'.join(sds)}" if sds else ""
+    seeds = f" ({cell[0].n_seeds})" if cell[0].n_seeds else ""
+    constant = position != AVERAGE and bool(row.cells[position].degenerate)
+    return "/".join(texts) + spread + seeds + CONSTANT * constant
+
+
+def marks_of(figure: Any) -> str:
+    """Marks of significance, then ``UNEQUAL`` where it applies to one of them or to the bold type of the figure."""
+    marks = [(figure.mark, figure.baseline_lrs), (figure.full_mark, figure.full_baseline_lrs)]
+    marks = [(mark, lrs) for mark, lrs in marks if isinstance(mark, str) and mark]
+    unequal = figure.best_unequal or any(lrs != figure.n_lrs_tried for _, lrs in marks)
+    return "".join(mark for mark, _ in marks) + UNEQUAL * bool(unequal)
+
+
+def escape_mark(marks: str, form: str) -> str:
+    return "".join(LATEX_MARKS[mark] for mark in marks) if form == "latex" else MARKUPS[form].escape(marks)
+
+
+def papers(cell: Sequence[Any], decimals: int, form: str) -> str:
+    """ "68.71 (+1.29)": the paper's figures, and ours less the paper's."""
+    if all(figure.paper != figure.paper for figure in cell):
+        return ""
+    decimals, of_difference = (1, 1) if form == "text" else (decimals, 2)
+    text = "/".join(fixed(figure.paper, decimals) for figure in cell)
+    if any(figure.difference == figure.difference for figure in cell):
+        text += f" ({'/'.join(signed(figure.difference, of_difference) for figure in cell)})"
+    return re.sub(r"-(?=\d)", "$-$", text) if form == "latex" else text
+
+
+def linked(href: str | None, text: str) -> str:
+    return f'<a href="{escape_html(href)}">{text}</a>' if href else text
+
+
+def render_sheet(sheet: Sheet, form: str, notes: bool = False) -> str:
     """A sheet in one of ``FORMATS`` but CSV (``to_csv``), ending with a line break."""
-    renderers: dict[str, Callable[[Sheet], str]] = {"markdown": to_markdown, "latex": to_latex, "html": to_html}
-    return renderers[form](sheet)
+    if form == "text":
+        return to_text(sheet, notes)
+    return {"markdown": to_markdown, "latex": to_latex, "html": to_html}[form](sheet)
 
 
-def fill_title(sheet: Sheet) -> str:
-    """The sentence before the commands, which are the shortest form: settings that a user varied are not in them."""
-    where = "DIR is the folder with the data; " if any("data.dir=DIR" in line for line in sheet.commands) else ""
-    return f"{FILL} ({where}add the overrides that the other runs had)"
+# --- text for a terminal ----------------------------------------------------------------------------------------------
+
+
+def to_text(sheet: Sheet, notes: bool = False) -> str:
+    """At most ``WIDE`` columns wide; columns for which there is no room follow below."""
+    width = min(WIDE, max(NARROW, shutil.get_terminal_size((WIDE, 24)).columns))
+    parts = [wrapped(sheet.caption, width)]
+    for names in bands(sheet, width) if len(sheet.frame) else []:
+        part = sheet.frame[names]
+        parts.append(aligned([list(part.columns), *part.values.tolist()], rule=True))
+    shown_notes = sheet.notes if notes else sheet.warnings
+    parts.append([line for note in shown_notes for line in wrapped(f"- {note}", width, "  ")])
+    if sheet.commands:
+        shown = sheet.commands if notes else sheet.commands[:1]
+        more = len(sheet.commands) - len(shown)
+        title = f"{fill_title(shown)}{f'; --notes shows {more} more' * bool(more)}:"
+        parts.append([*wrapped(title, width), *(f"  {clean(line)}" for line in shown)])
+    if not notes:
+        parts.append(["--notes: what the figures are, the rule of a cell, tests, settings, commands."])
+    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
+
+
+def wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(clean(text), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def bands(sheet: Sheet, width: int) -> list[list[str]]:
+    """The columns in groups that fit, each of which begins with the names of the lines."""
+    widths = {name: max(map(len, [name, *sheet.frame[name]])) for name in sheet.frame}
+    first, rest = list(sheet.frame)[: sheet.names], list(sheet.frame)[sheet.names :]
+    groups = [[*first]]
+    for name in rest:
+        if sum(widths[one] + 2 for one in [*groups[-1], name]) - 2 > width:
+            groups.append([*first])
+        groups[-1].append(name)
+    return groups
 
 
 # --- markdown ---------------------------------------------------------------------------------------------------------
@@ -61,72 +236,36 @@ def escape_markdown(text: str) -> str:
 
 
 def to_markdown(sheet: Sheet) -> str:
-    """A pipe table padded to be read in a terminal too."""
-    heading = ["Method", "", *(escape_markdown(" ".join(filter(None, pair))) for pair in sheet.heading)]
-    rows = [row for block in sheet.blocks for row in markdown_rows(block)]
-    widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(len(heading))]
-    rule = ["-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    lines = [escape_markdown(sheet.caption), "", *(pad(row, widths) for row in [heading, rule, *rows]), ""]
+    rows = [list(sheet.frame.columns), *sheet.frame.values.tolist()]
+    lines = [escape_markdown(sheet.caption), "", *piped(rows), ""]
     lines += [f"- {escape_markdown(note)}" for note in sheet.notes]
     if sheet.commands:
         commands = [clean(line) for line in sheet.commands]
         fence = "`" * max(3, 1 + max(len(run) for line in commands for run in re.findall("`*", line)))
-        lines += ["", f"{fill_title(sheet)}:", "", f"{fence}sh", *commands, fence]
+        lines += ["", f"{fill_title(sheet.commands)}:", "", f"{fence}sh", *commands, fence]
     return "\n".join(lines) + "\n"
-
-
-def markdown_rows(block: Block) -> list[list[str]]:
-    names = [escape_markdown(block.name)] + [""] * len(block.lines)
-    return [
-        [name, line.label, *("/".join(markdown_part(part) for part in cell) for cell in line.cells)]
-        for name, line in zip(names, block.lines, strict=False)
-    ]
-
-
-def markdown_part(part: Part) -> str:
-    text = escape_markdown(part.text)
-    return (f"**{text}**" if part.bold else text) + escape_markdown(part.mark)
-
-
-def pad(row: Sequence[str], widths: Sequence[int]) -> str:
-    cells = [
-        text.ljust(width) if i < 2 else text.rjust(width)
-        for i, (text, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    return f"| {' | '.join(cells)} |"
 
 
 # --- LaTeX ------------------------------------------------------------------------------------------------------------
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "[": "{[}",  # bare, it would be read as an argument of the line break or rule before it
-    "]": "{]}",
-    "*": "{*}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "'": r"\textquotesingle{}",
-    "`": r"\textasciigrave{}",
-    "±": r"$\pm$",
-    "†": r"\dag{}",
-    "‡": r"\ddag{}",
-    "§": r"\S{}",
-    "¶": r"\P{}",
-    "–": "--",
-    "…": r"\dots{}",
+LATEX = {c: rf"\{c}" for c in "{}$&#%_"} | {c: f"{{{c}}}" for c in "[]*"}  # [ would begin an argument of \\ before it
+LATEX |= {"±": r"$\pm$", "†": r"\dag{}", "‡": r"\ddag{}", "§": r"\S{}", "–": "--", "…": r"\dots{}"}
+LATEX |= {
+    c: rf"\text{name}{{}}"
+    for c, name in {
+        "\\": "backslash",
+        "~": "asciitilde",
+        "^": "asciicircum",
+        "<": "less",
+        ">": "greater",
+        "|": "bar",
+        '"': "quotedbl",
+        "'": "quotesingle",
+        "`": "asciigrave",
+    }.items()
 }
-LATEX_MARKS = {"*": "*", "†": r"\dagger", "‡": r"\ddagger", "§": r"\S", "¶": r"\P"}  # in mathematics
+LATEX_MARKS = {"*": "*", UNEQUAL: r"\ddagger", "§": r"\S"}  # in mathematics
+PREAMBLE = r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}"
 
 
 def escape_latex(text: str) -> str:
@@ -140,53 +279,78 @@ def escape_latex_quote(text: str) -> str:
 
 
 def to_latex(sheet: Sheet) -> str:
-    r"""A ``table*`` with booktabs rules, scaled to the text width, and the notes below it; to be ``\input``."""
-    columns = "ll" + "r" * len(sheet.heading)
-    first = ["Method", "", *(escape_latex(top) for top, _ in sheet.heading)]
-    second = ["", "", *(escape_latex(bottom) for _, bottom in sheet.heading)]
-    lines = [
-        r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}",
-        r"\begin{table*}[t]",
-        r"\centering",
-        rf"\caption{{{escape_latex_quote(sheet.caption)}}}",
-        r"\resizebox{\textwidth}{!}{%",
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        latex_row(first),
-        latex_row(second),
-    ]
-    budget = None
-    for block in sheet.blocks:
-        lines.append(r"\midrule" if block.budget != budget else r"\addlinespace")
-        budget = block.budget
-        names = [escape_latex(block.name)] + [""] * len(block.lines)
-        lines += [latex_line(name, line) for name, line in zip(names, block.lines, strict=False)]
-    lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table*}", "", r"{\footnotesize\raggedright", r"\begin{itemize}"]
+    r"""A ``table*``, scaled to the text width, and the notes below it; to be ``\input``."""
+    frame = sheet.frame.map(lambda text: text.replace("–", "--"))
+    lines = [PREAMBLE, *latex_table(frame, sheet.group, sheet.caption, sheet.name)]
+    lines += ["", r"{\footnotesize\raggedright", r"\begin{itemize}"]
     lines += [rf"\item {escape_latex_quote(note)}" for note in sheet.notes]
     if sheet.commands:
-        lines.append(rf"\item {escape_latex_quote(fill_title(sheet))}:")
+        lines.append(rf"\item {escape_latex_quote(fill_title(sheet.commands))}:")
         commands = [escape_latex(line).replace(",", r",\allowbreak{}") for line in sheet.commands]
         lines += [rf"  \\ \texttt{{{line}}}" for line in commands]
-    lines += [r"\end{itemize}}"]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, r"\end{itemize}}"]) + "\n"
 
 
-def latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
+def latex_table(frame: pd.DataFrame, group: Sequence[str], caption: str, name: str) -> list[str]:
+    """The lines of Styler's ``table*``, with a rule between groups."""
+    styler = frame.style.hide(axis="index")
+    text = styler.to_latex(
+        hrules=True,
+        column_format="l" + "r" * (frame.shape[1] - 1),
+        caption=escape_latex_quote(caption),
+        label=f"tab:{name}",
+        position="t",
+        position_float="centering",
+        environment="table*",
+    )
+    lines = text.rstrip("\n").splitlines()
+    first = lines.index(r"\midrule") + 1
+    for i in reversed(range(1, len(group))):
+        if group[i] != group[i - 1]:
+            lines.insert(first + i, r"\midrule")
+    start = next(i for i, line in enumerate(lines) if line.startswith(r"\begin{tabular}"))
+    end = lines.index(r"\end{tabular}")
+    lines[end] += "}"
+    return [*lines[:start], r"\resizebox{\textwidth}{!}{%", *lines[start:]]
 
 
-def latex_line(name: str, line: Line) -> str:
-    style = r"\textit{%s}" if line.label == PAPER else "%s"
-    cells = ["/".join(latex_part(part, line.label) for part in cell) for cell in line.cells]
-    return latex_row([name, *(style % text if text else "" for text in [escape_latex(line.label), *cells])])
+def paper_style(table: Table) -> str:
+    r"""LaTeX in the paper's own layout: one row a method, the budgets apart, mean with sd as subscript.
+
+    The best of each column is bold, the second underlined. Ours alone, or the paper's numbers where there is no run.
+    """
+    import pandas as pd
+
+    spec, filled = table.spec, bool(table.runs)
+    positions = table.columns_filled if filled else list(range(len(spec.columns)))
+    positions = [*positions, AVERAGE] if spec.average and len(positions) == len(spec.columns) else positions
+    rows = [row for row in table.rows if row.runs] if filled else [row for row in table.rows if row.in_paper]
+    lines = []
+    for row in rows:
+        size = extent(row.shares, ".2%") if spec.shares else extent(row.params("method"))
+        line = [escape_latex(row.name if row.fixed_size else row.name.removesuffix(f" {row.budget}"))]
+        line.append(escape_latex(size if filled else row.params_label or NONE))
+        cells = [table.of(row, i) for i in positions]
+        line += ["/".join(paper_figure(figure, filled, spec.decimals) for figure in cell) for cell in cells]
+        lines.append(line)
+    headings = ["Method", r"\# Params"]
+    for i in positions:
+        top, unit = spec.average_heading.split() if i == AVERAGE else (spec.columns[i].heading, spec.columns[i].unit)
+        headings.append(rf"\shortstack{{\textbf{{{escape_latex(top)}}}\\{escape_latex(unit)}}}")
+    legend = "Best in bold, second underlined; subscripts: standard deviation over seeds."
+    caption = f"{caption_of(table)} {legend}" if filled else f"{spec.title}: the paper's numbers."
+    frame = pd.DataFrame(lines, columns=headings)
+    return "\n".join([PREAMBLE, *latex_table(frame, [row.budget for row in rows], caption, spec.name)]) + "\n"
 
 
-def latex_part(part: Part, label: str) -> str:
-    text = escape_latex(part.text)
-    if label == DIFFERENCE and text[:1] in ("+", "-") and text != "--":
-        text = f"${text}$"  # a minus sign, not a hyphen
-    mark = f"$^{{{''.join(LATEX_MARKS[one] for one in part.mark)}}}$" if part.mark else ""
-    return (rf"\textbf{{{text}}}" if part.bold else text) + mark
+def paper_figure(figure: Any, filled: bool, decimals: int) -> str:
+    value = figure.mean if filled else figure.paper
+    if value is None or value != value:
+        return "--"
+    text = fixed(value, decimals)
+    text = rf"\textbf{{{text}}}" if figure.best else rf"\underline{{{text}}}" if figure.second else text
+    text += "" if figure.sd is None or figure.sd != figure.sd else f"$_{{\\pm {fixed(figure.sd, decimals)}}}$"
+    return text + (CONSTANT if isinstance(figure.degenerate_seeds, str) and figure.degenerate_seeds else "")
 
 
 # --- HTML -------------------------------------------------------------------------------------------------------------
@@ -198,11 +362,9 @@ body { font: 14px/1.45 system-ui, sans-serif; margin: 2rem; max-width: 90rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
 caption { text-align: left; padding-bottom: .8rem; white-space: normal; font-weight: 600; }
 th, td { padding: .12rem .6rem; text-align: right; }
-thead { border-block: 2px solid; } tbody { border-bottom: 2px solid; }
-tbody th, thead th:nth-child(-n+2), td.label { text-align: left; vertical-align: top; font-weight: 600; }
-td.label { font-weight: 400; opacity: .7; }
-tr.first > * { border-top: 1px solid #8886; padding-top: .3rem; }
-tr.paper { font-style: italic; opacity: .75; } tr.spread { opacity: .75; }
+th:first-child, td:first-child { text-align: left; font-weight: 600; }
+thead, tbody { border-bottom: 2px solid; }
+i { opacity: .75; }
 pre { overflow-x: auto; padding: .6rem; border: 1px solid #8886; } li { margin-bottom: .2rem; max-width: 60rem; }
 """.strip()
 
@@ -219,95 +381,57 @@ def to_html(sheet: Sheet) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape_html(sheet.title)}</title>",
         f"<style>{STYLE}</style></head><body>",
-        *html_table(sheet),
-        *html_notes(sheet),
+        html_table(sheet),
+        html_notes(sheet.notes),
     ]
     if sheet.commands:
         commands = "\n".join(escape_html(line) for line in sheet.commands)
-        lines += [f"<p>{escape_html(fill_title(sheet))}:</p>", f"<pre><code>{commands}</code></pre>"]
+        lines += [f"<p>{escape_html(fill_title(sheet.commands))}:</p>", f"<pre><code>{commands}</code></pre>"]
     return "\n".join([*lines, "</body></html>"]) + "\n"
 
 
-#: (place of the block, place of its cell) -> address of what is behind our number there, None for nothing
-Links = Callable[[int, int], str | None]
+def html_table(sheet: Sheet) -> str:
+    """The table alone; a keyboard can scroll it."""
+    styler = sheet.frame.style.hide(axis="index").set_uuid(sheet.name)
+    table = styler.to_html(caption=escape_html(sheet.caption), exclude_styles=True)
+    table = table.replace("<th >", '<th scope="col">')
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{escape_html(sheet.title)}">{table}</div>'
 
 
-def html_table(sheet: Sheet, links: Links = lambda block, cell: None) -> list[str]:
-    top = "".join(f'<th scope="col">{escape_html(a)}<br>{escape_html(b)}</th>' for a, b in sheet.heading)
-    lines = [
-        '<div class="wide"><table>',
-        f"<caption>{escape_html(sheet.caption)}</caption>",
-        f'<thead><tr><th scope="col">Method</th><th scope="col"></th>{top}</tr></thead>',
-    ]
-    budget = None
-    for place, block in enumerate(sheet.blocks):
-        if block.budget != budget:
-            lines += ["</tbody>"] * (budget is not None) + ["<tbody>"]
-            budget = block.budget
-        lines += html_rows(block, [links(place, i) for i in range(len(sheet.heading))])
-    return [*lines, *["</tbody>"] * (budget is not None), "</table></div>"]
+def html_notes(notes: Sequence[str]) -> str:
+    return "\n".join(["<ul>", *(f"<li>{escape_html(note)}</li>" for note in notes), "</ul>"])
 
 
-def html_notes(sheet: Sheet) -> list[str]:
-    return ["<ul>", *(f"<li>{escape_html(note)}</li>" for note in sheet.notes), "</ul>"]
+MARKUPS = {
+    "text": Markup(clean),
+    "markdown": Markup(escape_markdown, bold="**{}**", dim="{}"),
+    "latex": Markup(escape_latex, bold=r"\textbf{{{}}}", mark="$^{{{}}}$", dim=r"\textit{{{}}}"),
+    "html": Markup(escape_html, bold="<b>{}</b>", mark="<sup>{}</sup>", dim="<i>{}</i>"),
+}
 
 
-def html_rows(block: Block, links: Sequence[str | None]) -> list[str]:
-    """The lines of a row; ``links`` of the cells lie on the line of ours."""
-    rows = []
-    for i, line in enumerate(block.lines):
-        kind = "spread" if line.label == SPREAD else line.label
-        name = f'<th scope="rowgroup" rowspan="{len(block.lines)}">{escape_html(block.name)}</th>' if i == 0 else ""
-        hrefs = links if line.label == OURS else [None] * len(line.cells)
-        cells = "".join(html_cell(cell, href) for cell, href in zip(line.cells, hrefs, strict=True))
-        label = f'<td class="label">{escape_html(line.label)}</td>'
-        rows.append(f'<tr class="{kind}{" first" * (i == 0)}">{name}{label}{cells}</tr>')
-    return rows
-
-
-def html_cell(cell: Sequence[Part], href: str | None) -> str:
-    text = "/".join(html_part(part) for part in cell)
-    return f'<td><a href="{escape_html(href)}">{text}</a></td>' if href else f"<td>{text}</td>"
-
-
-def html_values(rows: Sequence[Sequence[str]]) -> str:
-    """A plain table of texts; the first row is its heading, the first cell of the others names the row."""
-    head = "".join(f'<th scope="col">{escape_html(text)}</th>' for text in rows[0])
-    lines = [
-        f'<tr><th scope="row">{escape_html(name)}</th>{"".join(f"<td>{escape_html(text)}</td>" for text in rest)}</tr>'
-        for name, *rest in rows[1:]
-    ]
-    return (
-        f'<div class="wide"><table class="values"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def html_part(part: Part) -> str:
-    text = escape_html(part.text)
-    mark = f"<sup>{escape_html(part.mark)}</sup>" if part.mark else ""
-    return (f"<b>{text}</b>" if part.bold else text) + mark
+def texts_sheet(sheet: Sheet, form: str) -> Sheet:
+    """A sheet of plain texts, in the markup of a format."""
+    escape = MARKUPS[form].escape
+    return replace(sheet, frame=sheet.frame.map(escape).rename(columns=escape))
 
 
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
 
-def to_csv(fields: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    """Tidy long format, one figure a line; scores in percent, not rounded; empty where there is none."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: csv_field(value) for name, value in row.items()} for row in rows)
-    return out.getvalue()
+def to_csv(figures: pd.DataFrame) -> str:
+    """Tidy long format, one figure a line; scores in percent, to 10 decimals; empty where there is none."""
+    figures = figures.astype(object).map(csv_field)
+    return str(figures.to_csv(index=False, lineterminator="\n"))
 
 
 def csv_field(value: Any) -> str:
     """A spreadsheet would run text that begins as a formula does: such text gets an apostrophe in front."""
-    if value is None:
+    if value is None or value != value:
         return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return repr(round(value, 10))  # 69.82, not 69.82000000000001
-    text = clean(str(value))
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") and not isinstance(value, int) else text
+    if isinstance(value, str):
+        text = clean(value)
+        return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+    if isinstance(value, bool) or type(value).__name__ == "bool_":
+        return str(bool(value)).lower()
+    return repr(round(float(value), 10)) if isinstance(value, float) else str(value)

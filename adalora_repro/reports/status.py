@@ -1,4 +1,4 @@
-"""What has been run of a table: done, running, queued, interrupted, failed, cancelled, missing. Plain text.
+"""What has been run: how many of the paper's cells are filled, and of each table what is done, running or missing.
 
 Records are read while runs write them; each is whole (written atomically) and at worst a few seconds old.
 """
@@ -8,16 +8,21 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adalora_repro.config.words import lr_text
 from adalora_repro.records import lock
 from adalora_repro.records.run_record import STATUSES, RunRecord
-from adalora_repro.reports.base import Scope, Spec, Table, compile_table, in_scope, lr_text, rows_wanted
+from adalora_repro.reports.cells import Table, choose_scope, compile_table, in_scope, rows_wanted, sort_in
 from adalora_repro.reports.choose import choices
-from adalora_repro.reports.layout import commands_of, optimism, plural
+from adalora_repro.reports.faults import without_faulty
+from adalora_repro.reports.frame import unusable
+from adalora_repro.reports.notes import commands_of, optimism
+from adalora_repro.reports.spec import Record, Report, Request, Scope, Spec, add_partial, on_the_papers_data, paper_rows
+from adalora_repro.reports.text import aligned, plural
 from adalora_repro.terminal import clean, first_line
 
 STALE_S = 600.0  # a run reports its progress far more often: after this silence it is taken for dead
@@ -27,7 +32,7 @@ LEGEND = (
     "3: seeds done, as the table shows them; how many are r running, q queued, i interrupted, f failed, c cancelled; "
     ". missing"
 )
-BRIEF = "adalora-report {} lists the commands"  # of a table without a run, instead of an empty grid and pages of them
+BRIEF = "adalora-report {} --notes lists the commands"  # instead of the empty grid of a table without a run
 
 
 @dataclass(frozen=True)
@@ -97,16 +102,60 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
 
 
+# --- the paper as a whole ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PaperState:
+    """How much of the paper is reproduced: ``filled`` of its ``cells``; ``runs`` are finished, ``counted`` of them so.
+
+    A cell is a row of one of the paper's tables in one column. It is filled in the paper's setting by a finished run
+    with the table's backbone on all of the data, evaluated whole and not cut short (train.max_steps).
+    """
+
+    filled: int
+    cells: int
+    runs: int
+    counted: int
+
+    def __str__(self) -> str:
+        others = self.runs - self.counted
+        rest = f"; {plural(others, 'finished run')} in other settings" if others else ""
+        return (
+            f"{self.filled} of the paper's {self.cells} cells are filled in the paper's setting (its backbone, all of "
+            f"its data){rest}"
+        )
+
+
+def paper_state(specs: Iterable[Spec], records: Iterable[Record]) -> PaperState:
+    finished = [record for _, record in records if record.status == "ok"]
+    whole = [record for record in finished if on_the_papers_data(record) and not unusable(record, "final")]
+    cells, filled, counted = 0, set(), set()
+    for spec in (spec for spec in specs if spec.printed):
+        rows = {(row["method"], row["budget"]) for row in paper_rows(spec.paper_file)}
+        cells += len(rows) * len(spec.columns)
+        for record in whole:
+            key = record.key
+            if key["backbone"] == spec.backbone and (key["method"], key["budget"]) in rows:
+                places = [i for i, column in enumerate(spec.columns) if column.task == key["task"]]
+                filled |= {(spec.name, key["method"], key["budget"], i) for i in places}
+                counted |= {id(record)} if places else set()
+    return PaperState(len(filled), cells, len(finished), len(counted))
+
+
+# --- one table --------------------------------------------------------------------------------------------------------
+
+
 def render_status(
     specs: Sequence[tuple[Spec, Scope]],
-    records: Sequence[tuple[Path, RunRecord]],
+    records: Sequence[Record],
     now: float | None = None,
     host: str | None = None,
 ) -> str:
-    """The state of every table, with the runs that are under way or need a hand."""
+    """The state of the paper, then of every table, with the runs that are under way or need a hand."""
     now = time.time() if now is None else now
     host = socket.gethostname() if host is None else host
-    parts = []
+    parts = [f"{paper_state([spec for spec, _ in specs], records)}."]
     for spec, scope in specs:
         ours = [state_of(path, record, now, host) for path, record in records if in_scope(record, scope)]
         parts.append(table_status(spec, scope, ours, now))
@@ -128,19 +177,19 @@ def table_status(spec: Spec, scope: Scope, states: Sequence[State], now: float) 
     whose = "paper's" if spec.printed else "table's"
     counts = counts_line(done, len(cells), Counter(state.status for state in states), whose)
     if not states:
-        return "\n".join([head, *map(clean, scope.said), f"{counts}; {BRIEF.format(spec.name)}"])
+        return "\n".join([head, *map(clean, scope.remarks), f"{counts}; {BRIEF.format(spec.name)}"])
     rows = [["", *(column.heading for column in spec.columns)]]
     shown = {(row.method, row.budget): row for row in table.rows}
-    names = {place: row.name for place, row in shown.items()}
+    names = {cell: row.name for cell, row in shown.items()}
     names |= {(method, budget): f"{method} {budget}" for method, budget, _ in others if (method, budget) not in shown}
     for (method, budget), name in names.items():
         ours = shown[method, budget].cells if (method, budget) in shown else None
         line = [clean(name)]
-        for place, column in enumerate(spec.columns):
-            seeds = len(ours[place].seeds) if ours else 0
+        for i, column in enumerate(spec.columns):
+            seeds = len(ours[i].seeds) if ours else 0
             line.append(cell_symbols(seeds, others[method, budget, column.task]))
         rows.append(line)
-    lines = [head, *map(clean, scope.said), "", *aligned(rows), "", LEGEND, "", counts]
+    lines = [head, *map(clean, scope.remarks), "", *aligned(rows), "", LEGEND, "", counts]
     lines += attention(states, now)
     lines += notices(states, table)
     lines += edges(table)
@@ -154,11 +203,6 @@ def cell_symbols(seeds: int, others: Counter[str]) -> str:
     words = [str(seeds)] if seeds else []
     words += [f"{symbol}{others[status]}" for status, symbol in SYMBOLS.items() if others[status]]
     return " ".join(words) or MISSING
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def counts_line(done: int, cells: int, statuses: Counter[str], whose: str) -> str:
@@ -187,14 +231,14 @@ def notices(states: Sequence[State], table: Table) -> list[str]:
     constant = [state for state in states if state.status == "ok" and state.record.degenerate]
     lines += ["Degenerate (the same prediction for every example of the final evaluation):"] if constant else []
     lines += [f"  {describe(state, 0.0)}: {clean(str(state.path))}" for state in constant]
-    lines += optimism(cell for row in table.rows for cell in row.cells)
+    lines += optimism(cell for _, _, cell in table.cells())
     return ["", *lines] if lines else []
 
 
 def edges(table: Table) -> list[str]:
     """The cells whose learning rate won at the edge of its grid."""
-    found = [choice for choice in choices(table) if choice.edge]
-    lines = [f"  {clean(choice.name)}: lr {lr_text(choice.lr)}; {choice.tried}" for choice in found]
+    edge = [choice for choice in choices(table) if choice.edge]
+    lines = [f"  {clean(choice.name)}: lr {lr_text(choice.lr)}; {choice.tried}" for choice in edge]
     return ["", "Chosen at the edge of the grid (widen it):", *lines] if lines else []
 
 
@@ -224,3 +268,21 @@ def describe(state: State, now: float) -> str:
     if state.status == "failed":
         words.append(str(state.path))
     return clean(": ".join([words[0], ", ".join(words[1:])]) if len(words) > 1 else words[0])
+
+
+def make(request: Request) -> tuple[str, list[str]]:
+    args, specs = request.args, request.specs
+    records, refused = request.read
+    waiting, more = request.queued(request.results, [path for path, _ in records])
+    wish = Scope("", "", args.protocol, include_partial=args.include_partial, results=request.results)
+
+    def text(records: Sequence[Record]) -> tuple[str, list[str]]:
+        scopes = [(spec, choose_scope(spec, records, args.backbone, args.data, wish)) for spec in specs.values()]
+        unusable = [line for spec, scope in scopes for line in sort_in(spec, records, scope)[2]]
+        return render_status(scopes, records), list(dict.fromkeys(unusable))
+
+    (shown, unusable), faulty = without_faulty(text, [*records, *waiting])
+    return shown, [*refused, *more, *unusable, *faulty]
+
+
+REPORT = Report("status", "what is done, running, failed, missing", add_partial, make, writes=False)

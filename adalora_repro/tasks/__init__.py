@@ -1,12 +1,13 @@
-"""Task families: one module each, with a class ``Task`` (the protocol is in ``base.py``)."""
+"""Task families: one module each, with a class ``Task`` (the protocol is in ``base.py``) and its ``Options``."""
 
 from __future__ import annotations
 
+import functools
 import importlib
-import importlib.util
-from typing import TYPE_CHECKING
+import pkgutil
+from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import InputError
+from adalora_repro.errors import one_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -14,18 +15,27 @@ if TYPE_CHECKING:
     from adalora_repro.tasks.base import BaseTask
 
 
-def load_family(cfg: DictConfig) -> BaseTask:
-    """The task of a composed configuration: class ``Task`` of ``tasks/<family>.py``, imported only now.
-
-    Raises:
-        InputError: there is no such module; or what the class itself refuses.
-    """
+@functools.cache
+def families() -> dict[str, Any]:
+    """Name -> module of every family: the modules here that define ``Task`` and ``Options``."""
     from adalora_repro.tasks.base import BaseTask
 
-    name, family = cfg.task.name, cfg.task.family
-    module = f"{__name__}.{family}"
-    if family.isidentifier() and importlib.util.find_spec(module) is not None:
-        task = getattr(importlib.import_module(module), "Task", None)
-        if isinstance(task, type) and issubclass(task, BaseTask):
-            return task(cfg)
-    raise InputError(f"task={name}: no family '{family}', which would be class Task in tasks/{family}.py")
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        task = getattr(module, "Task", None)
+        if isinstance(task, type) and issubclass(task, BaseTask) and hasattr(module, "Options"):
+            found[info.name] = module
+    return found
+
+
+def load_family(cfg: DictConfig) -> BaseTask:
+    """The task of a composed configuration.
+
+    Raises:
+        InputError: there is no such family; or what the class itself refuses.
+    """
+    if cfg.task.family not in families():
+        raise one_of(f"task.family of '{cfg.task.name}'", cfg.task.family, families())
+    task: BaseTask = families()[cfg.task.family].Task(cfg)
+    return task

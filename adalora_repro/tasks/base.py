@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,20 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-#: settings of a task that are null where its family has no use for them
-OPTIONAL = (
-    "max_target_length",
-    "stride",
-    "n_best",
-    "max_answer_length",
-    "null_threshold",
-    "num_beams",
-    "length_penalty",
-    "min_target_length",
-    "no_repeat_ngram_size",
-    "early_stopping",
-    "classifier_dropout",
-)
 #: libraries whose version affects the tokenized rows; the families have their own ``code_version``
 ROW_MAKERS = ("tokenizers", "transformers")
 MULTIPLE = 8  # padded lengths: what tensor cores like
@@ -50,6 +36,30 @@ MOST_PROCESSES = 8
 def padded_length(longest: int) -> int:
     """Of a batch whose longest row has so many tokens, where the task's limit does not cut it."""
     return -(-longest // MULTIPLE) * MULTIPLE
+
+
+def check_options(task: DictConfig, options: type) -> None:
+    """Checks the settings of ``task`` that only some families have.
+
+    Args:
+        options: those of the task's own family.
+
+    Raises:
+        InputError: a setting of another family, or one without a default that is not given.
+    """
+    from adalora_repro.tasks import families
+
+    own = {each.name: each for each in fields(options)}
+    others = {each.name: name for name, family in families().items() for each in fields(family.Options)}
+    for name in others.keys() - own.keys():
+        if task.get(name) is not None:
+            raise InputError(
+                f"task.{name} is a setting of family {others[name]}, not of {task.name} (family {task.family}); "
+                f"valid: {', '.join(own)}"
+            )
+    for name, each in own.items():
+        if each.default is MISSING and task.get(name) is None:
+            raise InputError(f"task.{name} is not set, {task.name} needs a value")
 
 
 @dataclass
@@ -164,14 +174,12 @@ class BaseTask(Task):
     #: with MiniLM's tokenizer on real texts, and the ratio of wall times that follows for 2, 4, 8 CPUs: CoLA 0.70,
     #: 0.42, 0.23; MNLI 0.88, 0.60, 0.37; SQuAD 0.96, 0.64, 0.39; XSum 1.01, 0.80, 0.57
     cpus_for_processes = 4
-    #: of the settings that only some families have (``OPTIONAL``), those of this one
-    uses: frozenset[str] = frozenset()
+    #: a dataclass: the settings that only this family has
+    options: type
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        for name in OPTIONAL:
-            if cfg.task[name] is not None and name not in self.uses:
-                raise InputError(f"task.{name} means nothing for {cfg.task.name}")
+        check_options(cfg.task, self.options)
         if len(cfg.task.text_columns) not in self.texts:
             wanted = " or ".join(map(str, self.texts))
             raise InputError(f"task.text_columns: {cfg.task.name} reads {wanted}, not {len(cfg.task.text_columns)}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.metrics.glue import METRICS
+from adalora_repro.settings import setting
 from adalora_repro.tasks import sources
 from adalora_repro.tasks.base import BaseTask, Batch, Scores, constant, pad
 
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from omegaconf import DictConfig
     from torch import Tensor, nn
+
+
+@dataclass
+class Options:
+    """Settings of this family alone."""
+
+    classifier_dropout: float | None = setting(None, minimum=0, below=1)
+    "Dropout of the classification head; null: as the backbone's configuration has it."
 
 
 class Task(BaseTask):
@@ -29,7 +39,7 @@ class Task(BaseTask):
     architecture = "encoder"
     cpus_for_processes = 2
     code_version = 2
-    uses = frozenset({"classifier_dropout"})
+    options = Options
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.metrics.squad import best_thresholds, score_all, squad_metrics
+from adalora_repro.settings import setting
 from adalora_repro.tasks import sources, tokenized
 from adalora_repro.tasks.base import BaseTask, Batch, Scores, TaskData, constant, equal_distances, pad
 
@@ -37,6 +38,20 @@ MAX_CONTEXT = 10_000  # tokens: what is longer is no paragraph but a broken file
 SIDE = ["example", "id", "context", "answers", "first", "starts", "ends"]
 
 
+@dataclass
+class Options:
+    """Settings of this family alone."""
+
+    stride: int = setting(minimum=0)
+    "Tokens that neighbouring windows over a long context share."
+    n_best: int = setting(later=None, minimum=1)
+    "Spans kept of each window, and answers kept of each question."
+    max_answer_length: int = setting(later=None, minimum=1)
+    "Tokens of the longest answer."
+    null_threshold: float | None = setting(None, later=None)
+    "No answer where its score exceeds the best span's by more; null: there always is an answer."
+
+
 class Task(BaseTask):
     """One task of the family, as its YAML in conf/task/ describes it.
 
@@ -49,14 +64,11 @@ class Task(BaseTask):
     code_version = 2
     has_ids = True
     texts = (2,)
-    uses = frozenset({"stride", "n_best", "max_answer_length", "null_threshold"})
+    options = Options
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
         task = cfg.task
-        for name in ("stride", "n_best", "max_answer_length"):
-            if task[name] is None:
-                raise InputError(f"task.{name} is not set, {task.name} needs a number")
         if task.stride >= task.max_length:
             raise InputError(
                 f"task.stride={task.stride} must be below task.max_length={task.max_length}: a window has to bring "

@@ -7,10 +7,12 @@ forcing). Evaluation: beam search, then ROUGE of what was written (``metrics/rou
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.metrics import rouge
+from adalora_repro.settings import setting
 from adalora_repro.tasks import sources
 from adalora_repro.tasks.base import MULTIPLE, BaseTask, Batch, Scores, TaskData, constant, pad
 
@@ -35,6 +37,24 @@ INPUTS = ["input_ids", "attention_mask"]
 SIDE = ["id", "reference"]
 
 
+@dataclass
+class Options:
+    """Settings of this family alone; null: what the model's configuration says."""
+
+    max_target_length: int = setting(minimum=1)
+    "Tokens of the longest summary."
+    num_beams: int = setting(minimum=1)
+    "Beams of the search; 1: greedy."
+    length_penalty: float | None = setting(None, later=None)
+    "Exponent of the length that a beam's score is divided by."
+    min_target_length: int | None = setting(None, later=None, minimum=0)
+    "Tokens of the shortest summary."
+    no_repeat_ngram_size: int | None = setting(None, later=None, minimum=0)
+    "No n-gram of this size occurs twice in a summary; 0: any may."
+    early_stopping: bool | None = setting(None, later=None)
+    "The search ends as soon as there are num_beams summaries."
+
+
 class Task(BaseTask):
     """One task of the family, as its YAML in conf/task/ describes it.
 
@@ -46,16 +66,7 @@ class Task(BaseTask):
     code_version = 1
     has_ids = True
     texts = (1,)
-    uses = frozenset(
-        {
-            "max_target_length",
-            "num_beams",
-            "length_penalty",
-            "min_target_length",
-            "no_repeat_ngram_size",
-            "early_stopping",
-        }
-    )
+    options = Options
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
@@ -63,9 +74,6 @@ class Task(BaseTask):
         for name in task.metrics:
             if name not in rouge.NAMES:
                 raise one_of("metric", name, rouge.NAMES)
-        for name in ("max_target_length", "num_beams"):
-            if task[name] is None:
-                raise InputError(f"task.{name} is not set, {task.name} needs a number")
         for name in ("max_length", "max_target_length"):
             if task[name] < SHORTEST:
                 raise InputError(f"task.{name}={task[name]} must be {SHORTEST} or more: a token between start and end")

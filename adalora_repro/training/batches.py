@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import chain, tee
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,15 +19,57 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from adalora_repro.tasks.base import Batch
+    from adalora_repro.training.state import RunState
 
 WORKERS = 2
 #: to start and end two workers takes 0.1 s, 1 s in a process of 3 GB (measured), and what a worker takes over is 1 to
 #: 6 ms a batch: what is shorter than this is sooner done without them
 FEW_BATCHES = 200
-#: what a forward and backward pass costs a CPU beside its tokens, in tokens: the fastest of those that
-#: ``benchmarks.parts`` tries, which finds 75 with one thread; more threads hasten the tokens' part alone.
-#: Another number means other parts, and with them other draws of dropout, in runs of the same identity.
-PASS_TOKENS = 128
+
+
+# -- the batches of a run -------------------------------------------------------------------------------------------
+
+
+def training_batches(run: RunState) -> Iterator[list[Batch]]:
+    """This process's micro-batches of every step from ``run.t`` on; which these are follows from t and the seed."""
+    per_epoch = run.plan.steps_per_epoch
+    lengths = run.data.train["length"][:]
+    for epoch in range(run.t // per_epoch, math.ceil(run.plan.total_steps / per_epoch)):
+        first, last = run.t - epoch * per_epoch, run.plan.total_steps - epoch * per_epoch
+        batches = steps_of(run, epoch, lengths)[first:last]
+        steps, ahead = tee(parts_of(run, rows, lengths) for rows in batches)  # cut as they are loaded
+        ready = on_device(run, run.data.train, chain.from_iterable(ahead), len(batches))
+        for rows, parts in zip(batches, steps, strict=True):
+            run.tokens += sum(lengths[row] for row in rows)
+            yield [next(ready) for _ in parts]
+
+
+def steps_of(run: RunState, epoch: int, lengths: Sequence[int]) -> list[list[int]]:
+    """Row numbers of every optimizer step of an epoch; ``lengths`` are the tokens of each row."""
+    cfg = run.plan.cfg
+    return epoch_order(lengths, cfg.train.batch_size, cfg.seed * 100_003 + epoch, cfg.train.group_by_length)
+
+
+def parts_of(run: RunState, rows: list[int], lengths: Sequence[int]) -> list[list[int]]:
+    """This process's rows of a step, in the parts that go through the model one after the other.
+
+    Those of a batch drawn at random are dealt out and cut in order of length, which saves padding and changes nothing
+    else: a step's gradient is that of all its rows.
+    """
+    train, processes = run.plan.cfg.train, run.processes
+    if train.group_by_length or train.padding == "max_length":
+        return list(processes.own(split(rows, train.grad_accumulation * processes.size)))
+    mine = list(processes.own(longest_first(lengths, rows)))
+    return micro_batches(mine, lengths, train.grad_accumulation, run.device.type == "cpu", train.pass_tokens)
+
+
+def on_device(run: RunState, rows: Dataset, batches: Iterable[list[int]], count: int) -> Iterator[Batch]:
+    """The batches, of which there are ``count`` or more, on the run's device."""
+    workers = workers_for(run.plan.cfg.train.num_workers, run.device, count)
+    return loaded(rows, batches, run.task.collate, run.device, workers)
+
+
+# -- which rows share a batch ---------------------------------------------------------------------------------------
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, group: bool) -> list[list[int]]:
@@ -79,14 +122,16 @@ def by_length(order: list[int], lengths: Sequence[int], pass_tokens: int) -> lis
     return cut[::-1]
 
 
-def micro_batches(order: list[int], lengths: Sequence[int], least: int, on_cpu: bool) -> list[list[int]]:
+def micro_batches(
+    order: list[int], lengths: Sequence[int], least: int, on_cpu: bool, pass_tokens: int
+) -> list[list[int]]:
     """Rows, the longest first, cut into ``least`` parts; on a CPU into more where that saves time.
 
     An accelerator, where a pass takes at least the time to launch its thousands of operations, gets no more: by
     reasoning, none was at hand to measure it.
     """
     parts = split(order, least)
-    return [cut for part in parts for cut in by_length(part, lengths, PASS_TOKENS)] if on_cpu else parts
+    return [cut for part in parts for cut in by_length(part, lengths, pass_tokens)] if on_cpu else parts
 
 
 def split(rows: list[int], parts: int) -> list[list[int]]:
@@ -96,6 +141,9 @@ def split(rows: list[int], parts: int) -> list[list[int]]:
 
 def _in_order(rows: list[int], size: int) -> list[list[int]]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+# -- loading --------------------------------------------------------------------------------------------------------
 
 
 def workers_for(asked: int | None, device: torch.device, batches: int) -> int:

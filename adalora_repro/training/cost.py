@@ -31,27 +31,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adalora_repro.config.plan import Plan, cost_key
+from adalora_repro.config.identity import cost_key
+from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError
 from adalora_repro.models import backbones
 from adalora_repro.records import cost_record, provenance
 from adalora_repro.training import runner
-from adalora_repro.training.batches import loaded
-from adalora_repro.training.console import Interrupted, Progress, StopSignal, complain, launched, tell
-from adalora_repro.training.loop import Loop, NonFiniteLossError, parts_of, step, steps_of
+from adalora_repro.training.batches import on_device, parts_of, steps_of
+from adalora_repro.training.distributed import launched
+from adalora_repro.training.loop import step
+from adalora_repro.training.progress import Progress, complain, say, stage
+from adalora_repro.training.signals import Interrupted, StopSignal
+from adalora_repro.training.state import NonFiniteLossError, RunState
 
 if TYPE_CHECKING:
     from adalora_repro.tasks.base import Batch
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
 LINES = 20  # about so many are printed of a measurement, however long
-#: words of the command line that other fields of the key tell, or that change nothing
-TOLD = {
+#: words of the command line that other fields of the key hold, or that change nothing
+ELSEWHERE = {
     *("task", "method", "budget", "backbone", "backbone.weights", "backbone.path", "data", "protocol", "optim.lr"),
     *("train.precision", "train.padding", "train.group_by_length", "train.device", "train.num_workers"),
     *("train.eval_steps", "train.save_steps", "train.log_steps", "measure", "seed", "force", "dry_run"),
 }
-TOLD_GROUPS = ("cost.", "data.", "eval.", "results.", "hydra")
+ELSEWHERE_GROUPS = ("cost.", "data.", "eval.", "results.", "hydra")
 
 
 NOT_MEASURED = "not measured"
@@ -70,7 +74,7 @@ def execute(plans: Sequence[Plan]) -> int:
         with stop.installed():
             record = measure(plans)
     except Interrupted as signal:
-        tell(f"adalora-run: {signal}, nothing is filed: a measurement starts anew")
+        say(f"adalora-run: {signal}, nothing is filed: a measurement starts anew")
         return signal.exit_code
     except (NonFiniteLossError, torch.OutOfMemoryError) as error:
         complain(f"failed: {type(error).__name__}: {error}")
@@ -89,18 +93,18 @@ def execute(plans: Sequence[Plan]) -> int:
 def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     """The whole measurement: times in this process, memory in one for each method."""
     first = runner.build(plans[0])
-    for note in plans[0].notes:  # not earlier: a refusal is one line
-        tell(f"adalora-run: note: {note}")
-    loops = {plan.key["method"]: runner.build(plan, first.world) for plan in plans[1:]}
+    for note in first.plan.notes:  # not earlier: a refusal is one line
+        say(f"adalora-run: note: {note}")
+    loops = {plan.key["method"]: runner.build(plan, first.processes) for plan in plans[1:]}
     loops = {first.plan.key["method"]: first} | loops
     cfg, lengths = first.plan.cfg, first.data.train["length"][:]
     steps = [parts_of(first, rows, lengths) for rows in steps_of(first, 0, lengths)]
     sizes = [padded_sizes(parts, lengths, first) for parts in steps]
     chosen = [steps[i] for i in middles([sum(parts) for parts in sizes], cfg.cost.steps, cfg.seed)]
-    environment = provenance.environment(first.world.accelerator.device)
+    environment = provenance.environment(first.processes.accelerator.device)
     pairs = measure_pairs(loops, chosen, lengths)
-    device, names = first.world.accelerator.device, list(loops)
-    settled = [loop.plan for loop in loops.values()]
+    device, names = first.processes.accelerator.device, list(loops)
+    settled = [run.plan for run in loops.values()]
     tokenizer = backbones.tokenizer_name(cfg, first.task.tokenizer)  # type: ignore[attr-defined]
     data, examples = first.data.provenance, len(lengths)
     del loops, first  # the GPU is the next processes'
@@ -126,7 +130,7 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
         pairs=pairs,
         ratio=ratios(pairs, *names) if len(names) > 1 else None,
         epoch=epoch,
-        memory_of=next((found["of"] for found in memory.values() if found["of"]), NOT_MEASURED),
+        memory_of=next((peak["of"] for peak in memory.values() if peak["of"]), NOT_MEASURED),
         environment=environment,
         data=data,
         created=time.time(),
@@ -136,9 +140,9 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
 # -- what stands for an epoch --------------------------------------------------------------------------------------
 
 
-def padded_sizes(parts: Sequence[Sequence[int]], lengths: Sequence[int], loop: Loop) -> list[int]:
+def padded_sizes(parts: Sequence[Sequence[int]], lengths: Sequence[int], run: RunState) -> list[int]:
     """What orders micro-batches by cost: tokens with padding, roughly."""
-    flat = loop.plan.cfg.train.padding == "max_length"
+    flat = run.plan.cfg.train.padding == "max_length"
     return [len(rows) * (1 if flat else max(lengths[row] for row in rows)) for rows in parts]
 
 
@@ -169,28 +173,30 @@ def official_epoch(plan: Plan, examples: int, rows: Mapping[str, int]) -> dict[s
 
 
 def typed(words: Sequence[str]) -> str:
-    """The settings of the command line that the rest of the key does not tell, in one line."""
+    """The settings of the command line that the rest of the key does not hold, in one line."""
     keys = {word: word.lstrip("+~").partition("=")[0] for word in words}
-    return " ".join(sorted(w for w, key in keys.items() if key not in TOLD and not key.startswith(TOLD_GROUPS)))
+    return " ".join(
+        sorted(w for w, key in keys.items() if key not in ELSEWHERE and not key.startswith(ELSEWHERE_GROUPS))
+    )
 
 
 # -- time ----------------------------------------------------------------------------------------------------------
 
 
 def measure_pairs(
-    loops: Mapping[str, Loop], chosen: Sequence[list[list[int]]], lengths: Sequence[int]
+    loops: Mapping[str, RunState], chosen: Sequence[list[list[int]]], lengths: Sequence[int]
 ) -> list[dict[str, Any]]:
     """A step of every method on each batch, which is in micro-batches; as in ``CostRecord.pairs``."""
     first = next(iter(loops.values()))
     cost = first.plan.cfg.cost
-    times = {name: steps_over_a_run(loop.plan.total_steps, cost.steps) for name, loop in loops.items()}
+    times = {name: steps_over_a_run(run.plan.total_steps, cost.steps) for name, run in loops.items()}
     progress = Progress(f"cost of {' and '.join(loops)}", 0, cost.warmup_steps + cost.steps)
     pairs: list[dict[str, Any]] = []
     try:
         for number in range(-cost.warmup_steps, cost.steps):
             parts, k = chosen[number % cost.steps], max(number, 0)
             rows = list(chain.from_iterable(parts))
-            batches = on_device(first, parts)
+            batches = list(on_device(first, first.data.train, parts, 0))
             order = list(loops) if number % 2 == 0 else list(loops)[::-1]
             seconds = {}
             for name in order:
@@ -217,23 +223,18 @@ def measure_pairs(
     return pairs
 
 
-def on_device(loop: Loop, parts: Sequence[list[int]]) -> list[Batch]:
-    """The micro-batches of a step."""
-    return list(loaded(loop.data.train, parts, loop.task.collate, loop.world.accelerator.device, workers=0))
-
-
-def timed(loop: Loop, batches: list[Batch]) -> float:
+def timed(run: RunState, batches: list[Batch]) -> float:
     """Seconds of an optimizer step, from an idle device to an idle device.
 
     Raises:
         NonFiniteLossError: the loss is not finite: what follows would not be training.
     """
-    wait_for(loop.world.accelerator.device)
+    wait_for(run.processes.accelerator.device)
     began = time.perf_counter()
-    step(loop, batches)
-    wait_for(loop.world.accelerator.device)
+    step(run, batches)
+    wait_for(run.processes.accelerator.device)
     seconds = time.perf_counter() - began
-    loop.look()
+    run.look()
     return seconds
 
 
@@ -260,7 +261,6 @@ def peak_alone(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]
     ``peak`` is None where that process fails, for the largest batch may be too large: the times are not lost then.
     """
     name = plan.key["method"]
-    tell(f"adalora-run: peak memory of {name}, in a process of its own")
     child = subprocess.Popen(
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE,
@@ -268,28 +268,28 @@ def peak_alone(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for this process, which ends that one
     )
-    with child:
+    with stage(f"peak memory of {name}, in a process of its own"), child:
         try:
             out, err = child.communicate(pickle.dumps((plan, batches)))
         finally:
             child.kill()
     if child.returncode != EXIT_OK:
-        said = err.decode(errors="replace").strip().splitlines()[-1:]
-        why = " ".join([f"its process ended with code {child.returncode}", *said])
-        tell(f"adalora-run: note: peak memory of {name} is not measured: {why}")
+        reason = err.decode(errors="replace").strip().splitlines()[-1:]
+        why = " ".join([f"its process ended with code {child.returncode}", *reason])
+        say(f"adalora-run: note: peak memory of {name} is not measured: {why}")
         return {"peak": None, "of": None}
-    found: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return found
+    peak: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return peak
 
 
 def answer() -> None:
     """The other end of ``peak_alone``."""
     plan, batches = pickle.load(sys.stdin.buffer)
-    loop = runner.build(plan)
+    run = runner.build(plan)
     provenance.reset_peak_memory()
     for parts in batches:
-        timed(loop, on_device(loop, parts))
-    print(json.dumps(provenance.peak_memory(loop.world.accelerator.device), allow_nan=False))
+        timed(run, list(on_device(run, run.data.train, parts, 0)))
+    print(json.dumps(provenance.peak_memory(run.processes.accelerator.device), allow_nan=False))
 
 
 # -- figures -------------------------------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ def interval(ours: Seconds, theirs: Seconds, statistic: Statistic, paired: bool 
     value = float(statistic(ours, theirs))
     if min(len(ours), len(theirs)) < 2:
         return {"value": value, "low": None, "high": None}
-    found = bootstrap(
+    ends = bootstrap(
         (ours, theirs),
         statistic,
         paired=paired,
@@ -364,7 +364,7 @@ def interval(ours: Seconds, theirs: Seconds, statistic: Statistic, paired: bool 
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return {"value": value, "low": float(found.low), "high": float(found.high)}
+    return {"value": value, "low": float(ends.low), "high": float(ends.high)}
 
 
 def lines_of(record: cost_record.CostRecord) -> list[str]:

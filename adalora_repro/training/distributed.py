@@ -1,39 +1,104 @@
 """The processes of one run: what is added up, gathered and agreed between them; with one process, nothing.
 
-Data-parallel without a wrapper around the model: few parameters train, so one message per optimizer step carries their
+Data parallel without a wrapper around the model: few parameters train, so one message per optimizer step carries their
 gradients, and every process then does the same arithmetic on the same numbers. Only the main process writes.
 
-Every method but ``own`` is called by all processes, in the same order. A process that leaves early ends the others:
-they get a ``LostError``, or the launcher stops them.
+torch and accelerate are imported where a message is sent: who only asks for its rank must start fast.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor
+from adalora_repro.errors import EXIT_BAD_INPUT, InputError
+from adalora_repro.terminal import clean
+from adalora_repro.training.signals import SIGNALS
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
+    from torch import Tensor
 
 T = TypeVar("T")
+
+LAUNCHERS = "torchrun and accelerate launch set it"
+AGREE_S = 1.0  # about how often several processes ask each other whether one was asked to stop
+AGREE_CALLS = 100  # and at least once in so many steps or evaluated batches
+
+
+# -- what a launcher says -------------------------------------------------------------------------------------------
+
+
+def launched() -> tuple[int, int]:
+    """This process's rank and how many there are, as torchrun and accelerate launch say; (0, 1) without them.
+
+    Raises:
+        SystemExit: a variable is wrong. The line is printed here: whoever prints errors asks for the rank first.
+    """
+    if os.environ.get("LOCAL_RANK", "-1") == "-1":
+        return 0, 1
+    try:
+        _number("LOCAL_RANK", 0, 0)
+        size = _number("WORLD_SIZE", 1, 1)
+        return _number("RANK", 0, 0, size - 1), size
+    except InputError as error:
+        print(f"adalora-run: error: {clean(str(error))}", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT) from None
+
+
+def check_rendezvous() -> None:
+    """Whether a launcher set the address where several processes meet.
+
+    Raises:
+        InputError: a variable is missing or wrong.
+    """
+    _, processes = launched()
+    if processes == 1:
+        return
+    if not os.environ.get("MASTER_ADDR"):
+        raise InputError(
+            f"environment variable MASTER_ADDR is not set, where {processes} processes (WORLD_SIZE) meet; {LAUNCHERS}"
+        )
+    _number("MASTER_PORT", -1, 1, 65535)
+
+
+def _number(name: str, default: int, least: int, most: int | None = None) -> int:
+    """A launcher's environment variable.
+
+    Raises:
+        InputError: it is no whole number, or out of range.
+    """
+    text = os.environ.get(name, str(default))
+    if text.strip().isdecimal() and least <= int(text) and (most is None or int(text) <= most):
+        return int(text)
+    got = f"is '{text}'" if name in os.environ else "is not set"
+    valid = f"{least} or more" if most is None else f"{least} to {most}"
+    raise InputError(f"environment variable {name} {got}, must be {valid}; {LAUNCHERS}")
+
+
+# -- messages -------------------------------------------------------------------------------------------------------
 
 
 class LostError(RuntimeError):
     """Another process of this run ended, or does not answer."""
 
 
-class World:
+class Processes:
     """``size`` processes, this one is ``rank`` (from 0); ``main`` is rank 0.
+
+    Every method but ``own`` is called by all processes, in the same order. A process that leaves early ends the others:
+    they get a ``LostError``, or the launcher stops them.
 
     Attributes:
         common: the exception that ``on_main`` raised in all processes.
+        signum: the signal that this process received (0: none), for the next gradient message.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -41,6 +106,9 @@ class World:
         self.size: int = accelerator.num_processes
         self.rank: int = accelerator.process_index
         self.common: Exception | None = None
+        self.signum = 0
+        self._flags: Tensor | None = None  # of the last gradient message: how many processes got which signal
+        self._steps, self._every, self._wish, self._began = 0, 1, 1.0, time.perf_counter()
 
     @property
     def main(self) -> bool:
@@ -49,38 +117,64 @@ class World:
     def add_up(self, parameters: Sequence[torch.nn.Parameter], others: Tensor) -> Tensor:
         """Replaces every gradient by its sum over the processes, and returns that of ``others`` (a vector).
 
-        One message. A gradient that is missing here counts as zero; one that is missing everywhere stays so, and the
-        optimizer leaves its parameter alone.
+        One message, which also carries ``signum`` and how often this process wants it read. A gradient that is missing
+        here counts as zero; one that is missing everywhere stays so, and the optimizer leaves its parameter alone.
         """
         if self.size == 1:
             return others
+        import torch
+
         here = [parameter.grad is not None for parameter in parameters]
         # that all are here takes no copy from the host, which would wait for the device
-        known = others.new_ones(len(here)) if all(here) else others.new_tensor(here)
+        present = others.new_ones(len(here)) if all(here) else others.new_tensor(here)
+        flags = others.new_zeros(len(SIGNALS) + 1)
+        flags[-1] = self._wish
+        if self.signum:
+            flags[SIGNALS.index(self.signum)] = 1
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([others, known, *(gradient.flatten() for gradient in gradients)])
+        head = (others, flags, present)
+        flat = torch.cat([*head, *(gradient.flatten() for gradient in gradients)])
         with _talking():
             torch.distributed.all_reduce(flat)
-        others, known, *sums = flat.split([len(others), len(known), *(gradient.numel() for gradient in gradients)])
+        sizes = [part.numel() for part in (*head, *gradients)]
+        others, self._flags, present, *sums = flat.split(sizes)
         torch._foreach_copy_(gradients, [total.view_as(g) for total, g in zip(sums, gradients, strict=True)])
         if not all(here):
-            for parameter, count in zip(parameters, known.tolist(), strict=True):
+            for parameter, count in zip(parameters, present.tolist(), strict=True):
                 if count == 0:
                     parameter.grad = None
         return others
+
+    def received(self) -> int:
+        """After a step: the signal that some process had received before it, the same in all of them; 0: none.
+
+        Reading the sums of ``add_up`` waits for the device, so this is done about once in ``AGREE_S``: all processes
+        read the same sums at the same steps, and with them the mean of their wishes for the next time.
+        """
+        if self.size == 1:
+            return self.signum
+        self._steps += 1
+        if self._steps < self._every or self._flags is None:
+            return 0
+        *counts, wishes = self._flags.tolist()
+        now = time.perf_counter()
+        self._wish = float(calls_between((now - self._began) / self._steps))
+        self._steps, self._every, self._began = 0, max(1, int(wishes / self.size)), now
+        return next((signum for signum, count in zip(SIGNALS, counts, strict=True) if count), 0)
 
     def largest(self, *numbers: int) -> list[int]:
         """Of each number the largest that a process has."""
         if self.size == 1:
             return list(numbers)
+        import torch
+
         tensor = torch.tensor(numbers, device=self.accelerator.device)
         with _talking():
             torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-            found: list[int] = tensor.tolist()
-        return found
+            return [int(number) for number in tensor.tolist()]
 
     def own(self, items: Sequence[T]) -> Sequence[T]:
         """This process's share: items rank, rank + size, …"""
@@ -93,6 +187,8 @@ class World:
         """
         if self.size == 1:
             return items
+        from accelerate.utils import gather_object
+
         mine = [list(items)]
         with _talking():
             shares: list[list[T]] = gather_object(mine)
@@ -104,6 +200,8 @@ class World:
         """What ``make`` returns in the main process, in every process; its exception likewise."""
         if self.size == 1:
             return make()
+        from accelerate.utils import broadcast_object_list
+
         outcome: list[Any] = [None, None]
         raised: Exception | None = None
         if self.main:
@@ -136,9 +234,39 @@ class World:
         return results[0] if results else make()
 
 
+class Agreement:
+    """A number that several processes agree on now and then, by a message of its own: during an evaluation.
+
+    All of them call at the same points of the run.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._calls, self._every, self._began = 0, 1, time.perf_counter()
+
+    def largest(self, number: int) -> int:
+        """The largest of the processes' numbers; 0 where they do not ask each other."""
+        if self._processes.size == 1:
+            return number
+        self._calls += 1
+        if self._calls < self._every:
+            return 0
+        wish = calls_between((time.perf_counter() - self._began) / self._calls)
+        number, every = self._processes.largest(number, -wish)
+        self._calls, self._every, self._began = 0, -every, time.perf_counter()
+        return number
+
+
+def calls_between(seconds_per_call: float) -> int:
+    """How many steps or batches fill ``AGREE_S``: 1 to ``AGREE_CALLS``."""
+    return max(1, int(AGREE_S / max(seconds_per_call, AGREE_S / AGREE_CALLS, 1e-9)))
+
+
 @contextmanager
 def _talking() -> Iterator[None]:
     """Around a message: torch has no exception of its own for a process that is gone."""
+    import torch
+
     try:
         yield
     except torch.OutOfMemoryError:

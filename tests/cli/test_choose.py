@@ -1,18 +1,14 @@
-"""adalora-report choose and status --watch: the learning rate of each cell, the file that keeps it, a live view."""
+"""adalora-report choose: the learning rate of each cell, and the file that keeps it."""
 
 from __future__ import annotations
 
 import os
-import pty
 import re
-import select
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_records import make, save
@@ -20,6 +16,7 @@ from omegaconf import OmegaConf
 
 import adalora_repro
 from adalora_repro.cli import report
+from adalora_repro.config import catalog
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 from adalora_repro.records.selection import RULE
 from adalora_repro.reports.choose import yaml_number
@@ -35,7 +32,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("adalora_repro", "hydra_plugins", "conf", "sweeps"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "conf_folder", lambda: tmp_path / "conf")
+    monkeypatch.setattr(catalog, "resource", lambda name: tmp_path / name)
     monkeypatch.setattr(time, "strftime", lambda _: "2026-01-31")
     for lr, scores in LORA.items():
         for seed, score in enumerate(scores):
@@ -200,7 +197,7 @@ def test_a_written_number_is_one_for_every_reader_of_yaml(lr: float, text: str) 
 
 
 def test_an_edge_is_named_in_tables_and_in_status(project: Path, capsys: Captured) -> None:
-    assert report.main(["table1", "--only-filled"]) == EXIT_OK
+    assert report.main(["table1", "--only-filled", "--format", "markdown"]) == EXIT_OK
     out = capsys.readouterr().out
     assert out.count("is the edge of its grid") == 2
     assert "lr 5e-3 is the edge of its grid (2e-4 to 5e-3): widen it" in out
@@ -212,64 +209,3 @@ def test_an_edge_is_named_in_tables_and_in_status(project: Path, capsys: Capture
         "  cola lora 1.2M: lr 5e-3; 2 tried, 2e-4 to 5e-3",
     ]
     assert lines[place + 3] == ""
-
-
-# status --watch
-
-
-def test_watch_redraws_until_ctrl_c(tmp_path: Path) -> None:
-    save(tmp_path / "results", make(0.2))
-    master, slave = pty.openpty()
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "adalora_repro.cli.report", "status", "--watch", "0.2"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=slave, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    )
-    os.close(slave)
-    seen = read_until(master, "1 of the paper's 96 cells done")
-    assert seen.startswith("\x1b[?1049h\x1b[H\x1b[2J")
-    broken = tmp_path / "results" / "runs" / "x"
-    broken.mkdir()
-    (broken / "metrics.json").write_text("{", encoding="utf-8")
-    save(tmp_path / "results", make(0.3, task="rte"))  # while it looks
-    read_until(master, "2 of the paper's 96 cells done")
-    read_until(master, "adalora-report: skipped: results/runs/x/metrics.json")
-    read_until(master, "every 0.2 s; Ctrl-C ends it")
-    process.send_signal(signal.SIGINT)
-    rest = read_until(master, None)
-    assert process.wait(timeout=30) == EXIT_OK
-    assert process.stderr is not None
-    assert process.stderr.read() == ""
-    shown = rest[rest.index("\x1b[?1049l") :]
-    assert "2 of the paper's 96 cells done" in shown  # stays on the screen
-    os.close(master)
-
-
-def read_until(master: int, text: str | None) -> str:
-    """What the terminal shows up to ``text``; with None, to the end."""
-    seen, end = "", time.monotonic() + 60
-    while (text is None or text not in seen) and time.monotonic() < end:
-        if select.select([master], [], [], 1)[0]:
-            try:
-                chunk = os.read(master, 65536)
-            except OSError:  # the other side is closed
-                break
-            if not chunk:
-                break
-            seen += chunk.decode(errors="replace")
-    assert text is None or text in seen, seen
-    return seen
-
-
-def test_watch_needs_a_terminal_and_a_time(project: Path, capsys: Captured) -> None:
-    words: list[Any]
-    for words, told in (
-        (["--watch"], "--watch redraws a terminal"),
-        (["--watch", "0"], "--watch: invalid seconds value: '0'"),
-        (["--watch", "soon"], "'soon'"),
-    ):
-        assert report.main(["status", *words]) == EXIT_BAD_INPUT
-        out, err = capsys.readouterr()
-        assert told in err
-        assert len(err.splitlines()) == 1
-        assert out == ""

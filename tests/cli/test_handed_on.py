@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Outcome, only_run
+from conftest import Outcome, Run, only_run, require_same
 from test_stop import COMMAND
 
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.records import lock
 from adalora_repro.tasks import glue
-from adalora_repro.training import console
 from adalora_repro.training import loop as training_loop
+from adalora_repro.training import signals
 
 Cli = Callable[..., Outcome]
 REQUEUED = "SIGUSR2: goes on if its job is requeued; the same command resumes it"
@@ -66,6 +66,7 @@ def signalled(
 )
 def test_a_checkpoint_then_the_handler_then_on_as_if_nothing_had_happened(
     tiny: Cli,
+    undisturbed: Callable[..., Run],
     monkeypatch: pytest.MonkeyPatch,
     handed: list[dict[str, Any]],
     owner: Any,
@@ -73,19 +74,17 @@ def test_a_checkpoint_then_the_handler_then_on_as_if_nothing_had_happened(
     call: int,
     step: int,
 ) -> None:
-    assert tiny(*COMMAND, "results.dir=undisturbed").code == EXIT_OK
     with monkeypatch.context() as patch:
-        patch.setattr(console, "GRACE_S", 0.0)
+        patch.setattr(signals, "GRACE_S", 0.0)
         signalled(patch, owner, name, call)
         assert tiny(*COMMAND).code == 255  # the handler's
     assert handed == [{"status": "cancelled", "saved": 1, "held": False}]
-    run, expected = only_run(), only_run("undisturbed")
+    run = only_run()
     assert (run.record.error, run.record.progress["step"]) == (REQUEUED, step)
     again = tiny(*COMMAND)
     assert again.code == EXIT_OK
     assert f"at step {step} of 6" in again.err
-    assert run.record.measured() == expected.record.measured()
-    assert run.log == expected.log
+    require_same(run, undisturbed(*COMMAND))
 
 
 def test_before_the_first_step_it_goes_on_at_once(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

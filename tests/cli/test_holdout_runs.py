@@ -18,6 +18,7 @@ from task_configs import write_jsonl
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.tasks import glue
 from adalora_repro.tasks.base import Evaluation
+from adalora_repro.training import evaluate
 from adalora_repro.training import loop as training_loop
 
 Cli = Callable[..., Outcome]
@@ -37,7 +38,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
     found = Rows()
     step = training_loop.step
 
-    def watched(loop: training_loop.Loop, batches: list[Any]) -> Any:
+    def watched(loop: training_loop.RunState, batches: list[Any]) -> Any:
         found.held = {tuple(ids) for ids in loop.data.evaluation["holdout"]["input_ids"]}
         for batch in batches:
             pairs = zip(batch["input_ids"].tolist(), batch["attention_mask"].sum(1).tolist(), strict=True)
@@ -94,7 +95,7 @@ def test_a_stopped_run_with_a_held_out_split_goes_on(tiny: Cli, monkeypatch: pyt
     command = ("task=mnli", "method=adalora", "data.holdout=15", "train.eval_steps=2", "optim.lr=1e-2")
     step = training_loop.step
 
-    def stopped(loop: training_loop.Loop, batches: Any) -> Any:
+    def stopped(loop: training_loop.RunState, batches: Any) -> Any:
         norm = step(loop, batches)
         if loop.t == 5:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -116,11 +117,11 @@ def test_the_best_checkpoint_is_that_of_the_held_out_split(tiny: Cli, monkeypatc
     """Not on the reported split, which gets worse here while the held-out split improves until step 4."""
     figures = {2: (0.9, 0.5), 4: (0.8, 0.7), 6: (0.7, 0.6)}
 
-    def evaluation(loop: training_loop.Loop, watch: Any) -> Evaluation:
+    def evaluation(loop: training_loop.RunState, watch: Any) -> Evaluation:
         reported, held = figures[loop.t]
         return Evaluation({"accuracy": reported}, holdout={"accuracy": held} if loop.plan.cfg.data.holdout else None)
 
-    monkeypatch.setattr(training_loop, "evaluate", evaluation)
+    monkeypatch.setattr(evaluate, "evaluate", evaluation)
     command = ("task=sst2", "method=lora", "train.eval_steps=2")
     assert tiny(*command, "data.holdout=4").code == EXIT_OK
     assert only_run().record.best == {"metrics": {"accuracy": 0.8}, "holdout": {"accuracy": 0.7}, "step": 4}

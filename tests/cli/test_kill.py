@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, Outcome, Run, find_runs, only_run
-from task_configs import write_jsonl
 
 from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
-from adalora_repro.tasks import toy_text
 
+#: by default test_faults.py kills in the middle of each write, test_run.py sends signals, and a golden run is killed
+pytestmark = pytest.mark.slow
 Cli = Callable[..., Outcome]
 COMMAND = (
     *(word for word in TINY if not word.startswith("train.max_steps")),
@@ -28,26 +28,17 @@ COMMAND = (
     "train.save_steps=2",
     "train.eval_steps=3",
 )
-#: bad rows are left out, so that T is known only when the data are read
-SETTLED = (
-    *(word for word in COMMAND if not word.startswith(("train.max_steps", "data="))),
-    "train.max_steps=null",
-    "data=local",
-    "data.dir=broken",
-    "data.skip_invalid=true",
-    "train.epochs=2",
-)
 PATIENCE_S = 180.0
 #: adalora-run, but every step takes a while, so that the moment of a signal can be chosen
 SLOWLY = """
 import sys, time
-from adalora_repro import train
-from adalora_repro.run import main
-step = train.step
-def slowly(loop, batches):
+from adalora_repro.training import loop
+from adalora_repro.cli.run import main
+step = loop.step
+def slowly(run, batches):
     time.sleep(0.25)
-    return step(loop, batches)
-train.step = slowly
+    return step(run, batches)
+loop.step = slowly
 sys.exit(main())
 """
 
@@ -102,7 +93,7 @@ def resumed_as_if_nothing_had_happened(tiny: Cli, words: tuple[str, ...] = COMMA
     return found.record.measured() == expected.record.measured() and found.log == expected.log
 
 
-@pytest.mark.parametrize("checkpoints", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("checkpoints", [1, 4])
 def test_sigkill_at_any_step_costs_nothing(tiny: Cli, tmp_path: Path, checkpoints: int) -> None:
     process, _ = killed(tmp_path / "cache", checkpoints)
     run: Run = only_run()
@@ -111,28 +102,7 @@ def test_sigkill_at_any_step_costs_nothing(tiny: Cli, tmp_path: Path, checkpoint
     assert resumed_as_if_nothing_had_happened(tiny)
 
 
-def test_sigkill_of_a_run_whose_t_came_with_its_data(tiny: Cli, tmp_path: Path) -> None:
-    sizes = {"train": 48, "validation": 32}
-    for split in sizes:
-        rows = [*toy_text.generate("cola", split, sizes, 0), "{broken", {"sentence": "x", "label": 9}, *["[]"] * 30]
-        write_jsonl(Path("broken") / "cola" / f"{split}.jsonl.gz", rows)
-    _, err = killed(tmp_path / "cache", 2, SETTLED)
-    assert "note: T = 20 counts one example for each row; bad rows go" in err
-    assert "cola train: 32 bad row(s) left out (data.skip_invalid=true): broken/cola/train.jsonl.gz:49: not JSON" in err
-    assert "note: 48 training examples, 6 steps an epoch, T = 12" in err
-    run = only_run()
-    assert run.record.key["total_steps"] == run.record.progress["total_steps"] == 12
-    assert resumed_as_if_nothing_had_happened(tiny, SETTLED)
-    assert only_run().record.data["skipped"] == {"train": 32, "validation": 32}
-
-
-@pytest.mark.parametrize(
-    ("signum", "code"),
-    [
-        pytest.param(signal.SIGTERM, EXIT_TERMINATED, id="TERM"),
-        pytest.param(signal.SIGINT, EXIT_INTERRUPTED, id="INT", marks=pytest.mark.slow),  # in process: test_run.py
-    ],
-)
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, EXIT_TERMINATED), (signal.SIGINT, EXIT_INTERRUPTED)])
 def test_a_signal_ends_the_run_cleanly(tiny: Cli, tmp_path: Path, signum: int, code: int) -> None:
     process = start(tmp_path / "cache")
     try:

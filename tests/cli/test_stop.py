@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Outcome, Run, only_run
+from conftest import Outcome, Run, only_run, predictions, require_same
 
 from adalora_repro.errors import EXIT_OK, EXIT_TERMINATED
 from adalora_repro.tasks import glue
-from adalora_repro.training import checkpoint, console
+from adalora_repro.training import checkpoint, evaluate, progress, signals
 from adalora_repro.training import loop as training_loop
 
 Cli = Callable[..., Outcome]
+Whole = Callable[..., Run]
 COMMAND = (
     "task=cola",
     "method=adalora",
@@ -42,15 +43,6 @@ def stop_in(monkeypatch: pytest.MonkeyPatch, call: int) -> list[int]:
     return calls
 
 
-def files(run: Run) -> dict[str, bytes]:
-    return {str(path.relative_to(run.folder)): path.read_bytes() for path in run.folder.glob("*/*")}
-
-
-def undisturbed(tiny: Cli, *more: str) -> Run:
-    assert tiny(*COMMAND, *more, "results.dir=undisturbed").code == EXIT_OK
-    return only_run("undisturbed")
-
-
 @pytest.mark.parametrize(
     ("call", "step", "more"),
     [
@@ -60,11 +52,11 @@ def undisturbed(tiny: Cli, *more: str) -> Run:
     ],
 )
 def test_an_evaluation_that_takes_long_gives_way(
-    tiny: Cli, monkeypatch: pytest.MonkeyPatch, call: int, step: int, more: list[str]
+    tiny: Cli, undisturbed: Whole, monkeypatch: pytest.MonkeyPatch, call: int, step: int, more: list[str]
 ) -> None:
-    expected = undisturbed(tiny, *more)
+    expected = undisturbed(*COMMAND, *more)
     with monkeypatch.context() as patch:
-        patch.setattr(console, "GRACE_S", 0.0)
+        patch.setattr(signals, "GRACE_S", 0.0)
         calls = stop_in(patch, call)
         stopped = tiny(*COMMAND, *more)
         assert calls == [call]
@@ -75,10 +67,8 @@ def test_an_evaluation_that_takes_long_gives_way(
     again = tiny(*COMMAND, *more)
     assert again.code == EXIT_OK
     assert f"at step {step} of 6" in again.err
-    assert run.record.measured() == expected.record.measured()
-    assert run.log == expected.log
-    assert files(run) == files(expected)
-    assert {Path(name).parent.name for name in files(run)} == {"best", "final"}
+    require_same(run, expected)
+    assert {Path(name).parent.name for name in predictions(run)} == {"best", "final"}
 
 
 class KilledError(BaseException):
@@ -87,10 +77,10 @@ class KilledError(BaseException):
 
 @pytest.mark.parametrize(("call", "step"), [(2, 3), (8, 6)], ids=["between", "the last one"])
 def test_a_kill_in_a_long_evaluation_costs_no_step(
-    tiny: Cli, monkeypatch: pytest.MonkeyPatch, call: int, step: int
+    tiny: Cli, undisturbed: Whole, monkeypatch: pytest.MonkeyPatch, call: int, step: int
 ) -> None:
-    expected = undisturbed(tiny)  # which is none, and saves nothing
-    monkeypatch.setattr(training_loop, "LONG_EVALUATION", 4)
+    expected = undisturbed(*COMMAND)  # which is none, and saves nothing
+    monkeypatch.setattr(evaluate, "LONG_EVALUATION", 4)
     predict, calls = glue.Task.predict, [0]
 
     def killed(self: glue.Task, *args: Any) -> Any:
@@ -110,11 +100,7 @@ def test_a_kill_in_a_long_evaluation_costs_no_step(
     again = tiny(*COMMAND)
     assert again.code == EXIT_OK, again.err
     assert f"resuming {path.parent} at step {step} of 6" in again.err
-    run = only_run()
-    assert run.record.measured() == expected.record.measured()
-    assert run.log == expected.log
-    assert files(run) == files(expected)
-    assert not list(run.folder.glob("*.pt"))
+    require_same(only_run(), expected)
 
 
 @pytest.mark.parametrize(("least", "saves"), [(4, [3, 6]), (5, [])])
@@ -129,12 +115,12 @@ def test_only_a_long_evaluation_is_saved_before(
         save(folder, state)
 
     monkeypatch.setattr(checkpoint, "save", spy)
-    monkeypatch.setattr(training_loop, "LONG_EVALUATION", least)
+    monkeypatch.setattr(evaluate, "LONG_EVALUATION", least)
     assert tiny(*COMMAND).code == EXIT_OK
     assert seen == saves
 
 
-def test_a_short_evaluation_is_ended_first(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_evaluation_is_ended_first(tiny: Cli, undisturbed: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         calls = stop_in(patch, 2)
         assert tiny(*COMMAND).code == EXIT_TERMINATED
@@ -142,12 +128,12 @@ def test_a_short_evaluation_is_ended_first(tiny: Cli, monkeypatch: pytest.Monkey
     run = only_run()
     assert [line["t"] for line in run.log if "evaluation" in line] == [3]
     assert tiny(*COMMAND).code == EXIT_OK
-    assert run.record.measured() == undisturbed(tiny).record.measured()
+    assert run.record.measured() == undisturbed(*COMMAND).record.measured()
 
 
 def test_nothing_is_saved_before_the_first_step(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(console, "GRACE_S", 0.0)
+        patch.setattr(signals, "GRACE_S", 0.0)
         stop_in(patch, 1)
         assert tiny(*COMMAND, "eval.untrained=true").code == EXIT_TERMINATED
     run = only_run()
@@ -158,7 +144,7 @@ def test_nothing_is_saved_before_the_first_step(tiny: Cli, monkeypatch: pytest.M
 
 
 def test_a_long_evaluation_renews_the_record(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "HEARTBEAT_S", -1.0)
+    monkeypatch.setattr(progress, "HEARTBEAT_S", -1.0)
     seen: list[dict[str, Any]] = []
     predict = glue.Task.predict
 
@@ -168,14 +154,14 @@ def test_a_long_evaluation_renews_the_record(tiny: Cli, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(glue.Task, "predict", watched)
     assert tiny(*COMMAND).code == EXIT_OK
-    assert [progress["step"] for progress in seen] == [3] * 4 + [6] * 4
-    times = [progress["updated"] for progress in seen]
+    assert [state["step"] for state in seen] == [3] * 4 + [6] * 4
+    times = [state["updated"] for state in seen]
     assert times == sorted(set(times))  # one record for each batch
 
 
 def test_steps_renew_the_record_by_the_clock(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only those that are logged, evaluated or saved, which may be an hour apart."""
-    monkeypatch.setattr(console, "HEARTBEAT_S", -1.0)
+    monkeypatch.setattr(progress, "HEARTBEAT_S", -1.0)
     seen = []
     step = training_loop.step
 

@@ -243,7 +243,7 @@ def test_bad_rows_are_left_out_on_demand(summaries: Cli, tmp_path: Path, caplog:
     assert record.key["total_steps"] == record.final["step"] == 8  # type: ignore[index]
     notes = done.err.splitlines()
     path = tmp_path / "xsum"
-    assert any("T = 18 counts one example for each row; bad rows go" in note for note in notes)
+    assert any("T = 18 counts one example for each row; bad rows are left out" in note for note in notes)
     assert any("8 training examples, 4 steps an epoch, T = 8" in note for note in notes)
     train_told, validation_told = (text for text in caplog.messages if "left out" in text)
     assert train_told.startswith(
@@ -268,7 +268,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ("backbone=tiny-deberta", ["needs an encoder-decoder, backbone 'tiny-deberta'", "valid: bart-large, tiny-bart"]),
     ("backbone=deberta-v3-base task=cnn_dailymail", ["task=cnn_dailymail needs an encoder-decoder"]),
     ("task.num_beams=0", ["task.num_beams must be positive, not 0"]),
-    ("task.num_beams=null", ["task.num_beams is not set, xsum needs a number"]),
+    ("task.num_beams=null", ["task.num_beams is not set, xsum needs a value"]),
     ("task.max_target_length=0", ["task.max_target_length must be positive, not 0"]),
     ("task.min_target_length=16", ["task.min_target_length=16 must be below task.max_target_length=16"]),
     ("task.min_target_length=-1", ["task.min_target_length must be 0 or more"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import json
@@ -22,18 +23,22 @@ from omegaconf import DictConfig, OmegaConf
 from task_configs import REAL_DATA, needs_real_data
 
 from adalora_repro.cli import run
-from adalora_repro.config import plan as planning
-from adalora_repro.config.plan import LATER, NOT_RESULT, Plan
-from adalora_repro.config.schema import Config, resource
+from adalora_repro.config import dry_run, identity
+from adalora_repro.config import resolve as planning
+from adalora_repro.config.catalog import budget_families, resource
+from adalora_repro.config.origins import origins
+from adalora_repro.config.plan import Plan
+from adalora_repro.config.schema import Config
 from adalora_repro.errors import InputError
 from adalora_repro.models.backbones import MATRIX_ROLES
 from adalora_repro.records import run_record
 from adalora_repro.records.revisions import outdated
-from adalora_repro.reports.base import VARIANTS
+from adalora_repro.settings import NOTHING, settings_of
 from adalora_repro.tasks import sources
 
-ROOT = Path(run.__file__).parents[1]
+ROOT = Path(run.__file__).parents[2]
 CONF, SWEEPS = resource("conf"), resource("sweeps")
+PUBLISHED = ROOT / "results" / "published"
 
 
 def names(group: str) -> list[str]:
@@ -43,10 +48,14 @@ def names(group: str) -> list[str]:
 TASKS, METHODS = names("task"), names("method")
 #: its ranks and budget are those of another run: test_transplant.py
 SIZED = [method for method in METHODS if method != "lora_rank_pattern"]
-FAMILIES = planning.budget_families()
+FAMILIES = budget_families()
 #: no file is read and no size is forgotten
 FREE = ("data=sample", "data.sample_rows=64", "data.sample_validation_rows=32")
 
+
+FACTS = settings_of(Config)
+NOT_RESULT = [name for name, facts in FACTS.items() if not facts.identity]
+LATER = {name: facts.later for name, facts in FACTS.items() if facts.later is not NOTHING}
 
 pytestmark = pytest.mark.usefixtures("hydra")
 
@@ -70,12 +79,12 @@ def backbone_of(task: str) -> str:
     return "bart-large" if "2.20%" in budgets_of(task) else "deberta-v3-base"
 
 
-# Every cell of the paper's tables
+# Cells of the paper's tables: tests/golden has the identity of every one
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("method", [method for method in SIZED if method not in VARIANTS])
-def test_every_task_composes_with_every_method_at_every_budget(task: str, method: str) -> None:
+@pytest.mark.parametrize("task", ["cola", "squad", "xsum"])
+@pytest.mark.parametrize("method", SIZED)
+def test_a_task_of_each_family_composes_with_every_method_at_every_budget(task: str, method: str) -> None:
     backbone = backbone_of(task)
     cfg = composed(f"task={task}", f"method={method}", f"budget={budgets_of(task)[0]}", f"backbone={backbone}")
     plans = []
@@ -98,41 +107,26 @@ def test_every_task_composes_with_every_method_at_every_budget(task: str, method
         assert plans[0].total_steps == plans[0].cfg.task.total_steps
 
 
-@pytest.mark.parametrize("task", ["cola", "squad", "xsum"])
-@pytest.mark.parametrize("method", [method for method in SIZED if method in VARIANTS])
-def test_every_ablation_composes_with_a_task_of_each_family(task: str, method: str) -> None:
-    test_every_task_composes_with_every_method_at_every_budget(task, method)
+RECIPES = sorted(f"{group}/{name}" for group in ("tuned", "script") for name in names(group))
 
 
-SHIPPED = sorted(
-    f"{path.parent.relative_to(CONF)}/{path.stem}" for path in CONF.rglob("*.yaml") if path.name != "config.yaml"
-)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_loaded_by_the_names_in_its_own(recipe: str) -> None:
+    """Other files are composed by the commands in their headers, below; tuned/lr: test_choose.py."""
+    group, _, name = recipe.partition("/")
+    task = next(task for task in sorted(TASKS, key=len, reverse=True) if task in name)
+    protocol = "released" if group == "script" else "paper"
+    method = name.removeprefix("released_").removeprefix(f"{task}_")
+    cfg = composed(f"task={task}", f"method={method}", f"budget={budgets_of(task)[0]}", f"protocol={protocol}")
+    values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=True)
+    values.pop("defaults", None)
+    for section, keys in values.items():
+        assert {key: cfg[section][key] for key in keys} == keys
 
 
-@pytest.mark.parametrize("choice", SHIPPED)
-def test_every_file_in_conf_is_reachable(choice: str) -> None:
-    group, _, name = choice.rpartition("/")
-    words = ["task=cola", f"{group}={name}"]
-    if group == "task":
-        words = [f"task={name}"]
-    elif group == "tuned/lr":
-        return  # a choice kept here by adalora-report choose --write: test_choose.py
-    elif group in ("tuned", "script"):
-        task = next(task for task in sorted(TASKS, key=len, reverse=True) if task in name)
-        protocol = "released" if group == "script" else "paper"
-        method = name.removeprefix("released_").removeprefix(f"{task}_")
-        budget = budgets_of(task)[0]
-        words = [f"task={task}", f"method={method}", f"budget={budget}", f"protocol={protocol}"]  # loaded by themselves
-        values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=True)
-        values.pop("defaults", None)
-        cfg = composed(*words)
-        for section, keys in values.items():
-            for key, value in keys.items():
-                assert cfg[section][key] == value
-        return
-    elif group.startswith("hydra/"):
-        return  # test_help_shows_groups_choices_and_examples, test_sweeps.py
-    cfg = composed(*words)
+@pytest.mark.parametrize("backbone", names("backbone"))
+def test_every_backbone_fits_the_schema(backbone: str) -> None:
+    cfg = composed("task=cola", f"backbone={backbone}")
     assert OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg)) == cfg
 
 
@@ -243,10 +237,10 @@ def test_evaluations_that_a_dry_run_counts() -> None:
     once_an_epoch = resolved("task=sst2", "method=lora", "train.eval_steps=null", "train.epochs=2")
     assert once_an_epoch.eval_steps == once_an_epoch.steps_per_epoch
     assert "evaluations 2 every 2,105 steps, 1 an epoch" in " ".join(
-        planning.describe(planning.count(once_an_epoch)).split()
+        dry_run.describe(planning.count(once_an_epoch)).split()
     )
     cost = resolved("task=sst2", "method=lora", "measure=cost")
-    assert "evaluations" not in planning.describe(planning.count(cost))  # it makes none
+    assert "evaluations" not in dry_run.describe(planning.count(cost))  # it makes none
 
 
 # The same configuration, the same folder
@@ -301,6 +295,8 @@ def changed(name: str, value: Any) -> str:
         "backbone.lora_init": "normal",
         "measure": "cost",
         "cost.against": "bitfit",
+        "method.label": "other",
+        "method.role": "control",
     }
     return f"{name}={special[name] if name in special else OTHER[type(value)](value)}"
 
@@ -351,7 +347,7 @@ def test_budgets_are_irrelevant_for_methods_of_a_fixed_size() -> None:
         assert resolved("task=squad", f"method={method}").key["budget"] == method  # GLUE's default budget is no error
 
 
-#: hashes that runs had before settings came that are now in ``LATER``: what was measured then is found again
+#: hashes that runs had before there were the settings with ``later``: what was measured then is found again
 EARLIER = {
     "task=cola method=adalora data=sample": ("de64fa59c1", "2fd48a3c8d"),
     "task=mnli method=lora budget=1.2M seed=3 data=sample": ("c15c64b9dd", "3d9e91e5c4"),
@@ -366,13 +362,13 @@ EARLIER = {
 
 @pytest.mark.parametrize("command", EARLIER)
 def test_runs_keep_the_identity_they_had(command: str) -> None:
-    key = resolved(*command.split(), "train.group_by_length=true").key  # its value in LATER is not the default
+    key = resolved(*command.split(), "train.group_by_length=true").key  # left out at a value that is not the default
     assert (key["hash"], key["variant"]) == EARLIER[command]
 
 
 def published() -> dict[str, run_record.RunRecord]:
-    """Folder -> record of the runs in results/ that count."""
-    found = {str(path.parent): run_record.read(path) for path in run_record.find(ROOT / "results")}
+    """Folder -> record of the runs in results/published that count."""
+    found = {str(path.parent): run_record.read(path) for path in run_record.find(PUBLISHED)}
     return {folder: record for folder, record in found.items() if outdated(record) is None}
 
 
@@ -404,7 +400,7 @@ def test_published_commands_name_the_folders_of_their_records(
     monkeypatch.setattr(sources, "train_rows", lambda _: record.data["rows"]["train"])
     monkeypatch.setattr(sources, "fingerprint", lambda _: "of the rows, which these records do not have")
     monkeypatch.setattr(sources, "byte_fingerprint", lambda _: record.data["fingerprint"])
-    plan = resolved(*words, f"results.dir={ROOT / 'results'}")
+    plan = resolved(*words, f"results.dir={PUBLISHED}")
     assert str(plan.folder) in published()
     assert plan.key == record.key
     # what is settled with the data is known to the record alone; two records name these counts as they were asked for
@@ -419,7 +415,7 @@ def test_published_commands_name_the_folders_of_their_records(
 @pytest.mark.parametrize("command", published_commands())
 def test_published_commands_find_their_records_with_the_real_data(command: str) -> None:
     words = command.replace("data.dir=DIR", f"data.dir={REAL_DATA}").split()
-    plan = resolved(*words, f"results.dir={ROOT / 'results'}")
+    plan = resolved(*words, f"results.dir={PUBLISHED}")
     assert published()[str(plan.folder)].key == plan.key
     assert planning.finished(plan) is not None
 
@@ -428,16 +424,15 @@ def test_every_published_record_has_its_command() -> None:
     assert len(published_commands()) == len(published()) > 5
 
 
-def test_the_short_runs_can_be_read() -> None:
-    """Those of docs/short-runs.md, each at its place."""
-    found, refused = run_record.read_all(ROOT / "results" / "ablations")
+@pytest.mark.parametrize("results", [PUBLISHED, PUBLISHED / "study-first-look"], ids=lambda path: path.name)
+def test_every_published_record_lies_in_its_folder(results: Path) -> None:
+    found, refused = run_record.read_all(results)
     assert refused == []
-    assert {record.status for _, record in found} == {"ok"}
-    places = [run_record.run_folder(ROOT / "results" / "ablations", record.key) for _, record in found]
-    assert places == [path.parent for path, _ in found]
+    assert {record.status for _, record in found} <= {"ok", "failed"}
+    assert [run_record.run_folder(results, record.key) for _, record in found] == [path.parent for path, _ in found]
 
 
-#: setting of ``LATER`` -> a task and another value; of AdaLoRA alone if it is ``method.allocation``
+#: setting with ``later`` -> a task and another value; of AdaLoRA alone if it is ``method.allocation``
 LATER_VALUES = {
     "backbone.weights": ("cola", "random"),
     "data.holdout": ("cola", "300"),
@@ -446,6 +441,7 @@ LATER_VALUES = {
     "method.init": ("cola", "kaiming"),
     "train.attention": ("cola", "cropped"),
     "train.compile": ("cola", "inductor"),
+    "train.pass_tokens": ("cola", "64"),
     "task.n_best": ("squad", "7"),
     "task.max_answer_length": ("squad", "9"),
     "task.null_threshold": ("squad_v2", "0.5"),
@@ -472,7 +468,8 @@ def test_a_later_setting_is_part_of_the_identity_only_at_another_value(name: str
     assert name not in resolved("task=cola", f"method={method}").settings
     if name == "budget.params":
         words += ("budget.match=params",)
-    plan, other = resolved(*words), resolved(*words, f"{name}={value}", "measure=cost")  # for which all are allowed
+    more = OmegaConf.from_dotlist([f"{name}={value}", "measure=cost"])  # for which all are allowed
+    plan, other = resolved(*words), planning.resolve(OmegaConf.merge(composed(*words), more))
     assert other.settings[name] == yaml.safe_load(value)
     assert other.key["hash"] != plan.key["hash"]
     assert other.key["variant"] != plan.key["variant"]
@@ -489,22 +486,27 @@ def test_grouping_is_part_of_the_identity_only_where_it_is_not_done() -> None:
 
 # Which backbone for which task
 
-ENCODERS = "valid: deberta-v3-base, minilm, tiny-bert, tiny-deberta, tiny-roberta"
+KINDS = {
+    "encoder": "deberta-v3-base, minilm, tiny-bert, tiny-deberta, tiny-roberta",
+    "encoder-decoder": "bart-large, tiny-bart",
+}
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("backbone", names("backbone"))
-def test_a_task_needs_its_kind_of_backbone(task: str, backbone: str) -> None:
-    words = (f"task={task}", "method=lora", f"budget={budgets_of(task)[0]}", f"backbone={backbone}")
-    needs_decoder, has_decoder = "2.20%" in budgets_of(task), "bart" in backbone
-    if needs_decoder == has_decoder:
-        assert resolved(*words).key["backbone"] == backbone
-        return
-    with pytest.raises(InputError) as error:
-        resolved(*words)
-    kinds = ("encoder-decoder", "encoder") if needs_decoder else ("encoder", "encoder-decoder")
-    valid = "valid: bart-large, tiny-bart" if needs_decoder else ENCODERS
-    assert str(error.value) == (f"task={task} needs an {kinds[0]}, backbone '{backbone}' is an {kinds[1]}; {valid}")
+@pytest.mark.parametrize(("task", "needed"), [("cola", "encoder"), ("squad", "encoder"), ("xsum", "encoder-decoder")])
+def test_a_task_needs_its_kind_of_backbone(task: str, needed: str) -> None:
+    for backbone in names("backbone"):
+        cfg = copy.deepcopy(composed(f"task={task}", "method=lora"))
+        cfg.backbone = OmegaConf.merge(
+            OmegaConf.structured(Config).backbone, OmegaConf.load(CONF / "backbone" / f"{backbone}.yaml")
+        )
+        if backbone in KINDS[needed].split(", "):
+            assert planning.resolve(cfg).key["backbone"] == backbone
+            continue
+        (kind,) = KINDS.keys() - {needed}
+        with pytest.raises(InputError) as error:
+            planning.resolve(cfg)
+        start = f"task={task} needs an {needed}, backbone '{backbone}' is an {kind}"
+        assert str(error.value) == f"{start}; valid: {KINDS[needed]}"
 
 
 # T that only the data tell
@@ -525,8 +527,8 @@ def settings_of(plan: Plan) -> list[Any]:
 
 def as_asked(plan: Plan) -> dict[str, Any]:
     """The step counts before they were scaled, which with all other settings make the hash."""
-    assert set(plan.unscaled) == {f"method.{name}" for name in COUNTED} | {"optim.warmup_steps"}
-    return plan.unscaled
+    assert set(planning.unscaled(plan)) == {f"method.{name}" for name in COUNTED} | {"optim.warmup_steps"}
+    return planning.unscaled(plan)
 
 
 def test_t_is_provisional_where_examples_are_not_rows() -> None:
@@ -539,8 +541,8 @@ def test_t_is_provisional_where_examples_are_not_rows() -> None:
     assert "(paper: about 55,200)" in note
     skipping = resolved(*SKIPPING, *ROWS)
     assert skipping.provisional
-    assert "bad rows go" in skipping.notes[0]
-    assert resolved(*SKIPPING, *ROWS, "train.max_steps=3").notes == []  # T is what it is
+    assert "bad rows are left out" in skipping.notes[0]
+    assert resolved(*SKIPPING, *ROWS, "train.max_steps=3").notes == ()  # T is what it is
 
 
 @pytest.mark.parametrize("examples", [600, 33, 700])
@@ -560,7 +562,7 @@ def test_the_settled_plan_is_that_of_as_many_good_rows(examples: int) -> None:
     assert settled.key == key | {"total_steps": settled.total_steps}
     assert (settled.folder, as_asked(settled)) == (plan.folder, as_asked(plan))
     assert settings_of(settled) == phases(settled) != settings_of(plan) == before
-    assert settled.settings | settled.unscaled == plan.settings | plan.unscaled
+    assert settled.settings | planning.unscaled(settled) == plan.settings | planning.unscaled(plan)
     assert (plan.key, phases(plan)) == (key, before)  # not changed
     assert planning.settle(settled, examples) is settled
 
@@ -571,7 +573,7 @@ def test_step_counts_of_ones_own_are_settled_from_what_was_said() -> None:
     assert settled.total_steps == 250
     assert phases(settled) == [25, 100, 2, 4]
     assert settings_of(settled) == phases(settled)
-    assert plan.unscaled["method.t_i"] == settled.unscaled["method.t_i"] == 670
+    assert planning.unscaled(plan)["method.t_i"] == planning.unscaled(settled)["method.t_i"] == 670
     assert planning.settle(settled, 640).settings == plan.settings  # from what was asked, not from what was scaled
 
 
@@ -591,10 +593,12 @@ def test_identity_does_not_depend_on_a_provisional_t() -> None:
     assert list(as_asked(plan).values()) == [800, 3500, 10, 100]  # the paper's, not scaled by a T that may change
     assert settings_of(plan) == phases(plan)
     assert phases(plan)[0] != 800
-    assert plan.key["hash"] == planning.digest(plan.settings | plan.unscaled) != planning.digest(plan.settings)
+    assert (
+        plan.key["hash"] == identity.digest(plan.settings | planning.unscaled(plan)) != identity.digest(plan.settings)
+    )
     exact = resolved(*[word for word in SKIPPING if "skip" not in word], *ROWS)
     assert settings_of(exact) == list(as_asked(exact).values()) == phases(exact)
-    assert exact.key["hash"] == planning.digest(exact.settings)
+    assert exact.key["hash"] == identity.digest(exact.settings)
 
 
 def test_a_provisional_t_changes_neither_hash_nor_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -608,7 +612,7 @@ def test_a_provisional_t_changes_neither_hash_nor_folder(monkeypatch: pytest.Mon
         assert first.total_steps != second.total_steps
         assert settings_of(first) != settings_of(second)
         assert first.key | {"total_steps": 0} == second.key | {"total_steps": 0}
-        assert (first.folder, first.unscaled) == (second.folder, second.unscaled)
+        assert (first.folder, planning.unscaled(first)) == (second.folder, planning.unscaled(second))
     exact = []
     for rows in (640, 6400):  # where rows are examples, T is known and counts
         monkeypatch.setattr(sources, "train_rows", lambda _, rows=rows: rows)
@@ -667,7 +671,7 @@ def test_steps_scale_with_the_run() -> None:
     method = plan.cfg.method
     assert (method.t_i, method.t_f, method.delta_t) == (192, 840, 2)  # 800, 3,500, 10 x 1,608 / 6,700
     assert plan.cfg.optim.warmup_steps == 24
-    assert plan.origins["method.t_i"].startswith("800 x 1608/6700, scaled")
+    assert origins(plan)["method.t_i"].startswith("800 x 1608/6700, scaled")
     same = resolved("task=cola", "method=adalora", "method.schedule=scaled")
     assert [same.cfg.method[name] for name in ("t_i", "t_f", "delta_t")] == [800, 3500, 10]
     tiny = resolved("task=cola", "method=adalora", "method.schedule=scaled", "train.max_steps=3")
@@ -685,7 +689,7 @@ def test_total_steps_count_the_last_partial_batch_and_part_of_an_epoch() -> None
 def test_a_warm_up_that_never_ends_is_told() -> None:
     plan = resolved("task=cola", "method=lora", "train.max_steps=100")
     assert "warm-up takes 100 of T = 100 steps" in plan.notes[0]
-    assert resolved("task=cola", "method=lora", "train.max_steps=101").notes == []
+    assert resolved("task=cola", "method=lora", "train.max_steps=101").notes == ()
 
 
 # Counts (issue: "the counts, method only")

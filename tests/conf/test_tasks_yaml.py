@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from task_configs import CONF, ROOT, TASKS, task_config
 
-PAPER = ROOT / "adalora_repro" / "tables" / "paper"
+PAPER = ROOT / "adalora_repro" / "reports" / "tables" / "paper"
 SCRIPTS = sorted(path.stem for path in (CONF / "script").glob("*.yaml"))
 RECIPES = sorted(path for group in ("task", "tuned", "script") for path in (CONF / group).glob("*.yaml"))
 TABLE = {"glue": "Table 8", "qa": "Table 10", "nlg": "Table 13"}

@@ -12,7 +12,9 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from adalora_repro import methods
-from adalora_repro.config import plan as planning
+from adalora_repro.config import dry_run
+from adalora_repro.config import resolve as planning
+from adalora_repro.config.plan import Plan
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear
 from adalora_repro.models import backbones, inject
@@ -30,7 +32,7 @@ def source(folder: Path, ranks: dict[str, int] | None = None, **changes: Any) ->
     return save(folder, make(**(fields | changes))).parent
 
 
-def resolved(run: Path | str, *words: str, method: str = "lora_rank_pattern") -> planning.Plan:
+def resolved(run: Path | str, *words: str, method: str = "lora_rank_pattern") -> Plan:
     common = ["task=rte", f"method={method}", f"method.rank_pattern={run}", "backbone=tiny-bert", "data=sample"]
     return planning.resolve(compose("config", [*common, *words]), overrides=words)
 
@@ -65,7 +67,7 @@ def test_ranks_are_injected_and_a_matrix_of_rank_0_stays_as_it_is(tmp_path: Path
     expected = sum(rank * sizes.get(name.rpartition(".")[2], 64) for name, rank in RANKS.items())
     assert plan.params["method"] == plan.params["at_init"] == expected
     assert plan.method == {"n": 12, "b_T": 24, "alpha": 6.0, "alpha_over_r": 3.0}
-    assert "of 12 matrices" in planning.describe(plan)
+    assert "of 12 matrices" in dry_run.describe(plan)
     model = backbones.load_model(plan.cfg)
     method = methods.load(plan.cfg)
     method.inject(model, backbones.find_sites(model))

@@ -14,8 +14,8 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from adalora_repro.cli import report
-from adalora_repro.config import plan as planning
-from adalora_repro.config.schema import resource
+from adalora_repro.config.catalog import budget_families, resource
+from adalora_repro.config.resolve import resolve
 
 CONF, SWEEPS = resource("conf"), resource("sweeps")
 ROOT = Path(__file__).parents[2]
@@ -41,12 +41,9 @@ def budgets_of(task: str) -> list[str]:
     return [label for label, family in budget_families().items() if family in families]
 
 
-budget_families = functools.cache(planning.budget_families)
-
-
 def settings_of(*words: str) -> dict[str, Any]:
     """Every setting of which the identity of the run with these words is made."""
-    return json.loads(json.dumps(planning.resolve(compose("config", overrides=list(words))).asked))
+    return json.loads(json.dumps(resolve(compose("config", overrides=list(words))).asked))
 
 
 def identity_of(*words: str) -> str:
@@ -70,7 +67,7 @@ def identities(budgets: Iterable[str], *words: str) -> Iterator[str]:
 
 def _identity(cfg: DictConfig) -> str:
     """``variant folder``: the folder below results, which ends with the hash of all settings."""
-    plan = planning.resolve(cfg)
+    plan = resolve(cfg)
     folder = plan.folder.relative_to(cfg.results.dir)
     if cfg.measure == "score" and not folder.name.endswith(f"-{plan.key['hash']}"):
         raise AssertionError(f"{folder} does not end with the hash {plan.key['hash']}")

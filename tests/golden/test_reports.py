@@ -10,8 +10,8 @@ from golden.entry import ROOT, report_main
 
 #: where the committed records lie, as words for ``--results``; a name of ours -> the folder
 RESULTS = {
-    "runs": "results",
-    "ablations": "results/ablations",
+    "runs": "results/published",
+    "ablations": "tests/golden/records/ablations",
     "first-look": "results/published/study-first-look",
 }
 BACKBONE = "minilm"  # of all committed runs; those of table15 are of the paper's

@@ -15,7 +15,7 @@ from adalora_repro.lowrank.layers import LoRALinear, LowRankLinear, SVDLinear
 from adalora_repro.lowrank.schedule import BudgetSchedule
 from adalora_repro.training import loop as training_loop
 from adalora_repro.training import runner
-from adalora_repro.training.loop import Loop
+from adalora_repro.training.state import RunState
 from benchmarks.runs import planned
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
@@ -39,8 +39,8 @@ WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy", "cudaMal
 
 
 @pytest.fixture
-def built(tmp_path: Path) -> Callable[..., Loop]:
-    def build(*words: str, device: str = "cuda") -> Loop:
+def built(tmp_path: Path) -> Callable[..., RunState]:
+    def build(*words: str, device: str = "cuda") -> RunState:
         folders = [f"data.cache_dir={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}"]
         return runner.build(planned([*SMALL, *words, *folders, f"train.device={device}"]))
 
@@ -68,7 +68,7 @@ def words_of(task: str, backbone: str, budget: str, method: str, precision: str)
 @pytest.mark.parametrize("method", ["lora", "adalora"])
 @pytest.mark.parametrize(("task", "backbone", "budget"), CELLS)
 def test_no_step_waits(
-    built: Callable[..., Loop],
+    built: Callable[..., RunState],
     waits_are_errors: Callable[[], None],
     task: str,
     backbone: str,
@@ -92,7 +92,7 @@ def test_the_check_for_waits_sees_one(waits_are_errors: Callable[[], None]) -> N
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora"])
-def test_a_profile_of_a_step_has_no_wait(built: Callable[..., Loop], method: str) -> None:
+def test_a_profile_of_a_step_has_no_wait(built: Callable[..., RunState], method: str) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     loop = built(*words_of("sst2", "tiny-deberta", "0.3M", method, "bf16"))
@@ -153,7 +153,7 @@ def test_the_same_gradients_give_the_same_masks(score: Any, kind: type[LowRankLi
 @pytest.mark.parametrize("method", ["lora", "adalora"])
 @pytest.mark.parametrize(("task", "backbone", "budget"), CELLS)
 def test_losses_are_those_of_a_cpu(
-    built: Callable[..., Loop], task: str, backbone: str, budget: str, method: str
+    built: Callable[..., RunState], task: str, backbone: str, budget: str, method: str
 ) -> None:
     """In fp32 without dropout, over ten steps with masks: up to the order of sums."""
     losses = []
@@ -177,7 +177,7 @@ def test_losses_are_those_of_a_cpu(
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_memory_is_given_back_between_the_runs_of_a_sweep(built: Callable[..., Loop]) -> None:
+def test_memory_is_given_back_between_the_runs_of_a_sweep(built: Callable[..., RunState]) -> None:
     def train_one() -> None:
         loop = built(*words_of("sst2", "tiny-deberta", "0.3M", "adalora", "bf16"))
         for batches in training_loop.training_batches(loop):

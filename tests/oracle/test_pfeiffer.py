@@ -11,7 +11,7 @@ from hydra import compose
 from torch import Tensor, nn
 
 from adalora_repro import methods
-from adalora_repro.config import plan as planning
+from adalora_repro.config import resolve as planning
 from adalora_repro.errors import InputError
 from adalora_repro.models import backbones
 

@@ -17,7 +17,7 @@ from adalora_repro.models import inject
 from adalora_repro.tasks.base import MULTIPLE
 from adalora_repro.training import batches, runner
 from adalora_repro.training import loop as training_loop
-from adalora_repro.training.loop import Loop
+from adalora_repro.training.state import RunState
 from benchmarks.lengths import lengths_of
 from benchmarks.runs import planned
 
@@ -58,7 +58,7 @@ def test_cutting_saves_most_of_the_padding_that_random_batches_have(task: str, s
     lengths = lengths_of(task)
     steps = batches.epoch_order(lengths, 32, 0, group=False)[:200]
     whole = padded(steps, lengths)
-    cut = [batches.micro_batches(batches.longest_first(lengths, rows), lengths, 1, on_cpu=True) for rows in steps]
+    cut = [batches.micro_batches(batches.longest_first(lengths, rows), lengths, 1, True, 128) for rows in steps]
     least = sum(lengths[row] for rows in steps for row in rows)
     saved = whole - sum(padded(parts, lengths) for parts in cut)
     assert saved > share * (whole - least)
@@ -69,8 +69,8 @@ def test_cutting_saves_most_of_the_padding_that_random_batches_have(task: str, s
 
 
 @pytest.fixture
-def built(tmp_path: Path) -> Callable[..., Loop]:
-    def build(*words: str) -> Loop:
+def built(tmp_path: Path) -> Callable[..., RunState]:
+    def build(*words: str) -> RunState:
         small = ["data=sample", "data.sample_rows=300", "data.sample_validation_rows=8", "train.device=cpu"]
         small += [
             "task=rte",
@@ -85,20 +85,20 @@ def built(tmp_path: Path) -> Callable[..., Loop]:
     return build
 
 
-def steps(loop: Loop) -> list[list[int]]:
+def steps(loop: RunState) -> list[list[int]]:
     """Which rows each step of two epochs has, in order."""
     lengths = loop.data.train["length"][:]
-    return [sorted(rows) for epoch in (0, 1) for rows in training_loop.steps_of(loop, epoch, lengths)]
+    return [sorted(rows) for epoch in (0, 1) for rows in batches.steps_of(loop, epoch, lengths)]
 
 
-def test_only_grouping_changes_which_rows_make_a_step(built: Callable[..., Loop]) -> None:
+def test_only_grouping_changes_which_rows_make_a_step(built: Callable[..., RunState]) -> None:
     padded = steps(built("method=full", "train.padding=max_length"))
     assert steps(built("method=full")) == padded
     assert steps(built("method=full", "train.group_by_length=true")) != padded
 
 
 @pytest.mark.parametrize("method", ["full", "adalora"])
-def test_cut_steps_have_the_gradients_of_padded_ones(built: Callable[..., Loop], method: str) -> None:
+def test_cut_steps_have_the_gradients_of_padded_ones(built: Callable[..., RunState], method: str) -> None:
     def found(*words: str) -> tuple[list[dict[str, torch.Tensor]], list[int], int]:
         loop = built(f"method={method}", "budget=0.3M", *words)
         gradients: list[dict[str, torch.Tensor]] = []
@@ -132,27 +132,27 @@ def test_cut_steps_have_the_gradients_of_padded_ones(built: Callable[..., Loop],
 def test_processes_share_a_step_evenly(size: int, parts: int, device: str) -> None:
     lengths = [7 + 11 * i % 113 for i in range(100)]
     rows = list(range(40, 72))
-    settings = SimpleNamespace(group_by_length=False, padding="longest", grad_accumulation=parts)
+    settings = SimpleNamespace(group_by_length=False, padding="longest", grad_accumulation=parts, pass_tokens=128)
     shares = []
     for rank in range(size):
-        world = SimpleNamespace(
+        processes = SimpleNamespace(
             size=size,
             own=lambda items, rank=rank: items[rank::size],
-            accelerator=SimpleNamespace(device=torch.device(device)),
         )
-        loop: Any = SimpleNamespace(plan=SimpleNamespace(cfg=SimpleNamespace(train=settings)), world=world)
-        shares.append(training_loop.parts_of(loop, rows, lengths))
+        plan = SimpleNamespace(cfg=SimpleNamespace(train=settings))
+        loop: Any = SimpleNamespace(plan=plan, processes=processes, device=torch.device(device))
+        shares.append(batches.parts_of(loop, rows, lengths))
     assert sorted(row for share in shares for part in share for row in part) == rows
     assert all(part for share in shares for part in share)
     if device == "cuda":
         assert {len(share) for share in shares} == ({parts} if size < 40 else {0, 1})
     elif size < 4:
-        costs = [padded(share, lengths) + batches.PASS_TOKENS * len(share) for share in shares]
+        costs = [padded(share, lengths) + 128 * len(share) for share in shares]
         assert max(costs) < 1.2 * min(costs)
         assert max(len(share) for share in shares) > 1
 
 
-def test_no_part_is_larger_than_accumulation_allows(built: Callable[..., Loop]) -> None:
+def test_no_part_is_larger_than_accumulation_allows(built: Callable[..., RunState]) -> None:
     loop = built("method=full", "train.grad_accumulation=8")
     for parts in training_loop.training_batches(loop):
         sizes: list[Any] = [part["input_ids"].shape for part in parts]

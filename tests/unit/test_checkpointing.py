@@ -15,11 +15,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from adalora_repro.config import plan
+from adalora_repro.config import resolve as plan
 from adalora_repro.models import inject
 from adalora_repro.tasks.base import Evaluation
 from adalora_repro.training import loop as training_loop
 from adalora_repro.training import runner
+from adalora_repro.training.evaluate import evaluate
 
 BACKBONES = ("tiny-bert", "tiny-deberta", "tiny-roberta", "tiny-bart")
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")
@@ -51,7 +52,7 @@ def planned(backbone: str, method: str, cache: Path, *overrides: str) -> plan.Pl
     return plan.count(plan.resolve(compose("config", [*words, *overrides])))
 
 
-def built(plain: plan.Plan, checkpointing: bool) -> training_loop.Loop:
+def built(plain: plan.Plan, checkpointing: bool) -> training_loop.RunState:
     cfg = copy.deepcopy(plain.cfg)
     OmegaConf.update(cfg, "backbone.gradient_checkpointing", checkpointing)
     return runner.build(replace(plain, cfg=cfg))
@@ -64,7 +65,7 @@ def layers(model: nn.Module) -> list[nn.Module]:
 class Watched:
     """A run's steps, with what they make: the gradients of all that trains, the forward calls inside layers."""
 
-    def __init__(self, loop: training_loop.Loop) -> None:
+    def __init__(self, loop: training_loop.RunState) -> None:
         self.loop = loop
         self.gradients: list[dict[str, Tensor | None]] = []
         self.pruned: list[int] = []
@@ -92,7 +93,7 @@ class Watched:
         return {name: p.detach().clone() for name, p in inject.trained(self.loop.model).items()}
 
     def evaluates(self) -> Evaluation:
-        return training_loop.evaluate(self.loop, QUIET)
+        return evaluate(self.loop, QUIET)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -136,7 +137,7 @@ def test_losses_gradients_and_figures_are_the_same_to_the_bit(backbone: str, met
     assert min(usual.calls) > 0
 
 
-def saved_bytes(loop: training_loop.Loop) -> int:
+def saved_bytes(loop: training_loop.RunState) -> int:
     """Bytes that the forward pass keeps for the backward pass, parameters apart; each storage once."""
     known = {p.untyped_storage().data_ptr() for p in loop.model.parameters()}
     storages: dict[int, Tensor] = {}

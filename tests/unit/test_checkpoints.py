@@ -13,7 +13,7 @@ import torch
 from hydra import compose
 from torch.utils._pytree import tree_leaves
 
-from adalora_repro.config import plan
+from adalora_repro.config import resolve as plan
 from adalora_repro.errors import InputError
 from adalora_repro.training import checkpoint, runner
 from adalora_repro.training import loop as training_loop
@@ -26,7 +26,7 @@ WORDS += ["method.delta_t=1", "optim.warmup_steps=0"]
 
 
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory, hydra: None) -> training_loop.Loop:
+def loop(tmp_path_factory: pytest.TempPathFactory, hydra: None) -> training_loop.RunState:
     """After two steps."""
     words = [*WORDS, f"data.cache_dir={tmp_path_factory.mktemp('cache')}"]
     built = runner.build(plan.count(plan.resolve(compose("config", words))))
@@ -78,12 +78,12 @@ FOREIGN: dict[str, tuple[Spoil, str]] = {
 }
 
 
-def saved(loop: training_loop.Loop, folder: Path) -> dict[str, Any]:
+def saved(loop: training_loop.RunState, folder: Path) -> dict[str, Any]:
     checkpoint.save(folder, loop.state_dict())
     return copy.deepcopy(loop.state_dict())
 
 
-def test_what_was_saved_is_taken_as_it_was(loop: training_loop.Loop, tmp_path: Path) -> None:
+def test_what_was_saved_is_taken_as_it_was(loop: training_loop.RunState, tmp_path: Path) -> None:
     expected = saved(loop, tmp_path)
     state, problems = checkpoint.load(tmp_path, loop.plan.key["hash"], loop.load_state_dict)
     assert problems == []
@@ -94,7 +94,7 @@ def test_what_was_saved_is_taken_as_it_was(loop: training_loop.Loop, tmp_path: P
 
 @pytest.mark.parametrize(("spoil", "why"), FOREIGN.values(), ids=FOREIGN)
 def test_another_version_is_refused_with_the_reason(
-    loop: training_loop.Loop, tmp_path: Path, spoil: Spoil, why: str
+    loop: training_loop.RunState, tmp_path: Path, spoil: Spoil, why: str
 ) -> None:
     state = saved(loop, tmp_path)
     spoil(state)

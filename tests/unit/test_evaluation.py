@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adalora_repro.tasks.base import Evaluation
-from adalora_repro.training.distributed import World
-from adalora_repro.training.loop import evaluate
+from adalora_repro.training.distributed import Processes
+from adalora_repro.training.evaluate import evaluate
 
 Rows = list[dict[str, Any]]
 
@@ -91,9 +91,11 @@ def loop_of(task: Counting, splits: dict[str, list[int]], size: int) -> Any:
         plan=SimpleNamespace(cfg=cfg),
         model=model,
         method=SimpleNamespace(masked=masked),
+        device=torch.device("cpu"),
+        check_weights=lambda: None,
         task=task,
         data=SimpleNamespace(evaluation=rows),
-        world=World(
+        processes=Processes(
             SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"), autocast=nullcontext)
         ),
     )

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 from task_configs import GLUE, TASKS, task_config, write_jsonl
 
-from adalora_repro.config import plan
+from adalora_repro.config import dry_run
+from adalora_repro.config import resolve as plan
 from adalora_repro.errors import InputError
 from adalora_repro.models import backbones
 from adalora_repro.tasks import load_family, sources
@@ -239,7 +240,7 @@ def test_t_is_made_from_the_rows_that_are_left(task: str, rows: int) -> None:
     assert found.cfg.data.holdout == found.settings["data.holdout"] == held
     assert (found.train_rows, found.steps_per_epoch) == (rows - held, per_epoch)
     assert found.total_steps == math.ceil(per_epoch * found.cfg.train.epochs)
-    text = " ".join(plan.describe(plan.count(found)).split())
+    text = " ".join(dry_run.describe(plan.count(found)).split())
     assert f"held out {held:,} rows of the train split, evaluated and never trained on;" in text
     assert f"; {rows - held:,} remain for training" in text
 

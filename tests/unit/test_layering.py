@@ -14,8 +14,8 @@ import adalora_repro
 PACKAGE = Path(adalora_repro.__file__).parent
 CONF = PACKAGE.parent / "conf"
 #: from the bottom up; rooms on one line may not import each other (a room's own modules may)
-ROOMS = ["__init__", "errors terminal", "lowrank records", "models", "metrics", "tasks", "methods", "config"]
-ROOMS += ["reports", "training", "cli"]
+ROOMS = ["__init__", "errors terminal", "settings", "lowrank records", "models", "metrics", "tasks", "methods"]
+ROOMS += ["config", "reports", "training", "cli"]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names.split()}
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "sklearn", "pandas", "peft"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -51,8 +51,8 @@ def imports(path: Path, module_level: bool = False) -> set[str]:
     return found
 
 
-def units_imported(path: Path) -> set[str]:
-    names = [name.split(".") for name in imports(path)]
+def units_imported(path: Path, module_level: bool = False) -> set[str]:
+    names = [name.split(".") for name in imports(path, module_level)]
     own = [parts for parts in names if parts[0] == PACKAGE.name and len(parts) > 1]
     return {parts[1] if parts[1] in RANK else "__init__" for parts in own}
 
@@ -64,7 +64,8 @@ def test_every_module_lies_in_a_room() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_downward(path: Path) -> None:
     here = unit(path)
-    for other in units_imported(path) - {here}:
+    api = path == PACKAGE / "__init__.py"  # imports the room that a user asks for when it is asked for
+    for other in units_imported(path, module_level=api) - {here}:
         assert RANK[other] < RANK[here], f"{here} imports {other}"
 
 
@@ -98,20 +99,21 @@ def test_what_starts_fast_imports_nothing_heavy_by_itself(name: str) -> None:
         assert {"base.py", "glue.py", "squad.py", "summarization.py"} <= {path.name for path in seen}
 
 
-def test_the_loop_names_no_method_and_no_task() -> None:
+@pytest.mark.parametrize("module", ["loop", "evaluate", "state", "batches", "log"])
+def test_the_loop_names_no_method_and_no_task(module: str) -> None:
     names = {path.stem for group in ("method", "task") for path in (CONF / group).glob("*.yaml")}
     modules = {path.stem for folder in ("methods", "tasks") for path in (PACKAGE / folder).glob("[!_]*.py")} - {"base"}
     ids = names | {OmegaConf.load(path).method.get("module") for path in (CONF / "method").glob("*.yaml")} | modules
-    ids.discard(None)  # of a file that takes it from another
+    ids -= {None, "processes"}  # of a file that takes it from another; tasks/processes.py is no family
     assert {"adalora", "cola", "glue"} <= ids
-    tree = ast.parse((PACKAGE / "training" / "loop.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "training" / f"{module}.py").read_text(encoding="utf-8"))
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     texts = [
         node.value
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
     ]
-    assert len(texts) > 20
+    assert texts
     for text in texts:
         assert not set(text.replace("/", " ").replace(".", " ").split()) & (ids - {"full"}), text
         assert text != "full"

@@ -1,57 +1,50 @@
-"""The lock of a run's folder: who holds it, who may take it over, who lost it."""
+"""The lease on a run's folder: who has it, who may take it over, who lost it. How filelock judges is its own affair."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from filelock import SoftFileLease
 
 from adalora_repro.errors import InputError
 from adalora_repro.records import lock
-from adalora_repro.records.lock import NAME, Lock, LostLockError, held
+from adalora_repro.records.lock import NAME, Lock, LostFolderError, held
 
 HOLDER = """
-import sys, time
+import sys
 from pathlib import Path
-from adalora_repro.lock import Lock
-Lock(Path(sys.argv[1])).take(print)
+from adalora_repro.records.lock import Lock
+lease = Lock(Path(sys.argv[1]))
+lease.take(print)
 print("taken", flush=True)
 sys.stdin.read()
 """
-ELSEWHERE = {"host": "elsewhere", "boot": "another", "pid": 1, "started": 1, "nonce": "theirs", "beat": 7}
+HELD = "another process is training this run"
 
 
-def unheard(line: str) -> None:
+def silent(line: str) -> None:
     raise AssertionError(f"watched: {line}")
 
 
-def leave(folder: Path, **changes: Any) -> Path:
-    """A lock file of another machine."""
+def leave(folder: Path, host: str = "elsewhere", pid: int = 1) -> Path:
+    """The lease of a process on another host, as filelock writes it."""
     path = folder / NAME
-    path.write_text(json.dumps(ELSEWHERE | changes) + "\n", encoding="utf-8")
+    lines = ["filelock/2", f"pid={pid}", f"host={host}", "mode=lease", "token=theirs", f"duration={lock.LEASE_S!r}"]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
-
-
-def content(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / NAME).read_text(encoding="utf-8"))
 
 
 @contextmanager
 def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has the lock."""
+    """Another process that has the lease."""
     command = [sys.executable, "-c", HOLDER, str(folder)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
@@ -65,313 +58,189 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def taken(folder: Path, tell: Callable[[str], None] = unheard) -> Iterator[Lock]:
+def taken(folder: Path, say: Callable[[str], None] = silent) -> Iterator[Lock]:
     own = Lock(folder)
     try:
-        own.take(tell)
+        own.take(say)
         yield own
     finally:
         own.release()
 
 
-@pytest.fixture(params=[None, errno.ENOTSUP, errno.ENOLCK], ids=["flock", "ENOTSUP", "ENOLCK"])
-def flock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With flock and on file systems without."""
-    if request.param is not None:
-
-        def refused(*_: object) -> None:
-            raise OSError(request.param, os.strerror(request.param))
-
-        monkeypatch.setattr(fcntl, "flock", refused)
-
-
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five looks without a change are a death."""
-    monkeypatch.setattr(lock, "LEASE_S", 0.005)
-    monkeypatch.setattr(lock, "LOOK_S", 0.001)
+    """A few looks without a change are a death."""
+    monkeypatch.setattr(lock, "LEASE_S", 0.05)
+    monkeypatch.setattr(lock, "LOOK_S", 0.01)
 
 
-@pytest.mark.usefixtures("flock")
-def test_a_holder_of_this_machine_keeps_the_lock_until_it_is_killed(tmp_path: Path) -> None:
-    assert not held(tmp_path)
+@pytest.mark.parametrize("exchange", [True, False], ids=["local", "without an exchange of names, as on NFS"])
+def test_a_holder_of_this_host_keeps_the_lease_until_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
     with holder(tmp_path) as process:
-        assert content(tmp_path)["pid"] == process.pid
         assert held(tmp_path)
         assert held(tmp_path, sure=True)
-        with pytest.raises(InputError, match="another process is training this run"), taken(tmp_path):
+        with pytest.raises(InputError, match=HELD), taken(tmp_path):
             pass
-        assert content(tmp_path)["pid"] == process.pid
-        process.send_signal(signal.SIGKILL)
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # nobody has asked for its exit code yet
+        process.kill()
+        process.wait()
         assert not held(tmp_path)
-        with taken(tmp_path):
-            assert content(tmp_path)["pid"] == os.getpid()
-            assert held(tmp_path)
+        if not exchange:
+            acquired, refusals = lock._acquired, [False]
+
+            def left(lease: SoftFileLease) -> bool:
+                """filelock leaves the dead one's file where it is."""
+                return refusals.pop() if refusals and lease.lock_file == str(tmp_path / NAME) else acquired(lease)
+
+            monkeypatch.setattr(lock, "_acquired", left)
+        with taken(tmp_path) as own:
+            own.check()
+            assert held(tmp_path, sure=True)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("flock")
-def test_a_later_process_with_the_holder_s_id_is_not_the_holder(tmp_path: Path) -> None:
-    with taken(tmp_path):
-        values = content(tmp_path)
-    leave(tmp_path, **values | {"started": values["started"] - 1})
-    assert not held(tmp_path)
-    with taken(tmp_path):
-        assert content(tmp_path)["nonce"] != values["nonce"]
-
-
-@pytest.mark.usefixtures("flock", "quick")
-def test_a_silent_lock_of_another_machine_is_watched_and_taken_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("quick")
+def test_a_silent_lease_of_another_host_is_watched_and_taken_over(tmp_path: Path) -> None:
     leave(tmp_path)
-    looks, look, told = [0], lock.look, []
-
-    def counted(path: Path) -> Any:
-        looks[0] += path.name == NAME and content(tmp_path)["nonce"] == "theirs" if path.exists() else 0
-        return look(path)
-
-    monkeypatch.setattr(lock, "look", counted)
-    with taken(tmp_path, told.append):
-        assert content(tmp_path)["pid"] == os.getpid()
-    assert looks == [6]
-    (line,) = told
+    said: list[str] = []
+    with taken(tmp_path, said.append) as own:
+        own.check()
+    (line,) = said
     assert line.startswith(f"{tmp_path} is locked by elsewhere: looking for up to ")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("flock", "quick")
-@pytest.mark.parametrize("beat", [1, 3, 5])
-def test_one_beat_shows_that_a_holder_elsewhere_lives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beat: int
+@pytest.mark.parametrize("look", [1, 3])
+def test_one_renewal_shows_that_a_holder_elsewhere_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int
 ) -> None:
-    leave(tmp_path)
-    looks, look = [0], lock.look
+    path, looks = leave(tmp_path), [0]
 
-    def beating(path: Path) -> Any:
-        if looks[0] == beat:
-            leave(tmp_path, beat=8)
+    def renewed(seconds: float) -> None:
         looks[0] += 1
-        return look(path)
+        if looks[0] == look:
+            os.utime(path, ns=(1, 1))
 
-    monkeypatch.setattr(lock, "look", beating)
-    with pytest.raises(InputError, match="another process is training this run"), taken(tmp_path, lambda _: None):
+    monkeypatch.setattr(lock.time, "sleep", renewed)
+    with pytest.raises(InputError, match=HELD), taken(tmp_path, lambda _: None):
         pass
-    assert content(tmp_path) == ELSEWHERE | {"beat": 8}
+    assert "token=theirs" in path.read_text(encoding="utf-8")
 
 
-def test_flock_that_reaches_other_machines_needs_no_watching(tmp_path: Path) -> None:
-    with leave(tmp_path).open("rb+") as theirs:
-        fcntl.flock(theirs, fcntl.LOCK_EX)
-        assert held(tmp_path, sure=True)
-        with pytest.raises(InputError, match="another process is training this run"), taken(tmp_path):
-            pass
-
-
-@pytest.mark.usefixtures("flock")
-@pytest.mark.parametrize("text", ["", "{", json.dumps(ELSEWHERE)], ids=["empty", "damaged", "elsewhere"])
-def test_a_quick_look_at_a_lock_that_says_nothing(tmp_path: Path, text: str) -> None:
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("text", ["", "{", '{"host": "a", "pid": 1}'], ids=["empty", "damaged", "an older version's"])
+def test_a_file_that_names_no_holder_is_taken_over_when_it_stays_so(tmp_path: Path, text: str) -> None:
     (tmp_path / NAME).write_text(text, encoding="utf-8")
     assert held(tmp_path)
     assert not held(tmp_path, sure=True)
     assert lock.alive(tmp_path) is None
-    assert (tmp_path / NAME).read_text(encoding="utf-8") == text
+    said: list[str] = []
+    with taken(tmp_path, said.append) as own:
+        own.check()
+    assert "is locked by an unknown host" in said[0]
 
 
-def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / NAME)
+def test_a_look_changes_nothing(tmp_path: Path) -> None:
+    assert lock.alive(tmp_path) is False
+    path = leave(tmp_path)
+    before = path.stat().st_mtime_ns, path.read_bytes()
     assert lock.alive(tmp_path) is None
-    with pytest.raises(OSError, match="a named pipe, not a file"):
-        lock.Lock(tmp_path).take(print)
-
-
-def test_no_lock_without_a_folder(tmp_path: Path) -> None:
+    assert (path.stat().st_mtime_ns, path.read_bytes()) == before
+    assert list(tmp_path.iterdir()) == [path]
     (tmp_path / "file").touch()
     assert not held(tmp_path / "none")
     assert not held(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipe").rename(path)
+    assert lock.alive(tmp_path) is None  # and is not waited for
 
 
-@pytest.mark.usefixtures("quick")
-def test_an_empty_file_is_taken_over_when_it_stays_so(tmp_path: Path) -> None:
-    (tmp_path / NAME).touch()
-    told: list[str] = []
-    with taken(tmp_path, told.append) as own:
-        own.check()
-    assert "is locked by an unknown host" in told[0]
-
-
-def test_who_lost_the_lock_is_told_ever_after_and_leaves_it_alone(tmp_path: Path) -> None:
-    with taken(tmp_path) as own:
-        assert own.check() is False
-        (tmp_path / NAME).unlink()
-        leave(tmp_path)
-        for _ in range(2):
-            with pytest.raises(LostLockError, match="another process took over"):
-                own.check()
-        (tmp_path / NAME).unlink()
-        with pytest.raises(LostLockError):
-            own.check()
-        leave(tmp_path)
-    assert content(tmp_path) == ELSEWHERE
-
-
-@pytest.mark.parametrize("what", ["lock", "folder"])
-def test_a_removed_lock_is_put_back(tmp_path: Path, what: str) -> None:
-    folder = tmp_path / "a" / "b"
-    folder.mkdir(parents=True)
-    with taken(folder) as own:
-        before = content(folder)
-        (folder / NAME).unlink()
-        if what == "folder":
-            folder.rmdir()
-            folder.parent.rmdir()
-        assert own.check() is True
-        assert own.check() is False
-        assert content(folder) == before
-        with (folder / NAME).open("rb") as file, pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    assert list(folder.iterdir()) == []
-
-
-def test_a_lock_is_renewed_and_put_back_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT_S", 0.001)
-    written = threading.Semaphore(0)
-    write = Lock._write
-
-    def told(self: Lock, handle: int) -> None:
-        write(self, handle)
-        written.release()
-
-    monkeypatch.setattr(Lock, "_write", told)
-    with taken(tmp_path) as own:
-        for _ in range(4):
-            written.acquire()
-        assert content(tmp_path)["beat"] >= 2
-        (tmp_path / NAME).unlink()
-        for _ in range(20):  # those before the file was gone may still count
-            written.acquire()
-        assert content(tmp_path)["beat"] >= 3
-        assert own.check() is True
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_is_gone_is_not_made_again_by_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is left to the run, which puts back the other files too."""
+@pytest.mark.parametrize("what", ["lease", "folder", "both", "taken"])
+def test_who_lost_the_folder_learns_it_before_it_writes(tmp_path: Path, what: str) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     with taken(folder) as own:
-        (folder / NAME).unlink()
-        folder.rmdir()
-        rounds = iter([False, False, True])
-        monkeypatch.setattr(own._ended, "wait", lambda _: next(rounds))
-        own._renew()
-        assert not folder.exists()
-        assert own.check() is True
+        own.check()
+        if what == "lease":
+            (folder / NAME).unlink()
+        else:
+            shutil.rmtree(folder)
+        if what in ("both", "taken"):
+            folder.mkdir()
+        if what == "taken":
+            leave(folder)
+        for _ in range(2):
+            with pytest.raises(LostFolderError, match="took over" if what == "taken" else "was removed"):
+                own.check()
+    assert (folder / NAME).exists() == (what == "taken")
+    assert folder.exists() == (what != "folder")
 
 
-@pytest.mark.usefixtures("flock", "quick")
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("dead", ["here", "elsewhere"])
 def test_of_many_take_overs_one_wins(tmp_path: Path, dead: str) -> None:
-    here = {**lock._here(), "pid": os.getpid(), "started": 0}
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for number in range(25):
-            folder = tmp_path / str(number)
-            folder.mkdir()
-            leave(folder, **(here if dead == "here" else {}))
-            locks = [Lock(folder) for _ in range(6)]
-            barrier = threading.Barrier(len(locks))
-            refused: list[Lock] = []
+    for number in range(5):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        leave(folder)
+        if dead == "here":
+            with taken(tmp_path):
+                text = (tmp_path / NAME).read_text(encoding="utf-8")
+            lines = [line for line in text.splitlines() if not line.startswith(("pid=", "start="))]
+            (folder / NAME).write_text("\n".join([*lines, f"pid={2**31 - 1}", ""]), encoding="utf-8")
+        locks = [Lock(folder) for _ in range(4)]
+        barrier = threading.Barrier(len(locks))
+        winners: list[Lock] = []
 
-            def take(own: Lock, barrier: threading.Barrier = barrier, refused: list[Lock] = refused) -> None:
-                barrier.wait()
-                try:
-                    own.take(lambda _: None)
-                except InputError:
-                    refused.append(own)
+        def take(own: Lock, barrier: threading.Barrier = barrier, winners: list[Lock] = winners) -> None:
+            barrier.wait()
+            try:
+                own.take(lambda _: None)
+                winners.append(own)
+            except InputError:
+                pass
 
-            threads = [threading.Thread(target=take, args=(own,)) for own in locks]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            owners = []
-            for own in locks:
-                if own not in refused:
-                    try:
-                        own.check()
-                    except LostLockError:
-                        continue
-                    owners.append(own)
-            assert len(owners) == 1
-            assert content(folder)["nonce"] == owners[0]._nonce
-            for own in locks:
-                own.release()
-            assert list(folder.iterdir()) == []
-    finally:
-        sys.setswitchinterval(before)
+        threads = [threading.Thread(target=take, args=(own,)) for own in locks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        owners = []
+        for own in winners:
+            try:
+                own.check()
+            except LostFolderError:
+                continue
+            owners.append(own)
+        assert len(owners) == 1
+        for own in locks:
+            own.release()
+        assert list(folder.iterdir()) == []
 
 
-def test_a_lock_that_was_taken_meanwhile_is_put_back(tmp_path: Path) -> None:
-    path = leave(tmp_path, beat=8)
-    lock._remove(path, json.dumps(ELSEWHERE).encode() + b"\n")
-    assert content(tmp_path)["beat"] == 8
+def test_a_lease_that_changed_after_it_was_judged_is_put_back(tmp_path: Path) -> None:
+    path = leave(tmp_path)
+    judged = lock._seen(path)
+    os.utime(path, ns=(1, 1))
+    lock._remove(path, judged)
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refused)
-    leave(tmp_path, **{**lock._here(), "pid": os.getpid(), "started": 0})
-    with taken(tmp_path) as own:
-        own.check()
-        with pytest.raises(InputError), taken(tmp_path):
-            pass
-        (tmp_path / NAME).unlink()
-        assert own.check() is True
-        lock._remove(tmp_path / NAME, b"another's")
-        assert own.check() is False
+    lock._remove(path, lock._seen(path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_link_whose_answer_was_lost_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NFS: the client asks again and learns that the file exists."""
-    link = os.link
+@pytest.mark.parametrize("kind", ["read-only", "a folder in its place"])
+def test_where_no_lease_can_be_written(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "read-only":
+        opened = os.open
 
-    def repeated(*paths: Any) -> None:
-        link(*paths)
-        raise FileExistsError(errno.EEXIST, "File exists")
+        def refused(path: str, *rest: int) -> int:
+            if str(path).endswith(NAME):
+                raise PermissionError(13, "Permission denied", str(path))
+            return opened(path, *rest)
 
-    monkeypatch.setattr(os, "link", repeated)
-    with taken(tmp_path) as own:
-        own.check()
-
-
-def test_a_full_disk_leaves_no_half_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", full)
-        with pytest.raises(OSError, match="No space"), taken(tmp_path):
-            pass
-    assert list(tmp_path.iterdir()) == []
-
-
-VALUES = st.sampled_from([None, True, -1, 0, 1, 2**80, 1.5, "", "x", [], {}])
-
-
-@given(
-    st.binary()
-    | st.dictionaries(st.sampled_from(sorted(ELSEWHERE)), VALUES).map(
-        lambda values: json.dumps(ELSEWHERE | lock._here() | values).encode()
-    )
-)
-def test_any_file_is_a_lock_or_none(text: bytes) -> None:
-    found = lock.Found(text, lock._parse(text), flocked=False)
-    assert found.alive in (None, False, True)
-    assert found.host
+        monkeypatch.setattr(os, "open", refused)
+    else:
+        (tmp_path / NAME).mkdir()
+    with pytest.raises(OSError, match=r"Permission denied|Is a directory"), taken(tmp_path):
+        pass

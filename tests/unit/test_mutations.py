@@ -24,18 +24,18 @@ from fake_records import PERCENT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import adalora_repro
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
-COMMITTED = Path(adalora_repro.__file__).parents[1] / "results"
+ROOT = Path(__file__).parents[2]
+ABLATIONS, PUBLISHED = "tests/golden/records/ablations/runs/minilm", "results/published/runs/minilm"
+STUDY = "results/published/study-first-look/runs/minilm"
 CHOSEN = [
-    *(f"ablations/runs/minilm/cola/lora/0.16%/*-seed{seed}-*" for seed in range(3)),
-    *(f"ablations/runs/minilm/cola/adalora/0.16%/*-seed{seed}-*" for seed in range(3)),
-    *(f"ablations/runs/minilm/rte/{method}/0.3M/*" for method in ("lora", "adalora")),
-    *("ablations/runs/minilm/cola/lora/r15-q/*", "ablations/runs/minilm/cola/lora/r7-0.1/*"),
-    *(f"runs/minilm/squad/{method}/0.65%/*" for method in ("lora", "adalora")),
-    "runs/minilm/mrpc/adalora/1.2M/*",
+    *(f"{ABLATIONS}/cola/{method}/0.16%/*-seed{seed}-*" for method in ("lora", "adalora") for seed in range(3)),
+    *(f"{ABLATIONS}/cola/lora/{size}/*" for size in ("r15-q", "r7-0.1")),
+    *(f"{STUDY}/stsb/{method}/params83000/paper-local-lr0.0005-*" for method in ("lora", "adalora")),
+    *(f"{PUBLISHED}/squad/{method}/0.65%/*" for method in ("lora", "adalora")),
+    f"{PUBLISHED}/mrpc/adalora/1.2M/*",
 ]
 TABLES = ("table1", "table2", "table3", "table4", "table5", "table14", "controls")
 EVIL = "\x1b[31m\u202e²"
@@ -61,13 +61,13 @@ FAULT = re.compile(r"\(\w+\.py:\d+\)")  # added by the last line of defence: val
 def copied(place: Path) -> None:
     """The chosen runs below ``place``, a failed and a running one made of them, measurements of cost, a submission."""
     for pattern in CHOSEN:
-        (folder,) = COMMITTED.glob(pattern)
-        shutil.copytree(folder, place / folder.relative_to(COMMITTED / pattern.partition("runs/")[0]))
-    shutil.copytree(COMMITTED / "cost", place / "cost")
-    model = json.loads(next(place.glob("runs/minilm/rte/lora/0.3M/*/metrics.json")).read_bytes())
+        (folder,) = ROOT.glob(pattern)
+        shutil.copytree(folder, place / folder.relative_to(ROOT / pattern.partition("runs/")[0]))
+    shutil.copytree(ROOT / "results" / "published" / "cost", place / "cost")
+    model = json.loads(next(place.glob("runs/minilm/stsb/lora/params83000/*/metrics.json")).read_bytes())
     for seed, status, error in ((7, "failed", f"ValueError: {EVIL}\nmore"), (8, "running", None)):
         key = model["key"] | {"seed": seed, "hash": f"made{seed}"}
-        folder = place / "runs/minilm/rte/lora/0.3M" / f"paper-local-lr0.001-seed{seed}-made{seed}"
+        folder = place / "runs/minilm/stsb/lora/params83000" / f"paper-local-lr0.0005-seed{seed}-made{seed}"
         folder.mkdir()
         values = model | {"key": key, "status": status, "error": error, "final": None, "best": None}
         (folder / "metrics.json").write_text(json.dumps(values), encoding="utf-8")
@@ -223,7 +223,9 @@ def check_reports(place: Path, before: Figures, touched: set[str], drawn: bool =
     check_figures(place, before, touched)
     results = ("--results", str(place))
     here = ("--backbone", "minilm", *results)
-    compared = [str(next(place.glob(f"runs/minilm/rte/{method}/0.3M/*-seed0-*"))) for method in ("lora", "adalora")]
+    compared = [
+        str(next(place.glob(f"runs/minilm/stsb/{method}/params83000/*-seed0-*"))) for method in ("lora", "adalora")
+    ]
     calls = [
         ("table1", *here),
         ("table15", *results),

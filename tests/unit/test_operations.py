@@ -5,7 +5,7 @@ import torch
 from hydra import compose
 from transformers import AutoConfig
 
-from adalora_repro.config import plan
+from adalora_repro.config import resolve as plan
 from adalora_repro.training import loop as training_loop
 from adalora_repro.training import runner
 from adalora_repro.training.loop import add_gradient

@@ -19,10 +19,10 @@ from fake_records import make, save
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 from adalora_repro.reports import page, tables
+from adalora_repro.reports.page_runs import command_of
 
 Captured = pytest.CaptureFixture[str]
 EVIL = "<script>alert(1)</script>\u202e\"'&</title>"
-PAGE = Path("results") / "report.html"
 
 
 class Seen(HTMLParser):
@@ -35,21 +35,22 @@ class Seen(HTMLParser):
         self.links: list[str] = []
         self.events: list[str] = []
         self.scripts: list[str] = []
-        self.text = ""
+        self.text = self.policy = ""
         self.in_script = False
-        self.policy = ""
+        self.words: list[set[str]] = []  # of each run of the list
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
+        values = {name: value or "" for name, value in attrs}
         self.tags.append(tag)
-        self.ids += [values["id"] or ""] if "id" in values else []
-        self.links += [value or "" for name, value in attrs if name in ("href", "src")]
-        self.events += [name for name, _ in attrs if name.startswith("on")]
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [values[name] for name in ("href", "src") if name in values]
+        self.events += [name for name in values if name.startswith("on")]
+        self.words += [set(values["data-words"].split(" "))] if "data-words" in values else []
         self.in_script = tag == "script"
         self.scripts += [""] * self.in_script
         if values.get("http-equiv") == "Content-Security-Policy":
-            self.policy = values["content"] or ""
+            self.policy = values["content"]
 
     def handle_endtag(self, tag: str) -> None:
         self.in_script = False
@@ -61,16 +62,13 @@ class Seen(HTMLParser):
             self.text += data
 
 
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with runs of two scopes, every status, several learning rates, and text to be afraid of."""
-    monkeypatch.chdir(tmp_path)
-    folder = Path("results")
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two scopes, every status, several learning rates, and text to be afraid of."""
+    folder = tmp_path_factory.mktemp("page")
     for seed in range(3):
         for lr, score in ((1e-4, 0.21), (5e-5, 0.31), (1e-3, 0.2)):
-            path = save(folder, make(score + seed / 100, seed=seed, lr=lr))
-            lines = [{"t": t, "loss": 1 / t} for t in range(1, 400)]
-            (path.parent / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            save(folder, make(score + seed / 100, seed=seed, lr=lr))
     settings = {"optim.lr": 1e-3, "seed": 0, "x": EVIL, "small": 5e-05, "none": None, "list": ["a", 1]}
     save(folder, make(0.5, method="adalora", settings=settings, rank_pattern={"encoder.0.q": 3, "encoder.1.q": 4}))
     save(folder, make(87.65, task="squad", budget="0.65%", backbone="deberta-v3-base", data="hub"))
@@ -80,31 +78,47 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def built(*words: str) -> tuple[str, Seen, dict[str, Any]]:
-    assert report.main(["html", *words]) == EXIT_OK
-    text = PAGE.read_text(encoding="utf-8")
+Built = tuple[str, Seen, dict[str, Any]]
+
+
+def built(results: Path, *words: str) -> Built:
+    assert report.main(["html", "--results", str(results), *words]) == EXIT_OK
+    text = (results / page.FILE).read_text(encoding="utf-8")
     seen = Seen(text)
     return text, seen, json.loads(seen.scripts[0])
 
 
-def test_the_page_is_whole_and_leads_nowhere_else(results: Path, capsys: Captured) -> None:
-    text, seen, data = built()
-    assert capsys.readouterr() == ("", f"wrote {PAGE}\n")
+@pytest.fixture(scope="module")
+def made(results: Path) -> Built:
+    """Text, parts and data of the page, made once for the tests that read it."""
+    return built(results)
+
+
+def parts_of(data: dict[str, Any], name: str) -> dict[str, dict[str, str]]:
+    return {title: data["shared"][place] for title, place in data["runs"][name]["parts"].items()}
+
+
+def test_the_page_is_whole_and_leads_nowhere_else(results: Path, made: Built) -> None:
+    text, seen, data = made
     assert len(seen.ids) == len(set(seen.ids))
     assert {"h1", "main", "nav", "article", "dialog", "caption"} <= set(seen.tags)
-    names = {run["name"] for run in data["runs"]}
+    kinds = set()
     for link in seen.links:
         kind, _, name = link[1:].partition("=")
+        kinds.add(kind)
         assert link.startswith("#"), link
-        found = names if kind == "run" else data["cells"] if kind == "cell" else seen.ids
-        assert unquote(name or kind) in found, link
+        if kind == "list":
+            assert any(set(unquote(name).split(" ")) <= words for words in seen.words), link
+        else:
+            assert unquote(name or kind) in (data["runs"] if kind == "run" else seen.ids), link
+    assert {"run", "list", "runs", "main"} <= kinds
     assert not re.search(r"(?:src|href|url|@import)\W{1,3}(?:https?:)?//", text)
-    for run in data["runs"]:
-        assert (PAGE.parent / unquote(run["href"])).resolve() == Path(run["path"]).resolve()
+    for run in data["runs"].values():
+        assert (results / unquote(run["href"])).resolve() == Path(run["path"]).resolve()
 
 
-def test_only_the_pages_own_script_runs(results: Path) -> None:
-    text, seen, _ = built()
+def test_only_the_pages_own_script_runs_and_text_of_records_stays_text(made: Built) -> None:
+    text, seen, _ = made
     assert len(seen.scripts) == seen.tags.count("script") == 2
     digest = base64.b64encode(hashlib.sha256(seen.scripts[1].encode()).digest()).decode()
     assert "default-src 'none'" in seen.policy
@@ -116,148 +130,143 @@ def test_only_the_pages_own_script_runs(results: Path) -> None:
     assert "\u202e" not in text
 
 
-def test_scopes_are_never_mixed_and_the_fullest_comes_first(results: Path) -> None:
-    text, _, data = built()
+def test_the_title_is_the_state_that_status_prints(results: Path, made: Built, capsys: Captured) -> None:
+    text, _, _ = made
+    assert "<title>AdaLoRA reproduction: 11 runs, none in the paper&#39;s setting yet</title>" in text
+    capsys.readouterr()
+    assert report.main(["status", "--results", str(results)]) == EXIT_OK
+    state = capsys.readouterr().out.splitlines()[0].rstrip(".")
+    assert f"<p>{state.replace(chr(39), '&#39;')}." in text
+
+
+def test_scopes_are_never_mixed_and_the_fullest_comes_first(made: Built) -> None:
+    text, _, _ = made
     articles = re.findall(r"<article.*?</article>", text, re.DOTALL)
     assert ["minilm, local data" in one for one in articles] == [True, False]
-    assert [("87.65" in one, "50.00" in one) for one in articles] == [(False, True), (True, False)]
-    assert {name.split("/")[1:4][0] for name in data["cells"]} == {"minilm", "deberta-v3-base"}
+    assert [("87.65" in one, ">32.00" in one) for one in articles] == [(False, True), (True, False)]
 
 
-def test_numbers_are_those_of_the_table_and_lead_to_its_runs(results: Path, capsys: Captured) -> None:
-    assert report.main(["table1", "--backbone", "minilm"]) == EXIT_OK
-    markdown = capsys.readouterr().out
-    text, _, data = built()
-    linked = re.findall(r'<a href="#cell=([^"]+)">(?:<b>)?([\d.]+)', text)
-    assert ("table1/minilm/local/paper/lora/0.3M/cola", "32.00") in [(unquote(name), score) for name, score in linked]
-    for name, score in linked:
-        cell = data["cells"][unquote(name)]
-        runs = [data["runs"][number] for number in cell["runs"]]
-        task, method, budget = unquote(name).split("/")[-1], *unquote(name).split("/")[-3:-1]
-        assert all(run["key"][:3] == [task, method, budget] for run in runs)
-        assert "table2" in name or f"{score}" in markdown
-    cell = data["cells"]["table1/minilm/local/paper/lora/0.3M/cola"]
-    assert [data["runs"][number]["lr"] for number in cell["runs"]] == ["5e-5"] * 3
-    assert "lr 5e-5, the best of 3 tried" in cell["said"]
+def test_a_number_of_a_table_leads_to_the_runs_that_it_is_the_mean_of(made: Built) -> None:
+    text, seen, _ = made
+    linked = dict(re.findall(r'<a href="#list=([^"]+)">(?:<b>)?([\d.]+)', text))
+    numbers = {unquote(words): score for words, score in linked.items()}
+    (words,) = [words for words, score in numbers.items() if score == "32.00"]
+    assert "task=cola method=lora budget=0.3M" in words
+    assert "lr=5e-5" in words
+    assert sum(set(words.split(" ")) <= run for run in seen.words) == 3
 
 
-def test_details_are_the_records_own_texts(results: Path) -> None:
-    _, _, data = built()
-    run = next(run for run in data["runs"] if run["key"][1] == "adalora")
-    record = json.loads(Path(run["path"]).read_text(encoding="utf-8"))
-    parts = {title: data["shared"][part] if isinstance(part, int) else part for title, part in run["parts"].items()}
+def test_details_are_the_records_own_texts_and_shared_ones_are_there_once(made: Built) -> None:
+    _, _, data = made
+    (name,) = [name for name in data["runs"] if "/adalora/" in name]
+    record = json.loads(Path(data["runs"][name]["path"]).read_text(encoding="utf-8"))
+    parts = parts_of(data, name)
     assert parts["Other settings"] == {"x": EVIL, "small": "5e-05", "none": "null", "list": '["a", 1]'}
     assert parts["Learning rate and seed"] == {"optim.lr": "0.001", "seed": "0"}
     assert parts["Result"]["final.metrics.matthews_correlation"] == "0.5"
     assert parts["Data"] == {"source": "local", "rows.train": "8551", "rows.validation": "1043"}
-    assert {name: json.loads(text) for name, text in parts["Key"].items() if name in ("lr", "seed")} == {
-        "lr": record["key"]["lr"],
-        "seed": record["key"]["seed"],
-    }
-    assert [data["shared"][run["ranks"][0]], run["ranks"][1]] == [["encoder.0.q", "encoder.1.q"], [3, 4]]
-
-
-def test_what_runs_share_is_there_once_and_curves_are_thin(results: Path) -> None:
-    _, _, data = built()
-    lora = [run for run in data["runs"] if run["key"][:2] == ["cola", "lora"]]
-    assert len({run["parts"]["Other settings"] for run in lora}) == 1
+    assert [json.loads(parts["Key"][key]) for key in ("lr", "seed")] == [record["key"][key] for key in ("lr", "seed")]
+    names, ranks = data["runs"][name]["ranks"]
+    assert dict(zip(data["shared"][names], ranks, strict=True)) == {"encoder.0.q": 3, "encoder.1.q": 4}
     texts = [json.dumps(value) for value in data["shared"]]
     assert len(texts) == len(set(texts))
-    steps, values = lora[0]["curve"]
-    assert (steps[0], steps[-1], len(steps), len(values)) == (1, 399, 100, 100)
 
 
-def test_learning_rates_and_what_is_missing(results: Path) -> None:
-    text, _, _ = built()
-    (figure,) = re.findall(r'<figure class="rate">.*?</figure>', text, re.DOTALL)
-    assert figure.count("<circle") == 9 + 1
-    assert "lr 5e-5, seed 2: 33.00" in figure
-    assert "lr 5e-5 of 3, at the edge of its grid; matthews_correlation 32.00" in figure
+def test_what_is_missing_is_folded_and_has_its_commands(made: Built) -> None:
+    text, seen, _ = made
+    assert "Table 3, validation sets of XSum and CNN/DailyMail: 18 of 18 cells without a run" in text
+    assert "2 not finished" in text
     assert "line one &lt;script&gt;" in text
-    assert "line two" not in Seen(text).text  # of an error the first line; the whole in its details
-    assert "Interrupted (the process is gone" in text
-    assert (
-        "adalora-run task=rte method=lora budget=0.3M backbone=minilm data=local data.dir=DIR optim.lr=0.001 seed=1"
-        in text
-    )
-    assert "Table 3: 18 empty cells" in text
+    assert "line two" not in seen.text  # of an error the first line; the whole in its details
+    assert re.search(r"interrupted</li>", text)
+    assert 'data-copy="adalora-run -m task=xsum,cnn_dailymail' in text
 
 
-def test_partial_evaluations_are_named_and_shown_on_request(results: Path) -> None:
-    save(results, make(71.25, task="squad_v2", budget="0.65%", max_examples=100))
-    _, seen, _ = built()
+def test_partial_evaluations_are_named_and_shown_on_request(tmp_path: Path) -> None:
+    save(tmp_path, make(0.5))
+    save(tmp_path, make(71.25, task="squad_v2", budget="0.65%", max_examples=100))
+    tables_of = r"<article.*</article>"
+    text, seen, _ = built(tmp_path)
     assert "1 record evaluated on a part of the examples" in seen.text
-    assert "71.25" not in seen.text
-    _, seen, _ = built("--include-partial")
-    assert "71.25" in seen.text
+    assert "71.25" not in re.findall(tables_of, text, re.DOTALL)[0]
+    text, _, _ = built(tmp_path, "--include-partial")
+    assert "71.25" in re.findall(tables_of, text, re.DOTALL)[0]
 
 
-def test_without_a_record_the_paper_speaks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    text, seen, data = built()
-    assert "No record yet" in text
+def test_without_a_record_the_paper_speaks_alone(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    text, seen, data = built(tmp_path)
+    assert "<title>AdaLoRA reproduction: no finished run yet</title>" in text
     assert "88.86" in seen.text
-    assert data["runs"] == []
+    assert data["runs"] == {}
 
 
-def test_refused_files_are_named_there_too(results: Path, capsys: Captured) -> None:
-    damaged = results / "runs" / "x" / "metrics.json"
+def test_a_refused_file_is_named_and_odd_records_do_not_keep_the_others_away(tmp_path: Path, capsys: Captured) -> None:
+    odd: list[dict[str, Any]] = [{}, {"lr": 1e-300}, {"progress": {"updated": 9e14}}]
+    odd += [{"environment": {"git": {"commit": "x"}}}, {"method": "r\u00e9sum\u00e9 of mine"}]
+    for seed, values in enumerate(odd):
+        save(tmp_path, make(0.3, seed=seed, **values))
+    damaged = tmp_path / "runs" / "x" / "metrics.json"
     damaged.parent.mkdir()
     damaged.write_text('{"final": ', encoding="utf-8")
-    text, _, _ = built()
-    assert "1 file: results/runs/x/metrics.json" in text
-    assert "skipped: results/runs/x/metrics.json" in capsys.readouterr().err
+    text, seen, data = built(tmp_path)
+    assert len(data["runs"]) == len(seen.words) == len(odd)
+    assert f"1 file: {damaged}" in text
+    assert f"skipped: {damaged}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "values", [{"lr": 1e-300}, {"progress": {"updated": 9e14}}, {"environment": {"git": {"commit": "x"}}}]
-)
-def test_odd_records_do_not_keep_the_others_away(results: Path, values: dict[str, Any]) -> None:
-    save(results, make(0.3, seed=7, environment={"git": {"commit": "y"}}))
-    save(results, make(0.3, seed=8, **values))
-    _, _, data = built()
-    assert len(data["runs"]) == 15
-
-
-def test_it_replaces_its_own_page_and_no_other_file(results: Path, capsys: Captured) -> None:
-    built()
-    built()
+def test_it_replaces_its_own_page_and_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results" / "runs").mkdir(parents=True)
+    built(Path("results"))
+    built(Path("results"))
     Path("notes.html").write_text("mine", encoding="utf-8")
-    capsys.readouterr()
-    assert report.main(["html", "--out", "notes.html"]) == EXIT_BAD_INPUT
-    assert "'notes.html' is there already; --overwrite" in capsys.readouterr().err
-    assert Path("notes.html").read_text(encoding="utf-8") == "mine"
-    assert report.main(["html", "--out", "results"]) == EXIT_BAD_INPUT
-    assert "'results' is a folder" in capsys.readouterr().err
     Path("loop.html").symlink_to("loop.html")
-    assert report.main(["html", "--out", "loop.html"]) == EXIT_BAD_INPUT
-    assert "cannot write 'loop.html'" in capsys.readouterr().err
-    assert report.main(["html", "--out", "page.pdf"]) == EXIT_BAD_INPUT
-    assert "'page.pdf' is no name for html; valid endings: .html" in capsys.readouterr().err
+    wrong = {"notes.html": "--overwrite", "results": "is a folder", "loop.html": "cannot write", "page.pdf": ".html"}
+    for out, says in wrong.items():
+        capsys.readouterr()
+        assert report.main(["html", "--out", out]) == EXIT_BAD_INPUT
+        assert says in capsys.readouterr().err
+    assert Path("notes.html").read_text(encoding="utf-8") == "mine"
     assert report.main(["html", "--out", "notes.html", "--overwrite"]) == EXIT_OK
     assert report.main(["html", "--out", "made/page.html"]) == EXIT_OK
     assert page.GENERATOR in Path("made/page.html").read_text(encoding="utf-8")
     assert sorted(os.listdir("made")) == ["page.html"]
 
 
-def test_tables_and_figures_are_in_the_order_of_the_paper() -> None:
+def test_reports_are_in_the_order_of_the_paper_and_those_with_a_section_are_there(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ["figure1", "controls", "table14", "table2", "table1", "figure10", "figure2"]
     order = ["table1", "table2", "table14", "controls", "figure1", "figure2", "figure10"]
     assert sorted(names, key=page.paper_order) == order
-    assert list(map(page.short_title, ("table14", "controls"))) == ["Table 14", "Controls"]
-
-
-def test_a_report_with_a_section_is_on_the_page(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cost99.py").write_text(
-        "from adalora_repro.reports.base import Report\n"
+        "from adalora_repro.reports.spec import Report\n"
         "section = lambda found, scope: f'<p>{len(found)} {scope.backbone}</p>' if scope.data == 'hub' else ''\n"
         "REPORT = Report('cost99', 'what it cost', lambda parser: None, lambda request: ('', []), section=section)\n",
         encoding="utf-8",
     )
     monkeypatch.setattr(tables, "__path__", [*tables.__path__, str(tmp_path)])
     try:
-        text, seen, _ = built()
+        text, seen, _ = built(results)
     finally:
         sys.modules.pop("adalora_repro.reports.tables.cost99", None)
-    assert "<p>13 deberta-v3-base</p>" in text
-    assert [name for name in seen.ids if "cost99" in name] == ["s1-cost99", "s1-cost99-title"]
+    assert "<p>1 deberta-v3-base</p>" in text
+    assert [name for name in seen.ids if "cost99" in name] == ["s1-cost99"]
+
+
+def test_the_command_of_a_run_states_what_its_record_states() -> None:
+    settings = {"train.epochs": 2.0, "train.max_steps": None, "train.eval_steps": None, "method.targets": ["q", "v"]}
+    settings |= {"method.schedule": "scaled", "method.t_i": 12, "optim.warmup_steps": 3}
+    record = make(budget="r8-q.v", settings=settings | {"method.r": 8}, seed=3, protocol="released", data="hub")
+    words = command_of(record, Path("elsewhere")).split(" ")
+    assert words[:5] == ["adalora-run", "task=cola", "method=lora", "backbone=minilm", "data=hub"]
+    assert {"protocol=released", "optim.lr=0.001", "seed=3", "method.r=8", "'method.targets=[q,v]'"} <= set(words)
+    assert {"train.epochs=2.0", "train.eval_steps=null", "results.dir=elsewhere"} <= set(words)
+    assert not [word for word in words if word.startswith(("method.t_i", "optim.warmup", "train.max_steps", "budget"))]
+    fixed = make(settings=settings | {"method.schedule": "fixed"})
+    assert {"budget=0.3M", "method.t_i=12", "optim.warmup_steps=3"} <= set(
+        command_of(fixed, Path("results")).split(" ")
+    )

@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from adalora_repro.models import backbones
 from adalora_repro.tasks import processes
-from adalora_repro.training import loop as training_loop
+from adalora_repro.training import batches as batches_of_a_run
 from adalora_repro.training.batches import FEW_BATCHES, WORKERS, loaded, workers_for
 
 
@@ -108,10 +108,10 @@ def test_how_many_workers(
     def caught(*arguments: Any) -> int:
         return arguments[-1]
 
-    monkeypatch.setattr(training_loop, "loaded", caught)
+    monkeypatch.setattr(batches_of_a_run, "loaded", caught)
     loop: Any = SimpleNamespace(
         task=SimpleNamespace(collate=None),
-        world=SimpleNamespace(accelerator=SimpleNamespace(device=torch.device(device))),
+        device=torch.device(device),
         plan=SimpleNamespace(cfg=SimpleNamespace(train=SimpleNamespace(num_workers=asked))),
     )
-    assert training_loop._loaded(loop, Dataset.from_dict({}), range(batches), batches) == workers  # type: ignore[arg-type, comparison-overlap]
+    assert batches_of_a_run.on_device(loop, Dataset.from_dict({}), range(batches), batches) == workers  # type: ignore[arg-type, comparison-overlap]

@@ -10,21 +10,23 @@ from hydra import compose
 
 from adalora_repro import methods
 from adalora_repro.cli import report
-from adalora_repro.config import plan as planning
+from adalora_repro.config import resolve as planning
+from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_OK
 from adalora_repro.records import run_record
 from adalora_repro.records.revisions import CORRECTED, SETTING, outdated, present
-from adalora_repro.reports.base import Scope, compile_table
+from adalora_repro.reports.cells import compile_table
+from adalora_repro.reports.spec import Scope
 from adalora_repro.reports.tables.table1 import SPEC
 
 pytestmark = pytest.mark.usefixtures("hydra")
 
-ROOT = Path(planning.__file__).parents[1]
+PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 
 
 def test_the_published_record_of_the_earlier_pfeiffer_does_not_count() -> None:
     """It was made before there were revisions; those of other methods count."""
-    found, refused = run_record.read_all(ROOT / "results")
+    found, refused = run_record.read_all(PUBLISHED)
     assert refused == []
     table = compile_table(SPEC, found, Scope("minilm", "local"))
     (line,) = table.refused
@@ -50,7 +52,7 @@ def test_a_variant_is_known_by_its_module() -> None:
 
 
 def test_a_run_of_an_earlier_revision_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def resolved(method: str) -> planning.Plan:
+    def resolved(method: str) -> Plan:
         words = ["task=rte", f"method={method}", "data=sample", f"results.dir={tmp_path}"]
         return planning.resolve(compose("config", words))
 

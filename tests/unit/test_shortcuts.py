@@ -9,7 +9,7 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from adalora_repro.config.schema import resource
+from adalora_repro.config.catalog import resource
 from adalora_repro.methods import adalora
 from adalora_repro.models import backbones, inject
 from adalora_repro.models.speedups import CROP_STEP, crop_positions, positions_at_hand, store_frozen

@@ -1,4 +1,4 @@
-"""tables/significance.py against slow oracles: closed forms, sums over all outcomes, the metrics of tasks/."""
+"""reports/significance.py: tests against slow oracles, and the marks of a table."""
 
 from __future__ import annotations
 
@@ -10,21 +10,32 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from compiled import compiled, figures
+from fake_records import make
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
 from adalora_repro.metrics.glue import METRICS
+from adalora_repro.records.run_record import RunRecord
+from adalora_repro.reports.cells import Table
+from adalora_repro.reports.notes import UNEQUAL, unequal_notes
+from adalora_repro.reports.render import LATEX_MARKS, marks_of, render
 from adalora_repro.reports.significance import (
+    FULL_MARK,
+    MARK,
     MEASURES,
     NoTest,
     bootstrap,
-    bootstrap_p,
+    evaluated_on,
     holm,
-    interval,
     mcnemar,
     paired_t,
+    same_examples,
+    with_marks,
 )
+from adalora_repro.reports.spec import Spec
+from adalora_repro.reports.tables import controls, table1
 
 scores = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=2, max_size=8)
 
@@ -121,21 +132,16 @@ def data_of(name: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
-def test_a_measure_of_weights_is_the_metric_of_repeated_examples(name: str) -> None:
-    labels, predicted, _ = data_of(name, 12, 3)
-    rng = np.random.default_rng(4)
-    weights = rng.multinomial(12, np.full(12, 1 / 12), size=60).astype(float)
-    found = MEASURES[name](weights, labels, predicted)
-    for row, figure in zip(weights, found, strict=True):
-        drawn = np.repeat(np.arange(12), row.astype(int))
-        expected = METRICS[name](labels[drawn], predicted[drawn])
-        assert figure == pytest.approx(expected, abs=1e-9)
+def test_a_measure_is_the_metric_of_the_task_along_the_last_axis(name: str) -> None:
+    labels, ours, theirs = data_of(name, 40, 3)
+    both = MEASURES[name](np.stack([labels, labels]), np.stack([ours, theirs]))
+    assert both == pytest.approx([METRICS[name](labels, ours), METRICS[name](labels, theirs)], abs=1e-9)
 
 
 def test_matthews_correlation_of_three_classes() -> None:
     rng = np.random.default_rng(0)
     labels, predicted = (rng.integers(0, 3, 50).astype(float) for _ in range(2))
-    (found,) = MEASURES["matthews_correlation"](np.ones((1, 50)), labels, predicted)
+    found = MEASURES["matthews_correlation"](labels, predicted)
     assert found == pytest.approx(METRICS["matthews_correlation"](labels, predicted), abs=1e-12)
 
 
@@ -143,25 +149,17 @@ def test_matthews_correlation_of_three_classes() -> None:
 def test_constant_predictions_score_0_as_in_the_run(name: str) -> None:
     labels, _, _ = data_of(name, 50, 1)
     constant = np.full(50, 0.1 if name in ("pearson", "spearman", "corr") else 0.0)
-    (found,) = MEASURES[name](np.ones((1, 50)), labels, constant)
-    assert found == pytest.approx(METRICS[name](labels, constant), abs=1e-12)
+    assert MEASURES[name](labels, constant) == pytest.approx(METRICS[name](labels, constant), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", [*sorted(METRICS), "mean"])
-@pytest.mark.parametrize("n", [30, 400])  # many patterns for few examples, and few for many
-def test_bootstrap_is_antisymmetric_repeatable_and_0_for_equal_runs(name: str, n: int) -> None:
-    labels, ours, theirs = data_of(name, n, 2)
-    found = bootstrap(name, labels, ours, theirs, 500)
-    assert found.shape == (500,)
-    np.testing.assert_array_equal(found, -bootstrap(name, labels, theirs, ours, 500))
-    np.testing.assert_array_equal(found, bootstrap(name, labels, ours, theirs, 500))
-    assert bootstrap_p(found) == bootstrap_p(-found)
-    low, high = interval(found)
-    assert low <= high
-    same = bootstrap(name, labels, ours, ours, 50)
-    assert not same.any()
-    assert bootstrap_p(same) == 1.0
-    assert interval(same) == (0.0, 0.0)
+def test_bootstrap_is_antisymmetric_repeatable_and_0_for_equal_runs(name: str) -> None:
+    labels, ours, theirs = data_of(name, 60, 2)
+    low, high, p = bootstrap(name, labels, ours, theirs, 400)
+    assert low < high
+    assert bootstrap(name, labels, ours, theirs, 400) == (low, high, p)
+    assert bootstrap(name, labels, theirs, ours, 400) == pytest.approx((-high, -low, p), abs=1e-12)
+    assert bootstrap(name, labels, ours, ours, 50) == (0.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["accuracy", "corr"])
@@ -172,23 +170,149 @@ def test_bootstrap_spreads_as_drawing_examples_one_by_one_does(name: str) -> Non
     for _ in range(1500):
         drawn = rng.integers(120, size=120)
         slow.append(METRICS[name](labels[drawn], ours[drawn]) - METRICS[name](labels[drawn], theirs[drawn]))
-    fast = bootstrap(name, labels, ours, theirs, 4000)
-    spread = statistics.stdev(slow)
-    assert fast.mean() == pytest.approx(statistics.fmean(slow), abs=0.15 * spread)
-    assert fast.std() == pytest.approx(spread, rel=0.1)
-
-
-def test_bootstrap_of_means_has_the_standard_error() -> None:
-    rng = np.random.default_rng(6)
-    ours = rng.random(300)
-    theirs = ours - rng.normal(0.02, 0.1, 300)
-    found = bootstrap("mean", np.ones(300), ours, theirs)
-    assert len(found) == 10_000
-    assert found.mean() == pytest.approx((ours - theirs).mean(), abs=5e-4)
-    assert found.std() == pytest.approx((ours - theirs).std() / math.sqrt(300), rel=0.05)
+    low, high, _ = bootstrap(name, labels, ours, theirs, 4000)
+    assert (low, high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=0.3 * statistics.stdev(slow))
 
 
 def test_bootstrap_p_counts_the_smaller_tail_and_the_sample_itself() -> None:
-    assert bootstrap_p(np.array([1.0] * 97 + [-1.0, -1.0])) == pytest.approx(2 * 3 / 100)
-    assert bootstrap_p(np.ones(99)) == pytest.approx(2 / 100)
-    assert bootstrap_p(np.array([1.0, -1.0, 0.0])) == 1.0
+    ones = np.ones(40)
+    assert bootstrap("mean", ones, ones, np.zeros(40), 99)[2] == pytest.approx(2 / 100)
+    rng = np.random.default_rng(6)
+    ours = rng.random(300)
+    theirs = ours - rng.normal(0.02, 0.1, 300)
+    low, high, p = bootstrap("mean", np.ones(300), ours, theirs)
+    assert 0 < p < 0.05
+    error = (ours - theirs).std() / math.sqrt(300)
+    assert (high - low) / (2 * 1.96) == pytest.approx(error, rel=0.05)
+
+
+# --- the marks of a table ---------------------------------------------------------------------------------------------
+
+
+def seeds(scores: Sequence[float], **key: object) -> list[RunRecord]:
+    return [make(score, seed=seed, **key) for seed, score in enumerate(scores)]
+
+
+def marked(*groups: list[RunRecord], spec: Spec = table1.SPEC) -> Table:
+    return with_marks(compiled([record for group in groups for record in group], spec))
+
+
+LORA, ADALORA = [0.60, 0.61, 0.62, 0.60, 0.61], [0.66, 0.68, 0.67, 0.66, 0.68, 0.9]
+
+
+def test_a_mark_is_a_paired_t_test_over_the_common_seeds() -> None:
+    table = marked(seeds(LORA), seeds(ADALORA, method="adalora"))
+    (figure,) = figures(table, "adalora")
+    p = paired_t([100 * x for x in ADALORA[:5]], [100 * x for x in LORA])
+    assert (figure.baseline, figure.test, figure.mark) == ("LoRA 0.3M", "paired t-test, 5 seeds", MARK)
+    assert (figure.p, figure.p_holm) == pytest.approx((p, p))
+    assert figures(table)[0].test is None
+    assert "Tests in this table: 1," in table.tests[0]
+    assert "**70.83**\\*" in render(table, "markdown")
+    assert r"\textbf{70.83}$^{*}$" in render(table, "latex")
+    assert "<b>70.83</b><sup>*</sup>" in render(table, "html")
+    assert set(LATEX_MARKS) == {MARK, FULL_MARK, UNEQUAL}
+
+
+def test_the_best_baseline_is_of_the_same_budget_and_follows_from_the_role() -> None:
+    """Ablations, controls and AdaLoRA are no baselines, whatever their names; a method of one's own is one."""
+    base = {"lora": 0.60, "mine": 0.65, "adalora": 0.70, "lora_rank_pattern": 0.66, "lora_init_r": 0.67}
+    groups = [seeds([x, x + 0.01 * i, x + 0.03], method=m) for i, (m, x) in enumerate(base.items())]
+    groups.append(seeds([0.9, 0.91, 0.95], method="houlsby", budget="1.2M"))
+    against = {figure.method: figure.baseline for figure in marked(*groups).figures.itertuples() if figure.baseline}
+    assert against == {"lora": "mine 0.3M", "adalora": "mine 0.3M"}
+    table = marked(*groups, spec=controls.SPEC)
+    against = {figure.method: figure.baseline for figure in table.figures.itertuples() if figure.baseline}
+    assert against == dict.fromkeys(("adalora", "lora_rank_pattern", "lora_init_r"), "LoRA 0.3M")
+
+
+def test_the_best_row_of_each_budget_is_compared_with_full_fine_tuning() -> None:
+    whole = [0.50, 0.52, 0.51]
+    scores = {("lora", "0.3M"): 0.55, ("adalora", "0.3M"): 0.60, ("houlsby", "1.2M"): 0.58, ("lora", "1.2M"): 0.4}
+    groups = [seeds([x, x + 0.03, x + 0.015], method=m, budget=b) for (m, b), x in scores.items()]
+    groups += [seeds(whole, method="full", budget="full"), seeds([0.7, 0.71, 0.73], method="bitfit", budget="bitfit")]
+    table = marked(*groups)
+    compared = {(figure.method, figure.budget): figure for figure in table.figures.itertuples() if figure.full_test}
+    assert set(compared) == {("adalora", "0.3M"), ("houlsby", "1.2M")}
+    expected = paired_t([100 * x for x in (0.60, 0.63, 0.615)], [100 * x for x in whole])
+    assert compared["adalora", "0.3M"].full_p == pytest.approx(expected)
+    assert compared["adalora", "0.3M"].full_mark == FULL_MARK
+    assert "Tests in this table: 2," in table.tests[0]  # against baselines each seed differs by the same: not tested
+    assert any(note.startswith("Not tested (the difference is the same for every seed") for note in table.tests)
+
+
+def test_holm_counts_every_test_of_the_table() -> None:
+    groups = [
+        seeds(scores, task=task, method=method)
+        for task in ("cola", "rte", "mrpc")
+        for method, scores in (("lora", [0.60, 0.61, 0.62]), ("adalora", [0.64, 0.66, 0.67]))
+    ]
+    table = marked(*groups)
+    tested = [figures(table, "adalora", task=task)[0] for task in ("cola", "rte", "mrpc")]
+    assert all(figure.p_holm == pytest.approx(3 * figure.p) for figure in tested)
+    assert "Tests in this table: 3," in table.tests[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"data": {"source": "local", "rows": {"train": 8551, "validation": 100}}}, "evaluated on different examples"),
+        ({"seed": 7}, "fewer than two common seeds"),
+    ],
+)
+def test_what_cannot_be_tested_is_named(change: dict[str, object], reason: str) -> None:
+    others = [make(0.7 + 0.02 * seed**2, method="adalora", **({"seed": seed} | change)) for seed in range(3)]
+    table = marked(seeds([0.60, 0.61, 0.62]), others[: 1 if "seed" in change else 3])
+    assert figures(table, "adalora")[0].test is None
+    assert table.tests[1] == f"Not tested ({reason}): AdaLoRA 0.3M CoLA."
+
+
+def test_a_table_without_a_pair_is_left_as_it_is() -> None:
+    table = compiled([*seeds([0.5, 0.6]), *seeds([0.7, 0.8], method="bitfit", budget="bitfit")])
+    assert with_marks(table) is table
+    assert "Marks:" not in render(table, "markdown")
+
+
+def tuned(scores: Sequence[float], lrs: Sequence[float], **key: object) -> list[RunRecord]:
+    """Seeds at the first learning rate, seed 0 at the others, which score less."""
+    return [*seeds(scores, lr=lrs[0], **key), *(make(0.1, lr=lr, **key) for lr in lrs[1:])]
+
+
+def test_marks_and_bold_say_when_the_sides_tried_different_numbers_of_rates() -> None:
+    low, high = (0.50, 0.51, 0.52), (0.60, 0.62, 0.63)
+    unequal = marked(tuned(low, (1e-3,)), tuned(high, (1e-3, 2e-3, 5e-3), method="adalora"))
+    (figure,) = figures(unequal, "adalora")
+    assert (figure.best, figure.best_unequal, figure.lrs, figure.baseline_lrs) == (True, True, 3, 1)
+    assert marks_of(figure) == MARK + UNEQUAL
+    (note,) = unequal_notes(unequal)
+    assert "tests: AdaLoRA 0.3M CoLA 3 against 1 of LoRA 0.3M; bold: AdaLoRA 0.3M CoLA 3" in note
+    assert r"$^{*\ddagger}$" in render(unequal, "latex")
+    equal = marked(tuned(low, (1e-3,)), tuned(high, (1e-3,), method="adalora"))
+    assert marks_of(figures(equal, "adalora")[0]) == MARK
+    assert unequal_notes(equal) == []
+
+
+# --- which examples ---------------------------------------------------------------------------------------------------
+
+
+def test_the_training_split_may_differ_and_the_validation_split_not() -> None:
+    def record(**sha: str) -> RunRecord:
+        return make(0.5, data={"source": "local", "fingerprint": str(sha), "sha256": sha})
+
+    assert evaluated_on(record(train="a", validation="b")) == evaluated_on(record(train="c", validation="b"))
+    assert evaluated_on(record(train="a", validation="b")) != evaluated_on(record(train="a", validation="c"))
+    assert evaluated_on(make(0.5)) != evaluated_on(make(0.5, max_examples=100))
+
+
+def test_local_files_with_the_same_rows_are_the_same_examples() -> None:
+    """Whatever their bytes, where both records say what the rows are; one from before says the bytes alone."""
+
+    def record(sha: str, rows: str | None) -> RunRecord:
+        data = {"source": "local", "sha256": {"train": "t", "validation": sha}}
+        return make(0.5, data=data | ({} if rows is None else {"rows_sha256": {"train": sha, "validation": rows}}))
+
+    assert same_examples(record("a", "r"), record("b", "r"))
+    assert not same_examples(record("a", "r"), record("a", "s"))
+    assert same_examples(record("a", "r"), record("a", None))
+    assert not same_examples(record("a", "r"), record("b", None))
+    assert not same_examples(record("a", None), record("b", None))

@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 from task_configs import REAL_DATA, ROOT, TASKS, needs_real_data, task_config, write_jsonl
 
-from adalora_repro.config.schema import TaskConfig
 from adalora_repro.errors import InputError
-from adalora_repro.tasks import load_family, sources
-from adalora_repro.tasks.base import OPTIONAL, BaseTask
+from adalora_repro.tasks import families, load_family, sources
+from adalora_repro.tasks.base import BaseTask
 
 GOOD_ROWS: dict[str, dict[str, Any]] = {
     "sst2": {"sentence": "a fine film", "label": 1, "idx": 0},
@@ -538,9 +537,12 @@ def test_a_family_that_is_none_says_so(family: str) -> None:
     assert str(error.value) == f"task=rte: no family '{family}', which would be class Task in tasks/{family}.py"
 
 
-def test_what_a_family_implements_is_what_the_page_on_adding_one_lists() -> None:
+def test_what_a_family_implements_is_what_the_page_on_own_data_lists() -> None:
     text = (
-        (ROOT / "docs" / "adding.md").read_text(encoding="utf-8").partition("## A task family")[2].partition("\n## ")[0]
+        (ROOT / "docs" / "own-data.md")
+        .read_text(encoding="utf-8")
+        .partition("## A task family")[2]
+        .partition("\n## ")[0]
     )
     listed = set(re.findall(r"^\| `(\w+)", text, re.MULTILINE))
     families = [type(load_family(task_config(task))) for task in ("rte", "squad", "xsum")]
@@ -557,15 +559,16 @@ def test_what_a_family_implements_is_what_the_page_on_adding_one_lists() -> None
 @pytest.mark.parametrize("task", TASKS)
 def test_a_setting_of_another_family_is_refused(task: str) -> None:
     """Each of them is of some family, null in the others' files, and refused there."""
-    used = type(load_family(task_config(task))).uses
-    assert set(OPTIONAL) == {field.name for field in fields(TaskConfig) if field.default is None} - {"hub_config"}
-    assert {name for task in TASKS for name in type(load_family(task_config(task))).uses} == set(OPTIONAL)
-    for name in set(OPTIONAL) - used:
-        assert task_config(task).task[name] is None
-        value = {"early_stopping": False}.get(name, 0)  # not null, though it is nothing
-        with pytest.raises(InputError) as error:
-            load_family(task_config(task, **{f"task__{name}": value}))
-        assert str(error.value) == f"task.{name} means nothing for {task}"
+    settings = {name: {each.name for each in fields(module.Options)} for name, module in families().items()}
+    own = settings.pop(task_config(task).task.family)
+    for family, others in settings.items():
+        for name in others:
+            assert name not in own
+            assert task_config(task).task[name] is None
+            value = {"early_stopping": False}.get(name, 0)  # not null, though it is nothing
+            with pytest.raises(InputError) as error:
+                load_family(task_config(task, **{f"task__{name}": value}))
+            assert str(error.value).startswith(f"task.{name} is a setting of family {family}, not of {task}")
 
 
 @pytest.mark.parametrize(

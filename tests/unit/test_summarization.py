@@ -21,7 +21,7 @@ from task_configs import CONF, task_config, write_jsonl
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from adalora_repro.config import plan
+from adalora_repro.config import resolve as plan
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import SVDLinear
 from adalora_repro.metrics import rouge
@@ -31,6 +31,7 @@ from adalora_repro.tasks.base import Evaluation, TaskData
 from adalora_repro.tasks.summarization import IGNORED, Task
 from adalora_repro.training import loop as training_loop
 from adalora_repro.training import runner
+from adalora_repro.training.evaluate import evaluate
 
 PAD, BOS, EOS = (backbones.BYTE_IDS[f"{name}_token_id"] for name in ("pad", "bos", "eos"))
 START = backbones.BYTE_IDS["decoder_start_token_id"]
@@ -251,7 +252,7 @@ def test_loss_is_the_mean_over_tokens_in_float32(kind: torch.dtype) -> None:
 # Runs, as the session builds them
 
 
-def run_of(tmp_path: Path, method: str, *overrides: str) -> training_loop.Loop:
+def run_of(tmp_path: Path, method: str, *overrides: str) -> training_loop.RunState:
     cfg = varied(small(tmp_path))
     words = ["task=xsum", "backbone=tiny-bart", "budget=0.26%", f"method={method}", "data=local"]
     words += [f"data.dir={cfg.data.dir}", f"data.cache_dir={cfg.data.cache_dir}", "train.device=cpu"]
@@ -296,9 +297,7 @@ def test_micro_batches_give_the_gradient_of_the_batch(hydra: None, tmp_path: Pat
 def test_evaluation_does_not_depend_on_its_batches(hydra: None, tmp_path: Path) -> None:
     options = ["+backbone.architecture.init_std=0.3", "task.max_target_length=24"]
     found = [
-        training_loop.evaluate(
-            run_of(tmp_path, "lora", f"eval.batch_size={size}", f"train.padding={padding}", *options), QUIET
-        )
+        evaluate(run_of(tmp_path, "lora", f"eval.batch_size={size}", f"train.padding={padding}", *options), QUIET)
         for size, padding in ((9, "longest"), (1, "longest"), (4, "longest"), (2, "max_length"))
     ]
     rows = found[0].files["predictions.jsonl.gz"]
@@ -320,7 +319,7 @@ def test_what_is_evaluated_is_the_masked_model(hydra: None, tmp_path: Path) -> N
     allocator._mask = torch.arange(len(allocator._mask)) % 2 == 0
 
     state = torch.get_rng_state()
-    found = training_loop.evaluate(loop, QUIET)
+    found = evaluate(loop, QUIET)
     assert torch.equal(torch.get_rng_state(), state)  # or what is trained would depend on when it is evaluated
     texts = [row["prediction"] for row in found.files["predictions.jsonl.gz"]]
 
@@ -349,7 +348,7 @@ def test_bfloat16_trains_and_writes(hydra: None, tmp_path: Path) -> None:
     after = inject.trained(loop.model)
     assert all(p.dtype == torch.float32 for p in after.values())
     assert any(not torch.equal(after[name], value) for name, value in before.items())
-    found = training_loop.evaluate(loop, QUIET)
+    found = evaluate(loop, QUIET)
     assert set(kinds) == {torch.bfloat16}
     assert found.metrics["written_tokens"] > 0
     assert any(row["prediction"] for row in found.files["predictions.jsonl.gz"])
@@ -692,13 +691,13 @@ def test_a_quick_look_scores_its_own_rows(tmp_path: Path) -> None:
     ("options", "problem"),
     [
         ({"metrics": ["rouge3"]}, r"unknown metric 'rouge3'; valid: rouge1, rouge2, rougeL, rougeLsum"),
-        ({"max_target_length": None}, r"task\.max_target_length is not set, xsum needs a number"),
-        ({"num_beams": None}, r"task\.num_beams is not set, xsum needs a number"),
+        ({"max_target_length": None}, r"task\.max_target_length is not set, xsum needs a value"),
+        ({"num_beams": None}, r"task\.num_beams is not set, xsum needs a value"),
         ({"min_target_length": 64}, r"task\.min_target_length=64 must be below task\.max_target_length=64"),
         ({"max_target_length": 2}, r"task\.max_target_length=2 must be 3 or more: a token between start and end"),
         ({"max_length": 2}, r"task\.max_length=2 must be 3 or more"),
         ({"text_columns": ["document", "summary"]}, r"task\.text_columns: xsum reads 1, not 2"),
-        ({"stride": 4}, r"task\.stride means nothing for xsum"),
+        ({"stride": 4}, r"task\.stride is a setting of family squad, not of xsum"),
         ({"min_target_length": 5, "max_target_length": 4}, r"min_target_length=5 must be below .*max_target_length=4"),
     ],
 )

@@ -16,7 +16,7 @@ from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT
 from adalora_repro.records.run_record import RECORD_NAME
 from adalora_repro.terminal import CleanStream, clean, first_line, guarded, one_line, raw
-from adalora_repro.training import console
+from adalora_repro.training import progress
 
 EVIL = "\x1b]0;title\x07 \x1b[2J \u202egnp.exe \u2066 \x9b31m \ud800 \x7f \ufeff"
 HARMLESS = "± σ, 0.3M ‖PᵀP − I‖² 漢字 é ½ \u00a0…"
@@ -94,11 +94,11 @@ def test_the_first_line_of_an_error() -> None:
 
 
 def test_lines_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    console.tell(f"note: {EVIL}")
-    console.complain(f"error: {EVIL}\nmore")
-    progress = console.Progress(EVIL, 0, 2)
-    progress.line(1, EVIL)
-    progress.close()
+    progress.say(f"note: {EVIL}")
+    progress.complain(f"error: {EVIL}\nmore")
+    bar = progress.Progress(EVIL, 0, 2)
+    bar.line(1, EVIL)
+    bar.close()
     err = capsys.readouterr().err
     assert not any(unicodedata.category(c) in ("Cc", "Cf") and c != "\n" for c in err)
     assert len(err.splitlines()) == 3

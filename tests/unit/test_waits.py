@@ -11,7 +11,7 @@ import torch
 from adalora_repro.models import speedups
 from adalora_repro.training import loop as training_loop
 from adalora_repro.training import runner
-from adalora_repro.training.loop import Loop
+from adalora_repro.training.state import RunState
 from benchmarks.operations import CountOperations
 from benchmarks.runs import planned
 
@@ -26,8 +26,8 @@ SMALL += ["train.max_steps=10", "method.schedule=scaled", "train.precision=bf16"
 
 
 @pytest.fixture
-def built(tmp_path: Path) -> Callable[..., Loop]:
-    def build(*words: str) -> Loop:
+def built(tmp_path: Path) -> Callable[..., RunState]:
+    def build(*words: str) -> RunState:
         cache = f"data.cache_dir={tmp_path / 'cache'}"
         return runner.build(planned([*SMALL, *words, cache, f"results.dir={tmp_path / 'results'}"]))
 
@@ -39,10 +39,10 @@ def built(tmp_path: Path) -> Callable[..., Loop]:
     ("task", "backbone"),
     [("sst2", "tiny-bert"), ("sst2", "tiny-deberta"), ("squad", "tiny-bert"), ("xsum", "tiny-bart")],
 )
-def test_no_step_waits(built: Callable[..., Loop], task: str, backbone: str, method: str) -> None:
+def test_no_step_waits(built: Callable[..., RunState], task: str, backbone: str, method: str) -> None:
     budget = {"sst2": "0.3M", "squad": "0.65%", "xsum": "2.20%"}[task]
     loop = built(f"task={task}", f"backbone={backbone}", f"method={method}", f"budget={budget}")
-    speedups.mask_without_looking(loop.model)  # as session.build does for an accelerator
+    speedups.mask_without_looking(loop.model)  # as runner.build does for an accelerator
     speedups.positions_at_hand(loop.model)
     batches = training_loop.training_batches(loop)
     training_loop.step(loop, next(batches))  # this creates the optimizer's state
@@ -55,7 +55,7 @@ def test_no_step_waits(built: Callable[..., Loop], task: str, backbone: str, met
 
 @pytest.mark.parametrize(("task", "backbone"), [("sst2", "tiny-bert"), ("xsum", "tiny-bart")])
 def test_a_mask_that_is_not_looked_at_gives_the_same_gradients(
-    built: Callable[..., Loop], task: str, backbone: str
+    built: Callable[..., RunState], task: str, backbone: str
 ) -> None:
     loop = built(f"task={task}", f"backbone={backbone}", "method=full", "train.precision=fp32")
     batches = [

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hypothesis import example, given
@@ -16,8 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from adalora_repro.config.words import word
-from adalora_repro.reports.base import Scope
-from adalora_repro.reports.layout import command
+from adalora_repro.reports.spec import Scope, command
 
 PARSER = OverridesParser.create()
 SPECIAL = st.sampled_from([*",'\"\\ ${}[]()=:~+-.|*?!#&;<>`\té½01eEaAnulltrfi_%@\n", "${", "\\$", "null", "true"])
@@ -35,7 +33,7 @@ def parsed(words: str) -> Override:
 def composed(override: Override) -> Any:
     """The value that the configuration has after Hydra has set it."""
     cfg = OmegaConf.create({"key": "before"})
-    ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+    OmegaConf.update(cfg, override.key_or_group, override.value())
     return cfg.key
 
 
@@ -89,5 +87,5 @@ def test_a_report_s_command_goes_through_a_real_shell(name: str) -> None:
     (override,) = (each for each in PARSER.parse_overrides(printed) if each.key_or_group == "results.dir")
     assert not override.is_sweep_override()
     cfg = OmegaConf.create({"results": {"dir": ""}})
-    ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+    OmegaConf.update(cfg, override.key_or_group, override.value())
     assert cfg.results.dir == name

@@ -3,169 +3,124 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.models.backbones import MATRIX_ROLES
-from adalora_repro.records.selection import RULE
-from adalora_repro.reports.base import Cell, Column, Request, Scope, add_partial, cell_of, choose_scope, sort_in
-from adalora_repro.reports.figures.drawing import (
-    INK,
-    MARKERS,
-    SERIES,
-    SYMBOLS,
-    Figure,
-    Records,
-    gid,
-    inline,
-    report_of,
-    titled,
-)
-from adalora_repro.reports.layout import CAVEATS, count_text, fixed, lr_of_tried, optimism, scope_words, seeds_text
+from adalora_repro.reports.figures import drawing
+from adalora_repro.reports.notes import CAVEATS
+from adalora_repro.reports.spec import Scope, scope_words
 from adalora_repro.reports.tables.table1 import SPEC
+from adalora_repro.reports.text import count_text, fixed
 from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Canvas
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 TITLE = "Figure 1: LoRA on one kind of matrix, or on some layers, at 0.28M parameters"
 PAPER_SAYS = (
-    "The paper draws Figure 1 (MNLI-m, DeBERTaV3-base) and prints none of its numbers: there is nothing to put beside "
-    "ours. Its text says that feed-forward matrices do better than attention's, and top layers better than bottom ones."
+    "The paper draws Figure 1 (MNLI-m, DeBERTaV3-base) and prints none of its numbers. Its text says that feed-forward "
+    "matrices do better than attention's, and top layers better than bottom ones."
 )
-PANELS = (("method.targets", "one kind of matrix"), ("method.layers", "all matrices of some layers"))
+PANELS = {"method.targets": "one kind of matrix", "method.layers": "all matrices of some layers"}
 
 
-def figure(found: Records, scope: Scope, task: str) -> Figure:
+def figure(records: drawing.Records, scope: Scope, task: str = "mnli") -> drawing.Figure:
     """One point for each choice of matrices that has finished runs, by the rule of the tables."""
-    column = next(column for column in SPEC.columns if column.task == task)
-    shown, refused = points_of(found, scope, column)
-    points = tuple(point for point, _ in shown)
-    heading = ("choice", "# params", *column.metrics, "± sd", "seeds", "lr")
-    unequal = {point["params"] for point in points if point["params"] is not None}
-    notes = [PAPER_SAYS]
-    notes += [f"{line(point, column)[0]}: {note}." for point, cell in shown for note in cell.notes]
-    notes += [RULE, *optimism(cell for _, cell in shown)]
-    if unequal and max(unequal) > 1.02 * min(unequal):
+    import pandas as pd
+
+    runs = drawing.shown_runs(records, scope)
+    runs = runs[(runs.method == "lora") & (runs.task == task)]
+    narrowed = [narrowing(run.record.settings) for run in runs.run]
+    runs = runs.assign(panel=[panel for panel, _ in narrowed], choice=[choice for _, choice in narrowed])
+    runs = runs[runs.panel != ""]
+    points = drawing.cells_of(runs).merge(runs[["record", "panel", "choice"]], on="record")
+    points = points.sort_values(["panel", "choice"], key=lambda column: column.map(order)).reset_index(drop=True)
+    notes = [PAPER_SAYS, *drawing.cell_notes(runs)]
+    if points.params.max() > 1.02 * points.params.min():
         notes.append("The numbers of parameters differ by more than 2%: they are not at one budget.")
-    where = f"{column.heading}, backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}"
-    return Figure(
+    heading = next(column.heading for column in SPEC.columns if column.task == task)
+    table = pd.DataFrame(
+        [
+            drawing.texts_of(
+                cell,
+                choice="layers " * (cell.panel == "method.layers") + cell.choice,
+                params=count_text(cell.params) if cell.params == cell.params else "?",
+                metric=cell.metric,
+            )
+            for cell in points.itertuples()
+        ]
+    )
+    where = f"{heading}, backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}"
+    empty = points.empty
+    return drawing.Figure(
         "figure1",
         TITLE,
-        f"{where}{'' if points else ': no record yet'}.{CAVEATS.get(scope.data, '') if points else ''}",
+        f"{where}{': no record yet' if empty else ''}.{'' if empty else CAVEATS.get(scope.data, '')}",
         points,
-        (heading, *(line(point, column) for point in points)),
-        lambda canvas: draw(canvas, points, column),
-        (7.2, 3.0),
-        tuple(notes),
-        () if points or task != "mnli" else (command(scope),),
-        tuple(refused),
+        table,
+        tuple(
+            panel(points, name, colour, heading)
+            for name, colour in zip(PANELS, drawing.SERIES, strict=False)
+            if name in set(points.panel)
+        ),
+        notes=tuple(notes),
+        commands=(" ".join(["adalora-run", "-m", "+sweep=figure1", *scope_words(scope)]),) * (empty and task == "mnli"),
     )
 
 
-def points_of(found: Records, scope: Scope, column: Column) -> tuple[list[tuple[dict[str, Any], Cell]], list[str]]:
-    """Cells whose runs adapt only one list of roles or of layers, each with its point; and what was refused."""
-    cells, _, refused = sort_in(SPEC, found, scope)
-    points = []
-    for (method, budget, task), runs in cells.items():
-        settings = runs[0].record.settings
-        narrowed = [(name, settings[name]) for name, _ in PANELS if settings.get(name)]
-        if method != "lora" or task != column.task or len(narrowed) != 1:
-            continue
-        name, choice = narrowed[0]
-        cell = cell_of(column, runs, {})
-        points.append((point(name, choice, budget, cell, column), cell))
-    return sorted(points, key=lambda shown: order(shown[0])), refused
+def narrowing(settings: dict[str, Any]) -> tuple[str, str]:
+    """The one setting of ``PANELS`` that a run has, and its value; ("", "") for all matrices, or for both settings."""
+    chosen = [(name, settings[name]) for name in PANELS if settings.get(name)]
+    if len(chosen) != 1:
+        return "", ""
+    name, choice = chosen[0]
+    return name, ", ".join(map(str, choice)) if isinstance(choice, list) else str(choice)
 
 
-def point(name: str, choice: Any, budget: str, cell: Cell, column: Column) -> dict[str, Any]:
-    first = cell.runs[0]
-    means = {metric: value.mean for metric, value in zip(column.metrics, cell.values, strict=True)}
-    return {
-        "panel": name,
-        "choice": ", ".join(map(str, choice)) if isinstance(choice, list) else str(choice),
-        "budget": budget,
-        "params": first.record.params.get("method"),
-        **means,
-        "sd": cell.values[0].sd,
-        "seeds": seeds_text(cell.seeds),
-        "lr": float(first.key["lr"]),
-        "lrs_tried": len(cell.lrs),
-        "record": str(first.path),
-    }
+def order(text: str) -> tuple[bool, tuple[int, ...]]:
+    """Roles as the paper orders them, layers from the bottom; of panels the one of roles first."""
+    parts = text.split(", ")
+    ranks = (
+        MATRIX_ROLES.index(part) if part in MATRIX_ROLES else int(part) if part.isdecimal() else 99 for part in parts
+    )
+    return text == "method.layers", tuple(ranks)
 
 
-def order(point: dict[str, Any]) -> tuple[Any, ...]:
-    """Roles as the paper orders them, then layers from the bottom."""
-    parts = point["choice"].split(", ")
-    if point["panel"] == "method.targets":
-        places: list[int] = [MATRIX_ROLES.index(part) if part in MATRIX_ROLES else len(MATRIX_ROLES) for part in parts]
-    else:
-        places = [int(part) if part.isdecimal() else 0 for part in parts]
-    return point["panel"] != "method.targets", places, point["budget"]
+def panel(points: pd.DataFrame, name: str, colour: str, heading: str) -> drawing.Panel:
+    look = drawing.Look(name, colour)
+    return drawing.Panel(PANELS[name], partial(draw, points=points, name=name, look=look, heading=heading))
 
 
-def line(point: dict[str, Any], column: Column) -> tuple[str, ...]:
-    what = "layers " if point["panel"] == "method.layers" else ""
-    count = NO_COUNT if point["params"] is None else count_text(point["params"])
-    scores = (fixed(point[metric]) for metric in column.metrics)
-    lr = lr_of_tried(point["lr"], point["lrs_tried"])
-    return (what + point["choice"], count, *scores, fixed(point["sd"]), point["seeds"], lr)
-
-
-NO_COUNT = "?"
-
-
-def draw(canvas: Canvas, points: Sequence[dict[str, Any]], column: Column) -> None:
+def draw(axes: Axes, points: pd.DataFrame, name: str, look: drawing.Look, heading: str) -> None:
     """Points, each with its standard deviation: the axis does not begin at zero, where bars would have to."""
-    metric = column.metrics[0]
-    panels = [(title, [i for i, p in enumerate(points) if p["panel"] == name]) for name, title in PANELS]
-    panels = [(title, places) for title, places in panels if places]
-    grid = canvas.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=[len(p) + 1 for _, p in panels])
-    lows = [p[metric] - (p["sd"] or 0.0) for p in points]
-    highs = [p[metric] + (p["sd"] or 0.0) for p in points]
-    room = max(highs) - min(lows) or 1.0
-    for axes, (title, places), colour in zip(grid[0], panels, SERIES, strict=False):
-        for x, place in enumerate(places):
-            score = points[place][metric]
-            axes.plot(x, score, MARKERS[0], color=colour, markersize=7, gid=gid(place))
-            if points[place]["sd"] is not None:
-                axes.errorbar(x, score, points[place]["sd"], color=colour, capsize=3, linewidth=1)
-            axes.annotate(
-                fixed(score), (x, score), (7, 0), textcoords="offset points", va="center", fontsize=8, color=INK
-            )
-        axes.set_xticks(range(len(places)), [symbols(points[place]["choice"]) for place in places])
-        axes.set_xlim(-0.5, len(places) - 0.2)
-        axes.grid(axis="y")
-        titled(axes, title)
-    grid[0][0].set_ylim(min(lows) - 0.1 * room, max(highs) + 0.1 * room)
-    grid[0][0].set_ylabel(f"{column.heading}, {metric}")
+    chosen = points[points.panel == name]
+    for x, (i, cell) in enumerate(chosen.iterrows()):
+        drawing.draw_cell(axes, x, i, cell, look)
+        axes.annotate(fixed(cell.score), (x, cell.score), (7, 0), textcoords="offset points", va="center")
+    axes.set_xticks(range(len(chosen)), [symbols(choice) for choice in chosen.choice])
+    axes.set_xlim(-0.5, len(chosen) - 0.2)
+    spread = points.sd.fillna(0)
+    low, high = (points.score - spread).min(), (points.score + spread).max()
+    room = 0.1 * ((high - low) or 1.0)
+    axes.set_ylim(low - room, high + room)  # the same in both panels
+    axes.grid(axis="y")
+    axes.set_ylabel(f"{heading}, {chosen.metric.iloc[0]} (%)")
 
 
 def symbols(choice: str) -> str:
     """The paper's names of matrices; layers as they are."""
-    return ", ".join(SYMBOLS.get(part, clean(part)) for part in choice.split(", "))
+    return ", ".join(drawing.SYMBOLS.get(part, clean(part)) for part in choice.split(", "))
 
 
-def command(scope: Scope) -> str:
-    return " ".join(["adalora-run", "-m", "+sweep=figure1", *scope_words(scope)])
-
-
-def compile_figure(found: Records, request: Request) -> Figure:
-    args = request.args
-    wish = Scope("", "", args.protocol, include_partial=args.include_partial, results=request.results)
-    return figure(found, choose_scope(SPEC, found, args.backbone, args.data, wish), args.task)
-
-
-def section(found: Records, scope: Scope) -> str:
-    drawn = figure(found, scope, "mnli")
-    return inline(drawn, scope.results) if drawn.points else ""
+def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
+    return figure(records, drawing.scope_of(records, args), args.task)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     tasks = [column.task for column in SPEC.columns]
     parser.add_argument("--task", choices=tasks, default="mnli", help="the paper's: %(default)s")
-    add_partial(parser)
 
 
-REPORT = report_of("figure1", TITLE, compile_figure, section, add_arguments)
+REPORT = drawing.report_of("figure1", TITLE, figure, compile_figure, add_arguments)

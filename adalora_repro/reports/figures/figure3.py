@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
+from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
 from adalora_repro.models.backbones import MATRIX_ROLES
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.base import Request, Scope, in_scope
-from adalora_repro.reports.figures.drawing import (
-    INK,
-    SERIES,
-    SYMBOLS,
-    Figure,
-    Records,
-    add_runs,
-    gid,
-    inline,
-    label,
-    matrices,
-    named_runs,
-    newest,
-    report_of,
-    titled,
-)
+from adalora_repro.reports.figures import drawing
+from adalora_repro.reports.spec import Scope
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Canvas
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 TITLE = "Figure 3: final rank of every weight matrix"
+PAPER_SAYS = (
+    "The paper prints none of the ranks of its Figure 3 (MNLI). Its text says that feed-forward matrices and top "
+    "layers keep more."
+)
 SITE = re.compile(r"(\w+)\.(\d{1,3})\.(\w+)", re.ASCII)
 FILL = "adalora-run task=mnli method=adalora budget=0.3M"
 SHOWN = 4  # heat maps of a page; every run's ranks are in its details there
+POINTS = ["run", "matrix", "stack", "layer", "role", "rank", "record"]
 
 
 def site(name: str) -> tuple[str, int, str]:
@@ -44,142 +38,99 @@ def site(name: str) -> tuple[str, int, str]:
         InputError: the name is none of a matrix.
     """
     match = SITE.fullmatch(name)
-    if match is None or match[3] not in SYMBOLS:
-        raise InputError(f"'{name}' names no matrix; STACK.LAYER.ROLE with a role of {', '.join(SYMBOLS)}")
+    if match is None or match[3] not in drawing.SYMBOLS:
+        raise InputError(f"'{name}' names no matrix; STACK.LAYER.ROLE with a role of {', '.join(drawing.SYMBOLS)}")
     return match[1], int(match[2]), match[3]
 
 
-def points_of(runs: Sequence[Run]) -> tuple[dict[str, Any], ...]:
-    points = []
-    for run in runs:
-        for name in matrices(run):
-            stack, layer, role = site(name)
-            rank = run.record.rank_pattern[name]  # type: ignore[index]
-            points.append(
-                {
-                    "run": label(run),
-                    "matrix": name,
-                    "stack": stack,
-                    "layer": layer,
-                    "role": role,
-                    "rank": rank,
-                    "record": str(run.path),
-                }
-            )
-    return tuple(points)
+def points_of(runs: Sequence[Run]) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = [
+        (drawing.label(run), name, *site(name), (run.record.rank_pattern or {})[name], str(run.path))
+        for run in runs
+        for name in drawing.matrices(run)
+    ]
+    return pd.DataFrame(rows, columns=POINTS)
 
 
-def panels_of(points: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[int]]:
-    """(record, stack) -> places of its points."""
-    panels: dict[tuple[str, str], list[int]] = {}
-    for place, point in enumerate(points):
-        panels.setdefault((point["record"], point["stack"]), []).append(place)
-    return panels
-
-
-def figure(runs: Sequence[Run]) -> Figure:
+def figure(runs: Sequence[Run]) -> drawing.Figure:
     points = points_of(runs)
-    most = max((point["rank"] for point in points), default=0)
-    panels = panels_of(points)
-    deep = max((point["layer"] for point in points), default=0) + 1
-    tall = max((len({points[i]["role"] for i in places}) for places in panels.values()), default=1)
-    columns = min(2, len(panels)) or 1
-    rows = -(-len(panels) // columns)
-    said = "; ".join(budget_text(run) for run in runs)
-    return Figure(
+    most = int(points["rank"].max()) if len(points) else 0
+    table = points.assign(
+        matrix=points.role.map(drawing.SYMBOLS), order=points.role.map(list(MATRIX_ROLES).index)
+    ).pivot_table(
+        index=["record", "run", "stack", "order", "matrix"], columns="layer", values="rank", sort=False, observed=True
+    )
+    table = (
+        table.map(lambda rank: "" if rank != rank else f"{rank:.0f}").reset_index().drop(columns=["record", "order"])
+    )
+    both = points["stack"].nunique() > 1
+    panels = []
+    for (_, run, stack), cells in drawing.groups(points, ["record", "run", "stack"]):
+        width = 0.3 * (cells.layer.max() + 1) + 1.1
+        title = textwrap.fill(f"{run}{f', {stack}' * both}", round(9 * width))
+        size = (width, 0.26 * cells.role.nunique() + 0.65 + 0.2 * (1 + title.count("\n")))
+        panels.append(drawing.Panel(title, partial(draw, cells=cells, most=most), size))
+    text = "; ".join(budget_text(run) for run in runs)
+    return drawing.Figure(
         "figure3",
         TITLE,
-        f"{said}. The stronger the colour, the more, up to {most}." if runs else "No finished AdaLoRA run yet.",
+        f"{text}. The stronger the colour, the higher the rank, up to {most}."
+        if runs
+        else "No finished AdaLoRA run yet.",
         points,
-        text_grid(points),
-        lambda canvas: draw(canvas, points, panels, columns, most),
-        (columns * panel_width(deep), rows * (0.26 * tall + 0.85)),
-        (
-            "The paper prints none of the ranks of its Figure 3 (MNLI). Its text says that feed-forward matrices and "
-            "top layers keep more.",
-        ),
-        () if runs else (FILL,),
+        table.rename(columns=str),
+        tuple(panels),
+        notes=(PAPER_SAYS,),
+        commands=() if runs else (FILL,),
     )
-
-
-def panel_width(layers: int) -> float:
-    return 0.30 * layers + 1.1
 
 
 def budget_text(run: Run) -> str:
     budget = run.record.budget or {}
-    known = [f"{name} {budget[name]}" for name in ("n", "b_0", "b_T") if budget.get(name) is not None]
-    counts = f" ({', '.join(known)})" if known else ""
-    return f"{label(run)}, {run.key['backbone']}{counts}"
+    counts = ", ".join(f"{name} {budget[name]}" for name in ("n", "b_0", "b_T") if budget.get(name) is not None)
+    return f"{drawing.label(run)}, {run.key['backbone']}{f' ({counts})' if counts else ''}"
 
 
-def text_grid(points: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], ...]:
-    """Lines of one run and kind of matrix, columns of layers."""
-    layers = range(max((point["layer"] for point in points), default=-1) + 1)
-    lines: dict[tuple[str, str, str, str], dict[int, int]] = {}
-    for point in points:
-        place = (point["record"], point["run"], point["stack"], point["role"])
-        lines.setdefault(place, {})[point["layer"]] = point["rank"]
-    heading = ("run", "stack", "matrix", *(str(layer) for layer in layers))
-    return (
-        heading,
-        *(
-            (run, stack, SYMBOLS[role], *(str(ranks.get(layer, "")) for layer in layers))
-            for (_, run, stack, role), ranks in lines.items()
-        ),
-    )
-
-
-def draw(
-    canvas: Canvas, points: Sequence[dict[str, Any]], panels: dict[tuple[str, str], list[int]], columns: int, most: int
-) -> None:
-    """Cells of one colour whose opacity is the rank, so that a page may be light or dark; each has its number."""
+def draw(axes: Axes, cells: pd.DataFrame, most: int) -> None:
+    """Squares of one colour whose opacity is the rank, so that a page may be light or dark; each has its number."""
     from matplotlib.patches import Rectangle
 
-    grid = canvas.subplots(-(-len(panels) // columns), columns, squeeze=False)
-    stacks = {stack for _, stack in panels}
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for axes, ((_, stack), places) in zip(grid.flat, panels.items(), strict=False):
-        roles = [role for role in MATRIX_ROLES if any(points[i]["role"] == role for i in places)]
-        layers = max(points[i]["layer"] for i in places) + 1
-        for i in places:
-            x, y, rank = points[i]["layer"], roles.index(points[i]["role"]), points[i]["rank"]
-            shade = 0.03 + 0.62 * rank / most if most else 0.0
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=SERIES[0], alpha=shade, linewidth=0, gid=gid(i)))
-            axes.text(x, y, str(rank), ha="center", va="center", fontsize=7, color=INK, gid=f"{gid(i)}-text")
-        axes.set_xlim(-0.5, layers - 0.5)
-        axes.set_ylim(-0.5, len(roles) - 0.5)
-        axes.set_aspect("equal")
-        axes.set_xticks(range(layers))
-        axes.set_yticks(range(len(roles)), [SYMBOLS[role] for role in roles])
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        axes.set_xlabel("layer")
-        title = points[places[0]]["run"] + (f", {stack}" if len(stacks) > 1 else "")
-        titled(axes, textwrap.fill(title, round(8.5 * panel_width(layers))))
+    roles = [role for role in MATRIX_ROLES if role in set(cells.role)]
+    for i, cell in cells.iterrows():
+        x, y, rank = cell.layer, roles.index(cell.role), cell["rank"]
+        shade = 0.03 + 0.62 * rank / most if most else 0.0
+        axes.add_patch(
+            Rectangle((x - 0.5, y - 0.5), 1, 1, color=drawing.SERIES[0], alpha=shade, linewidth=0, gid=drawing.gid(i))
+        )
+        axes.text(x, y, str(rank), ha="center", va="center", fontsize=7, color=drawing.INK)
+    layers = cells.layer.max() + 1
+    axes.set(xlim=(-0.5, layers - 0.5), ylim=(-0.5, len(roles) - 0.5), aspect="equal", xlabel="layer")
+    axes.set_xticks(range(layers))
+    axes.set_yticks(range(len(roles)), [drawing.SYMBOLS[role] for role in roles])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
-def compile_figure(found: Records, request: Request) -> Figure:
-    return figure(named_runs(found, request))
+def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
+    return figure(drawing.named_runs(records, args))
 
 
-def section(found: Records, scope: Scope) -> str:
-    """The newest run of each task."""
+def section(records: drawing.Records, scope: Scope) -> drawing.Figure:
+    """Of each task the newest AdaLoRA run that the tables show; a foreign record does not keep others from the page."""
     by_task: dict[str, Run] = {}
-    for run in newest([(path, record) for path, record in found if in_scope(record, scope)]):
-        if drawable(run):
+    for run in drawing.newest_shown(records, scope):
+        if run.key["method"] == PROPOSED and drawable(run):
             by_task.setdefault(run.key["task"], run)
-    runs = list(by_task.values())[:SHOWN]
-    return inline(figure(runs), scope.results) if runs else ""
+    return figure(list(by_task.values())[:SHOWN])
 
 
 def drawable(run: Run) -> bool:
-    """One foreign record must not keep the others from the page."""
     try:
-        return bool(points_of([run]))
+        return len(points_of([run])) > 0
     except InputError:
         return False
 
 
-REPORT = report_of("figure3", TITLE, compile_figure, section, add_runs)
+REPORT = drawing.report_of("figure3", TITLE, section, compile_figure, drawing.add_runs)

@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
+from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.base import Request, Scope, in_scope
 from adalora_repro.reports.curves import evenly, orthogonality
-from adalora_repro.reports.figures.drawing import (
-    SERIES,
-    Figure,
-    Records,
-    add_runs,
-    gid,
-    inline,
-    label,
-    matrices,
-    named_runs,
-    newest,
-    plain_log_axis,
-    report_of,
-    titled,
-)
+from adalora_repro.reports.figures import drawing
+from adalora_repro.reports.spec import Scope
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Canvas
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 TITLE = "Figure 4: how orthogonal P and Q are"
-NORMS = {"P": "‖PᵀP − I‖²", "Q": "‖QQᵀ − I‖²"}
+PAPER_SAYS = (
+    "The paper's Figure 4 (SST-2, γ = 0.1) is drawn without numbers. Its text says that both norms fall to about 0.001 "
+    "early in training."
+)
+NORMS = {
+    "P": drawing.Look("‖PᵀP − I‖²", drawing.SERIES[0], "o"),
+    "Q": drawing.Look("‖QQᵀ − I‖²", drawing.SERIES[1], "s"),
+}
 ROLES = ("attn_out", "ffn_out")  # the paper's Wo and Wf2
 FILL = "adalora-run task=sst2 method=adalora budget=0.3M"
-DASHES = ("-", "--", ":", "-.")
+LINES = ("-", "--", ":", "-.")
 MARKED = 40  # points of a line that can be pointed at
+CURVE = ["record", "run", "matrix", "norm"]
 
 
 def chosen_matrices(run: Run, asked: Sequence[str]) -> list[str]:
@@ -43,149 +41,118 @@ def chosen_matrices(run: Run, asked: Sequence[str]) -> list[str]:
     Raises:
         InputError: the run has no such matrix.
     """
-    names = matrices(run)
+    names = drawing.matrices(run)
     if not asked:
         layer = names[0].rpartition(".")[0]
         return [name for name in names if name in {f"{layer}.{role}" for role in ROLES}] or names[:1]
-    found = []
-    for wish in asked:
-        matches = [name for name in names if name == wish or name.partition(".")[2] == wish]
-        if not matches:
+    matches = [[name for name in names if wish in (name, name.partition(".")[2])] for wish in asked]
+    for wish, match in zip(asked, matches, strict=True):
+        if not match:
             raise InputError(f"--matrix: {run.path} has no matrix '{wish}'; valid: {', '.join(names)}")
-        found.append(matches[0])
-    return found
+    return [match[0] for match in matches]
 
 
-def points_of(runs: Sequence[Run], asked: Sequence[str]) -> tuple[dict[str, Any], ...]:
-    """Every logged value; a zero has no place on a log axis and is left out.
+def points_of(runs: Sequence[Run], asked: Sequence[str] = ()) -> pd.DataFrame:
+    """Every logged value; zero, which a log axis cannot show, is left out.
 
     Raises:
         InputError: a run has no such matrix, or its log no such values.
     """
-    points: list[dict[str, Any]] = []
+    import pandas as pd
+
+    points = pd.DataFrame(
+        [
+            (str(run.path), drawing.label(run), name, norm, step, value)
+            for run in runs
+            for name in chosen_matrices(run, asked)
+            for norm in NORMS
+            for step, value in orthogonality(run.path.parent, norm, drawing.matrices(run).index(name))
+            if value > 0
+        ],
+        columns=[*CURVE, "step", "value"],
+    )
     for run in runs:
-        names = matrices(run)
-        before = len(points)
-        for name in chosen_matrices(run, asked):
-            for side in NORMS:
-                for step, value in orthogonality(run.path.parent, side, names.index(name)):
-                    if value > 0:
-                        points.append(
-                            {
-                                "run": label(run),
-                                "matrix": name,
-                                "norm": side,
-                                "step": step,
-                                "value": value,
-                                "record": str(run.path),
-                            }
-                        )
-        if len(points) == before:
+        if str(run.path) not in set(points.record):
             raise InputError(f"{run.path}: its log.jsonl has no orthogonality of '{run.key['method']}' to draw")
-    return tuple(points)
+    return points
 
 
-Curves = dict[tuple[str, str, str], list[int]]
-
-
-def curves_of(points: Sequence[dict[str, Any]]) -> Curves:
-    """(record, matrix, P or Q) -> places of its points."""
-    curves: Curves = {}
-    for place, point in enumerate(points):
-        curves.setdefault((point["record"], point["matrix"], point["norm"]), []).append(place)
-    return curves
-
-
-def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> Figure:
+def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> drawing.Figure:
     points = points_of(runs, asked)
-    curves = curves_of(points)
-    panels = list(dict.fromkeys(matrix for _, matrix, _ in curves))
-    said = "; ".join(f"{label(run)}, {run.key['backbone']}" for run in runs)
-    return Figure(
+    records = list(dict.fromkeys(points.record))
+    legend = {
+        (record, norm): replace(
+            look,
+            label=f"{look.label}, {drawing.label(run)}" if len(runs) > 1 else look.label,
+            line=LINES[records.index(record) % len(LINES)],
+        )
+        for run in runs
+        for record in [str(run.path)]
+        for norm, look in NORMS.items()
+    }
+    curves = points.groupby(CURVE, sort=False)
+    table = curves.agg(**{"first step": ("step", "first"), "first": ("value", "first")})
+    table = table.join(curves.agg(**{"last step": ("step", "last"), "last": ("value", "last")}))
+    table = table.join(curves.agg(smallest=("value", "min"))).reset_index().drop(columns="record")
+    table = table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else str(value))
+    return drawing.Figure(
         "figure4",
         TITLE,
-        f"{said or 'No finished AdaLoRA run yet'}.",
+        "; ".join(f"{drawing.label(run)}, {run.key['backbone']}" for run in runs) + "."
+        if runs
+        else "No finished AdaLoRA run yet.",
         points,
-        (("run", "matrix", "norm", "step", "first", "step", "last", "smallest"), *summary(points, curves)),
-        lambda canvas: draw(canvas, points, curves, panels),
-        (3.6 * max(1, len(panels)) + 0.3, 3.3),
-        (
-            "The paper's Figure 4 (SST-2, γ = 0.1) is drawn without numbers. Its text says that both norms fall to "
-            "about 0.001 early in training.",
+        table.assign(norm=[NORMS[norm].label for norm in table.norm]),
+        tuple(
+            drawing.Panel(matrix, partial(draw, points=cells, legend=legend))
+            for matrix, cells in drawing.groups(points, "matrix")
         ),
+        tuple(legend.values()),
+        (PAPER_SAYS,),
         () if runs else (FILL,),
     )
 
 
-def summary(points: Sequence[dict[str, Any]], curves: Curves) -> list[tuple[str, ...]]:
-    """A line for each curve; ``--format csv`` has every point."""
-    lines: list[tuple[str, ...]] = []
-    for places in curves.values():
-        first, last = points[places[0]], points[places[-1]]
-        ends = (f"{first['step']:,}", f"{first['value']:.3g}", f"{last['step']:,}", f"{last['value']:.3g}")
-        least = f"{min(points[i]['value'] for i in places):.3g}"
-        lines.append((first["run"], first["matrix"], NORMS[first["norm"]], *ends, least))
-    return lines
+def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], drawing.Look]) -> None:
+    """A colour for P and for Q, a dash for each run."""
+    for (record, norm), curve in drawing.groups(points, ["record", "norm"]):
+        look = legend[record, norm]
+        axes.plot(curve.step, curve.value, **look.style)
+        for i in evenly(list(curve.index), MARKED):
+            axes.plot(curve.step[i], curve.value[i], gid=drawing.gid(i), markersize=3, **look.point)
+    axes.set_yscale("log")
+    drawing.plain_log_axis(axes.yaxis, drawing.power)
+    axes.grid(axis="y")
+    axes.set_xlabel("step")
 
 
-def draw(canvas: Canvas, points: Sequence[dict[str, Any]], curves: Curves, panels: Sequence[str]) -> None:
-    """A panel for each matrix, a colour for P and for Q, a dash for each run."""
-    grid = canvas.subplots(1, len(panels), squeeze=False, sharey=True)
-    runs = list(dict.fromkeys(record for record, _, _ in curves))
-    for axes, panel in zip(grid[0], panels, strict=True):
-        for (record, matrix, side), places in curves.items():
-            if matrix != panel:
-                continue
-            colour = SERIES[list(NORMS).index(side)]
-            name = f"{NORMS[side]}, {points[places[0]]['run']}" if len(runs) > 1 else NORMS[side]
-            axes.plot(
-                [points[i]["step"] for i in places],
-                [points[i]["value"] for i in places],
-                color=colour,
-                linewidth=1.2,
-                linestyle=DASHES[runs.index(record) % len(DASHES)],
-                label=name,
-            )
-            for i in evenly(places, MARKED):
-                axes.plot(points[i]["step"], points[i]["value"], "o", color=colour, markersize=3, gid=gid(i))
-        axes.set_yscale("log")
-        plain_log_axis(axes.yaxis)
-        axes.grid(axis="y")
-        axes.set_xlabel("step")
-        titled(axes, panel)
-    handles, names = grid[0][0].get_legend_handles_labels()
-    canvas.legend(handles, names, loc="outside lower center", ncols=min(2, len(names)))
+def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
+    return figure(drawing.named_runs(records, args), args.matrix or ())
 
 
-def compile_figure(found: Records, request: Request) -> Figure:
-    return figure(named_runs(found, request), request.args.matrix or ())
-
-
-def section(found: Records, scope: Scope) -> str:
-    """The newest run that logged the two norms and, of the same task, the newest with another γ."""
-    ours = [(path, record) for path, record in found if in_scope(record, scope)]
-    first = next(filter(logged, newest(ours)), None)
+def section(records: drawing.Records, scope: Scope) -> drawing.Figure | None:
+    """The newest AdaLoRA run that the tables show and, of the same task, the newest with another γ."""
+    runs = [run for run in drawing.newest_shown(records, scope) if logged(run)]
+    first = next((run for run in runs if run.key["method"] == PROPOSED), None)
     if first is None:
-        return ""
-    others = [run for run in newest(ours, ("adalora", "adalora_gamma0")) if contrasts(first, run)]
-    other = next(filter(logged, others), None)
-    return inline(figure([first] if other is None else [first, other]), scope.results)
+        return None
+    others = [run for run in runs if run.key["task"] == first.key["task"] and gamma(run) != gamma(first)]
+    return figure([first, *others[:1]])
 
 
 def logged(run: Run) -> bool:
     try:
-        return bool(points_of([run], ()))
+        return bool(len(points_of([run])))
     except InputError:
         return False
 
 
-def contrasts(one: Run, other: Run) -> bool:
-    gammas = [run.record.settings.get("method.gamma") for run in (one, other)]
-    return one.key["task"] == other.key["task"] and gammas[0] != gammas[1]
+def gamma(run: Run) -> object:
+    return run.record.settings.get("method.gamma")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_runs(parser)
+    drawing.add_runs(parser)
     parser.add_argument(
         "--matrix",
         action="append",
@@ -194,4 +161,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-REPORT = report_of("figure4", TITLE, compile_figure, section, add_arguments)
+REPORT = drawing.report_of("figure4", TITLE, section, compile_figure, add_arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adalora_repro.reports.base import Spec
+from adalora_repro.reports.spec import Spec
 from adalora_repro.reports.tables.table1 import columns_of
 
 SPEC = Spec(

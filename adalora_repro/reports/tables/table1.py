@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adalora_repro.reports.base import Column, Spec
+from adalora_repro.reports.spec import Column, Spec
 
 
 def all_average(scores: Mapping[str, float]) -> float:
@@ -55,7 +55,7 @@ SPEC = Spec(
     columns=COLUMNS,
     average=all_average,
     average_column="avg",
-    average_heading=("All", "Ave."),
+    average_heading="All Ave.",
     notes=(
         "All Ave.: mean over the 8 tasks of avg(m, mm), SST-2, CoLA, avg(QQP Acc, F1), QNLI, RTE, MRPC and STS-B (mean "
         "of Pearson and Spearman); ours only where all 8 are there, its sd only where all have the same seeds.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from adalora_repro.reports.base import Spec
+from adalora_repro.reports.spec import Spec
 from adalora_repro.reports.tables.table1 import columns_of
 
 MNLI, QQP = columns_of("mnli", "qqp")

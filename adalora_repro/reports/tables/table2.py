@@ -5,7 +5,7 @@ The paper prints budgets as columns; here, as in every table, a method at a budg
 
 from __future__ import annotations
 
-from adalora_repro.reports.base import Column, Spec
+from adalora_repro.reports.spec import Column, Spec
 
 SPEC = Spec(
     name="table2",
@@ -21,7 +21,6 @@ SPEC = Spec(
             "EM/F1",
             ("exact", "f1"),
             ("squad_em", "squad_f1"),
-            percent=True,
             settings=("task.max_length", "task.stride", "task.max_answer_length"),
         ),
         Column(
@@ -30,7 +29,6 @@ SPEC = Spec(
             "EM/F1",
             ("exact", "f1"),
             ("squad_v2_em", "squad_v2_f1"),
-            percent=True,
             more=("best_exact", "best_f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1"),
             settings=("task.max_length", "task.stride", "task.max_answer_length", "task.null_threshold"),
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adalora_repro.reports.base import Column, Spec
+from adalora_repro.reports.spec import Column, Spec
 
 SEARCH = (
     "task.max_length",
@@ -24,7 +24,6 @@ def rouge(task: str, heading: str) -> Column:
         "R-1/2/Lsum",
         ("rouge1", "rouge2", "rougeLsum"),
         paper,
-        percent=True,
         more=("rougeL",),
         settings=SEARCH,
     )

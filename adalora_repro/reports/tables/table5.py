@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adalora_repro.reports.base import Column, Spec
+from adalora_repro.reports.spec import Column, Spec
 from adalora_repro.reports.tables.table1 import columns_of
 from adalora_repro.reports.tables.table4 import BUDGETS_NOTE
 

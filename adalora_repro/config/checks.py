@@ -1,0 +1,145 @@
+"""What makes a composed configuration wrong, beyond the types and ranges of the schema."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from adalora_repro.config.catalog import base_files, choices_of
+from adalora_repro.config.plan import measured
+from adalora_repro.config.schema import Config
+from adalora_repro.errors import InputError, one_of
+from adalora_repro.models import sites
+from adalora_repro.settings import check, settings_of
+
+MOST_LAYERS = 1000
+MOST_WIDTH = 2**31 - 1  # of any other integer of an architecture
+#: settings that are the name of a choice, by which a run is filed
+NAMES = {"data.source": "data", "budget.label": "budget"} | {
+    f"{group}.name": group for group in ("task", "method", "backbone", "protocol")
+}
+OPTIONAL = ("tuned", "tuned/lr", "script")  # groups of which Hydra passes over a file that is not there
+
+
+def check_words(words: Sequence[str], choices: Mapping[str, Any]) -> None:
+    """What would be filed under the name of something else, or have no effect without a word.
+
+    Raises:
+        InputError: the name of another choice, a part of a method's file, an unknown file, a node taken away.
+    """
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        group = key.partition("@")[0]
+        if word.startswith("~") and not word.startswith(tuple(f"~{name}" for name in OPTIONAL)):
+            raise InputError(f"'{word}': settings are given other values, not taken away")
+        if group in OPTIONAL and value not in ("null", *(valid := choices_of(group))):
+            raise one_of(key, value, valid)
+        if key in NAMES and value in choices_of(NAMES[key]) and value != choices.get(NAMES[key]):
+            raise InputError(f"{word}: that name belongs to a file of conf/{NAMES[key]}: {NAMES[key]}={value}")
+        if key in ("method.module", "method.sizes"):
+            raise InputError(f"{key} belongs to the file of a method: conf/method/NAME.yaml, chosen with method=NAME")
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Ranges of single settings, and what two settings together exclude.
+
+    Raises:
+        InputError: names the setting.
+    """
+    if OmegaConf.is_missing(cfg.task, "name"):
+        raise InputError(f"choose a task: task=…; valid: {', '.join(choices_of('task'))}")
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    for name in missing:
+        if choices := settings_of(Config)[name].choices if name in settings_of(Config) else None:
+            raise InputError(f"{name} is not set; valid: {', '.join(choices)}")
+        raise InputError(f"{name} is not set")
+    check(Config, values)
+    for split, rows in cfg.task.rows.items():
+        if rows < 1:
+            raise InputError(f"task.rows.{split} must be positive, not {rows}")
+    _check_architecture(cfg)
+    _check_source(cfg)
+    train = cfg.train
+    if cfg.measure == "score" and cfg.backbone.weights == "random":
+        raise InputError("backbone.weights=random has no score worth a record: it is for measure=cost")
+    if train.grad_accumulation > train.batch_size:
+        raise InputError(
+            f"train.grad_accumulation={train.grad_accumulation} splits the {train.batch_size} examples of a "
+            "step (train.batch_size) into more parts than there are"
+        )
+    if train.group_by_length and train.padding == "max_length":
+        raise InputError(
+            "train.group_by_length=true saves the padding that train.padding=max_length asks for: one of both"
+        )
+    model_type = cfg.backbone.architecture.model_type
+    if train.attention == "cropped" and model_type != "deberta-v2":
+        raise InputError(f"train.attention=cropped is for deberta-v2, backbone '{cfg.backbone.name}' is {model_type}")
+    if cfg.task.primary_metric not in measured(cfg):
+        raise one_of("task.primary_metric", cfg.task.primary_metric, measured(cfg))
+
+
+def check_finite(settings: Mapping[str, Any]) -> None:
+    """Raises InputError for a number that is infinite or not a number: it identifies no run."""
+    for name, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name} must be finite, not {value}")
+
+
+def _check_architecture(cfg: DictConfig) -> None:
+    if cfg.backbone.architecture.get("model_type") is None:
+        raise InputError(
+            f"backbone '{cfg.backbone.name}': backbone.architecture.model_type is not set; "
+            f"valid: {', '.join(sites.model_types())}"
+        )
+    for name, value in cfg.backbone.architecture.items():
+        setting = f"backbone.architecture.{name}"
+        if name in ("num_hidden_layers", "encoder_layers", "decoder_layers"):
+            if not isinstance(value, int) or not 1 <= value <= MOST_LAYERS:  # the plan builds every layer
+                raise InputError(f"{setting} must be a number of layers from 1 to {MOST_LAYERS}, not {value}")
+        elif isinstance(value, int) and abs(value) > MOST_WIDTH:
+            raise InputError(f"{setting} must be below 2^31, not {value}")
+
+
+def _check_source(cfg: DictConfig) -> None:
+    backbone = cfg.backbone
+    where = "package" if backbone.source == "package" else "hub"
+    nowhere = backbone[where] is None and backbone.path is None
+    if nowhere and (backbone.source, backbone.tokenizer) != ("random", "bytes"):
+        raise InputError(
+            f"backbone.{where} is not set, which backbone.source={backbone.source} with "
+            f"backbone.tokenizer={backbone.tokenizer} needs; or backbone.path=DIR"
+        )
+
+
+def check_backbone(cfg: DictConfig, needed: str) -> None:
+    """An encoder does not write summaries, and what the paper does with encoder-decoders is that.
+
+    Raises:
+        InputError: names the backbones of the kind that the task needs.
+    """
+    actual = _kind(cfg.backbone.architecture.model_type)
+    if actual == needed:
+        return
+    fitting = [name for name in choices_of("backbone") if _kind(_model_type(base_files("backbone", name))) == needed]
+    raise InputError(
+        f"task={cfg.task.name} needs an {needed}, backbone '{cfg.backbone.name}' is an {actual}; "
+        f"valid: {', '.join(fitting)}"
+    )
+
+
+def _kind(model_type: str) -> str:
+    return "encoder-decoder" if "decoder" in sites.architecture(model_type).stacks else "encoder"
+
+
+def _model_type(files: Sequence[Path]) -> str:
+    for path in files:
+        architecture = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("architecture", {})
+        if "model_type" in architecture:
+            return str(architecture["model_type"])
+    return "bert"  # of no file that can be used: its own run will be refused

@@ -1,0 +1,203 @@
+"""The dry run as text: one run in full, or one line for each run of a sweep and the total."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from adalora_repro.config.origins import origins
+from adalora_repro.config.plan import Plan
+from adalora_repro.config.resolve import count, finished
+from adalora_repro.errors import InputError
+from adalora_repro.records import run_record
+
+#: what the method's plan says (``BaseMethod.plan``), and its meaning
+METHOD_ROWS = {
+    "n": "adapted matrices",
+    "r": "rank of every matrix",
+    "d": "width of every adapter",
+    "wider": "of them have one more",
+    "b_0": "initial budget, triplets",
+    "b_T": "final budget, triplets",
+    "alpha_over_r": "scaling alpha/r, r the rank at the start",
+    "gamma": "weight of the orthogonality penalty R",
+    "mask_events": "masks until the set is fixed at T - t_f",
+}
+Rows = list[tuple[str, str, str]]
+
+
+def describe(plan: Plan) -> str:
+    """A counted plan as text."""
+    key = plan.key
+    head = (
+        f"plan: task={key['task']} method={key['method']} budget={key['budget']} backbone={key['backbone']} "
+        f"protocol={key['protocol']} data={key['data']} seed={key['seed']}"
+    )
+    settings = [(name, _short(OmegaConf.select(plan.cfg, name)), origin) for name, origin in origins(plan).items()]
+    sections = {
+        "trainable parameters": _parameter_rows(plan),
+        "steps": _step_rows(plan),
+        "settings and where they come from": settings,
+    }
+    lines = [head, ""]
+    for title, rows in sections.items():
+        lines += [title, *_table(rows), ""]
+    return "\n".join([*lines, f"folder: {plan.folder}", *(f"note: {note}" for note in plan.notes)])
+
+
+def describe_beside(plan: Plan, cost: DictConfig) -> str:
+    """What ``measure=cost`` adds to the dry run of the method measured: the one beside it."""
+    return (
+        f"beside: {plan.key['method']} {plan.key['budget']}, {plan.params['at_init']:,} parameters; "
+        f"{cost.warmup_steps} + {cost.steps} steps of each on the same batches"
+    )
+
+
+def _parameter_rows(plan: Plan) -> Rows:
+    params, method = plan.params, plan.method
+    share = f"{params['method'] / params['backbone']:.3%} of the backbone's {params['backbone']:,}"
+    rows = [("method", f"{params['method']:,}", share)]
+    if params["at_init"] != params["method"]:
+        rows = [
+            ("method, initial budget", f"{params['at_init']:,}", "what the optimizer trains until pruned"),
+            ("method, final budget", f"{params['method']:,}", f"{share}; mean, the exact count follows from the ranks"),
+        ]
+    if "params" in method:
+        rows.append(("matched to", f"{method['params']:,}", _matched_text(plan)))
+    gib = plan.memory / 2**30
+    return [
+        *rows,
+        ("head", f"{params['head']:,}", "the task head; trained by every method, not part of the budget"),
+        ("total", f"{params['total']:,}", ""),
+        ("memory", f"{gib:.2f} GiB", "weights, gradients and AdamW's averages; activations come on top"),
+    ]
+
+
+def _matched_text(plan: Plan) -> str:
+    """How near the count is to the number it was matched to."""
+    method, slack = plan.method, plan.method["params"] - plan.params["method"]
+    text = f"never above; slack {slack:,} ({slack / method['params']:.2%})"
+    if "params_min" not in method:
+        return text
+    low, high = method["params_min"], method["params_max"]
+    return f"{text} in the mean; the last masks count parameters: {low:,} to {high:,} stay"
+
+
+def _step_rows(plan: Plan) -> Rows:
+    method, total = plan.method, plan.total_steps
+    epochs = total / plan.steps_per_epoch
+    rows = [("T", f"{total:,}", f"{epochs:g} epochs of {plan.steps_per_epoch:,} optimizer steps")]
+    if plan.cfg.data.holdout is not None:
+        text = f"rows of the train split, evaluated and never trained on; {plan.train_rows:,} remain for training"
+        rows.append(("held out", f"{plan.cfg.data.holdout:,}", text))
+    if "t_f" in method:
+        t_i, final = method["t_i"], total - method["t_f"]
+        rows += [
+            ("warm-up", f"0 … {t_i - 1:,}" if t_i else "none", f"t_i = {t_i:,}, all b_0 triplets"),
+            ("pruning", f"{t_i:,} … {final - 1:,}", f"a mask every delta_t = {method['delta_t']} steps"),
+            ("final phase", f"{final:,} … {total - 1:,}", f"t_f = {method['t_f']:,}, b_T triplets"),
+        ]
+    rows += [(name, f"{round(method[name], 2):,g}", text) for name, text in METHOD_ROWS.items() if name in method]
+    if plan.cfg.measure == "score":
+        per_epoch = plan.steps_per_epoch / plan.eval_steps
+        every = f"every {plan.eval_steps:,} steps, {per_epoch:.2g} an epoch, and at the end"
+        rows.append(("evaluations", f"{math.ceil(total / plan.eval_steps):,}", every))
+    return rows
+
+
+def _short(value: Any) -> str:
+    """Ranks of a hundred matrices are not for a line."""
+    return f"of {len(value)} matrices" if isinstance(value, DictConfig) else str(value)
+
+
+def _table(rows: Rows) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return [f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {text}".rstrip() for name, value, text in rows]
+
+
+# -- a sweep -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class SweepPlan:
+    """The dry run of a sweep: ``line`` for each run, then ``total``.
+
+    The model of a variant is built once, whatever its learning rates and seeds.
+    """
+
+    runs: int = 0
+    done: int = 0
+    hours: list[float] = field(default_factory=list)  # of the runs to do for which there is an estimate
+    _counted: dict[str, Plan] = field(default_factory=dict)  # variant -> plan
+    _speeds: dict[Path, dict[tuple[Any, ...], list[float]]] = field(default_factory=dict)  # results folder -> …
+
+    def line(self, plan: Plan) -> str:
+        """One run: T, trainable parameters, whether it is finished, and the hours it may take.
+
+        Raises:
+            InputError: the plan does not fit the method or the backbone.
+        """
+        variant = str(plan.key["variant"])
+        if variant not in self._counted:
+            self._counted[variant] = count(plan)
+        params = self._counted[variant].params
+        self.runs += 1
+        size = f"{params['method']:,} trainable parameters and a head of {params['head']:,}"
+        return f"T {plan.total_steps:,}, {size}, {self._state(plan)}"
+
+    def total(self) -> str:
+        """The sum of all runs."""
+        left = self.runs - self.done
+        text = f"total: {self.runs} runs, {self.done} done, {left} to do"
+        if not self.hours:
+            return f"{text}; no time is known, no run like these is finished in the results folder"
+        measured = "" if len(self.hours) == left else f" for the {len(self.hours)} of them with a measurement"
+        return f"{text}; about {_hours(sum(self.hours))}{measured}, one after the other"
+
+    def _state(self, plan: Plan) -> str:
+        try:
+            score = finished(plan) if plan.cfg.measure == "score" else None
+        except InputError as error:
+            return f"cannot run: {error}"
+        if score:
+            self.done += 1
+            return f"done ({score})"
+        results = Path(plan.cfg.results.dir).expanduser()
+        if results not in self._speeds:
+            self._speeds[results] = _seconds_per_step(results)
+        seconds = self._speeds[results].get(_speed_key(plan.key, plan.settings))
+        if seconds is None:
+            return "to do"
+        hours = statistics.median(seconds) * plan.total_steps / 3600
+        self.hours.append(hours)
+        return f"to do, about {_hours(hours)}"
+
+
+def _speed_key(key: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the time of a step depends on, beside the machine."""
+    names = ("train.batch_size", "train.precision", "train.padding", "train.eval_steps", "task.max_length")
+    return (*(key[name] for name in ("backbone", "task", "method")), *(settings.get(name) for name in names))
+
+
+def _seconds_per_step(results: Path) -> dict[tuple[Any, ...], list[float]]:
+    """Seconds per optimizer step, evaluations included, of the finished runs below a results folder."""
+    speeds: dict[tuple[Any, ...], list[float]] = {}
+    for path in run_record.find(results):
+        with suppress(run_record.RecordError, OSError):
+            record = run_record.read(path)
+            steps = record.progress.get("step") or record.key.get("total_steps")
+            if record.status == "ok" and steps and record.time:
+                seconds = (record.time["train_s"] + record.time["eval_s"]) / steps
+                speeds.setdefault(_speed_key(record.key, record.settings), []).append(seconds)
+    return speeds
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 0.95 else f"{max(1, round(60 * hours))} min"

@@ -1,0 +1,135 @@
+"""What makes two runs the same run: the settings that change the result, their hash, the folder that follows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from adalora_repro.config.schema import Config
+from adalora_repro.errors import InputError
+from adalora_repro.methods import equal_counts
+from adalora_repro.models import backbone_files
+from adalora_repro.records import cost_record, run_record
+from adalora_repro.settings import Setting, settings_of
+
+Stamp = tuple[tuple[str, int, int], ...]
+
+
+def result_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Flat ``group.setting`` -> value of all that changes the result, as the schema's metadata say."""
+    facts, flat = settings_of(Config), {}
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for name, value in node.items():
+            path = f"{prefix}{name}"
+            setting = facts.get(path, Setting())
+            if not setting.identity or value == setting.later:
+                continue
+            if isinstance(value, dict) and value and not any("." in str(key) for key in value):  # no settings then
+                walk(value, f"{path}.")
+            else:
+                flat[path] = value
+
+    walk(OmegaConf.to_container(cfg, resolve=True), "")  # type: ignore[arg-type]
+    if cfg.train.padding == "max_length":  # such runs never grouped, before there was the setting or since
+        flat.pop("train.group_by_length", None)
+    if cfg.data.holdout is None:
+        flat.pop("task.holdout_by", None)
+    if not equal_counts.matched(cfg):  # of a rank that is given
+        flat.pop("method.initial_rank", None)
+    return flat
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits that identify settings; 32 and 32.0 are the same setting."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    content = json.dumps({name: plain(value) for name, value in settings.items()}, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:10]
+
+
+def variant(asked: Mapping[str, Any]) -> str:
+    """The hash of all settings but learning rate and seed: runs of one variant are compared with each other."""
+    return digest({name: value for name, value in asked.items() if name not in ("optim.lr", "seed")})
+
+
+def has_variant(cfg: DictConfig, key: Mapping[str, Any], variant: str) -> bool:
+    """Whether the cell of ``key`` has a record of this variant.
+
+    Local data used to be identified by the bytes of their files. If there are records from then, runs on the same bytes
+    keep that identity: finished runs are recognised, and new seeds join the same setting.
+    """
+    parts = [str(key[name]) for name in ("backbone", "task", "method", "budget")]
+    with suppress(run_record.RecordError, OSError):
+        cell = run_record.folder_below(Path(cfg.results.dir).expanduser(), "runs", parts)
+        for path in cell.glob(f"*/{run_record.RECORD_NAME}"):
+            with suppress(run_record.RecordError, OSError):  # of one that cannot be read, reports say so
+                if f'"{variant}"'.encode() in run_record.content_of(path):
+                    return True
+    return False
+
+
+def folder_of(cfg: DictConfig, key: Mapping[str, Any]) -> Path:
+    """Where the record of a run, or of a measurement of cost, goes.
+
+    Raises:
+        InputError: a name in the key cannot be a folder's.
+    """
+    results = Path(cfg.results.dir).expanduser()
+    try:
+        if cfg.measure == "cost":
+            return cost_record.folder(results, cost_key(cfg, key))
+        return run_record.run_folder(results, dict(key))
+    except run_record.RecordError as error:
+        raise InputError(str(error)) from None
+
+
+def reference(cfg: DictConfig) -> str | None:
+    """The method that ``measure=cost`` measures beside the chosen one; None where that is alone."""
+    return None if cfg.cost.against == cfg.method.name else cfg.cost.against
+
+
+def cost_key(cfg: DictConfig, key: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies a measurement of cost before it is made, as in ``cost_record.KEY_FIELDS``.
+
+    ``padding`` is ``max_length``, ``longest`` with grouped batches, ``drawn`` with those that are not.
+    """
+    drawn = cfg.train.padding == "longest" and not cfg.train.group_by_length
+    return {name: key[name] for name in ("backbone", "task", "budget", "method", "protocol", "data")} | {
+        "against": reference(cfg),
+        "precision": cfg.train.precision,
+        "padding": "drawn" if drawn else cfg.train.padding,
+        "weights": "random" if cfg.backbone.source == "random" else cfg.backbone.weights,
+        "batch_size": cfg.train.batch_size,
+    }
+
+
+_weights: dict[Path, tuple[Stamp, str]] = {}
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """``backbone_files.fingerprint``; the files are read again only if they changed.
+
+    Raises:
+        InputError: the folder does not hold a model whose files are complete.
+    """
+    stamp = _stamp(folder)
+    if _weights.get(folder.absolute(), ((), ""))[0] != stamp or not stamp:
+        _weights[folder.absolute()] = stamp, backbone_files.fingerprint(folder)
+    return _weights[folder.absolute()][1]
+
+
+def _stamp(folder: Path) -> Stamp:
+    """Names, times and sizes of the files of a folder: a sweep of hundreds of runs hashes them once."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else ()
+    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)

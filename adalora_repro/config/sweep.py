@@ -1,0 +1,301 @@
+"""What a sweep runs: lists of values -> cells of a table -> jobs -> stages. Plain functions, without Hydra.
+
+A job is one run by its words: setting -> value, both as typed. A cell is what jobs share that differ in learning rate
+and seed alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adalora_repro.config.catalog import base_files, choices_of
+from adalora_repro.config.words import lr_text
+from adalora_repro.errors import InputError, one_of
+from adalora_repro.records import lock, run_record
+from adalora_repro.records.run_record import RECORD_NAME, RunRecord
+from adalora_repro.records.selection import at_edge, run_of, select
+
+AXES = ("task", "method", "budget")  # of a cell: what the command line gives for them restricts, the rest it replaces
+LR, SEED = "optim.lr", "seed"
+CHOSEN, WIDENED = "chosen", "widened"  # values of optim.lr in a stage, derived from the earlier stages
+MOST_JOBS = 100_000
+
+Job = dict[str, str]  # key as typed (``+`` and all) -> value as typed
+Values = dict[str, list[str]]
+Words = tuple[str, ...]
+
+
+@dataclass
+class SweeperConfig:
+    """The types of conf/hydra/sweeper/cells.yaml."""
+
+    _target_: str = "hydra_plugins.adalora_sweeper.CellSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    cells: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    stages: list[Any] = field(default_factory=list)  # of mappings; OmegaConf's error for such a type names no setting
+
+
+def words_of(job: Job) -> Words:
+    return tuple(f"{key}={value}" for key, value in job.items())
+
+
+def cell_of(job: Job) -> Words:
+    return tuple(sorted(words_of({key: value for key, value in job.items() if key not in (LR, SEED)})))
+
+
+def name_of(job: Job) -> str:
+    """ "cola lora 0.3M", with the protocol where it is given"""
+    return " ".join(job[name] for name in (*AXES, "protocol") if name in job)
+
+
+def label_of(key: Mapping[str, Any], job: Job, jobs: Sequence[Job]) -> str:
+    """ "cola lora 0.3M lr 1e-3 seed 0": a run by the key of its record, and what else differs among ``jobs``."""
+    budget = [] if key["budget"] == key["method"] else [key["budget"]]  # of a method of one size it is the method
+    shown = (*AXES, LR, SEED)
+    others = [f"{name}={job[name]}" for name in job if name not in shown and len({one.get(name) for one in jobs}) > 1]
+    return " ".join([key["task"], key["method"], *budget, f"lr {lr_text(key['lr'])} seed {key['seed']}", *others])
+
+
+# -- lists -> jobs -------------------------------------------------------------------------------------------------
+
+
+def product(lists: Values) -> list[Job]:
+    """Every combination.
+
+    Raises:
+        InputError: more than anybody can mean; making their list alone would take minutes.
+    """
+    if math.prod(map(len, lists.values())) > MOST_JOBS:
+        longest = max(lists, key=lambda key: len(lists[key]))
+        raise InputError(f"more than {MOST_JOBS:,} runs in one sweep; the longest list is {longest}")
+    return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+
+
+def jobs_of(lists: Values, tables: Mapping[str, Sequence[Values]]) -> list[Job]:
+    """Every combination: without tables of all lists, with tables of each cell and the lists that are no axis."""
+    if not tables:
+        return product(lists)
+    axes = {key.lstrip("+"): values for key, values in lists.items() if key.lstrip("+") in AXES}
+    rest = {key: values for key, values in lists.items() if key.lstrip("+") not in AXES}
+    replaced = {key.lstrip("+") for key in rest}
+    jobs: dict[Words, Job] = {}  # cells that differ only in what is replaced become the same job
+    for cell in cells_of(tables, axes):
+        own = {key: [value] for key, value in cell.items() if key not in replaced}
+        jobs |= {words_of(job): job for job in product(own | rest)}
+    return list(jobs.values())
+
+
+def cells_of(tables: Mapping[str, Sequence[Values]], axes: Values) -> list[Job]:
+    """The cells of these tables that have one of the values for each axis given.
+
+    A method that no cell has gets cells of its own (``cells_for``).
+
+    Raises:
+        InputError: a value that no cell has, or no cell with all of them.
+    """
+    cells: list[Job] = []
+    for products in tables.values():
+        cells += [cell for lists in products for cell in product(lists) if cell not in cells]
+    names = ", ".join(tables)
+    for method in axes.get("method", []):
+        if method in choices_of("method") and all(cell["method"] != method for cell in cells):
+            cells += cells_for(method, cells)
+    for axis, wanted in axes.items():
+        valid = list(dict.fromkeys(cell[axis] for cell in cells if axis in cell))
+        for value in wanted:
+            if value not in valid:
+                raise one_of(f"{axis} in {names}", value, valid)
+    left = [cell for cell in cells if all(cell.get(axis) in wanted for axis, wanted in axes.items())]
+    if not left:
+        typed = " ".join(f"{axis}={','.join(wanted)}" for axis, wanted in axes.items())
+        of_tasks = [cell for cell in cells if cell["task"] in axes.get("task", [cell["task"]])]
+        raise InputError(f"no cell of {names} has {typed}; valid: {methods_of(of_tasks)}")
+    return left
+
+
+def cells_for(method: str, cells: Sequence[Job]) -> list[Job]:
+    """``method`` in the place of the methods of ``cells``: at each budget of a task that its file has a size for."""
+    sizes = None
+    for path in base_files("method", method):
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")).get("method") or {}
+        sizes = sizes or settings.get("sizes")
+    own: list[Job] = []
+    for cell in cells:
+        if sizes is None:
+            new = {key: value for key, value in cell.items() if key != "budget"} | {"method": method}
+        elif cell.get("budget") in sizes:
+            new = cell | {"method": method}
+        else:
+            continue
+        own += [new] if new not in own else []
+    return own
+
+
+def methods_of(cells: Iterable[Job]) -> str:
+    """ "full; lora 0.3M,1.2M": the methods of these cells with their budgets."""
+    budgets: dict[str, list[str]] = {}
+    for cell in cells:
+        own = budgets.setdefault(cell["method"], [])
+        own += [cell["budget"]] if "budget" in cell and cell["budget"] not in own else []
+    return "; ".join(f"{method} {','.join(own)}".rstrip() for method, own in budgets.items())
+
+
+# -- stages --------------------------------------------------------------------------------------------------------
+
+
+def check_stages(stages: Sequence[Values], given: Values) -> None:
+    """Values typed for a setting of the stages restrict them, like a cell's axes; ``chosen`` and ``widened`` need an
+    earlier stage.
+
+    Raises:
+        InputError: a value that no stage has.
+    """
+    for number, stage in enumerate(stages):
+        for key, values in stage.items():
+            for marker in {CHOSEN, WIDENED} & {*values}:
+                if key != LR or values != [marker] or not number:
+                    raise InputError(f"stage {number + 1}, {key}: '{marker}' is a value of {LR} after the first stage")
+    for key in {key for stage in stages for key in stage} - {LR}:
+        valid = list(dict.fromkeys(value for stage in stages for value in stage.get(key, [])))
+        for value in given.get(key, []):
+            if value not in valid:
+                raise one_of(f"{key} in the stages", value, valid)
+
+
+def wanted(jobs: Sequence[Job], stage: Values, given: Values) -> list[Job]:
+    """The jobs of a stage that the command line asks for: a value typed for one of its settings restricts it."""
+    names = stage.keys() - {LR}
+    return [job for job in jobs if all(job[name] in given.get(name, [job[name]]) for name in names)]
+
+
+def state_of(folder: Path) -> str:
+    """``held`` while a process trains there, else the status of the run's record; ``none`` without a readable one."""
+    record = record_in(folder)
+    return "held" if lock.held(folder) else record.status if record else "none"
+
+
+def record_in(folder: Path) -> RunRecord | None:
+    """The record of a run's folder; None where there is none, or none that can be read."""
+    try:
+        return run_record.read(folder / RECORD_NAME)
+    except (FileNotFoundError, run_record.RecordError):
+        return None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The learning rate of a cell, by the rule of ``records.selection``.
+
+    Attributes:
+        lr: as typed; None where there is nothing to choose from.
+        why: the choice, or why there is none, for a line.
+        edge: it is the smallest or the largest of those tried.
+    """
+
+    lr: str | None
+    why: str
+    edge: bool = False
+
+
+def choose(tried: Sequence[tuple[Job, Path]]) -> Choice:
+    """The choice among the runs of a cell, each with its folder; none while another process trains one of them."""
+    runs = []
+    typed: dict[float, str] = {}
+    for job, folder in tried:
+        record = record_in(folder)
+        if record is not None and record.status == "ok" and record.final is not None:
+            lr = float(record.key["lr"])
+            runs.append(run_of(folder / RECORD_NAME, record))
+            typed[lr] = job.get(LR, repr(lr))
+    if held := sum(lock.held(folder) for _, folder in tried):
+        return Choice(None, f"left out, another process is training {held} of the {len(tried)} runs to choose from")
+    if not runs:
+        return Choice(None, f"left out, none of the {len(tried)} runs to choose from is finished")
+    best = select(runs)
+    split = " on the held-out split" * best.held_out
+    why = f"{LR}={lr_text(best.lr)}, the best of {len(best.by_lr)}{split} ({len(runs)} of {len(tried)} runs finished)"
+    return Choice(typed[best.lr], why, at_edge(best.lr, list(best.by_lr)))
+
+
+def derived(
+    rate: str, jobs: Sequence[Job], earlier: Sequence[Job], folders: Mapping[Words, Path]
+) -> tuple[list[Job], dict[str, str]]:
+    """``jobs`` at the rate that ``chosen`` or ``widened`` stands for in their cell; cell -> the choice, in a line.
+
+    Args:
+        earlier: what to choose among; of ``folders`` those of the runs that have one.
+    """
+    choices: dict[Words, Choice] = {}
+    lines: dict[str, str] = {}
+    for cell, job in {cell_of(job): job for job in jobs}.items():
+        tried = [(one, folders[words_of(one)]) for one in earlier if cell_of(one) == cell and words_of(one) in folders]
+        choice = choices[cell] = choose(tried)
+        further = "widen it" if rate == CHOSEN else "one rate further"
+        lines[name_of(job)] = choice.why + (f", the edge of its grid: {further}" if choice.edge else "")
+    return at_chosen_rate(jobs, choices) if rate == CHOSEN else beyond_edge(jobs, choices, earlier), lines
+
+
+def at_chosen_rate(jobs: Sequence[Job], choices: Mapping[Words, Choice]) -> list[Job]:
+    """``jobs`` at the learning rate that was chosen for their cell; without those of a cell that has none."""
+    return [job | {LR: lr} for job in jobs if (lr := choices[cell_of(job)].lr) is not None]
+
+
+def beyond_edge(jobs: Sequence[Job], choices: Mapping[Words, Choice], earlier: Sequence[Job]) -> list[Job]:
+    """``jobs`` of the cells whose best rate is at an edge of the ``earlier`` jobs' grid, at one rate beyond it."""
+    rates: dict[Words, set[float]] = {}
+    for job in earlier:
+        if LR in job:
+            rates.setdefault(cell_of(job), set()).add(float(job[LR]))
+    beyond = []
+    for job in jobs:
+        lr, grid = choices[cell_of(job)].lr, sorted(rates.get(cell_of(job), ()))
+        if lr is not None and at_edge(float(lr), grid):
+            beyond.append(job | {LR: lr_text(next_rate(float(lr), grid))})
+    return beyond
+
+
+def next_rate(edge: float, grid: Sequence[float]) -> float:
+    """One rate beyond an edge of a grid, at the ratio between the edge and its neighbour; rounded to two digits."""
+    neighbour = min((rate for rate in grid if rate != edge), key=lambda rate: abs(math.log(rate / edge)))
+    return float(f"{edge * edge / neighbour:.1e}")
+
+
+# -- several processes ---------------------------------------------------------------------------------------------
+
+
+def once_free(
+    jobs: Sequence[Job],
+    earlier: Mapping[Words, tuple[Job, Path]],
+    retry: Callable[[Sequence[Job]], object],
+    wait: Callable[[int], object],
+) -> Iterator[list[Job]]:
+    """Yields ``jobs`` cell by cell, each cell once no other process is training one of its ``earlier`` runs.
+
+    Processes with the same command share its runs: each skips those that another is training. A learning rate is
+    chosen only when the others have finished their runs; a run that another left unfinished is trained here.
+
+    Args:
+        earlier: the runs of earlier stages with their folders.
+        retry: called with the runs that have neither finished nor failed, and that no process is training.
+        wait: called with the number of runs that other processes are training, when there is nothing else to do.
+    """
+    cells = {cell_of(job) for job in jobs}
+    candidates = [(job, folder) for job, folder in earlier.values() if cell_of(job) in cells]
+    while jobs:
+        states = [(job, state_of(folder)) for job, folder in candidates]
+        retry([job for job, state in states if state not in ("held", "ok", "failed")])
+        held = [cell_of(job) for job, state in states if state == "held"]
+        ready = [job for job in jobs if cell_of(job) not in held]
+        jobs = [job for job in jobs if cell_of(job) in held]
+        if ready:
+            yield ready
+        else:
+            wait(len(held))

@@ -1,0 +1,504 @@
+"""Records -> one table: which runs belong in each cell, which of them are shown, and the frame of its figures.
+
+The rule of a cell (task, method, budget) is ``selection.RULE``, printed under every table; its runs have one backbone,
+one data source and one protocol.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adalora_repro.config.words import lr_text
+from adalora_repro.records.run_record import RunRecord, stated
+from adalora_repro.records.selection import (
+    Run,
+    Selection,
+    at_edge,
+    device_kind,
+    metrics_of,
+    primary_mean,
+    select,
+)
+from adalora_repro.reports.frame import COLUMNS, rows_of, unusable
+from adalora_repro.reports.spec import (
+    DATA_SOURCES,
+    Column,
+    Scope,
+    Spec,
+    command,
+    is_variant,
+    label_of,
+    on_the_papers_data,
+    paper_rows,
+)
+from adalora_repro.reports.text import number, short
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Record = tuple[Path, RunRecord]
+CellKey = tuple[str, str, int]  # method, budget, column
+AVERAGE = -1  # the column of a table's own mean
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task of one row; without ``chosen`` it has no run of ours."""
+
+    chosen: Selection | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return self.chosen.runs if self.chosen else ()
+
+    @property
+    def by_lr(self) -> Mapping[float, tuple[Run, ...]]:
+        """Every learning rate that was tried with the setting shown, and its runs."""
+        return self.chosen.by_lr if self.chosen else {}
+
+    @property
+    def lrs(self) -> tuple[float, ...]:
+        return tuple(self.by_lr)
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the learning rate was chosen on the held-out split."""
+        return bool(self.chosen and self.chosen.held_out)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.key["seed"] for run in self.runs)
+
+    @property
+    def optimistic(self) -> bool:
+        """Whether the learning rate was chosen among several by the scores that the cell reports."""
+        return len(self.by_lr) > 1 and not self.held_out
+
+    @property
+    def degenerate(self) -> tuple[int, ...]:
+        """Seeds of the runs shown that made the same prediction for every example in their final evaluation."""
+        return tuple(run.key["seed"] for run in self.runs if run.record.degenerate)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one budget, its cells in the order of the columns; ``paper`` is its row in the paper's file."""
+
+    method: str
+    budget: str
+    paper: Mapping[str, str]
+    cells: tuple[Cell, ...]
+
+    @property
+    def name(self) -> str:
+        return label_of(self.method) if self.fixed_size else f"{label_of(self.method)} {self.budget}"
+
+    @property
+    def fixed_size(self) -> bool:
+        """The method's size is no choice: its ``budget`` is its own name."""
+        return self.budget == self.method
+
+    @property
+    def in_paper(self) -> bool:
+        return bool(self.paper)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple({run.path: run for cell in self.cells for run in cell.runs}.values())
+
+    @property
+    def params_label(self) -> str | None:
+        """# Params as the paper prints it: a count or, where its file has none, the share that names the budget."""
+        if not self.paper:
+            return None
+        return self.paper.get("params_label", "100%" if self.fixed_size else self.budget)
+
+    def params(self, name: str) -> list[int]:
+        """``method``, ``head``, ``total`` or ``backbone`` of each run; tasks differ in it, and AdaLoRA's seeds."""
+        return [run.record.params[name] for run in self.runs if name in run.record.params]
+
+    @property
+    def shares(self) -> list[float]:
+        """Trained parameters of each run over those of its backbone."""
+        sizes = [(run.record.params.get("method"), run.record.params.get("backbone")) for run in self.runs]
+        return [method / backbone for method, backbone in sizes if method is not None and backbone]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A compiled table.
+
+    Attributes:
+        figures: one row a figure, with the columns of the report's CSV; beside them ``position`` (number of the column,
+            ``AVERAGE`` for the table's own mean), ``second`` and ``values`` (seed -> value).
+        left_out: reason -> how many records of the scope are in no cell for it.
+        refused: one line for each record that cannot be used.
+        tests: notes about the tests of significance.
+    """
+
+    spec: Spec
+    scope: Scope
+    rows: tuple[Row, ...]
+    figures: pd.DataFrame
+    left_out: Mapping[str, int]
+    refused: tuple[str, ...]
+    tests: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Each run once, in how many columns it may be."""
+        return tuple({run.path: run for row in self.rows for run in row.runs}.values())
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the paper's numbers may stand beside ours: its backbone, and its data in every run shown."""
+        return self.scope.backbone == self.spec.backbone and all(on_the_papers_data(run.record) for run in self.runs)
+
+    @cached_property
+    def by_cell(self) -> dict[CellKey, list[Any]]:
+        """The figures of each row and column that the table shows, as named tuples; of a cell those of its metrics."""
+        shown: dict[CellKey, list[Any]] = defaultdict(list)
+        for figure in self.figures.itertuples():
+            if figure.position == AVERAGE or figure.metric in self.spec.columns[figure.position].metrics:
+                shown[figure.method, figure.budget, figure.position].append(figure)
+        return shown
+
+    def of(self, row: Row, position: int) -> list[Any]:
+        """The figures of one cell: ``mean``, ``sd``, ``paper``, ``difference``, ``best`` and the rest of the CSV."""
+        return self.by_cell[row.method, row.budget, position]
+
+    @property
+    def columns_filled(self) -> list[int]:
+        return [i for i in range(len(self.spec.columns)) if any(row.cells[i].runs for row in self.rows)]
+
+    def cells(self) -> Iterable[tuple[Row, Column, Cell]]:
+        return ((row, *pair) for row in self.rows for pair in zip(self.spec.columns, row.cells, strict=True))
+
+
+def compile_table(spec: Spec, records: Iterable[Record], scope: Scope) -> Table:
+    """Records -> the table, by ``selection.RULE``."""
+    usable, left_out, refused = sort_in(spec, records, scope)
+    cells, figures = choose(spec, rows_of(usable, [scope.select]))
+    rows = tuple(
+        Row(method, budget, paper, tuple(cells.get((method, budget, i), Cell()) for i in range(len(spec.columns))))
+        for method, budget, paper in row_specs(spec, cells)
+    )
+    table = Table(spec, scope, rows, figures, left_out, tuple(refused))
+    table = replace(table, figures=described(table))
+    return replace(table, figures=with_best(table))
+
+
+def sort_in(spec: Spec, records: Iterable[Record], scope: Scope) -> tuple[list[Record], dict[str, int], list[str]]:
+    """The records of the table's cells; how many were left out and why; a line for each one that is refused."""
+    wanted = rows_wanted(spec)
+    usable, left_out, refused = [], Counter[str](), []
+    for path, record in records:
+        if not wanted(record.key) or not in_scope(record, scope):
+            continue
+        if reason := left_out_because(record, scope):
+            left_out[reason] += 1
+        elif wrong := refused_because(spec, record, scope.select):
+            refused.append(f"{path}: {wrong}")
+        else:
+            usable.append((path, record))
+    return usable, dict(left_out), refused
+
+
+def rows_wanted(spec: Spec) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether a run with this key belongs in the table, whatever its backbone, data and protocol."""
+    tasks = {column.task for column in spec.columns}
+    budgets = {row["budget"] for row in paper_rows(spec.paper_file)}
+
+    def wanted(key: Mapping[str, Any]) -> bool:
+        if key["task"] not in tasks:
+            return False
+        if not spec.methods:
+            return not is_variant(key["method"])
+        return key["method"] in spec.methods and (key["budget"] in budgets or is_variant(key["method"]))
+
+    return wanted
+
+
+def in_scope(record: RunRecord, scope: Scope) -> bool:
+    key = record.key
+    return (key["backbone"], key["data"], key["protocol"]) == (scope.backbone, scope.data, scope.protocol)
+
+
+def left_out_because(record: RunRecord, scope: Scope) -> str | None:
+    """Why a record of the scope is in no cell, as a phrase that a count can precede; None if it is in one."""
+    if record.status != "ok":
+        return record.status
+    if record.key["max_examples"] is not None and not scope.include_partial:
+        return "evaluated on a part of the examples (eval.max_examples; --include-partial shows them)"
+    if scope.select == "best" and record.best is None:
+        return "without an evaluation at the final budget (no 'best')"
+    return None
+
+
+def refused_because(spec: Spec, record: RunRecord, checkpoint: str) -> str | None:
+    """Why a finished record cannot be used in this table, see ``frame.unusable``."""
+    needed: set[str] = set()
+    for column in (column for column in spec.columns if column.task == record.key["task"]):
+        needed |= {name for name in column.mean_of or column.metrics if name not in COLUMNS}
+        needed |= metrics_of(record, checkpoint).keys() & column.more
+    return unusable(record, checkpoint, needed)
+
+
+def row_specs(spec: Spec, cells: Iterable[CellKey]) -> list[tuple[str, str, dict[str, str]]]:
+    """(method, budget, paper's row) in the paper's order; then, in its budget's group, what only our records have."""
+    rows = [(row["method"], row["budget"], row) for row in paper_rows(spec.paper_file)]
+    order = {budget: i for i, (_, budget, _) in reversed(list(enumerate(rows)))}
+    extra = sorted({(method, budget) for method, budget, _ in cells} - {row[:2] for row in rows})
+    rows += [(method, budget, {}) for method, budget in extra]
+    # a size matched to a label's parameters (0.3M-params) stands with the label
+    return sorted(rows, key=lambda row: order.get(row[1].partition("-params")[0], len(rows)))
+
+
+def choose(spec: Spec, runs: pd.DataFrame) -> tuple[dict[CellKey, Cell], pd.DataFrame]:
+    """What ``selection.RULE`` chooses in each cell, and mean and sd over seeds of every figure there."""
+    import pandas as pd
+
+    cells: dict[CellKey, Cell] = {}
+    rows = []
+    for i, column in enumerate(spec.columns):
+        for (method, budget), tried in runs[runs.task == column.task].groupby(["method", "budget"]):
+            chosen = select(tried.run)
+            cells[method, budget, i] = Cell(chosen, cell_notes(chosen))
+            paths = [run.path for run in chosen.runs]
+            shown = tried[[run.path in paths for run in tried.run]].set_index("seed").sort_index()
+            for name in (*column.metrics, *(more for more in column.more if in_every_run(shown, more))):
+                values = seed_values(shown, column.mean_of or (name,))
+                rows.append((method, budget, i, name, *mean_sd(list(values.values())), values))
+    return cells, pd.DataFrame(rows, columns=["method", "budget", "position", "metric", "mean", "sd", "values"])
+
+
+def column_of(metric: str) -> str:
+    return metric if metric in COLUMNS else f"metrics.{metric}"
+
+
+def in_every_run(shown: pd.DataFrame, metric: str) -> bool:
+    return column_of(metric) in shown and bool(shown[column_of(metric)].notna().all())
+
+
+def seed_values(shown: pd.DataFrame, metrics: Sequence[str]) -> dict[int, float]:
+    """Seed -> the mean of these metrics; a run without one of them has no value."""
+    return shown[[column_of(metric) for metric in metrics]].mean(axis=1, skipna=False).dropna().to_dict()
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (ddof = 1; None for one value), independent of the order of ``values``."""
+    if not values:
+        return None, None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+# --- notes of a cell --------------------------------------------------------------------------------------------------
+
+
+def cell_notes(chosen: Selection) -> tuple[str, ...]:
+    """What a reader must know of one cell, the most surprising first; phrases without a full stop."""
+    notes = []
+    seeds = [str(run.key["seed"]) for run in chosen.runs if run.record.degenerate]
+    if seeds:
+        named = f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} of {len(chosen.runs)}"
+        notes.append(f"degenerate: {named} gave every example the same prediction in the final evaluation")
+    if chosen.others:
+        key, others = chosen.runs[0].key, "; ".join(setting_text(chosen.runs[0], other) for other in chosen.others)
+        notes.append(f"shows setting {key['variant']} ({key['total_steps']:,} steps); other settings: {others}")
+    means = {lr: primary_mean(runs, chosen.held_out) for lr, runs in chosen.by_lr.items()}
+    best = max(means, key=lambda lr: (means[lr], -lr))
+    fewer, most = len(chosen.by_lr[best]), len(chosen.runs)
+    if fewer != most and means[best] != means[chosen.lr]:
+        notes.append(f"lr {lr_text(best)} has a higher mean with fewer seeds ({fewer} of {most}): not shown")
+    lrs = list(chosen.by_lr)
+    if at_edge(chosen.lr, lrs):
+        span = f"{lr_text(min(lrs))} to {lr_text(max(lrs))}"
+        notes.append(f"lr {lr_text(chosen.lr)} is the edge of its grid ({span}): widen it")
+    if chosen.repeated:
+        notes.append(f"{chosen.repeated} record(s) repeat a seed and are not counted")
+    return tuple(notes)
+
+
+def setting_text(shown: Run, other: Run) -> str:
+    """Another setting of a cell: its variant, and what it does differently."""
+    ours, theirs = stated(shown.record.settings), stated(other.record.settings)
+    names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    names = [name for name in names if name not in ("optim.lr", "seed")]
+    parts = [f"{name}={short(theirs.get(name))} not {short(ours.get(name))}" for name in names[:3]]
+    device = device_kind(other.record)
+    parts = [f"on a {device}"] * (device != device_kind(shown.record)) + parts
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    steps = f"{other.key['total_steps']:,} steps"
+    return f"{other.key['variant']} ({'; '.join([steps, *([', '.join(parts)] if parts else [])])}{more})"
+
+
+# --- the frame of figures ---------------------------------------------------------------------------------------------
+
+COUNTS = ("method", "head", "total", "backbone")
+#: the columns of the CSV, in their order
+FIELDS = [
+    *("table", "backbone", "data", "protocol", "checkpoint", "method", "method_name", "budget", "task", "metric"),
+    *("mean", "sd", "n_seeds", "seeds", "paper", "difference", "best", "best_unequal"),
+    *("baseline", "test", "p", "p_holm", "mark", "lrs", "baseline_lrs"),
+    *("full_test", "full_p", "full_p_holm", "full_mark", "full_baseline_lrs", "params_paper"),
+    *(f"params_{name}_{end}" for name in COUNTS for end in ("min", "max")),
+    *("lr", "lrs_tried", "n_lrs_tried", "chosen_on", "held_out_mean", "degenerate_seeds", "total_steps"),
+    *("max_examples", "variant", "note", "records", "command"),
+]
+INTERNAL = ["position", "second", "values"]
+
+
+def described(table: Table) -> pd.DataFrame:
+    """Every figure of every row, also of empty cells, with the paper's number and all that is known of its runs."""
+    import pandas as pd
+
+    spec, comparable = table.spec, table.comparable
+    ours = {tuple(row[:4]): row[4:] for row in table.figures.itertuples(index=False)}
+    rows = []
+    for row in table.rows:
+        for i, column in enumerate(spec.columns):
+            of_cell = of_row(table, row) | {"task": column.task, "position": i} | details(table, row, i)
+            more = [name for name in column.more if (row.method, row.budget, i, name) in ours]
+            for name, printed in [*zip(column.metrics, column.printed, strict=True), *((name, "") for name in more)]:
+                mean, sd, values = ours.get((row.method, row.budget, i, name), (None, None, {}))
+                figure = numbers(mean, sd, tuple(values), row.paper.get(printed), comparable)
+                rows.append(of_cell | figure | {"metric": name, "values": values})
+        if spec.average is not None:
+            figure = numbers(*average_of(spec, row, ours), row.paper.get(spec.average_column), comparable)
+            of_average = {"task": "all", "position": AVERAGE, "metric": spec.average_column}
+            rows.append(of_row(table, row) | of_average | figure)
+    flags = dict.fromkeys(("best", "second", "best_unequal"), False)
+    figures = pd.DataFrame([row | flags for row in rows], columns=[*FIELDS, *INTERNAL], dtype=object)
+    figures = figures.where(figures.notna(), None)
+    floats = dict.fromkeys(("mean", "sd", "paper", "difference"), float)
+    return figures.astype(floats | {"position": int} | dict.fromkeys(flags, bool))
+
+
+def of_row(table: Table, row: Row) -> dict[str, Any]:
+    scope = table.scope
+    names = {"table": table.spec.name, "method": row.method, "method_name": row.name, "budget": row.budget}
+    chosen = {"backbone": scope.backbone, "data": scope.data, "protocol": scope.protocol, "checkpoint": scope.select}
+    return names | chosen | {"params_paper": row.params_label}
+
+
+def numbers(
+    mean: float | None, sd: float | None, seeds: Sequence[int], printed: str | None, comparable: bool
+) -> dict[str, Any]:
+    mean, paper = number(mean), number(printed)
+    return {
+        "mean": mean,
+        "sd": number(sd),
+        "n_seeds": len(seeds),
+        "seeds": " ".join(map(str, seeds)),
+        "paper": paper,
+        "difference": None if mean is None or paper is None or not comparable else mean - paper,
+    }
+
+
+def details(table: Table, row: Row, position: int) -> dict[str, Any]:
+    """Counts, settings and files of the runs in a cell; of an empty cell the command that fills it."""
+    cell = row.cells[position]
+    if not cell.runs:
+        labels = {other.budget for other in table.rows if other.in_paper}
+        budgets = [] if row.fixed_size else [row.budget]
+        typed = row.fixed_size or row.budget in labels  # r3 is no budget to type
+        return {
+            "command": command([table.spec.columns[position].task], [row.method], budgets, table.scope) if typed else ""
+        }
+    counts: dict[str, int | None] = {}
+    for name in COUNTS:
+        known = [run.record.params[name] for run in cell.runs if name in run.record.params]
+        counts |= {f"params_{name}_min": min(known, default=None), f"params_{name}_max": max(known, default=None)}
+    key = cell.runs[0].key
+    return counts | {
+        **{name: key[name] for name in ("lr", "total_steps", "max_examples", "variant")},
+        "lrs_tried": " ".join(map(lr_text, cell.lrs)),
+        "n_lrs_tried": len(cell.lrs),
+        "chosen_on": "held-out" if cell.held_out else "reported",
+        "held_out_mean": primary_mean(cell.runs, True) if cell.held_out else None,
+        "degenerate_seeds": " ".join(map(str, cell.degenerate)),
+        "note": "; ".join(cell.notes),
+        "records": " ".join(str(run.path) for run in cell.runs),
+    }
+
+
+def average_of(
+    spec: Spec, row: Row, ours: Mapping[tuple[Any, ...], Any]
+) -> tuple[float | None, float | None, tuple[int, ...]]:
+    """The table's own mean where every column is filled; its sd only where all columns have the same seeds."""
+    if spec.average is None or not all(cell.runs for cell in row.cells):
+        return None, None, ()
+    figures = {
+        printed: ours[row.method, row.budget, i, metric]
+        for i, column in enumerate(spec.columns)
+        for metric, printed in zip(column.metrics, column.printed, strict=True)
+    }
+    mean = spec.average({name: figure[0] for name, figure in figures.items()})
+    seeds = row.cells[0].seeds
+    if any(cell.seeds != seeds for cell in row.cells):
+        return mean, None, ()
+    of_seed = [spec.average({name: figure[2][seed] for name, figure in figures.items()}) for seed in seeds]
+    return mean, mean_sd(of_seed)[1], seeds
+
+
+def with_best(table: Table) -> pd.DataFrame:
+    """Marks the best and the second best of ours in each column, to the two decimals shown, where rows compete.
+
+    ``best_unequal``: it is the best, and the rows of the column tried different numbers of learning rates.
+    """
+    figures = table.figures
+    tried = {(row.method, row.budget): tuple(len(cell.lrs) for cell in row.cells) for row in table.rows}
+    for (position, metric), column in figures[figures["mean"].notna()].groupby(["position", "metric"]):
+        declared = None if position == AVERAGE else table.spec.columns[int(position)]
+        if len(column) < 2 or (declared and (metric not in declared.metrics or declared.better == "neither")):
+            continue
+        highest = declared is None or declared.better == "higher"
+        ranks = column["mean"].round(2).rank(method="dense", ascending=not highest)
+        rows = [tried[row] for row in zip(column.method, column.budget, strict=True)]
+        counts = set(rows if position == AVERAGE else (lrs[int(position)] for lrs in rows))
+        figures.loc[column.index, "best"] = ranks == 1
+        figures.loc[column.index, "second"] = ranks == 2
+        figures.loc[column.index, "best_unequal"] = (ranks == 1) & (len(counts) > 1)
+    return figures
+
+
+# --- the scope --------------------------------------------------------------------------------------------------------
+
+
+def choose_scope(spec: Spec, records: Sequence[Record], backbone: str | None, data: str | None, wish: Scope) -> Scope:
+    """Fills in the backbone and the data source that the user left open, and says what it chose.
+
+    Backbone: the paper's; if that has no record and exactly one other has, that one. Data: the first of hub, local,
+    sample with a record of this backbone. Unfinished runs count only if there are no finished ones. Every backbone
+    with records is named, unless the user asked for one that has some.
+    """
+    wanted = rows_wanted(spec)
+    ours = [record for _, record in records if wanted(record.key) and record.key["protocol"] == wish.protocol]
+    finished = [record for record in ours if left_out_because(record, wish) is None]
+    have = sorted({record.key["backbone"] for record in finished or ours})
+    remarks, named = [], ", ".join(have)
+    if backbone is None:
+        backbone = have[0] if len(have) == 1 else spec.backbone
+        if len(have) == 1 and backbone != spec.backbone:
+            remarks.append(f"No record of {spec.backbone}: this is {backbone}, the only backbone with records.")
+        elif have and spec.backbone not in have:
+            remarks.append(f"No record of {spec.backbone}; --backbone chooses among those with records: {named}.")
+        elif len(have) > 1:
+            remarks.append(f"Backbone {backbone}; --backbone chooses among those with records: {named}.")
+    elif have and backbone not in have:
+        remarks.append(f"No record of {backbone}; backbones with records: {named}.")
+    if data is None:
+        of_backbone = [record for record in finished if record.key["backbone"] == backbone]
+        of_backbone = of_backbone or [record for record in ours if record.key["backbone"] == backbone]
+        sources = [source for source in DATA_SOURCES if any(record.key["data"] == source for record in of_backbone)]
+        data = sources[0] if sources else DATA_SOURCES[0]
+        if len(sources) > 1:
+            remarks.append(f"Data {data}; there are also records with --data {' and --data '.join(sources[1:])}.")
+    return replace(wish, backbone=backbone, data=data, remarks=tuple(remarks))

@@ -1,0 +1,69 @@
+"""Score against trainable parameters: every cell that has finished runs, a colour for each method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from adalora_repro.reports.figures import drawing
+from adalora_repro.reports.spec import Scope
+from adalora_repro.reports.text import count_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+TITLE = "Score against trainable parameters"
+
+
+def figure(records: drawing.Records, scope: Scope) -> drawing.Figure:
+    """One point a cell, by the rule of the tables, at the mean over seeds of score and trainable parameters."""
+    import pandas as pd
+
+    runs = drawing.shown_runs(records, scope)
+    points = drawing.cells_of(runs[runs["params.method"] > 0])
+    points = points.sort_values(["task", "params", "method"], ignore_index=True)
+    style = drawing.looks(points.method, dict(zip(points.method, points.label, strict=True)))
+    table = pd.DataFrame(
+        [
+            drawing.texts_of(
+                cell,
+                task=cell.task,
+                method=cell.label,
+                budget=cell.budget,
+                params=count_text(cell.params),
+                metric=cell.metric,
+            )
+            for cell in points.itertuples()
+        ]
+    )
+    hollow = " Hollow: a run's predictions are all the same (degenerate)." if points.degenerate.any() else ""
+    return drawing.Figure(
+        "scores",
+        TITLE,
+        f"Backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}. Mean over seeds, with one standard "
+        f"deviation where there are several; the task head is not counted.{hollow}",
+        points,
+        table,
+        tuple(
+            drawing.Panel(f"{task}: {cells.metric.iloc[0]} (%)", partial(draw, cells=cells, style=style))
+            for task, cells in drawing.groups(points, "task")
+        ),
+        tuple(replace(style[method], line="") for method in style if method in set(points.method)),
+        tuple(drawing.cell_notes(runs)),
+        () if len(points) else ("adalora-run task=cola method=adalora",),
+    )
+
+
+def draw(axes: Axes, cells: pd.DataFrame, style: dict[str, drawing.Look]) -> None:
+    for i, cell in cells.iterrows():
+        drawing.draw_cell(axes, cell.params, i, cell, style[cell.method])
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    drawing.plain_log_axis(axes.xaxis, drawing.thousands)
+    axes.grid()
+    axes.set_xlabel("trainable parameters")
+
+
+REPORT = drawing.report_of("scores", TITLE, figure)

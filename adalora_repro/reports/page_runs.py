@@ -1,0 +1,167 @@
+"""The list of all runs on the page: a line each, the command that runs it again, and what is behind it as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from adalora_repro.config.words import lr_text, word
+from adalora_repro.records.run_record import RunRecord, stated
+from adalora_repro.records.selection import run_of
+from adalora_repro.reports.figures.drawing import run_name
+from adalora_repro.reports.status import SYMBOLS, State, duration, real
+from adalora_repro.reports.text import fixed
+from adalora_repro.terminal import clean
+
+STATUSES = ("ok", *SYMBOLS)
+WORDS = {"ok": "finished"}
+#: settings that a command repeats where they are not null
+REPEATED = (
+    *(
+        "budget.match",
+        "budget.params",
+        "data.holdout",
+        "eval.max_examples",
+        "optim.weight_decay",
+        "optim.max_grad_norm",
+    ),
+    *("method.r", "method.d", "method.gamma", "method.targets", "method.layers", "method.schedule", "method.alpha"),
+    *("method.init", "train.epochs", "train.max_steps", "train.batch_size", "train.grad_accumulation"),
+    *("train.precision", "train.padding", "train.group_by_length", "optim.max_grad_norm"),
+)
+NULLABLE = ("train.eval_steps",)  # null says: at the end of each epoch
+#: a schedule that is scaled with the number of steps makes these from the task's own
+STEPS = ("method.t_i", "method.t_f", "method.delta_t", "optim.warmup_steps")
+
+
+@dataclass
+class Runs:
+    """The list of runs for the template, and what is behind each for the script.
+
+    A run's ``parts`` are titles with indices into ``shared``, which keeps once what many runs have in common. All
+    values are the record's own JSON texts: the page shows what the record says.
+    """
+
+    results: Path
+    beside: Path  # the folder of the page, which links to records start from
+    states: list[State] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shared: list[dict[str, str]] = field(default_factory=list)
+    indices: dict[str, int] = field(default_factory=dict)
+
+    def share(self, values: dict[str, str]) -> int:
+        text = json.dumps(values, allow_nan=False)
+        if text not in self.indices:
+            self.indices[text] = len(self.shared)
+            self.shared.append(values)
+        return self.indices[text]
+
+    def add(self, state: State) -> None:
+        values = state.record.to_json()
+        name = run_name(state.path, self.results)
+        settings = dict(values["settings"])
+        own = {key: settings.pop(key) for key in ("optim.lr", "seed") if key in settings}
+        result = {key: values[key] for key in ("status", "primary_metric", "final", "best", "degenerate")}
+        ranks = state.record.rank_pattern
+        parts = {
+            "Result": flat(result),
+            "Key": flat(values["key"]),
+            "Learning rate and seed": flat(own),
+            "Parameters and budget": flat({key: values[key] for key in ("params", "budget")}),
+            "Time and memory": flat({key: values[key] for key in ("time", "memory", "progress")}),
+            "Other settings": flat(settings),
+            "Environment": flat(values["environment"]),
+            "Data": flat(values["data"]),
+        }
+        self.rows.append(row_of(state, name, self.results))
+        self.details[name] = {
+            "path": str(state.path),
+            "href": quote(os.fsencode(os.path.relpath(state.path, self.beside))),
+            "error": state.record.error or "",
+            "parts": {title: self.share(part) for title, part in parts.items() if part},
+            "ranks": [self.share(dict.fromkeys(ranks, "")), list(ranks.values())] if ranks else None,
+        }
+        self.states.append(state)
+
+    def to_json(self) -> str:
+        """JSON that is inert inside HTML: no character in it can end the element or the line."""
+        text = json.dumps({"runs": self.details, "shared": self.shared}, separators=(",", ":"), allow_nan=False)
+        for character in "<>&":
+            text = text.replace(character, f"\\u{ord(character):04x}")
+        return text
+
+
+def flat(values: Any, name: str = "") -> dict[str, str]:
+    """Nested values by dotted name, each as the record's JSON has it; a text without its quotes."""
+    if isinstance(values, dict) and values:
+        parts: dict[str, str] = {}
+        for key, value in values.items():
+            parts |= flat(value, f"{name}.{key}" if name else str(key))
+        return parts
+    text = values if isinstance(values, str) else json.dumps(values, ensure_ascii=False, allow_nan=False)
+    return {name: text} if name else {}
+
+
+def filter_words(record: RunRecord) -> str:
+    """Words that find, in the list of runs, those of the record's cell with its learning rate and other settings."""
+    key = record.key
+    names = ("task", "method", "budget", "backbone", "data", "protocol")
+    words = {name: key[name] for name in names} | {"lr": lr_text(float(key["lr"])), "setting": key["variant"]}
+    return " ".join(f"{name}={token(value)}" for name, value in words.items())
+
+
+def token(value: Any) -> str:
+    return "_".join(clean(str(value)).split()) or "_"
+
+
+def row_of(state: State, name: str, results: Path) -> dict[str, Any]:
+    """One line of the list: (heading, text, value to sort by) of each column, words to filter by, and the command."""
+    record, key = state.record, state.record.key
+    score = run_of(state.path, record).scores.get(record.primary_metric)
+    seconds, peak = real(record.time.get("train_s")), real(record.memory.get("peak"))
+    step = key["total_steps"] if record.status == "ok" else real(record.progress.get("step"))
+    lr = float(key["lr"])
+    return {
+        "name": name,
+        "status": WORDS.get(state.status, state.status),
+        "kind": state.status,
+        "degenerate": record.degenerate,
+        "metric": record.primary_metric,
+        "words": f"{filter_words(record)} seed={key['seed']} status={state.status}",
+        "cells": [
+            ("Task", key["task"], None),
+            ("Method", key["method"], None),
+            ("Budget", key["budget"], None),
+            ("lr", lr_text(lr), lr),
+            ("Seed", str(key["seed"]), key["seed"]),
+            ("Score (%)", "" if score is None else fixed(score), score),
+            ("Time", "" if seconds is None else duration(seconds), seconds),
+            ("Memory", "" if peak is None else f"{peak / 2**30:.2f} GiB", peak),
+            ("Steps", "" if step is None else f"{step:,.0f}", step),
+            ("Setting", f"{key['backbone']}, {key['data']}, {key['protocol']}", None),
+        ],
+        "command": command_of(record, results),
+    }
+
+
+def command_of(record: RunRecord, results: Path) -> str:
+    """The command that runs this again. What is scaled with the number of steps (warmup, t_i) follows from it."""
+    key, settings = record.key, stated(record.settings)
+    words = [word("task", key["task"]), word("method", key["method"])]
+    named = key["budget"] != key["method"] and settings.get("budget.match") is None and "method.r" not in settings
+    words += [word("budget", key["budget"])] if named or "budget.label" in settings else []
+    words += [word("backbone", key["backbone"]), word("data", key["data"])]
+    words += ["data.dir=DIR"] if key["data"] == "local" else []
+    words += [word("protocol", key["protocol"])] if key["protocol"] != "paper" else []
+    words += [word("optim.lr", float(key["lr"])), word("seed", key["seed"])]
+    steps = () if settings.get("method.schedule") == "scaled" else STEPS
+    for name in (*REPEATED, *steps, *NULLABLE):
+        if name in settings and ((value := settings[name]) is not None or name in NULLABLE):
+            words.append(f"'{name}=[{','.join(map(str, value))}]'" if isinstance(value, list) else word(name, value))
+    words += [word("results.dir", str(results))] if str(results) != "results" else []
+    return " ".join(["adalora-run", *words])

@@ -1,0 +1,241 @@
+"""What a report is: the declaration of a table, the runs that it is about, a report of another kind.
+
+A module of this package with a ``SPEC`` is a table, one with a ``REPORT`` any other report; each is a subcommand of
+``adalora-report`` by being there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+from adalora_repro.config import catalog
+from adalora_repro.config.words import word
+from adalora_repro.errors import InputError
+from adalora_repro.records.run_record import RunRecord, read_all
+from adalora_repro.reports.output import checked
+
+DATA_SOURCES = ("hub", "local", "sample")  # in the order of preference; never mixed in one table
+PROTOCOLS = ("paper", "released")
+CHECKPOINTS = ("final", "best")
+
+Record = tuple[Path, RunRecord]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: figures of the runs of one task. Several columns may be of one task.
+
+    Attributes:
+        metrics: metrics of the record, or other columns of ``frame.COLUMNS`` (``time.train_s``, ``rank_entropy``).
+        paper: the columns of the paper's CSV for them; none for figures that the paper does not have.
+        mean_of: ``metrics`` is one name, of the mean of these metrics.
+        more: further metrics of the same runs, in the CSV of the report alone.
+        settings: those that a reader must know to compare the runs; a note lists their values.
+        better: ``higher``, ``lower`` or ``neither``: which figure of the column is bold.
+    """
+
+    task: str
+    heading: str
+    unit: str
+    metrics: tuple[str, ...]
+    paper: tuple[str, ...] = ()
+    mean_of: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    better: str = "higher"
+
+    @property
+    def printed(self) -> tuple[str, ...]:
+        """A column of the paper's CSV for each metric, "" for none."""
+        return self.paper or ("",) * len(self.metrics)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One table of the paper.
+
+    Attributes:
+        paper_file: in ``tables/paper``; columns ``method``, ``budget``, ``params_label`` and those of ``columns``.
+        backbone: the one the paper used, and the default of the report.
+        printed: the paper has this table.
+        methods: the only ones with rows; ablations and controls at every budget, others at those of ``paper_file``.
+            Without: all but ablations and controls.
+        shares: the paper's # Params are shares of full fine-tuning, which name its budgets (``paper_file`` then has no
+            ``params_label``); the report shows counts and shares. Otherwise both are counts.
+        decimals: of the paper's scores, as printed there.
+        average: {paper column: score} -> the table's own mean; ``average_column`` is its name in the CSV.
+        notes: rules of this table alone.
+    """
+
+    name: str
+    title: str
+    paper_file: str
+    backbone: str
+    columns: tuple[Column, ...]
+    printed: bool = True
+    methods: tuple[str, ...] = ()
+    shares: bool = False
+    decimals: int = 2
+    average: Callable[[Mapping[str, float]], float] | None = None
+    average_column: str = ""
+    average_heading: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The runs that a table is about; ``remarks`` tells the reader what was chosen for them."""
+
+    backbone: str
+    data: str
+    protocol: str = "paper"
+    select: str = "final"
+    include_partial: bool = False
+    results: Path = Path("results")
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of ``adalora-report``: options, folder of results, all tables and all other reports by name.
+
+    ``queued``: (folder of results, files of records) -> runs that are submitted to a cluster and have no record yet,
+    and a line for each refused file.
+    """
+
+    args: argparse.Namespace
+    specs: Mapping[str, Spec]
+    results: Path
+    reports: Mapping[str, Report] = field(default_factory=dict)
+    queued: Callable[[Path, Sequence[Path]], tuple[list[Record], list[str]]] = lambda results, known: ([], [])
+
+    @cached_property
+    def read(self) -> tuple[list[Record], list[str]]:
+        """All records, and a line for each refused file: read once, when first asked for."""
+        return read_all(self.results)
+
+    def of(self, records: Sequence[Record]) -> Request:
+        """The same request, limited to these records."""
+        request = replace(self)
+        vars(request)["read"] = list(records), self.read[1]
+        return request
+
+
+class PartlyDone(InputError):
+    """A report did a part of what was asked: ``shown`` says what, the message names the rest."""
+
+    def __init__(self, message: str, shown: str) -> None:
+        super().__init__(message)
+        self.shown = shown
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that is no table of scores.
+
+    Attributes:
+        add_arguments: its own options.
+        make: the request -> the report (bytes: not for a terminal, so that ``--out`` is needed), and a line for each
+            refused file. Raises InputError.
+        reads: what it takes beside its own options: ``results`` (``--results``), ``scope`` (``--backbone``, ``--data``
+            and ``--protocol`` too) or ``nothing``.
+        target: the request -> the file that the report goes to, None for the terminal; asked first. Raises InputError.
+        section: records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing. ``common``:
+            the folder of results -> the same for what belongs to no scope, and a line for each refused file.
+        writes: whether it takes ``--out``.
+    """
+
+    name: str
+    title: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    make: Callable[[Request], tuple[str | bytes, list[str]]]
+    reads: str = "scope"
+    target: Callable[[Request], str | None] = lambda request: checked(request.args)
+    section: Callable[[Sequence[Record], Scope], str] | None = None
+    common: Callable[[Path], tuple[str, list[str]]] | None = None
+    writes: bool = True
+
+
+def add_partial(parser: argparse.ArgumentParser) -> None:
+    """An option of every report that shows cells, so that all of them count the same runs."""
+    parser.add_argument("--include-partial", action="store_true", help="show runs with eval.max_examples too")
+
+
+def paper_rows(name: str) -> list[dict[str, str]]:
+    """The paper's own numbers, as printed there, from ``tables/paper/<name>``."""
+    text = (files("adalora_repro.reports.tables") / "paper" / name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def label_of(method: str) -> str:
+    """A method's name in tables; of a method without a file in ``conf/method`` its id."""
+    entry = catalog.methods().get(method)
+    return method if entry is None else entry.label
+
+
+def role_of(method: str) -> str:
+    entry = catalog.methods().get(method)
+    return "other" if entry is None else entry.role
+
+
+def is_baseline(method: str) -> bool:
+    """Whether AdaLoRA is compared with it: ablations and controls are no baselines."""
+    entry = catalog.methods().get(method)
+    return entry is None or entry.baseline
+
+
+def is_variant(method: str) -> bool:
+    """Ablations and controls have rows in the tables that name them, and in no other."""
+    return role_of(method) in ("ablation", "control")
+
+
+# --- the paper's setting ----------------------------------------------------------------------------------------------
+
+
+@cache
+def official_rows(task: str) -> dict[str, int]:
+    """Rows of each split of a shipped task, as the paper used it; empty for other tasks."""
+    rows: dict[str, int] = {}
+    for path in reversed(catalog.base_files("task", task)):
+        rows |= (yaml.safe_load(path.read_text(encoding="utf-8")).get("task") or {}).get("rows") or {}
+    return rows
+
+
+def on_the_papers_data(record: RunRecord) -> bool:
+    """Whether the run was trained and evaluated on all of the data that the paper used, and not cut short."""
+    key, rows = record.key, dict(record.data.get("rows", {}))
+    if key["data"] == "sample" or key["max_examples"] is not None or record.settings.get("train.max_steps") is not None:
+        return False
+    rows["train"] = rows.get("train", 0) + rows.pop("holdout", 0)
+    official = official_rows(key["task"])
+    if len(rows) < 2:
+        return bool(key["data"] == "hub")
+    return all(official.get(split) == count for split, count in rows.items())
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def command(tasks: Sequence[str], methods: Sequence[str], budgets: Sequence[str], scope: Scope) -> str:
+    """One ``adalora-run`` line; ``-m`` (one run per combination) where a list has more than one entry."""
+    many = len(tasks) * len(methods) * max(1, len(budgets)) > 1
+    words = ["adalora-run", *(["-m"] if many else []), word("task", *tasks), word("method", *methods)]
+    words += [word("budget", *budgets)] if budgets else []
+    return " ".join([*words, *scope_words(scope)])
+
+
+def scope_words(scope: Scope) -> list[str]:
+    """The words of ``adalora-run`` that put runs into the scope of this report."""
+    words = [word("backbone", scope.backbone), word("data", scope.data)]
+    words += ["data.dir=DIR"] if scope.data == "local" else []
+    words += [word("protocol", scope.protocol)] if scope.protocol != "paper" else []
+    words += [word("results.dir", str(scope.results))] if str(scope.results) != "results" else []
+    return words

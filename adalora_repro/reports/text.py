@@ -1,0 +1,86 @@
+"""Numbers and counts as people write them, and one table of plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from adalora_repro.config.words import lr_text
+from adalora_repro.records.selection import Run
+
+NONE = "–"
+
+
+def number(value: Any) -> float | None:
+    """A number from a frame or from the paper's CSV; None where there is none (None, NaN, empty text)."""
+    if value is None or value == "" or value != value:
+        return None
+    return float(value)
+
+
+def fixed(value: float | None, decimals: int = 2) -> str:
+    return NONE if number(value) is None else f"{value:.{decimals}f}"
+
+
+def signed(value: float | None, decimals: int = 2) -> str:
+    """With a sign; what rounds to nothing is +0.00, never -0.00."""
+    return NONE if value is None or value != value else f"{round(value, decimals) + 0.0:+.{decimals}f}"
+
+
+def plural(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def lr_of_tried(lr: float, count: int) -> str:
+    """ "3e-4 of 8": the learning rate and among how many it was chosen; "3e-4" if it was the only one."""
+    return f"{lr_text(lr)} of {count}" if count > 1 else lr_text(lr)
+
+
+def short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def count_text(count: float) -> str:
+    """A parameter count as the paper writes it, 1.33M; below 0.1M in thousands, for small backbones."""
+    if count >= 100_000_000:
+        return f"{count / 1e6:.0f}M"
+    return f"{count / 1e6:.2f}M" if count >= 100_000 else f"{count / 1e3:.1f}K"
+
+
+def extent(values: Iterable[Any], form: str | None = None) -> str:
+    """ "0.31M–0.34M", smallest and largest; counts of parameters, or in the format ``form``."""
+    numbers = [value for value in values if number(value) is not None]
+    if not numbers:
+        return NONE
+    low, high = (count_text(end) if form is None else format(end, form) for end in (min(numbers), max(numbers)))
+    return low if low == high else f"{low}–{high}"
+
+
+def seeds_text(seeds: Iterable[int]) -> str:
+    """ "0 to 4" for consecutive seeds, otherwise a list."""
+    ordered = sorted(set(seeds))
+    if len(ordered) > 2 and ordered[-1] - ordered[0] == len(ordered) - 1:
+        return f"{ordered[0]} to {ordered[-1]}"
+    return ", ".join(map(str, ordered))
+
+
+def seed_phrase(runs: Iterable[Run]) -> str:
+    seeds = {run.key["seed"] for run in runs}
+    return f"seed{'s' * (len(seeds) > 1)} {seeds_text(seeds)}"
+
+
+def aligned(rows: Sequence[Sequence[str]], rule: bool = False) -> list[str]:
+    """The lines of a table of plain text, its first row the heading, below it a ``rule``."""
+    from tabulate import tabulate
+
+    text = tabulate(rows, tablefmt="plain", disable_numparse=True, preserve_whitespace=True)
+    lines = [line.rstrip() for line in text.splitlines()]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]] if rule and lines else lines
+
+
+def piped(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in markdown, its first row the heading."""
+    from tabulate import tabulate
+
+    return tabulate(rows[1:], rows[0], tablefmt="pipe", disable_numparse=True).splitlines()

@@ -1,0 +1,155 @@
+"""A run's folder: who may write there, what an earlier try left, the settings, and the record."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from adalora_repro.errors import InputError
+from adalora_repro.records import provenance, run_record
+from adalora_repro.records.lock import Lock
+from adalora_repro.training import checkpoint
+from adalora_repro.training.distributed import Processes
+from adalora_repro.training.progress import say
+from adalora_repro.training.state import RunState
+
+CONFIG = "config.yaml"
+ERROR = "error.txt"  # the traceback of a run that failed
+SKIPPED = "skipped.json"  # the bad rows that were left out, by split, one line each
+SIZES = ("params", "b_0", "b_T", "n", "r", "d", "wider", "widths")
+BUDGET_FIELDS = (*SIZES, "t_i", "t_f", "delta_t", "mask_events", "gamma")
+
+
+# -- who may write --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def leased(folder: Path, processes: Processes) -> Iterator[Lock | None]:
+    """The run's folder, for the processes of this run alone: a lease that the main one has and that dies with it.
+
+    Yields:
+        The lease in the main process, None in the others.
+
+    Raises:
+        InputError: the folder cannot be written, or another process trains there.
+    """
+    with ExitStack() as stack:
+        locks: list[Lock] = []
+        processes.on_main(lambda: locks.append(stack.enter_context(_locked(folder))))
+        yield locks[0] if locks else None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[Lock]:
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder)
+        lock.take(lambda line: say(f"adalora-run: {line}"))
+    except OSError as error:
+        _remove_empty(made)
+        raise InputError(f"results.dir: cannot write {error.filename or folder}: {error.strerror}") from None
+    try:
+        yield lock
+    finally:
+        lock.release()
+        _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """What failed before it wrote anything leaves nothing."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+# -- what an earlier try left ---------------------------------------------------------------------------------------
+
+
+def set_aside(folder: Path) -> list[str]:
+    """A start from step 0 (``force=true``, nothing to resume) keeps what an earlier try left, under numbered names.
+
+    Returns:
+        The new names of its checkpoints: they may be large, and nothing removes them.
+    """
+    taken = [re.fullmatch(r"[\w.]+\.old-(\d+)(\.\w+)?", path.name) for path in folder.iterdir()]
+    number = 1 + max((int(match[1]) for match in taken if match), default=0)
+    saved = []
+    # checkpoints go first: none may be resumed without its log; the record goes last: it names the rest
+    for name in (*checkpoint.FILES, "log.jsonl", "final", "best", SKIPPED, ERROR, run_record.RECORD_NAME):
+        path = folder / name
+        if path.exists():
+            kept = path.rename(path.with_suffix(f".old-{number}{path.suffix}"))
+            saved += [kept.name] if name in checkpoint.FILES else []
+    return saved
+
+
+# -- what this one writes -------------------------------------------------------------------------------------------
+
+
+def write_settings(run: RunState) -> None:
+    nested = OmegaConf.create()
+    for name, value in run_record.stated(run.plan.settings).items():
+        OmegaConf.update(nested, name, value)
+    run_record.write_atomic(run.plan.folder / CONFIG, OmegaConf.to_yaml(nested).encode())
+    if run.data.skipped:
+        run_record.write_files(run.plan.folder, {SKIPPED: run.data.skipped})
+
+
+def new_record(run: RunState) -> run_record.RunRecord:
+    plan = run.plan
+    return run_record.RunRecord(
+        key=plan.key,
+        primary_metric=run.task.primary_metric,
+        params=plan.params,
+        budget={name: plan.method[name] for name in BUDGET_FIELDS if name in plan.method} or None,
+        data=run.data.provenance,
+        settings=plan.settings,
+        environment=provenance.environment(run.device) | {"processes": run.processes.size},
+    )
+
+
+def write_record(run: RunState, record: run_record.RunRecord, status: str, error: str | None = None) -> None:
+    """Brings the record up to date with the run and writes it, in the main process.
+
+    Raises:
+        LostFolderError: the folder was removed, or another process has it.
+    """
+    if not run.processes.main:
+        return
+    run.check_folder()
+    record.status, record.error = status, error
+    record.best, record.final, record.degenerate = run.best, run.final, bool(run.constant)
+    # a device that failed may fail again when asked for ranks or memory: the record is then written without them
+    with suppress(Exception) if status == "failed" else nullcontext():
+        _measure(run, record)
+    record.progress = {"step": run.t, "total_steps": run.plan.total_steps, "updated": time.time()}
+    if status == "running":
+        record.progress |= {"host": socket.gethostname(), "pid": os.getpid()}
+    run_record.write(record, run.plan.folder)
+
+
+def _measure(run: RunState, record: run_record.RunRecord) -> None:
+    """Updates the record's ranks, counts, time and memory."""
+    summary = run.method.summary()
+    record.rank_pattern = summary.get("rank_pattern")
+    if run.final is not None and "params" in summary:
+        record.params = record.params | {
+            "method": summary["params"],
+            "total": summary["params"] + record.params["head"],
+        }
+    record.time = {
+        "train_s": run.train_s,
+        "eval_s": run.eval_s,
+        "s_per_step": run.train_s / run.t if run.t else 0.0,
+        "s_per_epoch": run.train_s / run.t * run.plan.steps_per_epoch if run.t else 0.0,
+        "tokens_per_s": run.tokens / run.train_s if run.train_s else 0.0,
+    }
+    record.memory = provenance.peak_memory(run.device)

@@ -1,0 +1,238 @@
+"""What a run says: a banner, the stage it is in, a rich bar on a terminal, and plain lines anywhere else.
+
+Of several processes the main one speaks; a problem that all of them have is printed once.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from adalora_repro.terminal import CleanStream, clean, raw
+from adalora_repro.training import signals
+from adalora_repro.training.distributed import Agreement, Processes, launched
+
+if TYPE_CHECKING:
+    from adalora_repro.config.plan import Plan
+
+HEARTBEAT_S = 60.0  # a running record is renewed at least this often, at the next step or evaluated batch
+LINE_S = 30.0  # a run whose lines go into a file or a pipe is never silent for longer
+ALONE_S = 15.0  # how long a process with a problem waits for the launcher to end it, because the main one has it too
+
+_prefix = ""  # of every line, see ``prefixed``
+_spoke = 0.0  # when the last line was printed (monotonic)
+
+
+class Prefixed:
+    """A text stream that writes ``prefix`` before each line; everything else it leaves to ``stream``."""
+
+    def __init__(self, stream: Any, prefix: str) -> None:
+        self.stream, self.prefix = stream, prefix
+        self.line_begins = True
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines(keepends=True):
+            self.stream.write(f"{self.prefix}{line}" if self.line_begins and line.strip() else line)
+            self.line_begins = line.endswith("\n")
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def prefixed(text: str) -> Iterator[None]:
+    """Inside, the lines of a run begin with ``text``, which says which of a sweep's runs it is; so does its bar."""
+    global _prefix
+    before, _prefix, out = _prefix, f"{clean(text)} ", sys.stdout
+    sys.stdout = cast(Any, Prefixed(out, _prefix))
+    try:
+        yield
+    finally:
+        _prefix, sys.stdout = before, out
+
+
+def say(text: str) -> None:
+    """A line on standard error, from the main process."""
+    global _spoke
+    if launched()[0] == 0:
+        _spoke = time.monotonic()
+        print(f"{_prefix}{clean(text)}", file=sys.stderr, flush=True)
+
+
+def complain(problem: str, details: str = "") -> None:
+    """Prints a problem that ends this process: the main process prints it, because all of them have it.
+
+    Another process prints it, with ``details``, if it alone has it: if it still lives after ``ALONE_S``.
+    """
+    rank, _ = launched()
+    if rank:
+        time.sleep(ALONE_S)
+        problem = f"process {rank}: {problem}"
+    else:
+        details = ""
+    CleanStream(raw(sys.stderr)).write(f"{_prefix}adalora-run: {clean(problem)}\n{details}".rstrip() + "\n")
+
+
+def banner(plan: Plan) -> None:
+    """One line about the run that begins, from a counted plan: what it trains, and on what.
+
+    The device is the one that accelerate will choose; asking accelerate itself would take seconds.
+    """
+    import torch
+
+    key, params = plan.key, plan.params
+    chosen, (_, processes) = plan.cfg.train.device, launched()
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = "cpu" if chosen == "cpu" or accelerator is None else accelerator.type
+    if device == "cpu":
+        device += f" ({torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)})"
+    many = f"{processes} processes, " if processes > 1 else ""
+    say(
+        f"{key['task']} {key['method']} {key['budget']} on {key['backbone']}, seed {key['seed']}: {many}{device}, "
+        f"T = {plan.total_steps:,} steps, {params['at_init'] + params['head']:,} trainable parameters, "
+        f"data={key['data']}"
+    )
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Around a part of the run before its first step: a line that names it, and one now and then while it takes."""
+    say(name)
+    began = time.monotonic()
+    with speaking(lambda: f"{name}: {duration(time.monotonic() - began)} so far"):
+        yield
+
+
+@contextmanager
+def speaking(line: Callable[[], str]) -> Iterator[None]:
+    """Inside, ``line()`` is printed whenever nothing else was for ``LINE_S``, where there is no terminal."""
+    if sys.stderr.isatty() or launched()[0] != 0:
+        yield
+        return
+    ended = threading.Event()
+
+    def speak() -> None:
+        while not ended.wait(max(0.0, _spoke + LINE_S - time.monotonic())):
+            if time.monotonic() - _spoke >= LINE_S:
+                say(line())
+
+    thread = threading.Thread(target=speak, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def duration(seconds: float) -> str:
+    """For people: ``45 s``, ``4 min``, ``3 h 20 min``."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Progress:
+    """How far a run is. ``update`` once per step costs a comparison; a bar changes a few times a second."""
+
+    def __init__(self, title: str, start: int, total: int) -> None:
+        self._title, self._total, self._start, self._began = clean(f"{_prefix}{title}"), total, start, time.monotonic()
+        self._step, self._activity, self._shown = start, "", 0.0
+        self._bar: Any = None
+        self._speaking = speaking(lambda: self._activity or f"step {self._step:,}/{self._total:,}{self._left()}")
+        self._speaking.__enter__()
+        if sys.stderr.isatty() and launched()[0] == 0:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            heading = TextColumn("{task.description}", markup=False)
+            self._bar = Bar(heading, *columns, console=Console(file=raw(sys.stderr)))
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=total, completed=start)
+
+    def update(self, step: int) -> None:
+        self._step, self._activity = step, ""
+        if self._bar is not None and (now := time.monotonic()) - self._shown > 0.2:
+            self._bar.update(self._task, completed=step)
+            self._shown = now
+
+    def evaluating(self, split: str, done: int, total: int) -> None:
+        """How far an evaluation is."""
+        self._activity = f"evaluating {clean(split)} {done}/{total} batches"
+        if self._bar is not None and (done == 0 or (now := time.monotonic()) - self._shown > 0.2):
+            self._bar.update(self._task, description=f"{self._title}: {self._activity}")
+            self._shown = now if done else self._shown
+
+    def line(self, step: int, text: str) -> None:
+        """A line that stays: above the bar, or plain with the time left."""
+        self._step, self._activity = step, ""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=self._title)
+            self._bar.console.print(f"step {step:,}  {clean(text)}", highlight=False, markup=False)
+        else:
+            say(f"step {step:,}/{self._total:,}  {text}{self._left()}")
+
+    def close(self) -> None:
+        self._speaking.__exit__(None, None, None)
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _left(self) -> str:
+        """The time that the remaining steps take at the pace so far."""
+        done = self._step - self._start
+        if done <= 0:
+            return ""
+        return f"  {duration((time.monotonic() - self._began) / done * (self._total - self._step))} left"
+
+
+class Watch:
+    """What goes on beside the steps: progress for people, the heartbeat of the record, the request to stop."""
+
+    def __init__(
+        self, progress: Progress, stop: signals.StopSignal, publish: Callable[[], None], processes: Processes
+    ) -> None:
+        self.progress, self.stop = progress, stop
+        self._processes, self._batches = processes, Agreement(processes)
+        self._publish = publish
+        self.publish()
+
+    def publish(self) -> None:
+        """Records how far the run is."""
+        self._publish()
+        self._published = time.perf_counter()
+
+    def due(self) -> bool:
+        return time.perf_counter() - self._published > HEARTBEAT_S
+
+    def beat(self) -> None:
+        """The same, if it is due."""
+        if self.due():
+            self.publish()
+
+    def stopping(self) -> bool:
+        """After a step: whether the run is to stop here. All processes answer the same."""
+        self._processes.signum = self.stop.signum
+        signum = self._processes.received()
+        self.stop.adopt(signum)
+        return signum != 0
+
+    def evaluating(self, split: str, done: int, total: int) -> None:
+        """Before each batch of an evaluation.
+
+        Raises:
+            EvaluationStopped: asked to stop ``GRACE_S`` ago.
+        """
+        overdue = self._batches.largest(self.stop.signum if self.stop.waiting_s > signals.GRACE_S else 0)
+        if overdue:
+            self.stop.adopt(overdue)
+            raise signals.EvaluationStopped
+        self.progress.evaluating(split, done, total)
+        self.beat()

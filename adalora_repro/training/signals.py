@@ -1,0 +1,103 @@
+"""Ctrl-C, SIGTERM and SIGUSR2 end a run cleanly: after the current step, with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+
+#: by which a run is asked to stop; a scheduler announces the end of a job by the last one
+SIGNALS = (int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGUSR2))
+GRACE_S = 10.0  # how long an evaluation may go on when the run was asked to stop: schedulers kill after half a minute
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, SIGTERM or SIGUSR2; ``exit_code`` is 130 or 143.
+
+    ``agreed``: in all processes of the run, at the same point of it.
+    """
+
+    def __init__(self, signum: int, agreed: bool = False) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum, self.agreed = signum, agreed
+        self.exit_code = EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_TERMINATED
+
+
+class EvaluationStopped(Exception):
+    """The run was asked to stop and its evaluation takes long: it is made when the run goes on."""
+
+
+class StopSignal:
+    """Turns SIGINT and SIGTERM into ``Interrupted``: at once, or, inside ``deferred``, where ``check`` is called.
+
+    A second signal does not wait; one that another process received first does not count. SIGUSR2 is taken likewise
+    where somebody has a handler for it, who gets it from ``hand_on``.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._when = 0.0
+        self._deferred = self._own = False
+        self._others = callable(signal.getsignal(signal.SIGUSR2))
+
+    @contextmanager
+    def installed(self) -> Iterator[StopSignal]:
+        signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR2] if self._others else [])]
+        before = {s: signal.signal(s, self._handle) for s in signals}
+        try:
+            yield self
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds since the signal came; 0 without one."""
+        return 0.0 if self._received is None else time.monotonic() - self._when
+
+    @property
+    def exit_code(self) -> int:
+        """Of the signal received; 0 without one."""
+        return 0 if self._received is None else Interrupted(self._received).exit_code
+
+    @property
+    def signum(self) -> int:
+        """The signal received; 0 without one."""
+        return self._received or 0
+
+    def adopt(self, signum: int) -> None:
+        """Remembers the first signal that a process of this run received (0: none)."""
+        if signum and self._received is None:
+            self._received, self._when = signum, time.monotonic()
+
+    def check(self) -> None:
+        if self._received is not None:
+            raise Interrupted(self._received, agreed=True)
+
+    def hand_on(self) -> None:
+        """To be called when the run is safe and ``installed`` is left: a SIGUSR2 goes to whom it was meant for.
+
+        Raises:
+            BaseException: what that handler raises; submitit's requeues the job and ends the process.
+        """
+        if self._received == signal.SIGUSR2 and self._others:
+            signal.raise_signal(signal.SIGUSR2)
+
+    def _handle(self, signum: int, frame: Any) -> None:
+        waits = self._deferred and not self._own
+        self._own = self._own or self._deferred
+        self.adopt(signum)
+        if not waits:
+            raise Interrupted(signum)

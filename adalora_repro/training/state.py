@@ -1,0 +1,187 @@
+"""What a run carries from step to step, and what of it a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from adalora_repro.models import inject
+from adalora_repro.records import run_record, validation
+from adalora_repro.terminal import one_line
+from adalora_repro.training import checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from adalora_repro.config.plan import Plan
+    from adalora_repro.methods.base import BaseMethod
+    from adalora_repro.tasks.base import Task, TaskData
+    from adalora_repro.training.distributed import Processes
+
+#: what the loop's own values in a checkpoint must be
+LOOP = {
+    "looked": validation.items(validation.NUMBER),
+    "best": validation.optional(run_record.EVALUATION),
+    "final": validation.optional(run_record.EVALUATION),
+    "train_s": validation.AMOUNT,
+    "eval_s": validation.AMOUNT,
+    "tokens": validation.COUNT,
+    "log_bytes": validation.COUNT,
+    "evaluation_due": validation.FLAG,
+}
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss of a step, or a weight after it, is NaN or infinite; the message names the step."""
+
+
+@dataclass
+class RunState:
+    """What changes from step to step; ``state_dict`` and ``load_state_dict`` are what a checkpoint holds.
+
+    Attributes:
+        compiled: ``model`` as a compiler made it, for the training steps; None: as it is.
+        t: the step that comes next, from 0.
+        losses: of the steps since the last look, on the device.
+        looked: losses of the steps since the last log line, on the host.
+        log_due: in this step ``step`` also measures ``task_norm``, the norm of the task loss's gradient.
+        constant: of the final evaluation, as in ``Evaluation``.
+        train_s, eval_s: seconds; ``tokens`` counts those of the training rows, without padding.
+        log_bytes: length of ``log.jsonl`` at the checkpoint.
+        evaluation_due: the evaluation of step t was stopped.
+        check_folder: raises where the folder is no longer this run's; called before everything that is written.
+    """
+
+    plan: Plan
+    model: PreTrainedModel
+    method: BaseMethod
+    task: Task
+    data: TaskData
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    processes: Processes
+    compiled: Any = None
+    t: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    looked: list[float] = field(default_factory=list)
+    log_due: bool = False
+    task_norm: Tensor | None = None
+    best: dict[str, Any] | None = None
+    final: dict[str, Any] | None = None
+    constant: dict[str, str] = field(default_factory=dict)
+    train_s: float = 0.0
+    eval_s: float = 0.0
+    tokens: int = 0
+    log_bytes: int = 0
+    evaluation_due: bool = False
+    check_folder: Callable[[], None] = lambda: None
+
+    @property
+    def device(self) -> torch.device:
+        return self.processes.accelerator.device
+
+    def look(self) -> None:
+        """Fetches the losses of the steps since the last look.
+
+        Raises:
+            NonFiniteLossError: one of them is not finite.
+        """
+        if not self.losses:
+            return
+        values = torch.stack(self.losses).tolist()
+        for step, value in enumerate(values, self.t - len(values)):
+            if not math.isfinite(value):
+                raise NonFiniteLossError(f"the loss is {value} at step {step}; a lower optim.lr may help")
+        self.looked += values
+        self.losses = []
+
+    def check_weights(self) -> None:
+        """The device is waited for once.
+
+        Raises:
+            NonFiniteLossError: a trained weight is not finite.
+        """
+        trained = inject.trained(self.model)
+        finite = torch.stack([parameter.isfinite().all() for parameter in trained.values()])
+        for name, is_finite in zip(trained, finite.tolist(), strict=True):
+            if not is_finite:
+                raise NonFiniteLossError(f"{name} is not finite after step {self.t - 1}; a lower optim.lr may help")
+
+    # -- what a checkpoint holds ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "format": checkpoint.VERSION,
+            "hash": self.plan.key["hash"],
+            "t": self.t,
+            "model": self._weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "method": self.method.state_dict(),
+            "rng": list(self.processes.gathered([checkpoint.rng_state()])),
+            "loop": {name: getattr(self, name) for name in LOOP},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes from a state that ``state_dict`` returned and ``checkpoint.load`` read.
+
+        Raises:
+            ValueError: the state does not fit: another version of this program or of a library made it. The run then
+                holds neither the old state nor the new one.
+        """
+        try:
+            self._require_shape(state)
+            with torch.no_grad():
+                for name, parameter in inject.trained(self.model).items():
+                    parameter.copy_(state["model"][name])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.method.load_state_dict(state["method"])
+            for name in LOOP:
+                setattr(self, name, state["loop"][name])
+            self.t = state["t"]
+            streams = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # older checkpoints have one
+            if self.processes.rank < len(streams):  # additional processes begin new streams
+                checkpoint.set_rng_state(streams[self.processes.rank])
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            if checkpoint.no_memory(error):
+                raise
+            raise ValueError(one_line(error)) from None
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in inject.trained(self.model).items()}
+
+    def _require_shape(self, state: dict[str, Any]) -> None:
+        """Raises ValueError for misfits that torch accepts: it broadcasts, and checks no optimizer's state."""
+        like = {
+            "hash": "",
+            "t": 0,
+            "model": self._weights(),
+            "optimizer": {"state": None, "param_groups": None},
+            "scheduler": None,
+            "method": self.method.state_dict(),
+            "rng": None,
+            "loop": None,
+        }
+        checkpoint.require_shape(state, like)
+        validation.fields(LOOP, closed=True)(state["loop"], "loop", ValueError)
+        if not 0 <= state["t"] <= self.plan.total_steps or state["scheduler"]["last_epoch"] != state["t"]:
+            raise ValueError(f"t is {state['t']}, the scheduler at {state['scheduler']['last_epoch']}")
+        ours, theirs = self.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
+        if [group["params"] for group in ours] != [group["params"] for group in theirs]:
+            raise ValueError("optimizer.param_groups has other parameters")
+        both = [*zip(ours, theirs, strict=True), (self.scheduler.state_dict(), state["scheduler"])]
+        for mine, other in both:  # a library may add or remove entries
+            common = mine.keys() & other.keys()
+            checkpoint.require_shape({name: other[name] for name in common}, {name: mine[name] for name in common})
+        parameters = [parameter.detach() for group in self.optimizer.param_groups for parameter in group["params"]]
+        for number, moments in state["optimizer"]["state"].items():
+            like = {"step": torch.zeros(()), "exp_avg": parameters[number], "exp_avg_sq": parameters[number]}
+            checkpoint.require_shape(moments, like, f"optimizer.state[{number}]")
+        if state["t"] and not state["optimizer"]["state"]:
+            raise ValueError("optimizer.state is empty")

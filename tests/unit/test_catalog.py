@@ -1,0 +1,63 @@
+"""What there is to choose: every file says in one line what it is, and every method its label and role."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adalora_repro.config import catalog
+from adalora_repro.errors import InputError
+
+LISTS = (
+    catalog.tasks,
+    catalog.methods,
+    catalog.budgets,
+    catalog.backbones,
+    catalog.protocols,
+    catalog.sweeps,
+)
+
+
+@pytest.fixture
+def added(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "method").mkdir()
+    catalog.add_folder(str(tmp_path))
+    yield tmp_path
+    catalog.add_folder(None)
+
+
+@pytest.mark.parametrize("entries", LISTS, ids=lambda entries: entries.__name__)
+def test_every_choice_has_a_description_of_one_line(entries: object) -> None:
+    listed = entries()  # type: ignore[operator]
+    assert listed
+    for name, entry in listed.items():
+        assert entry.id == name
+        assert 10 < len(entry.description) <= 140, entry
+        assert "\n" not in entry.description
+
+
+def test_who_is_a_baseline_follows_from_the_role() -> None:
+    methods = catalog.methods()
+    assert {entry.role for entry in methods.values()} <= set(catalog.ROLES)
+    assert {name for name, entry in methods.items() if entry.baseline} == {
+        *("full", "bitfit", "houlsby", "pfeiffer", "lora"),
+    }
+    assert methods["adalora"].label == "AdaLoRA"
+    assert len({entry.label for entry in methods.values()}) == len(methods)
+
+
+def test_a_method_of_one_s_own(added: Path) -> None:
+    text = "# @package _global_\n# Mine: by hand.\ndefaults: [lora, _self_]\nmethod:\n  name: mine\n"
+    (added / "method" / "mine.yaml").write_text(text, encoding="utf-8")
+    mine = catalog.methods()["mine"]
+    assert (mine.label, mine.role, mine.description) == ("mine", "other", "Mine: by hand.")
+    catalog.add_folder(None)
+    assert "mine" not in catalog.methods()  # of another command line
+
+
+def test_a_role_that_does_not_exist_is_refused(added: Path) -> None:
+    (added / "method" / "mine.yaml").write_text("method: {name: mine, role: hero}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"method\.role of 'mine' 'hero'.*; valid: paper, ablation, control, other"):
+        catalog.methods()

@@ -1,0 +1,279 @@
+"""What processes add up, gather and agree: two real ones (gloo); and how they speak with one voice.
+
+Run as a script this file is one of the two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.nn import Parameter
+
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_TERMINATED, InputError
+from adalora_repro.training import distributed, progress, signals
+from adalora_repro.training.distributed import LostError, Processes
+
+
+class Awkward(Exception):
+    """Cannot be read back from a pickle: it wants two words."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def raised(processes: Processes, error: Exception) -> list[str]:
+    def fail() -> None:
+        raise error
+
+    try:
+        processes.on_main(fail)
+    except Exception as raised_here:
+        return [type(raised_here).__name__, str(raised_here), str(processes.common is raised_here)]
+    return []
+
+
+def seen_by(processes: Processes) -> dict[str, Any]:
+    """What each method gives in this process."""
+    rank = processes.rank
+    parameters = [Parameter(torch.ones(2, 3)), Parameter(torch.ones(4)), Parameter(torch.ones(1))]
+    parameters[0].grad = torch.arange(6.0).view(2, 3).t().contiguous().t() * (rank + 1)  # any layout
+    if rank == 1:
+        parameters[1].grad = torch.full((4,), 0.5)
+    processes.signum = 15 * (rank == 1)
+    sums = processes.add_up(parameters, torch.tensor([1.0 + rank, 10.0]))
+    numbers = list(range(7))
+    made: list[int] = []
+
+    def make() -> int:
+        made.append(time.time_ns())
+        time.sleep(0.2 * (rank == 0))
+        return rank
+
+    return {
+        "sums": sums.tolist(),
+        "received": processes.received(),
+        "gradients": [None if p.grad is None else p.grad.tolist() for p in parameters],
+        "largest": processes.largest(rank, -rank, 15 * rank),
+        "gathered": list(processes.gathered(processes.own(numbers))),
+        "few": list(processes.gathered(processes.own([5]))),
+        "on_main": processes.on_main(lambda: rank + 40),
+        "main_first": processes.main_first(make),
+        "made": made,
+        "errors": [raised(processes, error) for error in (OSError(28, "full", "f"), Awkward("a", "b"))],
+        "after": processes.on_main(lambda: "fine"),
+        "common": str(processes.common),
+    }
+
+
+def process(folder: Path) -> None:
+    from accelerate import Accelerator
+
+    processes = Processes(Accelerator(cpu=True))
+    seen = seen_by(processes)
+    if processes.rank == 1:
+        (folder / "1.json").write_text(json.dumps(seen), encoding="utf-8")
+        processes.largest(1)
+        time.sleep(0.5)  # the other one has its answer and waits for the next
+        os._exit(0)  # as if it had been killed
+    try:
+        while True:
+            processes.largest(1)
+    except LostError as error:
+        seen["lost"] = str(error)
+    (folder / "0.json").write_text(json.dumps(seen), encoding="utf-8")
+    os._exit(0)  # gloo's threads, cut off from the other side, now and then abort a process that ends in order
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared |= {"PYTHONPATH": str(Path(distributed.__file__).parents[2])}
+    children = []
+    try:
+        for rank in ("1", "0"):  # the one that serves the port ends last
+            environment = os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}
+            children.append(subprocess.Popen([sys.executable, __file__, str(folder)], env=environment))
+        for child in children:
+            assert child.wait(timeout=120) == 0
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+
+
+def test_gradients_are_summed_and_what_no_process_has_stays_missing(two: list[dict[str, Any]]) -> None:
+    for seen in two:
+        assert seen["sums"] == [3.0, 20.0]
+        assert seen["received"] == 15  # the signal that only one of them got
+        assert seen["gradients"] == [[[0.0, 3.0, 6.0], [9.0, 12.0, 15.0]], [0.5] * 4, None]
+
+
+def test_items_are_gathered_in_the_order_they_were_dealt_from(two: list[dict[str, Any]]) -> None:
+    for seen in two:
+        assert seen["gathered"] == list(range(7))
+        assert seen["few"] == [5]
+        assert seen["largest"] == [1, 0, 15]
+
+
+def test_the_main_process_answers_for_all(two: list[dict[str, Any]]) -> None:
+    main, other = two
+    for seen in two:
+        assert seen["on_main"] == 40
+        assert seen["after"] == "fine"
+        assert seen["common"] == "None"
+    assert [seen["main_first"] for seen in two] == [0, 1]
+    assert other["made"][0] - main["made"][0] >= 0.2e9
+    assert main["errors"] == [["OSError", "[Errno 28] full: 'f'", "True"], ["Awkward", "a b", "True"]]
+    assert other["errors"] == [main["errors"][0], ["RuntimeError", "Awkward: a b", "True"]]
+
+
+def test_a_process_that_is_gone_is_an_error_in_the_others(two: list[dict[str, Any]]) -> None:
+    assert two[0]["lost"].startswith("another process of this run ended (")
+
+
+def alone() -> Processes:
+    return Processes(SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu")))  # type: ignore[arg-type]
+
+
+def test_with_one_process_nothing_is_sent_or_collected() -> None:
+    processes = alone()
+    parameter = Parameter(torch.ones(2))
+    assert processes.add_up([parameter], torch.ones(1)).tolist() == [1.0]
+    assert parameter.grad is None
+    items = iter([1, 2])
+    assert processes.gathered(items) is items
+    assert processes.own([1, 2]) == [1, 2]
+    assert processes.largest(3, 1) == [3, 1]
+    assert processes.on_main(lambda: 1) == processes.main_first(lambda: 1) == 1
+    with pytest.raises(KeyError):
+        processes.on_main(lambda: {}["x"])
+
+
+# -- who speaks, and what is agreed ---------------------------------------------------------------------------------
+
+
+def test_ranks_are_those_of_a_launcher_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("RANK", "3")  # left over from something else
+    assert distributed.launched() == (0, 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert distributed.launched() == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("RANK", "abc", "RANK is 'abc', must be 0 to 1"),
+        ("RANK", "2", "RANK is '2', must be 0 to 1"),
+        ("LOCAL_RANK", "x", "LOCAL_RANK is 'x', must be 0 or more"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE is '0', must be 1 or more"),
+    ],
+)
+def test_a_launchers_nonsense_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str, told: str
+) -> None:
+    for variable, good in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", name: value}.items():
+        monkeypatch.setenv(variable, good)
+    with pytest.raises(SystemExit) as end:
+        distributed.launched()
+    assert end.value.code == EXIT_BAD_INPUT
+    assert capsys.readouterr().err == (
+        f"adalora-run: error: environment variable {told}; torchrun and accelerate launch set it\n"
+    )
+
+
+def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    distributed.check_rendezvous()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    from adalora_repro.training import runner
+
+    cfg = OmegaConf.create({"train": {"device": "cpu", "precision": "fp32"}})
+    for name, value, told in (
+        ("MASTER_PORT", "1", "MASTER_ADDR is not set, where 2 processes"),
+        ("MASTER_ADDR", "127.0.0.1", ""),
+        ("MASTER_PORT", "70000", "MASTER_PORT is '70000', must be 1 to 65535"),
+    ):
+        monkeypatch.setenv(name, value)
+        if told:
+            with pytest.raises(InputError, match=told):
+                runner._accelerator(cfg)
+        else:
+            distributed.check_rendezvous()
+
+
+def test_a_problem_of_all_is_said_by_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    waited: list[float] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(time, "sleep", waited.append)
+    for rank, expected in (("0", "adalora-run: error: x\n"), ("1", "adalora-run: process 1: error: x\ntrace\n")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("RANK", rank)
+        progress.say("note")
+        progress.complain("error: x", "trace")
+        assert capsys.readouterr().err == ("note\n" if rank == "0" else "") + expected
+    assert waited == [progress.ALONE_S]
+
+
+def test_a_signal_of_another_process_does_not_make_ones_own_the_second() -> None:
+    stop = signals.StopSignal()
+    with stop.deferred():
+        stop.adopt(15)
+        stop._handle(15, None)
+        with pytest.raises(signals.Interrupted) as agreed:
+            stop.check()
+        with pytest.raises(signals.Interrupted) as second:
+            stop._handle(15, None)
+    assert (agreed.value.agreed, second.value.agreed) == (True, False)
+    assert agreed.value.exit_code == stop.exit_code == EXIT_TERMINATED
+
+
+@pytest.mark.parametrize(("per_call", "every"), [(0.5, 2), (3.0, 1), (0.0001, distributed.AGREE_CALLS)])
+def test_processes_ask_each_other_by_the_clock(monkeypatch: pytest.MonkeyPatch, per_call: float, every: int) -> None:
+    """By a message of its own in an evaluation; from the gradient message, which waits for the device, in a step."""
+    now, asked, read = [0.0], [], []
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def largest(*numbers: int) -> list[int]:
+        asked.append(call)
+        return list(numbers)
+
+    def tolist() -> list[float]:
+        read.append(call)
+        return [0.0, 2.0, 0.0, 2 * processes._wish]  # the sums over two processes
+
+    agreement = distributed.Agreement(SimpleNamespace(size=2, largest=largest))  # type: ignore[arg-type]
+    processes = alone()
+    processes.size, processes._flags = 2, SimpleNamespace(tolist=tolist)  # type: ignore[assignment]
+    agreed: dict[str, list[int]] = {"evaluation": [], "step": []}
+    for call in range(1, 302):
+        now[0] += per_call
+        agreed["evaluation"] += [call] * (agreement.largest(7) == 7)
+        agreed["step"] += [call] * (processes.received() == 15)
+    assert asked == agreed["evaluation"] == list(range(1, 302, every))
+    assert read == agreed["step"]
+    assert read[2] - read[1] == every
+
+
+if __name__ == "__main__":
+    process(Path(sys.argv[1]))

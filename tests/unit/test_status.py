@@ -1,0 +1,103 @@
+"""reports/status.py: what is running, dead, failed or missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compiled import MINILM, compiled
+from fake_records import make
+
+from adalora_repro.records.lock import Lock
+from adalora_repro.records.run_record import RunRecord
+from adalora_repro.reports import render, status
+from adalora_repro.reports.tables.table1 import SPEC
+
+NOW = 1_000_000.0
+
+
+def running(**progress: Any) -> RunRecord:
+    fields = {"step": 10, "total_steps": 110, "updated": NOW, "host": "here", "pid": 7}
+    return make(status="running", progress=fields | progress)
+
+
+@pytest.mark.parametrize(
+    ("progress", "alive", "expected"),
+    [
+        ({}, True, "running"),
+        ({}, False, "interrupted"),
+        ({"host": "elsewhere"}, False, "running"),
+        ({"host": "elsewhere", "updated": NOW - 601}, False, "interrupted"),
+        ({"updated": NOW - 601}, True, "running"),  # a slow evaluation, but its process is there
+        ({"updated": NOW - 599}, True, "running"),
+        ({"updated": NOW - 599}, None, "running"),  # the lock is of an earlier boot
+        ({"updated": NOW - 601}, None, "interrupted"),
+    ],
+)
+def test_running_means_heard_of_and_alive(progress: dict[str, Any], alive: bool | None, expected: str) -> None:
+    state = status.state_of(Path("x"), running(**progress), NOW, "here", lambda folder: alive)
+    assert state.status == expected
+
+
+def test_a_run_of_this_host_lives_as_long_as_its_lock(tmp_path: Path) -> None:
+    """Its process id says nothing: after a restart, or in a container, another process may have it."""
+    path, record = tmp_path / "metrics.json", running(pid=os.getpid())
+    assert status.state_of(path, record, NOW, "here").status == "interrupted"
+    lock = Lock(tmp_path)
+    lock.take(print)
+    assert status.state_of(path, record, NOW + 601, "here").status == "running"
+    lock.release()
+    assert status.state_of(path, record, NOW, "here").status == "interrupted"
+
+
+def test_only_running_can_be_interrupted() -> None:
+    for word in ("ok", "failed", "cancelled"):
+        record = make(status=word, progress={"host": "here", "pid": 7, "updated": 0})
+        assert status.state_of(Path("x"), record, NOW, "here", lambda folder: False).status == word
+
+
+def test_time_left() -> None:
+    timed = make(progress=running().progress, time={"s_per_step": 2.0})
+    assert status.seconds_left(timed, NOW, NOW) == 200
+    assert status.seconds_left(timed, NOW, NOW + 50) == 150
+    assert status.seconds_left(timed, NOW, NOW - 50) == 200  # written by a clock that was ahead
+    assert status.seconds_left(make(progress=running(step=None).progress, time=timed.time), NOW, NOW) is None
+    assert status.seconds_left(make(progress=timed.progress, time={}), NOW, NOW) is None
+    assert [status.duration(s) for s in (5, 125, 7300)] == ["5 s", "2 min", "2 h 01 min"]
+
+
+@pytest.mark.parametrize("junk", [None, "x", [1], {"a": {}}, float("nan"), float("inf"), 10**400, True, -1])
+def test_free_fields_of_a_record_may_hold_anything(junk: Any) -> None:
+    """Those that have no line in ``records.FIELDS``, by which a record is checked when it is read."""
+    odd = {"data": {"fingerprint": junk}, "settings": {"train.epochs": junk, "data.holdout": junk}}
+    records = [make(**odd), make(variant="b", **odd), make(seed=1, status="running", progress={"more": junk}, **odd)]
+    found = [(Path(str(i)), record) for i, record in enumerate(records)]
+    assert "2 finished" in status.render_status([(SPEC, MINILM)], found, NOW, "here")
+    for form in render.FORMATS:
+        assert "50.0" in render.render(compiled(records), form)
+
+
+def test_status_shows_each_state_once() -> None:
+    records = [
+        make(seed=0),
+        make(seed=1),
+        running(host="elsewhere"),
+        make(status="failed", error="loss is nan\nTraceback", seed=3),
+        make(status="cancelled", method="adalora"),
+        make(task="rte", method="dora", status="failed", error="\x1b[31mred"),
+    ]
+    records[2].key["seed"], records[2].time = 2, {"s_per_step": 2.0}
+    found = [(Path(f"r/{i}"), record) for i, record in enumerate(records)]
+    text = status.render_status([(SPEC, MINILM)], found, NOW, "here")
+    lines = {line.split("  ")[0]: line for line in text.splitlines()}
+    assert lines["LoRA 0.3M"].split() == ["LoRA", "0.3M", ".", ".", "2", "r1", "f1", ".", ".", ".", ".", "."]
+    assert "c1" in lines["AdaLoRA 0.3M"]
+    assert "f1" in lines["dora 0.3M"]
+    assert text.startswith("0 of the paper's 96 cells are filled in the paper's setting")
+    assert "1 of the paper's 96 cells done; 6 runs: 2 finished, 1 running, 2 failed, 1 cancelled" in text
+    assert "cola lora 0.3M lr 1e-3 seed 2: step 10/110, about 3 min left" in text
+    assert "loss is nan, r/3" in text
+    assert "Traceback" not in text
+    assert "\x1b" not in text

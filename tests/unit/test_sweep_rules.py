@@ -1,0 +1,173 @@
+"""config/sweep.py: lists -> cells -> jobs -> stages, and the summary of a sweep, without Hydra."""
+
+from __future__ import annotations
+
+import io
+import re
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+from fake_records import make
+
+from adalora_repro.cli.ledger import DONE, FAILED, REFUSED, Ledger, SweepRun, report_command
+from adalora_repro.config import sweep
+from adalora_repro.config.sweep import Choice, Job, Values, cell_of
+from adalora_repro.errors import InputError
+from adalora_repro.records import run_record
+from adalora_repro.training.progress import prefixed
+
+TABLES = {
+    "table1": [
+        {"task": ["cola", "rte"], "method": ["full"]},
+        {"task": ["cola", "rte"], "method": ["lora", "adalora"], "budget": ["1.2M", "0.3M"]},
+    ],
+    "table2": [{"task": ["squad"], "method": ["lora"], "budget": ["0.08%"], "backbone": ["deberta-v3-base"]}],
+}
+
+
+def jobs(**lists: str) -> list[Job]:
+    return sweep.jobs_of({key.replace("__", "."): text.split(",") for key, text in lists.items()}, TABLES)
+
+
+def test_what_is_given_restricts_the_cells_and_is_set_in_every_job() -> None:
+    assert len(jobs()) == 2 + 8 + 1
+    assert [(job["task"], job["budget"], job["seed"]) for job in jobs(method="lora", task="rte", seed="0,1")] == [
+        ("rte", budget, seed) for budget in ("1.2M", "0.3M") for seed in ("0", "1")
+    ]
+    assert {job["method"] for job in jobs(budget="0.3M")} == {"lora", "adalora"}  # full has no budget
+    assert jobs(task="squad", backbone="minilm") == [
+        {"task": "squad", "method": "lora", "budget": "0.08%", "backbone": "minilm"}
+    ]
+    assert sweep.jobs_of({"seed": ["0", "1"]}, {}) == [{"seed": "0"}, {"seed": "1"}]
+    alike = {"x": [{"task": ["cola"], "method": ["lora"], "optim.lr": ["1e-3", "1e-4"]}]}
+    assert len(sweep.jobs_of({"optim.lr": ["5e-5"]}, alike)) == 1  # cells that differ in what is replaced are one
+
+
+def test_a_method_that_no_cell_has_gets_the_budgets_that_it_has_a_size_for() -> None:
+    own = [{"task": task, "method": "svd_lora", "budget": budget} for task in ("cola",) for budget in ("1.2M", "0.3M")]
+    assert jobs(method="svd_lora", task="cola") == own
+    assert jobs(method="bitfit") == [
+        {"task": "cola", "method": "bitfit"},
+        {"task": "rte", "method": "bitfit"},
+        {"task": "squad", "method": "bitfit", "backbone": "deberta-v3-base"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lists", "parts"),
+    [
+        ({"task": "colaa"}, ["task in table1, table2 'colaa'", "valid: cola, rte, squad"]),
+        ({"task": "cola,sst2"}, ["'sst2'"]),
+        ({"method": "lorra"}, ["method in table1, table2 'lorra'", "valid: full, lora, adalora"]),
+        ({"budget": "9M"}, ["'9M'", "valid: 1.2M, 0.3M, 0.08%"]),
+        ({"task": "squad", "budget": "0.3M"}, ["no cell of table1, table2 has", "valid: lora 0.08%"]),
+        ({"task": "cola", "method": "full", "budget": "0.3M"}, ["no cell of", "valid: full; lora 1.2M,0.3M; adalora"]),
+    ],
+)
+def test_a_restriction_that_leaves_nothing_is_refused(lists: dict[str, str], parts: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        jobs(**lists)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+@pytest.mark.parametrize(
+    ("stages", "given", "problem"),
+    [
+        ([{"optim.lr": ["chosen"]}], {}, "stage 1, optim.lr: 'chosen'"),
+        ([{}, {"optim.lr": ["widened", "1e-3"]}], {}, "stage 2, optim.lr: 'widened'"),
+        ([{}, {"seed": ["chosen"]}], {}, "stage 2, seed: 'chosen'"),
+        ([{"seed": ["0"]}, {"seed": ["1", "2"]}], {"seed": ["2", "5"]}, "seed in the stages '5'; valid: 0, 1, 2"),
+    ],
+)
+def test_stages_that_cannot_be_meant_are_refused(stages: list[Values], given: Values, problem: str) -> None:
+    with pytest.raises(InputError, match=re.escape(problem)):
+        sweep.check_stages(stages, given)
+
+
+def tried(folder: Path, scores: dict[str, float | None], held_out: dict[str, float] | None = None) -> list[Job]:
+    """Jobs of one cell, with finished records of those that have a score."""
+    made = []
+    for lr, score in scores.items():
+        made.append({"task": "cola", "method": "lora", "optim.lr": lr, "seed": "0"})
+        if score is not None:
+            record = make(score, lr=float(lr))
+            if held_out:
+                assert record.final is not None
+                record.final["holdout"] = {record.primary_metric: held_out[lr]}
+            (folder / lr).mkdir()
+            run_record.write(record, folder / lr)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("scores", "held_out", "choice"),
+    [
+        ({"1e-4": 0.4, "1e-3": 0.6, "1e-2": 0.5}, None, Choice("1e-3", "the best of 3 (3 of 3 runs finished)")),
+        ({"1e-4": 0.4, "1e-3": 0.6, "1e-2": None}, None, Choice("1e-3", "the best of 2 (2 of 3 ", edge=True)),
+        ({"1e-4": 0.6, "1e-3": 0.6, "1e-2": 0.6}, None, Choice("1e-4", "the best of 3", edge=True)),
+        (
+            {"1e-4": 0.4, "1e-3": 0.5, "1e-2": 0.6},
+            {"1e-4": 0.1, "1e-3": 0.3, "1e-2": 0.2},
+            Choice("1e-3", "the best of 3 on the held-out split"),
+        ),
+        ({"1e-4": None, "1e-3": None}, None, Choice(None, "left out, none of the 2 runs to choose from is finished")),
+    ],
+)
+def test_the_choice_is_the_report_s(
+    scores: dict[str, float | None], held_out: dict[str, float] | None, choice: Choice, tmp_path: Path
+) -> None:
+    made = sweep.choose([(job, tmp_path / job["optim.lr"]) for job in tried(tmp_path, scores, held_out)])
+    assert (made.lr, made.edge) == (choice.lr, choice.edge)
+    assert choice.why in made.why
+
+
+def test_jobs_go_on_at_the_chosen_rate_or_one_beyond_the_edge() -> None:
+    earlier = [{"task": task, "optim.lr": lr} for task in ("cola", "rte", "mrpc") for lr in ("1e-4", "1e-3", "1e-2")]
+    later = [{"task": task, "seed": "1"} for task in ("cola", "rte", "mrpc")]
+    choices = {cell_of({"task": "cola"}): Choice("1e-2", ""), cell_of({"task": "rte"}): Choice("1e-3", "")}
+    choices[cell_of({"task": "mrpc"})] = Choice(None, "left out")
+    assert sweep.at_chosen_rate(later, choices) == [
+        {"task": "cola", "seed": "1", "optim.lr": "1e-2"},
+        {"task": "rte", "seed": "1", "optim.lr": "1e-3"},
+    ]
+    assert sweep.beyond_edge(later, choices, earlier) == [{"task": "cola", "seed": "1", "optim.lr": "1e-1"}]
+    assert sweep.next_rate(2e-5, [2e-5, 5e-5]) == 8e-6
+
+
+def test_a_label_names_the_run_and_what_else_differs() -> None:
+    key = make(seed=3, lr=1.2e-3).key
+    run, other = {"task": "cola", "seed": "3", "method.alpha": "8"}, {"task": "rte", "seed": "1", "method.alpha": "16"}
+    assert sweep.label_of(key, run, [run]) == "cola lora 0.3M lr 1.2e-3 seed 3"
+    assert sweep.label_of(key, run, [run, other]) == "cola lora 0.3M lr 1.2e-3 seed 3 method.alpha=8"
+
+
+def test_a_summary_names_each_failure_its_folder_and_the_report(tmp_path: Path) -> None:
+    failed = make(seed=1, status="failed")
+    failed.error = "NonFiniteLossError: the loss is nan at step 3"
+    run_record.write(failed, tmp_path)
+    ledger = Ledger(report=report_command(["table1"], failed.key, Path("my results")))
+    assert ledger.summary() is None
+    for seed, run in enumerate((SweepRun("[1/4] a"), SweepRun("[2/4] b", tmp_path), SweepRun("[3/4] c"))):
+        ledger.sweep[(f"seed={seed}",)] = run
+        ledger.outcomes[(f"seed={seed}",)] = [(DONE, 0), (FAILED, 1), (REFUSED, 2)][seed]
+    ledger.refusals[("seed=2",)] = "no"
+    ledger.sweep[("seed=3",)] = SweepRun("[4/4] d")
+    assert ledger.code == 2
+    assert str(ledger.summary()).splitlines() == [
+        f"failed: [2/4] b: NonFiniteLossError: the loss is nan at step 3; {tmp_path}",
+        "refused: [3/4] c: no",
+        "report: adalora-report table1 --backbone minilm --data local '--results=my results'",
+        "sweep: 1 done, 1 failed, 1 refused, 1 not started",
+    ]
+
+
+def test_every_line_begins_with_the_prefix() -> None:
+    with redirect_stdout(io.StringIO()) as out:
+        with prefixed("[1/2] cola"):
+            print("one\ntwo", "three")
+            print("half ", end="")
+            print("a line")
+            print()
+        print("after")
+    assert out.getvalue() == "[1/2] cola one\n[1/2] cola two three\n[1/2] cola half a line\n\nafter\n"
