@@ -39,16 +39,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 install: $(VENV)/.installed  ## create .venv and install the pinned versions
 
-quickstart: $(VENV)/.installed  ## six methods on one task with an embedded model and generated text, then Table 1
-	@for method in full bitfit houlsby pfeiffer lora adalora; do \
-	  case $$method in full) lr=5e-5;; adalora) lr=2e-2;; *) lr=2e-3;; esac; \
-	  $(RUN) task=sst2 method=$$method budget=0.3M backbone=minilm data=sample optim.lr=$$lr method.schedule=scaled \
-	    train.max_steps=60 train.log_steps=20 results.dir=$(QUICK) || exit $$?; \
-	done
-	@$(REPORT) table1 --backbone minilm --data sample --only-filled --results $(QUICK) --overwrite \
-	  --out $(QUICK)/tables/table1.md
-	@echo; cat $(QUICK)/tables/table1.md
-	@echo; echo "This was generated text, not GLUE. The report: $(QUICK)/tables/table1.md; the runs: $(QUICK)/runs"
+quickstart: $(VENV)/.installed  ## six methods on one task with an embedded model and generated text, then a table and a page
+	@$(RUN) -m +sweep=quickstart results.dir=$(QUICK)
+	@$(BIN)/python -m adalora_repro.cli.quickstart $(QUICK)
 
 test: $(VENV)/.installed-dev  ## the default test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not net and not cluster"

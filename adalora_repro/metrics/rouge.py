@@ -63,7 +63,7 @@ def rouge_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[
     scorer = _scorer()
     scores: dict[str, list[float]] = {name: [] for name in NAMES}
     for prediction, reference in zip(predictions, references, strict=True):
-        pair = scorer.score(target=_lines(reference), prediction=_lines(prediction))
+        pair = scorer.score(target=sentence_lines(reference), prediction=sentence_lines(prediction))
         for name in NAMES:
             scores[name].append(100 * pair[name].fmeasure)
     return scores
@@ -118,7 +118,8 @@ def confidence_interval(
     return float(interval.low), float(interval.high)
 
 
-def _lines(text: str) -> str:
+def sentence_lines(text: str) -> str:
+    """One sentence a line: ROUGE-Lsum compares line by line."""
     return "\n".join(split_sentences(text.strip()))
 
 

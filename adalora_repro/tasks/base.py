@@ -7,13 +7,14 @@ in ``conf/task/``. Building a ``Task`` is cheap and imports nothing heavy, so th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.tasks import cache, held_out, processes, sources
+from adalora_repro.tasks import held_out, processes, sources, tokenized
 from adalora_repro.tasks.held_out import HOLDOUT
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ Batch = dict[str, Any]
 #: libraries whose version affects the tokenized rows; the families have their own ``code_version``
 ROW_MAKERS = ("tokenizers", "transformers")
 MULTIPLE = 8  # padded lengths: what tensor cores like
-ROWS = 1000  # tokenized at once, and by one process
 MANY_ROWS = 20_000  # from so many on a split is tokenized by several processes, if nothing else is said
 MOST_PROCESSES = 8
 
@@ -154,7 +154,7 @@ class Task(Protocol):
 class BaseTask(Task):
     """Loading and caching, the same for every family.
 
-    A family sets the class attributes and implements ``row_problem``, ``features``, ``recipe``, ``tokenize`` and
+    A family sets the class attributes and implements ``row_problem``, ``features``, ``recipe``, ``encode`` and
     ``score``, beside the protocol's ``collate``, ``loss`` and ``predict``.
 
     Raises:
@@ -206,9 +206,17 @@ class BaseTask(Task):
         """All settings that ``row_problem`` and ``tokenize`` depend on (JSON types)."""
         raise NotImplementedError
 
-    def tokenize(self, rows: Dataset, split: str, bad: sources.BadRows) -> Dataset:
-        """Rows -> the columns of ``TaskData``; a row that shows itself bad only now goes to ``bad``."""
+    def encode(self, batch: dict[str, list[Any]], numbers: list[int], split: str) -> dict[str, list[Any]]:
+        """Columns of a batch of rows -> the columns of ``TaskData``.
+
+        A family whose rows may show themselves bad only now has a column ``tokenized.PROBLEM`` too.
+        """
         raise NotImplementedError
+
+    def types(self, split: str) -> Features | None:
+        """Types of the columns that ``encode`` makes; None: as its first batch has them."""
+        del split
+        return None
 
     def stratum(self, label: Any) -> Hashable:
         """The class of a row with this label; the held-out split keeps the classes' shares. None: no classes."""
@@ -259,7 +267,7 @@ class BaseTask(Task):
         if count is None:
             cpus = processes.usable()
             count = min(cpus, MOST_PROCESSES) if cpus >= self.cpus_for_processes and rows >= MANY_ROWS else 1
-        return max(1, min(count, -(-rows // ROWS)))
+        return max(1, min(count, -(-rows // tokenized.ROWS)))
 
     def chosen(self, examples: Dataset, rows: int, limit: int) -> tuple[Dataset, int]:
         """The quick look of ``eval.max_examples``: examples of ``limit`` of the ``rows``, and how many rows these are.
@@ -310,14 +318,14 @@ class BaseTask(Task):
             *(self.cfg.task.name, split, f"{len(problems):,}", "; ".join(problems[:3]), more),
         )
 
-    def _prepared(self, split: str) -> cache.Entry:
+    def _prepared(self, split: str) -> tokenized.Entry:
         skip = bool(self.cfg.data.skip_invalid)
         origin = sources.TRAIN if split == HOLDOUT else split
         held = self.cfg.data.holdout if origin == sources.TRAIN else None
-        name = cache.key(
+        key = tokenized.key(
             sources.split_fingerprint(self.cfg, origin),
-            cache.tokenizer_hash(self.tokenizer),
-            {package: cache.version(package) for package in ROW_MAKERS},
+            tokenized.tokenizer_hash(self.tokenizer),
+            {package: tokenized.version(package) for package in ROW_MAKERS},
             [self.cfg.task.family, self.code_version, split == sources.TRAIN],
             skip and sources.place(self.cfg, origin),  # bad rows are named with their files and lines
             self.columns,
@@ -326,18 +334,24 @@ class BaseTask(Task):
             *([] if held is None else [[held_out.SEED, held, list(self.cfg.task.holdout_by), split]]),
         )
 
-        def build() -> cache.Entry:
+        def build(path: Path | None) -> tokenized.Entry:
             bad = sources.BadRows(skip)
             rows = sources.load_split(self.cfg, origin, self, bad)
             if held is not None:
                 rows = self._part(rows, split)
             if split == HOLDOUT:
                 bad.problems.clear()  # they are reported for the train split
-            before = len(bad.problems)
-            examples = self.tokenize(rows, split, bad)
-            return cache.Entry(examples, {"rows": len(rows) - len(bad.problems) + before, "skipped": bad.problems})
+            encode, features = partial(self.encode, split=split), self.types(split)
+            examples = tokenized.mapped(rows, encode, self.processes(len(rows)), features, key, path)
+            remaining, problems = tokenized.good(examples)
+            for problem in problems:
+                bad.add(problem)
+            if not len(remaining):
+                raise InputError(f"{self.cfg.task.name} {split}: {sources.nothing_left(bad)}, this split needs rows")
+            return tokenized.Entry(examples, {"rows": len(rows) - len(problems), "skipped": bad.problems})
 
-        return cache.cached(Path(self.cfg.data.cache_dir).expanduser() / "tokenized", name, build)
+        entry = tokenized.cached(Path(self.cfg.data.cache_dir).expanduser() / "tokenized" / key, build)
+        return tokenized.Entry(tokenized.good(entry.dataset)[0], entry.notes)
 
     def _part(self, rows: Dataset, split: str) -> Dataset:
         """The rows of the train split that are held out, or those to train on.
@@ -347,15 +361,10 @@ class BaseTask(Task):
         """
         columns = list(self.cfg.task.text_columns)
         by = [columns.index(name) for name in self.cfg.task.holdout_by] or list(range(len(columns)))
-        labels = rows.select_columns([self.cfg.task.label_column])
-        strata = [self.stratum(label) for batch in labels.iter(ROWS) for label in batch[self.cfg.task.label_column]]
-
-        def texts() -> Iterator[tuple[str, ...]]:
-            for batch in rows.select_columns(columns).iter(ROWS):
-                yield from zip(*(batch[column] for column in columns), strict=True)
-
+        strata = [self.stratum(label) for label in rows[self.cfg.task.label_column][:]]
+        texts = zip(*(rows[column][:] for column in columns), strict=True)
         count = held_out.size(self.cfg.data.holdout, len(rows))
-        held, trained = held_out.parts(texts(), strata, by, count)
+        held, trained = held_out.parts(texts, strata, by, count)
         if not held:
             shared = ", ".join(columns[place] for place in by)
             raise InputError(
@@ -375,62 +384,6 @@ def equal_distances(size: int, count: int) -> list[int]:
     """At most ``count`` of the numbers 0 … size - 1, evenly spread: floor(i size / count)."""
     count = min(count, size)
     return [i * size // count for i in range(count)]
-
-
-def mapped(
-    rows: Dataset,
-    encode: Callable[[dict[str, list[Any]], list[int]], dict[str, Any]],
-    bad: sources.BadRows,
-    count: int,
-    features: Features | None = None,
-) -> Dataset:
-    """``encode`` (columns of a batch of rows, their numbers -> columns) over all rows, by ``count`` processes.
-
-    The result is in memory, for the cache keeps what comes of it, and the same for any ``count``: the same batches in
-    the same order, and the same bad rows in ``bad``, which ``encode`` may use.
-
-    Raises:
-        InputError: what ``bad`` raises of the first bad row.
-        RuntimeError: one of several processes failed.
-    """
-
-    def encoded(first: int, part: Dataset) -> Dataset:
-        def function(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
-            return encode(batch, [first + number for number in numbers])
-
-        return part.map(
-            function,
-            with_indices=True,
-            batched=True,
-            batch_size=ROWS,
-            remove_columns=rows.column_names,
-            features=features,
-            keep_in_memory=True,
-            load_from_cache_file=False,
-            new_fingerprint="tokenized",  # or the function is pickled, tokenizer and all, for a name nobody asks for
-            desc="tokenizing",
-        )
-
-    if count == 1:
-        return encoded(0, rows)
-    # `Dataset.map` with num_proc would leave the tokenizer of this process without its threads (it never resets the
-    # environment), keep the bad rows to itself, and its processes would outlive this one if that is killed
-    from datasets import concatenate_datasets, disable_progress_bars
-    from datasets.utils import tqdm
-
-    def piece(first: int) -> tuple[list[str], Dataset]:
-        disable_progress_bars()  # in this process: the one bar is the parent's
-        before = len(bad.problems)  # of this process's copy: what it takes goes back with the rows
-        part = encoded(first, rows.select(range(first, min(first + ROWS, len(rows)))))
-        return bad.problems[before:], part
-
-    firsts, parts = range(0, len(rows), ROWS), []
-    with tqdm(total=len(rows), unit=" examples", desc="tokenizing") as progress:
-        for first, (problems, part) in zip(firsts, processes.in_order(piece, firsts, count), strict=True):
-            bad.problems += problems
-            parts.append(part)
-            progress.update(min(ROWS, len(rows) - first))
-    return concatenate_datasets(parts)
 
 
 def pad(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
+from adalora_repro.metrics.glue import METRICS
 from adalora_repro.settings import setting
 from adalora_repro.tasks import sources
-from adalora_repro.tasks.base import BaseTask, Batch, Scores, constant, mapped, pad
+from adalora_repro.tasks.base import BaseTask, Batch, Scores, constant, pad
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Features
     from numpy.typing import NDArray
     from omegaconf import DictConfig
     from torch import Tensor, nn
@@ -85,18 +85,13 @@ class Task(BaseTask):
     def recipe(self) -> list[Any]:
         return [int(self.cfg.task.num_labels), *map(float, self.cfg.task.label_range)]
 
-    def tokenize(self, rows: Dataset, split: str, bad: sources.BadRows) -> Dataset:
+    def encode(self, batch: dict[str, list[Any]], numbers: list[int], split: str) -> dict[str, list[Any]]:
         """One or two text columns -> input_ids, … cut to ``max_length`` (longest text first), labels, length."""
-        columns, label = self.cfg.task.text_columns, self.cfg.task.label_column
-
-        def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
-            del numbers
-            texts = (batch[column] for column in columns)
-            encoded = dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
-            lengths = [len(ids) for ids in encoded["input_ids"]]
-            return encoded | {"labels": batch[label], "length": lengths}
-
-        return mapped(rows, encode, bad, self.processes(len(rows)))
+        del numbers, split
+        texts = (batch[column] for column in self.cfg.task.text_columns)
+        encoded = dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        return encoded | {"labels": batch[self.cfg.task.label_column], "length": lengths}
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """Pads to the longest row, rounded up to a multiple of 8, or to max_length (``train.padding=max_length``).
@@ -163,69 +158,3 @@ class Task(BaseTask):
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         logits: Tensor = model(**inputs).logits
         return logits.float()
-
-
-# Metrics: figures of (labels, predictions), fractions of 1; scikit-learn and scipy are imported when one is computed.
-# Where a figure is undefined (a correlation with a constant, F1 with no positive at all) it is 0: no better than chance
-
-
-def accuracy(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
-    return float((labels == predicted).mean())
-
-
-def f1(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
-    """2 TP / (2 TP + FP + FN) of class 1."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(labels, predicted, pos_label=1, zero_division=0.0))
-
-
-def matthews_correlation(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
-    """Phi coefficient of two classes, its generalization for more; 0 for constant labels or predictions."""
-    from sklearn.metrics import matthews_corrcoef
-
-    if _constant(labels) or _constant(predicted):
-        return 0.0
-    return float(matthews_corrcoef(labels, predicted))
-
-
-def pearson(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
-    """Linear correlation in float64; 0 for constant labels or predictions."""
-    from scipy.stats import pearsonr
-
-    return _correlation(lambda a, b: pearsonr(a, b).statistic, labels, predicted)
-
-
-def spearman(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
-    """Rank correlation, ties at their mean rank; 0 for constant labels or predictions."""
-    from scipy.stats import spearmanr
-
-    return _correlation(lambda a, b: spearmanr(a, b).statistic, labels, predicted)
-
-
-def corr(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
-    """Mean of Pearson and Spearman, the paper's figure for STS-B."""
-    return (pearson(labels, predicted) + spearman(labels, predicted)) / 2
-
-
-def _correlation(measure: Callable[..., Any], labels: NDArray[Any], predicted: NDArray[Any]) -> float:
-    if _constant(labels) or _constant(predicted):
-        return 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # almost constant predictions: the figure is what it is
-        value = float(measure(labels.astype("float64"), predicted.astype("float64")))
-    return value if math.isfinite(value) else 0.0
-
-
-def _constant(values: NDArray[Any]) -> bool:
-    return bool((values == values[0]).all())
-
-
-METRICS: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "matthews_correlation": matthews_correlation,
-    "pearson": pearson,
-    "spearman": spearman,
-    "corr": corr,
-}

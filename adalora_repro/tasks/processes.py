@@ -1,23 +1,18 @@
-"""Processes forked from this one: what a fork needs to be safe and quiet, and work dealt to several of them.
+"""Processes forked from this one: what a fork needs to be safe, quiet, and gone when this process is.
 
-A child has the memory of its parent, so that nothing is pickled on the way there, but of its threads only one. It
-therefore never uses a pool of threads that the parent may have used: the Rust tokenizers' least of all.
+A child has the memory of its parent, but of its threads only one. It therefore never uses a pool of threads that the
+parent may have used: the Rust tokenizers' least of all.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
-
-Piece = TypeVar("Piece")
-Outcome = TypeVar("Outcome")
+from typing import Any
 
 #: what asks a run to stop: it reaches a whole group of processes, of which the parent decides for all
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -30,29 +25,57 @@ def usable() -> int:
 
 
 @contextmanager
-def forking() -> Iterator[None]:
-    """Around a fork whose child calls ``settle`` first.
+def without_tokenizer_threads() -> Iterator[None]:
+    """Children forked inside use the tokenizers without threads.
 
-    Without it the tokenizers would warn on standard error of the threads that the child lost, or, told by the user to
-    use threads, wait for them for ever; and a signal that comes before ``settle`` would be the child's too.
+    Otherwise the tokenizers would warn on standard error of the threads that the child lost, or, where the user asked
+    for threads, wait for them for ever.
     """
-    threads = os.environ.get(TOKENIZER_THREADS)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    environment, threads = os.environ, os.environ.get(TOKENIZER_THREADS)
     os.environ[TOKENIZER_THREADS] = "false"
     try:
         yield
     finally:
+        os.environ = environment  # noqa: B003 (``Dataset.map`` puts a copy in its place)
         if threads is None:
             del os.environ[TOKENIZER_THREADS]
         else:
             os.environ[TOKENIZER_THREADS] = threads
+
+
+@contextmanager
+def forking() -> Iterator[None]:
+    """Around a fork whose child calls ``settle`` first: a signal that comes before would be the child's too."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        with without_tokenizer_threads():
+            yield
+    finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def settle(*_: Any) -> None:
+@contextmanager
+def mapping() -> Iterator[None]:
+    """Around ``Dataset.map(num_proc=…)``, whose processes would outlive this one if it is killed (measured: all three
+    of two workers and their manager), and which turns Ctrl+C into a TimeoutError of its own.
+    """
+    from multiprocess import TimeoutError as WorkerTimeoutError
+
+    global _in_map
+    _in_map = True
+    try:
+        with without_tokenizer_threads():
+            yield
+    except WorkerTimeoutError as error:  # raised while it cleans up after what ended the map
+        raise error.__context__ or error from None
+    finally:
+        _in_map = False
+
+
+def settle(*_: Any, ignored: Iterable[int] = SIGNALS) -> None:
     """In a child: signals that ask the run to stop are for the parent, with which it ends, even if that is killed."""
     for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
+        signal.signal(signum, signal.SIG_IGN if signum in ignored else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
@@ -63,28 +86,12 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def in_order(work: Callable[[Piece], Outcome], pieces: Sequence[Piece], count: int) -> Iterator[Outcome]:
-    """What ``work`` makes of each piece, in the order of the pieces, by ``count`` processes.
-
-    Raises:
-        Exception: what ``work`` raised, of the earliest piece.
-        RuntimeError: a process was killed.
-    """
-    global _work
-    _work = work  # for the children to find: a function within a function cannot be sent to them
-    with ProcessPoolExecutor(count, multiprocessing.get_context("fork"), settle) as pool:
-        with forking():  # the first piece that is handed in starts all processes
-            outcomes = pool.map(_call, pieces)
-        _work = _no_work  # the children have theirs; what it holds may be large
-        yield from outcomes
+_in_map = False
 
 
-def _no_work(piece: Any) -> Any:
-    raise AssertionError("only a child has work")
+def _settle_in_map() -> None:
+    if _in_map:
+        settle(ignored=(signal.SIGINT, signal.SIGUSR2))  # the pool ends its workers by SIGTERM
 
 
-_work: Callable[[Any], Any] = _no_work
-
-
-def _call(piece: Any) -> Any:
-    return _work(piece)
+os.register_at_fork(after_in_child=_settle_in_map)

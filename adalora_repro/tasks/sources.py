@@ -94,7 +94,7 @@ def check(cfg: DictConfig, rules: RowRules) -> None:
             path = _file(cfg, split)
             bad = BadRows(cfg.data.skip_invalid)
             if next(_checked(_lines(path), cfg, rules, bad), None) is None:
-                raise InputError(f"{path}: {_nothing_left(bad)}, the {split} split of {cfg.task.name} needs rows")
+                raise InputError(f"{path}: {nothing_left(bad)}, the {split} split of {cfg.task.name} needs rows")
     elif source == "sample":
         toy_text.check(cfg.task.name, _sizes(cfg))
     elif source != "hub":
@@ -165,11 +165,12 @@ def load_split(cfg: DictConfig, split: str, rules: RowRules, bad: BadRows) -> Da
             lines = ((f"{where}, row {i}", row) for i, row in enumerate(rows))
         dataset = _dataset((row for _, row in _checked(lines, cfg, rules, bad)), rules)
     if not len(dataset):
-        raise InputError(f"{where}: {_nothing_left(bad)}, the {split} split of {cfg.task.name} needs rows")
+        raise InputError(f"{where}: {nothing_left(bad)}, the {split} split of {cfg.task.name} needs rows")
     return dataset
 
 
-def _nothing_left(bad: BadRows) -> str:
+def nothing_left(bad: BadRows) -> str:
+    """Why a split has no row."""
     return f"no good row ({bad.problems[0]})" if bad.problems else "empty"
 
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.metrics.squad import best_thresholds, score_all, squad_metrics
 from adalora_repro.settings import setting
-from adalora_repro.tasks import cache, sources
-from adalora_repro.tasks.base import BaseTask, Batch, Scores, TaskData, constant, equal_distances, mapped, pad
+from adalora_repro.tasks import sources, tokenized
+from adalora_repro.tasks.base import BaseTask, Batch, Scores, TaskData, constant, equal_distances, pad
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -127,64 +127,45 @@ class Task(BaseTask):
     def recipe(self) -> list[Any]:
         return [int(self.cfg.task.stride), self.nullable]
 
-    def tokenize(self, rows: Dataset, split: str, bad: sources.BadRows) -> Dataset:
+    def types(self, split: str) -> Features:
+        """As ``encode`` describes them: the first rows may all have no answer, which would make no type."""
+        from datasets import Features, List, Value
+
+        number, numbers, text = Value("int32"), List(Value("int32")), Value("string")
+        types: dict[str, Any] = dict.fromkeys(self.tokenizer.model_input_names, numbers)
+        types |= {"length": number, tokenized.PROBLEM: text}
+        if split == sources.TRAIN:
+            return Features(types | dict.fromkeys(("start", "end"), number))
+        types |= dict.fromkeys(("cls", "first", "tokens", "example"), number)
+        types |= dict.fromkeys(("starts", "ends"), numbers) | dict.fromkeys(("id", "context"), text)
+        return Features(types | {"answers": List(text)})
+
+    def encode(self, batch: dict[str, list[Any]], numbers: list[int], split: str) -> dict[str, list[Any]]:
         """Rows -> windows: input_ids, … and length, and for training ``start`` and ``end`` (token positions).
 
         For evaluation: ``cls`` and ``first``, the positions of [CLS] and of the first context token; ``tokens``, how
         many these are; ``starts`` and ``ends``, the characters that each of them covers; the row's number
-        (``example``), id, context and answers.
-
-        Raises:
-            InputError: the tokenizer has no offsets; no row is left.
+        (``example``), id, context and answers. A bad row becomes one window with nothing but its problem.
         """
-        if not self.tokenizer.is_fast:
-            raise InputError(
-                f"backbone '{self.cfg.backbone.name}': {type(self.tokenizer).__name__} does not tell which characters "
-                f"a token covers, which {self.cfg.task.name} needs; a fast tokenizer (tokenizer.json) does"
-            )
-        from datasets import Features
-
-        training = split == sources.TRAIN
-
-        def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
-            return self._windows(batch, numbers, training, split, bad)
-
-        # with types, for the first rows may all have no answer
-        windows = mapped(rows, encode, bad, self.processes(len(rows)), Features(self._types(training)))
-        if not len(windows):
-            raise InputError(f"{self.cfg.task.name} {split}: no good row ({bad.problems[0]}), this split needs rows")
-        return windows
-
-    def _types(self, training: bool) -> dict[str, Any]:
-        from datasets import List, Value
-
-        number, numbers = Value("int32"), List(Value("int32"))
-        types: dict[str, Any] = dict.fromkeys(self.tokenizer.model_input_names, numbers) | {"length": number}
-        if training:
-            return types | dict.fromkeys(("start", "end"), number)
-        types |= dict.fromkeys(("cls", "first", "tokens", "example"), number) | dict.fromkeys(
-            ("starts", "ends"), numbers
-        )
-        return types | dict.fromkeys(("id", "context"), Value("string")) | {"answers": List(Value("string"))}
-
-    def _windows(
-        self, batch: dict[str, list[Any]], numbers: list[int], training: bool, split: str, bad: sources.BadRows
-    ) -> dict[str, list[Any]]:
         task, tokenizer = self.cfg.task, self.tokenizer
         questions, contexts = ([text.strip() for text in batch[task.text_columns[0]]], batch[task.text_columns[1]])
+        types = self.types(split)
+        windows: list[dict[str, Any]] = []
         kept = []
 
         def where(row: int) -> str:
             return f"{task.name} {split}: id {batch['id'][row]!r}"
 
+        def bad(row: int, problem: str) -> None:
+            windows.append(dict.fromkeys(types) | {tokenized.PROBLEM: f"{where(row)}: {problem}"})
+
         for row, problem in enumerate(self._token_problems(questions, contexts)):
             if problem is None:
                 kept.append(row)
             else:
-                bad.add(f"{where(row)}: {problem}")
-        windows: dict[str, list[Any]] = {name: [] for name in self._types(training)}
+                bad(row, problem)
         if not kept:
-            return windows
+            return {name: [window[name] for window in windows] for name in types}
         encoded = tokenizer(
             [questions[row] for row in kept],
             [contexts[row] for row in kept],
@@ -199,7 +180,7 @@ class Task(BaseTask):
             row = kept[kept_row]
             ids, sequence = encoded["input_ids"][window], encoded.sequence_ids(window)
             if 1 not in sequence:
-                bad.add(f"{where(row)}: the context has no tokens")
+                bad(row, "the context has no tokens")
                 continue
             first, stop = sequence.index(1), len(sequence) - sequence[::-1].index(1)
             starts, ends = (list(side) for side in zip(*encoded["offset_mapping"][window][first:stop], strict=True))
@@ -207,7 +188,7 @@ class Task(BaseTask):
                 self._check_last(contexts[row], ends[-1], where(row))
             cls = ids.index(tokenizer.cls_token_id)
             values = {name: encoded[name][window] for name in tokenizer.model_input_names} | {"length": len(ids)}
-            if training:
+            if split == sources.TRAIN:
                 left = starts[0] if before == kept_row else 0
                 right = ends[-1] if after == kept_row else len(contexts[row])
                 span = answer_span(batch[task.label_column][row], starts, ends, left, right)
@@ -216,9 +197,8 @@ class Task(BaseTask):
                 values |= {"cls": cls, "first": first, "starts": starts, "ends": ends, "example": numbers[row]}
                 values |= {"tokens": stop - first, "id": batch["id"][row], "context": contexts[row]}
                 values["answers"] = batch[task.label_column][row]["text"]
-            for name, column in windows.items():
-                column.append(values[name])
-        return windows
+            windows.append(values | {tokenized.PROBLEM: None})
+        return {name: [window[name] for window in windows] for name in types}
 
     def _check_last(self, context: str, end: int, where: str) -> None:
         """Checks that the last window of a row reaches the last token of its context.
@@ -236,8 +216,8 @@ class Task(BaseTask):
         last = offsets["offset_mapping"][-1][1]
         if end < last:
             raise InputError(
-                f"{where}: the windows end at character {end:,} of {last:,}: tokenizers {cache.version('tokenizers')} "
-                "loses the rest of a long context; install tokenizers>=0.23.3"
+                f"{where}: the windows end at character {end:,} of {last:,}: tokenizers "
+                f"{tokenized.version('tokenizers')} loses the rest of a long context; install tokenizers>=0.23.3"
             )
 
     def _token_problems(self, questions: list[str], contexts: list[str]) -> list[str | None]:
@@ -265,6 +245,11 @@ class Task(BaseTask):
         return problems
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"backbone '{self.cfg.backbone.name}': {type(tokenizer).__name__} does not say which characters a "
+                f"token covers, which {self.cfg.task.name} needs; a fast tokenizer (tokenizer.json) does"
+            )
         data = super().load(tokenizer)
         data.provenance["windows"] = {"train": len(data.train)}
         for split, windows in data.evaluation.items():

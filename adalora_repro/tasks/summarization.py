@@ -1,7 +1,7 @@
 """The summarization family: an encoder-decoder reads a document and writes its summary.
 
 Training: mean cross entropy over the tokens of the reference summary, the decoder seeing those before (teacher
-forcing). Evaluation: beam search, then ROUGE of what was written (``tasks/rouge.py``).
+forcing). Evaluation: beam search, then ROUGE of what was written (``metrics/rouge.py``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from adalora_repro.errors import InputError, one_of
 from adalora_repro.metrics import rouge
 from adalora_repro.settings import setting
 from adalora_repro.tasks import sources
-from adalora_repro.tasks.base import MULTIPLE, BaseTask, Batch, Scores, TaskData, constant, mapped, pad
+from adalora_repro.tasks.base import MULTIPLE, BaseTask, Batch, Scores, TaskData, constant, pad
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -110,23 +110,17 @@ class Task(BaseTask):
         """Tokens of a summary: as configured, or fewer where the model's decoder takes fewer."""
         return min(int(self.cfg.task.max_target_length), int(self.tokenizer.model_max_length))
 
-    def tokenize(self, rows: Dataset, split: str, bad: sources.BadRows) -> Dataset:
+    def encode(self, batch: dict[str, list[Any]], numbers: list[int], split: str) -> dict[str, list[Any]]:
         """Rows -> input_ids, attention_mask cut to ``max_length``, length; for training labels, cut to
         ``max_target_length``, for evaluation id and reference."""
-        task, tokenizer = self.cfg.task, self.tokenizer
-        text, label = task.text_columns[0], task.label_column
-
-        def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
-            del numbers
-            encoded = tokenizer(batch[text], truncation=True, max_length=self.max_length)
-            columns = {name: encoded[name] for name in INPUTS}
-            columns["length"] = [len(ids) for ids in columns["input_ids"]]
-            if split != sources.TRAIN:
-                return columns | {"id": batch["id"], "reference": batch[label]}
-            targets = tokenizer(text_target=batch[label], truncation=True, max_length=self.max_target_length)
-            return columns | {"labels": targets["input_ids"]}
-
-        return mapped(rows, encode, bad, self.processes(len(rows)))
+        del numbers
+        text, label = batch[self.cfg.task.text_columns[0]], batch[self.cfg.task.label_column]
+        encoded = self.tokenizer(text, truncation=True, max_length=self.max_length)
+        columns = {name: encoded[name] for name in INPUTS} | {"length": [len(ids) for ids in encoded["input_ids"]]}
+        if split != sources.TRAIN:
+            return columns | {"id": batch["id"], "reference": label}
+        targets = self.tokenizer(text_target=label, truncation=True, max_length=self.max_target_length)
+        return columns | {"labels": targets["input_ids"]}
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
         data = super().load(tokenizer)

@@ -403,7 +403,7 @@ def test_rows_of_other_families_are_refused_by_their_id_before_anything_is_writt
 
 
 def test_a_row_that_one_of_several_processes_refuses(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adalora_repro.tasks.base.ROWS", 2)
+    monkeypatch.setattr("adalora_repro.tasks.tokenized.ROWS", 2)
     for split in ("train", "validation"):
         rows = [QUESTION | {"id": str(i), "question": "x" * 99 if i in (3, 5) else "Where?"} for i in range(7)]
         write_jsonl(Path("data") / "squad" / f"{split}.jsonl.gz", rows)

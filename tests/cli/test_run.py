@@ -486,7 +486,7 @@ def test_padding_to_the_maximum_pads_every_batch(tiny: Cli, monkeypatch: pytest.
 def test_what_only_changes_how_it_runs_changes_nothing_measured(
     tiny: Cli, undisturbed: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adalora_repro.tasks.base.ROWS", 10)
+    monkeypatch.setattr("adalora_repro.tasks.tokenized.ROWS", 10)
     command = ("task=sst2", "method=adalora", "optim.lr=1e-2")
     options = ("train.save_steps=1", "train.num_workers=1", "data.num_proc=3", "data.cache_dir=elsewhere")
     assert tiny(*command, *options).code == EXIT_OK

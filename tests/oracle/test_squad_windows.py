@@ -24,8 +24,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from adalora_repro.errors import InputError
 from adalora_repro.models import backbones
-from adalora_repro.tasks import sources
+from adalora_repro.tasks import sources, tokenized
 from adalora_repro.tasks.base import Evaluation, TaskData
 from adalora_repro.tasks.squad import Task, best_spans
 
@@ -115,13 +116,14 @@ def tokenizer_of(kind: str) -> Any:
 
 
 def windows_of(tokenizer: Any, rows: list[dict[str, Any]], training: bool, max_length: int, stride: int) -> list[Any]:
-    """What ``tokenize`` maps over the rows, without the data set around it, which takes a hundred times as long."""
+    """What is mapped over the rows, without the data set around it, which takes a hundred times as long."""
     task = Task(task_config("squad_v2", task__max_length=max_length, task__stride=stride))
     task._tokenizer = tokenizer
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    bad = sources.BadRows(False)
-    found = task._windows(columns, list(range(len(rows))), training, "train" if training else "validation", bad)
-    return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+    encoded = task.encode(columns, list(range(len(rows))), sources.TRAIN if training else "validation")
+    if problems := [problem for problem in encoded[tokenized.PROBLEM] if problem is not None]:
+        raise InputError(problems[0])
+    return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
 
 WORDS = [

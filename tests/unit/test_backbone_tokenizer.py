@@ -23,8 +23,7 @@ from tokenizers import Regex, normalizers
 
 from adalora_repro.errors import InputError
 from adalora_repro.models import backbone_tokenizer, backbones
-from adalora_repro.tasks import cache as row_cache
-from adalora_repro.tasks import sources, toy_text
+from adalora_repro.tasks import sources, tokenized, toy_text
 from adalora_repro.tasks.squad import Task
 
 TEXTS = [
@@ -176,9 +175,9 @@ def test_answers_are_where_they_were(tokenizer: Any, before: str, behind: str, e
     task._tokenizer = tokenizer
     rows = {"id": ["a"], "question": ["how long"], "context": [context]}
     rows["answers"] = [{"text": [answer], "answer_start": [start]}]  # type: ignore[list-item]
-    for training in (True, False):
-        windows = task._windows(rows, [0], training, "train", sources.BadRows(False))
-        if training:
+    for split in (sources.TRAIN, "validation"):
+        windows = task.encode(rows, [0], split)
+        if split == sources.TRAIN:
             first, last = windows["start"][0], windows["end"][0]
             assert first > 0
         else:
@@ -215,7 +214,7 @@ def test_a_map_is_taken_from_spm_model_or_an_older_tokenizer_json_or_missed(fold
 def test_other_rows_are_cached_with_the_map(folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    assert row_cache.tokenizer_hash(deberta(folder)) != row_cache.tokenizer_hash(AutoTokenizer.from_pretrained(folder))
+    assert tokenized.tokenizer_hash(deberta(folder)) != tokenized.tokenizer_hash(AutoTokenizer.from_pretrained(folder))
 
 
 def test_lower_case_comes_before_the_map(folder: Path, tmp_path: Path, oracle: Any) -> None:

@@ -12,12 +12,12 @@ import pytest
 from fake_records import make, save
 
 from adalora_repro.errors import InputError
+from adalora_repro.metrics.glue import METRICS
 from adalora_repro.records.run_record import read_all, write_files
 from adalora_repro.records.selection import run_of
 from adalora_repro.reports import predictions
 from adalora_repro.reports.compare import BOOTSTRAP, MCNEMAR, compare, pair_up
 from adalora_repro.reports.significance import NoTest
-from adalora_repro.tasks.glue import METRICS
 
 FAMILIES = {"squad": "squad", "squad_v2": "squad", "xsum": "summarization", "cnn_dailymail": "summarization"}
 

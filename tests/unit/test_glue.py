@@ -1,12 +1,8 @@
-"""The GLUE family: metrics against scikit-learn and scipy, loss against torch, batches, the cache of tokenized data."""
+"""The GLUE family: metrics against scikit-learn and scipy, loss against torch, batches."""
 
 from __future__ import annotations
 
 import json
-import logging
-import shutil
-import threading
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,14 +17,14 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
-from task_configs import GLUE, REAL_DATA, needs_real_data, task_config, write_jsonl
+from task_configs import GLUE, REAL_DATA, needs_real_data, task_config
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from adalora_repro.errors import InputError
 from adalora_repro.models.backbones import byte_tokenizer
-from adalora_repro.tasks import cache, glue, load_family, sources
+from adalora_repro.tasks import glue, load_family, sources
 from adalora_repro.tasks.base import Evaluation, TaskData, equal_distances
 
 
@@ -170,11 +166,6 @@ def test_constant_predictions_are_worth_nothing(constant: int) -> None:
     assert evaluate("mrpc", [0, 0, 0], [0, 0, 0]) == {"accuracy": 1.0, "f1": 0.0}
 
 
-def test_batches_are_joined_in_order() -> None:
-    labels, predicted = [0, 1, 1, 0, 1], [0, 1, 0, 1, 1]
-    assert evaluate("sst2", labels, predicted, batch=2) == evaluate("sst2", labels, predicted) == {"accuracy": 0.6}
-
-
 @settings(deadline=None)
 @given(st.data())
 def test_predictions_are_kept_in_the_order_of_the_split(data: st.DataObject) -> None:
@@ -187,17 +178,6 @@ def test_predictions_are_kept_in_the_order_of_the_split(data: st.DataObject) -> 
     assert found.files == dict.fromkeys(names, rows)
     assert json.loads(json.dumps(found.files)) == found.files  # plain integers, not NumPy's
     assert found.metrics["accuracy_m"] == pytest.approx(np.mean([a == b for a, b in cases]))
-
-
-def test_scores_are_kept_as_numbers() -> None:
-    rows = evaluation("stsb", [1.0, 2.5, 0.0], [0.5, 2.0, 0.25], batch=2, order=[2, 0, 1]).files
-    assert rows == {
-        "predictions.validation.jsonl.gz": [
-            {"label": 1.0, "prediction": 0.5},
-            {"label": 2.5, "prediction": 2.0},
-            {"label": 0.0, "prediction": 0.25},
-        ]
-    }
 
 
 def test_predictions_that_are_not_finite_are_no_result() -> None:
@@ -331,12 +311,6 @@ def test_equal_distances(size: int, count: int) -> None:
     assert gaps <= {size // len(numbers), -(-size // len(numbers))}
 
 
-def test_equal_distances_of_few() -> None:
-    assert equal_distances(10, 4) == [0, 2, 5, 7]
-    assert equal_distances(3, 3) == equal_distances(3, 7) == [0, 1, 2]
-    assert equal_distances(100, 1) == [0]
-
-
 def test_a_quick_look_takes_its_questions_with_all_their_windows(tmp_path: Path) -> None:
     """SQuAD counts rows, not windows; that a window knows its question is what finds them."""
     options = {"data__cache_dir": str(tmp_path / "cache"), "task__max_length": 96, "task__stride": 16}
@@ -363,274 +337,12 @@ def test_a_quick_look_at_summaries(tmp_path: Path) -> None:
     assert data.evaluation["validation"][:] == everything.evaluation["validation"][equal_distances(20, 6)]
 
 
-# Bad rows left out
-
-
-def spoilt(tmp_path: Path, **options: Any) -> DictConfig:
-    """A local RTE of 6 + 5 lines, of which 2 + 1 are bad."""
-    good = [{"sentence1": f"the dog {i}", "sentence2": "is good", "label": i % 2} for i in range(4)]
-    lines = [good[0], "{broken", good[1], good[1] | {"label": 7}, good[2], good[3]]
-    write_jsonl(tmp_path / "rte" / "train.jsonl.gz", lines)
-    write_jsonl(tmp_path / "rte" / "validation.jsonl.gz", [*good, {"label": 0}])
-    return small(tmp_path, "rte", data__source="local", data__dir=str(tmp_path), **options)
-
-
-def test_bad_rows_are_counted_and_told_when_the_cache_has_the_rest_too(
-    tmp_path: Path, tokenizations: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
-    cfg = spoilt(tmp_path, data__skip_invalid=True)
-    path = tmp_path / "rte"
-    told = []
-    for _ in range(2):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            _, data = loaded(cfg)
-        assert data.provenance["rows"] == {"train": 4, "validation": 4}
-        assert data.provenance["skipped"] == {"train": 2, "validation": 1}
-        assert data.train["labels"][:] == [0, 1, 0, 1]
-        told.append(caplog.messages)
-    assert tokenizations == [4, 4]  # once each
-    assert told[0] == told[1]
-    train, validation = told[0]
-    assert train.startswith(
-        f"rte train: 2 bad row(s) left out (data.skip_invalid=true): {path / 'train.jsonl.gz'}:2: not JSON ("
-    )
-    assert train.endswith(f"; {path / 'train.jsonl.gz'}:4: label 7 is out of range, must be 0 to 1")
-    assert validation == (
-        "rte validation: 1 bad row(s) left out (data.skip_invalid=true): "
-        f"{path / 'validation.jsonl.gz'}:5: column 'sentence1' is missing (found: label)"
-    )
-
-
-def test_of_many_bad_rows_three_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cfg = spoilt(tmp_path, data__skip_invalid=True)
-    good = {"sentence1": "a", "sentence2": "b", "label": 0}
-    write_jsonl(tmp_path / "rte" / "train.jsonl.gz", [good, *["{"] * 1500])
-    with caplog.at_level(logging.WARNING):
-        _, data = loaded(cfg)
-    assert data.provenance["skipped"]["train"] == 1500
-    assert caplog.messages[0].startswith("rte train: 1,500 bad row(s) left out")
-    assert caplog.messages[0].count("not JSON") == 3
-    assert caplog.messages[0].endswith(" and 1,497 more, see skipped.json")
-    path = tmp_path / "rte" / "train.jsonl.gz"
-    assert [line.partition(": not JSON")[0] for line in data.skipped["train"]] == [
-        f"{path}:{line}" for line in range(2, 1502)
-    ]
-    assert caplog.messages[0].partition("=true): ")[2].startswith("; ".join(data.skipped["train"][:3]) + " and ")
-    assert len(data.skipped["validation"]) == data.provenance["skipped"]["validation"] == 1
-    assert data.skipped["validation"][0] in caplog.messages[1]
-    assert loaded(cfg)[1].skipped == data.skipped  # from the cache
-
-
-def test_bad_rows_are_named_with_the_files_of_this_run(tmp_path: Path, tokenizations: list[int]) -> None:
-    """Where none may be left out, the same rows share their tokens whatever folder they lie in."""
-    folders = [tmp_path / name for name in ("here", "there")]
-    spoilt(folders[0])
-    shutil.copytree(*folders)
-    cache_dir = str(tmp_path / "cache")
-    for folder in folders:
-        _, data = loaded(small(tmp_path, "rte", data__source="local", data__dir=str(folder), data__skip_invalid=True))
-        assert [line.partition(":")[0] for lines in data.skipped.values() for line in lines] == [
-            *[str(folder / "rte" / "train.jsonl.gz")] * 2,
-            str(folder / "rte" / "validation.jsonl.gz"),
-        ]
-    tokenizations.clear()
-    for split in ("train", "validation"):
-        path = write_jsonl(folders[0] / "rte" / f"{split}.jsonl.gz", [{"sentence1": "a", "sentence2": "b", "label": 0}])
-        shutil.copy(path, folders[1] / "rte")
-    for folder in folders:
-        loaded(small(tmp_path, "rte", data__source="local", data__dir=str(folder), data__cache_dir=cache_dir))
-    assert tokenizations == [1, 1]
-
-
 def test_the_record_says_how_long_inputs_were(tmp_path: Path) -> None:
-    """Not how long they were asked to be, where the model takes less."""
-    for asked, limit, used in ((30, 512, 30), (30, 11, 11)):
-        _, data = loaded(small(tmp_path, "rte", task__max_length=asked), tiny_tokenizer(limit=limit))
+    """Not the requested length where the model takes less."""
+    for requested, limit, used in ((30, 512, 30), (30, 11, 11)):
+        _, data = loaded(small(tmp_path, "rte", task__max_length=requested), tiny_tokenizer(limit=limit))
         assert data.provenance["max_length"] == used
         assert max(data.train["length"]) <= used
-
-
-def test_without_bad_rows_nothing_is_said_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        _, data = loaded(small(tmp_path, data__skip_invalid=True))
-    assert "skipped" not in data.provenance
-    assert data.skipped == {}
-    assert caplog.messages == []
-
-
-def test_a_cache_without_the_bad_rows_does_not_hide_them_from_a_run_that_refuses_them(tmp_path: Path) -> None:
-    loaded(spoilt(tmp_path, data__skip_invalid=True))
-    with pytest.raises(InputError, match=r"train\.jsonl\.gz:2: not JSON .*; data\.skip_invalid=true leaves such rows"):
-        loaded(spoilt(tmp_path))
-
-
-def test_a_quick_look_counts_good_rows(tmp_path: Path) -> None:
-    _, data = loaded(spoilt(tmp_path, data__skip_invalid=True, eval__max_examples=3))
-    assert data.provenance["rows"] == {"train": 4, "validation": 3}
-    assert data.evaluation["validation"]["labels"][:] == [0, 1, 0]
-
-
-# The cache
-
-
-@pytest.fixture
-def tokenizations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the number of rows whenever a split is tokenized."""
-    calls: list[int] = []
-    tokenize = glue.Task.tokenize
-
-    def counted(self: glue.Task, rows: Dataset, *args: Any) -> Dataset:
-        calls.append(len(rows))
-        return tokenize(self, rows, *args)
-
-    monkeypatch.setattr(glue.Task, "tokenize", counted)
-    return calls
-
-
-def contents(data: TaskData) -> list[dict[str, Any]]:
-    return [data.train[:], *(rows[:] for rows in data.evaluation.values())]
-
-
-def test_a_second_run_reads_the_cache(tmp_path: Path, tokenizations: list[int]) -> None:
-    _, first = loaded(small(tmp_path))
-    assert tokenizations == [40, 12]
-    tokenizer = tiny_tokenizer()
-    tokenizer("the film", truncation=True, padding="max_length", max_length=3)  # leaves its mark on the tokenizer
-    _, second = loaded(small(tmp_path), tokenizer)
-    assert tokenizations == [40, 12]
-    assert contents(second) == contents(first)
-    assert [path.name for path in (tmp_path / "cache" / "tokenized").iterdir() if path.name.startswith(".")] == []
-
-
-@pytest.mark.parametrize("package", ["tokenizers", "transformers"])
-def test_another_version_of_what_made_the_rows_makes_them_again(
-    tmp_path: Path, tokenizations: list[int], monkeypatch: pytest.MonkeyPatch, package: str
-) -> None:
-    loaded(small(tmp_path))
-    version = cache.version
-    monkeypatch.setattr(cache, "version", lambda name: "0.0.1" if name == package else version(name))
-    loaded(small(tmp_path))
-    assert tokenizations == [40, 12] * 2
-    loaded(small(tmp_path))
-    assert tokenizations == [40, 12] * 2
-
-
-def test_a_cached_local_file_is_neither_parsed_nor_trusted_under_other_labels(tmp_path: Path) -> None:
-    row = {"premise": "a", "hypothesis": "b", "label": 2}
-    for split in ("train", "validation_matched", "validation_mismatched"):
-        write_jsonl(tmp_path / "mnli" / f"{split}.jsonl.gz", [row])
-    cfg = small(tmp_path, "mnli", data__source="local", data__dir=str(tmp_path))
-    loaded(cfg)
-    cfg.task.num_labels = 2
-    with pytest.raises(InputError, match="label 2 is out of range"):
-        loaded(cfg)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda cfg, tokenizer: (cfg.task.__setattr__("max_length", 9), tokenizer)[1],
-        lambda cfg, tokenizer: (cfg.data.__setattr__("sample_seed", 1), tokenizer)[1],
-        lambda cfg, tokenizer: (cfg.task.__setattr__("text_columns", ["sentence2", "sentence1"]), tokenizer)[1],
-        lambda cfg, tokenizer: (cfg.data.__setattr__("skip_invalid", True), tokenizer)[1],
-        lambda cfg, tokenizer: tiny_tokenizer("another vocabulary"),
-    ],
-)
-def test_whatever_changes_the_tokens_changes_the_entry(
-    tmp_path: Path, tokenizations: list[int], change: Callable[..., PreTrainedTokenizerFast]
-) -> None:
-    loaded(small(tmp_path))
-    cfg = small(tmp_path)
-    loaded(cfg, change(cfg, tiny_tokenizer()))
-    assert tokenizations == [40, 12] * 2
-
-
-def damage_a_byte(entry: Path) -> None:
-    arrow = next(entry.glob("*.arrow"))
-    content = bytearray(arrow.read_bytes())
-    content[len(content) // 2] ^= 1
-    arrow.write_bytes(content)
-
-
-def lose_a_file(entry: Path) -> None:
-    next(entry.glob("*.arrow")).unlink()
-
-
-def cut_the_manifest(entry: Path) -> None:
-    manifest = entry / cache.MANIFEST
-    manifest.write_bytes(manifest.read_bytes()[:-5])
-
-
-def bless_nonsense(entry: Path) -> None:
-    """Sums that fit files which are no data set."""
-    (entry / "dataset_info.json").write_text("{", encoding="utf-8")
-    (entry / "state.json").write_text("[]", encoding="utf-8")
-    (entry / cache.MANIFEST).write_text(json.dumps({"files": cache._sums(entry), "notes": {}}), encoding="utf-8")
-
-
-def lose_the_notes(entry: Path) -> None:
-    """An entry as it was before entries had notes."""
-    (entry / cache.MANIFEST).write_text(json.dumps(cache._sums(entry)), encoding="utf-8")
-
-
-@pytest.mark.parametrize("damage", [damage_a_byte, lose_a_file, cut_the_manifest, bless_nonsense, lose_the_notes])
-def test_a_damaged_entry_is_made_again(
-    tmp_path: Path, tokenizations: list[int], damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    _, whole = loaded(small(tmp_path))
-    expected = contents(whole)
-    del whole
-    for entry in (tmp_path / "cache" / "tokenized").iterdir():
-        damage(entry)
-    with caplog.at_level(logging.WARNING):
-        _, data = loaded(small(tmp_path))
-    assert contents(data) == expected
-    assert tokenizations == [40, 12] * 2
-    assert "damaged" in caplog.text
-    loaded(small(tmp_path))
-    assert tokenizations == [40, 12] * 2  # and it is whole now
-
-
-def test_a_cache_that_cannot_be_written_costs_time_only(
-    tmp_path: Path, tokenizations: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "cache").write_text("a file where the folder should be", encoding="utf-8")
-    with caplog.at_level(logging.WARNING):
-        _, data = loaded(small(tmp_path))
-    assert len(data.train) == 40
-    assert "are not kept" in caplog.text
-
-
-def test_writers_of_the_same_entry_do_not_meet(tmp_path: Path) -> None:
-    built = cache.Entry(Dataset.from_dict({"x": list(range(100))}), {"rows": 100, "skipped": ["a: b"]})
-    barrier = threading.Barrier(4)
-    found: list[Any] = []
-
-    def build() -> cache.Entry:
-        barrier.wait()  # nobody has written when the last one starts to
-        return built
-
-    def run() -> None:
-        entry = cache.cached(tmp_path, "entry", build)
-        found.append((entry.dataset[:], entry.notes))
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [(built.dataset[:], built.notes)] * 4
-    assert [path.name for path in tmp_path.iterdir()] == ["entry"]
-    kept = cache.cached(tmp_path, "entry", lambda: pytest.fail("not cached"))
-    assert (kept.dataset[:], kept.notes) == found[0]
-
-
-def test_tokenizers_without_a_serializable_backend_have_a_hash() -> None:
-    from transformers import ByT5Tokenizer
-
-    assert cache.tokenizer_hash(ByT5Tokenizer()) == cache.tokenizer_hash(ByT5Tokenizer())
-    assert cache.tokenizer_hash(ByT5Tokenizer()) != cache.tokenizer_hash(ByT5Tokenizer(extra_ids=5))
 
 
 @needs_real_data

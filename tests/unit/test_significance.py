@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
+from adalora_repro.metrics.glue import METRICS
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.reports.cells import Table
 from adalora_repro.reports.notes import UNEQUAL, unequal_notes
@@ -35,7 +36,6 @@ from adalora_repro.reports.significance import (
 )
 from adalora_repro.reports.spec import Spec
 from adalora_repro.reports.tables import controls, table1
-from adalora_repro.tasks.glue import METRICS
 
 scores = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=2, max_size=8)
 

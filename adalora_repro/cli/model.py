@@ -1,0 +1,312 @@
+"""adalora-model: what can be done with a finished run.
+
+``score`` computes the run's figures again from its stored predictions, through ``evaluate``, and compares them with
+the record: with the metrics of this package, or with ``--hub`` with the hub's own modules.
+
+Exit codes: 0 equal, 1 not equal, 2 wrong input (no run, an unfinished one, nothing stored; one line on stderr).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import math
+import sys
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from adalora_repro import __version__
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
+from adalora_repro.records import run_record, validation
+from adalora_repro.records.run_record import RecordError, RunRecord
+from adalora_repro.tasks.held_out import HOLDOUT
+from adalora_repro.terminal import clean, first_line, guarded
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CHECKPOINTS = ("final", "best")
+TOLERANCE = 1e-9  # relative; the same sums over the same numbers
+HUB_TOLERANCE = 1e-6  # the hub's modules hold numbers in 32 bits
+NOT_STORED = ("written_tokens",)  # figures of what is not among the predictions
+#: hub module and configuration that compute a figure of GLUE, and their name of it
+HUB_GLUE = {
+    "accuracy": ("sst2", "accuracy"),
+    "f1": ("mrpc", "f1"),
+    "matthews_correlation": ("cola", "matthews_correlation"),
+    "pearson": ("stsb", "pearson"),
+    "spearman": ("stsb", "spearmanr"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line, like every other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One checkpoint's predictions of a finished run.
+
+    Attributes:
+        folder: ``final`` or ``best`` of the run.
+        cfg: the run's settings, as the task and its data need them.
+        hub: whether the hub's own metrics compute the figures.
+    """
+
+    folder: Path
+    record: RunRecord
+    cfg: DictConfig
+    hub: bool
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of one ``*.jsonl.gz``.
+
+        Raises:
+            InputError: it is not there or cannot be read.
+        """
+        path = self.folder / name
+        try:
+            with gzip.open(io.BytesIO(run_record.content_of(path))) as file:
+                rows = [validation.parse(line) for line in file]
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file: this run's predictions are not stored here") from None
+        except (RecordError, OSError, EOFError, ValueError, zlib.error) as error:
+            raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
+        if not rows or not all(isinstance(row, dict) for row in rows):
+            raise InputError(f"{path}: no predictions in it")
+        return rows
+
+    def references(self, split: str, ids: Sequence[str]) -> list[Any]:
+        """The label column of the rows with these ids, read again from the run's data.
+
+        Raises:
+            InputError: the data cannot be had, have changed, or lack an id.
+        """
+        from adalora_repro.tasks import load_family, sources
+
+        cfg = self.cfg
+        if cfg.data.source == "local" and not cfg.data.dir:
+            raise InputError(
+                f"the references of {cfg.task.name} are in the run's data: --data-dir DIR names their folder"
+            )
+        recorded = self.record.data.get("fingerprint")
+        if recorded not in (sources.fingerprint(cfg), cfg.data.source == "local" and sources.byte_fingerprint(cfg)):
+            raise InputError(f"the data of {cfg.task.name} are not those of the run: their fingerprints differ")
+        origin = sources.TRAIN if split == HOLDOUT else split
+        rows = sources.load_split(cfg, origin, load_family(cfg), sources.BadRows(bool(cfg.data.skip_invalid)))
+        labels = dict(zip(rows["id"][:], rows[cfg.task.label_column][:], strict=True))
+        if missing := [key for key in ids if key not in labels]:
+            raise InputError(f"the {origin} split of {cfg.task.name} has no row '{missing[0]}'")
+        return [labels[key] for key in ids]
+
+
+def glue(stored: Stored, split: str, name: str) -> dict[str, float]:
+    """Figures of ``predictions.<split>.jsonl.gz``, which holds the labels too."""
+    from adalora_repro.metrics import metric
+
+    del name
+    rows = stored.rows(f"predictions.{split}.jsonl.gz")
+    inputs = {"predictions": [row["prediction"] for row in rows], "references": [row["label"] for row in rows]}
+    names = list(stored.cfg.task.metrics)
+    if not stored.hub:
+        return dict(metric("+".join(names)).compute(**inputs) or {})
+    figures = {}
+    for figure in names:
+        if figure in HUB_GLUE:
+            configuration, hub_name = HUB_GLUE[figure]
+            figures[figure] = from_hub("glue", configuration, **inputs)[hub_name]
+    return figures
+
+
+def squad(stored: Stored, split: str, name: str) -> dict[str, float]:
+    """Figures of ``nbest<name>.jsonl.gz``; 2.0: of the best answers and the odds that there is none."""
+    from adalora_repro.metrics import metric
+
+    rows = stored.rows(f"nbest{name}.jsonl.gz")
+    ids = [row["id"] for row in rows]
+    references = [
+        {"id": key, "answers": answers} for key, answers in zip(ids, stored.references(split, ids), strict=True)
+    ]
+    threshold = stored.cfg.task.null_threshold
+    if threshold is None:
+        predictions = [{"id": row["id"], "prediction_text": row["prediction"]} for row in rows]
+        if not stored.hub:
+            return dict(metric("squad").compute(predictions=predictions, references=references) or {})
+        figures = from_hub("squad", None, predictions=predictions, references=references)
+        return {"exact": figures["exact_match"], "f1": figures["f1"]}
+    answers = [next(answer["text"] for answer in row["n_best"] if answer["start"] is not None) for row in rows]
+    inputs = {
+        "predictions": [
+            {"id": row["id"], "prediction_text": text, "no_answer_probability": row["null_odds"]}
+            for row, text in zip(rows, answers, strict=True)
+        ],
+        "references": references,
+        "no_answer_threshold": threshold,
+    }
+    return from_hub("squad_v2", None, **inputs) if stored.hub else dict(metric("squad_v2").compute(**inputs) or {})
+
+
+def summarization(stored: Stored, split: str, name: str) -> dict[str, float]:
+    """Figures of ``predictions<name>.jsonl.gz``."""
+    from adalora_repro.metrics import metric, rouge
+
+    rows = stored.rows(f"predictions{name}.jsonl.gz")
+    texts = [row["prediction"] for row in rows]
+    references = stored.references(split, [row["id"] for row in rows])
+    if not stored.hub:
+        return dict(metric("rouge").compute(predictions=texts, references=references) or {})
+    lines = {"predictions": map(rouge.sentence_lines, texts), "references": map(rouge.sentence_lines, references)}
+    figures = from_hub("rouge", None, **{key: list(values) for key, values in lines.items()}, use_stemmer=True)
+    return {figure: 100 * value for figure, value in figures.items()}
+
+
+FAMILIES: dict[str, Callable[[Stored, str, str], dict[str, float]]] = {
+    "glue": glue,
+    "squad": squad,
+    "summarization": summarization,
+}
+
+
+def from_hub(module: str, configuration: str | None, **inputs: Any) -> dict[str, float]:
+    """Figures of the hub's own metric.
+
+    Raises:
+        InputError: it can neither be loaded from the hub nor from the cache of an earlier time.
+    """
+    import evaluate
+
+    try:
+        loaded = evaluate.load(module, configuration)
+    except (OSError, ImportError) as error:  # no connection is an OSError
+        raise InputError(
+            f"--hub: cannot load the metric '{module}' ({first_line(error)}); it needs a connection to the hub, or the "
+            "cache of an earlier time"
+        ) from None
+    return {name: float(value) for name, value in (loaded.compute(**inputs) or {}).items()}
+
+
+def read(run: Path) -> RunRecord:
+    """The record of a finished run.
+
+    Raises:
+        InputError: there is none, it is damaged, or the run is not finished.
+    """
+    path = run / run_record.RECORD_NAME if run.is_dir() else run
+    try:
+        record = run_record.read(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; RUN is the folder of a run, which adalora-run prints") from None
+    except RecordError as error:
+        raise InputError(str(error)) from None
+    if record.status != "ok":
+        raise InputError(f"{path}: the run is not finished ({record.status})")
+    return record
+
+
+def configuration(record: RunRecord, data_dir: str | None) -> DictConfig:
+    """What of the run's settings its task and data need."""
+    from omegaconf import OmegaConf
+
+    from adalora_repro.config.schema import Config
+
+    start = "task.validation."
+    values: Any = OmegaConf.to_container(OmegaConf.structured(Config))  # where the run is older than a setting
+    values["task"]["validation"] = {}
+    for name, value in record.settings.items():
+        if name.startswith(start):
+            values["task"]["validation"][name.removeprefix(start)] = value
+        elif name.startswith(("task.", "data.")):
+            *parents, last = name.split(".")
+            node = values
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = value
+    values["data"]["dir"] = data_dir
+    return OmegaConf.create(values)
+
+
+def score(record: RunRecord, run: Path, select: str, hub: bool, data_dir: str | None) -> tuple[str, bool]:
+    """A table of the record's figures beside those computed again, and whether they are equal.
+
+    Raises:
+        InputError: there is nothing to compute them from.
+    """
+    from tabulate import tabulate
+
+    family = record.settings.get("task.family")
+    if family not in FAMILIES:
+        raise InputError(f"{run}: no figures are computed again for the task family '{family}'")
+    entry = record.final if select == "final" else record.best
+    if entry is None:
+        raise InputError(f"{run}: the run has no checkpoint '{select}'")
+    folder = (run if run.is_dir() else run.parent) / select
+    stored = Stored(folder, record, configuration(record, data_dir), hub)
+    splits = dict(stored.cfg.task.validation)
+    rows = []
+    for suffix, split in splits.items():
+        rows += compared(FAMILIES[family](stored, split, suffix), entry["metrics"], suffix, hub, "")
+    if HOLDOUT in entry:
+        figures = FAMILIES[family](stored, HOLDOUT, f".{HOLDOUT}")
+        primary = next(suffix for suffix in splits if any(f"{f}{suffix}" == record.primary_metric for f in figures))
+        rows += compared(figures, entry[HOLDOUT], primary, hub, f"{HOLDOUT} ")
+    if not rows:
+        raise InputError(f"{run}: the {'hub' if hub else 'record'} has none of the figures computed again")
+    table = tabulate(rows, ("figure", "record", "computed again", ""), floatfmt=".10g")
+    return table, all(row[-1] == "equal" for row in rows)
+
+
+def compared(
+    figures: Mapping[str, float], recorded: Mapping[str, float], suffix: str, hub: bool, label: str
+) -> list[tuple[str, float, float, str]]:
+    """(figure, of the record, computed again, ``equal`` or the difference) of the figures that both have.
+
+    The bounds of intervals are a bootstrap's with our seed: the hub's are others.
+    """
+    rows = []
+    for name, value in figures.items():
+        figure = f"{name}{suffix}"
+        if figure not in recorded or name in NOT_STORED:
+            continue
+        before, tolerance = recorded[figure], HUB_TOLERANCE if hub else TOLERANCE
+        equal = math.isclose(before, value, rel_tol=tolerance, abs_tol=tolerance)
+        rows.append((label + figure, before, value, "equal" if equal else f"differs by {value - before:+.3g}"))
+    return rows
+
+
+def parser() -> Parser:
+    """The command line."""
+    program = Parser(prog="adalora-model", description="Work with a finished run.", allow_abbrev=False)
+    program.add_argument("--version", action="version", version=f"adalora-model {__version__}")
+    commands = program.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
+    words = "compute a run's figures again from its stored predictions and compare them with its record"
+    command = commands.add_parser("score", help=words, description=words, allow_abbrev=False)
+    command.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run, or its metrics.json")
+    command.add_argument("--select", choices=CHECKPOINTS, default="final", help="checkpoint (default: %(default)s)")
+    command.add_argument("--hub", action="store_true", help="use the hub's own glue, squad, squad_v2 or rouge module")
+    command.add_argument("--data-dir", metavar="DIR", help="data.dir of a run on local SQuAD or summarization data")
+    return program
+
+
+@guarded()
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    try:
+        args = parser().parse_args(argv)
+        table, equal = score(read(args.run), args.run, args.select, args.hub, args.data_dir)
+    except InputError as error:
+        print(f"adalora-model: error: {clean(str(error))}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    print(table)
+    print("equal" if equal else "not equal: the record does not say what its predictions do")
+    return EXIT_OK if equal else EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

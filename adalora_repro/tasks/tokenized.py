@@ -1,0 +1,167 @@
+"""Tokenized splits: made by ``Dataset.map`` and kept between runs, in a folder that any number of runs may share.
+
+An entry is a folder named by everything its content depends on: the Arrow files that ``Dataset.map`` wrote (one for
+each process) and, written last, ``notes.json`` with the SHA-256 of each. An entry without its notes, or with a file
+that differs from them, is made again: a damaged cache must not change a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adalora_repro.tasks import processes
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+NOTES = "notes.json"
+PROBLEM = "problem"  # a column: what is wrong with a row that shows itself bad only when it is tokenized, else null
+ROWS = 1000  # tokenized at once
+
+#: (columns of a batch of rows, their numbers in the split) -> columns
+Encode = Callable[[dict[str, list[Any]], list[int]], dict[str, Any]]
+
+
+@dataclass
+class Entry:
+    """A tokenized split, and what its making showed (JSON types)."""
+
+    dataset: Dataset
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def key(*parts: Any) -> str:
+    """32 hex digits of everything that the content depends on (JSON types)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
+
+
+def version(package: str) -> str:
+    """The installed version of a package that affects the rows."""
+    return importlib.metadata.version(package)
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a tokenizer does with a text, wherever it was loaded from.
+
+    A fast tokenizer serializes itself whole, but with the truncation and padding of its last call: these are left out,
+    which is why ``datasets`` cannot compute the fingerprint (its hash of a tokenizer changes with every call).
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content: dict[str, Any] = {
+        "class": type(tokenizer).__name__,
+        "inputs": tokenizer.model_input_names,
+        "truncation_side": tokenizer.truncation_side,
+    }
+    if backend is not None:
+        content["backend"] = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+    else:
+        special = {name: str(token) for name, token in dict(tokenizer.special_tokens_map).items()}
+        content |= {"vocabulary": tokenizer.get_vocab(), "special": special}
+    return key(content)
+
+
+def cached(folder: Path, build: Callable[[Path | None], Entry]) -> Entry:
+    """The entry ``folder``; where there is none, what ``build`` makes, with its Arrow files at the given path.
+
+    The files are written beside their place and renamed, so that a reader sees a whole entry or none, and two runs may
+    write the same one. A cache that cannot be written costs memory, never the run: it is reported and done without.
+    """
+    if (entry := _read(folder)) is not None:
+        return entry
+    new = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+        entry = build(new / "rows.arrow")
+        content = {"files": _sums(path for path in new.iterdir()), "notes": entry.notes}
+        (new / NOTES).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+        try:
+            os.rename(new, folder)
+        except OSError:  # there is one: another run was faster, or it is damaged
+            if _read(folder) is None:
+                shutil.rmtree(folder)
+                os.rename(new, folder)
+        return _read(folder) or entry
+    except OSError as error:
+        logger.warning("tokenized data are not kept: %s (data.cache_dir chooses another folder)", error)
+        return build(None)
+    finally:
+        if new is not None:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def _read(folder: Path) -> Entry | None:
+    from datasets import Dataset, concatenate_datasets
+
+    if not folder.is_dir():
+        return None
+    try:
+        content = json.loads((folder / NOTES).read_bytes())
+        if content["files"] != _sums(folder / name for name in content["files"]):
+            raise ValueError("a file differs from what was written")
+        parts = [Dataset.from_file(str(folder / name)) for name in sorted(content["files"])]
+        return Entry(concatenate_datasets(parts), content["notes"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # pyarrow's are among them
+        logger.warning("cache entry %s is damaged and made again: %s", folder, error)
+        return None
+
+
+def _sums(paths: Iterable[Path]) -> dict[str, str]:
+    sums = {}
+    for path in paths:
+        with path.open("rb") as file:
+            sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def mapped(
+    rows: Dataset, encode: Encode, count: int, features: Features | None, fingerprint: str, path: Path | None
+) -> Dataset:
+    """``encode`` over all rows, by ``count`` processes, in the file ``path`` (None: in memory).
+
+    The rows do not depend on ``count``.
+
+    Raises:
+        Exception: what ``encode`` raised.
+        RuntimeError: one of several processes was killed.
+    """
+    with processes.mapping() if count > 1 else nullcontext():
+        return rows.map(
+            encode,
+            with_indices=True,
+            batched=True,
+            batch_size=ROWS,
+            remove_columns=rows.column_names,
+            features=features,
+            num_proc=count if count > 1 else None,  # 1 would start a process
+            new_fingerprint=fingerprint,
+            load_from_cache_file=False,  # ``cached`` did not find it
+            cache_file_name=None if path is None else str(path),
+            keep_in_memory=path is None,
+            desc="tokenizing",
+        )
+
+
+def good(dataset: Dataset) -> tuple[Dataset, list[str]]:
+    """The rows without a problem, and the problems of the others."""
+    if PROBLEM not in dataset.column_names:
+        return dataset, []
+    problems = dataset[PROBLEM][:]
+    dataset = dataset.remove_columns(PROBLEM)
+    if any(problems):
+        dataset = dataset.select([row for row, problem in enumerate(problems) if problem is None])
+    return dataset, [problem for problem in problems if problem is not None]
