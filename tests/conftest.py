@@ -14,6 +14,10 @@ import pytest
 def pytest_configure() -> None:
     """Python looks for garbage after every 700 new objects; composing a configuration makes hundreds of thousands."""
     gc.set_threshold(50_000, 20, 20)
+    import absl.logging  # rouge-score brings it along
+
+    # its handler closes the stream that was standard error when it was made, pytest's capture, if logging is set up anew
+    absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -33,7 +33,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(catalog, "resource", lambda name: tmp_path / name)
-    monkeypatch.setattr(time, "strftime", lambda _: "2026-01-31")
+    monkeypatch.setattr(time, "strftime", lambda *_: "2026-01-31")
     for lr, scores in LORA.items():
         for seed, score in enumerate(scores):
             save(Path("results"), make(score, lr=lr, seed=seed))
