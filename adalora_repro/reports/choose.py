@@ -21,7 +21,7 @@ from adalora_repro.records.run_record import write_atomic
 from adalora_repro.records.selection import RULE, Run, at_edge, primary_mean
 from adalora_repro.reports.cells import Cell, Row, Table, choose_scope, compile_table
 from adalora_repro.reports.faults import without_faulty
-from adalora_repro.reports.notes import optimism
+from adalora_repro.reports.notes import optimism_of
 from adalora_repro.reports.spec import PartlyDone, Record, Report, Request, Scope, add_partial
 from adalora_repro.reports.text import plural
 from adalora_repro.terminal import clean, one_line
@@ -96,7 +96,7 @@ def render_choices(table: Table) -> str:
         for run in choice.cell.runs:
             flag = "  degenerate" * run.record.degenerate
             lines.append(f"  {choice.score_of(run):.2f}  seed {run.key['seed']}  {run.path}{flag}")
-    lines += optimism(choice.cell for choice in cells)
+    lines += optimism_of(table)
     lines.append(RULE if cells else "no cell has a finished run")
     return "\n".join(map(clean, lines)) + "\n"
 

@@ -93,7 +93,7 @@ def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = la
 
     markup, spec = MARKUPS[form], table.spec
     only_filled = only_filled or (bool(table.runs) and not table.comparable)
-    positions = table.columns_filled if only_filled else list(range(len(spec.columns)))
+    positions = columns_filled(table) if only_filled else list(range(len(spec.columns)))
     positions = [*positions, AVERAGE] if spec.average and len(positions) == len(spec.columns) else positions
     headings = ["# Params", *(["share"] if spec.shares else []), *(["with head"] if form != "text" else [])]
     headings += [
@@ -126,6 +126,10 @@ def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = la
     commands = [] if only_filled and form != "text" else commands_of(table)
     notes, warnings = notes_of(table), warnings_of(table)
     return Sheet(spec.name, spec.title, caption_of(table), frame, group, notes, warnings, commands)
+
+
+def columns_filled(table: Table) -> list[int]:
+    return [i for i in range(len(table.spec.columns)) if any(row.cells[i].runs for row in table.rows)]
 
 
 def name_of_paper(row: Row, beside_ours: bool) -> str:
@@ -322,7 +326,7 @@ def paper_style(table: Table) -> str:
     import pandas as pd
 
     spec, filled = table.spec, bool(table.runs)
-    positions = table.columns_filled if filled else list(range(len(spec.columns)))
+    positions = columns_filled(table) if filled else list(range(len(spec.columns)))
     positions = [*positions, AVERAGE] if spec.average and len(positions) == len(spec.columns) else positions
     rows = [row for row in table.rows if row.runs] if filled else [row for row in table.rows if row.in_paper]
     lines = []

@@ -20,7 +20,7 @@ from adalora_repro.reports.cells import Table, choose_scope, compile_table, in_s
 from adalora_repro.reports.choose import choices
 from adalora_repro.reports.faults import without_faulty
 from adalora_repro.reports.frame import unusable
-from adalora_repro.reports.notes import commands_of, optimism
+from adalora_repro.reports.notes import commands_of, optimism_of
 from adalora_repro.reports.spec import Record, Report, Request, Scope, Spec, add_partial, on_the_papers_data, paper_rows
 from adalora_repro.reports.text import aligned, plural
 from adalora_repro.terminal import clean, first_line
@@ -231,7 +231,7 @@ def notices(states: Sequence[State], table: Table) -> list[str]:
     constant = [state for state in states if state.status == "ok" and state.record.degenerate]
     lines += ["Degenerate (the same prediction for every example of the final evaluation):"] if constant else []
     lines += [f"  {describe(state, 0.0)}: {clean(str(state.path))}" for state in constant]
-    lines += optimism(cell for _, _, cell in table.cells())
+    lines += optimism_of(table)
     return ["", *lines] if lines else []
 
 

@@ -30,11 +30,12 @@ from adalora_repro.reports.compare import read_run
 from adalora_repro.reports.frame import unusable
 from adalora_repro.reports.html import markup
 from adalora_repro.reports.html import render as render_template
+from adalora_repro.reports.notes import optimism
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import to_csv
 from adalora_repro.reports.spec import DATA_SOURCES, Report, Request, Scope
 from adalora_repro.reports.status import real
-from adalora_repro.reports.text import aligned, fixed, lr_of_tried, plural, seeds_text
+from adalora_repro.reports.text import aligned, fixed, lr_of_tried, seeds_text
 from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
@@ -366,9 +367,7 @@ def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
 def cell_notes(runs: pd.DataFrame) -> list[str]:
     """The rule of a cell, and how many cells chose a learning rate by the scores that they report."""
     cells = runs.drop_duplicates(["task", "method", "budget"])
-    optimistic = int(((cells.lrs_tried > 1) & (cells.chosen_on == "reported")).sum())
-    text = f"Optimistic: in {optimistic} of {plural(len(cells), 'cell')} the learning rate was chosen by the reported "
-    return [RULE, *([f"{text}scores, because not every run has a held-out split."] if optimistic else [])]
+    return [RULE, *optimism(zip(cells.lrs_tried, cells.chosen_on == "held-out", strict=True))]
 
 
 def groups(frame: pd.DataFrame, by: str | list[str]) -> Iterable[tuple[Any, pd.DataFrame]]:
