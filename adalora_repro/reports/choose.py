@@ -23,7 +23,7 @@ from adalora_repro.reports.cells import Cell, Row, Table, choose_scope, compile_
 from adalora_repro.reports.faults import without_faulty
 from adalora_repro.reports.notes import optimism_of
 from adalora_repro.reports.spec import PartlyDone, Record, Report, Request, Scope, add_partial
-from adalora_repro.reports.text import plural
+from adalora_repro.reports.text import cell_name, plural, wrapped
 from adalora_repro.terminal import clean, one_line
 
 EDGE = "edge of its grid: widen it"
@@ -41,7 +41,7 @@ class Choice:
 
     @property
     def name(self) -> str:
-        return f"{self.task} {self.row.method}{'' if self.row.fixed_size else f' {self.row.budget}'}"
+        return cell_name(self.cell.runs[0].key)
 
     @property
     def lr(self) -> float:
@@ -84,21 +84,21 @@ def choices(table: Table) -> list[Choice]:
 def render_choices(table: Table) -> str:
     """Each choice with its runs; at the end the rule, and where it is optimistic."""
     scope = table.scope
-    lines = [
-        f"{table.spec.title}. Backbone {scope.backbone}; data {scope.data}; protocol {scope.protocol}",
-        *scope.remarks,
-    ]
+    lines = wrapped(f"{table.spec.title}. Backbone {scope.backbone}; data {scope.data}; protocol {scope.protocol}")
+    lines += [line for remark in scope.remarks for line in wrapped(remark)]
     cells = choices(table)
     for choice in cells:
         seeds = plural(len(choice.cell.runs), "seed")
         flag = f"; {EDGE}" if choice.edge else ""
-        lines.append(f"{choice.name}: lr {lr_text(choice.lr)}, {choice.score}, {seeds}; {choice.tried}{flag}")
+        text = f"{choice.name}: lr {lr_text(choice.lr)}, {choice.score}, {seeds}; {choice.tried}{flag}"
+        lines += ["", *wrapped(text, "  ")]
         for run in choice.cell.runs:
             flag = "  degenerate" * run.record.degenerate
-            lines.append(f"  {choice.score_of(run):.2f}  seed {run.key['seed']}  {run.path}{flag}")
-    lines += optimism_of(table)
-    lines.append(RULE if cells else "no cell has a finished run")
-    return "\n".join(map(clean, lines)) + "\n"
+            lines.append(clean(f"  {choice.score_of(run):.2f}  seed {run.key['seed']}  {run.path}{flag}"))
+    lines += [""] if cells else []
+    lines += [line for sentence in optimism_of(table) for line in wrapped(sentence)]
+    lines += wrapped(RULE) if cells else ["no cell has a finished run"]
+    return "\n".join(lines) + "\n"
 
 
 def keep(choice: Choice, scope: Scope, folder: Path, today: str) -> str | None:

@@ -16,18 +16,19 @@ from adalora_repro.records.selection import Run, metrics_of, run_of
 from adalora_repro.reports.predictions import Examples, read_examples
 from adalora_repro.reports.significance import MEASURES, RESAMPLES, NoTest, bootstrap, mcnemar, same_examples
 from adalora_repro.reports.spec import CHECKPOINTS, Report, Request
-from adalora_repro.reports.text import fixed, piped, plural, signed
+from adalora_repro.reports.text import cell_name, fixed, piped, plural, signed, wrapped
 from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MCNEMAR, BOOTSTRAP = "McNemar, exact", f"paired bootstrap, {RESAMPLES:,} resamples"
+MCNEMAR, BOOTSTRAP = "McNemar", "bootstrap"
 ROUNDING = 1e-6  # points: predictions and record may differ by so much
-AFTER = f"""\
-p is two-sided and not corrected for the number of metrics; the interval is a percentile bootstrap over examples
-({RESAMPLES:,} resamples, seed 0). Both are about this pair of runs: what other seeds would give they do not say.
-"""
+AFTER = (
+    "McNemar: the exact test, where every example is right or wrong. bootstrap: paired, over examples "
+    f"({RESAMPLES:,} resamples, seed 0); the interval is its percentile interval. p is two-sided and not corrected for "
+    "the number of metrics. Both are about these two runs: what other seeds would give they do not say."
+)
 
 
 @dataclass(frozen=True)
@@ -109,16 +110,16 @@ def compare(first: str, second: str, select: str) -> str:
     Raises:
         InputError: not two finished runs of one task.
     """
-    a, b = runs = read_run(first, select), read_run(second, select)
+    a, b = read_run(first, select), read_run(second, select)
     if a.key["task"] != b.key["task"]:
         raise InputError(f"{second}: task {b.key['task']}, but {first}: task {a.key['task']}; compare runs of one task")
     rows = [["metric", "test", "A", "B", "A - B", "95% interval", "p"]]
     rows += [compared(name, select, a, b) for name in a.scores if name in b.scores]
     for name in (name for name in a.held_out if name in b.held_out):
         rows.append([f"{name}, held-out split", "not tested", *figures(a.held_out[name], b.held_out[name]), "", ""])
-    lines = [f"{letter}: {described(run)}" for letter, run in zip("AB", runs, strict=True)]
-    lines += [f"checkpoint {select}; metrics in percent", "", *piped(rows), "", *AFTER.splitlines()]
-    return "".join(f"{clean(line)}\n" for line in lines)
+    lines = [*wrapped(f"A: {described(a)}", "  "), *wrapped(f"B: {described(b)}", "  ")]
+    lines += [f"checkpoint {select}; metrics in percent", "", *map(clean, piped(rows)), "", *wrapped(AFTER)]
+    return "\n".join(lines) + "\n"
 
 
 def described(run: Run) -> str:
@@ -126,7 +127,7 @@ def described(run: Run) -> str:
     steps = plural(key["total_steps"], "step")
     warning = f"; {reason}" if (reason := outdated(record)) else ""
     degenerate = ", degenerate (the same prediction for every example)" * record.degenerate
-    words = f"{key['method']} {key['budget']}, lr {lr_text(key['lr'])}, {steps}, seed {key['seed']}{degenerate}"
+    words = f"{cell_name(key)}, lr {lr_text(key['lr'])}, {steps}, seed {key['seed']}{degenerate}"
     return f"{words}: {run.path}{warning}"
 
 

@@ -48,6 +48,8 @@ def warnings_of(table: Table) -> list[str]:
     constant = [f"{row.name} {column.heading}" for row, column, cell in table.filled() if cell.degenerate]
     if constant:
         notes.append(f"{CONSTANT} A run gave every example the same prediction: {', '.join(constant)}.")
+    if table.figures.best_unequal.any():
+        notes.append(f"{UNEQUAL} The rows compared tried different numbers of learning rates; --notes has the numbers.")
     if table.refused:
         notes.append(f"Refused and not counted: {plural(len(table.refused), 'record')}, named on stderr.")
     return notes

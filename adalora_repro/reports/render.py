@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,15 +22,15 @@ from adalora_repro.reports.notes import (
     notes_of,
     warnings_of,
 )
-from adalora_repro.reports.text import NONE, aligned, extent, fixed, piped, signed
+from adalora_repro.reports.text import NONE, aligned, extent, fixed, piped, signed, width, wrapped
 from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = ("text", "markdown", "latex", "csv", "html")
-NARROW, WIDE = 80, 100  # columns of a terminal that a table in text uses
 PAPER = "paper"  # the line below ours
+FIGURES = "Figures: mean over seeds ± sample standard deviation (number of seeds)."
 
 Link = Callable[[Row, int], str | None]
 
@@ -124,7 +122,7 @@ def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = la
         group += [row.budget] * (len(lines) - len(group))
     frame = pd.DataFrame(lines, columns=["Method", *map(markup.escape, headings)])
     commands = [] if only_filled and form != "text" else commands_of(table)
-    notes, warnings = notes_of(table), warnings_of(table)
+    notes, warnings = notes_of(table), [*warnings_of(table), *([FIGURES] if table.runs else [])]
     return Sheet(spec.name, spec.title, caption_of(table), frame, group, notes, warnings, commands)
 
 
@@ -198,34 +196,29 @@ def render_sheet(sheet: Sheet, form: str, notes: bool = False) -> str:
 
 def to_text(sheet: Sheet, notes: bool = False) -> str:
     """At most ``WIDE`` columns wide; columns for which there is no room follow below."""
-    width = min(WIDE, max(NARROW, shutil.get_terminal_size((WIDE, 24)).columns))
-    parts = [wrapped(sheet.caption, width)]
-    for names in bands(sheet, width) if len(sheet.frame) else []:
+    parts = [wrapped(sheet.caption)]
+    for names in bands(sheet, width()) if len(sheet.frame) else []:
         part = sheet.frame[names]
         parts.append(aligned([list(part.columns), *part.values.tolist()], rule=True))
     shown_notes = sheet.notes if notes else sheet.warnings
-    parts.append([line for note in shown_notes for line in wrapped(f"- {note}", width, "  ")])
+    parts.append([line for note in shown_notes for line in wrapped(f"- {note}", "  ")])
     if sheet.commands:
         shown = sheet.commands if notes else sheet.commands[:1]
         more = len(sheet.commands) - len(shown)
         title = f"{fill_title(shown)}{f'; --notes shows {more} more' * bool(more)}:"
-        parts.append([*wrapped(title, width), *(f"  {clean(line)}" for line in shown)])
+        parts.append([*wrapped(title), *(f"  {clean(line)}" for line in shown)])
     if not notes:
-        parts.append(["--notes: what the figures are, the rule of a cell, tests, settings, commands."])
+        parts.append(["--notes: the rule of a cell, tests, settings, commands."])
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
-def wrapped(text: str, width: int, indent: str = "") -> list[str]:
-    return textwrap.wrap(clean(text), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
-def bands(sheet: Sheet, width: int) -> list[list[str]]:
+def bands(sheet: Sheet, most: int) -> list[list[str]]:
     """The columns in groups that fit, each of which begins with the names of the lines."""
     widths = {name: max(map(len, [name, *sheet.frame[name]])) for name in sheet.frame}
     first, rest = list(sheet.frame)[: sheet.names], list(sheet.frame)[sheet.names :]
     groups = [[*first]]
     for name in rest:
-        if sum(widths[one] + 2 for one in [*groups[-1], name]) - 2 > width:
+        if sum(widths[one] + 2 for one in [*groups[-1], name]) - 2 > most:
             groups.append([*first])
         groups[-1].append(name)
     return groups

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -121,12 +121,6 @@ class Request:
     def read(self) -> tuple[list[Record], list[str]]:
         """All records, and a line for each refused file: read once, when first asked for."""
         return read_all(self.results)
-
-    def of(self, records: Sequence[Record]) -> Request:
-        """The same request, limited to these records."""
-        request = replace(self)
-        vars(request)["read"] = list(records), self.read[1]
-        return request
 
 
 class PartlyDone(InputError):

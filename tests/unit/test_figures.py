@@ -24,7 +24,7 @@ from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.curves import budgets, evaluations, evenly, losses, orthogonality
+from adalora_repro.reports.curves import curve, evaluations, evenly, orthogonality
 from adalora_repro.reports.figures import curves, drawing, figure1, figure2, figure3, figure4, scores
 from adalora_repro.reports.spec import Scope, paper_rows
 
@@ -218,9 +218,9 @@ def test_curves_are_means_over_seeds(tmp_path: Path) -> None:
 
 def test_curves_pass_over_what_is_not_theirs(tmp_path: Path) -> None:
     write_log(tmp_path, 2, (1, 2, 4))
-    assert losses(tmp_path, 100) == [(1, 1.0), (2, 0.5), (4, 0.25)]
-    assert losses(tmp_path, 2)[0] == (1, 1.0)
-    assert budgets(tmp_path) == [(1, 99), (2, 98), (4, 96)]
+    assert curve(tmp_path, "loss") == [(1, 1.0), (2, 0.5), (4, 0.25)]
+    assert curve(tmp_path, "loss", 2)[0] == (1, 1.0)
+    assert curve(tmp_path, "b_t") == [(1, 99), (2, 98), (4, 96)]
     assert evaluations(tmp_path, "accuracy_m") == [(4, 0.9)]
     assert evaluations(tmp_path, "f1") == []
     assert orthogonality(tmp_path, "P", 1) == [(1, 0.1), (2, 0.05), (4, 0.025)]
@@ -230,11 +230,11 @@ def test_curves_pass_over_what_is_not_theirs(tmp_path: Path) -> None:
     bad += ['{"t": 3, "loss": NaN}', '{"t": 3, "loss": 1e300}', '{"loss":' + "[" * 100_000]
     bad += ['{"t": 3, "evaluation": 1}', '{"t": 3, "evaluation": {"loss": "x"}}']
     (tmp_path / "log.jsonl").write_text("\n".join(bad), encoding="utf-8")
-    assert losses(tmp_path, 100) == evaluations(tmp_path, "loss") == []
-    assert losses(tmp_path / "nowhere", 100) == []
+    assert curve(tmp_path, "loss") == evaluations(tmp_path, "loss") == []
+    assert curve(tmp_path / "nowhere", "loss") == []
     (tmp_path / "log.jsonl").unlink()
     os.mkfifo(tmp_path / "log.jsonl")  # nothing waits for it
-    assert losses(tmp_path, 100) == []
+    assert curve(tmp_path, "loss") == []
 
 
 @given(st.lists(st.integers(), unique=True), st.integers(2, 20))

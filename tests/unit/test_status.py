@@ -98,6 +98,6 @@ def test_status_shows_each_state_once() -> None:
     assert text.startswith("0 of the paper's 96 cells are filled in the paper's setting")
     assert "1 of the paper's 96 cells done; 6 runs: 2 finished, 1 running, 2 failed, 1 cancelled" in text
     assert "cola lora 0.3M lr 1e-3 seed 2: step 10/110, about 3 min left" in text
-    assert "loss is nan, r/3" in text
+    assert "loss is nan, see r\n" in text
     assert "Traceback" not in text
     assert "\x1b" not in text
