@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.reports.cells import AVERAGE, FIELDS, Row, Table
+from adalora_repro.reports.html import markup
+from adalora_repro.reports.html import render as template
 from adalora_repro.reports.notes import (
     CONSTANT,
     UNEQUAL,
@@ -22,6 +24,7 @@ from adalora_repro.reports.notes import (
     notes_of,
     warnings_of,
 )
+from adalora_repro.reports.spec import Spec
 from adalora_repro.reports.text import NONE, aligned, extent, fixed, piped, signed, width, wrapped
 from adalora_repro.terminal import clean
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "markdown", "latex", "csv", "html")
 PAPER = "paper"  # the line below ours
+SIZES = ("# Params", "share", "with head")  # of a method: trained, over the backbone's, with the task's head
 FIGURES = "Figures: mean over seeds ± sample standard deviation (number of seeds)."
 
 Link = Callable[[Row, int], str | None]
@@ -89,56 +93,50 @@ def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = la
     """
     import pandas as pd
 
-    markup, spec = MARKUPS[form], table.spec
-    only_filled = only_filled or (bool(table.runs) and not table.comparable)
-    positions = columns_filled(table) if only_filled else list(range(len(spec.columns)))
-    positions = [*positions, AVERAGE] if spec.average and len(positions) == len(spec.columns) else positions
-    headings = ["# Params", *(["share"] if spec.shares else []), *(["with head"] if form != "text" else [])]
-    headings += [
-        spec.average_heading if i == AVERAGE else f"{spec.columns[i].heading} {spec.columns[i].unit}" for i in positions
-    ]
-    shown, lines = bool(table.runs), []
+    markup, spec, ours_shown = MARKUPS[form], table.spec, bool(table.runs)
+    only_filled = only_filled or (ours_shown and not table.comparable)
+    positions = shown_positions(table, only_filled)
+    sizes = [i for i, shown in enumerate((True, spec.shares, form != "text")) if shown]  # of SIZES
+    lines: list[list[str]] = []
     group: list[str] = []
     for row in table.rows:
         cells = [table.of(row, i) for i in positions]
-        blank = [""] * (len(headings) - len(positions))
-        printed = any(figure.paper == figure.paper for cell in cells for figure in cell) and (
-            table.comparable or not shown
-        )
+        printed = any(figure.paper == figure.paper for cell in cells for figure in cell)
+        printed = printed and (table.comparable or not ours_shown)
         if row.runs:
             counts = [extent(row.params("method")), extent(row.shares, ".3%"), extent(row.params("total"))]
             texts = [linked(link(row, i), ours(table, row, i, form)) for i in positions]
-            lines.append(
-                [markup.escape(row.name), *map(markup.escape, params_cells(counts, spec.shares, form)), *texts]
-            )
+            lines.append([*map(markup.escape, [row.name, *(counts[i] for i in sizes)]), *texts])
         elif not printed and not only_filled:
-            lines.append([markup.escape(row.name), *blank, *[NONE] * len(positions)])
+            lines.append([markup.escape(row.name), *[""] * len(sizes), *[NONE] * len(positions)])
         if printed and (row.runs or not only_filled):
             label = row.params_label or NONE
             counts = ["" if spec.shares else label, label, ""]
-            body = [name_of_paper(row, shown), *params_cells(counts, spec.shares, form)]
-            texts = [*map(markup.escape, body), *(papers(cell, spec.decimals, form) for cell in cells)]
+            name = f"  {PAPER}" if row.runs else f"{row.name} ({PAPER})" if ours_shown else row.name
+            texts = [papers(cell, spec.decimals, form) for cell in cells]
+            texts = [*map(markup.escape, [name, *(counts[i] for i in sizes)]), *texts]
             lines.append([markup.dim.format(text) if text else "" for text in texts])
         group += [row.budget] * (len(lines) - len(group))
-    frame = pd.DataFrame(lines, columns=["Method", *map(markup.escape, headings)])
+    headings = ["Method", *(SIZES[i] for i in sizes), *(" ".join(heading(spec, i)) for i in positions)]
+    frame = pd.DataFrame(lines, columns=list(map(markup.escape, headings)))
     commands = [] if only_filled and form != "text" else commands_of(table)
-    notes, warnings = notes_of(table), [*warnings_of(table), *([FIGURES] if table.runs else [])]
+    notes, warnings = notes_of(table), [*warnings_of(table), *([FIGURES] if ours_shown else [])]
     return Sheet(spec.name, spec.title, caption_of(table), frame, group, notes, warnings, commands)
 
 
-def columns_filled(table: Table) -> list[int]:
-    return [i for i in range(len(table.spec.columns)) if any(row.cells[i].runs for row in table.rows)]
+def shown_positions(table: Table, only_filled: bool) -> list[int]:
+    """Numbers of the columns shown; the table's own mean where all of them are."""
+    everything = range(len(table.spec.columns))
+    positions = [i for i in everything if not only_filled or any(row.cells[i].runs for row in table.rows)]
+    return [*positions, AVERAGE] if table.spec.average and len(positions) == len(everything) else positions
 
 
-def name_of_paper(row: Row, beside_ours: bool) -> str:
-    if row.runs:
-        return f"  {PAPER}"
-    return f"{row.name} ({PAPER})" if beside_ours else row.name
-
-
-def params_cells(counts: list[str], shares: bool, form: str) -> list[str]:
-    """# Params, its share of the backbone in tables of shares, and, where there is room, the count with the head."""
-    return [counts[0], *([counts[1]] if shares else []), *([counts[2]] if form != "text" else [])]
+def heading(spec: Spec, position: int) -> tuple[str, str]:
+    """Name and unit of a column."""
+    if position == AVERAGE:
+        name, unit = spec.average_heading.split()
+        return name, unit
+    return spec.columns[position].heading, spec.columns[position].unit
 
 
 def ours(table: Table, row: Row, position: int, form: str) -> str:
@@ -319,8 +317,7 @@ def paper_style(table: Table) -> str:
     import pandas as pd
 
     spec, filled = table.spec, bool(table.runs)
-    positions = columns_filled(table) if filled else list(range(len(spec.columns)))
-    positions = [*positions, AVERAGE] if spec.average and len(positions) == len(spec.columns) else positions
+    positions = shown_positions(table, filled)
     rows = [row for row in table.rows if row.runs] if filled else [row for row in table.rows if row.in_paper]
     lines = []
     for row in rows:
@@ -331,8 +328,7 @@ def paper_style(table: Table) -> str:
         line += ["/".join(paper_figure(figure, filled, spec.decimals) for figure in cell) for cell in cells]
         lines.append(line)
     headings = ["Method", r"\# Params"]
-    for i in positions:
-        top, unit = spec.average_heading.split() if i == AVERAGE else (spec.columns[i].heading, spec.columns[i].unit)
+    for top, unit in (heading(spec, i) for i in positions):
         headings.append(rf"\shortstack{{\textbf{{{escape_latex(top)}}}\\{escape_latex(unit)}}}")
     legend = "Best in bold, second underlined; subscripts: standard deviation over seeds."
     caption = f"{caption_of(table)} {legend}" if filled else f"{spec.title}: the paper's numbers."
@@ -352,19 +348,6 @@ def paper_figure(figure: Any, filled: bool, decimals: int) -> str:
 
 # --- HTML -------------------------------------------------------------------------------------------------------------
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 14px/1.45 system-ui, sans-serif; margin: 2rem; max-width: 90rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-caption { text-align: left; padding-bottom: .8rem; white-space: normal; font-weight: 600; }
-th, td { padding: .12rem .6rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; font-weight: 600; }
-thead, tbody { border-bottom: 2px solid; }
-i { opacity: .75; }
-pre { overflow-x: auto; padding: .6rem; border: 1px solid #8886; } li { margin-bottom: .2rem; max-width: 60rem; }
-""".strip()
-
 
 def escape_html(text: str) -> str:
     return html.escape(clean(text), quote=True)
@@ -372,19 +355,7 @@ def escape_html(text: str) -> str:
 
 def to_html(sheet: Sheet) -> str:
     """One page that needs nothing else: no script, no font, no network."""
-    lines = [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape_html(sheet.title)}</title>",
-        f"<style>{STYLE}</style></head><body>",
-        html_table(sheet),
-        html_notes(sheet.notes),
-    ]
-    if sheet.commands:
-        commands = "\n".join(escape_html(line) for line in sheet.commands)
-        lines += [f"<p>{escape_html(fill_title(sheet.commands))}:</p>", f"<pre><code>{commands}</code></pre>"]
-    return "\n".join([*lines, "</body></html>"]) + "\n"
+    return f"{template('sheet.html', sheet=sheet, table=markup(html_table(sheet)), fill=fill_title(sheet.commands))}\n"
 
 
 def html_table(sheet: Sheet) -> str:

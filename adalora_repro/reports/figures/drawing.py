@@ -27,7 +27,8 @@ from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import RULE, Run
 from adalora_repro.reports.cells import in_scope
 from adalora_repro.reports.compare import read_run
-from adalora_repro.reports.frame import unusable
+from adalora_repro.reports.faults import without_faulty
+from adalora_repro.reports.frame import frame_of, unusable
 from adalora_repro.reports.html import markup
 from adalora_repro.reports.html import render as render_template
 from adalora_repro.reports.notes import optimism
@@ -107,7 +108,6 @@ class Figure:
         points: one row a point, in the order of their gids; ``record`` is the file it comes from, "" for the paper's.
         table: the points as a person reads them.
         notes: what a reader must know; ``commands`` fill what is missing.
-        refused: a line for each record that could not be used.
     """
 
     name: str
@@ -119,7 +119,6 @@ class Figure:
     legend: tuple[Look, ...] = ()
     notes: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
-    refused: tuple[str, ...] = ()
 
 
 def gid(row: Any) -> str:
@@ -156,11 +155,16 @@ def report_of(
         form = form_of(request.args.format, request.args.out, FORMATS)
         records, refused = request.read
         args = argparse.Namespace(**vars(request.args), folder=request.results)
-        figure = compile_figure(records, args) if compile_figure else section(records, scope_of(records, args))
-        assert figure is not None
-        ours = [(path, record) for path, record in records if record.status == "ok"]
-        reasons = [f"{path}: {reason}" for path, record in ours if (reason := unusable(record, "final"))]
-        return render(figure, form), [*refused, *reasons, *figure.refused]
+
+        def drawn(records: Records) -> str | bytes:
+            figure = compile_figure(records, args) if compile_figure else section(records, scope_of(records, args))
+            assert figure is not None
+            return render(figure, form)
+
+        made, faulty = without_faulty(drawn, records)
+        finished = [(path, record) for path, record in records if record.status == "ok"]
+        reasons = [f"{path}: {reason}" for path, record in finished if (reason := unusable(record, "final"))]
+        return made, [*refused, *reasons, *faulty]
 
     def html(records: Records, scope: Scope) -> str:
         figure = section(records, scope)
@@ -336,8 +340,6 @@ def scope_of(records: Records, args: argparse.Namespace, backbone: str = "debert
 
 def shown_runs(records: Records, scope: Scope) -> pd.DataFrame:
     """The frame of the runs that the tables show in this scope, at the last step."""
-    from adalora_repro.reports.frame import frame_of
-
     frame = frame_of([(path, record) for path, record in records if in_scope(record, scope)])
     return frame[frame.shown & (frame.checkpoint == "final")]
 
@@ -375,10 +377,20 @@ def groups(frame: pd.DataFrame, by: str | list[str]) -> Iterable[tuple[Any, pd.D
     return frame.groupby(by, sort=False, observed=True)
 
 
-def texts_of(cell: Any, **before: str) -> dict[str, str]:
-    """A row of ``cells_of`` as a person reads it, after the columns ``before``."""
-    score = {"score": fixed(cell.score) + flag(cell.degenerate), "± sd": fixed(cell.sd), "seeds": cell.seeds}
-    return before | score | {"lr": lr_of_tried(cell.lr, int(cell.lrs_tried))}
+def table_of(points: pd.DataFrame, **before: Callable[[Any], str]) -> pd.DataFrame:
+    """``cells_of`` as a person reads it, after the columns ``before``, each of which is made of a cell."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            **{name: text(cell) for name, text in before.items()},
+            "score": fixed(cell.score) + flag(cell.degenerate),
+            "± sd": fixed(cell.sd),
+            "seeds": cell.seeds,
+            "lr": lr_of_tried(cell.lr, int(cell.lrs_tried)),
+        }
+        for cell in points.itertuples()
+    )
 
 
 def draw_cell(axes: Axes, x: float, i: Any, cell: Any, look: Look) -> None:
@@ -421,9 +433,19 @@ def newest(records: Records) -> list[Run]:
     return sorted(runs, key=lambda run: (-(real(run.record.progress.get("updated")) or 0.0), str(run.path)))
 
 
-def newest_shown(records: Records, scope: Scope) -> list[Run]:
-    """Runs with ranks that the tables show in this scope, the one that ended last first."""
-    return newest([(run.path, run.record) for run in shown_runs(records, scope).run])
+def newest_shown(records: Records, scope: Scope, points_of: Callable[[Sequence[Run]], pd.DataFrame]) -> list[Run]:
+    """Runs with ranks that the tables show and that have points to draw, the one that ended last first.
+
+    What a foreign record lacks does not keep the others from the page.
+    """
+
+    def drawable(run: Run) -> bool:
+        try:
+            return len(points_of([run])) > 0
+        except InputError:
+            return False
+
+    return list(filter(drawable, newest([(run.path, run.record) for run in shown_runs(records, scope).run])))
 
 
 def label(run: Run) -> str:

@@ -134,20 +134,22 @@ def table_of(points: pd.DataFrame) -> pd.DataFrame:
     """Ours and the paper's of one budget in one line."""
     import pandas as pd
 
-    lines: dict[tuple[str, str, str], dict[str, Any]] = {}
-    empty = dict.fromkeys(("share", "score", "± sd", "seeds", "lr", "paper", "difference"), "")
-    for cell in points.itertuples():
-        start = {"task": cell.task, "method": METHODS[cell.method], "budget": cell.budget}
-        line = lines.setdefault((cell.task, cell.method, cell.budget), start | empty | {"scores": {}})
-        line["scores"][cell.of] = cell.score
-        if cell.of == "paper":
-            line["paper"] = cell.printed
-        else:
-            line |= drawing.texts_of(cell, share=f"{cell.share:.3f}%")
-    for line in lines.values():
-        scores = line.pop("scores")
-        line["difference"] = signed(scores["ours"] - scores["paper"]) if len(scores) == 2 else ""
-    return pd.DataFrame(lines.values())
+    key = ["task", "method", "budget"]
+    ours, paper = (points[points.of == of].set_index(key) for of in ("ours", "paper"))
+    shown = drawing.table_of(
+        ours.reset_index(),
+        task=lambda cell: cell.task,
+        method=lambda cell: cell.method,
+        budget=lambda cell: cell.budget,
+        share=lambda cell: f"{cell.share:.3f}%",
+    ).reindex(columns=[*key, "share", "score", "± sd", "seeds", "lr"])
+    lines = points[key].drop_duplicates()
+    rows = pd.MultiIndex.from_frame(lines)
+    lines = lines.merge(shown.astype(object), how="left", on=key)
+    lines["paper"] = paper.printed.reindex(rows).to_numpy()
+    difference = (ours.score - paper.score).reindex(rows)
+    lines["difference"] = [signed(value) if value == value else "" for value in difference]
+    return lines.replace({"method": METHODS}).fillna("")
 
 
 def missing(task: Task, scope: Scope, ours: pd.DataFrame) -> list[str]:

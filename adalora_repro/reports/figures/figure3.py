@@ -118,19 +118,12 @@ def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawin
 
 
 def section(records: drawing.Records, scope: Scope) -> drawing.Figure:
-    """Of each task the newest AdaLoRA run that the tables show; a foreign record does not keep others from the page."""
+    """Of each task the newest AdaLoRA run that the tables show."""
     by_task: dict[str, Run] = {}
-    for run in drawing.newest_shown(records, scope):
-        if run.key["method"] == PROPOSED and drawable(run):
+    for run in drawing.newest_shown(records, scope, points_of):
+        if run.key["method"] == PROPOSED:
             by_task.setdefault(run.key["task"], run)
     return figure(list(by_task.values())[:SHOWN])
-
-
-def drawable(run: Run) -> bool:
-    try:
-        return len(points_of([run])) > 0
-    except InputError:
-        return False
 
 
 REPORT = drawing.report_of("figure3", TITLE, section, compile_figure, drawing.add_runs)

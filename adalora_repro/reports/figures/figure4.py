@@ -132,19 +132,12 @@ def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawin
 
 def section(records: drawing.Records, scope: Scope) -> drawing.Figure | None:
     """The newest AdaLoRA run that the tables show and, of the same task, the newest with another γ."""
-    runs = [run for run in drawing.newest_shown(records, scope) if logged(run)]
+    runs = drawing.newest_shown(records, scope, points_of)
     first = next((run for run in runs if run.key["method"] == PROPOSED), None)
     if first is None:
         return None
     others = [run for run in runs if run.key["task"] == first.key["task"] and gamma(run) != gamma(first)]
     return figure([first, *others[:1]])
-
-
-def logged(run: Run) -> bool:
-    try:
-        return bool(len(points_of([run])))
-    except InputError:
-        return False
 
 
 def gamma(run: Run) -> object:

@@ -19,24 +19,17 @@ TITLE = "Score against trainable parameters"
 
 def figure(records: drawing.Records, scope: Scope) -> drawing.Figure:
     """One point a cell, by the rule of the tables, at the mean over seeds of score and trainable parameters."""
-    import pandas as pd
-
     runs = drawing.shown_runs(records, scope)
     points = drawing.cells_of(runs[runs["params.method"] > 0])
     points = points.sort_values(["task", "params", "method"], ignore_index=True)
     style = drawing.looks(points.method, dict(zip(points.method, points.label, strict=True)))
-    table = pd.DataFrame(
-        [
-            drawing.texts_of(
-                cell,
-                task=cell.task,
-                method=cell.label,
-                budget=cell.budget,
-                params=count_text(cell.params),
-                metric=cell.metric,
-            )
-            for cell in points.itertuples()
-        ]
+    table = drawing.table_of(
+        points,
+        task=lambda cell: cell.task,
+        method=lambda cell: cell.label,
+        budget=lambda cell: cell.budget,
+        params=lambda cell: count_text(cell.params),
+        metric=lambda cell: cell.metric,
     )
     hollow = " Hollow: a run's predictions are all the same (degenerate)." if points.degenerate.any() else ""
     return drawing.Figure(
