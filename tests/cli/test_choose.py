@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -49,14 +50,30 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.yaml")}
 
 
-def adalora_run(project: Path, *words: str) -> str:
+PROGRAM = """
+import json, sys
+from hydra.core.global_hydra import GlobalHydra
+from adalora_repro.cli import run
+
+for words in json.loads(sys.argv[1]):
+    GlobalHydra.instance().clear()
+    sys.argv = ["adalora-run", *words]
+    code = run.main()
+    print(chr(0))
+    if code:
+        sys.exit(code)
+"""
+
+
+def adalora_run(project: Path, *commands: list[str]) -> list[str]:
+    """What each command prints with the copied project, all in one process."""
     environment = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "adalora_repro.cli.run", *words]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(commands)]
     done = subprocess.run(
         command, cwd=project, env=environment, capture_output=True, text=True, check=False, encoding="utf-8"
     )
     assert done.returncode == EXIT_OK, done.stderr
-    return done.stdout
+    return done.stdout.split("\0\n")
 
 
 def test_choose_prints_each_cell_with_its_runs(project: Path, capsys: Captured) -> None:
@@ -112,19 +129,28 @@ def test_written_choices_compose_and_say_where_they_come_from(project: Path, cap
     assert max(map(len, text.splitlines())) <= 140
     assert "edge of its grid" in after["tuned/lr/cola_full_minilm.yaml"].decode()
 
-    (command,) = re.findall(r"^# Command: adalora-run (.*)$", text, re.M)
-    plan = adalora_run(project, *command.split(), "dry_run=true")
-    place = text.splitlines().index("  lr: 1.0e-3  # chosen 2026-01-31") + 1
-    origin = rf"optim\.lr +0\.001  conf/tuned/lr/cola_lora_0\.3M_minilm\.yaml:{place} \(chosen 2026-01-31\)"
-    assert re.search(origin, plan)
-    for words, lr in {
+    composed = {
         "method=lora budget=1.2M backbone=minilm": 5e-3,
         "method=lora budget=0.6M backbone=minilm": 5e-4,  # of each budget its own
         "method=full budget=1.2M backbone=minilm": 1e-3,  # of full the only one
         "method=adalora backbone=minilm": 5e-4,  # the paper's
         "method=lora budget=0.3M backbone=tiny-bert": 5e-4,  # not for another backbone
-    }.items():
-        assert OmegaConf.create(adalora_run(project, "--cfg", "job", "task=cola", *words.split())).optim.lr == lr
+    }
+    commands = [["--cfg", "job", "task=cola", *words.split()] for words in composed]
+    configurations = adalora_run(project, *commands)
+    for configuration, lr in zip(configurations, composed.values(), strict=False):
+        assert OmegaConf.create(configuration).optim.lr == lr
+
+
+@pytest.mark.slow
+def test_a_plan_names_the_file_of_the_choice(project: Path) -> None:
+    assert report.main(["choose", "table1", "--write"]) == EXIT_OK
+    text = (project / "conf" / "tuned" / "lr" / "cola_lora_0.3M_minilm.yaml").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^# Command: adalora-run (.*)$", text, re.M)
+    plan = adalora_run(project, [*command.split(), "dry_run=true"])[0]
+    place = text.splitlines().index("  lr: 1.0e-3  # chosen 2026-01-31") + 1
+    origin = rf"optim\.lr +0\.001  conf/tuned/lr/cola_lora_0\.3M_minilm\.yaml:{place} \(chosen 2026-01-31\)"
+    assert re.search(origin, plan)
 
 
 def test_a_later_choice_replaces_the_learning_rate_alone(project: Path, capsys: Captured) -> None:

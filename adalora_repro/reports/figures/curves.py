@@ -71,6 +71,7 @@ def figure(records: drawing.Records, scope: Scope) -> drawing.Figure:
         ),
         tuple(style[method] for method in style if method in set(points.method)),
         commands=() if len(points) else ("adalora-run task=cola method=adalora",),
+        names=len(CURVE),
     )
 
 

@@ -33,10 +33,10 @@ from adalora_repro.reports.html import markup
 from adalora_repro.reports.html import render as render_template
 from adalora_repro.reports.notes import optimism
 from adalora_repro.reports.output import add_format, form_of
-from adalora_repro.reports.render import to_csv
+from adalora_repro.reports.render import Sheet, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.spec import DATA_SOURCES, Report, Request, Scope
 from adalora_repro.reports.status import real
-from adalora_repro.reports.text import aligned, fixed, lr_of_tried, seeds_text
+from adalora_repro.reports.text import fixed, lr_of_tried, seeds_text
 from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Figure:
 
     Attributes:
         points: one row a point, in the order of their gids; ``record`` is the file it comes from, "" for the paper's.
-        table: the points as a person reads them.
+        table: the points as a person reads them; its first ``names`` columns name a line.
         notes: what a reader must know; ``commands`` fill what is missing.
     """
 
@@ -119,6 +119,7 @@ class Figure:
     legend: tuple[Look, ...] = ()
     notes: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
+    names: int = 1
 
 
 def gid(row: Any) -> str:
@@ -192,12 +193,17 @@ def render(figure: Figure, form: str) -> str | bytes:
 
 
 def to_text(figure: Figure) -> str:
-    rows = [list(figure.table), *figure.table.itertuples(index=False)]
-    lines = [f"{figure.title}. {figure.caption}"]
-    lines += ["", *aligned([[clean(str(text)) for text in row] for row in rows])] if len(rows) > 1 else []
-    lines += ["", *(f"- {note}" for note in figure.notes)] if figure.notes else []
-    lines += ["", "Filled by:", *(f"  {line}" for line in figure.commands)] if figure.commands else []
-    return "\n".join(clean(line) for line in lines) + "\n"
+    sheet = Sheet(
+        figure.name,
+        figure.title,
+        caption=f"{figure.title}. {figure.caption}",
+        frame=figure.table,
+        group=[""] * len(figure.table),
+        notes=figure.notes,
+        commands=figure.commands,
+        names=figure.names,
+    )
+    return render_sheet(texts_sheet(sheet, "text"), "text", notes=True)
 
 
 def draw(figure: Figure, panels: Sequence[Panel], form: str, alone: bool = False) -> bytes:

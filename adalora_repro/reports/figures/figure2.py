@@ -94,6 +94,7 @@ def figure(records: drawing.Records, scopes: Sequence[tuple[Task, Scope]]) -> dr
         tuple(legend.values()),
         (*NOTES, *dict.fromkeys(notes)),
         tuple(gaps),
+        names=3,
     )
 
 

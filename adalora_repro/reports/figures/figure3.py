@@ -84,6 +84,7 @@ def figure(runs: Sequence[Run]) -> drawing.Figure:
         tuple(panels),
         notes=(PAPER_SAYS,),
         commands=() if runs else (FILL,),
+        names=3,
     )
 
 

@@ -110,6 +110,7 @@ def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> drawing.Figure:
         tuple(legend.values()),
         (PAPER_SAYS,),
         () if runs else (FILL,),
+        names=3,
     )
 
 

@@ -29,14 +29,15 @@ def figure(records: drawing.Records, scope: Scope) -> drawing.Figure:
         method=lambda cell: cell.label,
         budget=lambda cell: cell.budget,
         params=lambda cell: count_text(cell.params),
-        metric=lambda cell: cell.metric,
     )
+    names = points.drop_duplicates("task")
+    metrics = f" Scores: {', '.join(names.task + ' ' + names.metric)}." if len(points) else ""
     hollow = " Hollow: a run's predictions are all the same (degenerate)." if points.degenerate.any() else ""
     return drawing.Figure(
         "scores",
         TITLE,
         f"Backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}. Mean over seeds, with one standard "
-        f"deviation where there are several; the task head is not counted.{hollow}",
+        f"deviation where there are several; the task head is not counted.{hollow}{metrics}",
         points,
         table,
         tuple(
@@ -46,6 +47,7 @@ def figure(records: drawing.Records, scope: Scope) -> drawing.Figure:
         tuple(replace(style[method], line="") for method in style if method in set(points.method)),
         tuple(drawing.cell_notes(runs)),
         () if len(points) else ("adalora-run task=cola method=adalora",),
+        names=3,
     )
 
 
