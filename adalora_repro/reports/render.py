@@ -260,6 +260,7 @@ LATEX |= {
     }.items()
 }
 LATEX_MARKS = {"*": "*", UNEQUAL: r"\ddagger", "§": r"\S"}  # in mathematics
+SHRINK = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"  # to the width of the text, never larger
 PREAMBLE = r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}"
 
 
@@ -274,7 +275,7 @@ def escape_latex_quote(text: str) -> str:
 
 
 def to_latex(sheet: Sheet) -> str:
-    r"""A ``table*``, scaled to the text width, and the notes below it; to be ``\input``."""
+    r"""A ``table*``, no wider than the text, and the notes below it; to be ``\input``."""
     frame = sheet.frame.map(lambda text: text.replace("–", "--"))
     lines = [PREAMBLE, *latex_table(frame, sheet.group, sheet.caption, sheet.name)]
     lines += ["", r"{\footnotesize\raggedright", r"\begin{itemize}"]
@@ -306,7 +307,7 @@ def latex_table(frame: pd.DataFrame, group: Sequence[str], caption: str, name: s
     start = next(i for i, line in enumerate(lines) if line.startswith(r"\begin{tabular}"))
     end = lines.index(r"\end{tabular}")
     lines[end] += "}"
-    return [*lines[:start], r"\resizebox{\textwidth}{!}{%", *lines[start:]]
+    return [*lines[:start], SHRINK, *lines[start:]]
 
 
 def paper_style(table: Table) -> str:

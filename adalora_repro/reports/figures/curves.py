@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.records.selection import percent
 from adalora_repro.reports.curves import curve, evaluations
-from adalora_repro.reports.figures import drawing
+from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.spec import Scope
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ def points_of(runs: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
-def figure(records: drawing.Records, scope: Scope) -> drawing.Figure:
-    points = points_of(drawing.shown_runs(records, scope))
+def figure(records: data.Records, scope: Scope) -> drawing.Figure:
+    points = points_of(data.shown_runs(records, scope))
     style = drawing.looks(points.method, dict(zip(points.method, points.label, strict=True)))
     curves = points.groupby(CURVE, sort=False, observed=True)
     table = curves.agg(steps=("step", "max"), first=("value", "first"), last=("value", "last"), seeds=("seeds", "max"))
-    table["degenerate"] = [drawing.flag(any_).strip(" ()") for any_ in curves.degenerate.any()]
+    table["degenerate"] = [data.flag(any_).strip(" ()") for any_ in curves.degenerate.any()]
     table = table.reset_index().map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
     return drawing.Figure(
         "curves",

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.models.backbones import MATRIX_ROLES
-from adalora_repro.reports.figures import drawing
+from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.notes import CAVEATS
 from adalora_repro.reports.spec import Scope, scope_words
 from adalora_repro.reports.tables.table1 import SPEC
@@ -26,20 +26,20 @@ PAPER_SAYS = (
 PANELS = {"method.targets": "one kind of matrix", "method.layers": "all matrices of some layers"}
 
 
-def figure(records: drawing.Records, scope: Scope, task: str = "mnli") -> drawing.Figure:
+def figure(records: data.Records, scope: Scope, task: str = "mnli") -> drawing.Figure:
     """One point for each choice of matrices that has finished runs, by the rule of the tables."""
-    runs = drawing.shown_runs(records, scope)
+    runs = data.shown_runs(records, scope)
     runs = runs[(runs.method == "lora") & (runs.task == task)]
     narrowed = [narrowing(run.record.settings) for run in runs.run]
     runs = runs.assign(panel=[panel for panel, _ in narrowed], choice=[choice for _, choice in narrowed])
     runs = runs[runs.panel != ""]
-    points = drawing.cells_of(runs).merge(runs[["record", "panel", "choice"]], on="record")
+    points = data.cells_of(runs).merge(runs[["record", "panel", "choice"]], on="record")
     points = points.sort_values(["panel", "choice"], key=lambda column: column.map(order)).reset_index(drop=True)
-    notes = [PAPER_SAYS, *drawing.cell_notes(runs)]
+    notes = [PAPER_SAYS, *data.cell_notes(runs)]
     if points.params.max() > 1.02 * points.params.min():
         notes.append("The numbers of parameters differ by more than 2%: they are not at one budget.")
     heading = next(column.heading for column in SPEC.columns if column.task == task)
-    table = drawing.table_of(
+    table = data.table_of(
         points,
         choice=lambda cell: "layers " * (cell.panel == "method.layers") + cell.choice,
         params=lambda cell: count_text(cell.params) if cell.params == cell.params else "?",
@@ -102,8 +102,8 @@ def symbols(choice: str) -> str:
     return ", ".join(drawing.SYMBOLS.get(part, clean(part)) for part in choice.split(", "))
 
 
-def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
-    return figure(records, drawing.scope_of(records, args), args.task)
+def compile_figure(records: data.Records, args: argparse.Namespace) -> drawing.Figure:
+    return figure(records, data.scope_of(records, args), args.task)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
 from adalora_repro.models.backbones import MATRIX_ROLES
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.figures import drawing
+from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.spec import Scope
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def points_of(runs: Sequence[Run]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [
-        (drawing.label(run), name, *site(name), (run.record.rank_pattern or {})[name], str(run.path))
+        (data.label(run), name, *site(name), (run.record.rank_pattern or {})[name], str(run.path))
         for run in runs
-        for name in drawing.matrices(run)
+        for name in data.matrices(run)
     ]
     return pd.DataFrame(rows, columns=POINTS)
 
@@ -91,7 +91,7 @@ def figure(runs: Sequence[Run]) -> drawing.Figure:
 def budget_text(run: Run) -> str:
     budget = run.record.budget or {}
     counts = ", ".join(f"{name} {budget[name]}" for name in ("n", "b_0", "b_T") if budget.get(name) is not None)
-    return f"{drawing.label(run)}, {run.key['backbone']}{f' ({counts})' if counts else ''}"
+    return f"{data.label(run)}, {run.key['backbone']}{f' ({counts})' if counts else ''}"
 
 
 def draw(axes: Axes, cells: pd.DataFrame, most: int) -> None:
@@ -114,17 +114,17 @@ def draw(axes: Axes, cells: pd.DataFrame, most: int) -> None:
     axes.spines[:].set_visible(False)
 
 
-def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
-    return figure(drawing.named_runs(records, args))
+def compile_figure(records: data.Records, args: argparse.Namespace) -> drawing.Figure:
+    return figure(data.named_runs(records, args))
 
 
-def section(records: drawing.Records, scope: Scope) -> drawing.Figure:
+def section(records: data.Records, scope: Scope) -> drawing.Figure:
     """Of each task the newest AdaLoRA run that the tables show."""
     by_task: dict[str, Run] = {}
-    for run in drawing.newest_shown(records, scope, points_of):
+    for run in data.newest_shown(records, scope, points_of):
         if run.key["method"] == PROPOSED:
             by_task.setdefault(run.key["task"], run)
     return figure(list(by_task.values())[:SHOWN])
 
 
-REPORT = drawing.report_of("figure3", TITLE, section, compile_figure, drawing.add_runs)
+REPORT = drawing.report_of("figure3", TITLE, section, compile_figure, data.add_runs)

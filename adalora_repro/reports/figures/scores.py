@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from adalora_repro.reports.figures import drawing
+from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.spec import Scope
 from adalora_repro.reports.text import count_text
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 TITLE = "Score against trainable parameters"
 
 
-def figure(records: drawing.Records, scope: Scope) -> drawing.Figure:
+def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     """One point a cell, by the rule of the tables, at the mean over seeds of score and trainable parameters."""
-    runs = drawing.shown_runs(records, scope)
-    points = drawing.cells_of(runs[runs["params.method"] > 0])
+    runs = data.shown_runs(records, scope)
+    points = data.cells_of(runs[runs["params.method"] > 0])
     points = points.sort_values(["task", "params", "method"], ignore_index=True)
     style = drawing.looks(points.method, dict(zip(points.method, points.label, strict=True)))
-    table = drawing.table_of(
+    table = data.table_of(
         points,
         task=lambda cell: cell.task,
         method=lambda cell: cell.label,
@@ -45,7 +45,7 @@ def figure(records: drawing.Records, scope: Scope) -> drawing.Figure:
             for task, cells in drawing.groups(points, "task")
         ),
         tuple(replace(style[method], line="") for method in style if method in set(points.method)),
-        tuple(drawing.cell_notes(runs)),
+        tuple(data.cell_notes(runs)),
         () if len(points) else ("adalora-run task=cola method=adalora",),
         names=3,
     )
