@@ -106,35 +106,6 @@ def test_the_rule_against_a_slow_reading_of_it(records: list[RunRecord]) -> None
 
 # --- the two steps of a sweep -----------------------------------------------------------------------------------------
 
-score = st.floats(0, 1)
-
-
-@given(
-    grid=st.lists(st.tuples(score, score), min_size=1, max_size=10),
-    more=st.lists(st.tuples(score, score), max_size=4),
-    holdout=st.booleans(),
-    other=st.lists(score, max_size=3),
-)
-def test_no_cell_loses_seeds(
-    grid: list[tuple[float, float]], more: list[tuple[float, float]], holdout: bool, other: list[float]
-) -> None:
-    """A grid on one seed, then more seeds at its winner, whatever they score: the winner stays and gains every seed.
-
-    Beside them the first runs of a grid in another precision, of which none has as many seeds.
-    """
-
-    def run(lr: float, seed: int, scores: tuple[float, float]) -> RunRecord:
-        return with_holdout(*scores, lr=lr, seed=seed) if holdout else make(scores[0], lr=lr, seed=seed)
-
-    done = [run((i + 1) * 1e-4, 0, scores) for i, scores in enumerate(grid)]
-    winner = select(runs_of(done)).lr
-    bf16 = [make(one, lr=(i + 1) * 1e-4, variant="v2") for i, one in enumerate(other)]
-    for seed, scores in enumerate(more, 1):
-        done.append(run(winner, seed, scores))
-        shown = select(runs_of([*done, *bf16]))
-        assert [one.key["seed"] for one in shown.runs] == list(range(seed + 1))
-        assert (shown.lr, shown.held_out, len(shown.by_lr)) == (winner, holdout, len(grid))
-
 
 def grid_and_seeds() -> list[RunRecord]:
     """Eight rates on seed 0, the best of them 79.50; four more seeds at 3e-4, the winner then: 76.80 on average."""
