@@ -77,8 +77,27 @@ class Cell:
     values: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     @property
+    def key(self) -> dict[str, Any]:
+        """The key of the first run shown; all of them differ from it in their seed alone."""
+        return self.runs[0].key
+
+    @property
+    def lr(self) -> float:
+        return float(self.key["lr"])
+
+    @property
     def lrs(self) -> tuple[float, ...]:
         return tuple(self.by_lr)
+
+    @property
+    def edge(self) -> bool:
+        """Whether the learning rate shown is the smallest or the largest of several."""
+        return at_edge(self.lr, self.lrs)
+
+    @property
+    def fixed_size(self) -> bool:
+        """The method's size is no choice: its ``budget`` is its own name."""
+        return bool(self.key["budget"] == self.key["method"])
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -394,7 +413,7 @@ def details(cell: Cell) -> dict[str, Any]:
     for name in COUNTS:
         known = [run.record.params[name] for run in cell.runs if name in run.record.params]
         counts |= {f"params_{name}_min": min(known, default=None), f"params_{name}_max": max(known, default=None)}
-    key = cell.runs[0].key
+    key = cell.key
     return counts | {
         **{name: key[name] for name in ("lr", "total_steps", "max_examples", "variant")},
         "lrs_tried": " ".join(map(lr_text, cell.lrs)),

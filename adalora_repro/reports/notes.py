@@ -200,9 +200,8 @@ def settings_notes(table: Table) -> list[str]:
     scope = table.scope
     shown: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row, column, cell in table.filled():
-        key = cell.runs[0].key
-        steps = plural(key["total_steps"], "step")
-        text = f"(lr {lr_text(key['lr'])}, {tried(cell)}, {steps}, {seed_phrase(cell.runs)})"
+        steps = plural(cell.key["total_steps"], "step")
+        text = f"(lr {lr_text(cell.lr)}, {tried(cell)}, {steps}, {seed_phrase(cell.runs)})"
         shown[row.name][text].append(column.heading)
     lines = []
     for name, of in shown.items():

@@ -17,7 +17,7 @@ from adalora_repro.config.words import lr_text
 from adalora_repro.records import lock
 from adalora_repro.records.run_record import STATUSES, RunRecord
 from adalora_repro.reports.cells import Table, choose_scope, compile_table, in_scope, rows_wanted, sort_in
-from adalora_repro.reports.choose import choices
+from adalora_repro.reports.choose import choices, tried_text
 from adalora_repro.reports.faults import without_faulty
 from adalora_repro.reports.frame import unusable
 from adalora_repro.reports.notes import commands_of, optimism_of
@@ -235,9 +235,9 @@ def notices(states: Sequence[State], table: Table) -> list[str]:
     lines += ["Degenerate (the same prediction for every example of the final evaluation):"] if constant else []
     lines += [line for cell, runs in constant.items() for line in wrapped(f"  {cell}: {', '.join(runs)}", "    ")]
     lines += [line for sentence in optimism_of(table) for line in wrapped(sentence)]
-    edge = [choice for choice in choices(table) if choice.edge]
+    edge = [cell for cell in choices(table) if cell.edge]
     lines += ["", "Chosen at the edge of the grid (try more learning rates):"] if edge else []
-    lines += [f"  {clean(choice.name)}: lr {lr_text(choice.lr)}; {choice.tried}" for choice in edge]
+    lines += [f"  {clean(cell_name(cell.key))}: lr {lr_text(cell.lr)}; {tried_text(cell)}" for cell in edge]
     return ["", *lines] if lines else []
 
 
