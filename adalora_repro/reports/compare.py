@@ -49,7 +49,7 @@ def compare_examples(metric: str, select: str, ours: Run, theirs: Run) -> tuple[
             raise NoTest(
                 f"{run.path}: {metric} of the predictions is {measured:.4f}, in the record {examples.score:.4f}"
             )
-    low, high, p = bootstrap(measure, labels, *values)
+    low, high, p = bootstrap(measure, labels, values[0], values[1])
     name = BOOTSTRAP
     if measure == "accuracy":
         name, p = MCNEMAR, mcnemar(values[0] == labels, values[1] == labels)
@@ -88,7 +88,7 @@ def compare(first: str, second: str, select: str) -> str:
     rows = [["metric", "test", "A", "B", "A - B", "95% interval", "p"]]
     rows += [compared(name, select, a, b) for name in a.scores if name in b.scores]
     for name in (name for name in a.held_out if name in b.held_out):
-        rows.append([f"{name}, held-out split", "not tested", *figures(a.held_out[name], b.held_out[name]), "", ""])
+        rows.append([f"{name}, held-out", "not tested", *figures(a.held_out[name], b.held_out[name]), "", ""])
     lines = [*wrapped(f"A: {described(a)}", "  "), *wrapped(f"B: {described(b)}", "  ")]
     lines += [f"checkpoint {select}; metrics in percent", "", *map(clean, piped(rows)), "", *wrapped(AFTER)]
     return "\n".join(lines) + "\n"

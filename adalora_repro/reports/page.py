@@ -57,9 +57,14 @@ def place(request: Request) -> str:
 
 def make(request: Request) -> tuple[str, list[str]]:
     """The page, and a line for each file that was refused."""
+    (page, refused), faulty = without_faulty(partial(page_of, request), request.read[0])
+    return page, [*refused, *faulty]
+
+
+def page_of(request: Request, found: Records) -> tuple[str, list[str]]:
     refused = list(request.read[1])
     runs = Runs(request.results, Path(place(request)).parent)
-    for path, record in request.read[0]:
+    for path, record in found:
         try:
             runs.add(state_of(path, record, time.time(), socket.gethostname()))
         except Exception as error:

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.stats  # noqa: F401  # its import takes longer than hypothesis lets a test take
 from compiled import compiled, figures
 from fake_records import make
 from hypothesis import given
