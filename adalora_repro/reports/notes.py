@@ -11,7 +11,7 @@ from adalora_repro.records.run_record import stated
 from adalora_repro.records.selection import HOLDOUT, RULE, Run, primary_mean
 from adalora_repro.reports.cells import AVERAGE, Cell, Table
 from adalora_repro.reports.curves import evaluations_at_budget
-from adalora_repro.reports.spec import command
+from adalora_repro.reports.spec import commands
 from adalora_repro.reports.text import plural, seed_phrase, short
 
 UNEQUAL = "‡"  # on bold or significant figures: the two sides tried different numbers of learning rates
@@ -222,20 +222,14 @@ def tried(cell: Cell) -> str:
 
 
 def commands_of(table: Table) -> list[str]:
-    """The fewest commands that fill the empty cells of the paper's rows: equal gaps share one (Hydra's comma lists)."""
-    by_budget: dict[tuple[tuple[str, ...], str], list[str]] = defaultdict(list)
-    for row in table.rows:
-        columns = zip(table.spec.columns, row.cells, strict=True)
-        tasks = tuple(dict.fromkeys(column.task for column, cell in columns if not cell.runs))
-        if tasks and row.in_paper:
-            by_budget[tasks, "" if row.fixed_size else row.budget].append(row.method)
-    merged: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = defaultdict(list)
-    for (tasks, budget), methods in by_budget.items():
-        merged[tasks, tuple(methods)] += [budget] if budget else []
-    return [command(tasks, methods, budgets, table.scope) for (tasks, methods), budgets in merged.items()]
+    """The fewest commands that fill the empty cells of the paper's rows."""
+    gaps = [(row, column) for row, column, cell in table.cells() if row.in_paper and not cell.runs]
+    return commands(
+        [(column.task, row.method, "" if row.fixed_size else row.budget) for row, column in gaps], table.scope
+    )
 
 
-def fill_title(commands: Sequence[str]) -> str:
+def fill_title(lines: Sequence[str]) -> str:
     """The sentence before the commands, which are the shortest form: settings that a user varied are not in them."""
-    where = "DIR is the folder with the data; " if any("data.dir=DIR" in line for line in commands) else ""
+    where = "DIR is the folder with the data; " if any("data.dir=DIR" in line for line in lines) else ""
     return f"{FILL} ({where}add the overrides that the other runs had)"

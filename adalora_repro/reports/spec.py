@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
@@ -224,6 +225,20 @@ def command(tasks: Sequence[str], methods: Sequence[str], budgets: Sequence[str]
     words = ["adalora-run", *(["-m"] if many else []), word("task", *tasks), word("method", *methods)]
     words += [word("budget", *budgets)] if budgets else []
     return " ".join([*words, *scope_words(scope)])
+
+
+def commands(cells: Iterable[tuple[str, str, str]], scope: Scope) -> list[str]:
+    """The fewest lines that run these cells, each a task, a method and a budget or "": Hydra's comma lists."""
+    tasks: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for task, method, budget in dict.fromkeys(cells):
+        tasks[method, budget].append(task)
+    methods: dict[tuple[tuple[str, ...], str], list[str]] = defaultdict(list)
+    for (method, budget), of_row in tasks.items():
+        methods[tuple(of_row), budget].append(method)
+    budgets: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = defaultdict(list)
+    for (of_rows, budget), names in methods.items():
+        budgets[of_rows, tuple(names)] += [budget] if budget else []
+    return [command(of_rows, names, of_all, scope) for (of_rows, names), of_all in budgets.items()]
 
 
 def scope_words(scope: Scope) -> list[str]:

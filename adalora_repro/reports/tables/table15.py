@@ -7,7 +7,6 @@ half SST-2, but its text and its times are those of SQuADv2: both readings are s
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from adalora_repro.records.cost_record import CostRecord
 from adalora_repro.reports.faults import without_faulty
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_notes, html_table, render_sheet, texts_sheet, to_csv
-from adalora_repro.reports.spec import Report, Request, Scope, command, label_of, paper_rows
+from adalora_repro.reports.spec import Report, Request, Scope, command, commands, label_of, paper_rows
 from adalora_repro.reports.text import NONE, number, plural
 
 if TYPE_CHECKING:
@@ -178,7 +177,9 @@ def lines_of(records: Sequence[Record], backbone: str, results: Path, only_fille
     paper = paper_frame()
     frame = paper.merge(ours, how="right" if only_filled else "outer", on=ROW)
     gaps = frame.record.isna()
-    fills = [fill([gap.task], gap.method, [gap.budget], scope) for gap in frame[gaps].itertuples()]
+    fills = [
+        f"{command([gap.task], [gap.method], [gap.budget], scope)} measure=cost" for gap in frame[gaps].itertuples()
+    ]
     frame.loc[gaps, "command"] = pd.Series(fills, index=frame.index[gaps], dtype=object)
     cells = list(dict.fromkeys(zip(paper.task, paper.budget, strict=True)))
     cells += sorted({*zip(frame.task, frame.budget, strict=True)} - {*cells})
@@ -287,11 +288,5 @@ def commands_of(lines: pd.DataFrame, results: Path) -> list[str]:
     gaps = lines[lines.record.isna() & (lines.method != REFERENCE)]
     data = lines[lines.record.notna()].sort_values("created").data
     scope = Scope(str(lines.backbone.iloc[0]), str(data.iloc[-1]) if len(data) else "hub", results=results)
-    merged: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for (task, method), rows in gaps.groupby(["task", "method"], sort=False):
-        merged[str(method), *rows.budget].append(str(task))
-    return [fill(tasks, method, budgets, scope) for (method, *budgets), tasks in merged.items()]
-
-
-def fill(tasks: Sequence[str], method: str, budgets: Sequence[str], scope: Scope) -> str:
-    return f"{command(tasks, [method], budgets, scope)} measure=cost"
+    cells = gaps[["task", "method", "budget"]].itertuples(index=False, name=None)
+    return [f"{line} measure=cost" for line in commands(cells, scope)]
