@@ -241,10 +241,10 @@ def with_marks(table: Table) -> Table:
     tested: list[tuple[str, int, float, dict[str, Any]]] = []
     untested: dict[str, list[str]] = defaultdict(list)
     for prefix, index, other in pairs(table):
-        sides = ours, theirs = figures.loc[index], figures.loc[other]
-        of_sides = [runs[side.method, side.budget, side.position] for side in sides]
+        ours, theirs = figures.loc[index], figures.loc[other]
+        of_ours, of_theirs = (runs[side.method, side.budget, side.position] for side in (ours, theirs))
         try:
-            seeds, p = tested_pair(*of_sides, ours["values"], theirs["values"])
+            seeds, p = tested_pair(of_ours, of_theirs, ours["values"], theirs["values"])
         except NoTest as reason:
             column = table.spec.columns[ours.position]
             metric = f" {ours.metric}" if len(column.metrics) > 1 else ""
