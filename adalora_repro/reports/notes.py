@@ -50,6 +50,7 @@ def warnings_of(table: Table) -> list[str]:
         notes.append(f"{CONSTANT} A run gave every example the same prediction: {', '.join(constant)}.")
     if table.figures.best_unequal.any():
         notes.append(f"{UNEQUAL} The rows compared tried different numbers of learning rates; --notes has the numbers.")
+    notes += [f"Not in the table: {plural(count, 'record')} {why}." for why, count in sorted(table.left_out.items())]
     if table.refused:
         notes.append(f"Refused and not counted: {plural(len(table.refused), 'record')}, named on stderr.")
     return notes
@@ -59,7 +60,6 @@ def notes_of(table: Table) -> list[str]:
     """All notes, the most surprising first."""
     notes = [*warnings_of(table), *column_notes(table)]
     notes += [f"{row.name}, {column.heading}: {note}." for row, column, cell in table.cells() for note in cell.notes]
-    notes += [f"Not in the table: {plural(count, 'record')} {why}." for why, count in sorted(table.left_out.items())]
     notes.append(
         "Ours: mean over seeds ± sample standard deviation (number of seeds). Paper: as printed there, in brackets the "
         "difference ours - paper in points. Bold: best of ours in a column, over all budgets, where two rows have it."
