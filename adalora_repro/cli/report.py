@@ -183,24 +183,11 @@ def report(argv: Sequence[str]) -> int:
     if chosen.reads == "scope" and args.backbone is not None:
         check_backbone(args.backbone, request)
     out = chosen.target(request) if chosen.writes else None
-    text, refused = made(chosen, request)
+    text, refused = chosen.make(request)
     for line in dict.fromkeys(refused):
         print(f"adalora-report: skipped: {clean(line)}", file=sys.stderr)
     deliver(text, out)
     return EXIT_OK
-
-
-def made(report: Report, request: Request) -> tuple[str | bytes, list[str]]:
-    """A report and its refused files; a record that makes it fail is left out."""
-    try:
-        return report.make(request)
-    except InputError:
-        raise
-    except Exception:
-        if report.reads == "nothing":
-            raise
-        (text, refused), faulty = without_faulty(lambda records: report.make(request.of(records)), request.read[0])
-        return text, refused + faulty
 
 
 def results_folder(name: str | None) -> Path:

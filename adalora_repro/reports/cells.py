@@ -9,9 +9,8 @@ from __future__ import annotations
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config.words import lr_text
@@ -29,6 +28,7 @@ from adalora_repro.reports.frame import COLUMNS, rows_of, unusable
 from adalora_repro.reports.spec import (
     DATA_SOURCES,
     Column,
+    Record,
     Scope,
     Spec,
     command,
@@ -42,44 +42,66 @@ from adalora_repro.reports.text import number, short
 if TYPE_CHECKING:
     import pandas as pd
 
-Record = tuple[Path, RunRecord]
 CellKey = tuple[str, str, int]  # method, budget, column
 AVERAGE = -1  # the column of a table's own mean
+COUNTS = ("method", "head", "total", "backbone")
+#: the columns of the CSV, in their order
+FIELDS = [
+    *("table", "backbone", "data", "protocol", "checkpoint", "method", "method_name", "budget", "task", "metric"),
+    *("mean", "sd", "n_seeds", "seeds", "paper", "difference", "best", "best_unequal"),
+    *("baseline", "test", "p", "p_holm", "mark", "lrs", "baseline_lrs"),
+    *("full_test", "full_p", "full_p_holm", "full_mark", "full_baseline_lrs", "params_paper"),
+    *(f"params_{name}_{end}" for name in COUNTS for end in ("min", "max")),
+    *("lr", "lrs_tried", "n_lrs_tried", "chosen_on", "held_out_mean", "degenerate_seeds", "total_steps"),
+    *("max_examples", "variant", "note", "records", "command"),
+]
+INTERNAL = ["position", "second", "values", "tuning"]  # beside them, see ``Table``
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One task of one row; without ``chosen`` it has no run of ours."""
+    """One task of one row; empty without a run of ours.
 
-    chosen: Selection | None = None
+    Attributes:
+        runs: those shown, one for each seed, by seed.
+        by_lr: every learning rate that was tried with the setting shown, and its runs.
+        held_out: the learning rate was chosen on the held-out split.
+        notes: what a reader must know of this cell, as phrases.
+        values: metric -> seed -> value.
+    """
+
+    runs: tuple[Run, ...] = ()
+    by_lr: Mapping[float, tuple[Run, ...]] = field(default_factory=dict)
+    held_out: bool = False
     notes: tuple[str, ...] = ()
+    values: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     @property
-    def runs(self) -> tuple[Run, ...]:
-        return self.chosen.runs if self.chosen else ()
+    def key(self) -> dict[str, Any]:
+        """The key of the first run shown; all of them differ from it in their seed alone."""
+        return self.runs[0].key
 
     @property
-    def by_lr(self) -> Mapping[float, tuple[Run, ...]]:
-        """Every learning rate that was tried with the setting shown, and its runs."""
-        return self.chosen.by_lr if self.chosen else {}
+    def lr(self) -> float:
+        return float(self.key["lr"])
 
     @property
     def lrs(self) -> tuple[float, ...]:
         return tuple(self.by_lr)
 
     @property
-    def held_out(self) -> bool:
-        """Whether the learning rate was chosen on the held-out split."""
-        return bool(self.chosen and self.chosen.held_out)
+    def edge(self) -> bool:
+        """Whether the learning rate shown is the smallest or the largest of several."""
+        return at_edge(self.lr, self.lrs)
+
+    @property
+    def fixed_size(self) -> bool:
+        """The method's size is no choice: its ``budget`` is its own name."""
+        return bool(self.key["budget"] == self.key["method"])
 
     @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(run.key["seed"] for run in self.runs)
-
-    @property
-    def optimistic(self) -> bool:
-        """Whether the learning rate was chosen among several by the scores that the cell reports."""
-        return len(self.by_lr) > 1 and not self.held_out
 
     @property
     def degenerate(self) -> tuple[int, ...]:
@@ -137,7 +159,8 @@ class Table:
 
     Attributes:
         figures: one row a figure, with the columns of the report's CSV; beside them ``position`` (number of the column,
-            ``AVERAGE`` for the table's own mean), ``second`` and ``values`` (seed -> value).
+            ``AVERAGE`` for the table's own mean), ``second``, ``values`` (seed -> value) and ``tuning`` (how many
+            learning rates were tried; of an average a tuple).
         left_out: reason -> how many records of the scope are in no cell for it.
         refused: one line for each record that cannot be used.
         tests: notes about the tests of significance.
@@ -151,15 +174,13 @@ class Table:
     refused: tuple[str, ...]
     tests: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def runs(self) -> tuple[Run, ...]:
-        """Each run once, in how many columns it may be."""
-        return tuple({run.path: run for row in self.rows for run in row.runs}.values())
+        return runs_of(self.rows)
 
     @property
     def comparable(self) -> bool:
-        """Whether the paper's numbers may stand beside ours: its backbone, and its data in every run shown."""
-        return self.scope.backbone == self.spec.backbone and all(on_the_papers_data(run.record) for run in self.runs)
+        return comparable(self.spec, self.scope, self.runs)
 
     @cached_property
     def by_cell(self) -> dict[CellKey, list[Any]]:
@@ -174,25 +195,41 @@ class Table:
         """The figures of one cell: ``mean``, ``sd``, ``paper``, ``difference``, ``best`` and the rest of the CSV."""
         return self.by_cell[row.method, row.budget, position]
 
-    @property
-    def columns_filled(self) -> list[int]:
-        return [i for i in range(len(self.spec.columns)) if any(row.cells[i].runs for row in self.rows)]
-
     def cells(self) -> Iterable[tuple[Row, Column, Cell]]:
         return ((row, *pair) for row in self.rows for pair in zip(self.spec.columns, row.cells, strict=True))
+
+    def filled(self) -> list[tuple[Row, Column, Cell]]:
+        """The cells with runs of ours."""
+        return [one for one in self.cells() if one[2].runs]
+
+
+def runs_of(rows: Iterable[Row]) -> tuple[Run, ...]:
+    """Each run once, in how many columns it may be."""
+    return tuple({run.path: run for row in rows for run in row.runs}.values())
+
+
+def comparable(spec: Spec, scope: Scope, runs: Iterable[Run]) -> bool:
+    """Whether the paper's numbers may stand beside ours: its backbone, and its data in every run shown."""
+    return scope.backbone == spec.backbone and all(on_the_papers_data(run.record) for run in runs)
 
 
 def compile_table(spec: Spec, records: Iterable[Record], scope: Scope) -> Table:
     """Records -> the table, by ``selection.RULE``."""
     usable, left_out, refused = sort_in(spec, records, scope)
-    cells, figures = choose(spec, rows_of(usable, [scope.select]))
+    runs = rows_of(usable, [scope.select])
+    cells = {
+        (method, budget, i): cell_of(tried, column)
+        for i, column in enumerate(spec.columns)
+        for (method, budget), tried in runs[runs.task == column.task].groupby(["method", "budget"])
+    }
     rows = tuple(
         Row(method, budget, paper, tuple(cells.get((method, budget, i), Cell()) for i in range(len(spec.columns))))
         for method, budget, paper in row_specs(spec, cells)
     )
-    table = Table(spec, scope, rows, figures, left_out, tuple(refused))
-    table = replace(table, figures=described(table))
-    return replace(table, figures=with_best(table))
+    return Table(spec, scope, rows, figures_of(spec, scope, rows), left_out, tuple(refused))
+
+
+# --- which records count ----------------------------------------------------------------------------------------------
 
 
 def sort_in(spec: Spec, records: Iterable[Record], scope: Scope) -> tuple[list[Record], dict[str, int], list[str]]:
@@ -261,45 +298,22 @@ def row_specs(spec: Spec, cells: Iterable[CellKey]) -> list[tuple[str, str, dict
     return sorted(rows, key=lambda row: order.get(row[1].partition("-params")[0], len(rows)))
 
 
-def choose(spec: Spec, runs: pd.DataFrame) -> tuple[dict[CellKey, Cell], pd.DataFrame]:
-    """What ``selection.RULE`` chooses in each cell, and mean and sd over seeds of every figure there."""
-    import pandas as pd
-
-    cells: dict[CellKey, Cell] = {}
-    rows = []
-    for i, column in enumerate(spec.columns):
-        for (method, budget), tried in runs[runs.task == column.task].groupby(["method", "budget"]):
-            chosen = select(tried.run)
-            cells[method, budget, i] = Cell(chosen, cell_notes(chosen))
-            paths = [run.path for run in chosen.runs]
-            shown = tried[[run.path in paths for run in tried.run]].set_index("seed").sort_index()
-            for name in (*column.metrics, *(more for more in column.more if in_every_run(shown, more))):
-                values = seed_values(shown, column.mean_of or (name,))
-                rows.append((method, budget, i, name, *mean_sd(list(values.values())), values))
-    return cells, pd.DataFrame(rows, columns=["method", "budget", "position", "metric", "mean", "sd", "values"])
+# --- one cell ---------------------------------------------------------------------------------------------------------
 
 
-def column_of(metric: str) -> str:
-    return metric if metric in COLUMNS else f"metrics.{metric}"
-
-
-def in_every_run(shown: pd.DataFrame, metric: str) -> bool:
-    return column_of(metric) in shown and bool(shown[column_of(metric)].notna().all())
+def cell_of(tried: pd.DataFrame, column: Column) -> Cell:
+    """What ``selection.RULE`` chooses among the rows of one cell, with the values of its figures by seed."""
+    chosen = select(tried.run)
+    shown = tried[tried.record.isin([str(run.path) for run in chosen.runs])].set_index("seed").sort_index()
+    values = {name: seed_values(shown, column.mean_of or (name,)) for name in (*column.metrics, *column.more)}
+    values = {name: of for name, of in values.items() if name in column.metrics or len(of) == len(shown)}
+    return Cell(chosen.runs, chosen.by_lr, chosen.held_out, cell_notes(chosen), values)
 
 
 def seed_values(shown: pd.DataFrame, metrics: Sequence[str]) -> dict[int, float]:
     """Seed -> the mean of these metrics; a run without one of them has no value."""
-    return shown[[column_of(metric) for metric in metrics]].mean(axis=1, skipna=False).dropna().to_dict()
-
-
-def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation (ddof = 1; None for one value), independent of the order of ``values``."""
-    if not values:
-        return None, None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-# --- notes of a cell --------------------------------------------------------------------------------------------------
+    columns = [name if name in COLUMNS else f"metrics.{name}" for name in metrics]
+    return shown.reindex(columns=columns).mean(axis=1, skipna=False).dropna().to_dict()
 
 
 def cell_notes(chosen: Selection) -> tuple[str, ...]:
@@ -341,86 +355,70 @@ def setting_text(shown: Run, other: Run) -> str:
 
 # --- the frame of figures ---------------------------------------------------------------------------------------------
 
-COUNTS = ("method", "head", "total", "backbone")
-#: the columns of the CSV, in their order
-FIELDS = [
-    *("table", "backbone", "data", "protocol", "checkpoint", "method", "method_name", "budget", "task", "metric"),
-    *("mean", "sd", "n_seeds", "seeds", "paper", "difference", "best", "best_unequal"),
-    *("baseline", "test", "p", "p_holm", "mark", "lrs", "baseline_lrs"),
-    *("full_test", "full_p", "full_p_holm", "full_mark", "full_baseline_lrs", "params_paper"),
-    *(f"params_{name}_{end}" for name in COUNTS for end in ("min", "max")),
-    *("lr", "lrs_tried", "n_lrs_tried", "chosen_on", "held_out_mean", "degenerate_seeds", "total_steps"),
-    *("max_examples", "variant", "note", "records", "command"),
-]
-INTERNAL = ["position", "second", "values"]
 
-
-def described(table: Table) -> pd.DataFrame:
+def figures_of(spec: Spec, scope: Scope, rows: Sequence[Row]) -> pd.DataFrame:
     """Every figure of every row, also of empty cells, with the paper's number and all that is known of its runs."""
     import pandas as pd
 
-    spec, comparable = table.spec, table.comparable
-    ours = {tuple(row[:4]): row[4:] for row in table.figures.itertuples(index=False)}
-    rows = []
-    for row in table.rows:
-        for i, column in enumerate(spec.columns):
-            of_cell = of_row(table, row) | {"task": column.task, "position": i} | details(table, row, i)
-            more = [name for name in column.more if (row.method, row.budget, i, name) in ours]
-            for name, printed in [*zip(column.metrics, column.printed, strict=True), *((name, "") for name in more)]:
-                mean, sd, values = ours.get((row.method, row.budget, i, name), (None, None, {}))
-                figure = numbers(mean, sd, tuple(values), row.paper.get(printed), comparable)
-                rows.append(of_cell | figure | {"metric": name, "values": values})
+    beside_paper = comparable(spec, scope, runs_of(rows))
+    budgets = {row.budget for row in rows if row.in_paper}
+    lines = []
+    for row in rows:
+        of_row: dict[str, Any] = {
+            **{"table": spec.name, "method": row.method, "method_name": row.name, "budget": row.budget},
+            **{"backbone": scope.backbone, "data": scope.data, "protocol": scope.protocol, "checkpoint": scope.select},
+            "params_paper": row.params_label,
+        }
+        for i, (column, cell) in enumerate(zip(spec.columns, row.cells, strict=True)):
+            typed = row.fixed_size or row.budget in budgets  # r3 is no budget to type
+            words = command([column.task], [row.method], [] if row.fixed_size else [row.budget], scope) if typed else ""
+            of_cell = of_row | {"task": column.task, "position": i}
+            of_cell |= details(cell) if cell.runs else {"command": words}
+            printed = dict(zip(column.metrics, column.printed, strict=True))
+            for name in (*column.metrics, *(more for more in column.more if more in cell.values)):
+                values = cell.values.get(name, {})
+                numbers = (*mean_sd(list(values.values())), tuple(values), row.paper.get(printed.get(name, "")))
+                lines.append(of_cell | figure_of(*numbers, beside_paper) | {"metric": name, "values": values})
         if spec.average is not None:
-            figure = numbers(*average_of(spec, row, ours), row.paper.get(spec.average_column), comparable)
+            numbers = (*average_of(spec, row), row.paper.get(spec.average_column))
             of_average = {"task": "all", "position": AVERAGE, "metric": spec.average_column}
-            rows.append(of_row(table, row) | of_average | figure)
+            of_average["tuning"] = tuple(len(cell.lrs) for cell in row.cells)
+            lines.append(of_row | of_average | figure_of(*numbers, beside_paper))
     flags = dict.fromkeys(("best", "second", "best_unequal"), False)
-    figures = pd.DataFrame([row | flags for row in rows], columns=[*FIELDS, *INTERNAL], dtype=object)
+    figures = pd.DataFrame([line | flags for line in lines], columns=[*FIELDS, *INTERNAL], dtype=object)
     figures = figures.where(figures.notna(), None)
     floats = dict.fromkeys(("mean", "sd", "paper", "difference"), float)
-    return figures.astype(floats | {"position": int} | dict.fromkeys(flags, bool))
+    return with_best(spec, figures.astype(floats | {"position": int} | dict.fromkeys(flags, bool)))
 
 
-def of_row(table: Table, row: Row) -> dict[str, Any]:
-    scope = table.scope
-    names = {"table": table.spec.name, "method": row.method, "method_name": row.name, "budget": row.budget}
-    chosen = {"backbone": scope.backbone, "data": scope.data, "protocol": scope.protocol, "checkpoint": scope.select}
-    return names | chosen | {"params_paper": row.params_label}
+def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (ddof = 1; None for one value), independent of the order of ``values``."""
+    if not values:
+        return None, None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def numbers(
-    mean: float | None, sd: float | None, seeds: Sequence[int], printed: str | None, comparable: bool
+def figure_of(
+    mean: float | None, sd: float | None, seeds: Sequence[int], printed: str | None, beside_paper: bool
 ) -> dict[str, Any]:
     mean, paper = number(mean), number(printed)
-    return {
-        "mean": mean,
-        "sd": number(sd),
-        "n_seeds": len(seeds),
-        "seeds": " ".join(map(str, seeds)),
-        "paper": paper,
-        "difference": None if mean is None or paper is None or not comparable else mean - paper,
-    }
+    difference = None if mean is None or paper is None or not beside_paper else mean - paper
+    counts = {"n_seeds": len(seeds), "seeds": " ".join(map(str, seeds))}
+    return {"mean": mean, "sd": number(sd), **counts, "paper": paper, "difference": difference}
 
 
-def details(table: Table, row: Row, position: int) -> dict[str, Any]:
-    """Counts, settings and files of the runs in a cell; of an empty cell the command that fills it."""
-    cell = row.cells[position]
-    if not cell.runs:
-        labels = {other.budget for other in table.rows if other.in_paper}
-        budgets = [] if row.fixed_size else [row.budget]
-        typed = row.fixed_size or row.budget in labels  # r3 is no budget to type
-        return {
-            "command": command([table.spec.columns[position].task], [row.method], budgets, table.scope) if typed else ""
-        }
+def details(cell: Cell) -> dict[str, Any]:
+    """Counts, settings and files of the runs in a cell."""
     counts: dict[str, int | None] = {}
     for name in COUNTS:
         known = [run.record.params[name] for run in cell.runs if name in run.record.params]
         counts |= {f"params_{name}_min": min(known, default=None), f"params_{name}_max": max(known, default=None)}
-    key = cell.runs[0].key
+    key = cell.key
     return counts | {
         **{name: key[name] for name in ("lr", "total_steps", "max_examples", "variant")},
         "lrs_tried": " ".join(map(lr_text, cell.lrs)),
         "n_lrs_tried": len(cell.lrs),
+        "tuning": len(cell.lrs),
         "chosen_on": "held-out" if cell.held_out else "reported",
         "held_out_mean": primary_mean(cell.runs, True) if cell.held_out else None,
         "degenerate_seeds": " ".join(map(str, cell.degenerate)),
@@ -429,43 +427,37 @@ def details(table: Table, row: Row, position: int) -> dict[str, Any]:
     }
 
 
-def average_of(
-    spec: Spec, row: Row, ours: Mapping[tuple[Any, ...], Any]
-) -> tuple[float | None, float | None, tuple[int, ...]]:
+def average_of(spec: Spec, row: Row) -> tuple[float | None, float | None, tuple[int, ...]]:
     """The table's own mean where every column is filled; its sd only where all columns have the same seeds."""
     if spec.average is None or not all(cell.runs for cell in row.cells):
         return None, None, ()
-    figures = {
-        printed: ours[row.method, row.budget, i, metric]
-        for i, column in enumerate(spec.columns)
+    values = {
+        printed: cell.values[metric]
+        for column, cell in zip(spec.columns, row.cells, strict=True)
         for metric, printed in zip(column.metrics, column.printed, strict=True)
     }
-    mean = spec.average({name: figure[0] for name, figure in figures.items()})
+    mean = spec.average({name: statistics.fmean(of.values()) for name, of in values.items()})
     seeds = row.cells[0].seeds
     if any(cell.seeds != seeds for cell in row.cells):
         return mean, None, ()
-    of_seed = [spec.average({name: figure[2][seed] for name, figure in figures.items()}) for seed in seeds]
+    of_seed = [spec.average({name: of[seed] for name, of in values.items()}) for seed in seeds]
     return mean, mean_sd(of_seed)[1], seeds
 
 
-def with_best(table: Table) -> pd.DataFrame:
+def with_best(spec: Spec, figures: pd.DataFrame) -> pd.DataFrame:
     """Marks the best and the second best of ours in each column, to the two decimals shown, where rows compete.
 
     ``best_unequal``: it is the best, and the rows of the column tried different numbers of learning rates.
     """
-    figures = table.figures
-    tried = {(row.method, row.budget): tuple(len(cell.lrs) for cell in row.cells) for row in table.rows}
     for (position, metric), column in figures[figures["mean"].notna()].groupby(["position", "metric"]):
-        declared = None if position == AVERAGE else table.spec.columns[int(position)]
+        declared = None if position == AVERAGE else spec.columns[int(position)]
         if len(column) < 2 or (declared and (metric not in declared.metrics or declared.better == "neither")):
             continue
         highest = declared is None or declared.better == "higher"
         ranks = column["mean"].round(2).rank(method="dense", ascending=not highest)
-        rows = [tried[row] for row in zip(column.method, column.budget, strict=True)]
-        counts = set(rows if position == AVERAGE else (lrs[int(position)] for lrs in rows))
         figures.loc[column.index, "best"] = ranks == 1
         figures.loc[column.index, "second"] = ranks == 2
-        figures.loc[column.index, "best_unequal"] = (ranks == 1) & (len(counts) > 1)
+        figures.loc[column.index, "best_unequal"] = (ranks == 1) & (column.tuning.nunique() > 1)
     return figures
 
 

@@ -11,19 +11,18 @@ import re
 import textwrap
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from adalora_repro.config import catalog
 from adalora_repro.config.words import lr_text, word
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.records.run_record import write_atomic
-from adalora_repro.records.selection import RULE, Run, at_edge, primary_mean
-from adalora_repro.reports.cells import Cell, Row, Table, choose_scope, compile_table
+from adalora_repro.records.selection import RULE, primary_mean
+from adalora_repro.reports.cells import Cell, Table, choose_scope, compile_table
 from adalora_repro.reports.faults import without_faulty
-from adalora_repro.reports.notes import optimism
+from adalora_repro.reports.notes import optimism_of
 from adalora_repro.reports.spec import PartlyDone, Record, Report, Request, Scope, add_partial
-from adalora_repro.reports.text import plural
+from adalora_repro.reports.text import cell_name, plural, wrapped
 from adalora_repro.terminal import clean, one_line
 
 EDGE = "edge of its grid: widen it"
@@ -31,85 +30,51 @@ MARK = "  # chosen"  # begins the comment lines that a later choice replaces
 LR_LINE = re.compile(r"^  lr: (\S+)(?:\s+#.*)?$")
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A cell with finished runs and the learning rate that the table shows."""
-
-    task: str
-    row: Row
-    cell: Cell
-
-    @property
-    def name(self) -> str:
-        return f"{self.task} {self.row.method}{'' if self.row.fixed_size else f' {self.row.budget}'}"
-
-    @property
-    def lr(self) -> float:
-        return float(self.cell.runs[0].key["lr"])
-
-    @property
-    def edge(self) -> bool:
-        return at_edge(self.lr, self.cell.lrs)
-
-    @property
-    def score(self) -> str:
-        """The mean by which the learning rate was chosen: metric, value, and the split if it is the held-out one."""
-        split = " on the held-out split" * self.cell.held_out
-        mean = primary_mean(self.cell.runs, self.cell.held_out)
-        return f"{self.cell.runs[0].record.primary_metric} {mean:.2f}{split}"
-
-    def score_of(self, run: Run) -> float:
-        return run.primary(self.cell.held_out)
-
-    @property
-    def tried(self) -> str:
-        grid = self.cell.lrs
-        return (
-            f"{len(grid)} tried, {lr_text(grid[0])} to {lr_text(grid[-1])}" if len(grid) > 1 else "the only one tried"
-        )
-
-    def file(self, scope: Scope) -> str:
-        budget = "" if self.row.fixed_size else f"_{self.row.budget}"
-        return f"{self.task}_{self.row.method}{budget}_{scope.backbone}.yaml"
+def choices(table: Table) -> list[Cell]:
+    """The cells with finished runs, each once, also where several columns are of one task."""
+    return list({(row.name, column.task): cell for row, column, cell in table.filled()}.values())
 
 
-def choices(table: Table) -> list[Choice]:
-    """Each cell once, also where several columns are of one task."""
-    cells = {
-        (row.name, column.task): Choice(column.task, row, cell) for row, column, cell in table.cells() if cell.runs
-    }
-    return list(cells.values())
+def score_text(cell: Cell) -> str:
+    """The mean by which the learning rate was chosen: metric, value, and the split if it is the held-out one."""
+    split = " on the held-out split" * cell.held_out
+    return f"{cell.runs[0].record.primary_metric} {primary_mean(cell.runs, cell.held_out):.2f}{split}"
+
+
+def tried_text(cell: Cell) -> str:
+    grid = cell.lrs
+    return f"{len(grid)} tried, {lr_text(grid[0])} to {lr_text(grid[-1])}" if len(grid) > 1 else "the only one tried"
 
 
 def render_choices(table: Table) -> str:
     """Each choice with its runs; at the end the rule, and where it is optimistic."""
     scope = table.scope
-    lines = [
-        f"{table.spec.title}. Backbone {scope.backbone}; data {scope.data}; protocol {scope.protocol}",
-        *scope.remarks,
-    ]
+    lines = wrapped(f"{table.spec.title}. Backbone {scope.backbone}; data {scope.data}; protocol {scope.protocol}")
+    lines += [line for remark in scope.remarks for line in wrapped(remark)]
     cells = choices(table)
-    for choice in cells:
-        seeds = plural(len(choice.cell.runs), "seed")
-        flag = f"; {EDGE}" if choice.edge else ""
-        lines.append(f"{choice.name}: lr {lr_text(choice.lr)}, {choice.score}, {seeds}; {choice.tried}{flag}")
-        for run in choice.cell.runs:
+    for cell in cells:
+        flag = f"; {EDGE}" if cell.edge else ""
+        name, seeds = cell_name(cell.key), plural(len(cell.runs), "seed")
+        text = f"{name}: lr {lr_text(cell.lr)}, {score_text(cell)}, {seeds}; {tried_text(cell)}{flag}"
+        lines += ["", *wrapped(text, "  ")]
+        for run in cell.runs:
             flag = "  degenerate" * run.record.degenerate
-            lines.append(f"  {choice.score_of(run):.2f}  seed {run.key['seed']}  {run.path}{flag}")
-    lines += optimism(choice.cell for choice in cells)
-    lines.append(RULE if cells else "no cell has a finished run")
-    return "\n".join(map(clean, lines)) + "\n"
+            lines.append(clean(f"  {run.primary(cell.held_out):.2f}  seed {run.key['seed']}  {run.path}{flag}"))
+    lines += ["", *(line for sentence in optimism_of(table) for line in wrapped(sentence))] if cells else []
+    lines += wrapped(RULE) if cells else ["no cell has a finished run"]
+    return "\n".join(lines) + "\n"
 
 
-def keep(choice: Choice, scope: Scope, folder: Path, today: str) -> str | None:
+def keep(cell: Cell, scope: Scope, folder: Path, today: str) -> str | None:
     """Writes the choice to ``folder``; returns one line about it, None where the file says the same already.
 
     Raises:
         InputError: the file that is there has no line to put the learning rate in.
     """
-    path = folder / choice.file(scope)
+    budget = "" if cell.fixed_size else f"_{cell.key['budget']}"
+    path = folder / f"{cell.key['task']}_{cell.key['method']}{budget}_{scope.backbone}.yaml"
     try:
-        old = path.read_text(encoding="utf-8").splitlines() if path.exists() else header(choice, scope)
+        old = path.read_text(encoding="utf-8").splitlines() if path.exists() else header(cell, scope)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--write: cannot read '{path}': {one_line(error)}; left alone") from None
     line = lr_line(path, old) if path.exists() else len(old)
@@ -117,42 +82,40 @@ def keep(choice: Choice, scope: Scope, folder: Path, today: str) -> str | None:
     first = line
     while first and old[first - 1].startswith(MARK):
         first -= 1
-    origin = reasons(choice, scope, today)
-    if before is not None and float(before[1]) == choice.lr and old[first + 1 : line] == origin[1:]:
+    origin = reasons(cell, scope, today)
+    if before is not None and float(before[1]) == cell.lr and old[first + 1 : line] == origin[1:]:
         return None
     was = f"; before: {before[1]}" if before is not None else ""
-    edge = f"; {EDGE}" if choice.edge else ""
-    new = [*old[:first], *origin, f"  lr: {yaml_number(choice.lr)}  # chosen {today}{edge}{was}", *old[line + 1 :]]
+    edge = f"; {EDGE}" if cell.edge else ""
+    new = [*old[:first], *origin, f"  lr: {yaml_number(cell.lr)}  # chosen {today}{edge}{was}", *old[line + 1 :]]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, ("\n".join(new) + "\n").encode())
     except OSError as error:
         raise InputError(f"--write: cannot write '{path}': {error.strerror}") from None
-    return f"wrote {path}: optim.lr {lr_text(choice.lr)}{was}"
+    return f"wrote {path}: optim.lr {lr_text(cell.lr)}{was}"
 
 
-def header(choice: Choice, scope: Scope) -> list[str]:
-    words = [word("task", choice.task), word("method", choice.row.method)]
-    words += [] if choice.row.fixed_size else [word("budget", choice.row.budget)]
+def header(cell: Cell, scope: Scope) -> list[str]:
+    words = [word(name, cell.key[name]) for name in ("task", "method", *(() if cell.fixed_size else ("budget",)))]
     command = " ".join(["adalora-run", *words, word("backbone", scope.backbone)])
+    name = cell_name(cell.key)
     return [
         "# @package _global_",
-        f"# The learning rate of {choice.name} on {scope.backbone} from our own runs; nothing else is set here.",
+        f"# The learning rate of {name} on {scope.backbone} from our own runs; nothing else is set here.",
         f"# Command: {command}",
         "optim:",
     ]
 
 
-def reasons(choice: Choice, scope: Scope, today: str) -> list[str]:
+def reasons(cell: Cell, scope: Scope, today: str) -> list[str]:
     """Comment lines: date, scope and grid, the runs with their scores, the rule."""
-    runs = choice.cell.runs
-    key = runs[0].key
-    grid = ", ".join(map(lr_text, choice.cell.lrs))
+    key, grid = cell.key, ", ".join(map(lr_text, cell.lrs))
     comments = [
         f"{today}",
         f"from data={scope.data} protocol={scope.protocol}, setting {key['variant']} ({key['total_steps']:,} steps)",
-        f"among {grid}: {choice.score}, mean of {plural(len(runs), 'seed')}",
-        *(f"from {choice.score_of(run):.2f}  {run.path}" for run in runs),
+        f"among {grid}: {score_text(cell)}, mean of {plural(len(cell.runs), 'seed')}",
+        *(f"from {run.primary(cell.held_out):.2f}  {run.path}" for run in cell.runs),
         *textwrap.wrap(f"by the {RULE[0].lower()}{RULE[1:]}", 100),
     ]
     return [f"{MARK} {clean(line)}" for line in comments]
@@ -225,16 +188,17 @@ def make(request: Request) -> tuple[str, list[str]]:
 def keep_all(table: Table, problems: list[str]) -> list[str]:
     """Writes each choice of a table; a line for each. ``problems`` gets one for each file that cannot be written."""
     lines = []
-    for choice in choices(table):
-        if choice.row.method == "lora_rank_pattern":  # its budget is another run's, and no word of the command line
-            lines.append(f"not written: {choice.name}: type optim.lr={lr_text(choice.lr)} beside its ranks")
+    folder = catalog.resource("conf") / "tuned" / "lr"
+    for cell in choices(table):
+        name = cell_name(cell.key)
+        if cell.key["method"] == "lora_rank_pattern":  # its budget is another run's, and no word of the command line
+            lines.append(f"not written: {name}: type optim.lr={lr_text(cell.lr)} beside its ranks")
             continue
-        if len(choice.cell.lrs) < 2 or not (choice.row.fixed_size or choice.row.budget in catalog.budgets()):
-            lines.append(f"not written: {choice.name}: {choice.tried}, or no budget of conf/budget")
+        if len(cell.lrs) < 2 or not (cell.fixed_size or cell.key["budget"] in catalog.budgets()):
+            lines.append(f"not written: {name}: {tried_text(cell)}, or no budget of conf/budget")
             continue
         try:
-            folder = catalog.resource("conf") / "tuned" / "lr"
-            lines.append(keep(choice, table.scope, folder, time.strftime("%Y-%m-%d")) or f"unchanged: {choice.name}")
+            lines.append(keep(cell, table.scope, folder, time.strftime("%Y-%m-%d")) or f"unchanged: {name}")
         except InputError as error:
             problems.append(str(error))
     return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,50 +21,35 @@ class Point(NamedTuple):
     value: float
 
 
-def evenly(items: Sequence[T], most: int) -> list[T]:
-    """At most ``most`` of ``items`` at even distances, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+def curve(
+    folder: Path, name: str, most: int | None = None, of: Callable[[Any], Any] = lambda value: value
+) -> list[Point]:
+    """What the log says of ``name`` against step.
 
-
-def losses(folder: Path, most: int) -> list[Point]:
-    """Training loss against step, thinned to ``most`` points before anything is parsed: logs can be long."""
-    return [
-        Point(values["t"], float(values["loss"]))
-        for values in parsed(evenly(lines_with(folder, b'"loss"'), most))
-        if is_number(values.get("loss"))
-    ]
+    Args:
+        name: ``loss``, ``b_t`` (triplets kept), ``evaluation``, ``orthogonality_P`` (‖PᵀP - I‖² of every matrix in the
+            order of the rank pattern) or ``orthogonality_Q`` (‖QQᵀ - I‖²).
+        most: the lines are thinned to so many before anything is parsed: logs can be long.
+        of: the logged value -> the number to draw; what is no number (``is_number``) has no point.
+    """
+    lines = lines_with(folder, name)
+    lines = lines if most is None else evenly(lines, most)
+    points = [(values["t"], of(values[name])) for values in parsed(lines) if name in values]
+    return [Point(step, float(value)) for step, value in points if is_number(value)]
 
 
 def evaluations(folder: Path, metric: str) -> list[Point]:
-    """One metric of the reported split against step, in the unit of the task."""
-    lines = [(values["t"], values.get("evaluation")) for values in parsed(lines_with(folder, b'"evaluation"'))]
-    return [
-        Point(step, float(metrics[metric]))
-        for step, metrics in lines
-        if isinstance(metrics, dict) and is_number(metrics.get(metric))
-    ]
-
-
-def budgets(folder: Path) -> list[Point]:
-    """b(t), the number of triplets kept, against step; empty for a method without a schedule."""
-    return [
-        Point(values["t"], float(values["b_t"]))
-        for values in parsed(lines_with(folder, b'"b_t"'))
-        if is_number(values.get("b_t"))
-    ]
+    """One metric of the reported split, in the unit of the task."""
+    return curve(folder, "evaluation", of=lambda metrics: metrics.get(metric) if isinstance(metrics, dict) else None)
 
 
 def orthogonality(folder: Path, side: str, matrix: int) -> list[Point]:
-    """||PᵀP - I||² (``side`` P) or ||QQᵀ - I||² (Q) of the matrix with this index in the rank pattern."""
-    name = f"orthogonality_{side}"
-    points = []
-    for values in parsed(lines_with(folder, name.encode())):
-        errors = values.get(name)
-        if isinstance(errors, list) and matrix < len(errors) and is_number(errors[matrix]):
-            points.append(Point(values["t"], float(errors[matrix])))
-    return points
+    """``side`` P or Q of the matrix with this index in the rank pattern."""
+
+    def of_matrix(errors: Any) -> Any:
+        return errors[matrix] if isinstance(errors, list) and matrix < len(errors) else None
+
+    return curve(folder, f"orthogonality_{side}", of=of_matrix)
 
 
 def evaluations_at_budget(folder: Path, record: RunRecord) -> int | None:
@@ -79,16 +64,23 @@ def evaluations_at_budget(folder: Path, record: RunRecord) -> int | None:
     if type(t_f) is int and type(delta_t) is int and delta_t > 0:
         final = record.key["total_steps"] - t_f
         first = final + (record.key["protocol"] == "released" and final % delta_t != 0)
-    steps = [values["t"] for values in parsed(lines_with(folder, b'"evaluation"')) if "evaluation" in values]
-    return len({step for step in steps if step - 1 >= first}) or None
+    steps = {point.step for point in curve(folder, "evaluation", of=lambda metrics: 0.0)}
+    return len([step for step in steps if step - 1 >= first]) or None
 
 
-def lines_with(folder: Path, word: bytes) -> list[bytes]:
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most ``most`` of ``items`` at even distances, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def lines_with(folder: Path, name: str) -> list[bytes]:
     try:
         content = content_of(folder / LOG_NAME, LARGEST_LOG)
     except (OSError, RecordError):
         return []
-    return [line for line in content.splitlines() if word in line]
+    return [line for line in content.splitlines() if f'"{name}"'.encode() in line]
 
 
 def parsed(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:

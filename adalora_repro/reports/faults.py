@@ -40,23 +40,24 @@ def without_faulty(
     except InputError:
         raise
     except Exception:
-        try:
-            make([])
-        except InputError:
-            pass
-        except Exception:
-            records = []  # it fails even without records
-        faulty: dict[Path, str] = {}
-        for path, record in records:
-            try:
-                make([(path, record)])
-            except InputError:
-                pass
-            except Exception as error:
-                faulty[path] = f"{path}: {fault(error)}"
+        fails_empty = failure(make, []) is not None  # then it says nothing that a single record fails too
+        faults = {path: None if fails_empty else failure(make, [(path, record)]) for path, record in records}
+        faulty = {path: error for path, error in faults.items() if error is not None}
         if not faulty:
             raise
-    return make([(path, record) for path, record in records if path not in faulty]), list(faulty.values())
+    lines = [f"{path}: {fault(error)}" for path, error in faulty.items()]
+    return make([(path, record) for path, record in records if path not in faulty]), lines
+
+
+def failure(make: Callable[[Sequence[tuple[Path, R]]], T], records: Sequence[tuple[Path, R]]) -> Exception | None:
+    """The unforeseen error of ``make``."""
+    try:
+        make(records)
+    except InputError:
+        return None
+    except Exception as error:
+        return error
+    return None
 
 
 def attempt(what: str, make: Callable[[], T], instead: T, refused: list[str]) -> T:

@@ -11,7 +11,7 @@ from adalora_repro.records.run_record import stated
 from adalora_repro.records.selection import HOLDOUT, RULE, Run, primary_mean
 from adalora_repro.reports.cells import AVERAGE, Cell, Table
 from adalora_repro.reports.curves import evaluations_at_budget
-from adalora_repro.reports.spec import command
+from adalora_repro.reports.spec import commands
 from adalora_repro.reports.text import plural, seed_phrase, short
 
 UNEQUAL = "‡"  # on bold or significant figures: the two sides tried different numbers of learning rates
@@ -45,9 +45,12 @@ def warnings_of(table: Table) -> list[str]:
         spec, scope = table.spec, table.scope
         same = "on all of the data" if scope.backbone == spec.backbone else f"of {spec.backbone}"
         notes.append(f"The paper's numbers are {same}, ours of {scope.backbone} on {scope.data} data: not shown here.")
-    constant = [f"{row.name} {column.heading}" for row, column, cell in table.cells() if cell.degenerate]
+    constant = [f"{row.name} {column.heading}" for row, column, cell in table.filled() if cell.degenerate]
     if constant:
         notes.append(f"{CONSTANT} A run gave every example the same prediction: {', '.join(constant)}.")
+    if table.figures.best_unequal.any():
+        notes.append(f"{UNEQUAL} The rows compared tried different numbers of learning rates; --notes has the numbers.")
+    notes += [f"Not in the table: {plural(count, 'record')} {why}." for why, count in sorted(table.left_out.items())]
     if table.refused:
         notes.append(f"Refused and not counted: {plural(len(table.refused), 'record')}, named on stderr.")
     return notes
@@ -57,7 +60,6 @@ def notes_of(table: Table) -> list[str]:
     """All notes, the most surprising first."""
     notes = [*warnings_of(table), *column_notes(table)]
     notes += [f"{row.name}, {column.heading}: {note}." for row, column, cell in table.cells() for note in cell.notes]
-    notes += [f"Not in the table: {plural(count, 'record')} {why}." for why, count in sorted(table.left_out.items())]
     notes.append(
         "Ours: mean over seeds ± sample standard deviation (number of seeds). Paper: as printed there, in brackets the "
         "difference ours - paper in points. Bold: best of ours in a column, over all budgets, where two rows have it."
@@ -72,8 +74,7 @@ def notes_of(table: Table) -> list[str]:
             "Shares: ours are # Params over the parameters of the backbone; the paper's are the labels it prints."
         )
     notes += [*best_notes(table), *table.spec.notes, RULE]
-    notes += optimism(cell for _, _, cell in table.cells())
-    return [*notes, *settings_notes(table)]
+    return [*notes, *optimism_of(table), *settings_notes(table)]
 
 
 def column_notes(table: Table) -> list[str]:
@@ -140,16 +141,20 @@ def unequal_notes(table: Table) -> list[str]:
     ]
 
 
-def optimism(cells: Iterable[Cell]) -> list[str]:
-    """One sentence if a cell has no held-out split: its learning rate is chosen by the scores that it reports."""
-    filled = [cell for cell in cells if cell.runs]
-    chosen = sum(cell.optimistic for cell in filled)
+def optimism(cells: Iterable[tuple[int, bool]]) -> list[str]:
+    """One sentence if a learning rate was chosen by the scores that are reported.
+
+    Args:
+        cells: of each cell with runs how many learning rates were tried, and whether the held-out split chose.
+    """
+    cells = list(cells)
+    chosen = sum(lrs > 1 and not held_out for lrs, held_out in cells)
     if chosen:
         return [
-            f"Optimistic: in {chosen} of {plural(len(filled), 'cell')} the learning rate was chosen by the reported "
+            f"Optimistic: in {chosen} of {plural(len(cells), 'cell')} the learning rate was chosen by the reported "
             f"scores, because not every run has a held-out split ({HOLDOUT})."
         ]
-    if any(not cell.held_out for cell in filled):
+    if not all(held_out for _, held_out in cells):
         return [
             f"Without a held-out split ({HOLDOUT}), choosing among several learning rates makes a score optimistic; "
             "no cell here did so."
@@ -157,21 +162,24 @@ def optimism(cells: Iterable[Cell]) -> list[str]:
     return []
 
 
+def optimism_of(table: Table) -> list[str]:
+    return optimism((len(cell.lrs), cell.held_out) for _, _, cell in table.filled())
+
+
 def best_notes(table: Table) -> list[str]:
     """For ``--select best``: how the checkpoint was chosen, and among how many evaluations of each run."""
     if table.scope.select != "best" or not table.runs:
         return []
     notes = []
-    if any(cell.runs and not cell.held_out for _, _, cell in table.cells()):
+    if not all(cell.held_out for _, _, cell in table.filled()):
         notes.append(
             "Checkpoint best is a maximum over evaluations on the data reported here, so it is optimistic, and the "
             "more so the more evaluations there are. Only evaluations at the final budget count, so AdaLoRA and other "
             "methods that prune have fewer of them than LoRA has in as many steps."
         )
     counts: dict[str, list[str]] = defaultdict(list)
-    for row, column, cell in table.cells():
-        if cell.runs:
-            counts[row.name].append(f"{column.heading} {evaluations_text(cell.runs)}")
+    for row, column, cell in table.filled():
+        counts[row.name].append(f"{column.heading} {evaluations_text(cell.runs)}")
     rows = "; ".join(f"{name}: {', '.join(parts)}" for name, parts in counts.items())
     return [*notes, f"Evaluations among which best was chosen, per run (from log.jsonl): {rows}."]
 
@@ -189,18 +197,16 @@ def settings_notes(table: Table) -> list[str]:
     """Learning rate, steps and seeds of every cell, and where its records lie."""
     if not table.runs:
         return []
-    scope, lines = table.scope, []
-    for row in table.rows:
-        headings: dict[str, list[str]] = defaultdict(list)
-        for column, cell in zip(table.spec.columns, row.cells, strict=True):
-            if cell.runs:
-                key = cell.runs[0].key
-                steps = plural(key["total_steps"], "step")
-                text = f"(lr {lr_text(key['lr'])}, {tried(cell)}, {steps}, {seed_phrase(cell.runs)})"
-                headings[text].append(column.heading)
-        if headings:
-            shown = "; ".join(f"{', '.join(names)} {text}" for text, names in headings.items())
-            lines.append(f"Shown for {row.name}: {shown}.")
+    scope = table.scope
+    shown: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for row, column, cell in table.filled():
+        steps = plural(cell.key["total_steps"], "step")
+        text = f"(lr {lr_text(cell.lr)}, {tried(cell)}, {steps}, {seed_phrase(cell.runs)})"
+        shown[row.name][text].append(column.heading)
+    lines = []
+    for name, of in shown.items():
+        parts = [f"{', '.join(headings)} {text}" for text, headings in of.items()]
+        lines.append(f"Shown for {name}: {'; '.join(parts)}.")
     below = f"TASK/METHOD/BUDGET/{scope.protocol}-{scope.data}-lrLR-seedSEED-HASH/metrics.json"
     return [*lines, f"Records: {scope.results}/runs/{scope.backbone}/{below} (--format csv names each)."]
 
@@ -216,20 +222,14 @@ def tried(cell: Cell) -> str:
 
 
 def commands_of(table: Table) -> list[str]:
-    """The fewest commands that fill the empty cells of the paper's rows: equal gaps share one (Hydra's comma lists)."""
-    by_budget: dict[tuple[tuple[str, ...], str], list[str]] = defaultdict(list)
-    for row in table.rows:
-        columns = zip(table.spec.columns, row.cells, strict=True)
-        tasks = tuple(dict.fromkeys(column.task for column, cell in columns if not cell.runs))
-        if tasks and row.in_paper:
-            by_budget[tasks, "" if row.fixed_size else row.budget].append(row.method)
-    merged: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = defaultdict(list)
-    for (tasks, budget), methods in by_budget.items():
-        merged[tasks, tuple(methods)] += [budget] if budget else []
-    return [command(tasks, methods, budgets, table.scope) for (tasks, methods), budgets in merged.items()]
+    """The fewest commands that fill the empty cells of the paper's rows."""
+    gaps = [(row, column) for row, column, cell in table.cells() if row.in_paper and not cell.runs]
+    return commands(
+        [(column.task, row.method, "" if row.fixed_size else row.budget) for row, column in gaps], table.scope
+    )
 
 
-def fill_title(commands: Sequence[str]) -> str:
+def fill_title(lines: Sequence[str]) -> str:
     """The sentence before the commands, which are the shortest form: settings that a user varied are not in them."""
-    where = "DIR is the folder with the data; " if any("data.dir=DIR" in line for line in commands) else ""
+    where = "DIR is the folder with the data; " if any("data.dir=DIR" in line for line in lines) else ""
     return f"{FILL} ({where}add the overrides that the other runs had)"

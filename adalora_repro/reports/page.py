@@ -25,7 +25,8 @@ from adalora_repro import __version__
 from adalora_repro.records.revisions import outdated
 from adalora_repro.reports.cells import Row, Table, compile_table, in_scope
 from adalora_repro.reports.faults import attempt, fault, without_faulty
-from adalora_repro.reports.figures.drawing import Records, run_name, scopes_of
+from adalora_repro.reports.figures.data import Records, scopes_of
+from adalora_repro.reports.figures.svg import run_name
 from adalora_repro.reports.html import markup, render
 from adalora_repro.reports.notes import commands_of, fill_title
 from adalora_repro.reports.output import check, form_of
@@ -56,9 +57,14 @@ def place(request: Request) -> str:
 
 def make(request: Request) -> tuple[str, list[str]]:
     """The page, and a line for each file that was refused."""
+    (page, refused), faulty = without_faulty(partial(page_of, request), request.read[0])
+    return page, [*refused, *faulty]
+
+
+def page_of(request: Request, found: Records) -> tuple[str, list[str]]:
     refused = list(request.read[1])
     runs = Runs(request.results, Path(place(request)).parent)
-    for path, record in request.read[0]:
+    for path, record in found:
         try:
             runs.add(state_of(path, record, time.time(), socket.gethostname()))
         except Exception as error:

@@ -12,27 +12,23 @@ from urllib.parse import quote
 from adalora_repro.config.words import lr_text, word
 from adalora_repro.records.run_record import RunRecord, stated
 from adalora_repro.records.selection import run_of
-from adalora_repro.reports.figures.drawing import run_name
+from adalora_repro.reports.figures.svg import run_name
 from adalora_repro.reports.status import SYMBOLS, State, duration, real
 from adalora_repro.reports.text import fixed
 from adalora_repro.terminal import clean
 
 STATUSES = ("ok", *SYMBOLS)
 WORDS = {"ok": "finished"}
-#: settings that a command repeats where they are not null
-REPEATED = (
-    *(
-        "budget.match",
-        "budget.params",
-        "data.holdout",
-        "eval.max_examples",
-        "optim.weight_decay",
-        "optim.max_grad_norm",
-    ),
-    *("method.r", "method.d", "method.gamma", "method.targets", "method.layers", "method.schedule", "method.alpha"),
-    *("method.init", "train.epochs", "train.max_steps", "train.batch_size", "train.grad_accumulation"),
-    *("train.precision", "train.padding", "train.group_by_length", "optim.max_grad_norm"),
-)
+#: settings that a command repeats where they are not null, by section
+SECTIONS = {
+    "budget": "match params",
+    "data": "holdout",
+    "eval": "max_examples",
+    "optim": "weight_decay max_grad_norm",
+    "method": "r d gamma targets layers schedule alpha init",
+    "train": "epochs max_steps batch_size grad_accumulation precision padding group_by_length",
+}
+REPEATED = [f"{section}.{name}" for section, names in SECTIONS.items() for name in names.split()]
 NULLABLE = ("train.eval_steps",)  # null says: at the end of each epoch
 #: a schedule that is scaled with the number of steps makes these from the task's own
 STEPS = ("method.t_i", "method.t_f", "method.delta_t", "optim.warmup_steps")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.reports.cells import AVERAGE, FIELDS, Row, Table
+from adalora_repro.reports.html import markup
+from adalora_repro.reports.html import render as template
 from adalora_repro.reports.notes import (
     CONSTANT,
     UNEQUAL,
@@ -24,15 +24,17 @@ from adalora_repro.reports.notes import (
     notes_of,
     warnings_of,
 )
-from adalora_repro.reports.text import NONE, aligned, extent, fixed, piped, signed
+from adalora_repro.reports.spec import Spec
+from adalora_repro.reports.text import NONE, aligned, extent, fixed, piped, signed, width, wrapped
 from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = ("text", "markdown", "latex", "csv", "html")
-NARROW, WIDE = 80, 100  # columns of a terminal that a table in text uses
 PAPER = "paper"  # the line below ours
+SIZES = ("# Params", "share", "with head")  # of a method: trained, over the backbone's, with the task's head
+FIGURES = "Figures: mean over seeds ± sample standard deviation (number of seeds)."
 
 Link = Callable[[Row, int], str | None]
 
@@ -91,52 +93,50 @@ def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = la
     """
     import pandas as pd
 
-    markup, spec = MARKUPS[form], table.spec
-    only_filled = only_filled or (bool(table.runs) and not table.comparable)
-    positions = table.columns_filled if only_filled else list(range(len(spec.columns)))
-    positions = [*positions, AVERAGE] if spec.average and len(positions) == len(spec.columns) else positions
-    headings = ["# Params", *(["share"] if spec.shares else []), *(["with head"] if form != "text" else [])]
-    headings += [
-        spec.average_heading if i == AVERAGE else f"{spec.columns[i].heading} {spec.columns[i].unit}" for i in positions
-    ]
-    shown, lines = bool(table.runs), []
+    markup, spec, ours_shown = MARKUPS[form], table.spec, bool(table.runs)
+    only_filled = only_filled or (ours_shown and not table.comparable)
+    positions = shown_positions(table, only_filled)
+    sizes = [i for i, shown in enumerate((True, spec.shares, form != "text")) if shown]  # of SIZES
+    lines: list[list[str]] = []
     group: list[str] = []
     for row in table.rows:
         cells = [table.of(row, i) for i in positions]
-        blank = [""] * (len(headings) - len(positions))
-        printed = any(figure.paper == figure.paper for cell in cells for figure in cell) and (
-            table.comparable or not shown
-        )
+        printed = any(figure.paper == figure.paper for cell in cells for figure in cell)
+        printed = printed and (table.comparable or not ours_shown)
         if row.runs:
             counts = [extent(row.params("method")), extent(row.shares, ".3%"), extent(row.params("total"))]
             texts = [linked(link(row, i), ours(table, row, i, form)) for i in positions]
-            lines.append(
-                [markup.escape(row.name), *map(markup.escape, params_cells(counts, spec.shares, form)), *texts]
-            )
+            lines.append([*map(markup.escape, [row.name, *(counts[i] for i in sizes)]), *texts])
         elif not printed and not only_filled:
-            lines.append([markup.escape(row.name), *blank, *[NONE] * len(positions)])
+            lines.append([markup.escape(row.name), *[""] * len(sizes), *[NONE] * len(positions)])
         if printed and (row.runs or not only_filled):
             label = row.params_label or NONE
             counts = ["" if spec.shares else label, label, ""]
-            body = [name_of_paper(row, shown), *params_cells(counts, spec.shares, form)]
-            texts = [*map(markup.escape, body), *(papers(cell, spec.decimals, form) for cell in cells)]
+            name = f"  {PAPER}" if row.runs else f"{row.name} ({PAPER})" if ours_shown else row.name
+            texts = [papers(cell, spec.decimals, form) for cell in cells]
+            texts = [*map(markup.escape, [name, *(counts[i] for i in sizes)]), *texts]
             lines.append([markup.dim.format(text) if text else "" for text in texts])
         group += [row.budget] * (len(lines) - len(group))
-    frame = pd.DataFrame(lines, columns=["Method", *map(markup.escape, headings)])
+    headings = ["Method", *(SIZES[i] for i in sizes), *(" ".join(heading(spec, i)) for i in positions)]
+    frame = pd.DataFrame(lines, columns=list(map(markup.escape, headings)))
     commands = [] if only_filled and form != "text" else commands_of(table)
-    notes, warnings = notes_of(table), warnings_of(table)
+    notes, warnings = notes_of(table), [*warnings_of(table), *([FIGURES] if ours_shown else [])]
     return Sheet(spec.name, spec.title, caption_of(table), frame, group, notes, warnings, commands)
 
 
-def name_of_paper(row: Row, beside_ours: bool) -> str:
-    if row.runs:
-        return f"  {PAPER}"
-    return f"{row.name} ({PAPER})" if beside_ours else row.name
+def shown_positions(table: Table, only_filled: bool) -> list[int]:
+    """Numbers of the columns shown; the table's own mean where all of them are."""
+    everything = range(len(table.spec.columns))
+    positions = [i for i in everything if not only_filled or any(row.cells[i].runs for row in table.rows)]
+    return [*positions, AVERAGE] if table.spec.average and len(positions) == len(everything) else positions
 
 
-def params_cells(counts: list[str], shares: bool, form: str) -> list[str]:
-    """# Params, its share of the backbone in tables of shares, and, where there is room, the count with the head."""
-    return [counts[0], *([counts[1]] if shares else []), *([counts[2]] if form != "text" else [])]
+def heading(spec: Spec, position: int) -> tuple[str, str]:
+    """Name and unit of a column."""
+    if position == AVERAGE:
+        name, unit = spec.average_heading.split()
+        return name, unit
+    return spec.columns[position].heading, spec.columns[position].unit
 
 
 def ours(table: Table, row: Row, position: int, form: str) -> str:
@@ -194,34 +194,29 @@ def render_sheet(sheet: Sheet, form: str, notes: bool = False) -> str:
 
 def to_text(sheet: Sheet, notes: bool = False) -> str:
     """At most ``WIDE`` columns wide; columns for which there is no room follow below."""
-    width = min(WIDE, max(NARROW, shutil.get_terminal_size((WIDE, 24)).columns))
-    parts = [wrapped(sheet.caption, width)]
-    for names in bands(sheet, width) if len(sheet.frame) else []:
+    parts = [wrapped(sheet.caption)]
+    for names in bands(sheet, width()) if len(sheet.frame) else []:
         part = sheet.frame[names]
         parts.append(aligned([list(part.columns), *part.values.tolist()], rule=True))
     shown_notes = sheet.notes if notes else sheet.warnings
-    parts.append([line for note in shown_notes for line in wrapped(f"- {note}", width, "  ")])
+    parts.append([line for note in shown_notes for line in wrapped(f"- {note}", "  ")])
     if sheet.commands:
         shown = sheet.commands if notes else sheet.commands[:1]
         more = len(sheet.commands) - len(shown)
         title = f"{fill_title(shown)}{f'; --notes shows {more} more' * bool(more)}:"
-        parts.append([*wrapped(title, width), *(f"  {clean(line)}" for line in shown)])
+        parts.append([*wrapped(title), *(f"  {clean(line)}" for line in shown)])
     if not notes:
-        parts.append(["--notes: what the figures are, the rule of a cell, tests, settings, commands."])
+        parts.append(["--notes: the rule of a cell, tests, settings, commands."])
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
-def wrapped(text: str, width: int, indent: str = "") -> list[str]:
-    return textwrap.wrap(clean(text), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
-def bands(sheet: Sheet, width: int) -> list[list[str]]:
+def bands(sheet: Sheet, most: int) -> list[list[str]]:
     """The columns in groups that fit, each of which begins with the names of the lines."""
     widths = {name: max(map(len, [name, *sheet.frame[name]])) for name in sheet.frame}
     first, rest = list(sheet.frame)[: sheet.names], list(sheet.frame)[sheet.names :]
     groups = [[*first]]
     for name in rest:
-        if sum(widths[one] + 2 for one in [*groups[-1], name]) - 2 > width:
+        if sum(widths[one] + 2 for one in [*groups[-1], name]) - 2 > most:
             groups.append([*first])
         groups[-1].append(name)
     return groups
@@ -265,6 +260,7 @@ LATEX |= {
     }.items()
 }
 LATEX_MARKS = {"*": "*", UNEQUAL: r"\ddagger", "§": r"\S"}  # in mathematics
+SHRINK = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"  # to the width of the text, never larger
 PREAMBLE = r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}"
 
 
@@ -279,7 +275,7 @@ def escape_latex_quote(text: str) -> str:
 
 
 def to_latex(sheet: Sheet) -> str:
-    r"""A ``table*``, scaled to the text width, and the notes below it; to be ``\input``."""
+    r"""A ``table*``, no wider than the text, and the notes below it; to be ``\input``."""
     frame = sheet.frame.map(lambda text: text.replace("–", "--"))
     lines = [PREAMBLE, *latex_table(frame, sheet.group, sheet.caption, sheet.name)]
     lines += ["", r"{\footnotesize\raggedright", r"\begin{itemize}"]
@@ -311,7 +307,7 @@ def latex_table(frame: pd.DataFrame, group: Sequence[str], caption: str, name: s
     start = next(i for i, line in enumerate(lines) if line.startswith(r"\begin{tabular}"))
     end = lines.index(r"\end{tabular}")
     lines[end] += "}"
-    return [*lines[:start], r"\resizebox{\textwidth}{!}{%", *lines[start:]]
+    return [*lines[:start], SHRINK, *lines[start:]]
 
 
 def paper_style(table: Table) -> str:
@@ -322,8 +318,7 @@ def paper_style(table: Table) -> str:
     import pandas as pd
 
     spec, filled = table.spec, bool(table.runs)
-    positions = table.columns_filled if filled else list(range(len(spec.columns)))
-    positions = [*positions, AVERAGE] if spec.average and len(positions) == len(spec.columns) else positions
+    positions = shown_positions(table, filled)
     rows = [row for row in table.rows if row.runs] if filled else [row for row in table.rows if row.in_paper]
     lines = []
     for row in rows:
@@ -334,8 +329,7 @@ def paper_style(table: Table) -> str:
         line += ["/".join(paper_figure(figure, filled, spec.decimals) for figure in cell) for cell in cells]
         lines.append(line)
     headings = ["Method", r"\# Params"]
-    for i in positions:
-        top, unit = spec.average_heading.split() if i == AVERAGE else (spec.columns[i].heading, spec.columns[i].unit)
+    for top, unit in (heading(spec, i) for i in positions):
         headings.append(rf"\shortstack{{\textbf{{{escape_latex(top)}}}\\{escape_latex(unit)}}}")
     legend = "Best in bold, second underlined; subscripts: standard deviation over seeds."
     caption = f"{caption_of(table)} {legend}" if filled else f"{spec.title}: the paper's numbers."
@@ -355,19 +349,6 @@ def paper_figure(figure: Any, filled: bool, decimals: int) -> str:
 
 # --- HTML -------------------------------------------------------------------------------------------------------------
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 14px/1.45 system-ui, sans-serif; margin: 2rem; max-width: 90rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-caption { text-align: left; padding-bottom: .8rem; white-space: normal; font-weight: 600; }
-th, td { padding: .12rem .6rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; font-weight: 600; }
-thead, tbody { border-bottom: 2px solid; }
-i { opacity: .75; }
-pre { overflow-x: auto; padding: .6rem; border: 1px solid #8886; } li { margin-bottom: .2rem; max-width: 60rem; }
-""".strip()
-
 
 def escape_html(text: str) -> str:
     return html.escape(clean(text), quote=True)
@@ -375,19 +356,7 @@ def escape_html(text: str) -> str:
 
 def to_html(sheet: Sheet) -> str:
     """One page that needs nothing else: no script, no font, no network."""
-    lines = [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape_html(sheet.title)}</title>",
-        f"<style>{STYLE}</style></head><body>",
-        html_table(sheet),
-        html_notes(sheet.notes),
-    ]
-    if sheet.commands:
-        commands = "\n".join(escape_html(line) for line in sheet.commands)
-        lines += [f"<p>{escape_html(fill_title(sheet.commands))}:</p>", f"<pre><code>{commands}</code></pre>"]
-    return "\n".join([*lines, "</body></html>"]) + "\n"
+    return f"{template('sheet.html', sheet=sheet, table=markup(html_table(sheet)), fill=fill_title(sheet.commands))}\n"
 
 
 def html_table(sheet: Sheet) -> str:

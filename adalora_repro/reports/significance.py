@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.records.run_record import RunRecord
-from adalora_repro.reports.cells import AVERAGE, Row, Table
+from adalora_repro.records.selection import Run
+from adalora_repro.reports.cells import AVERAGE, Table
 from adalora_repro.reports.spec import is_baseline, role_of
 
 if TYPE_CHECKING:
@@ -233,34 +234,32 @@ def evaluated_on(record: RunRecord) -> dict[str, Any]:
 
 def with_marks(table: Table) -> Table:
     """The table with the tests of its figures; p is corrected by Holm's method over all tests of the table."""
-    rows = {(row.method, row.budget): row for row in table.rows}
+    import pandas as pd
+
     figures = table.figures.copy()
-    tested: list[tuple[int, int, str, int, float]] = []
+    runs = {(row.method, row.budget, i): cell.runs for row in table.rows for i, cell in enumerate(row.cells)}
+    tested: list[tuple[str, int, float, dict[str, Any]]] = []
     untested: dict[str, list[str]] = defaultdict(list)
     for prefix, index, other in pairs(table):
-        ours, theirs = (figures.loc[i] for i in (index, other))
-        sides = rows[ours.method, ours.budget], rows[theirs.method, theirs.budget]
+        ours, theirs = figures.loc[index], figures.loc[other]
+        of_ours, of_theirs = (runs[side.method, side.budget, side.position] for side in (ours, theirs))
         try:
-            seeds, p = tested_pair(*sides, int(ours.position), ours["values"], theirs["values"])
+            seeds, p = tested_pair(of_ours, of_theirs, ours["values"], theirs["values"])
         except NoTest as reason:
-            column = table.spec.columns[int(ours.position)]
+            column = table.spec.columns[ours.position]
             metric = f" {ours.metric}" if len(column.metrics) > 1 else ""
             against = f" against {theirs.method_name}" * bool(prefix)
             untested[str(reason)].append(f"{ours.method_name} {column.heading}{metric}{against}")
-        else:
-            tested.append((index, other, prefix, seeds, p))
+            continue
+        result = {f"{prefix}test": f"paired t-test, {seeds} seeds", f"{prefix}baseline_lrs": theirs.n_lrs_tried}
+        result |= {} if prefix else {"baseline": theirs.method_name, "lrs": ours.n_lrs_tried}
+        tested.append((prefix, index, p, result))
     if not tested and not untested:
         return table
-    for (index, other, prefix, seeds, p), p_holm in zip(tested, holm([test[-1] for test in tested]), strict=True):
-        result = {"test": f"paired t-test, {seeds} seeds", "p": p, "p_holm": p_holm}
-        result |= {"mark": (FULL_MARK if prefix else MARK) if p_holm < LEVEL else ""}
-        result |= {"baseline_lrs": figures.loc[other, "n_lrs_tried"]}
-        result |= (
-            {} if prefix else {"baseline": figures.loc[other, "method_name"], "lrs": figures.loc[index, "n_lrs_tried"]}
-        )
-        for name, value in result.items():
-            figures[f"{prefix}{name}"] = figures[f"{prefix}{name}"].astype(object)
-            figures.loc[index, f"{prefix}{name}"] = value
+    for (prefix, index, p, result), p_holm in zip(tested, holm([test[2] for test in tested]), strict=True):
+        mark = (FULL_MARK if prefix else MARK) if p_holm < LEVEL else ""
+        result |= {f"{prefix}p": p, f"{prefix}p_holm": p_holm, f"{prefix}mark": mark}
+        figures.loc[index, list(result)] = pd.Series(result, dtype=object)
     notes = [f"{RULE} Tests in this table: {len(tested)}, p corrected by Holm for as many."]
     notes += [f"Not tested ({reason}): {', '.join(names)}." for reason, names in untested.items()]
     return replace(table, figures=figures, tests=tuple(notes))
@@ -284,15 +283,15 @@ def pairs(table: Table) -> Iterator[tuple[str, int, int]]:
 
 
 def tested_pair(
-    ours: Row, theirs: Row, position: int, a: Mapping[int, float], b: Mapping[int, float]
+    ours: Sequence[Run], theirs: Sequence[Run], a: Mapping[int, float], b: Mapping[int, float]
 ) -> tuple[int, float]:
-    """(common seeds, p).
+    """(common seeds, p) of the values a and b by seed.
 
     Raises:
         NoTest: too few common seeds, other examples, or no spread.
     """
     seeds = sorted(a.keys() & b.keys())
-    records = [{run.key["seed"]: run.record for run in row.cells[position].runs} for row in (ours, theirs)]
+    records = [{run.key["seed"]: run.record for run in runs} for runs in (ours, theirs)]
     if not all(same_examples(records[0][seed], records[1][seed]) for seed in seeds):
         raise NoTest("evaluated on different examples")
     return len(seeds), paired_t([a[seed] for seed in seeds], [b[seed] for seed in seeds])

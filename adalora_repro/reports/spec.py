@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -122,12 +123,6 @@ class Request:
         """All records, and a line for each refused file: read once, when first asked for."""
         return read_all(self.results)
 
-    def of(self, records: Sequence[Record]) -> Request:
-        """The same request, limited to these records."""
-        request = replace(self)
-        vars(request)["read"] = list(records), self.read[1]
-        return request
-
 
 class PartlyDone(InputError):
     """A report did a part of what was asked: ``shown`` says what, the message names the rest."""
@@ -230,6 +225,20 @@ def command(tasks: Sequence[str], methods: Sequence[str], budgets: Sequence[str]
     words = ["adalora-run", *(["-m"] if many else []), word("task", *tasks), word("method", *methods)]
     words += [word("budget", *budgets)] if budgets else []
     return " ".join([*words, *scope_words(scope)])
+
+
+def commands(cells: Iterable[tuple[str, str, str]], scope: Scope) -> list[str]:
+    """The fewest lines that run these cells, each a task, a method and a budget or "": Hydra's comma lists."""
+    tasks: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for task, method, budget in dict.fromkeys(cells):
+        tasks[method, budget].append(task)
+    methods: dict[tuple[tuple[str, ...], str], list[str]] = defaultdict(list)
+    for (method, budget), of_row in tasks.items():
+        methods[tuple(of_row), budget].append(method)
+    budgets: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = defaultdict(list)
+    for (of_rows, budget), names in methods.items():
+        budgets[of_rows, tuple(names)] += [budget] if budget else []
+    return [command(of_rows, names, of_all, scope) for (of_rows, names), of_all in budgets.items()]
 
 
 def scope_words(scope: Scope) -> list[str]:

@@ -17,20 +17,20 @@ from adalora_repro.config.words import lr_text
 from adalora_repro.records import lock
 from adalora_repro.records.run_record import STATUSES, RunRecord
 from adalora_repro.reports.cells import Table, choose_scope, compile_table, in_scope, rows_wanted, sort_in
-from adalora_repro.reports.choose import choices
+from adalora_repro.reports.choose import choices, tried_text
 from adalora_repro.reports.faults import without_faulty
 from adalora_repro.reports.frame import unusable
-from adalora_repro.reports.notes import commands_of, optimism
+from adalora_repro.reports.notes import commands_of, optimism_of
 from adalora_repro.reports.spec import Record, Report, Request, Scope, Spec, add_partial, on_the_papers_data, paper_rows
-from adalora_repro.reports.text import aligned, plural
+from adalora_repro.reports.text import aligned, cell_name, plural, wrapped
 from adalora_repro.terminal import clean, first_line
 
 STALE_S = 600.0  # a run reports its progress far more often: after this silence it is taken for dead
 SYMBOLS = {"running": "r", "queued": "q", "interrupted": "i", "failed": "f", "cancelled": "c"}
 MISSING = "."
 LEGEND = (
-    "3: seeds done, as the table shows them; how many are r running, q queued, i interrupted, f failed, c cancelled; "
-    ". missing"
+    "3: seeds done, as the table shows them; r1: one run is running; likewise q queued, i interrupted, f failed, "
+    "c cancelled; . missing"
 )
 BRIEF = "adalora-report {} --notes lists the commands"  # instead of the empty grid of a table without a run
 
@@ -155,7 +155,7 @@ def render_status(
     """The state of the paper, then of every table, with the runs that are under way or need a hand."""
     now = time.time() if now is None else now
     host = socket.gethostname() if host is None else host
-    parts = [f"{paper_state([spec for spec, _ in specs], records)}."]
+    parts = ["\n".join(wrapped(f"{paper_state([spec for spec, _ in specs], records)}."))]
     for spec, scope in specs:
         ours = [state_of(path, record, now, host) for path, record in records if in_scope(record, scope)]
         parts.append(table_status(spec, scope, ours, now))
@@ -171,13 +171,14 @@ def table_status(spec: Spec, scope: Scope, states: Sequence[State], now: float) 
         if state.status in SYMBOLS:
             key = state.record.key
             others[key["method"], key["budget"], key["task"]][state.status] += 1
-    head = f"{spec.title}. Backbone {clean(scope.backbone)}; data {scope.data}; protocol {scope.protocol}"
+    head = wrapped(f"{spec.title}. Backbone {scope.backbone}; data {scope.data}; protocol {scope.protocol}")
+    head += [line for remark in scope.remarks for line in wrapped(remark)]
     cells = [cell for row in table.rows if row.in_paper for cell in row.cells]
     done = sum(bool(cell.runs) for cell in cells)
     whose = "paper's" if spec.printed else "table's"
     counts = counts_line(done, len(cells), Counter(state.status for state in states), whose)
     if not states:
-        return "\n".join([head, *map(clean, scope.remarks), f"{counts}; {BRIEF.format(spec.name)}"])
+        return "\n".join([*head, f"{counts}; {BRIEF.format(spec.name)}"])
     rows = [["", *(column.heading for column in spec.columns)]]
     shown = {(row.method, row.budget): row for row in table.rows}
     names = {cell: row.name for cell, row in shown.items()}
@@ -189,10 +190,9 @@ def table_status(spec: Spec, scope: Scope, states: Sequence[State], now: float) 
             seeds = len(ours[i].seeds) if ours else 0
             line.append(cell_symbols(seeds, others[method, budget, column.task]))
         rows.append(line)
-    lines = [head, *map(clean, scope.remarks), "", *aligned(rows), "", LEGEND, "", counts]
+    lines = [*head, "", *aligned(rows), "", *wrapped(LEGEND), "", counts]
     lines += attention(states, now)
     lines += notices(states, table)
-    lines += edges(table)
     gaps = commands_of(table)
     lines += ["", "Cells without a finished run are filled by:", *(f"  {clean(line)}" for line in gaps)] if gaps else []
     return "\n".join(lines)
@@ -218,8 +218,9 @@ def attention(states: Sequence[State], now: float) -> list[str]:
     lines = []
     for status in SYMBOLS:
         chosen = sorted((state for state in states if state.status == status), key=lambda state: str(state.path))
-        if chosen:
-            lines += ["", HEADINGS[status], *(f"  {describe(state, now)}" for state in chosen)]
+        lines += ["", HEADINGS[status]] if chosen else []
+        for state in chosen:
+            lines += wrapped(f"  {describe(state, now)}", "    ")
     return lines
 
 
@@ -228,18 +229,16 @@ def notices(states: Sequence[State], table: Table) -> list[str]:
     lines = [
         f"Not in a cell: {plural(count, 'run')} {why}" for why, count in table.left_out.items() if why not in STATUSES
     ]
-    constant = [state for state in states if state.status == "ok" and state.record.degenerate]
+    constant: dict[str, list[str]] = defaultdict(list)
+    for key in (state.record.key for state in states if state.status == "ok" and state.record.degenerate):
+        constant[cell_name(key)].append(f"lr {lr_text(key['lr'])} seed {key['seed']}")
     lines += ["Degenerate (the same prediction for every example of the final evaluation):"] if constant else []
-    lines += [f"  {describe(state, 0.0)}: {clean(str(state.path))}" for state in constant]
-    lines += optimism(cell for _, _, cell in table.cells())
+    lines += [line for cell, runs in constant.items() for line in wrapped(f"  {cell}: {', '.join(runs)}", "    ")]
+    lines += [line for sentence in optimism_of(table) for line in wrapped(sentence)]
+    edge = [cell for cell in choices(table) if cell.edge]
+    lines += ["", "Chosen at the edge of the grid (try more learning rates):"] if edge else []
+    lines += [f"  {clean(cell_name(cell.key))}: lr {lr_text(cell.lr)}; {tried_text(cell)}" for cell in edge]
     return ["", *lines] if lines else []
-
-
-def edges(table: Table) -> list[str]:
-    """The cells whose learning rate won at the edge of its grid."""
-    edge = [choice for choice in choices(table) if choice.edge]
-    lines = [f"  {clean(choice.name)}: lr {lr_text(choice.lr)}; {choice.tried}" for choice in edge]
-    return ["", "Chosen at the edge of the grid (widen it):", *lines] if lines else []
 
 
 HEADINGS = {
@@ -253,7 +252,7 @@ HEADINGS = {
 
 def describe(state: State, now: float) -> str:
     key, progress = state.record.key, state.record.progress
-    name = f"{key['task']} {key['method']} {key['budget']} lr {lr_text(key['lr'])} seed {key['seed']}"
+    name = f"{cell_name(key)} lr {lr_text(key['lr'])} seed {key['seed']}"
     step, total = real(progress.get("step")), real(progress.get("total_steps"))
     words = [name]
     if step is not None and total is not None:
@@ -266,7 +265,7 @@ def describe(state: State, now: float) -> str:
     if state.record.error:
         words.append(first_line(state.record.error))
     if state.status == "failed":
-        words.append(str(state.path))
+        words.append(f"see {state.path.parent}")
     return clean(": ".join([words[0], ", ".join(words[1:])]) if len(words) > 1 else words[0])
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adalora_repro.config.words import lr_text
 from adalora_repro.records.selection import Run
+from adalora_repro.terminal import clean
 
 NONE = "–"
+NARROW, WIDE = 80, 100  # columns of a terminal that a text uses
 
 
 def number(value: Any) -> float | None:
@@ -29,6 +33,12 @@ def signed(value: float | None, decimals: int = 2) -> str:
 
 def plural(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def cell_name(key: Mapping[str, Any]) -> str:
+    """ "cola lora 0.3M"; of a method that has one size, whose budget is its own name, "cola full"."""
+    words = (key["task"], key["method"], key["budget"])
+    return " ".join(words[:2] if key["budget"] == key["method"] else words)
 
 
 def lr_of_tried(lr: float, count: int) -> str:
@@ -68,6 +78,16 @@ def seeds_text(seeds: Iterable[int]) -> str:
 def seed_phrase(runs: Iterable[Run]) -> str:
     seeds = {run.key["seed"] for run in runs}
     return f"seed{'s' * (len(seeds) > 1)} {seeds_text(seeds)}"
+
+
+def width() -> int:
+    """Columns that a report in text uses, in a terminal or not."""
+    return min(WIDE, max(NARROW, shutil.get_terminal_size((WIDE, 24)).columns))
+
+
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """Harmless lines of at most ``width()``; a word that is longer, a path say, stays whole."""
+    return textwrap.wrap(clean(text), width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def aligned(rows: Sequence[Sequence[str]], rule: bool = False) -> list[str]:

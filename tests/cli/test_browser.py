@@ -76,13 +76,21 @@ def opened(browser: Any, file: Path, **options: Any) -> tuple[Any, list[str]]:
     return page, complaints
 
 
-@pytest.fixture
-def page(browser: Any, page_file: Path) -> Iterator[Any]:
-    """Whatever a test did to it, the console must have stayed silent."""
+@pytest.fixture(scope="module")
+def window(browser: Any, page_file: Path) -> Iterator[tuple[Any, list[str]]]:
     page, complaints = opened(browser, page_file, permissions=["clipboard-read", "clipboard-write"])
+    yield page, complaints
+    page.close()
+
+
+@pytest.fixture
+def page(window: tuple[Any, list[str]], page_file: Path) -> Iterator[Any]:
+    """The page as it opens, in one window for all tests. Whatever a test does, the console must stay silent."""
+    page, complaints = window
+    page.goto("about:blank")
+    page.goto(page_file.as_uri())
     yield page
     assert complaints == []
-    page.close()
 
 
 def flat(values: Any, name: str = "") -> dict[str, str]:
@@ -188,8 +196,15 @@ def violations(page: Any, context: str = "html") -> list[tuple[str, str]]:
     return [(one["id"], one["nodes"][0]["html"]) for one in Axe().run(page, context).response["violations"]]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize(
+    ("viewport", "scheme"),
+    [
+        pytest.param(DESKTOP, "light", id="desktop-light"),
+        pytest.param(PHONE, "dark", id="phone-dark"),
+        pytest.param(DESKTOP, "dark", id="desktop-dark", marks=pytest.mark.slow),
+        pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.slow),
+    ],
+)
 def test_everybody_can_use_it(browser: Any, page_file: Path, viewport: dict[str, int], scheme: str) -> None:
     """axe-core's rules with everything opened: contrast, names, keyboard; the page never scrolls sideways."""
     page, complaints = opened(browser, page_file, viewport=viewport, color_scheme=scheme)

@@ -29,8 +29,9 @@ Rows = dict[str, dict[str, str]]
 
 @pytest.fixture(autouse=True)
 def root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user's working directory: results/ is below it."""
+    """A user's working directory: results/ is below it; a text is as wide as without a terminal."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 def said(capsys: pytest.CaptureFixture[str], folder: str, *words: str) -> str:

@@ -16,7 +16,7 @@ from adalora_repro.metrics.glue import METRICS
 from adalora_repro.records.run_record import read_all, write_files
 from adalora_repro.records.selection import run_of
 from adalora_repro.reports import predictions
-from adalora_repro.reports.compare import BOOTSTRAP, MCNEMAR, compare, pair_up
+from adalora_repro.reports.compare import BOOTSTRAP, MCNEMAR, compare, compare_examples
 from adalora_repro.reports.significance import NoTest
 
 FAMILIES = {"squad": "squad", "squad_v2": "squad", "xsum": "summarization", "cnn_dailymail": "summarization"}
@@ -135,10 +135,10 @@ def test_examples_in_another_order_are_not_paired(tmp_path: Path) -> None:
         other_run(tmp_path, "squad", order, method=method)
     runs = [run_of(*found) for found in read_all(tmp_path)[0]]
     with pytest.raises(NoTest, match="different examples"):
-        pair_up("exact", "final", runs[0], runs[1])
+        compare_examples("exact", "final", runs[0], runs[1])
     write_files(runs[0].path.parent / "final", {"nbest.jsonl.gz": [{"exact": 1, "f1": 1.0}]})
     with pytest.raises(NoTest, match="without an id"):
-        pair_up("exact", "final", runs[0], runs[1])
+        compare_examples("exact", "final", runs[0], runs[1])
 
 
 def test_compare_prints_figures_difference_interval_and_p(tmp_path: Path) -> None:

@@ -366,7 +366,8 @@ def test_without_measurements_the_paper_speaks_alone() -> None:
 
 
 def test_every_ratio_of_the_paper_lies_where_its_text_says() -> None:
-    ratios = [row["ratio"] for row in table15.paper_of().values() if row["method"] == "adalora"]
+    paper = table15.paper_frame()
+    ratios = list(paper[paper.method == "adalora"].paper_ratio)
     assert len(ratios) == 9
     assert all(ratio is not None and 1.10 <= ratio <= 1.19 for ratio in ratios)
     assert len(paper_rows(table15.PAPER_FILE)) == 12

@@ -24,8 +24,9 @@ from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.curves import budgets, evaluations, evenly, losses, orthogonality
-from adalora_repro.reports.figures import curves, drawing, figure1, figure2, figure3, figure4, scores
+from adalora_repro.reports.curves import curve, evaluations, evenly, orthogonality
+from adalora_repro.reports.figures import curves, data, drawing, figure1, figure2, figure3, figure4, scores
+from adalora_repro.reports.figures.svg import SVG, inline
 from adalora_repro.reports.spec import Scope, paper_rows
 
 ROOT = Path(adalora_repro.__file__).parent.parent
@@ -60,7 +61,7 @@ def run_of(results: Path, record: Any) -> Run:
     return Run(save(results, record), record)
 
 
-def records(results: Path) -> drawing.Records:
+def records(results: Path) -> data.Records:
     return run_record.read_all(results)[0]
 
 
@@ -218,9 +219,9 @@ def test_curves_are_means_over_seeds(tmp_path: Path) -> None:
 
 def test_curves_pass_over_what_is_not_theirs(tmp_path: Path) -> None:
     write_log(tmp_path, 2, (1, 2, 4))
-    assert losses(tmp_path, 100) == [(1, 1.0), (2, 0.5), (4, 0.25)]
-    assert losses(tmp_path, 2)[0] == (1, 1.0)
-    assert budgets(tmp_path) == [(1, 99), (2, 98), (4, 96)]
+    assert curve(tmp_path, "loss") == [(1, 1.0), (2, 0.5), (4, 0.25)]
+    assert curve(tmp_path, "loss", 2)[0] == (1, 1.0)
+    assert curve(tmp_path, "b_t") == [(1, 99), (2, 98), (4, 96)]
     assert evaluations(tmp_path, "accuracy_m") == [(4, 0.9)]
     assert evaluations(tmp_path, "f1") == []
     assert orthogonality(tmp_path, "P", 1) == [(1, 0.1), (2, 0.05), (4, 0.025)]
@@ -230,11 +231,11 @@ def test_curves_pass_over_what_is_not_theirs(tmp_path: Path) -> None:
     bad += ['{"t": 3, "loss": NaN}', '{"t": 3, "loss": 1e300}', '{"loss":' + "[" * 100_000]
     bad += ['{"t": 3, "evaluation": 1}', '{"t": 3, "evaluation": {"loss": "x"}}']
     (tmp_path / "log.jsonl").write_text("\n".join(bad), encoding="utf-8")
-    assert losses(tmp_path, 100) == evaluations(tmp_path, "loss") == []
-    assert losses(tmp_path / "nowhere", 100) == []
+    assert curve(tmp_path, "loss") == evaluations(tmp_path, "loss") == []
+    assert curve(tmp_path / "nowhere", "loss") == []
     (tmp_path / "log.jsonl").unlink()
     os.mkfifo(tmp_path / "log.jsonl")  # nothing waits for it
-    assert losses(tmp_path, 100) == []
+    assert curve(tmp_path, "loss") == []
 
 
 @given(st.lists(st.integers(), unique=True), st.integers(2, 20))
@@ -345,7 +346,7 @@ def test_in_a_page_names_are_apart_and_colours_are_the_pages(results: Path) -> N
     evil = adalora(task="rte", budget='"><b>\u202e\uffffevil')
     figures = [figure3.section(records(results), SCOPE), figure4.section(records(results), SCOPE)]
     figures.append(figure3.figure([Run(results / "runs/x/metrics.json", evil)]))
-    html = "".join(drawing.inline(figure, results) for figure in figures if figure is not None)
+    html = "".join(inline(figure, results) for figure in figures if figure is not None)
     svgs = [ElementTree.fromstring(text) for text in re.findall("<svg.*?</svg>", html, re.DOTALL)]
     assert len(svgs) == 2 + 2 + 1
     ids = [[e.get("id") for e in svg.iter() if e.get("id")] for svg in svgs]
@@ -353,12 +354,12 @@ def test_in_a_page_names_are_apart_and_colours_are_the_pages(results: Path) -> N
     assert len(everything) == len(set(everything))
     for svg, names in zip(svgs, ids, strict=True):
         text = ElementTree.tostring(svg, encoding="unicode")
-        used = re.findall(r"url\(#([^)]+)\)", text) + [e.get("href", "")[1:] for e in svg.iter(f"{{{drawing.SVG}}}use")]
+        used = re.findall(r"url\(#([^)]+)\)", text) + [e.get("href", "")[1:] for e in svg.iter(f"{{{SVG}}}use")]
         assert used
         assert set(used) <= set(names)
         assert not re.search("#[0-9a-f]{6}[^0-9a-f]", re.sub("#ffffff", "", text))
         assert "currentColor" in text
-    titles = [e.text or "" for svg in svgs for e in svg.iter(f"{{{drawing.SVG}}}title")]
+    titles = [e.text or "" for svg in svgs for e in svg.iter(f"{{{SVG}}}title")]
     assert any("matrix encoder.1.ffn_out; stack encoder; layer 1; role ffn_out; rank 4" in title for title in titles)
     assert "<b>" not in html
     assert "\u202e" not in html

@@ -10,11 +10,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.stats  # noqa: F401  # its import takes longer than hypothesis lets a test take
 from compiled import compiled, figures
 from fake_records import make
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import wilcoxon
 
 from adalora_repro.metrics.glue import METRICS
 from adalora_repro.records.run_record import RunRecord
@@ -86,11 +86,6 @@ def test_one_pair_is_no_test() -> None:
         paired_t([1.0], [2.0])
 
 
-def test_signs_alone_cannot_be_significant_with_five_seeds() -> None:
-    assert wilcoxon([1, 2, 3, 4, 5]).pvalue == pytest.approx(2 / 2**5)
-    assert 2 / 2**5 > 0.05
-
-
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
 def test_mcnemar_is_the_sum_over_all_outcomes(pairs: list[tuple[bool, bool]]) -> None:
     ours, theirs = (np.array(column) for column in zip(*pairs, strict=True))
@@ -134,22 +129,11 @@ def data_of(name: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.nd
 @pytest.mark.parametrize("name", sorted(METRICS))
 def test_a_measure_is_the_metric_of_the_task_along_the_last_axis(name: str) -> None:
     labels, ours, theirs = data_of(name, 40, 3)
-    both = MEASURES[name](np.stack([labels, labels]), np.stack([ours, theirs]))
-    assert both == pytest.approx([METRICS[name](labels, ours), METRICS[name](labels, theirs)], abs=1e-9)
-
-
-def test_matthews_correlation_of_three_classes() -> None:
-    rng = np.random.default_rng(0)
-    labels, predicted = (rng.integers(0, 3, 50).astype(float) for _ in range(2))
-    found = MEASURES["matthews_correlation"](labels, predicted)
-    assert found == pytest.approx(METRICS["matthews_correlation"](labels, predicted), abs=1e-12)
-
-
-@pytest.mark.parametrize("name", sorted(METRICS))
-def test_constant_predictions_score_0_as_in_the_run(name: str) -> None:
-    labels, _, _ = data_of(name, 50, 1)
-    constant = np.full(50, 0.1 if name in ("pearson", "spearman", "corr") else 0.0)
-    assert MEASURES[name](labels, constant) == pytest.approx(METRICS[name](labels, constant), abs=1e-12)
+    constant = np.full(40, 0.1 if name in ("pearson", "spearman", "corr") else 0.0)  # scores 0 where that is undefined
+    third = (np.arange(40) % 3).astype(float)  # of three classes
+    runs = [ours, theirs, constant, *([third] if name == "matthews_correlation" else [])]
+    measured = MEASURES[name](np.stack([labels] * len(runs)), np.stack(runs))
+    assert measured == pytest.approx([METRICS[name](labels, run) for run in runs], abs=1e-9)
 
 
 @pytest.mark.parametrize("name", [*sorted(METRICS), "mean"])

@@ -6,8 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.records.selection import percent
-from adalora_repro.reports.curves import budgets, evaluations, evenly, losses
-from adalora_repro.reports.figures import drawing
+from adalora_repro.reports.curves import curve, evaluations
+from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.spec import Scope
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ def points_of(runs: pd.DataFrame) -> pd.DataFrame:
         scale = percent(row.run.record)
         quantities: dict[str, list[Any]] = {
             SCORE: [(step, scale * value) for step, value in evaluations(folder, row.metric)],
-            LOSS: losses(folder, THIN),
-            BUDGET: evenly(budgets(folder), THIN),
+            LOSS: curve(folder, "loss", THIN),
+            BUDGET: curve(folder, "b_t", THIN),
         }
         cell = (row.task, row.method, row.label, row.budget, row.metric, row.degenerate, str(row.run.path))
-        rows += [(*cell, name, step, value) for name, curve in quantities.items() for step, value in curve]
+        rows += [(*cell, name, step, value) for name, points in quantities.items() for step, value in points]
     columns = ["task", "method", "label", "budget", "metric", "degenerate", "record", "quantity", "step", "value"]
     points = pd.DataFrame(rows, columns=columns)
     points["quantity"] = pd.Categorical(points.quantity, list(AXES))
@@ -50,12 +50,12 @@ def points_of(runs: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
-def figure(records: drawing.Records, scope: Scope) -> drawing.Figure:
-    points = points_of(drawing.shown_runs(records, scope))
+def figure(records: data.Records, scope: Scope) -> drawing.Figure:
+    points = points_of(data.shown_runs(records, scope))
     style = drawing.looks(points.method, dict(zip(points.method, points.label, strict=True)))
     curves = points.groupby(CURVE, sort=False, observed=True)
     table = curves.agg(steps=("step", "max"), first=("value", "first"), last=("value", "last"), seeds=("seeds", "max"))
-    table["degenerate"] = [drawing.flag(any_).strip(" ()") for any_ in curves.degenerate.any()]
+    table["degenerate"] = [data.flag(any_).strip(" ()") for any_ in curves.degenerate.any()]
     table = table.reset_index().map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
     return drawing.Figure(
         "curves",
@@ -71,16 +71,17 @@ def figure(records: drawing.Records, scope: Scope) -> drawing.Figure:
         ),
         tuple(style[method] for method in style if method in set(points.method)),
         commands=() if len(points) else ("adalora-run task=cola method=adalora",),
+        names=len(CURVE),
     )
 
 
 def draw(axes: Axes, points: pd.DataFrame, style: dict[str, drawing.Look]) -> None:
     scores = points.quantity.iloc[0] == SCORE
-    for (method, _), curve in drawing.groups(points, ["method", "budget"]):
+    for (method, _), part in drawing.groups(points, ["method", "budget"]):
         look = style[method]
-        axes.plot(curve.step, curve.value, linestyle="--" if curve.degenerate.any() else "-", color=look.colour)
-        for i in list(curve.index) if scores else []:
-            axes.plot(curve.step[i], curve.value[i], gid=drawing.gid(i), markersize=4, **look.point)
+        axes.plot(part.step, part.value, linestyle="--" if part.degenerate.any() else "-", color=look.colour)
+        for i in list(part.index) if scores else []:
+            axes.plot(part.step[i], part.value[i], gid=drawing.gid(i), markersize=4, **look.point)
     axes.grid(axis="y")
     axes.set_xlabel("step")
     axes.set_ylabel(AXES[points.quantity.iloc[0]].format(metric=points.metric.iloc[0]))

@@ -8,40 +8,25 @@ imported only when something is drawn, and its global state (pyplot) is never us
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
-import re
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
-from xml.etree import ElementTree
 
-from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
-from adalora_repro.records.run_record import RunRecord
-from adalora_repro.records.selection import RULE, Run
-from adalora_repro.reports.cells import in_scope
-from adalora_repro.reports.compare import read_run
+from adalora_repro.reports.faults import without_faulty
+from adalora_repro.reports.figures.data import Records, scope_of
 from adalora_repro.reports.frame import unusable
-from adalora_repro.reports.html import markup
-from adalora_repro.reports.html import render as render_template
 from adalora_repro.reports.output import add_format, form_of
-from adalora_repro.reports.render import to_csv
-from adalora_repro.reports.spec import DATA_SOURCES, Report, Request, Scope
-from adalora_repro.reports.status import real
-from adalora_repro.reports.text import aligned, fixed, lr_of_tried, plural, seeds_text
+from adalora_repro.reports.render import Sheet, render_sheet, texts_sheet, to_csv
+from adalora_repro.reports.spec import Report, Request, Scope
 from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-Records = Sequence[tuple[Path, RunRecord]]
 FORMATS = ("text", "csv", "svg", "png", "pdf")
 INK, MUTED, GRID = "#1d1c1a", "#66625a", "#d9d5cb"
 #: readable on light paper, told apart with the common kinds of colour blindness together with the markers
@@ -49,14 +34,9 @@ SERIES: tuple[str, ...] = ("#0072b2", "#b94a09", "#00785a", "#a8437f", "#7a5c00"
 SERIES += ("#6a4fc0", "#8c3b2e", "#0b7285", "#4e6a1a", "#b0175a", "#3d3d9e")
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖"}  # of matplotlib, of a text
 PAPER_METHODS = ("adalora", "lora", "houlsby", "pfeiffer", "bitfit", "full")
-#: the page's variables, which differ in dark mode
-VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", GRID: "var(--rule)"} | {
-    colour: f"var(--series-{i})" for i, colour in enumerate(SERIES)
-}
 #: the paper's names of the matrices
 SYMBOLS = {"q": "Wq", "k": "Wk", "v": "Wv", "attn_out": "Wo", "ffn_in": "Wf1", "ffn_out": "Wf2"}
 SYMBOLS |= {"cross_q": "Wq cross", "cross_k": "Wk cross", "cross_v": "Wv cross", "cross_out": "Wo cross"}
-SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
 @dataclass(frozen=True)
@@ -104,9 +84,8 @@ class Figure:
 
     Attributes:
         points: one row a point, in the order of their gids; ``record`` is the file it comes from, "" for the paper's.
-        table: the points as a person reads them.
+        table: the points as a person reads them; its first ``names`` columns name a line.
         notes: what a reader must know; ``commands`` fill what is missing.
-        refused: a line for each record that could not be used.
     """
 
     name: str
@@ -118,7 +97,7 @@ class Figure:
     legend: tuple[Look, ...] = ()
     notes: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
-    refused: tuple[str, ...] = ()
+    names: int = 1
 
 
 def gid(row: Any) -> str:
@@ -155,13 +134,20 @@ def report_of(
         form = form_of(request.args.format, request.args.out, FORMATS)
         records, refused = request.read
         args = argparse.Namespace(**vars(request.args), folder=request.results)
-        figure = compile_figure(records, args) if compile_figure else section(records, scope_of(records, args))
-        assert figure is not None
-        ours = [(path, record) for path, record in records if record.status == "ok"]
-        reasons = [f"{path}: {reason}" for path, record in ours if (reason := unusable(record, "final"))]
-        return render(figure, form), [*refused, *reasons, *figure.refused]
+
+        def drawn(records: Records) -> str | bytes:
+            figure = compile_figure(records, args) if compile_figure else section(records, scope_of(records, args))
+            assert figure is not None
+            return render(figure, form)
+
+        made, faulty = without_faulty(drawn, records)
+        finished = [(path, record) for path, record in records if record.status == "ok"]
+        reasons = [f"{path}: {reason}" for path, record in finished if (reason := unusable(record, "final"))]
+        return made, [*refused, *reasons, *faulty]
 
     def html(records: Records, scope: Scope) -> str:
+        from adalora_repro.reports.figures.svg import inline
+
         figure = section(records, scope)
         return "" if figure is None or figure.points.empty else inline(figure, scope.results)
 
@@ -187,12 +173,17 @@ def render(figure: Figure, form: str) -> str | bytes:
 
 
 def to_text(figure: Figure) -> str:
-    rows = [list(figure.table), *figure.table.itertuples(index=False)]
-    lines = [f"{figure.title}. {figure.caption}"]
-    lines += ["", *aligned([[clean(str(text)) for text in row] for row in rows])] if len(rows) > 1 else []
-    lines += ["", *(f"- {note}" for note in figure.notes)] if figure.notes else []
-    lines += ["", "Filled by:", *(f"  {line}" for line in figure.commands)] if figure.commands else []
-    return "\n".join(clean(line) for line in lines) + "\n"
+    sheet = Sheet(
+        figure.name,
+        figure.title,
+        caption=f"{figure.title}. {figure.caption}",
+        frame=figure.table,
+        group=[""] * len(figure.table),
+        notes=figure.notes,
+        commands=figure.commands,
+        names=figure.names,
+    )
+    return render_sheet(texts_sheet(sheet, "text"), "text", notes=True)
 
 
 def draw(figure: Figure, panels: Sequence[Panel], form: str, alone: bool = False) -> bytes:
@@ -226,228 +217,6 @@ def draw(figure: Figure, panels: Sequence[Panel], form: str, alone: bool = False
     return out.getvalue()
 
 
-# --- part of a page ---------------------------------------------------------------------------------------------------
-
-
-def inline(figure: Figure, results: Path) -> str:
-    """The figure in HTML: each panel an SVG in the page's colours, each point with its values and a link to its run."""
-    return render_template(
-        "figure.html",
-        figure=figure,
-        panels=[(panel.title, markup(inline_svg(figure, panel, results))) for panel in figure.panels],
-        table=[list(figure.table), *figure.table.itertuples(index=False)],
-    )
-
-
-def inline_svg(figure: Figure, panel: Panel, results: Path) -> str:
-    """Names inside begin with a digest of the drawing, so that those of two panels never meet."""
-    drawn = draw(figure, [panel], "svg", alone=True)
-    prefix = f"{figure.name}-{zlib.crc32(drawn):08x}{hashlib.sha256(panel.title.encode()).hexdigest()[:4]}-"
-    root = ElementTree.fromstring(drawn)
-    for parent in root.iter():
-        for child in list(parent):
-            if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
-                parent.remove(child)
-    for element in root.iter():
-        for name, value in list(element.attrib.items()):
-            element.attrib.pop(name)
-            element.set(*themed(name, value, prefix))
-    link_points(root, prefix, figure.points, results)
-    width = root.attrib.pop("width")
-    del root.attrib["height"], root.attrib["version"]
-    root.set("style", f"width:{width}")
-    root.set("role", "group")
-    root.set("aria-label", clean(panel.title))
-    ElementTree.register_namespace("", SVG)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def themed(name: str, value: str, prefix: str) -> tuple[str, str]:
-    """An attribute in the page's colours and fonts; names of elements with their prefix."""
-    if name == "id":
-        return name, prefix + value
-    if name == f"{{{XLINK}}}href":
-        return "href", value.replace("#", f"#{prefix}", 1)
-    value = re.sub(r"url\(#", f"url(#{prefix}", value)
-    value = re.sub(r"font: (?:\w+ )*?([\d.]+)px [^;]+", r"font-size: \1px", value)
-    return name, re.sub("#[0-9a-f]{6}", lambda hit: VARIABLES.get(hit[0], hit[0]), value)
-
-
-def link_points(root: ElementTree.Element, prefix: str, points: pd.DataFrame, results: Path) -> None:
-    """Each drawn point gets its values as a title and, where it has a record, a link to the run.
-
-    The keyboard and a screen reader take the list of runs instead.
-    """
-    rows = {prefix + gid(i): row for i, row in enumerate(points.to_dict("records"))}
-    for parent in list(root.iter()):
-        for index, element in enumerate(list(parent)):
-            row = rows.get(element.get("id", ""))
-            if row is None:
-                continue
-            title = ElementTree.Element(f"{{{SVG}}}title")
-            title.text = clean("; ".join(f"{name} {value_text(value)}" for name, value in row.items() if given(value)))
-            element.insert(0, title)
-            element.set("class", "point")
-            if row["record"]:
-                href = run_link(Path(row["record"]), results)
-                link = ElementTree.Element(f"{{{SVG}}}a", {"href": href, "tabindex": "-1"})
-                link.append(element)
-                parent[index] = link
-
-
-def given(value: Any) -> bool:
-    return value is not None and value != "" and value == value  # NaN is not itself
-
-
-def value_text(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def run_link(path: Path, results: Path) -> str:
-    """The page's address of a run: its record's folder below ``runs``."""
-    return f"#run={quote(run_name(path, results), errors='replace')}"
-
-
-def run_name(path: Path, results: Path) -> str:
-    return path.parent.relative_to(results / "runs").as_posix()
-
-
-# --- runs and cells ---------------------------------------------------------------------------------------------------
-
-
-def scopes_of(records: Records, results: Path, **wanted: str | None) -> list[Scope]:
-    """Backbones, data sources and protocols with a finished run, the one with most first; ``wanted`` narrows them."""
-    counts = Counter(
-        tuple(record.key[name] for name in ("backbone", "data", "protocol"))
-        for _, record in records
-        if record.status == "ok" and all(value in (None, record.key[name]) for name, value in wanted.items())
-    )
-    fullest = sorted(counts, key=lambda names: (-counts[names], names))
-    return [Scope(backbone, data, protocol, results=results) for backbone, data, protocol in fullest]
-
-
-def scope_of(records: Records, args: argparse.Namespace, backbone: str = "deberta-v3-base") -> Scope:
-    """The fullest scope that the options let in; without one the paper's ``backbone``, data and protocol."""
-    wanted = {"backbone": args.backbone, "data": args.data, "protocol": args.protocol}
-    empty = Scope(args.backbone or backbone, args.data or DATA_SOURCES[0], args.protocol, results=args.folder)
-    return next(iter(scopes_of(records, args.folder, **wanted)), empty)
-
-
-def shown_runs(records: Records, scope: Scope) -> pd.DataFrame:
-    """The frame of the runs that the tables show in this scope, at the last step."""
-    from adalora_repro.reports.frame import frame_of
-
-    frame = frame_of([(path, record) for path, record in records if in_scope(record, scope)])
-    return frame[frame.shown & (frame.checkpoint == "final")]
-
-
-def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell of ``shown_runs``: mean and sample standard deviation over seeds of the primary metric."""
-    return (
-        runs.sort_values("seed")
-        .groupby(["task", "method", "budget"], sort=False)
-        .agg(
-            label=("label", "first"),
-            metric=("metric", "first"),
-            score=("score", "mean"),
-            sd=("score", "std"),
-            seeds=("seed", lambda seeds: seeds_text(seeds.tolist())),
-            lr=("lr", "first"),
-            lrs_tried=("lrs_tried", "first"),
-            degenerate=("degenerate", "any"),
-            params=("params.method", "mean"),
-            share=("params.share", "mean"),
-            record=("record", "first"),
-        )
-        .reset_index()
-    )
-
-
-def cell_notes(runs: pd.DataFrame) -> list[str]:
-    """The rule of a cell, and how many cells chose a learning rate by the scores that they report."""
-    cells = runs.drop_duplicates(["task", "method", "budget"])
-    optimistic = int(((cells.lrs_tried > 1) & (cells.chosen_on == "reported")).sum())
-    text = f"Optimistic: in {optimistic} of {plural(len(cells), 'cell')} the learning rate was chosen by the reported "
-    return [RULE, *([f"{text}scores, because not every run has a held-out split."] if optimistic else [])]
-
-
-def groups(frame: pd.DataFrame, by: str | list[str]) -> Iterable[tuple[Any, pd.DataFrame]]:
-    """Parts of the frame with equal ``by``, in the order in which they come."""
-    return frame.groupby(by, sort=False, observed=True)
-
-
-def texts_of(cell: Any, **before: str) -> dict[str, str]:
-    """A row of ``cells_of`` as a person reads it, after the columns ``before``."""
-    score = {"score": fixed(cell.score) + flag(cell.degenerate), "± sd": fixed(cell.sd), "seeds": cell.seeds}
-    return before | score | {"lr": lr_of_tried(cell.lr, int(cell.lrs_tried))}
-
-
-def draw_cell(axes: Axes, x: float, i: Any, cell: Any, look: Look) -> None:
-    """The point of row ``i`` of ``cells_of`` with one standard deviation; hollow for a degenerate run."""
-    axes.errorbar(x, cell.score, cell.sd, color=look.colour)
-    axes.plot(x, cell.score, gid=gid(i), **replace(look, filled=look.filled and not cell.degenerate).point)
-
-
-def flag(degenerate: bool) -> str:
-    """Beside a score of a run whose predictions are all the same."""
-    return " (degenerate)" if degenerate else ""
-
-
-def add_runs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="folders of runs or their metrics.json; default: the newest AdaLoRA run"
-    )
-
-
-def named_runs(records: Records, args: argparse.Namespace) -> list[Run]:
-    """The runs of the command line, or the newest finished AdaLoRA run that ``--backbone`` etc. let in.
-
-    Raises:
-        InputError: what is named is no finished run.
-    """
-    if args.runs:
-        return [read_run(name, "final") for name in args.runs]
-    wanted = {"protocol": args.protocol, "backbone": args.backbone, "data": args.data}
-    ours = [
-        (path, record)
-        for path, record in records
-        if all(value in (None, record.key[name]) for name, value in wanted.items())
-    ]
-    return [run for run in newest(ours) if run.key["method"] == PROPOSED][:1]
-
-
-def newest(records: Records) -> list[Run]:
-    """Finished runs with ranks, the one that ended last first."""
-    runs = [Run(path, record) for path, record in records if record.status == "ok" and record.rank_pattern]
-    return sorted(runs, key=lambda run: (-(real(run.record.progress.get("updated")) or 0.0), str(run.path)))
-
-
-def newest_shown(records: Records, scope: Scope) -> list[Run]:
-    """Runs with ranks that the tables show in this scope, the one that ended last first."""
-    return newest([(run.path, run.record) for run in shown_runs(records, scope).run])
-
-
-def label(run: Run) -> str:
-    """As short as tells a run from its neighbours in a figure."""
-    key = run.key
-    gamma = run.record.settings.get("method.gamma")
-    gamma_text = f" γ={gamma:g}" if isinstance(gamma, int | float) else ""
-    return clean(
-        f"{key['task']} {key['method']} {key['budget']}{gamma_text} seed {key['seed']}{flag(run.record.degenerate)}"
-    )
-
-
-def matrices(run: Run) -> list[str]:
-    """Adapted matrices in the order of the rank pattern.
-
-    Raises:
-        InputError: the run has none.
-    """
-    if not run.record.rank_pattern:
-        raise InputError(f"{run.path}: no rank_pattern: method '{run.key['method']}' has no ranks")
-    return list(run.record.rank_pattern)
-
-
 # --- parts of drawings ------------------------------------------------------------------------------------------------
 
 
@@ -468,3 +237,14 @@ def power(value: float) -> str:
 def thousands(count: float) -> str:
     """20K, 0.1M, 5M"""
     return f"{count / 1e6:g}M" if count >= 1e5 else f"{count / 1e3:g}K"
+
+
+def draw_cell(axes: Axes, x: float, i: Any, cell: Any, look: Look) -> None:
+    """The point of row ``i`` of ``cells_of`` with one standard deviation; hollow for a degenerate run."""
+    axes.errorbar(x, cell.score, cell.sd, color=look.colour)
+    axes.plot(x, cell.score, gid=gid(i), **replace(look, filled=look.filled and not cell.degenerate).point)
+
+
+def groups(frame: pd.DataFrame, by: str | list[str]) -> Iterable[tuple[Any, pd.DataFrame]]:
+    """Parts of the frame with equal ``by``, in the order in which they come."""
+    return frame.groupby(by, sort=False, observed=True)

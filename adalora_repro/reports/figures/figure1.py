@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.models.backbones import MATRIX_ROLES
-from adalora_repro.reports.figures import drawing
+from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.notes import CAVEATS
 from adalora_repro.reports.spec import Scope, scope_words
 from adalora_repro.reports.tables.table1 import SPEC
@@ -26,31 +26,24 @@ PAPER_SAYS = (
 PANELS = {"method.targets": "one kind of matrix", "method.layers": "all matrices of some layers"}
 
 
-def figure(records: drawing.Records, scope: Scope, task: str = "mnli") -> drawing.Figure:
+def figure(records: data.Records, scope: Scope, task: str = "mnli") -> drawing.Figure:
     """One point for each choice of matrices that has finished runs, by the rule of the tables."""
-    import pandas as pd
-
-    runs = drawing.shown_runs(records, scope)
+    runs = data.shown_runs(records, scope)
     runs = runs[(runs.method == "lora") & (runs.task == task)]
     narrowed = [narrowing(run.record.settings) for run in runs.run]
     runs = runs.assign(panel=[panel for panel, _ in narrowed], choice=[choice for _, choice in narrowed])
     runs = runs[runs.panel != ""]
-    points = drawing.cells_of(runs).merge(runs[["record", "panel", "choice"]], on="record")
+    points = data.cells_of(runs).merge(runs[["record", "panel", "choice"]], on="record")
     points = points.sort_values(["panel", "choice"], key=lambda column: column.map(order)).reset_index(drop=True)
-    notes = [PAPER_SAYS, *drawing.cell_notes(runs)]
+    notes = [PAPER_SAYS, *data.cell_notes(runs)]
     if points.params.max() > 1.02 * points.params.min():
         notes.append("The numbers of parameters differ by more than 2%: they are not at one budget.")
     heading = next(column.heading for column in SPEC.columns if column.task == task)
-    table = pd.DataFrame(
-        [
-            drawing.texts_of(
-                cell,
-                choice="layers " * (cell.panel == "method.layers") + cell.choice,
-                params=count_text(cell.params) if cell.params == cell.params else "?",
-                metric=cell.metric,
-            )
-            for cell in points.itertuples()
-        ]
+    table = data.table_of(
+        points,
+        choice=lambda cell: "layers " * (cell.panel == "method.layers") + cell.choice,
+        params=lambda cell: count_text(cell.params) if cell.params == cell.params else "?",
+        metric=lambda cell: cell.metric,
     )
     where = f"{heading}, backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}"
     empty = points.empty
@@ -61,8 +54,8 @@ def figure(records: drawing.Records, scope: Scope, task: str = "mnli") -> drawin
         points,
         table,
         tuple(
-            panel(points, name, colour, heading)
-            for name, colour in zip(PANELS, drawing.SERIES, strict=False)
+            drawing.Panel(title, partial(draw, points=points, name=name, colour=colour, heading=heading))
+            for (name, title), colour in zip(PANELS.items(), drawing.SERIES, strict=False)
             if name in set(points.panel)
         ),
         notes=tuple(notes),
@@ -88,14 +81,9 @@ def order(text: str) -> tuple[bool, tuple[int, ...]]:
     return text == "method.layers", tuple(ranks)
 
 
-def panel(points: pd.DataFrame, name: str, colour: str, heading: str) -> drawing.Panel:
-    look = drawing.Look(name, colour)
-    return drawing.Panel(PANELS[name], partial(draw, points=points, name=name, look=look, heading=heading))
-
-
-def draw(axes: Axes, points: pd.DataFrame, name: str, look: drawing.Look, heading: str) -> None:
+def draw(axes: Axes, points: pd.DataFrame, name: str, colour: str, heading: str) -> None:
     """Points, each with its standard deviation: the axis does not begin at zero, where bars would have to."""
-    chosen = points[points.panel == name]
+    chosen, look = points[points.panel == name], drawing.Look(name, colour)
     for x, (i, cell) in enumerate(chosen.iterrows()):
         drawing.draw_cell(axes, x, i, cell, look)
         axes.annotate(fixed(cell.score), (x, cell.score), (7, 0), textcoords="offset points", va="center")
@@ -114,8 +102,8 @@ def symbols(choice: str) -> str:
     return ", ".join(drawing.SYMBOLS.get(part, clean(part)) for part in choice.split(", "))
 
 
-def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
-    return figure(records, drawing.scope_of(records, args), args.task)
+def compile_figure(records: data.Records, args: argparse.Namespace) -> drawing.Figure:
+    return figure(records, data.scope_of(records, args), args.task)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

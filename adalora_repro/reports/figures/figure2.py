@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adalora_repro.reports.figures import drawing
+from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.notes import CAVEATS
 from adalora_repro.reports.spec import Scope, Spec, command, paper_rows
 from adalora_repro.reports.tables.table1 import SPEC as GLUE
@@ -54,21 +54,19 @@ TASKS = (
 )
 
 
-def figure(records: drawing.Records, scopes: Sequence[tuple[Task, Scope]]) -> drawing.Figure:
+def figure(records: data.Records, scopes: Sequence[tuple[Task, Scope]]) -> drawing.Figure:
     """The paper's points and ours of each task, ours in its scope."""
     import pandas as pd
 
     parts, notes, gaps = [], [], []
     for task, scope in scopes:
-        runs = drawing.shown_runs(
-            [(path, record) for path, record in records if record.key["task"] == task.task], scope
-        )
+        runs = data.shown_runs([(path, record) for path, record in records if record.key["task"] == task.task], scope)
         named = runs.budget.map(lambda budget, task=task: share_named(budget, task.spec)).astype(float)
         runs = runs[runs.method.isin(METHODS) & named.notna()].assign(named=named)
         runs["params.share"] = runs["params.share"].fillna(runs.named)
-        ours, paper = drawing.cells_of(runs).assign(of="ours", panel=task.title), paper_points(task)
+        ours, paper = data.cells_of(runs).assign(of="ours", panel=task.title), paper_points(task)
         parts += [paper, ours]
-        notes += drawing.cell_notes(runs)
+        notes += data.cell_notes(runs)
         gaps += missing(task, scope, ours)
     points = pd.concat([part for part in parts if len(part)], ignore_index=True)[POINTS]
     points = points.sort_values(["panel", "method", "share", "budget", "of"], ignore_index=True)
@@ -94,6 +92,7 @@ def figure(records: drawing.Records, scopes: Sequence[tuple[Task, Scope]]) -> dr
         tuple(legend.values()),
         (*NOTES, *dict.fromkeys(notes)),
         tuple(gaps),
+        names=3,
     )
 
 
@@ -134,20 +133,22 @@ def table_of(points: pd.DataFrame) -> pd.DataFrame:
     """Ours and the paper's of one budget in one line."""
     import pandas as pd
 
-    lines: dict[tuple[str, str, str], dict[str, Any]] = {}
-    empty = dict.fromkeys(("share", "score", "± sd", "seeds", "lr", "paper", "difference"), "")
-    for cell in points.itertuples():
-        start = {"task": cell.task, "method": METHODS[cell.method], "budget": cell.budget}
-        line = lines.setdefault((cell.task, cell.method, cell.budget), start | empty | {"scores": {}})
-        line["scores"][cell.of] = cell.score
-        if cell.of == "paper":
-            line["paper"] = cell.printed
-        else:
-            line |= drawing.texts_of(cell, share=f"{cell.share:.3f}%")
-    for line in lines.values():
-        scores = line.pop("scores")
-        line["difference"] = signed(scores["ours"] - scores["paper"]) if len(scores) == 2 else ""
-    return pd.DataFrame(lines.values())
+    key = ["task", "method", "budget"]
+    ours, paper = (points[points.of == of].set_index(key) for of in ("ours", "paper"))
+    shown = data.table_of(
+        ours.reset_index(),
+        task=lambda cell: cell.task,
+        method=lambda cell: cell.method,
+        budget=lambda cell: cell.budget,
+        share=lambda cell: f"{cell.share:.3f}%",
+    ).reindex(columns=[*key, "share", "score", "± sd", "seeds", "lr"])
+    lines = points[key].drop_duplicates()
+    rows = pd.MultiIndex.from_frame(lines)
+    lines = lines.merge(shown.astype(object), how="left", on=key)
+    lines["paper"] = paper.printed.reindex(rows).to_numpy()
+    difference = (ours.score - paper.score).reindex(rows)
+    lines["difference"] = [signed(value) if value == value else "" for value in difference]
+    return lines.replace({"method": METHODS}).fillna("")
 
 
 def missing(task: Task, scope: Scope, ours: pd.DataFrame) -> list[str]:
@@ -172,18 +173,18 @@ def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], drawing
     axes.set_xlabel("trainable parameters, share of the backbone")
 
 
-def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
+def compile_figure(records: data.Records, args: argparse.Namespace) -> drawing.Figure:
     def scope(task: Task) -> Scope:
-        return drawing.scope_of(
+        return data.scope_of(
             [(p, record) for p, record in records if record.key["task"] == task.task], args, task.spec.backbone
         )
 
     return figure(records, [(task, scope(task)) for task in TASKS])
 
 
-def section(records: drawing.Records, scope: Scope) -> drawing.Figure | None:
+def section(records: data.Records, scope: Scope) -> drawing.Figure | None:
     """Only panels with a run of ours: the others would show the paper alone."""
-    runs = drawing.shown_runs(records, scope)
+    runs = data.shown_runs(records, scope)
     ours = runs[runs.method.isin(METHODS)]
     tasks = [
         task

@@ -13,7 +13,7 @@ from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
 from adalora_repro.models.backbones import MATRIX_ROLES
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.figures import drawing
+from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.spec import Scope
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def points_of(runs: Sequence[Run]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [
-        (drawing.label(run), name, *site(name), (run.record.rank_pattern or {})[name], str(run.path))
+        (data.label(run), name, *site(name), (run.record.rank_pattern or {})[name], str(run.path))
         for run in runs
-        for name in drawing.matrices(run)
+        for name in data.matrices(run)
     ]
     return pd.DataFrame(rows, columns=POINTS)
 
@@ -84,13 +84,14 @@ def figure(runs: Sequence[Run]) -> drawing.Figure:
         tuple(panels),
         notes=(PAPER_SAYS,),
         commands=() if runs else (FILL,),
+        names=3,
     )
 
 
 def budget_text(run: Run) -> str:
     budget = run.record.budget or {}
     counts = ", ".join(f"{name} {budget[name]}" for name in ("n", "b_0", "b_T") if budget.get(name) is not None)
-    return f"{drawing.label(run)}, {run.key['backbone']}{f' ({counts})' if counts else ''}"
+    return f"{data.label(run)}, {run.key['backbone']}{f' ({counts})' if counts else ''}"
 
 
 def draw(axes: Axes, cells: pd.DataFrame, most: int) -> None:
@@ -113,24 +114,17 @@ def draw(axes: Axes, cells: pd.DataFrame, most: int) -> None:
     axes.spines[:].set_visible(False)
 
 
-def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
-    return figure(drawing.named_runs(records, args))
+def compile_figure(records: data.Records, args: argparse.Namespace) -> drawing.Figure:
+    return figure(data.named_runs(records, args))
 
 
-def section(records: drawing.Records, scope: Scope) -> drawing.Figure:
-    """Of each task the newest AdaLoRA run that the tables show; a foreign record does not keep others from the page."""
+def section(records: data.Records, scope: Scope) -> drawing.Figure:
+    """Of each task the newest AdaLoRA run that the tables show."""
     by_task: dict[str, Run] = {}
-    for run in drawing.newest_shown(records, scope):
-        if run.key["method"] == PROPOSED and drawable(run):
+    for run in data.newest_shown(records, scope, points_of):
+        if run.key["method"] == PROPOSED:
             by_task.setdefault(run.key["task"], run)
     return figure(list(by_task.values())[:SHOWN])
 
 
-def drawable(run: Run) -> bool:
-    try:
-        return len(points_of([run])) > 0
-    except InputError:
-        return False
-
-
-REPORT = drawing.report_of("figure3", TITLE, section, compile_figure, drawing.add_runs)
+REPORT = drawing.report_of("figure3", TITLE, section, compile_figure, data.add_runs)

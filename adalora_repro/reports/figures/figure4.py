@@ -12,7 +12,7 @@ from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
 from adalora_repro.records.selection import Run
 from adalora_repro.reports.curves import evenly, orthogonality
-from adalora_repro.reports.figures import drawing
+from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.spec import Scope
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def chosen_matrices(run: Run, asked: Sequence[str]) -> list[str]:
     Raises:
         InputError: the run has no such matrix.
     """
-    names = drawing.matrices(run)
+    names = data.matrices(run)
     if not asked:
         layer = names[0].rpartition(".")[0]
         return [name for name in names if name in {f"{layer}.{role}" for role in ROLES}] or names[:1]
@@ -62,11 +62,11 @@ def points_of(runs: Sequence[Run], asked: Sequence[str] = ()) -> pd.DataFrame:
 
     points = pd.DataFrame(
         [
-            (str(run.path), drawing.label(run), name, norm, step, value)
+            (str(run.path), data.label(run), name, norm, step, value)
             for run in runs
             for name in chosen_matrices(run, asked)
             for norm in NORMS
-            for step, value in orthogonality(run.path.parent, norm, drawing.matrices(run).index(name))
+            for step, value in orthogonality(run.path.parent, norm, data.matrices(run).index(name))
             if value > 0
         ],
         columns=[*CURVE, "step", "value"],
@@ -83,7 +83,7 @@ def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> drawing.Figure:
     legend = {
         (record, norm): replace(
             look,
-            label=f"{look.label}, {drawing.label(run)}" if len(runs) > 1 else look.label,
+            label=f"{look.label}, {data.label(run)}" if len(runs) > 1 else look.label,
             line=LINES[records.index(record) % len(LINES)],
         )
         for run in runs
@@ -98,7 +98,7 @@ def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> drawing.Figure:
     return drawing.Figure(
         "figure4",
         TITLE,
-        "; ".join(f"{drawing.label(run)}, {run.key['backbone']}" for run in runs) + "."
+        "; ".join(f"{data.label(run)}, {run.key['backbone']}" for run in runs) + "."
         if runs
         else "No finished AdaLoRA run yet.",
         points,
@@ -110,6 +110,7 @@ def figure(runs: Sequence[Run], asked: Sequence[str] = ()) -> drawing.Figure:
         tuple(legend.values()),
         (PAPER_SAYS,),
         () if runs else (FILL,),
+        names=3,
     )
 
 
@@ -126,13 +127,13 @@ def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], drawing
     axes.set_xlabel("step")
 
 
-def compile_figure(records: drawing.Records, args: argparse.Namespace) -> drawing.Figure:
-    return figure(drawing.named_runs(records, args), args.matrix or ())
+def compile_figure(records: data.Records, args: argparse.Namespace) -> drawing.Figure:
+    return figure(data.named_runs(records, args), args.matrix or ())
 
 
-def section(records: drawing.Records, scope: Scope) -> drawing.Figure | None:
+def section(records: data.Records, scope: Scope) -> drawing.Figure | None:
     """The newest AdaLoRA run that the tables show and, of the same task, the newest with another γ."""
-    runs = [run for run in drawing.newest_shown(records, scope) if logged(run)]
+    runs = data.newest_shown(records, scope, points_of)
     first = next((run for run in runs if run.key["method"] == PROPOSED), None)
     if first is None:
         return None
@@ -140,19 +141,12 @@ def section(records: drawing.Records, scope: Scope) -> drawing.Figure | None:
     return figure([first, *others[:1]])
 
 
-def logged(run: Run) -> bool:
-    try:
-        return bool(len(points_of([run])))
-    except InputError:
-        return False
-
-
 def gamma(run: Run) -> object:
     return run.record.settings.get("method.gamma")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    drawing.add_runs(parser)
+    data.add_runs(parser)
     parser.add_argument(
         "--matrix",
         action="append",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from adalora_repro.reports.figures import drawing
+from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.spec import Scope
 from adalora_repro.reports.text import count_text
 
@@ -17,33 +17,27 @@ if TYPE_CHECKING:
 TITLE = "Score against trainable parameters"
 
 
-def figure(records: drawing.Records, scope: Scope) -> drawing.Figure:
+def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     """One point a cell, by the rule of the tables, at the mean over seeds of score and trainable parameters."""
-    import pandas as pd
-
-    runs = drawing.shown_runs(records, scope)
-    points = drawing.cells_of(runs[runs["params.method"] > 0])
+    runs = data.shown_runs(records, scope)
+    points = data.cells_of(runs[runs["params.method"] > 0])
     points = points.sort_values(["task", "params", "method"], ignore_index=True)
     style = drawing.looks(points.method, dict(zip(points.method, points.label, strict=True)))
-    table = pd.DataFrame(
-        [
-            drawing.texts_of(
-                cell,
-                task=cell.task,
-                method=cell.label,
-                budget=cell.budget,
-                params=count_text(cell.params),
-                metric=cell.metric,
-            )
-            for cell in points.itertuples()
-        ]
+    table = data.table_of(
+        points,
+        task=lambda cell: cell.task,
+        method=lambda cell: cell.label,
+        budget=lambda cell: cell.budget,
+        params=lambda cell: count_text(cell.params),
     )
+    names = points.drop_duplicates("task")
+    metrics = f" Scores: {', '.join(names.task + ' ' + names.metric)}." if len(points) else ""
     hollow = " Hollow: a run's predictions are all the same (degenerate)." if points.degenerate.any() else ""
     return drawing.Figure(
         "scores",
         TITLE,
         f"Backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}. Mean over seeds, with one standard "
-        f"deviation where there are several; the task head is not counted.{hollow}",
+        f"deviation where there are several; the task head is not counted.{hollow}{metrics}",
         points,
         table,
         tuple(
@@ -51,8 +45,9 @@ def figure(records: drawing.Records, scope: Scope) -> drawing.Figure:
             for task, cells in drawing.groups(points, "task")
         ),
         tuple(replace(style[method], line="") for method in style if method in set(points.method)),
-        tuple(drawing.cell_notes(runs)),
+        tuple(data.cell_notes(runs)),
         () if len(points) else ("adalora-run task=cola method=adalora",),
+        names=3,
     )
 
 

@@ -7,7 +7,6 @@ half SST-2, but its text and its times are those of SQuADv2: both readings are s
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from adalora_repro.records.cost_record import CostRecord
 from adalora_repro.reports.faults import without_faulty
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_notes, html_table, render_sheet, texts_sheet, to_csv
-from adalora_repro.reports.spec import Report, Request, Scope, command, label_of, paper_rows
+from adalora_repro.reports.spec import Report, Request, Scope, command, commands, label_of, paper_rows
 from adalora_repro.reports.text import NONE, number, plural
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ TITLE = "Reproduction of Table 15, cost of training"
 BACKBONE = "deberta-v3-base"
 REFERENCE = "lora"  # what the paper measures against
 PAPER_FILE = "table15_cost.csv"
+PAPER_FIGURES = ("gpu_mem_gb", "time_per_epoch_min")
 #: a task of the paper's file -> the tasks that its rows may be of, and why
 READINGS = {"sst2": {"squad_v2": " (by the text)", "sst2": " (by the label)"}}
 HEADINGS = {"mnli": "MNLI", "squad_v2": "SQuADv2", "sst2": "SST-2"}
@@ -126,19 +126,21 @@ def choose_backbone(name: str | None, records: Sequence[CostRecord]) -> tuple[st
 
 
 @cache
-def paper_of() -> dict[tuple[str, ...], dict[str, Any]]:
-    """The paper's rows under each task that they may be of, the first reading of the whole file first."""
-    read = [(task, row) for row in paper_rows(PAPER_FILE) for task in READINGS.get(row["task"], [row["task"]])]
-    tasks = dict.fromkeys(task for task, _ in read)
-    rows = {(task, row["budget"], row["method"]): row for first in tasks for task, row in read if task == first}
-    return {key: row | {"ratio": paper_ratio(key, rows)} for key, row in rows.items()}
+def paper_frame() -> pd.DataFrame:
+    """The paper's rows under each task that they may be of, the first reading of the whole file first.
 
+    ``paper_ratio`` is the time per epoch over that of ``REFERENCE`` at the same task and budget.
+    """
+    import pandas as pd
 
-def paper_ratio(key: tuple[str, ...], rows: dict[tuple[str, str, str], dict[str, str]]) -> float | None:
-    """The paper's time per epoch over that of ``REFERENCE`` at the same task and budget; None for that itself."""
-    task, budget, method = key
-    mine, reference = (number(rows[task, budget, name]["time_per_epoch_min"]) for name in (method, REFERENCE))
-    return None if method == REFERENCE or mine is None or not reference else mine / reference
+    rows = pd.DataFrame(paper_rows(PAPER_FILE)).rename(columns={name: f"paper_{name}" for name in PAPER_FIGURES})
+    rows = rows.assign(paper_label=rows.task, task=[list(READINGS.get(task, [task])) for task in rows.task])
+    rows = rows.explode("task").astype({f"paper_{name}": float for name in PAPER_FIGURES})
+    rows = rows.sort_values("task", key=lambda tasks: tasks.map(list(dict.fromkeys(tasks)).index), kind="stable")
+    cell = pd.MultiIndex.from_frame(rows[["task", "budget"]])
+    reference = rows[rows.method == REFERENCE].set_index(["task", "budget"]).paper_time_per_epoch_min.reindex(cell)
+    ratio = rows.paper_time_per_epoch_min / reference.to_numpy()
+    return rows.assign(paper_ratio=ratio.where(rows.method != REFERENCE))
 
 
 def of_backbone(records: Iterable[Record], backbone: str) -> list[Record]:
@@ -165,30 +167,31 @@ def lines_of(records: Sequence[Record], backbone: str, results: Path, only_fille
     """
     import pandas as pd
 
-    ours = [measured(path, record, method) for path, record in records for method in record.methods]
-    columns = [*FIELDS, "own", "created", "phases"]
-    frame = pd.DataFrame(ours, columns=columns, dtype=object).sort_values(["own", "created", "record"])
-    same = frame.groupby([*ROW, *CONDITION, "own"], dropna=False)
-    frame["measurements"] = same["record"].transform("count").astype(object)
-    frame = frame.groupby([*ROW, *CONDITION], dropna=False).tail(1)
-    scope = Scope(backbone, str(frame.sort_values("created").data.iloc[-1]) if len(frame) else "hub", results=results)
-    printed, have = paper_of(), set(frame[ROW].itertuples(index=False, name=None))
-    if not only_filled:
-        gaps = [dict(zip(ROW, key, strict=True)) for key in printed if key not in have]
-        filled = [gap | {"command": fill([gap["task"]], gap["method"], [gap["budget"]], scope)} for gap in gaps]
-        frame = pd.concat([frame, pd.DataFrame(filled, columns=columns, dtype=object)], ignore_index=True)
-    frame = frame.assign(table=REPORT.name, backbone=backbone)
-    keys = list(frame[ROW].itertuples(index=False, name=None))
-    names = (("label", "task"), ("gpu_mem_gb",) * 2, ("time_per_epoch_min",) * 2, ("ratio",) * 2)
-    for column, name in names:
-        values = [printed.get(key, {}).get(name) for key in keys]
-        frame[f"paper_{column}"] = pd.Series(
-            values if name == "task" else [number(value) for value in values], index=frame.index, dtype=object
-        )
-    cells = list(dict.fromkeys(key[:2] for key in printed)) + sorted(key[:2] for key in set(keys) - set(printed))
-    order = [(cells.index(key[:2]), METHODS.index(key[2]) if key[2] in METHODS else 9, key[2]) for key in keys]
-    frame["order"] = pd.Series(order, index=frame.index, dtype=object)
-    return frame.sort_values(["order", "device", "precision", "padding", "weights"], kind="stable", ignore_index=True)
+    lines = [measured(path, record, method) for path, record in records for method in record.methods]
+    names = [name for name in FIELDS if not name.startswith("paper_")] + ["own", "created", "phases"]
+    ours = pd.DataFrame(lines, columns=names, dtype=object).sort_values(["own", "created", "record"])
+    same = ours.groupby([*ROW, *CONDITION, "own"], dropna=False)
+    ours["measurements"] = same["record"].transform("count").astype(object)
+    ours = ours.groupby([*ROW, *CONDITION], dropna=False).tail(1)
+    scope = Scope(backbone, str(ours.sort_values("created").data.iloc[-1]) if len(ours) else "hub", results=results)
+    paper = paper_frame()
+    frame = paper.merge(ours, how="right" if only_filled else "outer", on=ROW)
+    gaps = frame.record.isna()
+    fills = [
+        f"{command([gap.task], [gap.method], [gap.budget], scope)} measure=cost" for gap in frame[gaps].itertuples()
+    ]
+    frame.loc[gaps, "command"] = pd.Series(fills, index=frame.index[gaps], dtype=object)
+    cells = list(dict.fromkeys(zip(paper.task, paper.budget, strict=True)))
+    cells += sorted({*zip(frame.task, frame.budget, strict=True)} - {*cells})
+    methods = [*METHODS, *sorted({*frame.method} - {*METHODS})]
+    frame = frame.assign(
+        table=REPORT.name,
+        backbone=backbone,
+        cell=[cells.index(cell) for cell in zip(frame.task, frame.budget, strict=True)],
+        rank=frame.method.map(methods.index),
+    )
+    order = ["cell", "rank", "device", "precision", "padding", "weights"]
+    return frame.sort_values(order, kind="stable", ignore_index=True)
 
 
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")  # the order of a pair
@@ -285,11 +288,5 @@ def commands_of(lines: pd.DataFrame, results: Path) -> list[str]:
     gaps = lines[lines.record.isna() & (lines.method != REFERENCE)]
     data = lines[lines.record.notna()].sort_values("created").data
     scope = Scope(str(lines.backbone.iloc[0]), str(data.iloc[-1]) if len(data) else "hub", results=results)
-    merged: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for (task, method), rows in gaps.groupby(["task", "method"], sort=False):
-        merged[str(method), *rows.budget].append(str(task))
-    return [fill(tasks, method, budgets, scope) for (method, *budgets), tasks in merged.items()]
-
-
-def fill(tasks: Sequence[str], method: str, budgets: Sequence[str], scope: Scope) -> str:
-    return f"{command(tasks, [method], budgets, scope)} measure=cost"
+    cells = gaps[["task", "method", "budget"]].itertuples(index=False, name=None)
+    return [f"{line} measure=cost" for line in commands(cells, scope)]
