@@ -102,9 +102,9 @@ class CellSweeper(Sweeper):
             rate = stage.get(LR, [""])[0]
             if rate in (CHOSEN, WIDENED):
                 cells, jobs, left = sweeps.wanted(jobs, stage, given) if rate == CHOSEN else jobs, [], []
-                folders = {words: folder for words, (_, folder) in self.with_folders(earlier).items()}
                 for ready in self.once_free(cells, earlier, number):
-                    derived, lines = sweeps.derived(rate, ready, earlier, folders)
+                    tried = [(job, self.plans[words_of(job)].folder) for job in earlier if words_of(job) in self.plans]
+                    derived, lines = sweeps.derived(rate, ready, tried)
                     for name, line in lines.items():
                         print(f"stage {number}, {name}: {line}")
                     self.ledger.left_out += len(ready) - len(derived) if rate == CHOSEN else 0
@@ -236,31 +236,33 @@ class CellSweeper(Sweeper):
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
-    def once_free(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> Iterator[list[Job]]:
-        """``sweep.once_free``; all at once where there is nobody to wait for, or nobody to wait."""
+    def once_free(self, jobs: list[Job], earlier: Sequence[Job], number: int) -> Iterator[list[Job]]:
+        """Yields ``jobs`` cell by cell, each cell once no other process is training one of its ``earlier`` runs.
+
+        Processes with the same command share its runs: each skips those that another is training. A learning rate is
+        chosen only when the others have finished their runs; a run that another left unfinished is trained here.
+        """
         # a cluster's queue may take days; processes of one distributed run must not decide at different moments
         if self.config.dry_run or isinstance(self.launcher, ArrayLauncher) or launched()[1] > 1:
-            yield list(jobs)
+            yield jobs
             return
+        cells = {cell_of(job) for job in jobs}
+        candidates = [job for job in earlier if cell_of(job) in cells and words_of(job) in self.plans]
         waited = False
-
-        def wait(held: int) -> None:
-            nonlocal waited
+        while jobs:
+            states = {words_of(job): state_of(self.plans[words_of(job)].folder) for job in candidates}
+            left = [job for job in candidates if states[words_of(job)] not in ("held", "ok", "failed")]
+            self.launch([job for job in left if self.ledger.outcomes[words_of(job)][0] == SKIPPED])
+            held = [cell_of(job) for job in candidates if states[words_of(job)] == "held"]
+            ready = [job for job in jobs if cell_of(job) not in held]
+            jobs = [job for job in jobs if cell_of(job) in held]
+            if ready:
+                yield ready
+                continue
             if not waited:
-                print(f"stage {number}: waiting for {held} runs that other processes are training", flush=True)
+                print(f"stage {number}: waiting for {len(held)} runs that other processes are training", flush=True)
             waited = True
             time.sleep(lock.LOOK_S)
-
-        def retry(jobs: Sequence[Job]) -> None:
-            outcomes = self.ledger.outcomes
-            self.launch([job for job in jobs if words_of(job) in outcomes and outcomes[words_of(job)][0] == SKIPPED])
-
-        yield from sweeps.once_free(jobs, self.with_folders(earlier), retry, wait)
-
-    def with_folders(self, jobs: Sequence[Job]) -> dict[Words, tuple[Job, Path]]:
-        """The jobs whose configuration is sound, with the folders of their runs."""
-        self.plan(jobs)
-        return {words: (job, self.plans[words].folder) for job in jobs if (words := words_of(job)) in self.plans}
 
 
 def finished(plan: Plan) -> str | None:

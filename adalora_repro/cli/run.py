@@ -9,8 +9,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -62,14 +62,7 @@ from adalora_repro.training.distributed import launched
 from adalora_repro.training.progress import ALONE_S, banner, complain
 
 #: what ``adalora-run list`` shows
-LISTS: Mapping[str, Callable[[], Mapping[str, catalog.Entry]]] = {
-    "task": catalog.tasks,
-    "method": catalog.methods,
-    "budget": catalog.budgets,
-    "backbone": catalog.backbones,
-    "sweep": catalog.sweeps,
-    "protocol": catalog.protocols,
-}
+LISTS = ("task", "method", "budget", "backbone", "sweep", "protocol")
 
 
 def main() -> int:
@@ -158,20 +151,13 @@ def _main(ledger: Ledger) -> int:
     except KeyboardInterrupt:
         return max(EXIT_INTERRUPTED, ledger.code)
     finally:
-        with suppress_broken_pipe():
+        try:
             if summary := ledger.summary():
                 print(summary)
             sys.stdout.flush()
+        except BrokenPipeError:  # the reader, `head` say, has seen enough
+            _mute()
     return ledger.code
-
-
-@contextmanager
-def suppress_broken_pipe() -> Iterator[None]:
-    """Ends quietly where the reader of standard output, `head` say, has seen enough."""
-    try:
-        yield
-    except BrokenPipeError:
-        _mute()
 
 
 def _mute() -> None:
@@ -295,7 +281,7 @@ def print_choices(words: Sequence[str]) -> None:
         if group not in LISTS:
             raise one_of("list", group, LISTS)
     for group in groups or LISTS:
-        entries = LISTS[group]().values()
+        entries = catalog.entries(group).values()
         width = max(len(entry.id) for entry in entries)
         if not groups:
             print(f"\n{group}")
@@ -306,22 +292,14 @@ def print_choices(words: Sequence[str]) -> None:
 # -- Hydra ---------------------------------------------------------------------------------------------------------
 
 
-HELP = ("--h", "-h", "-sc", "--shell")  # beginnings of words after which Hydra may list all choices
-
-
 def register(words: Sequence[str] = ("sweep",)) -> None:
-    """The typed schema, the text of settings for ``--help``, and every file of ``sweeps/`` as a choice of the group
-    ``sweep`` if a word may ask."""
+    """The typed schema, the settings for ``--help``, and the files of ``sweeps/`` where a word may ask for them."""
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
     OmegaConf.register_new_resolver("settings_help", _settings_help, replace=True)
-    paths = (
-        sorted(resource("sweeps").glob("*.yaml"))
-        if any(word.startswith(HELP) or "sweep" in word for word in words)
-        else ()
-    )
-    for path in paths:
-        store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
+    if any(word.startswith("-") or "sweep" in word for word in words):
+        for path in sorted(resource("sweeps").glob("*.yaml")):
+            store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
 
 
 def _settings_help() -> str:

@@ -59,7 +59,6 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     scaled = _scale_steps(cfg, total_steps)
     if not provisional:
         asked = identity.result_settings(cfg)
-    checks.check_finite(asked)
     asked |= revisions.present(cfg.method.module)
     asked["data.fingerprint"] = sources.fingerprint(cfg)
     if cfg.backbone.path is not None:
@@ -242,11 +241,16 @@ def finished(plan: Plan) -> str | None:
 
 def failed_since(plan: Plan, moment: float) -> bool:
     """Whether the run failed after ``moment`` (Unix time)."""
+    record = record_in(plan.folder)
+    return record is not None and record.status == "failed" and record.progress.get("updated", 0.0) > moment
+
+
+def record_in(folder: Path) -> run_record.RunRecord | None:
+    """The record of a run's folder; None where there is none, or none that can be read."""
     try:
-        record = run_record.read(plan.folder / run_record.RECORD_NAME)
+        return run_record.read(folder / run_record.RECORD_NAME)
     except (FileNotFoundError, run_record.RecordError):
-        return False
-    return record.status == "failed" and record.progress.get("updated", 0.0) > moment
+        return None
 
 
 def already_done(plan: Plan, score: str) -> str:

@@ -13,12 +13,6 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from omegaconf import MISSING
 
-from adalora_repro.config.catalog import GROUPS as GROUPS
-from adalora_repro.config.catalog import add_folder as add_folder
-from adalora_repro.config.catalog import added_folders as added_folders
-from adalora_repro.config.catalog import base_files as base_files
-from adalora_repro.config.catalog import choices_of as choices_of
-from adalora_repro.config.catalog import resource as resource
 from adalora_repro.methods.base import SCHEDULES
 from adalora_repro.settings import setting
 from adalora_repro.tasks import families

@@ -229,7 +229,7 @@ def keep_all(table: Table, problems: list[str]) -> list[str]:
         if choice.row.method == "lora_rank_pattern":  # its budget is another run's, and no word of the command line
             lines.append(f"not written: {choice.name}: type optim.lr={lr_text(choice.lr)} beside its ranks")
             continue
-        if len(choice.cell.lrs) < 2 or not (choice.row.fixed_size or choice.row.budget in catalog.budgets()):
+        if len(choice.cell.lrs) < 2 or not (choice.row.fixed_size or choice.row.budget in catalog.choices_of("budget")):
             lines.append(f"not written: {choice.name}: {choice.tried}, or no budget of conf/budget")
             continue
         try:

@@ -91,7 +91,7 @@ hydra/launcher=nope => unknown hydra/launcher 'nope'; valid: basic
 +tuned=[[a]] => +tuned=[[a]]: tuned takes the name of one file
 method=[lora,full] => method takes the name of one file; for several runs, use -m and a list without brackets
 hydra/launcher={a:b} => hydra/launcher takes the name of one file
-seed=9223372036854775808 => seed: whole numbers must be below 2^63
+seed=9223372036854775808 => seed must be below 2^32
 hydra.verbose=${task} dry_run=${oc.env:NOPE} => cannot compose a configuration: AssertionError
 --experimental-rerun=x => --experimental-rerun would unpickle a file
 --config-dir=nope => Additional config directory | nope' not found
@@ -127,10 +127,9 @@ seed=0,1 => add -m
 WRONG: list[tuple[str, list[str]]] = [
     *((arguments, parts.split(" | ")) for arguments, parts in re.findall("^(.*) => (.*)$", WRONG_WORDS, re.MULTILINE)),
     # whole numbers of 400 digits
-    *[(f"{name}={10**399}", [f"{name}: whole numbers must be below 2^63"]) for name in ("seed", "method.gamma")],
+    (f"method.gamma={10**399}", ["method.gamma: whole numbers must be below 2^63"]),
     (f"method.layers=[0,{-(10**399)}]", ["method.layers: whole numbers must be below 2^63"]),
-    (f"task.head={{a:[{10**399}]}}", ["task.head: whole numbers must be below 2^63"]),
-    (f"-m seed=0,{10**399}", ["seed: whole numbers must be below 2^63"]),
+    (f"task.head={{a:[{10**399}]}}", ["task.head.a: whole numbers must be below 2^63"]),
     (f"seed={'9' * 5000}", ["cannot read 'seed=9999", "whole numbers must be below 2^63"]),
     (f"backbone.path={'a' * 300}", ["File name too long"]),
     (f"data=local data.dir={'a' * 300}", ["no such folder"]),
@@ -146,12 +145,11 @@ def test_wrong_input_is_one_line(tiny: Cli, arguments: str, words: list[str]) ->
     assert on_disk() == []
 
 
-@pytest.mark.parametrize(
-    "word", ["hydra.output_subdir=x", "hydra.run.dir=x", "hydra.sweep.dir=x", "hydra.sweep.subdir=x"]
-)
 @pytest.mark.parametrize("many", [False, True], ids=["one", "sweep"])
-def test_a_dry_run_leaves_nothing_on_disk(tiny: Cli, word: str, many: bool) -> None:
-    done = tiny(*(["-m"] if many else []), "task=sst2", "seed=0", "dry_run=true", word)
+def test_a_dry_run_leaves_nothing_on_disk_whatever_hydra_is_told(tiny: Cli, many: bool) -> None:
+    words = [f"hydra.{name}=x" for name in ("output_subdir", "run.dir", "sweep.dir", "sweep.subdir")]
+    words += [f"hydra/{name}=default" for name in ("job_logging", "hydra_logging")]
+    done = tiny(*(["-m"] if many else []), "task=sst2", "seed=0", "dry_run=true", *words)
     assert (done.code, done.err) == (EXIT_OK, "")
     assert on_disk() == []
 
