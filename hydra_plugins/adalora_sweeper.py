@@ -102,6 +102,7 @@ class CellSweeper(Sweeper):
             rate = stage.get(LR, [""])[0]
             if rate in (CHOSEN, WIDENED):
                 cells, jobs, left = sweeps.wanted(jobs, stage, given) if rate == CHOSEN else jobs, [], []
+                self.plan(earlier)  # also those that the command line leaves out: they are chosen from
                 for ready in self.once_free(cells, earlier, number):
                     tried = [(job, self.plans[words_of(job)].folder) for job in earlier if words_of(job) in self.plans]
                     derived, lines = sweeps.derived(rate, ready, tried)
@@ -251,8 +252,9 @@ class CellSweeper(Sweeper):
         waited = False
         while jobs:
             states = {words_of(job): state_of(self.plans[words_of(job)].folder) for job in candidates}
-            left = [job for job in candidates if states[words_of(job)] not in ("held", "ok", "failed")]
-            self.launch([job for job in left if self.ledger.outcomes[words_of(job)][0] == SKIPPED])
+            skipped = [words for words, (outcome, _) in self.ledger.outcomes.items() if outcome == SKIPPED]
+            ended = [words for words, state in states.items() if state not in ("held", "ok", "failed")]
+            self.launch([job for job in candidates if words_of(job) in ended and words_of(job) in skipped])
             held = [cell_of(job) for job in candidates if states[words_of(job)] == "held"]
             ready = [job for job in jobs if cell_of(job) not in held]
             jobs = [job for job in jobs if cell_of(job) in held]

@@ -129,7 +129,7 @@ WRONG: list[tuple[str, list[str]]] = [
     # whole numbers of 400 digits
     (f"method.gamma={10**399}", ["method.gamma: whole numbers must be below 2^63"]),
     (f"method.layers=[0,{-(10**399)}]", ["method.layers: whole numbers must be below 2^63"]),
-    (f"task.head={{a:[{10**399}]}}", ["task.head.a: whole numbers must be below 2^63"]),
+    (f"+method.rank={10**399}", ["method.rank: whole numbers must be below 2^63"]),
     (f"seed={'9' * 5000}", ["cannot read 'seed=9999", "whole numbers must be below 2^63"]),
     (f"backbone.path={'a' * 300}", ["File name too long"]),
     (f"data=local data.dir={'a' * 300}", ["no such folder"]),
