@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from adalora_repro.errors import InputError, one_of
 
 NOTHING = object()
-#: attribute of ``Setting`` -> its sign in a table, what holds for a valid number, and how a message says so
+#: attribute of ``Setting`` -> its sign in a table, the comparison that a valid number passes, its text in a message
 BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool], str]] = {
     "minimum": (">=", operator.ge, "{} or more"),
     "above": (">", operator.gt, "above {}"),
@@ -154,7 +154,7 @@ def rows(schema: type, prefix: str = "") -> Iterator[Row]:
 @cache
 def meanings(schema: type) -> dict[str, str]:
     """Field -> the docstring below it, in a dataclass and in those it builds on."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for base in reversed(schema.__mro__[:-1]):
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
@@ -164,8 +164,8 @@ def meanings(schema: type) -> dict[str, str]:
         for node, below in pairwise(body):
             text = below.value if isinstance(below, ast.Expr) else None
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(text, ast.Constant):
-                found[node.target.id] = " ".join(str(text.value).split())
-    return found
+                texts[node.target.id] = " ".join(str(text.value).split())
+    return texts
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

@@ -150,7 +150,7 @@ class ArrayLauncher(SlurmLauncher):
         seen = dict.fromkeys(tasks, time.monotonic())  # when each was in the queue
         while seen:
             time.sleep(POLL_S)
-            with suppress(InputError):  # SLURM does not answer now: that says nothing about the runs
+            with suppress(InputError):  # no answer from SLURM now; the runs may go on
                 queue = slurm.in_queue()
                 seen |= {words: time.monotonic() for words in seen if tasks[words] in queue}
                 for words in [words for words in seen if tasks[words] not in queue]:

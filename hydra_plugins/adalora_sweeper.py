@@ -275,4 +275,4 @@ def finished(plan: Plan) -> str | None:
     try:
         return planning.finished(plan)
     except InputError:
-        return None  # the job says so
+        return None  # the job reports it

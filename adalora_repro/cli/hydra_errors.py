@@ -99,7 +99,7 @@ def _check_override(override: Override, multirun: bool) -> None:
     """Refuses values that Hydra's grammar accepts but nothing can use.
 
     Raises:
-        InputError: a list in place of a choice's name, several values for one run, or a sweep in place of a run.
+        InputError: a list instead of a choice's name, several values for one run, or a sweep instead of a run.
     """
     text, key, value = override.input_line, override.get_key_element().lstrip("+~"), override.value()
     if key == "sweep" and (not multirun or not override.is_add()):
@@ -160,7 +160,7 @@ def file_problems() -> Iterator[None]:
     """Planning reads files and folders that the user named: one with an impossible name, say, is wrong input.
 
     Raises:
-        InputError: in place of an OSError.
+        InputError: instead of an OSError.
     """
     try:
         yield

@@ -109,7 +109,7 @@ def _main(ledger: Ledger) -> int:
             which = f" (run: {shlex.join(HydraConfig.get().overrides.task)})" if many else ""
             outcome = REFUSED, _refuse((str(error) if isinstance(error, InputError) else explain(error)) + which)
         except BrokenPipeError:
-            _mute()  # what it had to say came after its record
+            _mute()  # its record was written before
             outcome = DONE, EXIT_OK
         except Exception:
             if not many:
@@ -177,7 +177,7 @@ def run(cfg: DictConfig, many: bool, ledger: Ledger) -> Outcome:
         ledger: of this command. A run of a sweep that failed in another process since it began is not tried again.
 
     Raises:
-        InputError: wrong input, found before anything is trained.
+        InputError: wrong input; nothing was trained.
     """
     hydra_cfg = HydraConfig.get()
     if not many and "sweep" in hydra_cfg.runtime.choices:

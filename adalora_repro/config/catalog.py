@@ -120,7 +120,7 @@ _added: list[Path] = []
 
 
 def add_folder(folder: str | None) -> None:
-    """Stores the folder of ``--config-dir`` in place of an earlier one; None: there is none."""
+    """Stores the folder of ``--config-dir`` and forgets an earlier one; None: there is none."""
     _added[:] = [] if folder is None else [Path(folder)]
 
 

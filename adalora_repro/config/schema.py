@@ -62,7 +62,7 @@ class TaskFields:
     max_length: int = setting(MISSING, minimum=1)
     "Tokens of an input; longer texts are cut, or give several windows."
     rows: dict[str, int] = setting(factory=dict, identity=False)
-    "Official sizes of the splits: T is known before any download."
+    "Official sizes of the splits, from which T follows before any download."
     total_steps: int = setting(MISSING, minimum=1)
     "T of the paper, which method.schedule=scaled scales from."
 
@@ -114,7 +114,7 @@ class MethodFields:
 
 @dataclass
 class BudgetConfig:
-    """What a run may train: the sizes of a label, or as many parameters as it says."""
+    """What a run may train: the sizes of a label, or a number of parameters."""
 
     label: str = MISSING
     "Name of the budget."
@@ -251,7 +251,7 @@ class EvalConfig:
     batch_size: int = setting(64, minimum=1)
     "Examples of one batch of an evaluation."
     max_examples: int | None = setting(None, minimum=1)
-    "Evaluate on so many examples only: a quick look, whose record enters no table unless asked."
+    "Evaluate on this many examples only, for a quick look; such a record enters no table unless asked for."
     untrained: bool = setting(False, identity=False)
     "Evaluate before the first step too: in log.jsonl at t 0."
 

@@ -123,7 +123,7 @@ def cells_of(tables: Mapping[str, Sequence[Values]], axes: Values) -> list[Job]:
 
 
 def cells_for(method: str, cells: Sequence[Job]) -> list[Job]:
-    """``method`` in the place of the methods of ``cells``: at each budget of a task that its file has a size for."""
+    """The cells with ``method`` instead of their methods, at each budget of a task for which its file has a size."""
     sizes = None
     for path in base_files("method", method):
         settings = yaml.safe_load(path.read_text(encoding="utf-8")).get("method") or {}
