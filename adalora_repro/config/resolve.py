@@ -108,8 +108,8 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
 def named(plan: Plan, cfg: DictConfig) -> Plan:
     """The plan with the learning rate and the seed of ``cfg`` in its key, settings and folder.
 
-    All else is taken from ``plan``, its ``cfg`` too. That is enough to see whether a run that differs in these two alone
-    is finished, and takes a hundredth of the time of ``resolve``.
+    All else is taken from ``plan``, its ``cfg`` too. That is enough to see whether a run that differs in these two is
+    finished, and takes a hundredth of the time of ``resolve``.
 
     Raises:
         InputError: the value of one of the two is wrong.

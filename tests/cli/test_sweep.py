@@ -151,14 +151,6 @@ def test_a_method_that_no_table_has_takes_the_place_of_its_methods(tiny: Cli, tr
     ]
 
 
-def test_a_dry_run_trains_nothing_and_leaves_nothing(tiny: Cli, trainer: Trainer) -> None:
-    done = tiny("-m", "+sweep=lr", "task=rte", "method=lora", "dry_run=true")
-    assert done.code == EXIT_OK, done.err
-    assert "rte lora 0.3M lr 1.2e-3 seed 0" in done.out
-    assert counts(done) == "10 planned"
-    assert trainer.trained == list(Path().iterdir()) == []
-
-
 # One bad run
 
 

@@ -310,25 +310,6 @@ def test_what_changes_the_result_changes_the_run(name: str) -> None:
     assert (after.key["variant"] == before.key["variant"]) == (name in ("seed", "optim.lr"))
 
 
-#: hashes that runs had before there were the settings with ``later``: what was measured then is found again
-EARLIER = {
-    "task=cola method=adalora data=sample": ("de64fa59c1", "2fd48a3c8d"),
-    "task=mnli method=lora budget=1.2M seed=3 data=sample": ("c15c64b9dd", "3d9e91e5c4"),
-    "task=stsb method=adalora protocol=released method.schedule=scaled train.max_steps=50 data=sample": (
-        "6cac1d98bf",
-        "6da3f3d82e",
-    ),
-    "task=qqp method=full data=sample": ("2453d17045", "944ab8166e"),
-    "task=sst2 method=houlsby data=hub backbone=minilm": ("ddcf0fe69b", "6b83848a31"),
-}
-
-
-@pytest.mark.parametrize("command", EARLIER)
-def test_runs_keep_the_identity_they_had(command: str) -> None:
-    key = resolved(*command.split(), "train.group_by_length=true").key  # left out at a value that is not the default
-    assert (key["hash"], key["variant"]) == EARLIER[command]
-
-
 def published() -> dict[str, run_record.RunRecord]:
     """Folder -> record of the runs in results/published that count."""
     found = {str(path.parent): run_record.read(path) for path in run_record.find(PUBLISHED)}
