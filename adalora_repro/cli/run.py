@@ -193,7 +193,8 @@ def run(cfg: DictConfig, many: bool, ledger: Ledger) -> Outcome:
     assert isinstance(words, list)
     with file_problems():
         plan = resolve(cfg, hydra_cfg.runtime.choices, words)
-        beside = [resolve(_beside(cfg, words), overrides=words)] if _measured_beside(cfg) else []
+        two = cfg.measure == "cost" and reference(cfg) is not None
+        beside = [resolve(_beside(cfg, words), overrides=words)] if two else []
     if cfg.dry_run:
         print(dry_run.describe(count(plan)))
         for other in beside:
@@ -229,10 +230,6 @@ def run(cfg: DictConfig, many: bool, ledger: Ledger) -> Outcome:
             return _skipped(plan)
         raise
     return ENDS.get(code, INTERRUPTED), code
-
-
-def _measured_beside(cfg: DictConfig) -> bool:
-    return cfg.measure == "cost" and reference(cfg) is not None
 
 
 def _beside(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
@@ -293,13 +290,19 @@ def print_choices(words: Sequence[str]) -> None:
 
 
 def register(words: Sequence[str] = ("sweep",)) -> None:
-    """The typed schema, the settings for ``--help``, and the files of ``sweeps/`` where a word may ask for them."""
+    """The typed schema, the texts of ``--help``, and the files of ``sweeps/`` where a word asks for one."""
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
+    OmegaConf.register_new_resolver("choices_help", _choices_help, replace=True)
     OmegaConf.register_new_resolver("settings_help", _settings_help, replace=True)
-    if any(word.startswith("-") or "sweep" in word for word in words):
+    if any("sweep" in word for word in words):
         for path in sorted(resource("sweeps").glob("*.yaml")):
             store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
+
+
+def _choices_help() -> str:
+    groups = [group for group in catalog.GROUPS if group != "tuned"]  # which follows from the task and the method
+    return "\n".join(f"{group}: {', '.join(catalog.entries(group))}" for group in [*groups, "sweep"])
 
 
 def _settings_help() -> str:

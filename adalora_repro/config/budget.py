@@ -69,13 +69,6 @@ def _take_default(cfg: DictConfig) -> None:
         cfg.budget.label, cfg.budget.family = own[0], cfg.task.budgets
 
 
-def settings_of_match(cfg: DictConfig) -> tuple[str, ...]:
-    """The budget's settings that a size which fills a number of parameters follows from; none for other sizes."""
-    if not equal_counts.matched(cfg):
-        return ()
-    return ("budget.match", "budget.label" if cfg.budget.params is None else "budget.params")
-
-
 def size_option(cfg: DictConfig) -> str:
     """The one option that is the size of a method which does not fill a number of parameters by itself.
 

@@ -74,7 +74,8 @@ def _methods(added: tuple[Path, ...]) -> dict[str, MethodEntry]:
 def entries(group: str) -> dict[str, Entry]:
     """Every choice of a group, by its id; budgets of a task family together, smallest first."""
     if group == "sweep":
-        files = {path.stem: path for path in sorted(resource("sweeps").glob("*.yaml"))}
+        folders = [resource("sweeps"), *(folder / "sweep" for folder in _added)]
+        files = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
     else:
         names = choices_of(group)
         if group == "budget":

@@ -64,7 +64,8 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     if cfg.backbone.path is not None:
         asked["backbone.path"] = identity.weights_fingerprint(Path(cfg.backbone.path).expanduser())
     if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
-        kept = budget.settings_of_match(cfg)
+        size = "budget.label" if cfg.budget.params is None else "budget.params"
+        kept = ("budget.match", size) if equal_counts.matched(cfg) else ()
         asked = {name: value for name, value in asked.items() if name in kept or not name.startswith("budget.")}
     key = {
         "backbone": cfg.backbone.name,

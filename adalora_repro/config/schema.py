@@ -88,7 +88,10 @@ else:
 
 @dataclass
 class MethodFields:
-    """What the configuration itself reads of a method; the rest is in the ``Options`` of the method's module."""
+    """What the configuration itself reads of a method, and options that are left out of the identity at a value.
+
+    The rest is in the ``Options`` of the method's module.
+    """
 
     name: str = MISSING
     "Id of the method, as in records and tables."
@@ -103,13 +106,13 @@ class MethodFields:
     sizes: dict[str, Any] | None = setting(None, identity=False)
     "Budget -> options; null: the method has one size."
     allocation: str = setting("global", later="global")
-    "See the method's options; here for its part in the identity, as the next three."
+    "How AdaLoRA's triplets are shared among the matrices: global or uniform."
     init: str = setting("normal", later="normal")
-    "See the method's options."
+    "Initial values of LoRA's A: normal or kaiming."
     initial_rank: bool = setting(False, later=False)
-    "See the method's options."
+    "LoRA with budget.match=params: at the rank from which AdaLoRA starts."
     rank_pattern: dict[str, int] | None = setting(None, later=None)
-    "See the method's options."
+    "The finished run whose final ranks LoRA takes."
 
 
 @dataclass

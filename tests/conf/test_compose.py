@@ -170,7 +170,7 @@ def test_help_shows_groups_choices_and_examples(tmp_path: Path) -> None:
     assert done.stderr == "[] 0\n"  # no torch, exit code 0
     for group in ("task", "method", "budget", "backbone", "data", "protocol"):
         (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"{group}: "))
-        assert line.removeprefix(f"{group}: ").split(", ") == names(group)
+        assert sorted(line.removeprefix(f"{group}: ").split(", ")) == names(group)
     assert f"sweep: {', '.join(path.stem for path in sorted(SWEEPS.glob('*.yaml')))}\n" in done.stdout
     assert "adalora-run task=mnli method=adalora budget=0.3M dry_run=true" in done.stdout
     for option in ("seed", "dry_run", "force", "results.dir", "eval.max_examples", "Exit codes"):
