@@ -1,7 +1,7 @@
 """The sweeper behind ``adalora-run -m``: lists as Hydra has them, the cells of a table, stages.
 
 Hydra takes sweepers from the namespace ``hydra_plugins`` alone. What a sweep consists of is in ``config/sweep.py``;
-composing, passing over what is finished and launching are here.
+composing, skipping what is finished and launching are here.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from adalora_repro.training.distributed import launched
 from adalora_repro.training.progress import complain, prefixed
 from hydra_plugins.adalora_launcher import ArrayLauncher
 
-#: what a sweep has one of, and the way out: {0} is the value as typed, {1} a word whose value has it in quotes
+#: settings with one value for all runs, and what to type instead of a list: {0} is the list, {1} a word that quotes it
 ONE_FOR_ALL = {
     "sweep": "several sweeps in one are a list, '+sweep=[{0}]'",
     "results.dir": "put a name with a comma in quotes: {1}",
@@ -148,7 +148,7 @@ class CellSweeper(Sweeper):
     # -- jobs -> runs ----------------------------------------------------------------------------------------------
 
     def launch(self, jobs: Sequence[Job]) -> list[Job]:
-        """Passes over what is finished, gives the rest to the launcher and returns it."""
+        """Skips the finished runs, gives the others to the launcher and returns them."""
         self.plan(jobs)
         left = []
         for number, job in enumerate(jobs, 1):

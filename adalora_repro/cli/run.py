@@ -66,7 +66,7 @@ LISTS = ("task", "method", "budget", "backbone", "sweep", "protocol")
 
 
 def main() -> int:
-    """Console entry point; the exit codes are those of ``errors``. Of several processes the main one speaks."""
+    """Console entry point; the exit codes are those of ``errors``. Of several processes only the main one prints."""
     if launched()[0] == 0:
         return _main(Ledger())
     logging.disable(logging.WARNING)

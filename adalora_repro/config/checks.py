@@ -27,7 +27,7 @@ OPTIONAL = ("tuned", "tuned/lr", "script")  # groups of which Hydra passes over 
 
 
 def check_words(words: Sequence[str], choices: Mapping[str, Any]) -> None:
-    """What would be filed under the name of something else, or have no effect without a word.
+    """Refuses words that would file a run under the name of another, or would silently have no effect.
 
     Raises:
         InputError: the name of another choice, a part of a method's file, an unknown file, a node taken away.
@@ -126,7 +126,7 @@ def _check_source(cfg: DictConfig) -> None:
 
 
 def check_backbone(cfg: DictConfig, needed: str) -> None:
-    """An encoder does not write summaries, and what the paper does with encoder-decoders is that.
+    """Summarization needs an encoder-decoder, every other task an encoder.
 
     Raises:
         InputError: names the backbones of the kind that the task needs.
