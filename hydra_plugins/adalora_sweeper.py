@@ -105,10 +105,15 @@ class CellSweeper(Sweeper):
                 self.plan(earlier)  # also those that the command line leaves out: they are chosen from
                 for ready in self.once_free(cells, earlier, number):
                     tried = [(job, self.plans[words_of(job)].folder) for job in earlier if words_of(job) in self.plans]
-                    derived, lines = sweeps.derived(rate, ready, tried)
-                    for name, line in lines.items():
-                        print(f"stage {number}, {name}: {line}")
-                    self.ledger.left_out += len(ready) - len(derived) if rate == CHOSEN else 0
+                    derived, choices = sweeps.derived(rate, ready, tried)
+                    for cell, choice in choices.items():
+                        if choice.lr or not self.config.dry_run:
+                            print(f"stage {number}, {sweeps.name_of(cell)}: {choice.why}")
+                    without = len(ready) - len(derived) if rate == CHOSEN else 0
+                    if self.config.dry_run:
+                        self.dry_run.later += without
+                    else:
+                        self.ledger.left_out += without
                     left += self.launch(sweeps.wanted(derived, stage, given))
                     jobs += derived
             else:

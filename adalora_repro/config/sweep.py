@@ -52,8 +52,9 @@ def cell_of(job: Job) -> Words:
     return tuple(sorted(words_of({key: value for key, value in job.items() if key not in (LR, SEED)})))
 
 
-def name_of(job: Job) -> str:
+def name_of(cell: Words) -> str:
     """ "cola lora 0.3M", with the protocol where it is given"""
+    job = dict(word.split("=", 1) for word in cell)
     return " ".join(job[name] for name in (*AXES, "protocol") if name in job)
 
 
@@ -216,11 +217,15 @@ def choose(tried: Sequence[tuple[Job, Path]]) -> Choice:
     split = " on the held-out split" * best.held_out
     why = f"{LR}={lr_text(best.lr)}, the best of {len(best.by_lr)}{split} ({len(runs)} of {len(tried)} runs finished)"
     grid = sorted({float(job[LR]) for job, _ in tried if LR in job})
-    return Choice(typed[best.lr], why, lr_text(next_rate(best.lr, grid)) if at_edge(best.lr, grid) else None)
+    if not at_edge(best.lr, grid):
+        return Choice(typed[best.lr], why)
+    return Choice(typed[best.lr], f"{why}, the edge of its grid", lr_text(next_rate(best.lr, grid)))
 
 
-def derived(rate: str, jobs: Sequence[Job], earlier: Sequence[tuple[Job, Path]]) -> tuple[list[Job], dict[str, str]]:
-    """``jobs`` at the rate that ``chosen`` or ``widened`` stands for in their cell; cell -> the choice, in one line.
+def derived(
+    rate: str, jobs: Sequence[Job], earlier: Sequence[tuple[Job, Path]]
+) -> tuple[list[Job], dict[Words, Choice]]:
+    """``jobs`` at the rate that ``chosen`` or ``widened`` stands for in their cell, and the choice of each cell.
 
     ``widened`` leaves out the cells whose best rate lies inside their grid; both leave out those without a choice.
 
@@ -228,17 +233,14 @@ def derived(rate: str, jobs: Sequence[Job], earlier: Sequence[tuple[Job, Path]])
         earlier: the runs to choose among, each with its folder.
     """
     choices: dict[Words, Choice] = {}
-    lines: dict[str, str] = {}
     made = []
     for job in jobs:
         cell = cell_of(job)
         if cell not in choices:
-            choice = choices[cell] = choose([run for run in earlier if cell_of(run[0]) == cell])
-            further = "widen it" if rate == CHOSEN else "one rate further"
-            lines[name_of(job)] = choice.why + (f", the edge of its grid: {further}" if choice.beyond else "")
+            choices[cell] = choose([run for run in earlier if cell_of(run[0]) == cell])
         lr = choices[cell].lr if rate == CHOSEN else choices[cell].beyond
         made += [] if lr is None else [job | {LR: lr}]
-    return made, lines
+    return made, choices
 
 
 def next_rate(edge: float, grid: Sequence[float]) -> float:

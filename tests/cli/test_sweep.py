@@ -340,8 +340,8 @@ hydra:
     assert done.code == EXIT_OK, done.err
     assert len(trainer.trained) == 13
     assert trainer.trained[8:10] == [("lora", 0.1, 0), ("full", 8e-6, 0)]
-    further = [line.partition(":")[0] for line in done.out.splitlines() if line.endswith("one rate further")]
-    assert further == ["stage 2, rte lora 0.3M", "stage 2, rte full"]
+    lines = [line.partition(":")[0] for line in done.out.splitlines() if line.endswith("the edge of its grid")]
+    assert [line for line in lines if "stage 2" in line] == ["stage 2, rte lora 0.3M", "stage 2, rte full"]
     assert trainer.trained[10:] == [("lora", 0.1, 1), ("bitfit", 1e-3, 1), ("full", 2e-5, 1)]
     assert counts(tiny(*words, "seed=1")) == "3 already done"  # the wider grid still counts
 

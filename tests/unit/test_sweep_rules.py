@@ -124,9 +124,10 @@ def test_the_choice_is_the_report_s_and_later_stages_follow_it(
     assert choice.why in made.why
     later = {"task": "cola", "method": "lora", "seed": "1"}
     for rate, lr in ((sweep.CHOSEN, choice.lr), (sweep.WIDENED, choice.beyond)):
-        derived, lines = sweep.derived(rate, [later], runs)
+        derived, choices = sweep.derived(rate, [later], runs)
         assert derived == ([later | {"optim.lr": lr}] if lr else [])
-        assert ("the edge of its grid" in lines["cola lora"]) == (choice.beyond is not None)
+        assert {sweep.name_of(cell): each for cell, each in choices.items()} == {"cola lora": made}
+        assert ("the edge of its grid" in made.why) == (choice.beyond is not None)
 
 
 def test_a_label_names_the_run_and_what_else_differs() -> None:
