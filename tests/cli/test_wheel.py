@@ -72,7 +72,7 @@ def test_the_wheel_holds_all_that_is_needed(source: Path, wheel: Path) -> None:
     assert len(configurations) > 50
     assert len(numbers) == 9
     assets = files("adalora_repro/reports/templates/*")
-    assert len(assets) == 3
+    assert {"page.html", "page.css", "page.js"} <= {Path(name).name for name in assets}
     assert configurations | numbers | assets | files("adalora_repro/**/*.py", "hydra_plugins/*.py") == names
 
 
@@ -111,7 +111,7 @@ def test_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
     plan = program(installed, tmp_path, "adalora-run", "task=mnli", "method=adalora", "budget=0.3M", "dry_run=true")
     assert "331,920" in plan
     assert "conf/tuned/mnli_adalora.yaml" in plan
-    table = program(installed, tmp_path, "adalora-report", "table1")
+    table = program(installed, tmp_path, "adalora-report", "table1", "--format", "csv")
     assert "88.86" in table  # a number of the paper
     program(installed, tmp_path, "adalora-report", "html", "--out", "page.html")
     assert "textContent" in (tmp_path / "page.html").read_text(encoding="utf-8")  # the script came along
