@@ -11,9 +11,10 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 QUICK := results/quickstart
 
-.PHONY: help quickstart install test test-all test-ranges test-cluster lint types \
-  table1 table2 table3 table4 table5 table14 table15 controls sweep-table1 sweep-table2 sweep-table3 sweep-table4 \
-  sweep-table5 sweep-table14 sweep-table15 sweep-controls study report figures status clean
+TABLES := table1 table2 table3 table4 table5 table14 table15 controls
+
+.PHONY: help quickstart install test test-all test-ranges test-cluster lint types $(TABLES) $(TABLES:%=sweep-%) study \
+  report figures status clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -92,31 +93,18 @@ done
 @cat $(TABLE).md; echo; echo "written: $(TABLE).{md,tex,csv,html}"
 endef
 
-table1 table2 table4 table5 table14 table15 controls: BACKBONE ?= deberta-v3-base
 table3: BACKBONE ?= bart-large
+$(TABLES): BACKBONE ?= deberta-v3-base
 
-table1: $(VENV)/.installed  ## Table 1 (GLUE) from the records in results/, in four formats (BACKBONE=…)
-	$(table)
-
-table2: $(VENV)/.installed  ## Table 2 (SQuAD 1.1 and 2.0) likewise
-	$(table)
-
-table3: $(VENV)/.installed  ## Table 3 (XSum, CNN/DailyMail) likewise
-	$(table)
-
-table4: $(VENV)/.installed  ## Table 4 (pruned LoRA, scores of importance) likewise
-	$(table)
-
-table5: $(VENV)/.installed  ## Table 5 (SVD adaptation, regularizer, allocation) likewise
-	$(table)
-
-table14: $(VENV)/.installed  ## Table 14 (the matrices that LoRA adapts) likewise
-	$(table)
-
-table15: $(VENV)/.installed  ## Table 15 (cost of AdaLoRA beside LoRA) likewise
-	$(table)
-
-controls: $(VENV)/.installed  ## controls beyond the paper, likewise
+table1:  ## Table 1 (GLUE) from the records in results/, in four formats (BACKBONE=…)
+table2:  ## Table 2 (SQuAD 1.1 and 2.0) likewise
+table3:  ## Table 3 (XSum, CNN/DailyMail) likewise
+table4:  ## Table 4 (pruned LoRA, scores of importance) likewise
+table5:  ## Table 5 (SVD adaptation, regularizer, allocation) likewise
+table14:  ## Table 14 (the matrices that LoRA adapts) likewise
+table15:  ## Table 15 (cost of AdaLoRA beside LoRA) likewise
+controls:  ## controls beyond the paper, likewise
+$(TABLES): $(VENV)/.installed
 	$(table)
 
 # Every run of a table, one after the other or as Hydra's launcher has it; ARGS are words of adalora-run:
@@ -125,28 +113,15 @@ LAUNCHER ?= basic
 ARGS ?=
 sweep = @$(RUN) -m +sweep=$(@:sweep-%=%) hydra/launcher=$(LAUNCHER) results.dir=$(RESULTS) $(ARGS)
 
-sweep-table1: $(VENV)/.installed  ## run what Table 1 lacks (LAUNCHER=…, ARGS='…')
-	$(sweep)
-
-sweep-table2: $(VENV)/.installed  ## Table 2 likewise
-	$(sweep)
-
-sweep-table3: $(VENV)/.installed  ## Table 3 likewise
-	$(sweep)
-
-sweep-table4: $(VENV)/.installed  ## Table 4 likewise
-	$(sweep)
-
-sweep-table5: $(VENV)/.installed  ## Table 5 likewise
-	$(sweep)
-
-sweep-table14: $(VENV)/.installed  ## Table 14 likewise
-	$(sweep)
-
-sweep-table15: $(VENV)/.installed  ## measure Table 15, all cells anew
-	$(sweep)
-
-sweep-controls: $(VENV)/.installed  ## the controls likewise, but for the ranks of another run
+sweep-table1:  ## run what Table 1 lacks (LAUNCHER=…, ARGS='…')
+sweep-table2:  ## Table 2 likewise
+sweep-table3:  ## Table 3 likewise
+sweep-table4:  ## Table 4 likewise
+sweep-table5:  ## Table 5 likewise
+sweep-table14:  ## Table 14 likewise
+sweep-table15:  ## measure Table 15, all cells anew
+sweep-controls:  ## the controls likewise, except for the one at the ranks of another run
+$(TABLES:%=sweep-%): $(VENV)/.installed
 	$(sweep)
 
 # The study of sweeps/study.yaml. DATA is a folder with the data sets; without it they come from the hub.

@@ -14,6 +14,7 @@ import ast
 import dataclasses
 import inspect
 import math
+import operator
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,13 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from adalora_repro.errors import InputError, one_of
 
 NOTHING = object()
+#: attribute of ``Setting`` -> its sign in a table, the comparison that a valid number passes, its text in a message
+BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool], str]] = {
+    "minimum": (">=", operator.ge, "{} or more"),
+    "above": (">", operator.gt, "above {}"),
+    "maximum": ("<=", operator.le, "at most {}"),
+    "below": ("<", operator.lt, "below {}"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,15 +55,16 @@ class Setting:
     choices: tuple[str, ...] | None = None
 
     @property
+    def bounds(self) -> dict[str, float]:
+        """Those of ``BOUNDS`` that the setting has."""
+        return {name: bound for name in BOUNDS if (bound := getattr(self, name)) is not None}
+
+    @property
     def range(self) -> str:
         """The range as a table prints it."""
         if self.choices is not None:
             return " | ".join(self.choices)
-        low = f"> {_short(self.above)}" if self.above is not None else ""
-        low = f">= {_short(self.minimum)}" if self.minimum is not None else low
-        high = f"< {_short(self.below)}" if self.below is not None else ""
-        high = f"<= {_short(self.maximum)}" if self.maximum is not None else high
-        return ", ".join(filter(None, (low, high)))
+        return ", ".join(f"{BOUNDS[name][0]} {_short(bound)}" for name, bound in self.bounds.items())
 
     def check(self, name: str, value: Any) -> None:
         """
@@ -66,19 +75,15 @@ class Setting:
             raise one_of(name, value, self.choices)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return
-        wanted = None
-        if self.minimum is not None and not value >= self.minimum:
-            wanted = "positive" if self.minimum == 1 else f"{_short(self.minimum)} or more"
-        elif self.above is not None and not value > self.above:
-            wanted = "positive" if self.above == 0 else f"above {_short(self.above)}"
-        elif self.below is not None and not value < self.below:
-            wanted = f"below {_short(self.below)}"
-        elif self.maximum is not None and not value <= self.maximum:
-            wanted = f"at most {_short(self.maximum)}"
-        elif not math.isfinite(value):
-            wanted = "finite" if self.above is None else "positive and finite"
-        if wanted is not None:
-            raise InputError(f"{name} must be {wanted}, not {value}")
+        for attribute, bound in self.bounds.items():
+            _, holds, text = BOUNDS[attribute]
+            if not holds(value, bound):
+                positive = (attribute, bound) in (("minimum", 1), ("above", 0))
+                raise InputError(
+                    f"{name} must be {'positive' if positive else text.format(_short(bound))}, not {value}"
+                )
+        if not math.isfinite(value):
+            raise InputError(f"{name} must be {'finite' if self.above is None else 'positive and finite'}, not {value}")
 
 
 def setting(default: Any = NOTHING, *, factory: Callable[[], Any] | None = None, **facts: Any) -> Any:
@@ -91,18 +96,21 @@ def setting(default: Any = NOTHING, *, factory: Callable[[], Any] | None = None,
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def _fields(schema: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], type, Any]]:
+    """Every field of a dataclass, and below a group its own: full name, field, class, and the type or the group's."""
+    hints = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        nested = field.metadata.get("keys", hints[field.name])
+        yield f"{prefix}{field.name}", field, schema, nested
+        if dataclasses.is_dataclass(nested):
+            assert isinstance(nested, type)
+            yield from _fields(nested, f"{prefix}{field.name}.")
+
+
 @cache
 def settings_of(schema: type) -> dict[str, Setting]:
     """``group.setting`` -> its facts, for a dataclass and those nested in it; groups have facts too."""
-    found = {}
-    hints = get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        found[field.name] = field.metadata.get("setting", Setting())
-        nested = field.metadata.get("keys", hints[field.name])
-        if dataclasses.is_dataclass(nested):
-            assert isinstance(nested, type)
-            found |= {f"{field.name}.{name}": facts for name, facts in settings_of(nested).items()}
-    return found
+    return {name: field.metadata.get("setting", Setting()) for name, field, _, _ in _fields(schema)}
 
 
 def check(schema: type, values: Mapping[str, Any], prefix: str = "") -> None:
@@ -131,26 +139,22 @@ class Row(NamedTuple):
 
 def rows(schema: type, prefix: str = "") -> Iterator[Row]:
     """The table of settings of a dataclass and of those nested in it."""
-    hints = get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        nested = field.metadata.get("keys", hints[field.name])
-        if dataclasses.is_dataclass(nested):
-            assert isinstance(nested, type)
-            yield from rows(nested, f"{prefix}{field.name}.")
+    for name, field, schema_of, hint in _fields(schema, prefix):
+        if dataclasses.is_dataclass(hint):
             continue
         facts = field.metadata.get("setting", Setting())
         identity = "yes" if facts.identity else "no"
         if facts.identity and facts.later is not NOTHING:
             identity = f"unless {_shown(facts.later)}"
-        owner = field.metadata.get("owner", schema)
-        scope = facts.range or ("true | false" if bool in (hints[field.name], *get_args(hints[field.name])) else "")
-        yield Row(f"{prefix}{field.name}", _default(field), meanings(owner).get(field.name, ""), identity, scope)
+        meaning = meanings(field.metadata.get("owner", schema_of)).get(field.name, "")
+        scope = facts.range or ("true | false" if bool in (hint, *get_args(hint)) else "")
+        yield Row(name, _default(field), meaning, identity, scope)
 
 
 @cache
 def meanings(schema: type) -> dict[str, str]:
     """Field -> the docstring below it, in a dataclass and in those it builds on."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for base in reversed(schema.__mro__[:-1]):
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
@@ -160,8 +164,8 @@ def meanings(schema: type) -> dict[str, str]:
         for node, below in pairwise(body):
             text = below.value if isinstance(below, ast.Expr) else None
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(text, ast.Constant):
-                found[node.target.id] = " ".join(str(text.value).split())
-    return found
+                texts[node.target.id] = " ".join(str(text.value).split())
+    return texts
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
@@ -177,7 +181,7 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _short(number: float | None) -> str:
+def _short(number: float) -> str:
     if isinstance(number, int) and number > 2**16 and number & (number - 1) == 0:
         return f"2^{number.bit_length() - 1}"
     return f"{number:g}"

@@ -27,7 +27,8 @@ from adalora_repro.cli import slurm
 from adalora_repro.cli.ledger import DONE, FAILED, INTERRUPTED, QUEUED, REFUSED, SUBMITTED, Outcome
 from adalora_repro.config.catalog import added_folders
 from adalora_repro.config.plan import Plan
-from adalora_repro.config.sweep import Words, record_in
+from adalora_repro.config.resolve import record_in
+from adalora_repro.config.sweep import Words
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_TERMINATED, InputError
 
 POLL_S = 5.0  # between two looks at the queue
@@ -149,7 +150,7 @@ class ArrayLauncher(SlurmLauncher):
         seen = dict.fromkeys(tasks, time.monotonic())  # when each was in the queue
         while seen:
             time.sleep(POLL_S)
-            with suppress(InputError):  # SLURM does not answer now: that says nothing about the runs
+            with suppress(InputError):  # no answer from SLURM now; the runs may go on
                 queue = slurm.in_queue()
                 seen |= {words: time.monotonic() for words in seen if tasks[words] in queue}
                 for words in [words for words in seen if tasks[words] not in queue]:

@@ -1,7 +1,7 @@
 """The sweeper behind ``adalora-run -m``: lists as Hydra has them, the cells of a table, stages.
 
 Hydra takes sweepers from the namespace ``hydra_plugins`` alone. What a sweep consists of is in ``config/sweep.py``;
-composing, passing over what is finished and launching are here.
+composing, skipping what is finished and launching are here.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from adalora_repro.training.distributed import launched
 from adalora_repro.training.progress import complain, prefixed
 from hydra_plugins.adalora_launcher import ArrayLauncher
 
-#: what a sweep has one of, and the way out: {0} is the value as typed, {1} a word whose value has it in quotes
+#: settings with one value for all runs, and what to type instead of a list: {0} is the list, {1} a word that quotes it
 ONE_FOR_ALL = {
     "sweep": "several sweeps in one are a list, '+sweep=[{0}]'",
     "results.dir": "put a name with a comma in quotes: {1}",
@@ -102,12 +102,18 @@ class CellSweeper(Sweeper):
             rate = stage.get(LR, [""])[0]
             if rate in (CHOSEN, WIDENED):
                 cells, jobs, left = sweeps.wanted(jobs, stage, given) if rate == CHOSEN else jobs, [], []
-                folders = {words: folder for words, (_, folder) in self.with_folders(earlier).items()}
+                self.plan(earlier)  # also those that the command line leaves out: they are chosen from
                 for ready in self.once_free(cells, earlier, number):
-                    derived, lines = sweeps.derived(rate, ready, earlier, folders)
-                    for name, line in lines.items():
-                        print(f"stage {number}, {name}: {line}")
-                    self.ledger.left_out += len(ready) - len(derived) if rate == CHOSEN else 0
+                    tried = [(job, self.plans[words_of(job)].folder) for job in earlier if words_of(job) in self.plans]
+                    derived, choices = sweeps.derived(rate, ready, tried)
+                    for cell, choice in choices.items():
+                        if choice.lr or not self.config.dry_run:
+                            print(f"stage {number}, {sweeps.name_of(cell)}: {choice.why}")
+                    without = len(ready) - len(derived) if rate == CHOSEN else 0
+                    if self.config.dry_run:
+                        self.dry_run.later += without
+                    else:
+                        self.ledger.left_out += without
                     left += self.launch(sweeps.wanted(derived, stage, given))
                     jobs += derived
             else:
@@ -147,7 +153,7 @@ class CellSweeper(Sweeper):
     # -- jobs -> runs ----------------------------------------------------------------------------------------------
 
     def launch(self, jobs: Sequence[Job]) -> list[Job]:
-        """Passes over what is finished, gives the rest to the launcher and returns it."""
+        """Skips the finished runs, gives the others to the launcher and returns them."""
         self.plan(jobs)
         left = []
         for number, job in enumerate(jobs, 1):
@@ -236,31 +242,34 @@ class CellSweeper(Sweeper):
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
-    def once_free(self, jobs: Sequence[Job], earlier: Sequence[Job], number: int) -> Iterator[list[Job]]:
-        """``sweep.once_free``; all at once where there is nobody to wait for, or nobody to wait."""
+    def once_free(self, jobs: list[Job], earlier: Sequence[Job], number: int) -> Iterator[list[Job]]:
+        """Yields ``jobs`` cell by cell, each cell once no other process is training one of its ``earlier`` runs.
+
+        Processes with the same command share its runs: each skips those that another is training. A learning rate is
+        chosen only when the others have finished their runs; a run that another left unfinished is trained here.
+        """
         # a cluster's queue may take days; processes of one distributed run must not decide at different moments
         if self.config.dry_run or isinstance(self.launcher, ArrayLauncher) or launched()[1] > 1:
-            yield list(jobs)
+            yield jobs
             return
+        cells = {cell_of(job) for job in jobs}
+        candidates = [job for job in earlier if cell_of(job) in cells and words_of(job) in self.plans]
         waited = False
-
-        def wait(held: int) -> None:
-            nonlocal waited
+        while jobs:
+            states = {words_of(job): state_of(self.plans[words_of(job)].folder) for job in candidates}
+            skipped = [words for words, (outcome, _) in self.ledger.outcomes.items() if outcome == SKIPPED]
+            ended = [words for words, state in states.items() if state not in ("held", "ok", "failed")]
+            self.launch([job for job in candidates if words_of(job) in ended and words_of(job) in skipped])
+            held = [cell_of(job) for job in candidates if states[words_of(job)] == "held"]
+            ready = [job for job in jobs if cell_of(job) not in held]
+            jobs = [job for job in jobs if cell_of(job) in held]
+            if ready:
+                yield ready
+                continue
             if not waited:
-                print(f"stage {number}: waiting for {held} runs that other processes are training", flush=True)
+                print(f"stage {number}: waiting for {len(held)} runs that other processes are training", flush=True)
             waited = True
             time.sleep(lock.LOOK_S)
-
-        def retry(jobs: Sequence[Job]) -> None:
-            outcomes = self.ledger.outcomes
-            self.launch([job for job in jobs if words_of(job) in outcomes and outcomes[words_of(job)][0] == SKIPPED])
-
-        yield from sweeps.once_free(jobs, self.with_folders(earlier), retry, wait)
-
-    def with_folders(self, jobs: Sequence[Job]) -> dict[Words, tuple[Job, Path]]:
-        """The jobs whose configuration is sound, with the folders of their runs."""
-        self.plan(jobs)
-        return {words: (job, self.plans[words].folder) for job in jobs if (words := words_of(job)) in self.plans}
 
 
 def finished(plan: Plan) -> str | None:
@@ -271,4 +280,4 @@ def finished(plan: Plan) -> str | None:
     try:
         return planning.finished(plan)
     except InputError:
-        return None  # the job says so
+        return None  # the job reports it

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 # The one private module of Hydra: it has no public parser of its command line, and a second one would differ from it.
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import BooleanNode, DictConfig, OmegaConf
+from omegaconf import BooleanNode, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro.config.catalog import GROUPS, add_folder, base_files, choices_of, resource
@@ -27,6 +27,7 @@ from adalora_repro.settings import settings_of
 
 #: errors of Hydra, its launchers and the sweeper for wrong input
 WRONG_INPUT = (HydraException, OmegaConfBaseException, ValueError, ArithmeticError, OSError)
+NOTHING_ON_DISK = ("hydra.output_subdir=null", "hydra.run.dir=.", "hydra/job_logging=none", "hydra/hydra_logging=none")
 
 
 # -- words before Hydra reads them ---------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def prepare_words() -> None:
         _check_override(override, bool(args.multirun))
     if _is_dry_run(overrides):  # a dry run leaves nothing on disk, whatever else is typed
         last = max(index for index, text in enumerate(sys.argv) if text in args.overrides)
-        sys.argv[last + 1 : last + 1] = ["hydra.output_subdir=null", "hydra.run.dir=."]
+        sys.argv[last + 1 : last + 1] = NOTHING_ON_DISK
     if args.multirun:
         for override in overrides:
             sys.argv[sys.argv.index(override.input_line)] = _of_each_job(override)
@@ -98,8 +99,7 @@ def _check_override(override: Override, multirun: bool) -> None:
     """Refuses values that Hydra's grammar accepts but nothing can use.
 
     Raises:
-        InputError: a list in place of a choice's name, several values for one run, a sweep in place of a run, or a
-            whole number beyond 64 bits.
+        InputError: a list instead of a choice's name, several values for one run, or a sweep instead of a run.
     """
     text, key, value = override.input_line, override.get_key_element().lstrip("+~"), override.value()
     if key == "sweep" and (not multirun or not override.is_add()):
@@ -111,24 +111,6 @@ def _check_override(override: Override, multirun: bool) -> None:
         raise InputError(f"{text}: {key} takes the name of one file{several}")
     if override.is_sweep_override() and not multirun and not key.startswith("hydra"):
         raise InputError(f"{text[:80]} stands for several runs: add -m, adalora-run -m {text[:80]}")
-    for number in _whole_numbers(values):
-        if abs(number) >= 2**63:
-            digits = str(abs(number))
-            shown = f"{digits[:20]}… ({len(digits)} digits)" if len(digits) > 20 else digits
-            raise InputError(f"{key}: whole numbers must be below 2^63 = 9223372036854775808, not {shown}")
-
-
-def _whole_numbers(value: Any) -> Iterator[int]:
-    """All whole numbers in a value of Hydra's grammar, which nests."""
-    if isinstance(value, bool):
-        return
-    if isinstance(value, int):
-        yield value
-    elif isinstance(value, RangeSweep):
-        yield from _whole_numbers([value.start, value.stop, value.step])
-    elif isinstance(value, list | dict):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _whole_numbers(each)
 
 
 def _of_each_job(override: Override) -> str:
@@ -143,9 +125,7 @@ def _of_each_job(override: Override) -> str:
         return text
     with suppress(HydraException):
         alone = _parsed(f"{key}=choice({value})")
-        if isinstance(alone.value(), ChoiceSweep) and list(alone.sweep_string_iterator()) == [
-            override.get_value_element_as_str()
-        ]:
+        if list(alone.sweep_string_iterator()) == [override.get_value_element_as_str()]:
             return str(alone.input_line)
     return text
 
@@ -180,7 +160,7 @@ def file_problems() -> Iterator[None]:
     """Planning reads files and folders that the user named: one with an impossible name, say, is wrong input.
 
     Raises:
-        InputError: in place of an OSError.
+        InputError: instead of an OSError.
     """
     try:
         yield
@@ -194,14 +174,9 @@ def explain(error: Exception, typed: Sequence[str] | None = None) -> str:
     Args:
         typed: the words that were composed, if they differ from the command line.
     """
-    try:
-        text = _explained(error, sys.argv[1:] if typed is None else typed)
-    except Exception:  # whatever a library put into its error
-        text = ""
-    try:
-        text = text or str(error)
-    except Exception:
-        text = ""
+    text = ""
+    with suppress(Exception):  # a file of --config-dir that cannot be read, for one
+        text = _explained(error, sys.argv[1:] if typed is None else typed) or str(error)
     line = "; ".join(line.strip() for line in text.splitlines() if line.strip())
     if line and isinstance(error, WRONG_INPUT):
         return line
@@ -273,44 +248,30 @@ def _values(paths: Sequence[Any], key: str) -> list[Any]:
 
 def unknown_setting(key: str, typed: Sequence[str]) -> str:
     """The line for a setting that does not exist: the nearest one, and those beside it."""
-    if key == "sweep":
-        return "sweep=… stands for several runs: adalora-run -m +sweep=…"
     parent, _, name = key.rpartition(".")
-    valid, of = _settings_below(parent, typed)
+    group, of = parent.partition(".")[0], ""
+    valid = [path.rpartition(".")[2] for path in settings_of(Config) if path.rpartition(".")[0] == parent]
     if not parent:
-        elsewhere = [path for path in settings_of(Config) if path.rpartition(".")[2] == name and "." in path]
-        elsewhere += [f"method.{option}" for option in _options_of(typed, "method") if option == name]
-        if elsewhere and name not in valid:
-            meant = " or ".join(dict.fromkeys(elsewhere))
-            return f"no setting '{key}' (did you mean {meant}?); valid: {', '.join(valid)}"
-    hint = did_you_mean(name, valid, f"{parent}." if parent else "") if name not in valid else ""
+        valid += [group for group in GROUPS if group not in valid]
+        paths = [*settings_of(Config), *(f"method.{option}" for option in _options_of(typed, "method"))]
+        if meant := dict.fromkeys(path for path in paths if path.endswith(f".{name}")):
+            return f"no setting '{key}' (did you mean {' or '.join(meant)}?); valid: {', '.join(valid)}"
+    elif parent == "hydra.launcher":
+        path = resource("conf") / "hydra" / "launcher" / "slurm.yaml"
+        valid = [str(option) for option in OmegaConf.load(path) if option not in ("defaults", "_target_")]
+    elif group in GROUPS and (parent == "method" or not valid):  # an open node: each file has its own options
+        choice = _choice(typed, group)
+        valid, of = _options_of(typed, parent), f" for {group}={choice}" if choice else ""
+    hint = did_you_mean(name, valid, f"{parent}." if parent else "")
     names = ", ".join(f"{parent}.{name}" if parent else name for name in valid)
     return f"no setting '{key}'{of}{hint}; valid: {names or 'none'}"
 
 
-def _settings_below(parent: str, typed: Sequence[str]) -> tuple[list[str], str]:
-    """The settings of a node, and for an open node whose they are."""
-    node: Any = OmegaConf.structured(Config)
-    try:
-        node = OmegaConf.select(node, parent) if parent else node
-    except OmegaConfBaseException:
-        node = None
-    valid = [str(name) for name in node] if isinstance(node, DictConfig) else []
-    group = parent.partition(".")[0]
-    if not parent:
-        return [*valid, *(group for group in GROUPS if group not in valid)], ""
-    if parent == "hydra.launcher":
-        path = resource("conf") / "hydra" / "launcher" / "slurm.yaml"
-        return [str(name) for name in OmegaConf.load(path) if name != "_target_"], ""
-    if group in GROUPS and not valid:  # an open node: each file of the group has its own options
-        choice = _choice(typed, group)
-        return _options_of(typed, parent), f" for {group}={choice}" if choice else ""
-    return valid, ""
-
-
 def _choice(typed: Sequence[str], group: str) -> str:
+    """The file of a group that these words choose, or the default one."""
     chosen = [text.partition("=")[2] for text in typed if text.startswith(f"{group}=")]
-    return chosen[-1] if chosen else "adalora" if group == "method" else ""
+    defaults = OmegaConf.load(resource("conf") / "config.yaml").defaults
+    return [*(str(entry[group]) for entry in defaults if group in entry), *chosen][-1]
 
 
 def _options_of(typed: Sequence[str], parent: str) -> list[str]:

@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from adalora_repro.config.sweep import Words, record_in
+from adalora_repro.config.resolve import record_in
+from adalora_repro.config.sweep import Words
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
 
 Outcome = tuple[str, int]  # a word for the summary, the exit code

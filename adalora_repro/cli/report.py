@@ -212,7 +212,7 @@ def check_backbone(name: str, request: Request) -> None:
     Raises:
         InputError: the backbone has neither records nor a configuration: that must not look like an empty table.
     """
-    names = {record.key["backbone"] for _, record in request.read[0]} | set(catalog.backbones())
+    names = {record.key["backbone"] for _, record in request.read[0]} | set(catalog.choices_of("backbone"))
     if name not in names:
         raise one_of("backbone", name, sorted(names))
 

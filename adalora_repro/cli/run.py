@@ -9,8 +9,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -62,18 +62,11 @@ from adalora_repro.training.distributed import launched
 from adalora_repro.training.progress import ALONE_S, banner, complain
 
 #: what ``adalora-run list`` shows
-LISTS: Mapping[str, Callable[[], Mapping[str, catalog.Entry]]] = {
-    "task": catalog.tasks,
-    "method": catalog.methods,
-    "budget": catalog.budgets,
-    "backbone": catalog.backbones,
-    "sweep": catalog.sweeps,
-    "protocol": catalog.protocols,
-}
+LISTS = ("task", "method", "budget", "backbone", "sweep", "protocol")
 
 
 def main() -> int:
-    """Console entry point; the exit codes are those of ``errors``. Of several processes the main one speaks."""
+    """Console entry point; the exit codes are those of ``errors``. Of several processes only the main one prints."""
     if launched()[0] == 0:
         return _main(Ledger())
     logging.disable(logging.WARNING)
@@ -116,7 +109,7 @@ def _main(ledger: Ledger) -> int:
             which = f" (run: {shlex.join(HydraConfig.get().overrides.task)})" if many else ""
             outcome = REFUSED, _refuse((str(error) if isinstance(error, InputError) else explain(error)) + which)
         except BrokenPipeError:
-            _mute()  # what it had to say came after its record
+            _mute()  # its record was written before
             outcome = DONE, EXIT_OK
         except Exception:
             if not many:
@@ -158,20 +151,13 @@ def _main(ledger: Ledger) -> int:
     except KeyboardInterrupt:
         return max(EXIT_INTERRUPTED, ledger.code)
     finally:
-        with suppress_broken_pipe():
+        try:
             if summary := ledger.summary():
                 print(summary)
             sys.stdout.flush()
+        except BrokenPipeError:  # the reader, `head` say, has seen enough
+            _mute()
     return ledger.code
-
-
-@contextmanager
-def suppress_broken_pipe() -> Iterator[None]:
-    """Ends quietly where the reader of standard output, `head` say, has seen enough."""
-    try:
-        yield
-    except BrokenPipeError:
-        _mute()
 
 
 def _mute() -> None:
@@ -191,7 +177,7 @@ def run(cfg: DictConfig, many: bool, ledger: Ledger) -> Outcome:
         ledger: of this command. A run of a sweep that failed in another process since it began is not tried again.
 
     Raises:
-        InputError: wrong input, found before anything is trained.
+        InputError: wrong input; nothing was trained.
     """
     hydra_cfg = HydraConfig.get()
     if not many and "sweep" in hydra_cfg.runtime.choices:
@@ -207,7 +193,8 @@ def run(cfg: DictConfig, many: bool, ledger: Ledger) -> Outcome:
     assert isinstance(words, list)
     with file_problems():
         plan = resolve(cfg, hydra_cfg.runtime.choices, words)
-        beside = [resolve(_beside(cfg, words), overrides=words)] if _measured_beside(cfg) else []
+        two = cfg.measure == "cost" and reference(cfg) is not None
+        beside = [resolve(_beside(cfg, words), overrides=words)] if two else []
     if cfg.dry_run:
         print(dry_run.describe(count(plan)))
         for other in beside:
@@ -243,10 +230,6 @@ def run(cfg: DictConfig, many: bool, ledger: Ledger) -> Outcome:
             return _skipped(plan)
         raise
     return ENDS.get(code, INTERRUPTED), code
-
-
-def _measured_beside(cfg: DictConfig) -> bool:
-    return cfg.measure == "cost" and reference(cfg) is not None
 
 
 def _beside(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
@@ -295,7 +278,7 @@ def print_choices(words: Sequence[str]) -> None:
         if group not in LISTS:
             raise one_of("list", group, LISTS)
     for group in groups or LISTS:
-        entries = LISTS[group]().values()
+        entries = catalog.entries(group).values()
         width = max(len(entry.id) for entry in entries)
         if not groups:
             print(f"\n{group}")
@@ -306,22 +289,20 @@ def print_choices(words: Sequence[str]) -> None:
 # -- Hydra ---------------------------------------------------------------------------------------------------------
 
 
-HELP = ("--h", "-h", "-sc", "--shell")  # beginnings of words after which Hydra may list all choices
-
-
 def register(words: Sequence[str] = ("sweep",)) -> None:
-    """The typed schema, the text of settings for ``--help``, and every file of ``sweeps/`` as a choice of the group
-    ``sweep`` if a word may ask."""
+    """The typed schema, the texts of ``--help``, and the files of ``sweeps/`` where a word asks for one."""
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
+    OmegaConf.register_new_resolver("choices_help", _choices_help, replace=True)
     OmegaConf.register_new_resolver("settings_help", _settings_help, replace=True)
-    paths = (
-        sorted(resource("sweeps").glob("*.yaml"))
-        if any(word.startswith(HELP) or "sweep" in word for word in words)
-        else ()
-    )
-    for path in paths:
-        store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
+    if any("sweep" in word for word in words):
+        for path in sorted(resource("sweeps").glob("*.yaml")):
+            store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
+
+
+def _choices_help() -> str:
+    groups = [group for group in catalog.GROUPS if group != "tuned"]  # which follows from the task and the method
+    return "\n".join(f"{group}: {', '.join(catalog.entries(group))}" for group in [*groups, "sweep"])
 
 
 def _settings_help() -> str:

@@ -18,7 +18,7 @@ from adalora_repro.records.run_record import KEY_FIELDS, RecordError, RunRecord
 from adalora_repro.records.validation import AMOUNT, a, dump, each, fields
 
 PREFIX = "submitted-"  # results/sweeps/<time>/submitted-<job>.json
-ASK_S = 20.0  # where the controller is down squeue says so itself, after 9 s; where answers get lost it just waits
+ASK_S = 20.0  # squeue itself gives up after 9 s if the controller is down, and never if its answers get lost
 #: what a submission must look like
 FIELDS = fields(
     {
@@ -115,7 +115,7 @@ def queued(results: Path, existing: Sequence[Path]) -> tuple[list[tuple[Path, Ru
     try:
         queue = in_queue()
     except InputError as error:
-        return [], [*refused, f"{results / 'sweeps'}: whether its runs are in a queue is not known: {error}"]
+        return [], [*refused, f"{results / 'sweeps'}: cannot tell which of its runs are queued: {error}"]
     records: dict[Path, RunRecord] = {}
     for submission in submissions:
         for task, key in submission.runs.items():

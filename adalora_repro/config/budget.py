@@ -20,8 +20,8 @@ MATRICES = ("targets", "layers")  # the settings of a method that say which matr
 def apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
     """Takes the method's size from the budget where it is not given; returns the budget's name in keys and tables.
 
-    A size of one's own is no longer that budget, nor are fewer matrices than all: such a run is named by its size, so
-    that it never enters the budget's cell.
+    A size that is typed is not that budget, nor is a choice of fewer matrices: such a run is named by its size, so that
+    it never enters the budget's cell.
 
     Args:
         cfg: changed in place.
@@ -63,17 +63,10 @@ def apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
 
 
 def _take_default(cfg: DictConfig) -> None:
-    """The default budget is GLUE's; a task of another family that says none has the smallest of its own."""
+    """The default budget is GLUE's; a task of another family takes the smallest of its own."""
     own = [label for label, family in budget_families().items() if family == cfg.task.budgets]
     if own:
         cfg.budget.label, cfg.budget.family = own[0], cfg.task.budgets
-
-
-def settings_of_match(cfg: DictConfig) -> tuple[str, ...]:
-    """The budget's settings that a size which fills a number of parameters follows from; none for other sizes."""
-    if not equal_counts.matched(cfg):
-        return ()
-    return ("budget.match", "budget.label" if cfg.budget.params is None else "budget.params")
 
 
 def size_option(cfg: DictConfig) -> str:
@@ -92,7 +85,7 @@ def size_option(cfg: DictConfig) -> str:
 
 
 def _take_ranks(cfg: DictConfig, budget_typed: bool) -> str:
-    """Puts the ranks of another run in the place of its path, which is no part of what this run is.
+    """Replaces the path of another run by its ranks: where they were read from is not part of this run's identity.
 
     Returns their budget, the name of this run's: as it is for a method that has no sizes of its own, else with "-ranks"
     behind it, so that such a run never enters the budget's cell.
@@ -141,7 +134,7 @@ def _narrowed(cfg: DictConfig, size: Mapping[str, Any]) -> list[str]:
 
 
 def _check_params(cfg: DictConfig, budget_typed: bool) -> None:
-    """A number of parameters is said in the place of a label, and only where sizes are to match it."""
+    """A number of parameters replaces a label, and only where sizes are to match it."""
     if cfg.budget.match != "params":
         raise InputError(f"budget.params={cfg.budget.params} needs budget.match=params")
     if budget_typed:

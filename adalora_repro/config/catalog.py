@@ -61,45 +61,27 @@ def methods() -> dict[str, MethodEntry]:
 @cache
 def _methods(added: tuple[Path, ...]) -> dict[str, MethodEntry]:
     del added  # of which the answer depends
-    entries = {}
-    for name, entry in entries_of("method").items():
+    methods = {}
+    for name, entry in entries("method").items():
         keys = _read(base_files("method", name)[0]).get("method") or {}  # a variant is not what it builds on
         role = keys.get("role", "other")
         if role not in ROLES:
             raise one_of(f"method.role of '{name}'", role, ROLES)
-        entries[name] = MethodEntry(name, entry.description, str(keys.get("label", name)), role)
-    return entries
+        methods[name] = MethodEntry(name, entry.description, str(keys.get("label", name)), role)
+    return methods
 
 
-def tasks() -> dict[str, Entry]:
-    """Every task, by its id."""
-    return entries_of("task")
-
-
-def budgets() -> dict[str, Entry]:
-    """Every budget, by its label: those of a task family together, smallest first."""
-    entries = entries_of("budget")
-    return {label: entries[label] for label in budget_families() if label in entries}
-
-
-def backbones() -> dict[str, Entry]:
-    """Every backbone, by its id."""
-    return entries_of("backbone")
-
-
-def protocols() -> dict[str, Entry]:
-    """Both protocols, by their id."""
-    return entries_of("protocol")
-
-
-def sweeps() -> dict[str, Entry]:
-    """Every sweep, by its id."""
-    return {path.stem: Entry(path.stem, description(path)) for path in sorted(resource("sweeps").glob("*.yaml"))}
-
-
-def entries_of(group: str) -> dict[str, Entry]:
-    """Every choice of a group of ``conf/``, by its id."""
-    return {name: Entry(name, description(base_files(group, name)[0])) for name in choices_of(group)}
+def entries(group: str) -> dict[str, Entry]:
+    """Every choice of a group, by its id; budgets of a task family together, smallest first."""
+    if group == "sweep":
+        folders = [resource("sweeps"), *(folder / "sweep" for folder in _added)]
+        files = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    else:
+        names = choices_of(group)
+        if group == "budget":
+            names = sorted(names, key=[*budget_families(), *names].index)
+        files = {name: base_files(group, name)[0] for name in names}
+    return {name: Entry(name, description(path)) for name, path in files.items()}
 
 
 @cache
@@ -139,7 +121,7 @@ _added: list[Path] = []
 
 
 def add_folder(folder: str | None) -> None:
-    """Stores the folder of ``--config-dir`` in place of an earlier one; None: there is none."""
+    """Stores the folder of ``--config-dir`` and forgets an earlier one; None: there is none."""
     _added[:] = [] if folder is None else [Path(folder)]
 
 

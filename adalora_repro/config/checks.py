@@ -27,7 +27,7 @@ OPTIONAL = ("tuned", "tuned/lr", "script")  # groups of which Hydra passes over 
 
 
 def check_words(words: Sequence[str], choices: Mapping[str, Any]) -> None:
-    """What would be filed under the name of something else, or have no effect without a word.
+    """Refuses words that would file a run under the name of another, or would silently have no effect.
 
     Raises:
         InputError: the name of another choice, a part of a method's file, an unknown file, a node taken away.
@@ -60,6 +60,7 @@ def check_values(cfg: DictConfig) -> None:
             raise InputError(f"{name} is not set; valid: {', '.join(choices)}")
         raise InputError(f"{name} is not set")
     check(Config, values)
+    _check_numbers("", values)
     for split, rows in cfg.task.rows.items():
         if rows < 1:
             raise InputError(f"task.rows.{split} must be positive, not {rows}")
@@ -84,11 +85,18 @@ def check_values(cfg: DictConfig) -> None:
         raise one_of("task.primary_metric", cfg.task.primary_metric, measured(cfg))
 
 
-def check_finite(settings: Mapping[str, Any]) -> None:
-    """Raises InputError for a number that is infinite or not a number: it identifies no run."""
-    for name, value in settings.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{name} must be finite, not {value}")
+def _check_numbers(name: str, value: Any) -> None:
+    """Raises InputError for a number that nothing can compute with: infinite, not a number, or beyond 64 bits."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            _check_numbers(f"{name}.{key}" if name else str(key), each)
+    elif isinstance(value, list):
+        for each in value:
+            _check_numbers(name, each)
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise InputError(f"{name}: whole numbers must be below 2^63 = {2**63}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} must be finite, not {value}")
 
 
 def _check_architecture(cfg: DictConfig) -> None:
@@ -118,7 +126,7 @@ def _check_source(cfg: DictConfig) -> None:
 
 
 def check_backbone(cfg: DictConfig, needed: str) -> None:
-    """An encoder does not write summaries, and what the paper does with encoder-decoders is that.
+    """Summarization needs an encoder-decoder, every other task an encoder.
 
     Raises:
         InputError: names the backbones of the kind that the task needs.

@@ -18,7 +18,7 @@ from adalora_repro.config.resolve import count, finished
 from adalora_repro.errors import InputError
 from adalora_repro.records import run_record
 
-#: what the method's plan says (``BaseMethod.plan``), and its meaning
+#: entries of the method's plan (``BaseMethod.plan``), and their meaning
 METHOD_ROWS = {
     "n": "adapted matrices",
     "r": "rank of every matrix",
@@ -134,6 +134,7 @@ class SweepPlan:
 
     runs: int = 0
     done: int = 0
+    later: int = 0  # runs of stages whose learning rates are not chosen yet
     hours: list[float] = field(default_factory=list)  # of the runs to do for which there is an estimate
     _counted: dict[str, Plan] = field(default_factory=dict)  # variant -> plan
     _speeds: dict[Path, dict[tuple[Any, ...], list[float]]] = field(default_factory=dict)  # results folder -> …
@@ -156,8 +157,9 @@ class SweepPlan:
         """The sum of all runs."""
         left = self.runs - self.done
         text = f"total: {self.runs} runs, {self.done} done, {left} to do"
+        text += f", and {self.later} of later stages, whose learning rates are not chosen yet" * bool(self.later)
         if not self.hours:
-            return f"{text}; no time is known, no run like these is finished in the results folder"
+            return f"{text}; no estimate of the time: no such run is finished in the results folder"
         measured = "" if len(self.hours) == left else f" for the {len(self.hours)} of them with a measurement"
         return f"{text}; about {_hours(sum(self.hours))}{measured}, one after the other"
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,19 +115,19 @@ def cost_key(cfg: DictConfig, key: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_weights: dict[Path, tuple[Stamp, str]] = {}
-
-
 def weights_fingerprint(folder: Path) -> str:
     """``backbone_files.fingerprint``; the files are read again only if they changed.
 
     Raises:
         InputError: the folder does not hold a model whose files are complete.
     """
-    stamp = _stamp(folder)
-    if _weights.get(folder.absolute(), ((), ""))[0] != stamp or not stamp:
-        _weights[folder.absolute()] = stamp, backbone_files.fingerprint(folder)
-    return _weights[folder.absolute()][1]
+    return _fingerprint(folder.absolute(), _stamp(folder))
+
+
+@cache
+def _fingerprint(folder: Path, stamp: Stamp) -> str:
+    del stamp  # on which the answer depends
+    return backbone_files.fingerprint(folder)
 
 
 def _stamp(folder: Path) -> Stamp:

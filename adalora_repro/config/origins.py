@@ -39,7 +39,7 @@ def _shown(cfg: DictConfig) -> list[str]:
 
 
 def _origin(key: str, choices: Mapping[str, Any], overrides: Sequence[str]) -> str:
-    """The last place that sets ``key``: the command line, or a YAML file with line and the comment on that line."""
+    """What sets ``key`` last: the command line, or a YAML file with its line and the comment there."""
     if any(override.lstrip("+").split("=")[0] == key for override in overrides):
         return "command line"
     own = [group for group in choices if group.partition("@")[0] not in SHIPPED_GROUPS | {"sweep"}]

@@ -1,4 +1,4 @@
-"""The plan of one run: all that is known before training. It is made by ``resolve``, and nothing changes it."""
+"""The plan of one run: all that is determined before training. ``resolve`` makes it and nothing changes it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Plan:
         folder: results/runs/…, the same for the same configuration.
         total_steps: T; ``steps_per_epoch`` likewise in optimizer steps.
         train_rows: rows of the train split to train on, without those that ``data.holdout`` holds out.
-        provisional: the number of examples is known only after tokenization: a row may give several windows, bad rows
+        provisional: the number of examples follows only from tokenization: a row may give several windows, bad rows
             are left out. Until ``settle``, T and ``steps_per_epoch`` take one example for each row.
         asked: the settings as asked for, of which the run's hash is made; where provisional, with the step counts
             before they were scaled by T.

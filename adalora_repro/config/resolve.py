@@ -59,13 +59,13 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     scaled = _scale_steps(cfg, total_steps)
     if not provisional:
         asked = identity.result_settings(cfg)
-    checks.check_finite(asked)
     asked |= revisions.present(cfg.method.module)
     asked["data.fingerprint"] = sources.fingerprint(cfg)
     if cfg.backbone.path is not None:
         asked["backbone.path"] = identity.weights_fingerprint(Path(cfg.backbone.path).expanduser())
     if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
-        kept = budget.settings_of_match(cfg)
+        size = "budget.label" if cfg.budget.params is None else "budget.params"
+        kept = ("budget.match", size) if equal_counts.matched(cfg) else ()
         asked = {name: value for name, value in asked.items() if name in kept or not name.startswith("budget.")}
     key = {
         "backbone": cfg.backbone.name,
@@ -109,8 +109,8 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
 def named(plan: Plan, cfg: DictConfig) -> Plan:
     """The plan with the learning rate and the seed of ``cfg`` in its key, settings and folder.
 
-    All else is taken from ``plan``, its ``cfg`` too: for a run that differs in these two alone it says whether that run
-    is finished, at a hundredth of the time of ``resolve``.
+    All else is taken from ``plan``, its ``cfg`` too. That is enough to see whether a run that differs in these two is
+    finished, and takes a hundredth of the time of ``resolve``.
 
     Raises:
         InputError: the value of one of the two is wrong.
@@ -242,11 +242,16 @@ def finished(plan: Plan) -> str | None:
 
 def failed_since(plan: Plan, moment: float) -> bool:
     """Whether the run failed after ``moment`` (Unix time)."""
+    record = record_in(plan.folder)
+    return record is not None and record.status == "failed" and record.progress.get("updated", 0.0) > moment
+
+
+def record_in(folder: Path) -> run_record.RunRecord | None:
+    """The record of a run's folder; None where there is none, or none that can be read."""
     try:
-        record = run_record.read(plan.folder / run_record.RECORD_NAME)
+        return run_record.read(folder / run_record.RECORD_NAME)
     except (FileNotFoundError, run_record.RecordError):
-        return False
-    return record.status == "failed" and record.progress.get("updated", 0.0) > moment
+        return None
 
 
 def already_done(plan: Plan, score: str) -> str:

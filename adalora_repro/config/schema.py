@@ -13,12 +13,6 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from omegaconf import MISSING
 
-from adalora_repro.config.catalog import GROUPS as GROUPS
-from adalora_repro.config.catalog import add_folder as add_folder
-from adalora_repro.config.catalog import added_folders as added_folders
-from adalora_repro.config.catalog import base_files as base_files
-from adalora_repro.config.catalog import choices_of as choices_of
-from adalora_repro.config.catalog import resource as resource
 from adalora_repro.methods.base import SCHEDULES
 from adalora_repro.settings import setting
 from adalora_repro.tasks import families
@@ -68,7 +62,7 @@ class TaskFields:
     max_length: int = setting(MISSING, minimum=1)
     "Tokens of an input; longer texts are cut, or give several windows."
     rows: dict[str, int] = setting(factory=dict, identity=False)
-    "Official sizes of the splits: T is known before any download."
+    "Official sizes of the splits, from which T follows before any download."
     total_steps: int = setting(MISSING, minimum=1)
     "T of the paper, which method.schedule=scaled scales from."
 
@@ -94,7 +88,10 @@ else:
 
 @dataclass
 class MethodFields:
-    """What the configuration itself reads of a method; the rest is in the ``Options`` of the method's module."""
+    """What the configuration itself reads of a method, and options that are left out of the identity at a value.
+
+    The rest is in the ``Options`` of the method's module.
+    """
 
     name: str = MISSING
     "Id of the method, as in records and tables."
@@ -109,18 +106,18 @@ class MethodFields:
     sizes: dict[str, Any] | None = setting(None, identity=False)
     "Budget -> options; null: the method has one size."
     allocation: str = setting("global", later="global")
-    "See the method's options; here for its part in the identity, as the next three."
+    "How AdaLoRA's triplets are shared among the matrices: global or uniform."
     init: str = setting("normal", later="normal")
-    "See the method's options."
+    "Initial values of LoRA's A: normal or kaiming."
     initial_rank: bool = setting(False, later=False)
-    "See the method's options."
+    "LoRA with budget.match=params: at the rank from which AdaLoRA starts."
     rank_pattern: dict[str, int] | None = setting(None, later=None)
-    "See the method's options."
+    "The finished run whose final ranks LoRA takes."
 
 
 @dataclass
 class BudgetConfig:
-    """What a run may train: the sizes of a label, or as many parameters as it says."""
+    """What a run may train: the sizes of a label, or a number of parameters."""
 
     label: str = MISSING
     "Name of the budget."
@@ -257,7 +254,7 @@ class EvalConfig:
     batch_size: int = setting(64, minimum=1)
     "Examples of one batch of an evaluation."
     max_examples: int | None = setting(None, minimum=1)
-    "Evaluate on so many examples only: a quick look, whose record enters no table unless asked."
+    "Evaluate on this many examples only, for a quick look; such a record enters no table unless asked for."
     untrained: bool = setting(False, identity=False)
     "Evaluate before the first step too: in log.jsonl at t 0."
 

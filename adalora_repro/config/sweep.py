@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from typing import Any
 import yaml
 
 from adalora_repro.config.catalog import base_files, choices_of
+from adalora_repro.config.resolve import record_in
 from adalora_repro.config.words import lr_text
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.records import lock, run_record
-from adalora_repro.records.run_record import RECORD_NAME, RunRecord
+from adalora_repro.records import lock
+from adalora_repro.records.run_record import RECORD_NAME
 from adalora_repro.records.selection import at_edge, run_of, select
 
 AXES = ("task", "method", "budget")  # of a cell: what the command line gives for them restricts, the rest it replaces
@@ -51,8 +52,9 @@ def cell_of(job: Job) -> Words:
     return tuple(sorted(words_of({key: value for key, value in job.items() if key not in (LR, SEED)})))
 
 
-def name_of(job: Job) -> str:
+def name_of(cell: Words) -> str:
     """ "cola lora 0.3M", with the protocol where it is given"""
+    job = dict(word.split("=", 1) for word in cell)
     return " ".join(job[name] for name in (*AXES, "protocol") if name in job)
 
 
@@ -122,7 +124,7 @@ def cells_of(tables: Mapping[str, Sequence[Values]], axes: Values) -> list[Job]:
 
 
 def cells_for(method: str, cells: Sequence[Job]) -> list[Job]:
-    """``method`` in the place of the methods of ``cells``: at each budget of a task that its file has a size for."""
+    """The cells with ``method`` instead of their methods, at each budget of a task for which its file has a size."""
     sizes = None
     for path in base_files("method", method):
         settings = yaml.safe_load(path.read_text(encoding="utf-8")).get("method") or {}
@@ -182,27 +184,19 @@ def state_of(folder: Path) -> str:
     return "held" if lock.held(folder) else record.status if record else "none"
 
 
-def record_in(folder: Path) -> RunRecord | None:
-    """The record of a run's folder; None where there is none, or none that can be read."""
-    try:
-        return run_record.read(folder / RECORD_NAME)
-    except (FileNotFoundError, run_record.RecordError):
-        return None
-
-
 @dataclass(frozen=True)
 class Choice:
     """The learning rate of a cell, by the rule of ``records.selection``.
 
     Attributes:
         lr: as typed; None where there is nothing to choose from.
-        why: the choice, or why there is none, for a line.
-        edge: it is the smallest or the largest of those tried.
+        why: the choice, or why there is none, in one line.
+        beyond: the next rate beyond it, if it is the smallest or the largest of its grid.
     """
 
     lr: str | None
     why: str
-    edge: bool = False
+    beyond: str | None = None
 
 
 def choose(tried: Sequence[tuple[Job, Path]]) -> Choice:
@@ -222,80 +216,34 @@ def choose(tried: Sequence[tuple[Job, Path]]) -> Choice:
     best = select(runs)
     split = " on the held-out split" * best.held_out
     why = f"{LR}={lr_text(best.lr)}, the best of {len(best.by_lr)}{split} ({len(runs)} of {len(tried)} runs finished)"
-    return Choice(typed[best.lr], why, at_edge(best.lr, list(best.by_lr)))
+    grid = sorted({float(job[LR]) for job, _ in tried if LR in job})
+    if not at_edge(best.lr, grid):
+        return Choice(typed[best.lr], why)
+    return Choice(typed[best.lr], f"{why}, the edge of its grid", lr_text(next_rate(best.lr, grid)))
 
 
 def derived(
-    rate: str, jobs: Sequence[Job], earlier: Sequence[Job], folders: Mapping[Words, Path]
-) -> tuple[list[Job], dict[str, str]]:
-    """``jobs`` at the rate that ``chosen`` or ``widened`` stands for in their cell; cell -> the choice, in a line.
+    rate: str, jobs: Sequence[Job], earlier: Sequence[tuple[Job, Path]]
+) -> tuple[list[Job], dict[Words, Choice]]:
+    """``jobs`` at the rate that ``chosen`` or ``widened`` stands for in their cell, and the choice of each cell.
+
+    ``widened`` leaves out the cells whose best rate lies inside their grid; both leave out those without a choice.
 
     Args:
-        earlier: what to choose among; of ``folders`` those of the runs that have one.
+        earlier: the runs to choose among, each with its folder.
     """
     choices: dict[Words, Choice] = {}
-    lines: dict[str, str] = {}
-    for cell, job in {cell_of(job): job for job in jobs}.items():
-        tried = [(one, folders[words_of(one)]) for one in earlier if cell_of(one) == cell and words_of(one) in folders]
-        choice = choices[cell] = choose(tried)
-        further = "widen it" if rate == CHOSEN else "one rate further"
-        lines[name_of(job)] = choice.why + (f", the edge of its grid: {further}" if choice.edge else "")
-    return at_chosen_rate(jobs, choices) if rate == CHOSEN else beyond_edge(jobs, choices, earlier), lines
-
-
-def at_chosen_rate(jobs: Sequence[Job], choices: Mapping[Words, Choice]) -> list[Job]:
-    """``jobs`` at the learning rate that was chosen for their cell; without those of a cell that has none."""
-    return [job | {LR: lr} for job in jobs if (lr := choices[cell_of(job)].lr) is not None]
-
-
-def beyond_edge(jobs: Sequence[Job], choices: Mapping[Words, Choice], earlier: Sequence[Job]) -> list[Job]:
-    """``jobs`` of the cells whose best rate is at an edge of the ``earlier`` jobs' grid, at one rate beyond it."""
-    rates: dict[Words, set[float]] = {}
-    for job in earlier:
-        if LR in job:
-            rates.setdefault(cell_of(job), set()).add(float(job[LR]))
-    beyond = []
+    made = []
     for job in jobs:
-        lr, grid = choices[cell_of(job)].lr, sorted(rates.get(cell_of(job), ()))
-        if lr is not None and at_edge(float(lr), grid):
-            beyond.append(job | {LR: lr_text(next_rate(float(lr), grid))})
-    return beyond
+        cell = cell_of(job)
+        if cell not in choices:
+            choices[cell] = choose([run for run in earlier if cell_of(run[0]) == cell])
+        lr = choices[cell].lr if rate == CHOSEN else choices[cell].beyond
+        made += [] if lr is None else [job | {LR: lr}]
+    return made, choices
 
 
 def next_rate(edge: float, grid: Sequence[float]) -> float:
     """One rate beyond an edge of a grid, at the ratio between the edge and its neighbour; rounded to two digits."""
     neighbour = min((rate for rate in grid if rate != edge), key=lambda rate: abs(math.log(rate / edge)))
     return float(f"{edge * edge / neighbour:.1e}")
-
-
-# -- several processes ---------------------------------------------------------------------------------------------
-
-
-def once_free(
-    jobs: Sequence[Job],
-    earlier: Mapping[Words, tuple[Job, Path]],
-    retry: Callable[[Sequence[Job]], object],
-    wait: Callable[[int], object],
-) -> Iterator[list[Job]]:
-    """Yields ``jobs`` cell by cell, each cell once no other process is training one of its ``earlier`` runs.
-
-    Processes with the same command share its runs: each skips those that another is training. A learning rate is
-    chosen only when the others have finished their runs; a run that another left unfinished is trained here.
-
-    Args:
-        earlier: the runs of earlier stages with their folders.
-        retry: called with the runs that have neither finished nor failed, and that no process is training.
-        wait: called with the number of runs that other processes are training, when there is nothing else to do.
-    """
-    cells = {cell_of(job) for job in jobs}
-    candidates = [(job, folder) for job, folder in earlier.values() if cell_of(job) in cells]
-    while jobs:
-        states = [(job, state_of(folder)) for job, folder in candidates]
-        retry([job for job, state in states if state not in ("held", "ok", "failed")])
-        held = [cell_of(job) for job, state in states if state == "held"]
-        ready = [job for job in jobs if cell_of(job) not in held]
-        jobs = [job for job in jobs if cell_of(job) in held]
-        if ready:
-            yield ready
-        else:
-            wait(len(held))

@@ -194,7 +194,7 @@ def keep_all(table: Table, problems: list[str]) -> list[str]:
         if cell.key["method"] == "lora_rank_pattern":  # its budget is another run's, and no word of the command line
             lines.append(f"not written: {name}: type optim.lr={lr_text(cell.lr)} beside its ranks")
             continue
-        if len(cell.lrs) < 2 or not (cell.fixed_size or cell.key["budget"] in catalog.budgets()):
+        if len(cell.lrs) < 2 or not (cell.fixed_size or cell.key["budget"] in catalog.choices_of("budget")):
             lines.append(f"not written: {name}: {tried_text(cell)}, or no budget of conf/budget")
             continue
         try:

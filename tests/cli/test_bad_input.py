@@ -91,7 +91,7 @@ hydra/launcher=nope => unknown hydra/launcher 'nope'; valid: basic
 +tuned=[[a]] => +tuned=[[a]]: tuned takes the name of one file
 method=[lora,full] => method takes the name of one file; for several runs, use -m and a list without brackets
 hydra/launcher={a:b} => hydra/launcher takes the name of one file
-seed=9223372036854775808 => seed: whole numbers must be below 2^63
+seed=9223372036854775808 => seed must be below 2^32
 hydra.verbose=${task} dry_run=${oc.env:NOPE} => cannot compose a configuration: AssertionError
 --experimental-rerun=x => --experimental-rerun would unpickle a file
 --config-dir=nope => Additional config directory | nope' not found
@@ -127,10 +127,9 @@ seed=0,1 => add -m
 WRONG: list[tuple[str, list[str]]] = [
     *((arguments, parts.split(" | ")) for arguments, parts in re.findall("^(.*) => (.*)$", WRONG_WORDS, re.MULTILINE)),
     # whole numbers of 400 digits
-    *[(f"{name}={10**399}", [f"{name}: whole numbers must be below 2^63"]) for name in ("seed", "method.gamma")],
+    (f"method.gamma={10**399}", ["method.gamma: whole numbers must be below 2^63"]),
     (f"method.layers=[0,{-(10**399)}]", ["method.layers: whole numbers must be below 2^63"]),
-    (f"task.head={{a:[{10**399}]}}", ["task.head: whole numbers must be below 2^63"]),
-    (f"-m seed=0,{10**399}", ["seed: whole numbers must be below 2^63"]),
+    (f"+method.rank={10**399}", ["method.rank: whole numbers must be below 2^63"]),
     (f"seed={'9' * 5000}", ["cannot read 'seed=9999", "whole numbers must be below 2^63"]),
     (f"backbone.path={'a' * 300}", ["File name too long"]),
     (f"data=local data.dir={'a' * 300}", ["no such folder"]),
@@ -146,12 +145,11 @@ def test_wrong_input_is_one_line(tiny: Cli, arguments: str, words: list[str]) ->
     assert on_disk() == []
 
 
-@pytest.mark.parametrize(
-    "word", ["hydra.output_subdir=x", "hydra.run.dir=x", "hydra.sweep.dir=x", "hydra.sweep.subdir=x"]
-)
 @pytest.mark.parametrize("many", [False, True], ids=["one", "sweep"])
-def test_a_dry_run_leaves_nothing_on_disk(tiny: Cli, word: str, many: bool) -> None:
-    done = tiny(*(["-m"] if many else []), "task=sst2", "seed=0", "dry_run=true", word)
+def test_a_dry_run_leaves_nothing_on_disk_whatever_hydra_is_told(tiny: Cli, many: bool) -> None:
+    words = [f"hydra.{name}=x" for name in ("output_subdir", "run.dir", "sweep.dir", "sweep.subdir")]
+    words += [f"hydra/{name}=default" for name in ("job_logging", "hydra_logging")]
+    done = tiny(*(["-m"] if many else []), "task=sst2", "seed=0", "dry_run=true", *words)
     assert (done.code, done.err) == (EXIT_OK, "")
     assert on_disk() == []
 
@@ -190,52 +188,14 @@ def test_the_plan_names_the_files_of_config_dir(tiny: Cli) -> None:
     assert "mine" not in refused(tiny("task=sst2", "method=nope"))  # of another command line
 
 
-WORDS = [
-    "task",
-    "method",
-    "tuned",
-    "+tuned",
-    "~method",
-    "seed",
-    "optim.lr",
-    "method.r",
-    "method.layers",
-    "backbone.architecture",
-    "+foo",
-]
-WORDS += [
-    "hydra",
-    "hydra.run.dir",
-    "hydra/launcher",
-    "hydra/job_logging",
-    "hydra.job.name",
-    "hydra.searchpath",
-    "results.dir",
-]
-VALUES = [
-    "null",
-    "true",
-    "3",
-    "-1",
-    "1e400",
-    "nan",
-    "a",
-    "a,b",
-    "[a]",
-    "[[a]]",
-    "{}",
-    "{a:{b:1}}",
-    "${foo}",
-    "${",
-    "???",
-    "choice(a,b)",
-    "range(3)",
-    "glob(*)",
-]
-VALUES += ["", "'a b'", "é", "a(b", "[", "a=b", "a:b", "sst2", "lora", str(10**399), "9" * 5000]
+WORDS = """task method tuned +tuned ~method seed optim.lr method.r method.layers backbone.architecture +foo results.dir
+hydra hydra.run.dir hydra/launcher hydra/job_logging hydra.job.name hydra.searchpath"""
+VALUES = "null true 3 -1 1e400 nan a a,b [a] [[a]] {} {a:{b:1}} ${foo} ${ ??? choice(a,b) range(3) glob(*)"
+MORE_VALUES = ["", "'a b'", "é", "a(b", "[", "a=b", "a:b", "sst2", "lora", str(10**399), "9" * 5000]
+PAIRS = st.tuples(st.sampled_from(WORDS.split()), st.sampled_from([*VALUES.split(), *MORE_VALUES]))
 
 
-@given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(VALUES)), min_size=1, max_size=3), st.booleans())
+@given(st.lists(PAIRS, min_size=1, max_size=3), st.booleans())
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_odd_words_are_a_plan_or_one_line(tiny: Cli, words: list[tuple[str, str]], many: bool) -> None:
     pairs = dict([("task", "sst2"), *words]).items()
@@ -296,18 +256,6 @@ def test_the_same_is_refused_in_a_dry_run(tiny: Cli) -> None:
     assert "no setting" in refused(tiny("task=sst2", "optim.lrr=1", "dry_run=true"))
 
 
-@pytest.mark.parametrize(
-    ("task", "budget", "backbone"),
-    [("squad", "0.08%", "tiny-bert"), ("squad_v2", "0.65%", "tiny-roberta"), ("xsum", "2.20%", "tiny-bart")],
-)
-def test_tasks_of_every_family_have_a_plan(tiny: Cli, task: str, budget: str, backbone: str) -> None:
-    words = (f"task={task}", f"budget={budget}", f"backbone={backbone}", "task.max_length=192")
-    done = tiny(*words, "train.max_steps=50", "dry_run=true")
-    assert done.code == EXIT_OK, done.err
-    assert f"task={task} method=adalora budget={budget}" in done.out
-    assert on_disk() == []
-
-
 def test_a_gpu_that_is_not_there(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     line = refused(tiny("task=sst2", "method=lora", "train.device=cuda"))
@@ -320,20 +268,10 @@ def test_a_gpu_that_is_not_there(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> 
 GOOD = {"sentence": "a fine film", "label": 1}
 FILES: list[tuple[str, list[Any] | None, list[Any] | None, list[str]]] = [
     ("a split without a file", [GOOD], None, ["data/sst2/validation.jsonl.gz: no such file"]),
-    ("a column missing", [{"text": "x", "label": 1}], [GOOD], ["train.jsonl.gz:1", "'sentence' is missing", "text"]),
     ("a column missing later", [GOOD, {"sentence": "x"}], [GOOD], ["train.jsonl.gz:2", "column 'label' is missing"]),
     ("a label out of range", [GOOD, GOOD | {"label": 2}], [GOOD], ["train.jsonl.gz:2", "label 2", "0 to 1"]),
-    ("a hidden label", [GOOD], [GOOD, GOOD | {"label": -1}], ["validation.jsonl.gz:2", "label -1", "0 to 1"]),
-    ("a label that is text", [GOOD | {"label": "1"}], [GOOD], ["train.jsonl.gz:1", "'label' must be a number"]),
     ("an empty split", [GOOD], [], ["validation.jsonl.gz: empty"]),
     ("a broken line", [GOOD, '{"sentence": "x"'], [GOOD], ["train.jsonl.gz:2", "not JSON"]),
-    ("a line that is no object", [GOOD, "[1]"], [GOOD], ["train.jsonl.gz:2", "not an object but a list"]),
-    (
-        "half of a pair",
-        ['{"sentence": "\\ud800", "label": 0}'],
-        [GOOD],
-        ["train.jsonl.gz:1", "half of a surrogate pair"],
-    ),
     ("the way out", [GOOD, "{"], [GOOD], ["train.jsonl.gz:2", "; data.skip_invalid=true leaves such rows out"]),
 ]
 
@@ -372,15 +310,7 @@ SUMMARY = {"id": "1", "document": "a long text", "summary": "short"}
     ("words", "good", "bad", "message"),
     [
         ("task=squad budget=0.08%", QUESTION, QUESTION, "id '1': the id is also that of"),
-        ("task=squad budget=0.08%", QUESTION, QUESTION | {"id": "2", "context": " "}, "id '2': the context is empty"),
-        (
-            "task=squad budget=0.08%",
-            QUESTION,
-            QUESTION | {"id": "2", "answers": ANSWER | {"answer_start": [3]}},
-            "id '2': the answer 'France' is not at its offset 3",
-        ),
         ("task=squad budget=0.08%", QUESTION, QUESTION | {"id": "2", "question": "x" * 99}, "id '2': the question has"),
-        (XSUM, SUMMARY, SUMMARY, "id '1': the id is also that of"),
         (XSUM, SUMMARY, SUMMARY | {"id": "2", "summary": " "}, "id '2': the summary is empty"),
     ],
 )
@@ -461,7 +391,7 @@ def test_results_dir_that_may_not_be_written(tiny: Cli) -> None:
     assert on_disk() == ["locked"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 99}', '{"schema_version": 1, "status": "ok"}'])
+@pytest.mark.parametrize("content", ["{", '{"schema_version": 99}'])
 def test_a_damaged_record_is_not_overwritten(tiny: Cli, content: str) -> None:
     command = ("task=sst2", "method=lora")
     tiny(*command)

@@ -8,32 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Outcome, find_runs
+from conftest import ROOT, Outcome
 from test_sweep import STAGES, counts, save
 
 from adalora_repro.cli import slurm as slurm_queue
 from adalora_repro.config.plan import Plan
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.records import run_record
 
 Cli = Callable[..., Outcome]
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.partition=gpu")
 WORDS = ("-m", "task=rte", "method=lora", "budget=0.3M", *SLURM)
-#: job 7; where tasks are to run, they do so behind sbatch's back, which returns before
+#: job 7, whose tasks wait in the queue
 SBATCH = """#!/bin/bash
 [ ! -e {state}/refuse ] || { echo "sbatch: error: no such partition" >&2; exit 1; }
-script=$(readlink -f "$1") count=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
+count=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
 [ -z "$count" ] && echo 7 >{state}/queue || seq -f 7_%g 0 "$count" >{state}/queue
 cp "$1" {state}/script; echo "Submitted batch job 7"
-[ -e {state}/run ] || exit 0
-( for task in $(cat {state}/queue); do
-    SLURM_JOB_ID=1${task#7_} SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=${task#7_} bash {state}/script
-    echo "$task $?" >>{state}/ended; sed -i "/^$task\\$/d" {state}/queue
-  done ) >/dev/null 2>&1 &
-"""
-SRUN = """#!/bin/bash
-while [ "${1#/}" = "$1" ]; do case $1 in --output|--error) shift 2;; *) shift;; esac; done
-exec "$@"
 """
 SQUEUE = """#!/bin/bash
 [ ! -e {state}/queue ] || cat {state}/queue
@@ -42,11 +33,11 @@ SQUEUE = """#!/bin/bash
 
 @pytest.fixture
 def slurm(tiny: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """SLURM's commands; returns the folder of their state: ``run`` there lets jobs run, ``queue`` has their ids."""
+    """SLURM's commands; returns the folder of their state: ``queue`` there has the ids of tasks."""
     state, commands = tmp_path / "slurm", tmp_path / "bin"
     state.mkdir()
     commands.mkdir()
-    for name, text in {"sbatch": SBATCH, "srun": SRUN, "squeue": SQUEUE}.items():
+    for name, text in {"sbatch": SBATCH, "srun": "", "squeue": SQUEUE}.items():
         path = commands / name
         path.write_text(text.replace("{state}", str(state)), encoding="utf-8")
         path.chmod(0o755)
@@ -165,23 +156,6 @@ def test_detached_stages_wait_for_each_other(tiny: Cli, slurm: Path) -> None:
 
 
 # waiting
-
-
-@pytest.mark.slow  # tests/cluster does the same on a real SLURM
-def test_tasks_run_and_their_ends_are_reported(tiny: Cli, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two real runs in processes of their own; one fails for reasons of its own, which SLURM hears of."""
-    from hydra_plugins import adalora_launcher
-
-    monkeypatch.setattr(adalora_launcher, "POLL_S", 0.2)
-    monkeypatch.setattr(adalora_launcher, "LATE_S", 0.2)
-    (slurm / "run").touch()
-    done = tiny(*WORDS, "optim.lr=1e-3,1e38")
-    assert done.code == EXIT_FAILED, done.err
-    assert counts(done) == "1 done, 1 failed"
-    assert [run.record.status for run in sorted(find_runs(), key=lambda run: run.record.key["lr"])] == ["ok", "failed"]
-    assert "[2/2] rte lora 0.3M lr 1e38 seed 0 failed (task 7_1)" in done.out
-    assert set((slurm / "ended").read_text(encoding="utf-8").splitlines()) == {"7_0 0", "7_1 1"}
-    assert counts(tiny(*WORDS, "optim.lr=1e-3")) == "1 already done"
 
 
 def test_what_became_of_a_task_that_left_the_queue_is_in_its_record(

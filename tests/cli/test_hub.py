@@ -22,7 +22,6 @@ from task_configs import CONF, task_config
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import RobertaProcessing
 from transformers import AutoConfig, BartModel
-from transformers import BartForConditionalGeneration as Bart
 
 from adalora_repro.errors import InputError
 from adalora_repro.models import backbones, hub
@@ -129,21 +128,6 @@ def test_only_a_connection_that_fails_twice_is_none(monkeypatch, answers, reacha
     assert list(asked) == []
 
 
-def test_weights_of_another_architecture_are_refused(cli, hub_cache, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
-    words = (*SMALL, "method=lora", "train.max_steps=3")
-    for name, value, saved in (
-        ("hidden_size", 48, 32),
-        ("num_attention_heads", 2, 4),
-        ("layer_norm_eps", 0.1, 1e-7),
-        ("pad_token_id", 1, 0),
-    ):
-        done = cli(*words, f"backbone.architecture.{name}={value}", "optim.warmup_steps=0")
-        assert done.code == 2
-        (line,) = done.err.strip().splitlines()
-        assert f"is not the architecture of conf/backbone: in its config.json {name} is {saved}, not {value}" in line
-
-
 def test_a_hub_cache_without_the_tokenizer_or_with_a_pointer_is_refused(tmp_path, cli, hub_cache, monkeypatch):
     words = (*SMALL, "method=lora", "train.max_steps=3", "optim.warmup_steps=0")
     for name, text in {"spm.model": "its tokenizer is not this model's", "pytorch_model.bin": "git lfs pull"}.items():
@@ -201,15 +185,6 @@ BART = {
     "decoder_ffn_dim": 64,
     "max_position_embeddings": 128,
 }
-#: what facebook/bart-large's config.json says of generation, and then some
-SAYS = {
-    "early_stopping": True,
-    "no_repeat_ngram_size": 3,
-    "num_beams": 4,
-    "min_length": 9,
-    "forced_bos_token_id": 0,
-    "task_specific_params": {"summarization": {"length_penalty": 2.0, "max_length": 142, "num_beams": 4}},
-}
 
 
 def bart_folder(folder: Path, kind: str) -> dict[str, torch.Tensor]:
@@ -224,7 +199,7 @@ def bart_folder(folder: Path, kind: str) -> dict[str, torch.Tensor]:
         safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     else:
         torch.save(weights, folder / "pytorch_model.bin")
-    config = {"model_type": model_type, "architectures": ["BartModel"]} | architecture | SAYS
+    config = {"model_type": model_type, "architectures": ["BartModel"]} | architecture
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
     rows = toy_text.generate("xsum", "train", {"train": 100, "validation": 10}, 0)
@@ -242,28 +217,20 @@ def bart_folder(folder: Path, kind: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("kind", "method"), [("bin", "bitfit"), ("safetensors", "lora")])
-def test_a_saved_bart_trains_and_writes_as_the_task_says(tmp_path, tiny, monkeypatch, kind, method):
+def test_a_saved_bart_trains_and_writes(tmp_path, tiny, monkeypatch, kind, method):
     weights = bart_folder(tmp_path / "bart", kind)
-    prepare, predict, searches, models, texts = Bart._prepare_generation_config, summarization.Task.predict, [], [], []
-
-    def prepared(self, *args, **options):
-        found = prepare(self, *args, **options)
-        searches.append(found[0].to_dict())
-        return found
+    predict, models, texts = summarization.Task.predict, [], []
 
     def predicted(self, model, batch):
         models.append(model)
         texts.extend(self.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True))
         return predict(self, model, batch)
 
-    monkeypatch.setattr(Bart, "_prepare_generation_config", prepared)
     monkeypatch.setattr(summarization.Task, "predict", predicted)
     shrink = [f"backbone.architecture.{name}={value}" for name, value in BART.items()]
-    search = {"num_beams": 2, "length_penalty": 0.5, "no_repeat_ngram_size": 2, "min_target_length": 4}
     done = tiny(
         *("task=xsum", "backbone=bart-large", f"backbone.path={tmp_path / 'bart'}", *shrink),
-        *("task.max_length=96", "task.max_target_length=12", "task.early_stopping=false"),
-        *(f"task.{name}={value}" for name, value in search.items()),
+        *("task.max_length=96", "task.max_target_length=12", "task.num_beams=2", "task.min_target_length=4"),
         *("data.sample_rows=16", "data.sample_validation_rows=6", "budget=0.13%", f"method={method}"),
         *("train.max_steps=1", "optim.warmup_steps=0", "optim.lr=1e-3"),
     )
@@ -292,21 +259,6 @@ def test_a_saved_bart_trains_and_writes_as_the_task_says(tmp_path, tiny, monkeyp
     articles = [row["document"] for row in toy_text.generate("xsum", "validation", {"train": 16, "validation": 6}, 0)]
     assert texts
     assert all(any(article.startswith(text.strip()[:20]) for article in articles) for text in texts)
-
-    # nothing of its search
-    wanted = {
-        "max_length": 12,
-        "min_length": 4,
-        "num_beams": 2,
-        "length_penalty": 0.5,
-        "no_repeat_ngram_size": 2,
-        "early_stopping": False,
-        "do_sample": False,
-    }
-    ids = {"pad": 1, "bos": 0, "eos": 2, "decoder_start": 2, "forced_bos": 0, "forced_eos": 2}
-    wanted |= {f"{name}_token_id": value for name, value in ids.items()}
-    assert searches
-    assert all({name: used[name] for name in wanted} == wanted for used in searches)
 
 
 @pytest.mark.parametrize("setting", ["task.max_length=129", "task.max_target_length=129"])

@@ -72,7 +72,7 @@ def test_the_wheel_holds_all_that_is_needed(source: Path, wheel: Path) -> None:
     assert len(configurations) > 50
     assert len(numbers) == 9
     assets = files("adalora_repro/reports/templates/*")
-    assert len(assets) == 3
+    assert {"page.html", "page.css", "page.js"} <= {Path(name).name for name in assets}
     assert configurations | numbers | assets | files("adalora_repro/**/*.py", "hydra_plugins/*.py") == names
 
 
@@ -106,12 +106,12 @@ def test_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
     assert f"sweep: {sweeps}" in text
     words = ("+sweep=table3", "method=lora", "budget=2.20%,0.13%", "task=xsum", "dry_run=true")
     runs = program(installed, tmp_path, "adalora-run", "-m", *words).splitlines()  # the sweeper came along
-    assert sum(line.startswith("plan: ") for line in runs) == 2
+    assert [line.split(" lora ")[0] for line in runs[:2]] == ["[1/2] xsum", "[2/2] xsum"]
     assert not (tmp_path / "results").exists()  # a dry run writes nothing
     plan = program(installed, tmp_path, "adalora-run", "task=mnli", "method=adalora", "budget=0.3M", "dry_run=true")
     assert "331,920" in plan
     assert "conf/tuned/mnli_adalora.yaml" in plan
-    table = program(installed, tmp_path, "adalora-report", "table1")
+    table = program(installed, tmp_path, "adalora-report", "table1", "--format", "csv")
     assert "88.86" in table  # a number of the paper
     program(installed, tmp_path, "adalora-report", "html", "--out", "page.html")
     assert "textContent" in (tmp_path / "page.html").read_text(encoding="utf-8")  # the script came along

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import sys
 from pathlib import Path
-from typing import Any
 
+import plans
 import pytest
-from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from adalora_repro.config.dry_run import SweepPlan
@@ -48,20 +45,11 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "my_package.my_method"
 
 
-@functools.cache
 def composed(*words: str) -> DictConfig:
-    return compose("config", ["task=cola", "backbone=tiny-bert", "data=sample", *words])
+    return plans.composed("task=cola", "backbone=tiny-bert", "data=sample", *words)
 
 
-def varied(cfg: DictConfig, **values: Any) -> DictConfig:
-    """A copy with dotted settings: ``method__r=3``."""
-    cfg = copy.deepcopy(cfg)
-    for name, value in values.items():
-        OmegaConf.update(cfg, name.replace("__", "."), value, force_add=True)
-    return cfg
-
-
-def own(module: str, **values: Any) -> DictConfig:
+def own(module: str, *words: str) -> DictConfig:
     method = {
         "name": "mine",
         "module": module,
@@ -70,9 +58,9 @@ def own(module: str, **values: Any) -> DictConfig:
         "alpha": 16.0,
         "sizes": {"0.3M": {"width": 2}},
     }
-    cfg = copy.deepcopy(composed("method=lora"))
+    cfg = composed("method=lora", *words)
     OmegaConf.update(cfg, "method", method, merge=False)
-    return varied(cfg, **values)
+    return cfg
 
 
 def test_a_method_in_a_module_of_one_s_own(own_module: str) -> None:
@@ -88,13 +76,14 @@ def test_any_method_fills_a_number_of_parameters(own_module: str) -> None:
     """LoRA of rank r has the same parameters per rank: the largest r that does not exceed them."""
     per_rank = count(resolve(composed("method=lora"))).params["method"] // 2
     for ranks in (1, 3, 10):
-        plan = count(resolve(own(own_module, budget__match="params", budget__params=(ranks + 1) * per_rank - 1)))
+        params = (ranks + 1) * per_rank - 1
+        plan = count(resolve(own(own_module, "budget.match=params", f"budget.params={params}")))
         assert plan.cfg.method.width == ranks
         assert plan.params["method"] == ranks * per_rank <= plan.method["params"]
-        assert plan.key["budget"] == f"params{(ranks + 1) * per_rank - 1}"
+        assert plan.key["budget"] == f"params{params}"
     with pytest.raises(InputError, match=f"budget.params must be at least {per_rank}"):
-        count(resolve(own(own_module, budget__match="params", budget__params=per_rank - 1)))
-    svd = count(resolve(varied(composed("method=svd_lora"), budget__match="params", budget__params=5000)))
+        count(resolve(own(own_module, "budget.match=params", f"budget.params={per_rank - 1}")))
+    svd = count(resolve(composed("method=svd_lora", "budget.match=params", "budget.params=5000")))
     assert 0 < svd.params["method"] <= 5000 < svd.params["method"] // svd.cfg.method.r * (svd.cfg.method.r + 1)
 
 
@@ -113,11 +102,11 @@ def test_modules_are_those_that_define_a_method(own_module: str) -> None:
 
 @pytest.mark.parametrize(("task", "label"), [("squad", "0.08%"), ("cnn_dailymail", "0.13%"), ("cola", "0.3M")])
 def test_the_default_budget_follows_the_task(task: str, label: str) -> None:
-    assert resolve(compose("config", [f"task={task}", "method=lora"])).key["budget"] == label
+    assert plans.resolved(f"task={task}", "method=lora").key["budget"] == label
 
 
 def test_a_task_of_one_s_own_has_the_smallest_budget_of_its_family() -> None:
-    cfg = varied(composed("method=lora"), task__budgets="nlg", task__more_budgets=[])
+    cfg = composed("method=lora", "task.budgets=nlg", "task.more_budgets=[]")
     assert resolve(cfg).key["budget"] == "0.13%"
     with pytest.raises(InputError, match=r"budget '0\.3M' does not exist for task 'cola'; valid: 0\.13%"):
         resolve(cfg, overrides=["budget=0.3M"])
@@ -125,7 +114,7 @@ def test_a_task_of_one_s_own_has_the_smallest_budget_of_its_family() -> None:
 
 def test_a_missing_key_of_an_architecture_is_named() -> None:
     for name, problem in (("model_type", "model_type is not set; valid: "), ("hidden_size", "hidden_size is not set")):
-        cfg = copy.deepcopy(composed("method=lora"))
+        cfg = composed("method=lora")
         OmegaConf.set_struct(cfg, False)
         del cfg.backbone.architecture[name]
         with pytest.raises(InputError, match=rf"^backbone 'tiny-bert'.*backbone\.architecture\.{problem}"):
@@ -143,18 +132,11 @@ def test_a_plan_cannot_be_changed() -> None:
 
 def test_a_sweep_counts_each_variant_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[Plan] = []
-
-    def counting(plan: Plan) -> Plan:
-        counted.append(plan)
-        return count(plan)
-
-    monkeypatch.setattr("adalora_repro.config.dry_run.count", counting)
+    monkeypatch.setattr("adalora_repro.config.dry_run.count", lambda plan: counted.append(plan) or count(plan))
     sweep = SweepPlan()
-    plans = [
-        resolve(varied(composed("method=lora"), seed=seed, optim__lr=lr)) for seed in (0, 1) for lr in (1e-3, 2e-3)
-    ]
-    lines = [sweep.line(plan, 4) for plan in plans]
+    words = [(f"seed={seed}", f"optim.lr={lr}") for seed in (0, 1) for lr in (1e-3, 2e-3)]
+    lines = [sweep.line(resolve(composed("method=lora", *each))) for each in words]
     assert len(counted) == 1
-    assert lines[0].startswith("[1/4] cola lora 0.3M lr 0.001 seed 0: T 1,175, ")
+    assert lines[0].startswith("T 1,175, ")
     assert all(line.endswith("to do") for line in lines)
-    assert sweep.total().startswith("total: 4 runs, 0 done, 4 to do; no time is known")
+    assert sweep.total().startswith("total: 4 runs, 0 done, 4 to do; no estimate of the time")

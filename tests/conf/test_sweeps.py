@@ -266,11 +266,6 @@ def test_what_is_given_restricts_the_cells_and_is_set_in_every_run(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["multirun.yaml", "sweep"]
 
 
-def test_a_budget_leaves_out_what_has_none(tmp_path: Path) -> None:
-    jobs = launched("table1", "task=cola", "budget=0.3M", *NO_FILES, folder=tmp_path)
-    assert [job["method"] for job in jobs] == ["houlsby", "pfeiffer", "lora", "adalora"]
-
-
 def test_sweeps_combine(tmp_path: Path) -> None:
     jobs = launched("table1,lr,seeds", "task=cola", "method=lora", "budget=0.3M", *NO_FILES, folder=tmp_path)
     assert len({(job["optim.lr"], job["seed"]) for job in jobs}) == len(jobs) == 50
@@ -297,12 +292,6 @@ def test_jobs_are_launched_in_batches_or_one_by_one(launcher: str, batches: list
     made.sweep(["task=cola", f"results.dir={tmp_path}", *NO_FILES])
     assert made.launcher.batches == batches
     assert made.ledger.summary().splitlines()[-1] == "sweep: 5 done"
-
-
-def test_a_table_s_backbone_can_be_another(tmp_path: Path) -> None:
-    jobs = launched("table3", "task=xsum", "backbone=tiny-bart", *NO_FILES, folder=tmp_path)
-    assert len(jobs) == 9
-    assert {job["backbone"] for job in jobs} == {"tiny-bart"}
 
 
 def test_what_no_sweep_can_mean_is_refused(tmp_path: Path) -> None:

@@ -247,11 +247,3 @@ def test_budgets_of_figure_2_are_shares_of_adapters_without_biases(label: str, r
     assert sizes["lora"] == {"r": r}
     assert sizes["adalora"] == {"target_r": r, "init_r": init_r}
     assert 24 * 2 * 768 * sizes["houlsby"]["d"] == 12 * 2 * 768 * sizes["pfeiffer"]["d"] == 147_456 * r
-
-
-@pytest.mark.parametrize("source", ["hub", "local", "sample"])
-def test_data_sources_fit_the_schema(source: str) -> None:
-    cfg = task_config("rte")
-    cfg.data = OmegaConf.merge(cfg.data, OmegaConf.load(CONF / "data" / f"{source}.yaml"))
-    assert cfg.data.source == source
-    assert cfg.data.sample_rows >= 1

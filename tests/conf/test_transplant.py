@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import plans
 import pytest
 from fake_records import make, save
 from hydra import compose
@@ -34,7 +35,7 @@ def source(folder: Path, ranks: dict[str, int] | None = None, **changes: Any) ->
 
 def resolved(run: Path | str, *words: str, method: str = "lora_rank_pattern") -> Plan:
     common = ["task=rte", f"method={method}", f"method.rank_pattern={run}", "backbone=tiny-bert", "data=sample"]
-    return planning.resolve(compose("config", [*common, *words]), overrides=words)
+    return plans.resolved(*common, *words)
 
 
 def test_the_run_is_known_by_the_ranks_not_by_where_they_lie(tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def slow_metrics(scores: Mapping[str, tuple[int, float]], references: References
     }
     for prefix, questions in groups.items():
         if questions:
-            figures[prefix + "exact"] = 100.0 * sum([scores[question][0] for question in questions]) / len(questions)
-            figures[prefix + "f1"] = 100.0 * sum([scores[question][1] for question in questions]) / len(questions)
+            figures[prefix + "exact"] = 100.0 * sum(scores[question][0] for question in questions) / len(questions)
+            figures[prefix + "f1"] = 100.0 * sum(scores[question][1] for question in questions) / len(questions)
             figures[prefix + "total"] = len(questions)
     return figures
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from fake_records import make
-from hydra import compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import counted as planned
+from plans import resolved
 from torch import nn
 
 from adalora_repro import methods
@@ -33,10 +34,6 @@ pytestmark = pytest.mark.usefixtures("hydra")
 BACKBONES = ("tiny-deberta", "tiny-bert", "tiny-roberta", "tiny-bart")
 SIZED = ("houlsby", "pfeiffer", "lora", "adalora")
 DOCS = Path(plan.__file__).parents[2] / "docs" / "methods.md"
-
-
-def resolved(*words: str) -> plan.Plan:
-    return plan.resolve(compose("config", list(words)), overrides=words)
 
 
 def tiny(backbone: str, method: str, *words: str) -> plan.Plan:
@@ -116,14 +113,9 @@ def test_spread_over_layers_of_different_sizes() -> None:
     assert len(set(chosen) & set("cdef")) == 2
 
 
-@pytest.mark.parametrize(
-    ("label", "params"), [("0.3M", 300_000), ("1.2M", 1_200_000), ("0.08%", 147_065), ("2.20%", 4_044_294)]
-)
-def test_a_label_is_a_number_to_the_parameter(label: str, params: int) -> None:
-    assert label_params(label, 183_831_552) == params  # 0.08% are 147,065.24…
-
-
-def test_a_label_without_a_number_is_refused() -> None:
+def test_a_label_is_a_number_to_the_parameter() -> None:
+    numbers = {"0.3M": 300_000, "1.2M": 1_200_000, "0.08%": 147_065, "2.20%": 4_044_294}  # 0.08% are 147,065.24…
+    assert {label: label_params(label, 183_831_552) for label in numbers} == numbers
     with pytest.raises(InputError, match="budget 'small' says no number like"):
         label_params("small", 1)
 
@@ -201,7 +193,7 @@ def test_the_last_masks_count_parameters(protocol: str) -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("method", SIZED)
-@pytest.mark.parametrize("params", [321, 5_000, 20_011])
+@pytest.mark.parametrize("params", [321, 20_011])
 def test_the_count_is_the_plan_and_never_above(backbone: str, method: str, params: int) -> None:
     counted = plan.count(tiny(backbone, method, f"budget.params={params}"))
     model = backbones.load_model(counted.cfg)
@@ -260,7 +252,7 @@ def test_documented_counts_are_the_plan_s(backbone: str, label: str, cells: list
     texts = []
     for method in SIZED:
         words = (f"task={task}", f"method={method}", f"budget={label}", "budget.match=params", f"backbone={backbone}")
-        counted = plan.count(resolved(*words))
+        counted = planned(*words)
         found = counted.method
         if method == "adalora":
             texts.append(f"{found['params_min']:,} to {found['params_max']:,} ({found['b_T']})")
@@ -302,11 +294,11 @@ EQUAL = (*ON_MINILM, "method.schedule=scaled", "budget.match=params", "budget.pa
 
 def test_lora_at_the_initial_rank_is_where_adalora_of_the_same_number_starts() -> None:
     names = ("lora", "lora_init_r", "adalora")
-    lora, control, adalora = (plan.count(resolved(*EQUAL, f"method={name}")) for name in names)
+    lora, control, adalora = (planned(*EQUAL, f"method={name}") for name in names)
     assert control.method["r"] == adalora.method["b_0"] // adalora.method["n"] == 3
     assert control.params["method"] == 3 * lora.params["method"] // 2 > 83_000 >= lora.params["method"]
     assert control.key["budget"] == lora.key["budget"] == "params83000"
-    typed = plan.count(resolved(*EQUAL, "method=lora", "+method.initial_rank=true"))
+    typed = planned(*EQUAL, "method=lora", "+method.initial_rank=true")
     assert typed.params["method"] == control.params["method"]
     assert typed.folder != lora.folder, "another run is found finished there"
     given = [resolved(*ON_MINILM, "budget=0.3M", *more) for more in RANK_GIVEN]
@@ -317,7 +309,7 @@ RANK_GIVEN = (["method=lora"], ["method=lora", "+method.initial_rank=true"])
 
 
 def test_a_uniform_allocation_fills_a_number_of_parameters() -> None:
-    uniform, free = (plan.count(resolved(*EQUAL, f"method={name}")) for name in ("adalora_uniform", "adalora"))
+    uniform, free = (planned(*EQUAL, f"method={name}") for name in ("adalora_uniform", "adalora"))
     assert (uniform.params, uniform.method) == (free.params, free.method)
     assert 83_000 - uniform.method["params_min"] < 384 + 1 + 1536
 

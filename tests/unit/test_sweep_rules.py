@@ -12,7 +12,7 @@ from fake_records import make
 
 from adalora_repro.cli.ledger import DONE, FAILED, REFUSED, Ledger, SweepRun, report_command
 from adalora_repro.config import sweep
-from adalora_repro.config.sweep import Choice, Job, Values, cell_of
+from adalora_repro.config.sweep import Choice, Job, Values
 from adalora_repro.errors import InputError
 from adalora_repro.records import run_record
 from adalora_repro.training.progress import prefixed
@@ -104,8 +104,9 @@ def tried(folder: Path, scores: dict[str, float | None], held_out: dict[str, flo
     ("scores", "held_out", "choice"),
     [
         ({"1e-4": 0.4, "1e-3": 0.6, "1e-2": 0.5}, None, Choice("1e-3", "the best of 3 (3 of 3 runs finished)")),
-        ({"1e-4": 0.4, "1e-3": 0.6, "1e-2": None}, None, Choice("1e-3", "the best of 2 (2 of 3 ", edge=True)),
-        ({"1e-4": 0.6, "1e-3": 0.6, "1e-2": 0.6}, None, Choice("1e-4", "the best of 3", edge=True)),
+        ({"1e-4": 0.4, "1e-3": 0.6, "1e-2": None}, None, Choice("1e-3", "the best of 2 (2 of 3 ")),
+        ({"1e-4": 0.6, "1e-3": 0.6, "1e-2": 0.6}, None, Choice("1e-4", "the best of 3", beyond="1e-5")),
+        ({"2e-5": 0.6, "5e-5": 0.5}, None, Choice("2e-5", "the best of 2", beyond="8e-6")),
         (
             {"1e-4": 0.4, "1e-3": 0.5, "1e-2": 0.6},
             {"1e-4": 0.1, "1e-3": 0.3, "1e-2": 0.2},
@@ -114,25 +115,19 @@ def tried(folder: Path, scores: dict[str, float | None], held_out: dict[str, flo
         ({"1e-4": None, "1e-3": None}, None, Choice(None, "left out, none of the 2 runs to choose from is finished")),
     ],
 )
-def test_the_choice_is_the_report_s(
+def test_the_choice_is_the_report_s_and_later_stages_follow_it(
     scores: dict[str, float | None], held_out: dict[str, float] | None, choice: Choice, tmp_path: Path
 ) -> None:
-    made = sweep.choose([(job, tmp_path / job["optim.lr"]) for job in tried(tmp_path, scores, held_out)])
-    assert (made.lr, made.edge) == (choice.lr, choice.edge)
+    runs = [(job, tmp_path / job["optim.lr"]) for job in tried(tmp_path, scores, held_out)]
+    made = sweep.choose(runs)
+    assert (made.lr, made.beyond) == (choice.lr, choice.beyond)
     assert choice.why in made.why
-
-
-def test_jobs_go_on_at_the_chosen_rate_or_one_beyond_the_edge() -> None:
-    earlier = [{"task": task, "optim.lr": lr} for task in ("cola", "rte", "mrpc") for lr in ("1e-4", "1e-3", "1e-2")]
-    later = [{"task": task, "seed": "1"} for task in ("cola", "rte", "mrpc")]
-    choices = {cell_of({"task": "cola"}): Choice("1e-2", ""), cell_of({"task": "rte"}): Choice("1e-3", "")}
-    choices[cell_of({"task": "mrpc"})] = Choice(None, "left out")
-    assert sweep.at_chosen_rate(later, choices) == [
-        {"task": "cola", "seed": "1", "optim.lr": "1e-2"},
-        {"task": "rte", "seed": "1", "optim.lr": "1e-3"},
-    ]
-    assert sweep.beyond_edge(later, choices, earlier) == [{"task": "cola", "seed": "1", "optim.lr": "1e-1"}]
-    assert sweep.next_rate(2e-5, [2e-5, 5e-5]) == 8e-6
+    later = {"task": "cola", "method": "lora", "seed": "1"}
+    for rate, lr in ((sweep.CHOSEN, choice.lr), (sweep.WIDENED, choice.beyond)):
+        derived, choices = sweep.derived(rate, [later], runs)
+        assert derived == ([later | {"optim.lr": lr}] if lr else [])
+        assert {sweep.name_of(cell): each for cell, each in choices.items()} == {"cola lora": made}
+        assert ("the edge of its grid" in made.why) == (choice.beyond is not None)
 
 
 def test_a_label_names_the_run_and_what_else_differs() -> None:

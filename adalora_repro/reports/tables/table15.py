@@ -111,7 +111,7 @@ def choose_backbone(name: str | None, records: Sequence[CostRecord]) -> tuple[st
     """
     have = sorted({record.key["backbone"] for record in records})
     if name is not None:
-        choices = sorted({*catalog.backbones(), *have})
+        choices = sorted({*catalog.choices_of("backbone"), *have})
         if name not in choices:
             raise one_of("backbone", name, choices)
         return name, []
