@@ -16,7 +16,7 @@ def pytest_configure() -> None:
     gc.set_threshold(50_000, 20, 20)
     import absl.logging  # rouge-score brings it along
 
-    # its handler closes the stream that was standard error when it was made, pytest's capture, if logging is set up anew
+    # its handler closes the stream that was standard error when it was made (pytest's capture) when logging is set up
     absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 
