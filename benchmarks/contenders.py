@@ -14,7 +14,8 @@ import yaml
 from adalora_repro.config.catalog import resource
 from adalora_repro.methods import adalora, lora
 from adalora_repro.methods.base import BaseMethod
-from adalora_repro.models import backbones, speedups
+from adalora_repro.models import speedups
+from adalora_repro.models.sites import find_sites, head_parameters
 from adalora_repro.training.cost import wait_for
 from adalora_repro.training.loop import add_gradient
 from benchmarks.lengths import VOCABULARY, Tensors, tensors
@@ -66,14 +67,14 @@ def our_method(name: str, rank: int = RANK, delta_t: int = 1) -> BaseMethod:
 
 def adapted(model: Any) -> list[str]:
     """Names of the matrices that LoRA and AdaLoRA adapt."""
-    return [site.path for site in lora.Options("lora", "lora", r=RANK).matrices(backbones.find_sites(model))]
+    return [site.path for site in lora.Options("lora", "lora", r=RANK).matrices(find_sites(model))]
 
 
 def peft_model(name: str, model: Any, rank: int = RANK, delta_t: int = 1) -> Any:
     import peft
 
     targets = adapted(model)
-    head = sorted({name.rpartition(".")[0] for name in backbones.head_parameters(model)})  # trained, as in our methods
+    head = sorted({name.rpartition(".")[0] for name in head_parameters(model)})  # trained, as in our methods
     common: dict[str, Any] = {"target_modules": targets, "modules_to_save": head, "lora_alpha": 16}
     common |= {"task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "SEQ_CLS"}
     if name == "lora":
@@ -113,7 +114,7 @@ class Contender:
         self.peft: Any = None
         if self.who == "ours":
             self.method = our_method(self.name, self.rank, self.delta_t)
-            self.method.inject(model, backbones.find_sites(model))
+            self.method.inject(model, find_sites(model))
             if self.cropped:
                 speedups.crop_positions(model)
             if self.device != "cpu" or self.as_on_device:

@@ -18,7 +18,7 @@ from adalora_repro.settings import setting
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.models.backbones import Site
+    from adalora_repro.models.sites import Site
 
 
 @dataclass
@@ -33,8 +33,11 @@ class SVDMethod(BaseMethod):
     """P Λ Q of one rank in every chosen matrix, and R: ``protocol=paper`` the sum of squared norms, ``released`` the
     mean norm."""
 
+    options: SVDOptions
+
     def __init__(self, options: SVDOptions, rank: int, protocol: str) -> None:
-        self.svd, self.rank, self.protocol = options, rank, protocol
+        super().__init__(options, protocol)
+        self.rank = rank
         self.layers: dict[str, LowRankLinear] = {}
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
@@ -43,10 +46,10 @@ class SVDMethod(BaseMethod):
         def make(site: Site, old: nn.Module) -> nn.Module:
             return self.increment(cast(nn.Linear, old))
 
-        self.layers = cast(dict[str, LowRankLinear], replace(model, self.svd.matrices(sites), make))
+        self.layers = cast(dict[str, LowRankLinear], replace(model, self.options.matrices(sites), make))
 
     def increment(self, base: nn.Linear) -> LowRankLinear:
-        return SVDLinear(base, self.rank, self.svd.alpha, self.svd.init_std)
+        return SVDLinear(base, self.rank, self.options.alpha, self.options.init_std)
 
     def svd_layers(self) -> list[SVDLinear]:
         return [layer for layer in self.layers.values() if isinstance(layer, SVDLinear)]
@@ -60,10 +63,10 @@ class SVDMethod(BaseMethod):
         self.share()
 
     def regularizer(self) -> Tensor | None:
-        if self.svd.gamma == 0:
+        if self.options.gamma == 0:
             return None
         form: Form = "sum_squared" if self.protocol == "paper" else "mean_norm"
-        return self.svd.gamma * orthogonality_penalty(self.layers.values(), form)
+        return self.options.gamma * orthogonality_penalty(self.layers.values(), form)
 
     def after_update(self, t: int) -> None:
         self.share()

@@ -23,7 +23,7 @@ from adalora_repro.settings import setting
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.models.backbones import Site
+    from adalora_repro.models.sites import Site
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Options(SVDOptions):
         ]
         if unset:
             raise InputError(
-                f"{', '.join(unset)}: not set, and no file of conf/tuned says them for this task. Give method.t_i, "
+                f"{', '.join(unset)}: not set, and no file of conf/tuned sets them for this task. Give method.t_i, "
                 "method.t_f and method.delta_t in optimizer steps; with method.schedule=scaled in steps of the T in "
                 "task.total_steps, from which they are scaled to this run's T"
             )
@@ -73,9 +73,10 @@ class Method(SVDMethod):
     """``protocol=paper`` scores before the update with the sum of squared norms as R, ``released`` after it with the
     mean norm; the rest of the difference is in ``RankAllocator``."""
 
+    options: Options
+
     def __init__(self, options: Options, protocol: str) -> None:
         super().__init__(options, options.init_r, protocol)
-        self.options = options
         self.b_T = 0
         self._allocator: RankAllocator | None = None
 
@@ -168,7 +169,7 @@ class Method(SVDMethod):
             self.protocol,  # type: ignore[arg-type]
             options.params,
             options.allocation,  # type: ignore[arg-type]
-            seed=torch.initial_seed(),  # the run's seed: session.py sets it for all processes alike
+            seed=torch.initial_seed(),  # the run's seed: the runner sets it in all processes alike
         )
         self.share()
 

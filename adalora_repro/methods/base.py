@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError
-from adalora_repro.models.backbones import MATRIX_ROLES, matching
+from adalora_repro.models.sites import MATRIX_ROLES, matching
 from adalora_repro.settings import setting
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from adalora_repro.models.backbones import Site
+    from adalora_repro.models.sites import Site
 
 
 LARGEST = 2**20  # rank or width: far beyond any use, and no number of parameters that torch cannot count
@@ -79,17 +79,20 @@ def require_size(options: object, params: int | None, *names: str) -> None:
 
 
 class BaseMethod:
-    """A method that has nothing to do but choose what trains; others override what they need.
+    """A method that only chooses which parameters train; others override what they need.
 
     The loop calls, in this order: ``inject`` once, ``on_train_start`` once, then per optimizer step t = 0 … T-1
     ``regularizer`` (after the task loss's backward), ``before_update(t)`` and ``after_update(t)`` around
     ``optimizer.step()``. Gradients are alive in both, unscaled and summed over processes.
 
     Attributes:
-        compiled: whether training steps go through a compiler; said before ``on_train_start``.
+        compiled: whether training steps go through a compiler; set before ``on_train_start``.
     """
 
     compiled = False
+
+    def __init__(self, options: Any, protocol: str) -> None:
+        self.options, self.protocol = options, protocol
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         """Replaces modules and leaves ``requires_grad`` on what trains; called before an optimizer exists."""

@@ -19,7 +19,7 @@ from adalora_repro.settings import setting
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.models.backbones import Site
+    from adalora_repro.models.sites import Site
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Options(LowRankOptions):
         if self.rank_pattern is None:
             require_size(self, self.params, "r")
         elif self.r:
-            raise InputError("method.r and method.rank_pattern both say the ranks; one of them is enough")
+            raise InputError("method.r and method.rank_pattern both set the ranks; give one of them")
 
     def ranks(self, matrices: Mapping[Site, nn.Linear]) -> dict[str, int]:
         """Matrix -> rank; a doublet of B and A costs d_out + d_in parameters.
@@ -65,11 +65,11 @@ class Options(LowRankOptions):
             return fill(places, self.params)
         if self.rank_pattern is None:
             return dict.fromkeys(names, self.r)
-        for found, others, where in (
+        for ranked, others, where in (
             (self.rank_pattern, names, "which this model does not adapt"),
             (names, self.rank_pattern, "of this model, which the ranks leave out"),
         ):
-            if wrong := [name for name in found if name not in others]:
+            if wrong := [name for name in ranked if name not in others]:
                 more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
                 raise InputError(f"method.rank_pattern does not fit: {wrong[0]}{more}, {where}")
         return {name: self.rank_pattern[name] for name in names}
@@ -85,9 +85,10 @@ def check_init(init: str, init_std: float) -> None:
 
 
 class Method(BaseMethod):
+    options: Options
+
     def __init__(self, options: Options, protocol: str) -> None:
-        del protocol  # one LoRA
-        self.options = options
+        super().__init__(options, protocol)
         self.ranks: dict[str, int] = {}
         self.layers: dict[str, LoRALinear] = {}
 

@@ -10,15 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, first_line
 from adalora_repro.models import backbone_files, backbone_tokenizer, hub
-from adalora_repro.models.sites import MATRIX_ROLES as MATRIX_ROLES  # the sites, for those who look for them here
-from adalora_repro.models.sites import Site as Site
-from adalora_repro.models.sites import architecture as architecture
-from adalora_repro.models.sites import find_sites as find_sites
-from adalora_repro.models.sites import head_parameters as head_parameters
-from adalora_repro.models.sites import matching as matching
-from adalora_repro.terminal import first_line
+from adalora_repro.models.sites import architecture, head_parameters
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

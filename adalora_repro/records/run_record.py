@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from adalora_repro.errors import one_line
 from adalora_repro.records import validation
 from adalora_repro.records.file_kinds import not_a_file
 from adalora_repro.records.validation import (
@@ -36,7 +37,6 @@ from adalora_repro.records.validation import (
     one_of,
     optional,
 )
-from adalora_repro.terminal import one_line
 
 T = TypeVar("T")
 SCHEMA_VERSION = 1

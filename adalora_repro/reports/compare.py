@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config.words import lr_text
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, clean
 from adalora_repro.records import run_record
 from adalora_repro.records.revisions import outdated
 from adalora_repro.records.run_record import RECORD_NAME, RecordError
@@ -17,7 +17,6 @@ from adalora_repro.reports.predictions import Examples, read_examples
 from adalora_repro.reports.significance import MEASURES, RESAMPLES, NoTest, bootstrap, mcnemar, same_examples
 from adalora_repro.reports.spec import CHECKPOINTS, Report, Request
 from adalora_repro.reports.text import fixed, piped, plural, signed
-from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from adalora_repro.errors import clean
 from adalora_repro.reports.cells import AVERAGE, FIELDS, Row, Table
 from adalora_repro.reports.notes import (
     CONSTANT,
@@ -25,7 +26,6 @@ from adalora_repro.reports.notes import (
     warnings_of,
 )
 from adalora_repro.reports.text import NONE, aligned, extent, fixed, piped, signed
-from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     import pandas as pd

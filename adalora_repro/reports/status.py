@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro.config.words import lr_text
+from adalora_repro.errors import clean, first_line
 from adalora_repro.records import lock
 from adalora_repro.records.run_record import STATUSES, RunRecord
 from adalora_repro.reports.cells import Table, choose_scope, compile_table, in_scope, rows_wanted, sort_in
@@ -23,7 +24,6 @@ from adalora_repro.reports.frame import unusable
 from adalora_repro.reports.notes import commands_of, optimism
 from adalora_repro.reports.spec import Record, Report, Request, Scope, Spec, add_partial, on_the_papers_data, paper_rows
 from adalora_repro.reports.text import aligned, plural
-from adalora_repro.terminal import clean, first_line
 
 STALE_S = 600.0  # a run reports its progress far more often: after this silence it is taken for dead
 SYMBOLS = {"running": "r", "queued": "q", "interrupted": "i", "failed": "f", "cancelled": "c"}

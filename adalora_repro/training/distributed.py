@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adalora_repro.errors import EXIT_BAD_INPUT, InputError
-from adalora_repro.terminal import clean
+from adalora_repro.errors import EXIT_BAD_INPUT, InputError, clean
 from adalora_repro.training.signals import SIGNALS
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from adalora_repro.terminal import CleanStream, clean, raw
+from adalora_repro.errors import CleanStream, clean, raw
 from adalora_repro.training import signals
 from adalora_repro.training.distributed import Agreement, Processes, launched
 

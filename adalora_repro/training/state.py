@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from adalora_repro.errors import one_line
 from adalora_repro.models import inject
 from adalora_repro.records import run_record, validation
-from adalora_repro.terminal import one_line
 from adalora_repro.training import checkpoint
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from adalora_repro.config.plan import Plan
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear
 from adalora_repro.models import backbones, inject
+from adalora_repro.models.sites import find_sites
 
 pytestmark = pytest.mark.usefixtures("hydra")
 
@@ -70,7 +71,7 @@ def test_ranks_are_injected_and_a_matrix_of_rank_0_stays_as_it_is(tmp_path: Path
     assert "of 12 matrices" in dry_run.describe(plan)
     model = backbones.load_model(plan.cfg)
     method = methods.load(plan.cfg)
-    method.inject(model, backbones.find_sites(model))
+    method.inject(model, find_sites(model))
     assert inject.count_trained(model)["method"] == expected
     adapted = [module for module in model.modules() if isinstance(module, LoRALinear)]
     assert sorted(layer.r for layer in adapted) == sorted(rank for rank in RANKS.values() if rank)

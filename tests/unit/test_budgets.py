@@ -24,6 +24,7 @@ from adalora_repro.lowrank.importance import keep_level, keep_within
 from adalora_repro.lowrank.importance import level as level_scores
 from adalora_repro.methods.equal_counts import Place, extras, fill, label_params, spread
 from adalora_repro.models import backbones, inject
+from adalora_repro.models.sites import find_sites
 from adalora_repro.reports.cells import compile_table
 from adalora_repro.reports.spec import Scope
 from adalora_repro.reports.tables.table1 import SPEC
@@ -205,7 +206,7 @@ def test_the_last_masks_count_parameters(protocol: str) -> None:
 def test_the_count_is_the_plan_and_never_above(backbone: str, method: str, params: int) -> None:
     counted = plan.count(tiny(backbone, method, f"budget.params={params}"))
     model = backbones.load_model(counted.cfg)
-    sites = backbones.find_sites(model)
+    sites = find_sites(model)
     chosen = methods.load(counted.cfg)
     chosen.inject(model, sites)
     assert inject.count_trained(model)["method"] == counted.params["at_init"]
@@ -225,7 +226,7 @@ def test_too_few_for_all_matrices_leave_some_as_they_are() -> None:
     counted = plan.count(tiny("tiny-bert", "lora", "budget.params=321"))
     model = backbones.load_model(counted.cfg)
     chosen = methods.load(counted.cfg)
-    chosen.inject(model, backbones.find_sites(model))
+    chosen.inject(model, find_sites(model))
     pattern = chosen.summary()["rank_pattern"]
     assert sorted(pattern.values()) == [0] * 8 + [1] * 4  # 2 of 64 and 2 of 96
     assert (counted.params["method"], counted.method["r"], counted.method["wider"]) == (320, 0, 4)

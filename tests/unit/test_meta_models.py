@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from task_configs import CONF, task_config
 
 from adalora_repro.models import backbones, meta_models
+from adalora_repro.models.sites import find_sites, head_parameters
 
 BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
 TASKS = {"rte": "two labels", "mnli": "three labels", "stsb": "regression", "squad": "spans", "xsum": "seq2seq"}
@@ -34,9 +35,9 @@ def test_skeleton_is_the_model_of_transformers(backbone, task, monkeypatch):
         return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
     assert shapes(ours) == shapes(theirs)
-    assert backbones.find_sites(ours) == backbones.find_sites(theirs)
-    assert set(backbones.head_parameters(ours)) == set(backbones.head_parameters(theirs))
-    for site in backbones.find_sites(ours):
+    assert find_sites(ours) == find_sites(theirs)
+    assert set(head_parameters(ours)) == set(head_parameters(theirs))
+    for site in find_sites(ours):
         mine, yours = ours.get_submodule(site.path), theirs.get_submodule(site.path)
         assert type(mine).__name__ == type(yours).__name__
 

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from adalora_repro.config.catalog import resource
 from adalora_repro.methods import adalora
-from adalora_repro.models import backbones, inject
+from adalora_repro.models import inject
+from adalora_repro.models.sites import find_sites
 from adalora_repro.models.speedups import CROP_STEP, crop_positions, positions_at_hand, store_frozen
 from benchmarks.operations import CountOperations
 
@@ -32,7 +33,7 @@ def make(
     method = adalora.Method(
         adalora.Options("adalora", "adalora", init_r=4, target_r=2, t_i=0, t_f=2, delta_t=1), "paper"
     )
-    method.inject(model, backbones.find_sites(model))
+    method.inject(model, find_sites(model))
     method.on_train_start(10)
     return model, inject.trained(model)
 

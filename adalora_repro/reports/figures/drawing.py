@@ -22,7 +22,7 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from adalora_repro.config.catalog import PROPOSED
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, clean
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import RULE, Run
 from adalora_repro.reports.cells import in_scope
@@ -35,7 +35,6 @@ from adalora_repro.reports.render import to_csv
 from adalora_repro.reports.spec import DATA_SOURCES, Report, Request, Scope
 from adalora_repro.reports.status import real
 from adalora_repro.reports.text import aligned, fixed, lr_of_tried, plural, seeds_text
-from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     import pandas as pd
