@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adalora_repro.errors import InputError
-from adalora_repro.records.file_kinds import not_a_file
+from adalora_repro.records.validation import not_a_file
 
 #: where transformers looks for weights, in order: it reads the first that exists
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

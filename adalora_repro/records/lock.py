@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from adalora_repro.errors import InputError
-from adalora_repro.records.file_kinds import not_a_file
+from adalora_repro.records.validation import not_a_file
 
 NAME = ".lock"
 LEASE_S = 60.0  # three renewals: one that a busy file system delays is no death

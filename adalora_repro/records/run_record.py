@@ -10,16 +10,16 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import os
+import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from adalora_repro.errors import one_line
 from adalora_repro.records import validation
-from adalora_repro.records.file_kinds import not_a_file
 from adalora_repro.records.validation import (
     AMOUNT,
     COUNT,
@@ -30,26 +30,27 @@ from adalora_repro.records.validation import (
     SIZE,
     TEXT,
     Check,
-    Refuse,
+    checked,
     each,
     fields,
     items,
+    not_a_file,
     one_of,
     optional,
+    schema,
 )
 
 T = TypeVar("T")
 SCHEMA_VERSION = 1
 STATUSES = ("running", "ok", "failed", "cancelled")
 RECORD_NAME = "metrics.json"
-EVALUATED = ("metrics", "holdout")  # parts of an evaluation: the reported splits, the held-out split
 WITH_A = ("lora", "lora_regu", "prune_lora")  # modules of methods whose A starts as method.init says
 RUN_LEVELS = 5  # of folders below ``runs``, see ``run_folder``
 DEEPEST = 50  # nested folders that are searched
 LARGEST = 64 << 20  # bytes of a record; ours have a few thousand
 
-# What a record must look like. Every field that a report reads has a line here, so that no report has to check again; a
-# field without one may hold any JSON value.
+# What the parts of a record must look like. Every field that a report reads has a check, so that no report has to check
+# again; a field without one may hold any JSON value.
 
 KEY_FIELDS: dict[str, Check] = {
     "backbone": TEXT,
@@ -68,7 +69,8 @@ KEY_FIELDS: dict[str, Check] = {
 EVALUATION = fields({"metrics": each(NUMBER), "step": COUNT}, {"holdout": each(NUMBER)})
 BUDGET = dict.fromkeys(
     ("n", "r", "d", "b_0", "b_T", "t_i", "t_f", "delta_t", "mask_events", "params", "wider"), optional(COUNT)
-)
+) | {"gamma": NUMBER}
+PROGRESS = {"step": COUNT, "total_steps": COUNT, "updated": AMOUNT, "host": TEXT, "pid": COUNT}
 ENVIRONMENT = fields(
     {},
     {
@@ -97,24 +99,6 @@ SETTINGS = fields(
         "method.gamma": optional(NUMBER),
         "method.targets": optional(items(TEXT)),
         "method.layers": optional(items(COUNT)),
-    },
-)
-FIELDS = fields(
-    {"status": one_of(*STATUSES), "key": fields(KEY_FIELDS), "primary_metric": TEXT},
-    {
-        "error": optional(TEXT),
-        "degenerate": FLAG,
-        "final": optional(EVALUATION),
-        "best": optional(EVALUATION),
-        "params": each(COUNT),
-        "budget": optional(fields({}, BUDGET | {"gamma": NUMBER})),
-        "rank_pattern": optional(each(COUNT)),
-        "progress": fields({}, {"step": COUNT, "total_steps": COUNT, "updated": AMOUNT, "host": TEXT, "pid": COUNT}),
-        "time": each(AMOUNT),
-        "memory": fields({}, {"peak": AMOUNT, "of": TEXT}),
-        "environment": ENVIRONMENT,
-        "data": DATA,
-        "settings": SETTINGS,
     },
 )
 
@@ -150,23 +134,23 @@ class RunRecord:
             where T is known only from the tokenized data, of the step counts before they were scaled by it.
     """
 
-    key: dict[str, Any]
-    primary_metric: str
-    status: str = "running"
-    error: str | None = None
-    final: dict[str, Any] | None = None
-    best: dict[str, Any] | None = None
-    degenerate: bool = False
-    params: dict[str, int] = field(default_factory=dict)
-    budget: dict[str, Any] | None = None
-    rank_pattern: dict[str, int] | None = None
-    progress: dict[str, Any] = field(default_factory=dict)
-    time: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
+    key: dict[str, Any] = checked(fields(KEY_FIELDS))
+    primary_metric: str = checked(TEXT)
+    status: str = checked(one_of(*STATUSES), default="running", required=True)
+    error: str | None = checked(optional(TEXT), default=None)
+    final: dict[str, Any] | None = checked(optional(EVALUATION), default=None)
+    best: dict[str, Any] | None = checked(optional(EVALUATION), default=None)
+    degenerate: bool = checked(FLAG, default=False)
+    params: dict[str, int] = checked(each(COUNT), default_factory=dict)
+    budget: dict[str, Any] | None = checked(optional(fields({}, BUDGET)), default=None)
+    rank_pattern: dict[str, int] | None = checked(optional(each(COUNT)), default=None)
+    progress: dict[str, Any] = checked(fields({}, PROGRESS), default_factory=dict)
+    time: dict[str, float] = checked(each(AMOUNT), default_factory=dict)
+    memory: dict[str, Any] = checked(fields({}, {"peak": AMOUNT, "of": TEXT}), default_factory=dict)
+    environment: dict[str, Any] = checked(ENVIRONMENT, default_factory=dict)
+    data: dict[str, Any] = checked(DATA, default_factory=dict)
+    settings: dict[str, Any] = checked(SETTINGS, default_factory=dict)
+    schema_version: int = checked(SIZE, default=SCHEMA_VERSION)
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON types, its identity first so that a person sees it first."""
@@ -180,17 +164,8 @@ class RunRecord:
         return {name: value for name, value in self.to_json().items() if name not in volatile}
 
 
-def check_version(values: Any, version: int, refuse: Refuse) -> None:
-    """Raises what ``refuse`` makes of the reason unless ``values`` is a JSON object of this schema version."""
-    if not isinstance(values, dict):
-        raise refuse("not a JSON object")
-    version_read = values.get("schema_version")
-    if type(version_read) is not int or version_read != version:
-        raise refuse(f"schema_version {validation.shown(version_read)}, this program reads {version}")
-
-
-def validate(values: Any, where: str) -> RunRecord:
-    """JSON values -> RunRecord.
+def constructed(record: type[T], version: int, values: Any, where: str) -> T:
+    """A dataclass whose fields are ``checked``, from JSON values of this schema version.
 
     Raises:
         RecordError: naming ``where`` and the first thing that is wrong.
@@ -199,25 +174,35 @@ def validate(values: Any, where: str) -> RunRecord:
     def refuse(why: str) -> RecordError:
         return RecordError(f"{where}: {why}")
 
-    check_version(values, SCHEMA_VERSION, refuse)
-    unknown = sorted(set(values) - {f.name for f in dataclasses.fields(RunRecord)})
-    if unknown:
-        raise refuse(f"unknown field '{unknown[0]}'")
-    FIELDS(values, "", refuse)
-    if values["status"] == "ok":
-        if values.get("final") is None:
-            raise refuse("status ok without a final evaluation")
-        for name in ("final", "best"):
-            if values.get(name) is None:
-                continue
-            for part in EVALUATED:
-                if values["primary_metric"] not in values[name].get(part, values[name]["metrics"]):
-                    raise refuse(
-                        f"{name}{'' if part == 'metrics' else f'.{part}'} has no metric '{values['primary_metric']}'"
-                    )
-            if ("holdout" in values[name]) != ("holdout" in values["final"]):
-                raise refuse("one of final and best has a held-out split, the other has none")
-    return RunRecord(**values)
+    if not isinstance(values, dict):
+        raise refuse("not a JSON object")
+    version_read = values.get("schema_version")
+    if type(version_read) is not int or version_read != version:
+        raise refuse(f"schema_version {validation.shown(version_read)}, this program reads {version}")
+    schema(record)(values, "", refuse)
+    return record(**values)
+
+
+def validate(values: Any, where: str) -> RunRecord:
+    """JSON values -> RunRecord.
+
+    Raises:
+        RecordError: naming ``where`` and the first thing that is wrong.
+    """
+    record = constructed(RunRecord, SCHEMA_VERSION, values, where)
+    if record.status != "ok":
+        return record
+    if record.final is None:
+        raise RecordError(f"{where}: status ok without a final evaluation")
+    for name, entry in (("final", record.final), ("best", record.best)):
+        if entry is None:
+            continue
+        for part, owner in (("metrics", name), ("holdout", f"{name}.holdout")):
+            if record.primary_metric not in entry.get(part, entry["metrics"]):
+                raise RecordError(f"{where}: {owner} has no metric '{record.primary_metric}'")
+        if ("holdout" in entry) != ("holdout" in record.final):
+            raise RecordError(f"{where}: one of final and best has a held-out split, the other has none")
+    return record
 
 
 def figures_to_choose_by(entry: Mapping[str, Any]) -> dict[str, float]:
@@ -420,28 +405,42 @@ def read_all(results: Path) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
 
     A record counts only in the folder that its key names: a copy elsewhere would be averaged in twice.
     """
-    records: list[tuple[Path, RunRecord]] = []
     refused: list[str] = []
-    for path in find(results, refused.append):
+    return read_each(
+        find(results, refused.append), validate, lambda record: (run_folder(results, record.key), ""), refused
+    )
+
+
+def read_each(
+    paths: Iterable[Path],
+    validate: Callable[[Any, str], T],
+    belongs: Callable[[T], tuple[Path, str]],
+    refused: list[str],
+) -> tuple[list[tuple[Path, T]], list[str]]:
+    """The records in these files, and ``refused`` with a line for each file that is not counted.
+
+    Args:
+        belongs: the folder of a record, and the pattern of what may follow that folder's name.
+    """
+    records: list[tuple[Path, T]] = []
+    for path in paths:
         try:
-            record = read(path)
-            _check_place(path, results, record)
+            record = read_json(path, validate)
+            try:
+                folder, suffix = belongs(record)
+            except RecordError as error:
+                raise RecordError(f"{path}: {error}") from None
+            if path.parent.parent != folder.parent or not re.fullmatch(
+                re.escape(folder.name) + suffix, path.parent.name
+            ):
+                raise RecordError(f"{path}: its key belongs in {folder}, a copied or renamed folder is not counted")
         except FileNotFoundError:
-            continue  # replaced or moved while we walked
+            continue  # replaced or moved meanwhile
         except RecordError as error:
             refused.append(str(error))
         else:
             records.append((path, record))
     return records, refused
-
-
-def _check_place(path: Path, results: Path, record: RunRecord) -> None:
-    try:
-        expected = run_folder(results, record.key)
-    except RecordError as error:
-        raise RecordError(f"{path}: {error}") from None
-    if path.parent != expected:
-        raise RecordError(f"{path}: its key belongs in {expected}, a copied or renamed run is not counted")
 
 
 def run_folder(results: Path, key: dict[str, Any]) -> Path:

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from adalora_repro.errors import InputError, first_line, one_of
 from adalora_repro.models import hub
 from adalora_repro.records import run_record, validation
-from adalora_repro.records.file_kinds import not_a_file
+from adalora_repro.records.validation import not_a_file
 from adalora_repro.tasks import toy_text
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from adalora_repro.errors import InputError
-from adalora_repro.records.file_kinds import not_a_file
 from adalora_repro.records.run_record import write_atomic
+from adalora_repro.records.validation import not_a_file
 
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
 FILES = ("checkpoint.new.pt", *NAMES)  # the newest first
