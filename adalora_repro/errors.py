@@ -87,6 +87,14 @@ def shortened(text: str, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
+def duration(seconds: float) -> str:
+    """For people: ``45 s``, ``4 min``, ``3 h 20 min``."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def _harmless(text: str) -> str:
     if text.isprintable():  # neither FORBIDDEN nor a blank other than the space
         return text

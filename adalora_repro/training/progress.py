@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from adalora_repro.errors import CleanStream, clean, raw
+from adalora_repro.errors import CleanStream, clean, duration, raw
 from adalora_repro.training import signals
 from adalora_repro.training.distributed import Agreement, Processes, launched
 
@@ -128,14 +128,6 @@ def speaking(line: Callable[[], str]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-def duration(seconds: float) -> str:
-    """For people: ``45 s``, ``4 min``, ``3 h 20 min``."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Progress:
