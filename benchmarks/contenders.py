@@ -1,4 +1,4 @@
-"""One optimizer step of LoRA or AdaLoRA, ours or PEFT's, on a backbone with random weights: what benchmarks compare."""
+"""One optimizer step of LoRA or AdaLoRA, ours or PEFT's, on a backbone with random weights, for benchmarks."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Contender:
         who: ``ours`` or ``peft``; ``name``: ``lora`` or ``adalora``.
         bf16: autocast; ours then also keeps its frozen weights in bf16.
         cropped: ``train.attention=cropped``; ``compiler``: ``train.compile``.
-        as_on_device: apply on a CPU too what the runner changes for accelerators only.
+        as_on_device: apply the runner's changes for accelerators on a CPU, too.
     """
 
     who: str
@@ -118,8 +118,8 @@ class Contender:
             if self.cropped:
                 speedups.crop_positions(model)
             if self.device != "cpu" or self.as_on_device:
-                speedups.mask_without_looking(model)
-                speedups.positions_at_hand(model)
+                speedups.use_4d_masks(model)
+                speedups.cache_positions(model)
             if self.bf16:
                 speedups.store_frozen(model, torch.bfloat16)
         else:

@@ -1,4 +1,4 @@
-"""Lengths of the tasks' examples in tokens, and batches that have them: benchmarks need neither data nor tokenizer.
+"""Lengths of the tasks' examples in tokens, and batches of such lengths, so that benchmarks need no data.
 
     python -m benchmarks.lengths DIR      # from DIR/<task>/train.jsonl.gz, with MiniLM's WordPiece tokenizer
 

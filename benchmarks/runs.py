@@ -1,4 +1,4 @@
-"""adalora-run's configuration and loop, for benchmarks that look at the runner itself."""
+"""Configurations and plans of adalora-run, for benchmarks and tests of the runner itself."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def main() -> int:
     if args.device == "cuda":
         peaks = {bf16: matrix_rate([(SQUARE, SQUARE)], SQUARE, bf16, args.device) for bf16 in precisions}
 
-    # -- what they amount to
+    # -- figures
     sample = sorted({0, len(batches) // 2, len(batches) - 1})  # the batches whose operations are counted
     by_label = {contender.label: contender for contender in contenders}
     rows, figures = [], {}

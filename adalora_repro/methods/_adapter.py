@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adalora_repro.methods.base import LARGEST, BaseMethod, BaseOptions, require_size
-from adalora_repro.methods.equal_counts import Place, fill, wider
+from adalora_repro.methods.equal_counts import Slot, fill, wider
 from adalora_repro.models.inject import freeze_backbone, replace
 from adalora_repro.models.sites import matching
 from adalora_repro.settings import setting
@@ -44,7 +44,7 @@ class Bottleneck(nn.Module):
         d: bottleneck width.
         activation: φ.
         init_std: W ~ N(0, init_std²); biases 0.
-        device: where the weights are made; a plan's are on the meta device.
+        device: of the weights; the meta device for a plan.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Bottleneck(nn.Module):
 
 
 class AdapterMethod(BaseMethod):
-    """An adapter at every site of the roles ``roles``, of the width that the budget sets.
+    """An adapter at every site of ``roles``, of the width that the budget sets.
 
     ``protocol`` changes nothing: paper and released code agree.
     """
@@ -83,8 +83,8 @@ class AdapterMethod(BaseMethod):
         chosen = matching(sites, self.roles)
         self.widths = {site.path: options.d for site in chosen}
         if options.params is not None:
-            places = [Place(site.path, (site.stack, site.layer), 2 * width + 1, width) for site in chosen]
-            self.widths = fill(places, options.params)
+            slots = [Slot(site.path, (site.stack, site.layer), 2 * width + 1, width) for site in chosen]
+            self.widths = fill(slots, options.params)
 
         def make(site: Site, old: nn.Module) -> nn.Module:
             size = self.widths[site.path]

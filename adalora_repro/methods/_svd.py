@@ -30,8 +30,8 @@ class SVDOptions(LowRankOptions):
 
 
 class SVDMethod(BaseMethod):
-    """P Λ Q of one rank in every chosen matrix, and R: ``protocol=paper`` the sum of squared norms, ``released`` the
-    mean norm."""
+    """P Λ Q of one rank in every adapted matrix, and R: the sum of squared norms with ``protocol=paper``, the mean norm
+    with ``released``."""
 
     options: SVDOptions
 
@@ -55,7 +55,7 @@ class SVDMethod(BaseMethod):
         return [layer for layer in self.layers.values() if isinstance(layer, SVDLinear)]
 
     def share(self) -> None:
-        """Prepares the next forward passes; after every change of a parameter. A compiler fuses the products itself."""
+        """Computes products for the next forward passes, after every change of a parameter; a compiler does so, too."""
         if not self.compiled:
             share_left_factors(self.svd_layers())
 

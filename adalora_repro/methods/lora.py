@@ -12,7 +12,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear
 from adalora_repro.lowrank.layers import Init
 from adalora_repro.methods.base import LARGEST, BaseMethod, LowRankOptions, require_size
-from adalora_repro.methods.equal_counts import Place, fill, initial_rank, require_at_least, wider
+from adalora_repro.methods.equal_counts import Slot, fill, initial_rank, require_at_least, wider
 from adalora_repro.models.inject import freeze_backbone, replace
 from adalora_repro.settings import setting
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options(LowRankOptions):
-    """The ranks: one for all matrices, or those that fill a number of parameters, or one for each matrix."""
+    """The ranks: one for all matrices, ranks that fill a number of parameters, or a given rank for each matrix."""
 
     r: int = setting(0, minimum=1, maximum=LARGEST)
     "Rank of every matrix; left out, the budget sets it."
@@ -50,7 +50,7 @@ class Options(LowRankOptions):
         """Matrix -> rank; a doublet of B and A costs d_out + d_in parameters.
 
         Raises:
-            InputError: ``rank_pattern`` is not about these matrices, ``params`` are too few.
+            InputError: ``rank_pattern`` is of other matrices, or ``params`` are too few.
         """
         names = [site.name for site in matrices]
         if self.params is not None and self.initial_rank:
@@ -58,11 +58,11 @@ class Options(LowRankOptions):
             require_at_least(max(costs), self.params)
             return dict.fromkeys(names, initial_rank(self.params, costs))
         if self.params is not None:
-            places = [
-                Place(site.name, (site.stack, site.layer), linear.in_features + linear.out_features)
+            slots = [
+                Slot(site.name, (site.stack, site.layer), linear.in_features + linear.out_features)
                 for site, linear in matrices.items()
             ]
-            return fill(places, self.params)
+            return fill(slots, self.params)
         if self.rank_pattern is None:
             return dict.fromkeys(names, self.r)
         for ranked, others, where in (
@@ -100,7 +100,7 @@ class Method(BaseMethod):
 
         def make(site: Site, old: nn.Module) -> nn.Module:
             r = self.ranks[site.name]
-            # LoRALinear divides by r: alpha over the mean rank is the scaling of all matrices
+            # LoRALinear divides alpha by r; all matrices are to be scaled by alpha over the mean rank
             alpha = options.alpha * (r / self.mean_rank)
             return LoRALinear(cast(nn.Linear, old), r, alpha, options.init_std, options.init)  # type: ignore[arg-type]
 

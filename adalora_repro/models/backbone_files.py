@@ -1,4 +1,4 @@
-"""The files of a saved backbone, checked before a library reads them and hashed for the identity of a run.
+"""The files of a saved backbone: checked before a library reads them, hashed for the identity of a run.
 
 It loads no weights, so that a plan can check the files. ``backbones.load_model`` checks what needs the model itself:
 names, shapes and values of the weights.
@@ -20,13 +20,13 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.model", "*.txt", "*.codes", "*.tiktoken")
 GIB = 2**30
 MOST_BYTES = {".safetensors": 256 * GIB, ".bin": 256 * GIB}  # by the name's suffix
-MOST_BYTES_TEXT = GIB  # of every other file: the largest tokenizer.json has some 30 MB
+MOST_BYTES_TEXT = GIB  # of any other file: the largest tokenizer.json has about 30 MB
 MOST_BYTES_CONFIG = 2**24
 POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "git annex get"}
 
 
 def fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits that identify a saved model and its tokenizer, whatever their folder.
+    """16 hexadecimal digits that identify a saved model and its tokenizer, independent of their folder.
 
     Raises:
         InputError: as in ``check``.
@@ -43,9 +43,8 @@ def check(folder: Path) -> None:
     """Checks that the folder holds a model whose files can be read and are complete according to their headers.
 
     Raises:
-        InputError: there is no such folder, or no weights in it; a file is a named pipe or a device, larger than
-            sensible, a pointer of Git LFS, or cut short; an index names a file that is missing. The message names the
-            file.
+        InputError: there is no such folder, or no weights in it; a file is a named pipe or a device, absurdly large, a
+            Git LFS pointer, or truncated; an index names a file that is missing. The message names the file.
     """
     try:
         names = [path for path in sorted(folder.iterdir()) if not path.is_dir()]
@@ -122,7 +121,7 @@ def _start(path: Path, count: int) -> bytes:
 
 
 def _check_weights(path: Path) -> None:
-    """Checks that the file is as long as it says.
+    """Checks that the file is complete.
 
     safetensors compares the length of the file with its header. A PyTorch file is a ZIP archive, whose directory is at
     its end; the older format is a pickle, and only loading it shows whether it is complete.

@@ -73,7 +73,7 @@ class CostRecord:
 
     Attributes:
         key: see ``KEY_FIELDS``. ``typed`` are the settings of the command line that no other field holds.
-        methods: the method measured and the one beside it -> ``budget``, ``params`` (trained), ``TIMES``,
+        methods: the method measured and the one it is compared with -> ``budget``, ``params`` (trained), ``TIMES``,
             ``peak_memory`` (None: not measured), ``settings`` (every result-relevant one). ``epoch_s`` is ``mean_s``
             times ``epoch["steps"]``.
         pairs: one for each batch, in the order measured: ``t`` and ``phase`` of the method, ``examples``, ``tokens``
@@ -99,7 +99,7 @@ class CostRecord:
 
 
 def folder(results: Path, key: dict[str, Any]) -> Path:
-    """results/cost/<backbone>/<task>/<budget>/<method>[-<against>]-<precision>-<padding>-<weights>, to be numbered.
+    """results/cost/<backbone>/<task>/<budget>/<method>[-<against>]-<precision>-<padding>-<weights>, without its number.
 
     Raises:
         RecordError: a part of the key would leave ``results``.
@@ -110,7 +110,7 @@ def folder(results: Path, key: dict[str, Any]) -> Path:
 
 
 def write(record: CostRecord, results: Path) -> Path:
-    """Files the record in a numbered folder of its own, beside the measurements before it; returns its path.
+    """Writes the record into a numbered folder of its own, beside earlier measurements; returns its path.
 
     Raises:
         RecordError: the record would not be readable.
@@ -151,7 +151,7 @@ def validate(values: Any, where: str) -> CostRecord:
 
 
 def _contradiction(record: CostRecord) -> str | None:
-    """In what the parts of a record do not agree."""
+    """Where the parts of a record contradict each other; None if they agree."""
     against, ratio = record.key["against"], record.ratio
     names = [record.key["method"], *([against] if against is not None else [])]
     if list(record.methods) != names:

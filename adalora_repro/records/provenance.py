@@ -1,4 +1,4 @@
-"""Where and with what a run was made: part of every record, never of its identity."""
+"""The environment of a run: part of every record, never of its identity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device, threads and the state of the source tree."""
     import torch
 
-    ours = _git("ls-files", "--error-unmatch", "__init__.py") is not None  # not a repository we are installed in
+    ours = _git("ls-files", "--error-unmatch", "__init__.py") is not None  # not one that merely contains .venv
     commit = _git("rev-parse", "HEAD") if ours else None
     dirty = _git("status", "--porcelain", "--", ".", "../conf", "../sweeps") if ours else None  # records do not count
     return {
@@ -35,7 +35,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def reset_peak_memory() -> None:
-    """Starts the peak anew: the jobs of a sweep share a process."""
+    """Resets the peak, because the runs of a sweep share a process."""
     import torch
 
     if torch.cuda.is_available():
@@ -59,7 +59,7 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The CPU's model as Linux names it."""
+    """The model name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

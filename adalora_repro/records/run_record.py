@@ -1,8 +1,8 @@
 """RunRecord <-> metrics.json: what one run measured, with provenance.
 
-Standard library only: the report reads thousands of records and must start fast. A record is written atomically
-(temporary file, fsync, rename), so a reader never sees half of one and a full disk never costs the record that was
-there before. A reader refuses what it cannot validate and says which file and why.
+Standard library only: reports read thousands of records and must start fast. A record is written atomically (temporary
+file, fsync, rename), so a reader never sees half of one, and a full disk never costs the record that was there before.
+A reader refuses a file that it cannot validate, and names the file and the reason.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 STATUSES = ("running", "ok", "failed", "cancelled")
 RECORD_NAME = "metrics.json"
-WITH_A = ("lora", "lora_regu", "prune_lora")  # modules of methods whose A starts as method.init says
+WITH_A = ("lora", "lora_regu", "prune_lora")  # modules of the methods that have method.init
 RUN_LEVELS = 5  # of folders below ``runs``, see ``run_folder``
-DEEPEST = 50  # nested folders that are searched
-LARGEST = 64 << 20  # bytes of a record; ours have a few thousand
+DEEPEST = 50  # levels of folders that are searched
+LARGEST = 64 << 20  # bytes of a record; usual are a few thousand
 
 # What the parts of a record must look like. Every field that a report reads has a check, so that no report has to check
 # again; a field without one may hold any JSON value.
@@ -127,7 +127,7 @@ class RunRecord:
             parameters at the initial budget), ``backbone`` (the frozen model, for shares).
         budget: ``n`` adapted matrices, ``r`` or ``b_0``, ``b_T`` and the phases; None for methods without matrices.
             With ``budget.match=params`` also ``params``, the number matched, and the sizes: ``r`` or ``d``, how many
-            places have one more (``wider``), and of adapters the ``widths`` by site.
+            modules have one more (``wider``), and for adapters the ``widths`` by site.
         rank_pattern: adapted matrix -> triplets kept at the end; None for methods without ranks.
         progress: ``step``, ``total_steps``, ``updated`` (Unix time) and who holds the run (``host``, ``pid``).
         settings: every result-relevant setting as used, flat (``optim.lr`` -> value). ``key.hash`` is made of them;
@@ -159,7 +159,7 @@ class RunRecord:
         return {name: values.pop(name) for name in first} | values
 
     def measured(self) -> dict[str, Any]:
-        """What must be identical when the same run is repeated or resumed: all but clocks, machine and progress."""
+        """What a repeated or resumed run must reproduce: all fields except for times, memory, machine and progress."""
         volatile = ("time", "memory", "environment", "progress")
         return {name: value for name, value in self.to_json().items() if name not in volatile}
 
@@ -222,7 +222,7 @@ def content_of(path: Path, most: int = LARGEST) -> bytes:
     try:
         status = path.stat()
         if kind := not_a_file(status.st_mode):
-            raise RecordError(f"{path}: {kind} in the place of a file")
+            raise RecordError(f"{path}: {kind}, not a file")
         if status.st_size > most:
             raise RecordError(f"{path}: {status.st_size:,} bytes, more than the {most:,} allowed")
         with path.open("rb") as file:
@@ -259,28 +259,28 @@ def read_json(path: Path, validate: Callable[[Any, str], T]) -> T:
         raise
     except ValueError as error:
         raise RecordError(f"{path}: {error}") from None
-    except Exception as error:  # the last line of defence: one foreign file must not end a report
+    except Exception as error:  # one foreign file must not end a report
         raise RecordError(f"{path}: {one_line(error)}") from None
 
 
 def stated(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings, with the earlier behaviour filled in for settings that did not exist when it was made."""
+    """A run's settings; those that did not exist when it was made have the value of the earlier behaviour."""
     earlier: dict[str, Any] = {"train.group_by_length": settings.get("train.padding") == "longest"}
     if settings.get("method.module") in WITH_A:
         earlier["method.init"] = "normal"
     return earlier | dict(settings)
 
 
-def ranks(place: Path) -> tuple[dict[str, int], str]:
-    """The final ranks of a finished run, matrix -> rank, and the budget they are of.
+def ranks(where: Path) -> tuple[dict[str, int], str]:
+    """The final ranks of a finished run, matrix -> rank, and its budget.
 
     Args:
-        place: its folder or its record.
+        where: its folder or its record.
 
     Raises:
-        RecordError: no record there, of a run that is not finished, or without ranks; the message names the file.
+        RecordError: there is no record, the run is not finished, or it has no ranks; the message names the file.
     """
-    path = place / RECORD_NAME if place.is_dir() else place
+    path = where / RECORD_NAME if where.is_dir() else where
     try:
         record = read(path)
     except FileNotFoundError:
@@ -289,7 +289,7 @@ def ranks(place: Path) -> tuple[dict[str, int], str]:
         raise RecordError(f"{path}: the run is not finished ({record.status})")
     pattern = record.rank_pattern or {}
     if not any(pattern.values()):
-        raise RecordError(f"{path}: method '{record.key['method']}' has no ranks there")
+        raise RecordError(f"{path}: method '{record.key['method']}' has no ranks")
     return pattern, record.key["budget"]
 
 
@@ -306,7 +306,7 @@ def write(record: RunRecord, folder: Path) -> Path:
 
 
 def validated(values: dict[str, Any], path: Path, validate: Callable[[Any, str], object]) -> bytes:
-    """The content of a file, checked as its reader will check it.
+    """The values as the content of a file, checked as a reader will check them.
 
     Raises:
         RecordError: the reader would refuse it.
@@ -322,7 +322,7 @@ def validated(values: dict[str, Any], path: Path, validate: Callable[[Any, str],
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Replaces ``path`` by ``content``: after a crash or a full disk either the old or the new file is there, complete.
+    """Replaces ``path`` by ``content``: even after a crash or on a full disk, the old or the new file is complete.
 
     The permissions of the new file follow the umask.
     """
@@ -340,9 +340,9 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, Any]) -> None:
-    """Writes what belongs beside a record, each file atomically: a JSON value, or rows of a ``*.jsonl.gz``.
+    """Writes files beside a record, each atomically: a JSON value, or the rows of a ``*.jsonl.gz``.
 
-    The same content gives the same bytes (no time stamp in the archive).
+    Equal content gives equal bytes (no time stamp in the archive).
     """
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
@@ -360,8 +360,8 @@ def walk(
     Args:
         name: whether a name matches; the path may also be a folder or a broken link.
         levels: how many levels of folders below ``top`` may hold such names.
-        refuse: is given a line for each place that could not be searched: a folder without permission; within these
-            ``levels``, also a link to a folder or a broken link.
+        refuse: is given a line for each folder that cannot be searched: no permission; within these ``levels`` also a
+            link to a folder, or a broken link.
     """
 
     def look(folder: str, level: int) -> Iterator[Path]:
@@ -395,7 +395,7 @@ def walk(
 def find(results: Path, refuse: Callable[[str], None] = lambda line: None) -> Iterator[Path]:
     """Paths of all records below ``results/runs``, in a fixed order; ``refuse``: see ``walk``.
 
-    Records set aside by ``force`` are not among them.
+    Records that ``force=true`` set aside are not among them.
     """
     return walk(results / "runs", lambda name: name == RECORD_NAME, RUN_LEVELS, refuse)
 

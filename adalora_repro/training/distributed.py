@@ -1,9 +1,9 @@
-"""The processes of one run: what is added up, gathered and agreed between them; with one process, nothing.
+"""The processes of one run: what they sum, gather and agree on; with one process, no message is sent.
 
 Data parallel without a wrapper around the model: few parameters train, so one message per optimizer step carries their
-gradients, and every process then does the same arithmetic on the same numbers. Only the main process writes.
+gradients, and every process then does the same arithmetic on the same numbers. Only the main process writes files.
 
-torch and accelerate are imported where a message is sent: who only asks for its rank must start fast.
+torch and accelerate are imported where a message is sent, so that a program that only asks for its rank starts fast.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ AGREE_S = 1.0  # about how often several processes ask each other whether one wa
 AGREE_CALLS = 100  # and at least once in so many steps or evaluated batches
 
 
-# -- what a launcher says -------------------------------------------------------------------------------------------
+# -- the launcher's variables --------------------------------------------------------------------------------------
 
 
 def launched() -> tuple[int, int]:
-    """This process's rank and how many there are, as torchrun and accelerate launch say; (0, 1) without them.
+    """This process's rank and the number of processes, from torchrun or accelerate launch; (0, 1) without them.
 
     Raises:
-        SystemExit: a variable is wrong. The line is printed here: whoever prints errors asks for the rank first.
+        SystemExit: a variable is wrong. The line is printed here, because printing an error needs the rank first.
     """
     if os.environ.get("LOCAL_RANK", "-1") == "-1":
         return 0, 1
@@ -53,7 +53,7 @@ def launched() -> tuple[int, int]:
 
 
 def check_rendezvous() -> None:
-    """Whether a launcher set the address where several processes meet.
+    """Checks the address at which several processes connect.
 
     Raises:
         InputError: a variable is missing or wrong.
@@ -63,7 +63,8 @@ def check_rendezvous() -> None:
         return
     if not os.environ.get("MASTER_ADDR"):
         raise InputError(
-            f"environment variable MASTER_ADDR is not set, where {processes} processes (WORLD_SIZE) meet; {LAUNCHERS}"
+            f"environment variable MASTER_ADDR is not set; {processes} processes (WORLD_SIZE) connect through it; "
+            f"{LAUNCHERS}"
         )
     _number("MASTER_PORT", -1, 1, 65535)
 
@@ -86,17 +87,17 @@ def _number(name: str, default: int, least: int, most: int | None = None) -> int
 
 
 class LostError(RuntimeError):
-    """Another process of this run ended, or does not answer."""
+    """Another process of this run has ended or does not answer."""
 
 
 class Processes:
     """``size`` processes, this one is ``rank`` (from 0); ``main`` is rank 0.
 
-    Every method but ``own`` is called by all processes, in the same order. A process that leaves early ends the others:
-    they get a ``LostError``, or the launcher stops them.
+    All processes call every method but ``own``, in the same order. If one ends early, the others get a ``LostError`` or
+    are stopped by the launcher.
 
     Attributes:
-        common: the exception that ``on_main`` raised in all processes.
+        common: the last exception that ``on_main`` raised in all processes.
         signum: the signal that this process received (0: none), for the next gradient message.
     """
 
@@ -106,7 +107,7 @@ class Processes:
         self.rank: int = accelerator.process_index
         self.common: Exception | None = None
         self.signum = 0
-        self._flags: Tensor | None = None  # of the last gradient message: how many processes got which signal
+        self._flags: Tensor | None = None  # of the last gradient message: how many processes received which signal
         self._steps, self._every, self._wish, self._began = 0, 1, 1.0, time.perf_counter()
 
     @property
@@ -114,17 +115,17 @@ class Processes:
         return self.rank == 0
 
     def add_up(self, parameters: Sequence[torch.nn.Parameter], others: Tensor) -> Tensor:
-        """Replaces every gradient by its sum over the processes, and returns that of ``others`` (a vector).
+        """Replaces every gradient by its sum over the processes; returns the sum of ``others`` (a vector).
 
-        One message, which also carries ``signum`` and how often this process wants it read. A gradient that is missing
-        here counts as zero; one that is missing everywhere stays so, and the optimizer leaves its parameter alone.
+        One message, which also carries ``signum`` and how often this process wants it read. A gradient that is None
+        here counts as zero; one that is None in all processes stays None, and the optimizer skips its parameter.
         """
         if self.size == 1:
             return others
         import torch
 
         here = [parameter.grad is not None for parameter in parameters]
-        # that all are here takes no copy from the host, which would wait for the device
+        # in the usual case, where all are here, nothing is copied from the host: that would wait for the device
         present = others.new_ones(len(here)) if all(here) else others.new_tensor(here)
         flags = others.new_zeros(len(SIGNALS) + 1)
         flags[-1] = self._wish
@@ -148,10 +149,10 @@ class Processes:
         return others
 
     def received(self) -> int:
-        """After a step: the signal that some process had received before it, the same in all of them; 0: none.
+        """After a step: a signal that any process received before it, the same in all of them; 0: none.
 
-        Reading the sums of ``add_up`` waits for the device, so this is done about once in ``AGREE_S``: all processes
-        read the same sums at the same steps, and with them the mean of their wishes for the next time.
+        Reading the sums of ``add_up`` waits for the device, so it is done about every ``AGREE_S`` seconds. All
+        processes read the same sums at the same steps, and take the next interval from the mean of their proposals.
         """
         if self.size == 1:
             return self.signum
@@ -165,7 +166,7 @@ class Processes:
         return next((signum for signum, count in zip(SIGNALS, counts, strict=True) if count), 0)
 
     def largest(self, *numbers: int) -> list[int]:
-        """Of each number the largest that a process has."""
+        """The maximum of each number over the processes."""
         if self.size == 1:
             return list(numbers)
         import torch
@@ -176,13 +177,13 @@ class Processes:
             return [int(number) for number in tensor.tolist()]
 
     def own(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's share: items rank, rank + size, …"""
+        """This process's share: items number rank, rank + size, …"""
         return items[self.rank :: self.size]
 
     def gathered(self, items: Iterable[T]) -> Iterable[T]:
-        """The items of all processes, in every process: what ``own`` dealt out is in its order again.
+        """The items of all processes, in every process, in the order from which ``own`` dealt them out.
 
-        With one process they are not even collected.
+        A single process gets its iterable back unconsumed.
         """
         if self.size == 1:
             return items
@@ -196,7 +197,7 @@ class Processes:
         return [item for items in dealt for item in items if item is not nothing]
 
     def on_main(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns in the main process, in every process; its exception likewise."""
+        """Calls ``make`` in the main process; returns its result, or raises its exception, in every process."""
         if self.size == 1:
             return make()
         from accelerate.utils import broadcast_object_list
@@ -217,10 +218,10 @@ class Processes:
         return outcome[0]
 
     def main_first(self, make: Callable[[], T]) -> T:
-        """``make`` in the main process, then in the others: what it leaves in a cache is made once.
+        """Calls ``make`` in the main process and then in the others, so that a cache is filled only once.
 
         Raises:
-            Exception: what it raises in the main process, in all of them.
+            Exception: what the main process raises, in all of them.
         """
         if self.size == 1:
             return make()
@@ -234,9 +235,9 @@ class Processes:
 
 
 class Agreement:
-    """A number that several processes agree on now and then, by a message of its own: during an evaluation.
+    """A number on which the processes agree now and then, in a message of its own: during an evaluation.
 
-    All of them call at the same points of the run.
+    All of them call it at the same points of the run.
     """
 
     def __init__(self, processes: Processes) -> None:
@@ -244,7 +245,7 @@ class Agreement:
         self._calls, self._every, self._began = 0, 1, time.perf_counter()
 
     def largest(self, number: int) -> int:
-        """The largest of the processes' numbers; 0 where they do not ask each other."""
+        """The maximum over the processes; 0 in calls that send no message."""
         if self._processes.size == 1:
             return number
         self._calls += 1
@@ -263,7 +264,7 @@ def calls_between(seconds_per_call: float) -> int:
 
 @contextmanager
 def _talking() -> Iterator[None]:
-    """Around a message: torch has no exception of its own for a process that is gone."""
+    """Around a message: torch has no exception of its own for a process that has ended."""
     import torch
 
     try:
@@ -275,7 +276,7 @@ def _talking() -> Iterator[None]:
 
 
 def _portable(error: Exception) -> Exception:
-    """An exception as another process can read it; some cannot be pickled, or only be written."""
+    """The exception in a form that can be pickled and read back; not every exception can."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -82,9 +82,9 @@ def test_ranks_are_injected_and_a_matrix_of_rank_0_stays_as_it_is(tmp_path: Path
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"status": "failed", "final": None, "error": "x"}, r"the run is not finished \(failed\)"),
-    ({"rank_pattern": None}, "method 'adalora' has no ranks there"),
-    ({"rank_pattern": {}}, "has no ranks there"),
-    ({"rank_pattern": {"encoder.0.q": 0}}, "has no ranks there"),
+    ({"rank_pattern": None}, "method 'adalora' has no ranks"),
+    ({"rank_pattern": {}}, "has no ranks"),
+    ({"rank_pattern": {"encoder.0.q": 0}}, "has no ranks"),
     ({"rank_pattern": {"encoder.0.q": 1.5}}, "rank_pattern.encoder.0.q is 1.5, not a whole number"),
     ({"rank_pattern": {"encoder.0.q": True}}, "rank_pattern.encoder.0.q is True, not a whole number"),
     ({"rank_pattern": {"encoder.0.q": -1, "encoder.0.k": 2}}, "rank_pattern.encoder.0.q is -1, not a whole number"),

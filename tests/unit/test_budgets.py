@@ -22,7 +22,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.lowrank import BudgetSchedule, RankAllocator, SVDLinear
 from adalora_repro.lowrank.importance import keep_level, keep_within
 from adalora_repro.lowrank.importance import level as level_scores
-from adalora_repro.methods.equal_counts import Place, extras, fill, label_params, spread
+from adalora_repro.methods.equal_counts import Slot, extras, fill, label_params, spread
 from adalora_repro.models import backbones, inject
 from adalora_repro.models.sites import find_sites
 from adalora_repro.reports.cells import compile_table
@@ -51,15 +51,15 @@ def tiny(backbone: str, method: str, *words: str) -> plan.Plan:
 # The mathematics
 
 places = st.lists(
-    st.builds(Place, st.just(""), st.just(("encoder", 0)), st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=5
-).map(lambda found: [Place(str(i), ("encoder", i % 2), place.unit, place.fixed) for i, place in enumerate(found)])
+    st.builds(Slot, st.just(""), st.just(("encoder", 0)), st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=5
+).map(lambda found: [Slot(str(i), ("encoder", i % 2), place.unit, place.fixed) for i, place in enumerate(found)])
 
 
-def cost(places: list[Place], sizes: dict[str, int]) -> int:
+def cost(places: list[Slot], sizes: dict[str, int]) -> int:
     return sum(place.fixed + place.unit * sizes[place.name] for place in places if sizes[place.name])
 
 
-def best_of_all(places: list[Place], params: int) -> int:
+def best_of_all(places: list[Slot], params: int) -> int:
     """Every assignment of sizes that differ by one at most, tried."""
     totals = []
     for size in range(params + 1):
@@ -70,7 +70,7 @@ def best_of_all(places: list[Place], params: int) -> int:
 
 
 @given(places, st.integers(1, 60))
-def test_filled_is_never_above_and_nothing_is_nearer(places: list[Place], params: int) -> None:
+def test_filled_is_never_above_and_nothing_is_nearer(places: list[Slot], params: int) -> None:
     cheapest = min(place.fixed + place.unit for place in places)
     if params < cheapest:
         with pytest.raises(InputError, match=rf"budget\.params must be at least {cheapest}$"):
@@ -125,7 +125,7 @@ def test_a_label_is_a_number_to_the_parameter(label: str, params: int) -> None:
 
 
 def test_a_label_without_a_number_is_refused() -> None:
-    with pytest.raises(InputError, match="budget 'small' says no number like"):
+    with pytest.raises(InputError, match="budget 'small' is not a number"):
         label_params("small", 1)
 
 

@@ -210,7 +210,7 @@ def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch)
 
     cfg = OmegaConf.create({"train": {"device": "cpu", "precision": "fp32"}})
     for name, value, told in (
-        ("MASTER_PORT", "1", "MASTER_ADDR is not set, where 2 processes"),
+        ("MASTER_PORT", "1", "MASTER_ADDR is not set; 2 processes"),
         ("MASTER_ADDR", "127.0.0.1", ""),
         ("MASTER_PORT", "70000", "MASTER_PORT is '70000', must be 1 to 65535"),
     ):

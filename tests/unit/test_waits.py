@@ -42,8 +42,8 @@ def built(tmp_path: Path) -> Callable[..., RunState]:
 def test_no_step_waits(built: Callable[..., RunState], task: str, backbone: str, method: str) -> None:
     budget = {"sst2": "0.3M", "squad": "0.65%", "xsum": "2.20%"}[task]
     loop = built(f"task={task}", f"backbone={backbone}", f"method={method}", f"budget={budget}")
-    speedups.mask_without_looking(loop.model)  # as runner.build does for an accelerator
-    speedups.positions_at_hand(loop.model)
+    speedups.use_4d_masks(loop.model)  # as runner.build does for an accelerator
+    speedups.cache_positions(loop.model)
     batches = training_loop.training_batches(loop)
     training_loop.step(loop, next(batches))  # this creates the optimizer's state
     for _ in range(9):  # of all phases, with and without masks
@@ -79,6 +79,6 @@ def test_a_mask_that_is_not_looked_at_gives_the_same_gradients(
     before = found()
     with CountOperations() as counted:
         loop.task.loss(loop.model, batches[0])
-    assert counted.waits > 0  # or this shortcut has become needless
-    speedups.mask_without_looking(loop.model)
+    assert counted.waits > 0  # or this speedup has become needless
+    speedups.use_4d_masks(loop.model)
     torch.testing.assert_close(found(), before)
