@@ -110,7 +110,7 @@ class Contender:
 
     def __post_init__(self) -> None:
         model = make_model(self.shape, self.vocabulary)
-        self.method = BaseMethod()
+        self.method = BaseMethod(None, "paper")  # PEFT's models need none
         self.peft: Any = None
         if self.who == "ours":
             self.method = our_method(self.name, self.rank, self.delta_t)

@@ -62,6 +62,7 @@ def planned(backbone: str, method: str, cache: Path, *overrides: str) -> plan.Pl
 
 def built(plain: plan.Plan, checkpointing: bool) -> training_loop.RunState:
     cfg = copy.deepcopy(plain.cfg)
+    OmegaConf.set_readonly(cfg, False)
     OmegaConf.update(cfg, "backbone.gradient_checkpointing", checkpointing)
     return runner.build(replace(plain, cfg=cfg))
 

@@ -74,6 +74,7 @@ def test_one_program_computes_the_steps_of_the_model(
     assert list(inject.trained(compiled.model)) == list(inject.trained(plain.model))  # a checkpoint fits both
 
 
+@pytest.mark.slow  # what is cropped: tests/unit/test_speedups.py
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_batch_too_long_to_be_cropped_has_a_program_of_its_own(tmp_path: Path, precision: str) -> None:
     torch._dynamo.reset()

@@ -71,9 +71,9 @@ def copied(place: Path) -> None:
         folder.mkdir()
         values = model | {"key": key, "status": status, "error": error, "final": None, "best": None}
         (folder / "metrics.json").write_text(json.dumps(values), encoding="utf-8")
-    run = {"folder": "x", "key": model["key"] | {"seed": 9, "hash": "made9"}, "words": ["seed=9"], "result": "none"}
+    run = model["key"] | {"seed": 9, "hash": "made9"}
     (place / "sweeps" / "one").mkdir(parents=True)
-    submission = {"job": "12", "submitted": 1e9, "cwd": "", "cancelled": None, "runs": {"12_0": run}}
+    submission = {"job": "12", "submitted": 1e9, "runs": {"12_0": run}}
     (place / "sweeps" / "one" / "submitted-12.json").write_text(json.dumps(submission), encoding="utf-8")
 
 
@@ -278,7 +278,7 @@ def test_committed_records_are_all_read(original: Path, before: Figures) -> None
     assert "skipped" not in called("status", "--results", str(original))[2]
 
 
-@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.data())
 def test_no_spoilt_file_takes_a_report_with_it(original: Path, before: Figures, data: st.DataObject) -> None:
     tried(original, before, data.draw, drawn=False)
