@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -151,7 +152,6 @@ def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any
     folder = _folder(cfg)
     files = backbone_files.weight_files(folder) if folder is not None else []
     where = f"backbone '{cfg.backbone.name}': {', '.join(map(str, files[:2])) or _source(cfg)}"
-    parameters = dict(model.named_parameters())
     if shapes := sorted(report["mismatched_keys"]):
         name, saved, wanted = shapes[0]
         raise InputError(
@@ -161,16 +161,7 @@ def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any
         raise InputError(f"{where}: {len(missing)} of the model's weights are missing: {_first(missing)}")
     if foreign := sorted(name for name in report["unexpected_keys"] if _of_a_backbone(model, name)):
         raise InputError(f"{where}: {len(foreign)} weights belong to another model: {_first(foreign)}")
-    planned = {name: parameter.shape for name, parameter in meta_model(cfg).named_parameters()}
-    if others := sorted(
-        name
-        for name in planned.keys() | parameters.keys()
-        if name not in planned or name not in parameters or planned[name] != parameters[name].shape
-    ):
-        raise InputError(
-            f"{where} is not the architecture of conf/backbone: {len(others)} weights differ: {_first(others)}"
-        )
-    values = {**parameters, **dict(model.named_buffers())}
+    values = dict(chain(model.named_parameters(), model.named_buffers()))
     if odd := sorted(name for name, x in values.items() if x.is_floating_point() and not x.isfinite().all()):
         raise InputError(f"{where}: {len(odd)} of the weights are not finite (NaN or infinite): {_first(odd)}")
 

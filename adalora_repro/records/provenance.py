@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "hydra-core", "tokenizers", "numpy")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -58,24 +59,24 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
     return {"peak": peak * 1024, "of": "resident set"}
 
 
-def _processor() -> str:
-    """The model name of the CPU."""
+def _cpuinfo(path: Path, *names: str) -> str | None:
+    """The first value with one of these names in ``/proc/cpuinfo``; None if there is none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-def has_bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
-    """Whether this CPU multiplies matrices in bf16 (AVX512-BF16, AMX, Arm's BF16); None where Linux does not say."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    features = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), None)
-    return None if features is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features)
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(names)), None)
+
+
+def _processor() -> str:
+    """The model name of the CPU."""
+    return _cpuinfo(CPUINFO, "model name") or platform.processor() or platform.machine()
+
+
+def has_bf16_instructions(cpuinfo: Path = CPUINFO) -> bool | None:
+    """Whether this CPU multiplies matrices in bf16 (AVX512-BF16, AMX, Arm's BF16); None if Linux does not tell."""
+    features = _cpuinfo(cpuinfo, "flags", "Features")
+    return None if features is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features.split())
 
 
 def _git(*arguments: str) -> str | None:

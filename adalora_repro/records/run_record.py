@@ -364,32 +364,29 @@ def walk(
             link to a folder, or a broken link.
     """
 
-    def look(folder: str, level: int) -> Iterator[Path]:
-        try:
-            with os.scandir(folder) as entries:
-                inside = sorted(entries, key=lambda entry: entry.name)
-        except FileNotFoundError:
-            if os.path.islink(folder):
-                refuse(f"{folder}: a broken link")
-            return  # or it was moved meanwhile
-        except OSError as error:
-            refuse(f"{folder}: {error.strerror}; records in it are not counted")
-            return
-        for entry in inside:
-            if name(entry.name):
-                yield Path(entry.path)
-            elif entry.is_dir(follow_symlinks=False):
-                if level == DEEPEST:
-                    refuse(f"{entry.path}: {DEEPEST} folders deep; records in it are not counted")
-                else:
-                    yield from look(entry.path, level + 1)
-            elif entry.is_symlink() and level < levels and not entry.name.startswith("."):
-                if os.path.isdir(entry.path):
-                    refuse(f"{entry.path}: a link to a folder, which is not followed; records in it are not counted")
-                elif not os.path.exists(entry.path):
-                    refuse(f"{entry.path}: a broken link")
+    if os.path.islink(top) and not os.path.exists(top):
+        refuse(f"{top}: a broken link")
 
-    yield from look(str(top), 0)
+    def unreadable(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # it was moved meanwhile
+            refuse(f"{error.filename}: {error.strerror}; records in it are not counted")
+
+    for folder, folders, files in os.walk(top, onerror=unreadable):
+        level = len(Path(folder).relative_to(top).parts)
+        names = sorted((*folders, *files))
+        yield from (Path(folder, entry) for entry in names if name(entry))
+        folders[:] = sorted(entry for entry in folders if not name(entry))
+        for entry in names if level < levels else ():
+            path = os.path.join(folder, entry)
+            if name(entry) or entry.startswith(".") or not os.path.islink(path):
+                continue
+            if os.path.isdir(path):
+                refuse(f"{path}: a link to a folder, which is not followed; records in it are not counted")
+            elif not os.path.exists(path):
+                refuse(f"{path}: a broken link")
+        if level == DEEPEST and folders:
+            refuse(f"{folder}: has folders more than {DEEPEST} levels deep; records in them are not counted")
+            folders.clear()
 
 
 def find(results: Path, refuse: Callable[[str], None] = lambda line: None) -> Iterator[Path]:

@@ -108,7 +108,7 @@ class Processes:
         self.common: Exception | None = None
         self.signum = 0
         self._flags: Tensor | None = None  # of the last gradient message: how many processes received which signal
-        self._steps, self._every, self._wish, self._began = 0, 1, 1.0, time.perf_counter()
+        self._steps, self._batches = Clock(), Clock()
 
     @property
     def main(self) -> bool:
@@ -128,7 +128,7 @@ class Processes:
         # in the usual case, where all are here, nothing is copied from the host: that would wait for the device
         present = others.new_ones(len(here)) if all(here) else others.new_tensor(here)
         flags = others.new_zeros(len(SIGNALS) + 1)
-        flags[-1] = self._wish
+        flags[-1] = self._steps.proposal
         if self.signum:
             flags[SIGNALS.index(self.signum)] = 1
         for parameter in parameters:
@@ -156,14 +156,21 @@ class Processes:
         """
         if self.size == 1:
             return self.signum
-        self._steps += 1
-        if self._steps < self._every or self._flags is None:
+        if not self._steps.due() or self._flags is None:
             return 0
-        *counts, wishes = self._flags.tolist()
-        now = time.perf_counter()
-        self._wish = float(calls_between((now - self._began) / self._steps))
-        self._steps, self._every, self._began = 0, max(1, int(wishes / self.size)), now
+        *counts, proposals = self._flags.tolist()
+        self._steps.restart(max(1, int(proposals / self.size)))
         return next((signum for signum, count in zip(SIGNALS, counts, strict=True) if count), 0)
+
+    def agreed(self, number: int) -> int:
+        """During an evaluation: the maximum of ``number`` over the processes; 0 in calls that send no message."""
+        if self.size == 1:
+            return number
+        if not self._batches.due():
+            return 0
+        number, every = self.largest(number, -self._batches.per_interval())
+        self._batches.restart(-every)
+        return number
 
     def largest(self, *numbers: int) -> list[int]:
         """The maximum of each number over the processes."""
@@ -234,32 +241,30 @@ class Processes:
         return results[0] if results else make()
 
 
-class Agreement:
-    """A number on which the processes agree now and then, in a message of its own: during an evaluation.
+class Clock:
+    """Counts calls (steps, evaluated batches) until the next agreement, which is due about every ``AGREE_S``.
 
-    All of them call it at the same points of the run.
+    Attributes:
+        proposal: after how many calls the next agreement should be, by the pace before the last one.
     """
 
-    def __init__(self, processes: Processes) -> None:
-        self._processes = processes
+    def __init__(self) -> None:
+        self.proposal = 1
         self._calls, self._every, self._began = 0, 1, time.perf_counter()
 
-    def largest(self, number: int) -> int:
-        """The maximum over the processes; 0 in calls that send no message."""
-        if self._processes.size == 1:
-            return number
+    def due(self) -> bool:
         self._calls += 1
-        if self._calls < self._every:
-            return 0
-        wish = calls_between((time.perf_counter() - self._began) / self._calls)
-        number, every = self._processes.largest(number, -wish)
-        self._calls, self._every, self._began = 0, -every, time.perf_counter()
-        return number
+        return self._calls >= self._every
 
+    def per_interval(self) -> int:
+        """How many calls fill ``AGREE_S`` at the present pace: 1 to ``AGREE_CALLS``."""
+        pace = (time.perf_counter() - self._began) / self._calls
+        return max(1, int(AGREE_S / max(pace, AGREE_S / AGREE_CALLS, 1e-9)))
 
-def calls_between(seconds_per_call: float) -> int:
-    """How many steps or batches fill ``AGREE_S``: 1 to ``AGREE_CALLS``."""
-    return max(1, int(AGREE_S / max(seconds_per_call, AGREE_S / AGREE_CALLS, 1e-9)))
+    def restart(self, every: int) -> None:
+        """After an agreement: the next one is due ``every`` calls later."""
+        self.proposal = self.per_interval()
+        self._calls, self._every, self._began = 0, every, time.perf_counter()
 
 
 @contextmanager

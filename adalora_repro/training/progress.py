@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from adalora_repro.errors import CleanStream, clean, duration, raw
 from adalora_repro.training import signals
-from adalora_repro.training.distributed import Agreement, Processes, launched
+from adalora_repro.training.distributed import Processes, launched
 
 if TYPE_CHECKING:
     from adalora_repro.config.plan import Plan
@@ -193,7 +193,7 @@ class Watch:
         self, progress: Progress, stop: signals.StopSignal, publish: Callable[[], None], processes: Processes
     ) -> None:
         self.progress, self.stop = progress, stop
-        self._processes, self._batches = processes, Agreement(processes)
+        self._processes = processes
         self._publish = publish
         self.publish()
 
@@ -223,7 +223,7 @@ class Watch:
         Raises:
             EvaluationStopped: a signal asked the run to stop more than ``GRACE_S`` ago.
         """
-        overdue = self._batches.largest(self.stop.signum if self.stop.waiting_s > signals.GRACE_S else 0)
+        overdue = self._processes.agreed(self.stop.signum if self.stop.waiting_s > signals.GRACE_S else 0)
         if overdue:
             self.stop.adopt(overdue)
             raise signals.EvaluationStopped

@@ -112,7 +112,7 @@ def test_a_file_that_is_no_record_and_two_sizes_are_refused(tmp_path: Path) -> N
         with pytest.raises(InputError, match=r"^method\.rank_pattern: .*"):
             resolved(place)
     run = source(tmp_path / "good")
-    with pytest.raises(InputError, match=r"method\.r and method\.rank_pattern both say the ranks"):
+    with pytest.raises(InputError, match=r"method\.r and method\.rank_pattern both set the ranks"):
         planning.count(resolved(run, "method.r=2"))
 
 

@@ -260,15 +260,15 @@ def test_processes_ask_each_other_by_the_clock(monkeypatch: pytest.MonkeyPatch, 
 
     def tolist() -> list[float]:
         read.append(call)
-        return [0.0, 2.0, 0.0, 2 * processes._wish]  # the sums over two processes
+        return [0.0, 2.0, 0.0, 2 * processes._steps.proposal]  # the sums over two processes
 
-    agreement = distributed.Agreement(SimpleNamespace(size=2, largest=largest))  # type: ignore[arg-type]
     processes = alone()
+    processes.largest = largest  # type: ignore[method-assign]
     processes.size, processes._flags = 2, SimpleNamespace(tolist=tolist)  # type: ignore[assignment]
     agreed: dict[str, list[int]] = {"evaluation": [], "step": []}
     for call in range(1, 302):
         now[0] += per_call
-        agreed["evaluation"] += [call] * (agreement.largest(7) == 7)
+        agreed["evaluation"] += [call] * (processes.agreed(7) == 7)
         agreed["step"] += [call] * (processes.received() == 15)
     assert asked == agreed["evaluation"] == list(range(1, 302, every))
     assert read == agreed["step"]
