@@ -275,7 +275,8 @@ def before(original: Path) -> Figures:
 
 def test_committed_records_are_all_read(original: Path, before: Figures) -> None:
     check_reports(original, before, set(), drawn=False)
-    assert "skipped" not in called("status", "--results", str(original))[2]
+    lines = called("status", "--results", str(original))[2].splitlines()
+    assert not [line for line in lines if "skipped" in line and "squeue" not in line]  # there may be no controller
 
 
 @settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
