@@ -54,7 +54,7 @@ class Run:
 def run_of(path: Path, record: RunRecord, checkpoint: str = "final") -> Run:
     """The run with its metrics at ``checkpoint`` (``final`` or ``best``), in percent."""
     scale = percent(record)
-    parts = (metrics_of(record, checkpoint), held_out_of(record, checkpoint))
+    parts = (metrics_of(record, checkpoint, part) for part in ("metrics", "holdout"))
     scores, held_out = ({name: scale * value for name, value in metrics.items()} for metrics in parts)
     return Run(path, record, scores, held_out)
 
@@ -70,17 +70,11 @@ def percent(record: RunRecord) -> float:
     return 1.0 if family in PERCENTAGES else 100.0
 
 
-def metrics_of(record: RunRecord, checkpoint: str) -> Mapping[str, float]:
-    """The metrics at a checkpoint, in the unit of the task; none where there is no such checkpoint."""
-    return _part_of(record, checkpoint, "metrics")
+def metrics_of(record: RunRecord, checkpoint: str, part: str = "metrics") -> Mapping[str, float]:
+    """The metrics at a checkpoint, in the unit of the task; empty if the run has no such checkpoint.
 
-
-def held_out_of(record: RunRecord, checkpoint: str) -> Mapping[str, float]:
-    """Likewise on the held-out split; none where the run had none."""
-    return _part_of(record, checkpoint, "holdout")
-
-
-def _part_of(record: RunRecord, checkpoint: str, part: str) -> Mapping[str, float]:
+    ``part`` is ``metrics``, of the reported split, or ``holdout``, of the held-out split.
+    """
     evaluation = (record.final if checkpoint == "final" else record.best) or {}
     metrics: Mapping[str, float] = evaluation.get(part, {})
     return metrics

@@ -216,7 +216,6 @@ def schema(record: type) -> Check:
     return fields(required, others, closed=True)
 
 
-ANY = a("anything", lambda value: True)
 OBJECT = a("an object", lambda value: isinstance(value, dict))
 LIST = a("a list", lambda value: isinstance(value, list))
 TEXT = a("text", lambda value: isinstance(value, str))

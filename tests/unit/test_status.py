@@ -69,7 +69,7 @@ def test_time_left() -> None:
 
 @pytest.mark.parametrize("junk", [None, "x", [1], {"a": {}}, float("nan"), float("inf"), 10**400, True, -1])
 def test_free_fields_of_a_record_may_hold_anything(junk: Any) -> None:
-    """Those that have no line in ``records.FIELDS``, by which a record is checked when it is read."""
+    """Those without a check of their own when a record is read."""
     odd = {"data": {"fingerprint": junk}, "settings": {"train.epochs": junk, "data.holdout": junk}}
     records = [make(**odd), make(variant="b", **odd), make(seed=1, status="running", progress={"more": junk}, **odd)]
     found = [(Path(str(i)), record) for i, record in enumerate(records)]
