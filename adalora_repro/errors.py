@@ -34,13 +34,13 @@ class InputError(Exception):
 
 
 def one_of(what: str, got: object, choices: Iterable[object]) -> InputError:
-    """The error for a value outside a known set: names the value, the choice most like it, and every valid choice."""
+    """The error for an invalid choice: names the value, the nearest valid choice, and all valid choices."""
     valid = [str(choice) for choice in choices]
     return InputError(f"unknown {what} '{got}'{did_you_mean(str(got), valid)}; valid: {', '.join(valid) or 'none'}")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The choice that is most like a name, whatever the case and the punctuation; None if none is like it."""
+    """The choice nearest to a name, regardless of case and punctuation; None if none is near."""
     plain = {_plain(choice): choice for choice in choices}
     close = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.65)
     return plain[close[0]] if close else None

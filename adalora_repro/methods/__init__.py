@@ -31,11 +31,11 @@ def load(cfg: DictConfig) -> BaseMethod:
     from omegaconf.errors import OmegaConfBaseException
 
     module: Any = module_of(cfg.method.module)
-    known = [field.name for field in fields(module.Options) if field.name != "params"]  # which the budget sets
+    valid = [field.name for field in fields(module.Options) if field.name != "params"]  # which the budget sets
     for key in cfg.method:
-        if key not in known and key not in DESCRIPTION:
-            raise InputError(f"method.{key} is not an option of method '{cfg.method.name}'; valid: {', '.join(known)}")
-    given = {key: value for key, value in cfg.method.items() if key in known and value is not None}
+        if key not in valid and key not in DESCRIPTION:
+            raise InputError(f"method.{key} is not an option of method '{cfg.method.name}'; valid: {', '.join(valid)}")
+    given = {key: value for key, value in cfg.method.items() if key in valid and value is not None}
     if fills_parameters(module) and matched(cfg):
         given["params"] = cfg.budget.params
     try:

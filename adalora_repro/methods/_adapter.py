@@ -74,7 +74,7 @@ class AdapterMethod(BaseMethod):
     bottleneck: type[Bottleneck] = Bottleneck
 
     def adapted(self, old: nn.Module, adapter: Bottleneck) -> nn.Module:
-        """The module that takes the place of ``old``."""
+        """The module that replaces ``old``."""
         raise NotImplementedError
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:

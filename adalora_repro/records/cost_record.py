@@ -143,7 +143,6 @@ def validate(values: Any, where: str) -> CostRecord:
     Raises:
         RecordError: naming ``where`` and the first thing that is wrong.
     """
-
     record = run_record.constructed(CostRecord, SCHEMA_VERSION, values, where)
     if problem := _contradiction(record):
         raise RecordError(f"{where}: {problem}")
