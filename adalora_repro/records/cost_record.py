@@ -26,6 +26,7 @@ from adalora_repro.records.validation import (
     fields,
     items,
     optional,
+    schema,
 )
 
 SCHEMA_VERSION = 1
@@ -98,6 +99,9 @@ class CostRecord:
     schema_version: int = checked(SIZE, default=SCHEMA_VERSION)
 
 
+CHECK = schema(CostRecord)
+
+
 def folder(results: Path, key: dict[str, Any]) -> Path:
     """results/cost/<backbone>/<task>/<budget>/<method>[-<against>]-<precision>-<padding>-<weights>, without its number.
 
@@ -143,7 +147,7 @@ def validate(values: Any, where: str) -> CostRecord:
     Raises:
         RecordError: naming ``where`` and the first thing that is wrong.
     """
-    record = run_record.constructed(CostRecord, SCHEMA_VERSION, values, where)
+    record = run_record.constructed(CostRecord, CHECK, SCHEMA_VERSION, values, where)
     if problem := _contradiction(record):
         raise RecordError(f"{where}: {problem}")
     return record

@@ -164,8 +164,11 @@ class RunRecord:
         return {name: value for name, value in self.to_json().items() if name not in volatile}
 
 
-def constructed(record: type[T], version: int, values: Any, where: str) -> T:
-    """A dataclass whose fields are ``checked``, from JSON values of this schema version.
+CHECK = schema(RunRecord)
+
+
+def constructed(record: type[T], check: Check, version: int, values: Any, where: str) -> T:
+    """A dataclass from JSON values of this schema version that pass ``check``.
 
     Raises:
         RecordError: naming ``where`` and the first thing that is wrong.
@@ -179,7 +182,7 @@ def constructed(record: type[T], version: int, values: Any, where: str) -> T:
     version_read = values.get("schema_version")
     if type(version_read) is not int or version_read != version:
         raise refuse(f"schema_version {validation.shown(version_read)}, this program reads {version}")
-    schema(record)(values, "", refuse)
+    check(values, "", refuse)
     return record(**values)
 
 
@@ -189,7 +192,7 @@ def validate(values: Any, where: str) -> RunRecord:
     Raises:
         RecordError: naming ``where`` and the first thing that is wrong.
     """
-    record = constructed(RunRecord, SCHEMA_VERSION, values, where)
+    record = constructed(RunRecord, CHECK, SCHEMA_VERSION, values, where)
     if record.status != "ok":
         return record
     if record.final is None:

@@ -15,7 +15,6 @@ import json
 import math
 import stat
 from collections.abc import Callable, Collection, Mapping
-from functools import cache
 from typing import Any
 
 from adalora_repro.errors import shortened
@@ -209,7 +208,6 @@ def checked(check: Check, *, required: bool = False, **options: Any) -> Any:
     return dataclasses.field(metadata={"check": check, "required": required or not options}, **options)
 
 
-@cache
 def schema(record: type) -> Check:
     """An object with the fields of a dataclass whose fields are all ``checked``, and no others."""
     stated = {field.name: field.metadata for field in dataclasses.fields(record)}
