@@ -308,3 +308,9 @@ def test_the_state_of_a_method_and_its_parameters_are_the_method(backbone, metho
     with chosen.masked(), fresh.masked():
         assert torch.equal(model(**batch).logits, other(**batch).logits)
     assert fresh.summary() == chosen.summary()
+
+
+@pytest.mark.parametrize("method", ["houlsby", "lora", "adalora"])
+def test_sizes_fill_a_number_of_parameters(method):
+    counted = plan.count(resolved("tiny-bert", method, "budget.match=params", "budget.params=5000"))
+    assert 4900 < counted.params["method"] <= 5000
