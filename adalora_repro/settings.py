@@ -32,8 +32,8 @@ class Setting:
 
     Attributes:
         identity: whether another value makes another run; False for where, how fast or how observed a run is.
-        later: the value at which the setting is left out of the identity: the behaviour before the setting existed,
-            which is not always its default. So older runs keep their identity.
+        later: the value at which the setting is left out of the identity: what was done before the setting existed,
+            and not always its default. So runs keep the identity that they had.
         minimum, above, maximum, below: the range of a number; ``minimum`` and ``maximum`` belong to it.
         choices: the valid values.
     """
@@ -94,15 +94,15 @@ def setting(default: Any = NOTHING, *, factory: Callable[[], Any] | None = None,
 @cache
 def settings_of(schema: type) -> dict[str, Setting]:
     """``group.setting`` -> its facts, for a dataclass and those nested in it; groups have facts too."""
-    settings = {}
+    found = {}
     hints = get_type_hints(schema)
     for field in dataclasses.fields(schema):
-        settings[field.name] = field.metadata.get("setting", Setting())
+        found[field.name] = field.metadata.get("setting", Setting())
         nested = field.metadata.get("keys", hints[field.name])
         if dataclasses.is_dataclass(nested):
             assert isinstance(nested, type)
-            settings |= {f"{field.name}.{name}": facts for name, facts in settings_of(nested).items()}
-    return settings
+            found |= {f"{field.name}.{name}": facts for name, facts in settings_of(nested).items()}
+    return found
 
 
 def check(schema: type, values: Mapping[str, Any], prefix: str = "") -> None:
@@ -150,7 +150,7 @@ def rows(schema: type, prefix: str = "") -> Iterator[Row]:
 @cache
 def meanings(schema: type) -> dict[str, str]:
     """Field -> the docstring below it, in a dataclass and in those it builds on."""
-    texts: dict[str, str] = {}
+    found: dict[str, str] = {}
     for base in reversed(schema.__mro__[:-1]):
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
@@ -160,8 +160,8 @@ def meanings(schema: type) -> dict[str, str]:
         for node, below in pairwise(body):
             text = below.value if isinstance(below, ast.Expr) else None
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(text, ast.Constant):
-                texts[node.target.id] = " ".join(str(text.value).split())
-    return texts
+                found[node.target.id] = " ".join(str(text.value).split())
+    return found
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
