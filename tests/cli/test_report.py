@@ -282,7 +282,7 @@ def test_status(results: Path, capsys: Captured) -> None:
     lora = next(line for line in out.splitlines() if line.startswith("LoRA 0.3M"))
     assert lora.split()[2:] == [".", ".", "2", ".", ".", "r1", "i1", "f1"]
     assert "rte lora 0.3M lr 1e-3 seed 0: step 5/100" in out
-    assert "silent for 1 h 00 min" in out
+    assert "silent for 60 min" in out
     assert "loss is nan at step 3" in out
     assert "3 of the paper's 96 cells done" in out
 
