@@ -1,4 +1,4 @@
-"""One optimizer step of LoRA or AdaLoRA, ours or PEFT's, on a backbone with random weights: what benchmarks compare."""
+"""One optimizer step of LoRA or AdaLoRA, ours or PEFT's, on a backbone with random weights, for benchmarks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import yaml
 from adalora_repro.config.catalog import resource
 from adalora_repro.methods import adalora, lora
 from adalora_repro.methods.base import BaseMethod
-from adalora_repro.models import backbones, speedups
+from adalora_repro.models import speedups
+from adalora_repro.models.sites import find_sites, head_parameters
 from adalora_repro.training.cost import wait_for
 from adalora_repro.training.loop import add_gradient
 from benchmarks.lengths import VOCABULARY, Tensors, tensors
@@ -66,14 +67,14 @@ def our_method(name: str, rank: int = RANK, delta_t: int = 1) -> BaseMethod:
 
 def adapted(model: Any) -> list[str]:
     """Names of the matrices that LoRA and AdaLoRA adapt."""
-    return [site.path for site in lora.Options("lora", "lora", r=RANK).matrices(backbones.find_sites(model))]
+    return [site.path for site in lora.Options("lora", "lora", r=RANK).matrices(find_sites(model))]
 
 
 def peft_model(name: str, model: Any, rank: int = RANK, delta_t: int = 1) -> Any:
     import peft
 
     targets = adapted(model)
-    head = sorted({name.rpartition(".")[0] for name in backbones.head_parameters(model)})  # trained, as in our methods
+    head = sorted({name.rpartition(".")[0] for name in head_parameters(model)})  # trained, as in our methods
     common: dict[str, Any] = {"target_modules": targets, "modules_to_save": head, "lora_alpha": 16}
     common |= {"task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "SEQ_CLS"}
     if name == "lora":
@@ -90,7 +91,7 @@ class Contender:
         who: ``ours`` or ``peft``; ``name``: ``lora`` or ``adalora``.
         bf16: autocast; ours then also keeps its frozen weights in bf16.
         cropped: ``train.attention=cropped``; ``compiler``: ``train.compile``.
-        as_on_device: apply on a CPU too what the runner changes for accelerators only.
+        as_on_device: apply the runner's changes for accelerators on a CPU, too.
     """
 
     who: str
@@ -109,16 +110,16 @@ class Contender:
 
     def __post_init__(self) -> None:
         model = make_model(self.shape, self.vocabulary)
-        self.method = BaseMethod()
+        self.method = BaseMethod(None, "paper")  # PEFT's models need none
         self.peft: Any = None
         if self.who == "ours":
             self.method = our_method(self.name, self.rank, self.delta_t)
-            self.method.inject(model, backbones.find_sites(model))
+            self.method.inject(model, find_sites(model))
             if self.cropped:
                 speedups.crop_positions(model)
             if self.device != "cpu" or self.as_on_device:
-                speedups.mask_without_looking(model)
-                speedups.positions_at_hand(model)
+                speedups.use_4d_masks(model)
+                speedups.cache_positions(model)
             if self.bf16:
                 speedups.store_frozen(model, torch.bfloat16)
         else:

@@ -1,4 +1,4 @@
-"""Lengths of the tasks' examples in tokens, and batches that have them: benchmarks need neither data nor tokenizer.
+"""Lengths of the tasks' examples in tokens, and batches of such lengths, so that benchmarks need no data.
 
     python -m benchmarks.lengths DIR      # from DIR/<task>/train.jsonl.gz, with MiniLM's WordPiece tokenizer
 
@@ -67,13 +67,19 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("folder", metavar="DIR", help="a folder for data=local")
     folder = arguments.parse_args().folder
+    from hydra import compose, initialize_config_dir
+
+    from adalora_repro.cli.run import register
+    from adalora_repro.config.catalog import resource
     from adalora_repro.models import backbones
     from adalora_repro.tasks import load_family
-    from benchmarks.runs import composed
 
+    register()
     histograms = {}
     for task in TASKS:
-        cfg = composed([f"task={task}", "method=lora", "backbone=minilm", "data=local", f"data.dir={folder}"])
+        with initialize_config_dir(str(resource("conf").absolute()), version_base="1.3"):
+            words = [f"task={task}", "method=lora", "backbone=minilm", "data=local", f"data.dir={folder}"]
+            cfg = compose("config", words)
         data = load_family(cfg).load(backbones.load_tokenizer(cfg))
         histograms[task] = {str(n): count for n, count in sorted(Counter(data.train["length"][:]).items())}
     STORED.write_text(json.dumps(histograms, indent=None, allow_nan=False) + "\n", encoding="utf-8")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory                     # --tokens 48,128,256 --rank 12
 
-Bytes of tensors as the allocator counts them (on a CPU: from its events in torch's profiler), without what allocator
-and operating system hold in reserve: a property of the code and the shapes. The vocabulary has its true size.
+Bytes of tensors as the allocator counts them (on a CPU: from its events in torch's profiler), without the reserves of
+the allocator and the operating system: a property of the code and the shapes. The vocabulary has its true size.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,7 @@ def start(arguments: argparse.ArgumentParser) -> argparse.Namespace:
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float | None]:
     """Median of the ratios of pairs measured side by side, with a 95% bootstrap interval (none of a single pair)."""
-    estimate = interval(np.array(above), np.array(below), median_of_ratios)
-    return {"median": estimate["value"], "low": estimate["low"], "high": estimate["high"]}
-
-
-def ratio_text(estimate: Mapping[str, float | None]) -> str:
-    middle, low, high = estimate.values()
-    return f"{middle:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+    return interval(np.array(above), np.array(below), median_of_ratios)
 
 
 def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> None:
@@ -56,7 +50,7 @@ def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> None:
     environment = provenance.environment(torch.device(args.device))
     words = [word for word in sys.argv[1:] if not word.startswith("--out=")]
     if "--out" in words:  # not part of what was measured
-        del words[(place := words.index("--out")) : place + 2]
+        del words[(first := words.index("--out")) : first + 2]
     command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *words])
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{name}.json"

@@ -25,10 +25,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from adalora_repro.lowrank.layers import LowRankLinear
-from adalora_repro.training.cost import wait_for
+from adalora_repro.training.cost import ratio_text, wait_for
 from benchmarks.contenders import Contender, can_crop
 from benchmarks.lengths import TASKS, Tensors, lengths_of, sampled_epoch
-from benchmarks.results import parser, print_table, ratio, ratio_text, start, write
+from benchmarks.results import parser, print_table, ratio, start, write
 
 METHODS = ("lora", "adalora")
 SQUARE = 8192
@@ -138,7 +138,7 @@ def main() -> int:
     if args.device == "cuda":
         peaks = {bf16: matrix_rate([(SQUARE, SQUARE)], SQUARE, bf16, args.device) for bf16 in precisions}
 
-    # -- what they amount to
+    # -- figures
     sample = sorted({0, len(batches) // 2, len(batches) - 1})  # the batches whose operations are counted
     by_label = {contender.label: contender for contender in contenders}
     rows, figures = [], {}

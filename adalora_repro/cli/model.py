@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from adalora_repro import __version__
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, clean, first_line, guarded
 from adalora_repro.records import run_record, validation
 from adalora_repro.records.run_record import RecordError, RunRecord
 from adalora_repro.tasks.held_out import HOLDOUT
-from adalora_repro.terminal import clean, first_line, guarded
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -23,7 +23,16 @@ from typing import NoReturn
 from adalora_repro import __version__, reports
 from adalora_repro.cli import slurm
 from adalora_repro.config import catalog
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, one_of
+from adalora_repro.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_OK,
+    InputError,
+    clean,
+    guarded,
+    one_of,
+    tolerate_any_locale,
+)
 from adalora_repro.reports.cells import choose_scope, compile_table
 from adalora_repro.reports.faults import fault, without_faulty
 from adalora_repro.reports.output import add_format, add_out, form_of, write
@@ -41,7 +50,6 @@ from adalora_repro.reports.spec import (
     Spec,
     add_partial,
 )
-from adalora_repro.terminal import clean, guarded, tolerate_any_locale
 
 EXAMPLES = """\
 examples:

@@ -54,10 +54,11 @@ from adalora_repro.errors import (
     EXIT_OK,
     EXIT_TERMINATED,
     InputError,
+    guarded,
     one_of,
+    tolerate_any_locale,
 )
 from adalora_repro.records import lock
-from adalora_repro.terminal import guarded, tolerate_any_locale
 from adalora_repro.training.distributed import launched
 from adalora_repro.training.progress import ALONE_S, banner, complain
 

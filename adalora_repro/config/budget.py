@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig
 from adalora_repro.config.catalog import budget_families
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.methods import equal_counts
-from adalora_repro.models.backbones import MATRIX_ROLES
+from adalora_repro.models.sites import MATRIX_ROLES
 from adalora_repro.records import run_record
 
 MATRICES = ("targets", "layers")  # the settings of a method that say which matrices it adapts

@@ -307,8 +307,8 @@ def count(plan: Plan) -> Plan:
 
 
 def _inject(method: BaseMethod, model: Any) -> None:
-    from adalora_repro.models.backbones import find_sites
     from adalora_repro.models.meta_models import Unfilled
+    from adalora_repro.models.sites import find_sites
 
     with Unfilled():
         method.inject(model, find_sites(model))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from adalora_repro.methods.base import BaseMethod
 
-#: keys of a method's YAML that are no options: they say what it is in tables, and its sizes at the budgets
+#: keys of a method's YAML that are not options: its name and role in tables, its sizes at the budgets
 DESCRIPTION = ("label", "role", "sizes")
 
 
@@ -31,11 +31,11 @@ def load(cfg: DictConfig) -> BaseMethod:
     from omegaconf.errors import OmegaConfBaseException
 
     module: Any = module_of(cfg.method.module)
-    known = [field.name for field in fields(module.Options) if field.name != "params"]  # which the budget sets
+    valid = [field.name for field in fields(module.Options) if field.name != "params"]  # which the budget sets
     for key in cfg.method:
-        if key not in known and key not in DESCRIPTION:
-            raise InputError(f"method.{key} is not an option of method '{cfg.method.name}'; valid: {', '.join(known)}")
-    given = {key: value for key, value in cfg.method.items() if key in known and value is not None}
+        if key not in valid and key not in DESCRIPTION:
+            raise InputError(f"method.{key} is not an option of method '{cfg.method.name}'; valid: {', '.join(valid)}")
+    given = {key: value for key, value in cfg.method.items() if key in valid and value is not None}
     if fills_parameters(module) and matched(cfg):
         given["params"] = cfg.budget.params
     try:
@@ -49,13 +49,13 @@ def load(cfg: DictConfig) -> BaseMethod:
 
 
 def fills_parameters(module: ModuleType) -> bool:
-    """Whether the method itself chooses sizes, matrix by matrix, that fill a number of parameters (``params``)."""
+    """Whether the method can choose a size for each matrix so that they fill a number of parameters (``params``)."""
     options: Any = vars(module)["Options"]
     return any(field.name == "params" for field in fields(options))
 
 
 def module_of(name: str) -> ModuleType:
-    """The module of a method: one of this package, or by its full name any that can be imported.
+    """The module of a method: one of this package, or any importable module by its full name.
 
     Raises:
         InputError: there is no such module, or it has no classes ``Method`` and ``Options``.

@@ -1,4 +1,4 @@
-"""The bottleneck both adapter methods insert, and its widths."""
+"""What both adapter methods share: the bottleneck that they insert, and its width at every site."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from adalora_repro.methods.base import LARGEST, BaseMethod, BaseOptions, require_size
-from adalora_repro.methods.equal_counts import Place, fill, wider
+from adalora_repro.methods.equal_counts import Slot, fill, wider
+from adalora_repro.models.inject import freeze_backbone, replace
+from adalora_repro.models.sites import matching
 from adalora_repro.settings import setting
 
 if TYPE_CHECKING:
-    from adalora_repro.models.backbones import Site
+    from transformers import PreTrainedModel
+
+    from adalora_repro.models.sites import Site
 
 
 @dataclass
-class AdapterOptions(BaseOptions):
+class Options(BaseOptions):
     """Options of the methods that insert bottlenecks."""
 
     d: int = setting(0, minimum=1, maximum=LARGEST)
@@ -40,7 +44,7 @@ class Bottleneck(nn.Module):
         d: bottleneck width.
         activation: φ.
         init_std: W ~ N(0, init_std²); biases 0.
-        device: where the weights are made; a plan's are on the meta device.
+        device: of the weights; the meta device for a plan.
     """
 
     def __init__(
@@ -59,23 +63,35 @@ class Bottleneck(nn.Module):
 
 
 class AdapterMethod(BaseMethod):
-    """What both methods share: the width of the bottleneck at every site."""
+    """An adapter at every site of ``roles``, of the width that the budget sets.
 
-    options: AdapterOptions
-    widths: dict[str, int]
+    ``protocol`` changes nothing: paper and released code agree.
+    """
 
-    def choose_widths(self, sites: Sequence[Site], width: int) -> list[Site]:
-        """Sets ``widths``, site path -> d; a ``Bottleneck`` costs (2 width + 1) d + width parameters.
+    options: Options
+    roles: tuple[str, ...]
+    activation: Callable[[Tensor], Tensor]
+    bottleneck: type[Bottleneck] = Bottleneck
 
-        Returns:
-            The sites that have an adapter: all, unless ``params`` is too few for d = 1 everywhere.
-        """
-        if self.options.params is None:
-            self.widths = {site.path: self.options.d for site in sites}
-        else:
-            places = [Place(site.path, (site.stack, site.layer), 2 * width + 1, width) for site in sites]
-            self.widths = fill(places, self.options.params)
-        return [site for site in sites if self.widths[site.path]]
+    def adapted(self, old: nn.Module, adapter: Bottleneck) -> nn.Module:
+        """The module that replaces ``old``."""
+        raise NotImplementedError
+
+    def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
+        freeze_backbone(model)
+        width, options = model.config.hidden_size, self.options
+        chosen = matching(sites, self.roles)
+        self.widths = {site.path: options.d for site in chosen}
+        if options.params is not None:
+            slots = [Slot(site.path, (site.stack, site.layer), 2 * width + 1, width) for site in chosen]
+            self.widths = fill(slots, options.params)
+
+        def make(site: Site, old: nn.Module) -> nn.Module:
+            size = self.widths[site.path]
+            return self.adapted(old, self.bottleneck(width, size, self.activation, options.init_std, model.device))
+
+        # where ``params`` is too few for d = 1 everywhere, some sites have no adapter
+        replace(model, [site for site in chosen if self.widths[site.path]], make)
 
     def plan(self, total_steps: int) -> dict[str, Any]:
         if self.options.params is None:

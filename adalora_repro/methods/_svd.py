@@ -18,7 +18,7 @@ from adalora_repro.settings import setting
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.models.backbones import Site
+    from adalora_repro.models.sites import Site
 
 
 @dataclass
@@ -30,11 +30,14 @@ class SVDOptions(LowRankOptions):
 
 
 class SVDMethod(BaseMethod):
-    """P Λ Q of one rank in every chosen matrix, and R: ``protocol=paper`` the sum of squared norms, ``released`` the
-    mean norm."""
+    """P Λ Q of one rank in every adapted matrix, and R: the sum of squared norms with ``protocol=paper``, the mean norm
+    with ``released``."""
+
+    options: SVDOptions
 
     def __init__(self, options: SVDOptions, rank: int, protocol: str) -> None:
-        self.svd, self.rank, self.protocol = options, rank, protocol
+        super().__init__(options, protocol)
+        self.rank = rank
         self.layers: dict[str, LowRankLinear] = {}
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
@@ -43,16 +46,16 @@ class SVDMethod(BaseMethod):
         def make(site: Site, old: nn.Module) -> nn.Module:
             return self.increment(cast(nn.Linear, old))
 
-        self.layers = cast(dict[str, LowRankLinear], replace(model, self.svd.matrices(sites), make))
+        self.layers = cast(dict[str, LowRankLinear], replace(model, self.options.matrices(sites), make))
 
     def increment(self, base: nn.Linear) -> LowRankLinear:
-        return SVDLinear(base, self.rank, self.svd.alpha, self.svd.init_std)
+        return SVDLinear(base, self.rank, self.options.alpha, self.options.init_std)
 
     def svd_layers(self) -> list[SVDLinear]:
         return [layer for layer in self.layers.values() if isinstance(layer, SVDLinear)]
 
     def share(self) -> None:
-        """Prepares the next forward passes; after every change of a parameter. A compiler fuses the products itself."""
+        """Computes products for the next forward passes, after every change of a parameter; a compiler does so, too."""
         if not self.compiled:
             share_left_factors(self.svd_layers())
 
@@ -60,10 +63,10 @@ class SVDMethod(BaseMethod):
         self.share()
 
     def regularizer(self) -> Tensor | None:
-        if self.svd.gamma == 0:
+        if self.options.gamma == 0:
             return None
         form: Form = "sum_squared" if self.protocol == "paper" else "mean_norm"
-        return self.svd.gamma * orthogonality_penalty(self.layers.values(), form)
+        return self.options.gamma * orthogonality_penalty(self.layers.values(), form)
 
     def after_update(self, t: int) -> None:
         self.share()

@@ -23,7 +23,7 @@ from adalora_repro.settings import setting
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.models.backbones import Site
+    from adalora_repro.models.sites import Site
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Options(SVDOptions):
         ]
         if unset:
             raise InputError(
-                f"{', '.join(unset)}: not set, and no file of conf/tuned says them for this task. Give method.t_i, "
+                f"{', '.join(unset)}: not set, and no file of conf/tuned sets them for this task. Give method.t_i, "
                 "method.t_f and method.delta_t in optimizer steps; with method.schedule=scaled in steps of the T in "
                 "task.total_steps, from which they are scaled to this run's T"
             )
@@ -71,11 +71,12 @@ class Options(SVDOptions):
 
 class Method(SVDMethod):
     """``protocol=paper`` scores before the update with the sum of squared norms as R, ``released`` after it with the
-    mean norm; the rest of the difference is in ``RankAllocator``."""
+    mean norm; ``RankAllocator`` has the other differences."""
+
+    options: Options
 
     def __init__(self, options: Options, protocol: str) -> None:
         super().__init__(options, options.init_r, protocol)
-        self.options = options
         self.b_T = 0
         self._allocator: RankAllocator | None = None
 
@@ -91,11 +92,11 @@ class Method(SVDMethod):
     def _choose(self, costs: Sequence[int]) -> None:
         """Sets b_T and the rank at the start; ``costs`` are parameters of a triplet of each matrix.
 
-        To fill a number of parameters b_T is what it pays for on average, for the schedule; the masks of the end count
-        parameters (``RankAllocator.max_params``). b_0 is then 1.5 b_T, as the paper has it, rounded up to a rank.
+        With ``budget.match=params`` the schedule's b_T is N over the mean cost of a triplet; the final masks count
+        parameters exactly (``RankAllocator.max_params``). b_0 is 1.5 b_T, as in the paper, rounded up to a rank.
 
         Raises:
-            InputError: the parameters are less than the dearest triplet, or ``init_r`` is too small for b_T.
+            InputError: N is less than the most expensive triplet costs, or ``init_r`` is too small for b_T.
         """
         n, options = len(costs), self.options
         if options.params is None:
@@ -168,7 +169,7 @@ class Method(SVDMethod):
             self.protocol,  # type: ignore[arg-type]
             options.params,
             options.allocation,  # type: ignore[arg-type]
-            seed=torch.initial_seed(),  # the run's seed: session.py sets it for all processes alike
+            seed=torch.initial_seed(),  # the run's seed: the runner sets it in all processes alike
         )
         self.share()
 
@@ -209,7 +210,7 @@ class Method(SVDMethod):
         self.share()
 
     def summary(self) -> dict[str, Any]:
-        """The rank of every matrix, and the parameters that belong to surviving triplets."""
+        """The rank of every matrix, and the parameters of the triplets that were kept."""
         pattern = self.allocator.rank_pattern()
         params = sum(rank * self.triplet(self.layers[name].base) for name, rank in pattern.items())
         return {"rank_pattern": pattern, "params": params}

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError
-from adalora_repro.models.backbones import MATRIX_ROLES, matching
+from adalora_repro.models.sites import MATRIX_ROLES, matching
 from adalora_repro.settings import setting
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from adalora_repro.models.backbones import Site
+    from adalora_repro.models.sites import Site
 
 
-LARGEST = 2**20  # rank or width: far beyond any use, and no number of parameters that torch cannot count
+LARGEST = 2**20  # rank or width: far beyond any use, small enough that torch can count the parameters
 SCHEDULES = ("absolute", "scaled")
 
 
@@ -79,20 +79,23 @@ def require_size(options: object, params: int | None, *names: str) -> None:
 
 
 class BaseMethod:
-    """A method that has nothing to do but choose what trains; others override what they need.
+    """A method that only chooses which parameters train; others override what they need.
 
     The loop calls, in this order: ``inject`` once, ``on_train_start`` once, then per optimizer step t = 0 … T-1
     ``regularizer`` (after the task loss's backward), ``before_update(t)`` and ``after_update(t)`` around
     ``optimizer.step()``. Gradients are alive in both, unscaled and summed over processes.
 
     Attributes:
-        compiled: whether training steps go through a compiler; said before ``on_train_start``.
+        compiled: whether training steps go through a compiler; set before ``on_train_start``.
     """
 
     compiled = False
 
+    def __init__(self, options: Any, protocol: str) -> None:
+        self.options, self.protocol = options, protocol
+
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
-        """Replaces modules and leaves ``requires_grad`` on what trains; called before an optimizer exists."""
+        """Replaces modules and sets ``requires_grad`` of what trains; called before the optimizer exists."""
         raise NotImplementedError
 
     def plan(self, total_steps: int) -> dict[str, Any]:
@@ -106,32 +109,32 @@ class BaseMethod:
         return {}
 
     def on_train_start(self, total_steps: int) -> None:
-        """T as the loop counts it; the model is on its device."""
+        """Called with the loop's T, when the model is on its device."""
 
     def regularizer(self) -> Tensor | None:
         """gamma * R as a scalar with a gradient, or None; never part of an evaluation loss."""
         return None
 
     def before_update(self, t: int) -> None:
-        """Step t, gradients final and clipped, parameters not yet updated."""
+        """Called in step t with the final, clipped gradients, before the parameters are updated."""
 
     def after_update(self, t: int) -> None:
-        """Step t, parameters updated, gradients still there."""
+        """Called in step t after the parameters are updated, with the same gradients."""
 
     def masked(self) -> AbstractContextManager[None]:
-        """Inside, the model is the one that counts at the budget; evaluate there."""
+        """Inside, the model is at its budget (pruned triplets are zero); evaluate there."""
         return nullcontext()
 
     def at_final_budget(self, t: int) -> bool:
-        """Whether, after step t, the model is at its final budget (``best`` counts only then)."""
+        """Whether the model is at its final budget after step t (only then can an evaluation be ``best``)."""
         return True
 
     def curve(self, t: int) -> dict[str, Any]:
-        """What the method adds to a line of log.jsonl; called at logging steps only."""
+        """The method's entries for a line of log.jsonl; called at logging steps only."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that resuming needs beside parameters and optimizer."""
+        """All that resuming needs besides the parameters and the optimizer."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adalora_repro.methods.base import BaseMethod, BaseOptions
@@ -12,18 +11,12 @@ from adalora_repro.models.inject import freeze_backbone
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.models.backbones import Site
+    from adalora_repro.models.sites import Site
 
-
-@dataclass
-class Options(BaseOptions):
-    pass
+Options = BaseOptions
 
 
 class Method(BaseMethod):
-    def __init__(self, options: Options, protocol: str) -> None:
-        del options, protocol  # nothing to choose
-
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         freeze_backbone(model)
         for module in model.base_model.modules():

@@ -1,8 +1,7 @@
-"""Sizes that fill a number of parameters N: as near to it as possible, never above (``budget.match=params``).
+"""Ranks or widths that fill a number of parameters N, as closely as possible and never above (budget.match=params).
 
-What a method adds to a place (a weight matrix, a sublayer) of size s, a rank or a width, costs ``fixed + unit * s``
-parameters; nothing is added where s = 0. One size for all places seldom fills N, so places may differ by one: s or
-s + 1. Standard library only.
+In a slot (a weight matrix, a sublayer) a method of size s, its rank or width, adds ``fixed + unit * s`` parameters, and
+none if s = 0. One size for all slots seldom fills N, so sizes may differ by one: s or s + 1. Standard library only.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a size is needed: its name, the layer it is in, and what size 1 and each further one cost."""
+class Slot:
+    """A module that gets a size: its name and layer, and the parameters that a size costs: ``fixed + unit * size``."""
 
     name: str
     layer: tuple[str, int]
@@ -33,24 +32,24 @@ class Place:
 
 
 def matched(cfg: DictConfig) -> bool:
-    """Whether the method's size is to fill a number of parameters; a method of one size has no choice."""
+    """Whether the method's size is to fill a number of parameters; some methods have only one size."""
     return bool(cfg.budget.match == "params" and cfg.method.get("sizes") is not None)
 
 
 def label_params(label: str, backbone: int) -> int:
-    """N that a label stands for: 0.3M is 300,000; 0.08% that share of the ``backbone``'s parameters, rounded down.
+    """N for a budget label: 0.3M is 300,000; 0.08% is that share of the ``backbone``'s parameters, rounded down.
 
     Raises:
-        InputError: the label says no number.
+        InputError: the label is not a number of this form.
     """
     if not re.fullmatch(r"\d+(\.\d+)?[M%]", label):
-        raise InputError(f"budget '{label}' says no number like 0.3M or 0.08%; give budget.params")
+        raise InputError(f"budget '{label}' is not a number such as 0.3M or 0.08%; give budget.params")
     share = Fraction(label[:-1])
     return math.floor(share * (1_000_000 if label.endswith("M") else Fraction(backbone, 100)))
 
 
 def require_at_least(minimum: int, params: int) -> None:
-    """Raises InputError where N is below the least that the method can add."""
+    """Raises InputError if N is below the minimum that the method can add."""
     if params < minimum:
         raise InputError(
             f"budget.match=params: {params:,} parameters are too few for this method and backbone; budget.params must "
@@ -72,33 +71,33 @@ def initial_rank(params: int, costs: Sequence[int]) -> int:
     return math.ceil(Fraction(3 * mean_triplets(params, costs), 2 * len(costs)))
 
 
-def fill(places: Sequence[Place], params: int) -> dict[str, int]:
+def fill(slots: Sequence[Slot], params: int) -> dict[str, int]:
     """Name -> size, s or s + 1, so that the sum of costs is the largest that does not exceed ``params``.
 
-    s is the largest size that all places can have. Which of them then have s + 1: ``extras`` says how many of each
-    kind, ``spread`` which. No sizes that differ by one at most come nearer: below s, even s everywhere costs more.
+    s is the largest size that all slots can have. ``extras`` says how many slots of each cost get s + 1, ``spread``
+    which ones. No other sizes that differ by at most one come closer.
 
     Raises:
-        InputError: ``params`` is less than size 1 costs at the cheapest place.
+        InputError: ``params`` is less than size 1 costs at the cheapest slot.
     """
-    require_at_least(min(place.fixed + place.unit for place in places), params)
-    fixed, unit = sum(place.fixed for place in places), sum(place.unit for place in places)
+    require_at_least(min(slot.fixed + slot.unit for slot in slots), params)
+    fixed, unit = sum(slot.fixed for slot in slots), sum(slot.unit for slot in slots)
     size, rest = divmod(params - fixed, unit) if params >= fixed + unit else (0, params)
     kinds: dict[int, dict[tuple[str, int], list[str]]] = defaultdict(lambda: defaultdict(list))
-    for place in places:
-        kinds[place.unit if size else place.fixed + place.unit][place.layer].append(place.name)
+    for slot in slots:
+        kinds[slot.unit if size else slot.fixed + slot.unit][slot.layer].append(slot.name)
     more: set[str] = set()
     counts = extras({unit: sum(map(len, layers.values())) for unit, layers in kinds.items()}, rest)
     for unit, count in counts.items():
         more.update(spread(list(kinds[unit].values()), count))
-    return {place.name: size + (place.name in more) for place in places}
+    return {slot.name: size + (slot.name in more) for slot in slots}
 
 
 def extras(kinds: Mapping[int, int], rest: int) -> dict[int, int]:
-    """How many of each kind (cost -> number there are) to take, so that their sum is nearest to, not above, rest.
+    """How many of each kind (cost -> number available) to take, so that their sum is as close to ``rest`` as possible.
 
-    Exact: all numbers are tried for all kinds but one, which takes what is left; models have one to three kinds. Of
-    equal sums the one that takes the most even shares of the kinds.
+    Never above ``rest``. Exact: all numbers are tried for all kinds but one, which fills the remainder; models have one
+    to three kinds. Of equal sums, the one that takes the most even shares of the kinds.
     """
     last, *others = kinds
     best: tuple[int, Fraction, dict[int, int]] = (-1, Fraction(0), {})
@@ -110,12 +109,12 @@ def extras(kinds: Mapping[int, int], rest: int) -> dict[int, int]:
         taken[last] = min(kinds[last], left // last)
         shares = [Fraction(number, kinds[unit]) for unit, number in taken.items()]
         total = sum(unit * number for unit, number in taken.items())
-        best = max(best, (total, min(shares) - max(shares), taken), key=lambda found: found[:2])
+        best = max(best, (total, min(shares) - max(shares), taken), key=lambda candidate: candidate[:2])
     return best[2]
 
 
 def spread(layers: Sequence[Sequence[str]], count: int) -> list[str]:
-    """``count`` of the names, spread evenly over the layers; the next layer goes on with the role after the last."""
+    """``count`` of the names, spread evenly over the layers; a layer starts with the role after the last one taken."""
     total = sum(map(len, layers))
     chosen: list[str] = []
     passed = 0
@@ -127,6 +126,6 @@ def spread(layers: Sequence[Sequence[str]], count: int) -> list[str]:
 
 
 def wider(sizes: Mapping[str, int]) -> int:
-    """How many places have more than the smallest size."""
+    """How many slots have more than the smallest size."""
     smallest = min(sizes.values())
     return sum(size > smallest for size in sizes.values())

@@ -12,19 +12,19 @@ from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear
 from adalora_repro.lowrank.layers import Init
 from adalora_repro.methods.base import LARGEST, BaseMethod, LowRankOptions, require_size
-from adalora_repro.methods.equal_counts import Place, fill, initial_rank, require_at_least, wider
+from adalora_repro.methods.equal_counts import Slot, fill, initial_rank, require_at_least, wider
 from adalora_repro.models.inject import freeze_backbone, replace
 from adalora_repro.settings import setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.models.backbones import Site
+    from adalora_repro.models.sites import Site
 
 
 @dataclass
 class Options(LowRankOptions):
-    """The ranks: one for all matrices, or those that fill a number of parameters, or one for each matrix."""
+    """The ranks: one for all matrices, ranks that fill a number of parameters, or a given rank for each matrix."""
 
     r: int = setting(0, minimum=1, maximum=LARGEST)
     "Rank of every matrix; left out, the budget sets it."
@@ -44,13 +44,13 @@ class Options(LowRankOptions):
         if self.rank_pattern is None:
             require_size(self, self.params, "r")
         elif self.r:
-            raise InputError("method.r and method.rank_pattern both say the ranks; one of them is enough")
+            raise InputError("method.r and method.rank_pattern both set the ranks; give one of them")
 
     def ranks(self, matrices: Mapping[Site, nn.Linear]) -> dict[str, int]:
         """Matrix -> rank; a doublet of B and A costs d_out + d_in parameters.
 
         Raises:
-            InputError: ``rank_pattern`` is not about these matrices, ``params`` are too few.
+            InputError: ``rank_pattern`` is of other matrices, or ``params`` are too few.
         """
         names = [site.name for site in matrices]
         if self.params is not None and self.initial_rank:
@@ -58,18 +58,18 @@ class Options(LowRankOptions):
             require_at_least(max(costs), self.params)
             return dict.fromkeys(names, initial_rank(self.params, costs))
         if self.params is not None:
-            places = [
-                Place(site.name, (site.stack, site.layer), linear.in_features + linear.out_features)
+            slots = [
+                Slot(site.name, (site.stack, site.layer), linear.in_features + linear.out_features)
                 for site, linear in matrices.items()
             ]
-            return fill(places, self.params)
+            return fill(slots, self.params)
         if self.rank_pattern is None:
             return dict.fromkeys(names, self.r)
-        for found, others, where in (
+        for ranked, others, where in (
             (self.rank_pattern, names, "which this model does not adapt"),
             (names, self.rank_pattern, "of this model, which the ranks leave out"),
         ):
-            if wrong := [name for name in found if name not in others]:
+            if wrong := [name for name in ranked if name not in others]:
                 more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
                 raise InputError(f"method.rank_pattern does not fit: {wrong[0]}{more}, {where}")
         return {name: self.rank_pattern[name] for name in names}
@@ -85,9 +85,10 @@ def check_init(init: str, init_std: float) -> None:
 
 
 class Method(BaseMethod):
+    options: Options
+
     def __init__(self, options: Options, protocol: str) -> None:
-        del protocol  # one LoRA
-        self.options = options
+        super().__init__(options, protocol)
         self.ranks: dict[str, int] = {}
         self.layers: dict[str, LoRALinear] = {}
 
@@ -99,7 +100,7 @@ class Method(BaseMethod):
 
         def make(site: Site, old: nn.Module) -> nn.Module:
             r = self.ranks[site.name]
-            # LoRALinear divides by r: alpha over the mean rank is the scaling of all matrices
+            # LoRALinear divides alpha by r; all matrices are to be scaled by alpha over the mean rank
             alpha = options.alpha * (r / self.mean_rank)
             return LoRALinear(cast(nn.Linear, old), r, alpha, options.init_std, options.init)  # type: ignore[arg-type]
 

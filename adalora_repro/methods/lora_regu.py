@@ -17,7 +17,7 @@ from adalora_repro.settings import setting
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from adalora_repro.models.backbones import Site
+    from adalora_repro.models.sites import Site
 
 
 @dataclass
@@ -31,18 +31,20 @@ class Options(lora.Options):
 class Method(lora.Method):
     """``protocol=released`` takes the mean |cos| between columns of B and between rows of A for R (fidelity F27)."""
 
+    options: Options
+
     def __init__(self, options: Options, protocol: str) -> None:
         super().__init__(options, protocol)
-        self.gamma = options.gamma
         self.form: Form = "sum_squared" if protocol == "paper" else "mean_cosine"
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         super().inject(model, sites)
-        if self.gamma and self.form == "mean_cosine" and 1 in self.ranks.values():
+        if self.options.gamma and self.form == "mean_cosine" and 1 in self.ranks.values():
             raise InputError(
                 "protocol=released regularizes LoRA by the angles between the columns of B, and between the rows of A: "
                 "a matrix of rank 1 (method.r=1) has none; a larger method.r or budget, or protocol=paper"
             )
 
     def regularizer(self) -> Tensor | None:
-        return self.gamma * orthogonality_penalty(self.layers.values(), self.form) if self.gamma else None
+        gamma = self.options.gamma
+        return gamma * orthogonality_penalty(self.layers.values(), self.form) if gamma else None

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adalora_repro.methods._adapter import AdapterMethod, AdapterOptions, Bottleneck
-from adalora_repro.models.backbones import matching
-from adalora_repro.models.inject import freeze_backbone, replace
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from adalora_repro.models.backbones import Site
-
-
-@dataclass
-class Options(AdapterOptions):
-    pass
+from adalora_repro.methods._adapter import AdapterMethod, Bottleneck
+from adalora_repro.methods._adapter import Options as Options
 
 
 class NormWithAdapter(nn.Module):
@@ -41,17 +26,8 @@ class NormWithAdapter(nn.Module):
 
 
 class Method(AdapterMethod):
-    def __init__(self, options: Options, protocol: str) -> None:
-        del protocol  # the paper and the released code agree
-        self.options = options
+    roles = ("ffn_norm",)
+    activation = staticmethod(F.relu)
 
-    def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
-        freeze_backbone(model)
-        width = model.config.hidden_size
-        places = self.choose_widths(matching(sites, ["ffn_norm"]), width)
-
-        def around(site: Site, norm: nn.Module) -> nn.Module:
-            adapter = Bottleneck(width, self.widths[site.path], F.relu, self.options.init_std, model.device)
-            return NormWithAdapter(norm, adapter)
-
-        replace(model, places, around)
+    def adapted(self, old: nn.Module, adapter: Bottleneck) -> nn.Module:
+        return NormWithAdapter(old, adapter)

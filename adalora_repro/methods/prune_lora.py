@@ -30,7 +30,7 @@ class Options(adalora.Options):
 
 
 class Method(adalora.Method):
-    """What a pruned doublet is, and its score: ``RankAllocator``. R, where gamma is not 0, is of B and A."""
+    """``RankAllocator`` defines how a doublet is scored and pruned. With gamma > 0, R is that of B and A."""
 
     options: Options
 

@@ -27,8 +27,8 @@ class Method(SVDMethod):
         super().__init__(options, options.r, protocol)
 
     def plan(self, total_steps: int) -> dict[str, Any]:
-        r, alpha = self.rank, self.svd.alpha
-        return {"n": len(self.layers), "r": r, "alpha": alpha, "alpha_over_r": alpha / r, "gamma": self.svd.gamma}
+        r, alpha, gamma = self.rank, self.options.alpha, self.options.gamma
+        return {"n": len(self.layers), "r": r, "alpha": alpha, "alpha_over_r": alpha / r, "gamma": gamma}
 
     def summary(self) -> dict[str, Any]:
         return {"rank_pattern": dict.fromkeys(self.layers, self.rank)}

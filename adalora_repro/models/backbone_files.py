@@ -1,20 +1,18 @@
-"""The files of a saved backbone, checked before a library reads them and hashed for the identity of a run.
+"""The files of a saved backbone: checked before a library reads them, hashed for the identity of a run.
 
-It uses only the standard library, so that a plan can check the files. ``backbones.load_model`` checks what needs the
-model itself: names, shapes and values of the weights.
+It loads no weights, so that a plan can check the files. ``backbones.load_model`` checks what needs the model itself:
+names, shapes and values of the weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import struct
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
-from adalora_repro.errors import InputError
-from adalora_repro.records.file_kinds import not_a_file
+from adalora_repro.errors import InputError, first_line
+from adalora_repro.records.validation import not_a_file
 
 #: where transformers looks for weights, in order: it reads the first that exists
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -22,13 +20,13 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.model", "*.txt", "*.codes", "*.tiktoken")
 GIB = 2**30
 MOST_BYTES = {".safetensors": 256 * GIB, ".bin": 256 * GIB}  # by the name's suffix
-MOST_BYTES_TEXT = GIB  # of every other file: the largest tokenizer.json has some 30 MB
+MOST_BYTES_TEXT = GIB  # of any other file: the largest tokenizer.json has about 30 MB
 MOST_BYTES_CONFIG = 2**24
 POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "git annex get"}
 
 
 def fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits that identify a saved model and its tokenizer, whatever their folder.
+    """16 hexadecimal digits that identify a saved model and its tokenizer, independent of their folder.
 
     Raises:
         InputError: as in ``check``.
@@ -45,9 +43,8 @@ def check(folder: Path) -> None:
     """Checks that the folder holds a model whose files can be read and are complete according to their headers.
 
     Raises:
-        InputError: there is no such folder, or no weights in it; a file is a named pipe or a device, larger than
-            sensible, a pointer of Git LFS, or cut short; an index names a file that is missing. The message names the
-            file.
+        InputError: there is no such folder, or no weights in it; a file is a named pipe or a device, absurdly large, a
+            Git LFS pointer, or truncated; an index names a file that is missing. The message names the file.
     """
     try:
         names = [path for path in sorted(folder.iterdir()) if not path.is_dir()]
@@ -124,26 +121,19 @@ def _start(path: Path, count: int) -> bytes:
 
 
 def _check_weights(path: Path) -> None:
-    """Checks that the file is as long as it says.
+    """Checks that the file is complete.
 
-    A safetensors file begins with the length of its header (8 bytes, little endian) and the header, which says where
-    each tensor ends. A PyTorch file is a ZIP archive, whose directory is at its end; the older format is a pickle, and
-    only loading it shows whether it is complete.
+    safetensors compares the length of the file with its header. A PyTorch file is a ZIP archive, whose directory is at
+    its end; the older format is a pickle, and only loading it shows whether it is complete.
     """
-    size = path.stat().st_size
     if path.suffix == ".safetensors":
-        start = _start(path, 8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(size - 8, 100 * 2**20):  # the format's own limit
-            raise InputError(f"{path} is truncated, or not a safetensors file")
+        from safetensors import SafetensorError, safe_open
+
         try:
-            header = json.loads(_start(path, 8 + length)[8:])
-            end = 8 + length + _last(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError):
-            raise InputError(f"{path} is not a safetensors file: its header cannot be read") from None
-        if size != end:
-            raise InputError(f"{path} has {size:,} bytes where its header says {end:,}: truncated or damaged")
-        return
+            with safe_open(path, "np"):
+                return
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} is truncated, or not a safetensors file ({first_line(error)})") from None
     start = _start(path, 4)
     if start[:1] == b"\x80":  # a pickle
         return
@@ -154,7 +144,3 @@ def _check_weights(path: Path) -> None:
             pass
     except (zipfile.BadZipFile, OSError, ValueError):
         raise InputError(f"{path} is truncated, or not a PyTorch weight file") from None
-
-
-def _last(ends: Iterable[int]) -> int:
-    return max(ends, default=0)

@@ -1,4 +1,4 @@
-"""A backbone's tokenizer: restores sentencepiece's character map, and checks that the tokenizer belongs to the model.
+"""A backbone's tokenizer: checks that it belongs to the model, and restores sentencepiece's character map.
 
 transformers returns a tokenizer without a vocabulary if its files are missing, and one without the character map when
 it builds DeBERTaV3's from ``spm.model``. Both silently turn text into [UNK].
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 #: ordinary words of English, the language of all tasks
 WORDS = ("the", "of", "and", "to", "in", "is", "was", "for", "with", "that", "on", "by", "it", "as", "at", "from")
-LEAST_SHARE = 0.25  # tokens of the vocabulary / rows of the embedding; below this it is another model's tokenizer
-USUAL_SHARE = 0.9  # embeddings are padded, but by less than this
+LEAST_SHARE = 0.25  # size of the vocabulary / rows of the embedding; below this the tokenizer is another model's
+USUAL_SHARE = 0.9  # embeddings are padded, but seldom below this share
 #: transformers builds the normalizer of this class without the map (5.17 to 5.24)
 WITHOUT_MAP = "DebertaV2Tokenizer"
 
@@ -29,7 +29,7 @@ def check(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any], w
     """Checks that the tokenizer fits a model of this architecture.
 
     Args:
-        architecture: ``backbone.architecture``: ``vocab_size`` and the ``*_token_id`` that it has.
+        architecture: ``backbone.architecture``, with ``vocab_size`` and perhaps some ``*_token_id``.
         where: the folder or the name on the hub, for messages.
 
     Raises:

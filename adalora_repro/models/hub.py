@@ -1,4 +1,4 @@
-"""The hub where it cannot be reached: its libraries would try each request for half a minute, and say so each time."""
+"""Access to the hub without a network: its libraries would retry each request for half a minute, with warnings."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
-TIMEOUT_S = 10.0  # of one try; the libraries' own for such a request
-AGAIN_S = 1.0  # until the second try: a network that works may miss one
-HOLDS_S = 60.0  # how long an answer holds: the next run of a sweep may have a network again
+TIMEOUT_S = 10.0  # of one attempt, as in the libraries
+AGAIN_S = 1.0  # until the second attempt: a working network may lose one request
+HOLDS_S = 60.0  # how long an answer is cached: the next run of a sweep may have a network again
 UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 
 
 @contextmanager
 def asked() -> Iterator[None]:
-    """Around calls that fetch from the hub: without a connection they take what the cache has, or fail at once."""
+    """Around calls that download from the hub: without a connection they use the cache, or fail at once."""
     from huggingface_hub import constants
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -32,10 +32,10 @@ def asked() -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _reachable(endpoint: str, when: int) -> bool:
-    """Whether the endpoint answers, whatever it says: asked as the libraries ask, through the user's proxies.
+    """Whether the endpoint answers at all; asked as the libraries do, through the user's proxies.
 
     Args:
-        when: another number asks anew.
+        when: part of the cache key: a new number asks again.
     """
     from huggingface_hub import get_session
 
@@ -44,7 +44,7 @@ def _reachable(endpoint: str, when: int) -> bool:
         try:
             get_session().head(endpoint, timeout=TIMEOUT_S)
             return True
-        except Exception as error:  # of a library that changes with huggingface_hub's version: httpx, requests
+        except Exception as error:  # httpx's or requests', depending on the version of huggingface_hub
             if not _no_connection(error):
                 return True
         time.sleep(pause)
@@ -52,7 +52,7 @@ def _reachable(endpoint: str, when: int) -> bool:
 
 
 def _no_connection(error: BaseException | None) -> bool:
-    """Whether an error comes from a name that is not known, a connection that is refused or an answer that is late."""
+    """Whether an error means no connection: name resolution, a refused connection or a timeout."""
     while error is not None:
         if isinstance(error, socket.gaierror | ConnectionError | TimeoutError):
             return True

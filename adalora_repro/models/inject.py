@@ -1,4 +1,4 @@
-"""Replacing modules, choosing what trains, counting it."""
+"""Replaces modules; chooses and counts the trainable parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def replace(
     model: nn.Module, sites: Sequence[Site], make: Callable[[Site, nn.Module], nn.Module]
 ) -> dict[str, nn.Module]:
-    """Puts ``make(site, old module)`` in the place of each site's module; returns site name -> new module."""
+    """Replaces each site's module by ``make(site, module)``; returns site name -> new module."""
     made = {}
     for site in sites:
         parent, _, attribute = site.path.rpartition(".")
@@ -30,14 +30,14 @@ def replace(
 
 
 def freeze_backbone(model: PreTrainedModel) -> None:
-    """Only the task head trains."""
+    """Leaves only the task head trainable."""
     model.requires_grad_(False)
     for parameter in head_parameters(model).values():
         parameter.requires_grad_(True)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter of all that trains."""
+    """The trainable parameters, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -46,7 +46,7 @@ def count(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def count_trained(model: PreTrainedModel) -> dict[str, int]:
-    """Trained parameters, the method's and the head's apart."""
+    """The numbers of trainable parameters of the method and of the task head."""
     total = count(trained(model).values())
     head = count(p for p in head_parameters(model).values() if p.requires_grad)
     return {"method": total - head, "head": head}

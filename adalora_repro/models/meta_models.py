@@ -1,8 +1,9 @@
-"""The module trees of the model types in conf/sites/, on the meta device, built with torch alone.
+"""The modules of the model types in conf/sites/, on the meta device, built with torch alone.
 
-A plan needs names, shapes and types of modules, no weights and no forward pass. Importing transformers' models for that
-takes longer than everything else a dry run does, so the four architectures are spelled out here; a test compares every
-parameter's name and shape with transformers' own model. Anything else falls back to transformers (``None``).
+A plan needs names, shapes and types of modules, but no weights and no forward pass. Importing transformers' models
+would take longer than everything else in a dry run, so four architectures are written out here; a test compares the
+name and shape of every parameter with transformers' own model. For others ``build`` returns None, and transformers is
+used.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ CLASSIFIER, SPANS, SEQ2SEQ = (
 
 
 class Unfilled(TorchFunctionMode):
-    """Inside, weights on the meta device are not filled: to draw none there torch would import its compiler, a second
-    of the time that a plan takes."""
+    """Inside, weights on the meta device are not initialized: torch would import its compiler for that, which takes a
+    second."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
@@ -32,8 +33,8 @@ class Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Skeleton(nn.Module):
-    """As much of a ``PreTrainedModel`` as sites, injection and counting look at."""
+class MetaModel(nn.Module):
+    """The part of a ``PreTrainedModel`` that sites, injection and counting use."""
 
     def __init__(self, config: SimpleNamespace) -> None:
         super().__init__()
@@ -46,8 +47,8 @@ class Skeleton(nn.Module):
         return self.get_submodule(self.base_model_prefix)
 
 
-def build(architecture: dict[str, Any], auto_model: str, num_labels: int) -> Skeleton | None:
-    """The tree of ``auto_model`` for an architecture of ``conf/backbone``; None if it is not spelled out here."""
+def build(architecture: dict[str, Any], auto_model: str, num_labels: int) -> MetaModel | None:
+    """The modules of ``auto_model`` for an architecture of ``conf/backbone``; None if they are not written out here."""
     config = SimpleNamespace(**architecture)
     if config.model_type not in PREFIXES:
         return None
@@ -59,7 +60,7 @@ def build(architecture: dict[str, Any], auto_model: str, num_labels: int) -> Ske
             base, head = _encoder(config), _encoder_head(config, auto_model, num_labels)
         if head is None:
             return None
-        model = Skeleton(config)
+        model = MetaModel(config)
         prefix = model.base_model_prefix
         for path, module in ({f"{prefix}.{path}": module for path, module in base.items()} | head).items():
             _put(model, path, module)

@@ -1,7 +1,6 @@
-"""Where in a model a method may work: the roles of its modules, one file of conf/sites/ for each model type.
+"""The modules of a model that a method may replace, by role; one file of conf/sites/ for each model type.
 
-``find_sites`` looks every path up in the model, so a renamed module is an error and never a method silently applied to
-less.
+``find_sites`` looks up every path in the model: a renamed module is an error, never a method applied to fewer modules.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ FOLDER = next((root / "conf" / "sites" for root in (PACKAGE, PACKAGE.parent) if 
 
 @dataclass(frozen=True)
 class Site:
-    """One module a method may replace: its role, its layer (from 0) and its path from the root of the model."""
+    """A module that a method may replace: its role, its layer (from 0) and its path from the root of the model."""
 
     role: str
     stack: str
@@ -38,7 +37,7 @@ class Site:
 
     @property
     def name(self) -> str:
-        """Independent of the backbone, as in records: ``encoder.0.q``."""
+        """The name in records, independent of the backbone: ``encoder.0.q``."""
         return f"{self.stack}.{self.layer}.{self.role}"
 
 
@@ -46,8 +45,8 @@ class Site:
 class Architecture:
     """A model type, as its file in conf/sites/ describes it.
 
-    The roles ``after_attn`` and ``after_ffn`` are the last module before a sublayer's residual, ``ffn_norm`` is the
-    LayerNorm after the residual of the feed-forward sublayer: there adapters go.
+    Adapters go to the roles ``after_attn`` and ``after_ffn``, the last module before a sublayer's residual, and
+    ``ffn_norm``, the LayerNorm after the residual of the feed-forward sublayer.
 
     Attributes:
         roles: role -> path or paths inside the base model, with ``{layer}`` and perhaps ``{stack}``.
@@ -73,7 +72,7 @@ class Architecture:
 
 
 def model_types() -> list[str]:
-    """Those with a file in conf/sites/."""
+    """The model types that have a file in conf/sites/."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 

@@ -1,4 +1,4 @@
-"""The same model at less cost: what is computed or cast again and again without need."""
+"""The same model at less cost: avoids repeated computations, casts and waits."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from adalora_repro.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # what inductor calls where CXX names none
-CROP_STEP = 16  # a span is a multiple of it, so that few shapes occur and a compiler or allocator meets them again
+COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # inductor's default without CXX
+CROP_STEP = 16  # spans are multiples of it, so that few shapes occur, which compiler and allocator can reuse
 
 
 def store_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keeps frozen weights and biases of linear layers in ``dtype``, what autocast would turn them into at every use.
+    """Stores the frozen weights and biases of linear layers in ``dtype``, to which autocast would cast them each time.
 
-    Not one number changes: the products have the same operands. A weight that another kind of module has too (an
-    embedding tied to the head) stays as it is, for that module is not autocast.
+    Results are bit-identical: the products have the same operands. A weight shared with another kind of module (an
+    embedding tied to the head) is left unchanged, because that module is not autocast.
     """
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     own = {id(module) for module in linear}
@@ -34,13 +34,13 @@ def store_frozen(model: nn.Module, dtype: torch.dtype) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
-def mask_without_looking(model: PreTrainedModel) -> None:
-    """Training steps for which the host need not wait until the device has reached them.
+def use_4d_masks(model: PreTrainedModel) -> None:
+    """Passes attention masks with four dimensions, so that the host does not wait for the device in a training step.
 
-    For models on PyTorch's fused attention transformers looks whether a batch has padding at all, to leave the mask out
-    where it has none: the host reads a value, once for an encoder, three times for an encoder-decoder, and whatever was
-    queued on an accelerator has to end first. A mask of four dimensions is taken as it is. What is computed is the
-    same; a batch without padding takes the kernel with a mask, whose rounding, and draws of dropout, may differ.
+    With PyTorch's fused attention, transformers reads a two-dimensional mask on the host, to drop it if a batch has no
+    padding: once for an encoder, three times for an encoder-decoder, and each time everything queued on an accelerator
+    has to finish first. It uses a mask of four dimensions as it is. The function is the same; for a batch without
+    padding the kernel with a mask is used, whose rounding and dropout may differ.
     """
     if model.config._attn_implementation != "sdpa":
         return
@@ -59,12 +59,12 @@ def mask_without_looking(model: PreTrainedModel) -> None:
     model.register_forward_pre_hook(before_forward, with_kwargs=True)
 
 
-def positions_at_hand(model: PreTrainedModel) -> None:
-    """DeBERTa's buckets of relative positions from a table that is made once.
+def cache_positions(model: PreTrainedModel) -> None:
+    """Computes DeBERTa's buckets of relative positions once, in a table.
 
-    transformers makes them anew in every pass, with a number that it copies from the host: a copy for which the host
-    waits until an accelerator has ended all that was queued before. The same integers. The table is as long as the
-    model's own limit; a longer batch is left to transformers. Other models have no such positions and stay as they are.
+    transformers computes them in every pass, with a number that it copies from the host; for that copy the host waits
+    until everything queued on an accelerator has finished. The table holds the same integers, up to the model's own
+    maximum length; longer batches are left to transformers. Models without relative positions are left unchanged.
     """
     encoder: Any = getattr(model.base_model, "encoder", None)
     if not hasattr(encoder, "get_rel_pos"):
@@ -83,15 +83,15 @@ def positions_at_hand(model: PreTrainedModel) -> None:
 
 
 def crop_positions(model: PreTrainedModel) -> None:
-    """DeBERTa's attention without the relative positions that no two tokens of a batch have.
+    """DeBERTa's attention without the relative positions that do not occur in a batch.
 
     Each layer projects all 2k embeddings of relative positions (k = 256 buckets on either side), multiplies every query
-    and key with all of them and picks the few that occur: in a batch of L tokens at most 2L - 1 of 512. Here the layers
-    go on with the middle 2s embeddings, s >= L a multiple of ``CROP_STEP``. Distances up to k / 2 are their own
-    buckets, so that a batch of up to k / 2 tokens can be cropped; a longer one is not.
+    and key with all of them and picks those that occur: in a batch of L tokens at most 2L - 1 of 512. Here the layers
+    use only the middle 2s embeddings, s >= L a multiple of ``CROP_STEP``. Distances up to k / 2 have buckets of their
+    own, so a batch of up to k / 2 tokens is cropped; a longer one is not.
 
-    What is computed is the same, up to the order of sums: the embeddings are cropped behind their dropout, which draws
-    as many random numbers as ever.
+    The result is the same up to the order of sums: the embeddings are cropped after their dropout, which draws as many
+    random numbers as before.
     """
     encoder: Any = model.base_model.encoder
     layers: list[Any] = [layer.attention.self for layer in encoder.layer]
@@ -115,16 +115,15 @@ def crop_positions(model: PreTrainedModel) -> None:
 def compiled(model: PreTrainedModel, backend: str) -> Any:
     """``model`` for training steps, through torch.compile: one program for batches of any length.
 
-    It is made at the first steps (a minute or more). Another is made for the first batch of a single row, for torch
-    does not take 1 for one of many numbers, and with ``crop_positions`` one for the first batch that is too long to be
-    cropped. The model itself stays as it is, for evaluation: generation would need programs of its own. Fused
-    operations round otherwise: not the same numbers.
+    Compiling takes a minute or more, at the first step; again for the first batch of a single row, which torch treats
+    as a special case, and with ``crop_positions`` for the first batch that is too long to be cropped. Evaluation uses
+    the model itself, because generation would need programs of its own. Fused operations round differently.
     """
     return torch.compile(model, backend=backend, dynamic=True)
 
 
 def require_compiler(backend: str) -> None:
-    """Raises InputError if ``backend`` is ``inductor`` and finds no compiler for what it writes."""
+    """Raises InputError if ``backend`` is ``inductor`` and there is no C++ compiler."""
     compiler = os.environ.get("CXX") or COMPILER
     if backend == "inductor" and not shutil.which(compiler):
         raise InputError(f"train.compile=inductor needs a C++ compiler: no {compiler} here (CXX names another)")

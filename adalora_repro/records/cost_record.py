@@ -1,7 +1,7 @@
 """CostRecord <-> cost.json: what steps of one method cost beside another's, with provenance.
 
-Below ``results/cost``, apart from the records of training, which it never enters. Standard library only, like
-``records.py``: the report must start fast.
+They lie below ``results/cost``, apart from the records of training. Standard library only, like ``run_record.py``:
+reports must start fast.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from adalora_repro.records.validation import (
     SIZE,
     TEXT,
     Check,
-    Refuse,
+    checked,
     each,
     fields,
     items,
     optional,
+    schema,
 )
 
 SCHEMA_VERSION = 1
@@ -53,7 +54,7 @@ KEY_FIELDS: dict[str, Check] = {
 TIMES = ("median_s", "mean_s", "epoch_s", "tokens_per_s")  # of each method
 RATIOS = ("median", "epoch")
 
-# What a record must look like, as in ``records.FIELDS``.
+# What the parts of a record must look like, as in ``run_record``.
 
 METHOD = fields(
     {"budget": TEXT, **dict.fromkeys(TIMES, POSITIVE), "peak_memory": optional(POSITIVE)},
@@ -65,21 +66,6 @@ PAIR = fields(
 )
 INTERVAL = fields({"value": POSITIVE, "low": optional(POSITIVE), "high": optional(POSITIVE)})
 PHASE = fields({"median": POSITIVE, "pairs": COUNT})
-FIELDS = fields(
-    {
-        "key": fields(KEY_FIELDS),
-        "methods": each(METHOD),
-        "pairs": items(PAIR),
-        "ratio": optional(fields(dict.fromkeys(RATIOS, INTERVAL), {"phases": each(PHASE)})),
-        "epoch": fields({"steps": SIZE, "examples": SIZE}),
-        "memory_of": TEXT,
-        "environment": ENVIRONMENT,
-        "data": OBJECT,
-        "created": POSITIVE,
-    },
-    {"schema_version": SIZE},
-    closed=True,
-)
 
 
 @dataclass
@@ -87,8 +73,8 @@ class CostRecord:
     """One measurement. Units: seconds, bytes, counts.
 
     Attributes:
-        key: see ``KEY_FIELDS``. ``typed`` are the settings of the command line that no other field tells.
-        methods: the method measured and the one beside it -> ``budget``, ``params`` (trained), ``TIMES``,
+        key: see ``KEY_FIELDS``. ``typed`` are the settings of the command line that no other field holds.
+        methods: the method measured and the one it is compared with -> ``budget``, ``params`` (trained), ``TIMES``,
             ``peak_memory`` (None: not measured), ``settings`` (every result-relevant one). ``epoch_s`` is ``mean_s``
             times ``epoch["steps"]``.
         pairs: one for each batch, in the order measured: ``t`` and ``phase`` of the method, ``examples``, ``tokens``
@@ -101,20 +87,23 @@ class CostRecord:
         created: Unix time.
     """
 
-    key: dict[str, Any]
-    methods: dict[str, dict[str, Any]]
-    pairs: list[dict[str, Any]]
-    ratio: dict[str, Any] | None
-    epoch: dict[str, int]
-    memory_of: str
-    environment: dict[str, Any]
-    data: dict[str, Any]
-    created: float
-    schema_version: int = SCHEMA_VERSION
+    key: dict[str, Any] = checked(fields(KEY_FIELDS))
+    methods: dict[str, dict[str, Any]] = checked(each(METHOD))
+    pairs: list[dict[str, Any]] = checked(items(PAIR))
+    ratio: dict[str, Any] | None = checked(optional(fields(dict.fromkeys(RATIOS, INTERVAL), {"phases": each(PHASE)})))
+    epoch: dict[str, int] = checked(fields({"steps": SIZE, "examples": SIZE}))
+    memory_of: str = checked(TEXT)
+    environment: dict[str, Any] = checked(ENVIRONMENT)
+    data: dict[str, Any] = checked(OBJECT)
+    created: float = checked(POSITIVE)
+    schema_version: int = checked(SIZE, default=SCHEMA_VERSION)
+
+
+CHECK = schema(CostRecord)
 
 
 def folder(results: Path, key: dict[str, Any]) -> Path:
-    """results/cost/<backbone>/<task>/<budget>/<method>[-<against>]-<precision>-<padding>-<weights>, to be numbered.
+    """results/cost/<backbone>/<task>/<budget>/<method>[-<against>]-<precision>-<padding>-<weights>, without its number.
 
     Raises:
         RecordError: a part of the key would leave ``results``.
@@ -125,7 +114,7 @@ def folder(results: Path, key: dict[str, Any]) -> Path:
 
 
 def write(record: CostRecord, results: Path) -> Path:
-    """Files the record in a numbered folder of its own, beside the measurements before it; returns its path.
+    """Writes the record into a numbered folder of its own, beside earlier measurements; returns its path.
 
     Raises:
         RecordError: the record would not be readable.
@@ -158,32 +147,29 @@ def validate(values: Any, where: str) -> CostRecord:
     Raises:
         RecordError: naming ``where`` and the first thing that is wrong.
     """
+    record = run_record.constructed(CostRecord, CHECK, SCHEMA_VERSION, values, where)
+    if problem := _contradiction(record):
+        raise RecordError(f"{where}: {problem}")
+    return record
 
-    def refuse(why: str) -> RecordError:
-        return RecordError(f"{where}: {why}")
 
-    run_record.check_version(values, SCHEMA_VERSION, refuse)
-    FIELDS(values, "", refuse)
-    against = values["key"]["against"]
-    names = [values["key"]["method"], *([against] if against is not None else [])]
-    if list(values["methods"]) != names:
-        raise refuse(f"methods are {list(values['methods'])}, the key has {names}")
-    if not values["pairs"]:
-        raise refuse("no pairs")
-    for number, pair in enumerate(values["pairs"]):
+def _contradiction(record: CostRecord) -> str | None:
+    """Where the parts of a record contradict each other; None if they agree."""
+    against, ratio = record.key["against"], record.ratio
+    names = [record.key["method"], *([against] if against is not None else [])]
+    if list(record.methods) != names:
+        return f"methods are {list(record.methods)}, the key has {names}"
+    if not record.pairs:
+        return "no pairs"
+    for number, pair in enumerate(record.pairs):
         if set(pair["seconds"]) != set(names) or sorted(pair["order"]) != sorted(names):
-            raise refuse(f"pairs[{number}] has no order and seconds of {', '.join(names)}")
-    _check_ratio(values["ratio"], against, refuse)
-    return CostRecord(**values)
-
-
-def _check_ratio(ratio: dict[str, Any] | None, against: str | None, refuse: Refuse) -> None:
+            return f"pairs[{number}] has no order and seconds of {', '.join(names)}"
     if (ratio is None) != (against is None):
-        raise refuse("a ratio, but no method to compare with" if against is None else f"no ratio to {against}")
+        return "a ratio, but no method to compare with" if against is None else f"no ratio to {against}"
     for name in RATIOS if ratio is not None else ():
-        ends = ratio[name]["low"], ratio[name]["high"]  # type: ignore[index]
-        if None in ends and ends != (None, None):
-            raise refuse(f"ratio.{name} has only one end of its interval")
+        if (ratio[name]["low"] is None) != (ratio[name]["high"] is None):  # type: ignore[index]
+            return f"ratio.{name} has only one end of its interval"
+    return None
 
 
 def read_all(results: Path) -> tuple[list[tuple[Path, CostRecord]], list[str]]:
@@ -191,18 +177,6 @@ def read_all(results: Path) -> tuple[list[tuple[Path, CostRecord]], list[str]]:
 
     A record counts only in a folder that its key names: a copy elsewhere would be one measurement more.
     """
-    measurements: list[tuple[Path, CostRecord]] = []
     refused: list[str] = []
-    for path in run_record.walk(results / "cost", lambda name: name == RECORD_NAME, LEVELS, refused.append):
-        try:
-            record = run_record.read_json(path, validate)
-            expected = folder(results, record.key)
-            if path.parent.parent != expected.parent or path.parent.name.rpartition("-")[0] != expected.name:
-                raise RecordError(f"{path}: its key belongs in {expected}-N, a copied measurement is not counted")
-        except FileNotFoundError:
-            continue  # it was moved meanwhile
-        except RecordError as error:
-            refused.append(str(error))
-        else:
-            measurements.append((path, record))
-    return measurements, refused
+    paths = run_record.walk(results / "cost", lambda name: name == RECORD_NAME, LEVELS, refused.append)
+    return run_record.read_each(paths, validate, lambda record: (folder(results, record.key), r"-\d+"), refused)

@@ -1,8 +1,8 @@
-"""The lease on a run's folder: two processes never train the same run, and a dead one's lease does not stay.
+"""The lease on a run's folder: two processes never train the same run, and the lease of a dead one is taken over.
 
-``filelock.SoftFileLease`` writes the file ``.lock``, renews it from a thread, and judges another's: that of a dead
-process of this host is taken over at once. One of another host is watched, and taken over when nothing renewed it for
-``LEASE_S``. No clock is read but this host's own, so none can be wrong.
+``filelock.SoftFileLease`` writes the file ``.lock``, renews it from a thread, and judges other leases: that of a dead
+process on this host is taken over at once. A lease of another host is watched, and taken over when it has not been
+renewed for ``LEASE_S``. Only this host's clock is read, so clocks that differ do no harm.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from adalora_repro.errors import InputError
-from adalora_repro.records.file_kinds import not_a_file
+from adalora_repro.records.validation import not_a_file
 
 NAME = ".lock"
-LEASE_S = 60.0  # three renewals: one that a busy file system delays is no death
-LOOK_S = 1.0  # between two looks at a lease that is watched
-Seen = tuple[int, int] | None  # inode and time of change of a lease's file
+LEASE_S = 60.0  # three renewals: a busy file system may delay one
+LOOK_S = 1.0  # between two checks of a lease that is watched
+Seen = tuple[int, int] | None  # inode and modification time of a lease's file
 
 
 class LostFolderError(RuntimeError):
-    """The folder is not this process's any more: it was removed, or another process has it. Nothing may be written."""
+    """The folder no longer belongs to this process: it was removed or taken over. Nothing may be written to it."""
 
 
 class Lock:
@@ -38,13 +38,13 @@ class Lock:
         self._lease = _lease(self._path)
 
     def take(self, say: Callable[[str], None]) -> None:
-        """Takes the lease, that of a dead holder too.
+        """Takes the lease; also from a dead holder.
 
         Args:
             say: is given a line before another host's lease is watched.
 
         Raises:
-            InputError: its holder lives.
+            InputError: its holder is alive.
             OSError: the folder cannot be written.
         """
         looks = 0
@@ -63,7 +63,7 @@ class Lock:
             if first is None:
                 owner = self._lease.owner
                 host = "an unknown host" if owner is None else owner.hostname
-                say(f"{self._folder} is locked by {host}: looking for up to {LEASE_S:.0f} s whether that process lives")
+                say(f"{self._folder} is locked by {host}: watching up to {LEASE_S:.0f} s if it is alive")
                 first, looks = now, 0
             looks += 1
             time.sleep(LOOK_S)
@@ -78,12 +78,12 @@ class Lock:
         if _seen(self._path) is None:
             what = self._path if self._folder.exists() else self._folder
             raise LostFolderError(f"{what} was removed while the run was training")
-        if self._lease.compromise is not None:  # otherwise it cannot be read for a moment
+        if self._lease.compromise is not None:  # otherwise it is only unreadable for a moment
             raise LostFolderError(f"{self._path} cannot be renewed")
 
     def release(self) -> None:
-        """Gives the lease back; one that was never had, or is another's by now, stays as it is."""
-        with suppress(OSError):  # what stays is a dead holder's
+        """Gives the lease back; one that was never held, or was taken over, stays as it is."""
+        with suppress(OSError):  # a file that stays counts as a dead holder's
             self._lease.release()
 
 
@@ -92,7 +92,7 @@ def _lease(path: Path) -> SoftFileLease:
 
 
 def _acquired(lease: SoftFileLease) -> bool:
-    """One try, which takes over what filelock can prove to be a dead holder's."""
+    """Tries once; takes over a lease whose holder filelock can prove dead."""
     try:
         lease.acquire(timeout=0)
     except (Timeout, LeaseSettingsMismatch):
@@ -101,7 +101,7 @@ def _acquired(lease: SoftFileLease) -> bool:
 
 
 def _seen(path: Path) -> Seen:
-    """What changes when a lease is renewed; None without a file."""
+    """Changes when a lease is renewed; None without a file."""
     try:
         state = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -110,7 +110,7 @@ def _seen(path: Path) -> Seen:
 
 
 def _remove(path: Path, judged: Seen) -> None:
-    """Takes the file away if it is the one that was judged; any other is put back."""
+    """Removes the file if it is the one that was judged; any other is put back."""
     aside = path.with_name(f"{NAME}.{secrets.token_hex(8)}")
     with suppress(FileNotFoundError):
         os.rename(path, aside)
@@ -121,10 +121,10 @@ def _remove(path: Path, judged: Seen) -> None:
 
 
 def alive(folder: Path) -> bool | None:
-    """Whether a process trains in the run's folder, as far as one look tells; None: it may be on another host.
+    """Whether a process is training in the run's folder; None: unknown, it may be on another host.
 
-    filelock judges a holder (its host, its PID namespace, when it was started) only where it acquires, so it is given a
-    copy: a look changes nothing in the folder.
+    filelock judges a holder (its host, its PID namespace, its start time) only when it acquires a lease, so it is given
+    a copy: nothing in the folder changes.
     """
     path = folder / NAME
     try:
@@ -150,10 +150,10 @@ def alive(folder: Path) -> bool | None:
 
 
 def held(folder: Path, sure: bool = False) -> bool:
-    """The same, with an answer in any case.
+    """Whether the run's folder is in use.
 
     Args:
-        sure: count only what is certain. A lease of another host may be a dead holder's; it counts otherwise.
+        sure: the answer where ``alive`` does not know: False if set, True otherwise.
     """
     living = alive(folder)
     return not sure if living is None else living

@@ -1,4 +1,4 @@
-"""Where and with what a run was made: part of every record, never of its identity."""
+"""The environment of a run: part of every record, never of its identity."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     import torch
 
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "hydra-core", "tokenizers", "numpy")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device, threads and the state of the source tree."""
     import torch
 
-    ours = _git("ls-files", "--error-unmatch", "__init__.py") is not None  # not a repository we are installed in
+    ours = _git("ls-files", "--error-unmatch", "__init__.py") is not None  # not one that merely contains .venv
     commit = _git("rev-parse", "HEAD") if ours else None
     dirty = _git("status", "--porcelain", "--", ".", "../conf", "../sweeps") if ours else None  # records do not count
     return {
@@ -35,7 +36,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def reset_peak_memory() -> None:
-    """Starts the peak anew: the jobs of a sweep share a process."""
+    """Resets the peak, because the runs of a sweep share a process."""
     import torch
 
     if torch.cuda.is_available():
@@ -58,24 +59,24 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
     return {"peak": peak * 1024, "of": "resident set"}
 
 
-def _processor() -> str:
-    """The CPU's model as Linux names it."""
+def _cpuinfo(path: Path, *names: str) -> str | None:
+    """The first value with one of these names in ``/proc/cpuinfo``; None if there is none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-def has_bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
-    """Whether this CPU multiplies matrices in bf16 (AVX512-BF16, AMX, Arm's BF16); None where Linux does not say."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    features = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), None)
-    return None if features is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features)
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(names)), None)
+
+
+def _processor() -> str:
+    """The model name of the CPU."""
+    return _cpuinfo(CPUINFO, "model name") or platform.processor() or platform.machine()
+
+
+def has_bf16_instructions(cpuinfo: Path = CPUINFO) -> bool | None:
+    """Whether this CPU multiplies matrices in bf16 (AVX512-BF16, AMX, Arm's BF16); None if Linux does not tell."""
+    features = _cpuinfo(cpuinfo, "flags", "Features")
+    return None if features is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features.split())
 
 
 def _git(*arguments: str) -> str | None:

@@ -1,8 +1,8 @@
 """Methods whose definition was corrected: the first revision whose records count, and why.
 
-``CORRECTED`` is the only place for this. ``plan.py`` writes a method's current revision into the settings of a run, and
-so into its identity: a run trained with an earlier definition is another run, never "already done". Reports refuse
-records of an earlier revision and print the reason.
+``CORRECTED`` alone lists them. ``config`` writes a method's current revision into the settings of a run, and so into
+its identity: a run trained with an earlier definition is another run, never "already done". Reports refuse records of
+an earlier revision and print the reason.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SETTING = "method.revision"  # without it a record is of revision 1
 
 @dataclass(frozen=True)
 class Correction:
-    """``revision``: the first that counts; ``reason``: what was wrong before, as text that follows a colon."""
+    """``revision``: the first that counts; ``reason``: the error before it, as text that follows a colon."""
 
     revision: int
     reason: str
@@ -33,12 +33,12 @@ CORRECTED = {
 
 
 def present(module: str) -> dict[str, int]:
-    """The revision in the settings of a new run; nothing at revision 1, so that old runs keep their identity."""
+    """The revision for the settings of a new run; nothing at revision 1, so that old runs keep their identity."""
     return {SETTING: CORRECTED[module].revision} if module in CORRECTED else {}
 
 
 def outdated(record: RunRecord) -> str | None:
-    """Why the record does not count; None if its method has not been corrected since the record was made."""
+    """Why the record does not count; None if its method has not been corrected since."""
     module = record.settings.get("method.module", record.key["method"])
     correction = CORRECTED.get(module) if isinstance(module, str) else None
     if correction is None:

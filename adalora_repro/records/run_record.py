@@ -1,8 +1,8 @@
 """RunRecord <-> metrics.json: what one run measured, with provenance.
 
-Standard library only: the report reads thousands of records and must start fast. A record is written atomically
-(temporary file, fsync, rename), so a reader never sees half of one and a full disk never costs the record that was
-there before. A reader refuses what it cannot validate and says which file and why.
+Standard library only: reports read thousands of records and must start fast. A record is written atomically (temporary
+file, fsync, rename), so a reader never sees half of one, and a full disk never costs the record that was there before.
+A reader refuses a file that it cannot validate, and names the file and the reason.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import os
+import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from adalora_repro.errors import one_line
 from adalora_repro.records import validation
-from adalora_repro.records.file_kinds import not_a_file
 from adalora_repro.records.validation import (
     AMOUNT,
     COUNT,
@@ -29,27 +30,27 @@ from adalora_repro.records.validation import (
     SIZE,
     TEXT,
     Check,
-    Refuse,
+    checked,
     each,
     fields,
     items,
+    not_a_file,
     one_of,
     optional,
+    schema,
 )
-from adalora_repro.terminal import one_line
 
 T = TypeVar("T")
 SCHEMA_VERSION = 1
 STATUSES = ("running", "ok", "failed", "cancelled")
 RECORD_NAME = "metrics.json"
-EVALUATED = ("metrics", "holdout")  # parts of an evaluation: the reported splits, the held-out split
-WITH_A = ("lora", "lora_regu", "prune_lora")  # modules of methods whose A starts as method.init says
+WITH_A = ("lora", "lora_regu", "prune_lora")  # modules of the methods that have method.init
 RUN_LEVELS = 5  # of folders below ``runs``, see ``run_folder``
-DEEPEST = 50  # nested folders that are searched
-LARGEST = 64 << 20  # bytes of a record; ours have a few thousand
+DEEPEST = 50  # levels of folders that are searched
+LARGEST = 64 << 20  # bytes of a record; usual are a few thousand
 
-# What a record must look like. Every field that a report reads has a line here, so that no report has to check again; a
-# field without one may hold any JSON value.
+# What the parts of a record must look like. Every field that a report reads has a check, so that no report has to check
+# again; a field without one may hold any JSON value.
 
 KEY_FIELDS: dict[str, Check] = {
     "backbone": TEXT,
@@ -68,7 +69,8 @@ KEY_FIELDS: dict[str, Check] = {
 EVALUATION = fields({"metrics": each(NUMBER), "step": COUNT}, {"holdout": each(NUMBER)})
 BUDGET = dict.fromkeys(
     ("n", "r", "d", "b_0", "b_T", "t_i", "t_f", "delta_t", "mask_events", "params", "wider"), optional(COUNT)
-)
+) | {"gamma": NUMBER}
+PROGRESS = {"step": COUNT, "total_steps": COUNT, "updated": AMOUNT, "host": TEXT, "pid": COUNT}
 ENVIRONMENT = fields(
     {},
     {
@@ -99,24 +101,6 @@ SETTINGS = fields(
         "method.layers": optional(items(COUNT)),
     },
 )
-FIELDS = fields(
-    {"status": one_of(*STATUSES), "key": fields(KEY_FIELDS), "primary_metric": TEXT},
-    {
-        "error": optional(TEXT),
-        "degenerate": FLAG,
-        "final": optional(EVALUATION),
-        "best": optional(EVALUATION),
-        "params": each(COUNT),
-        "budget": optional(fields({}, BUDGET | {"gamma": NUMBER})),
-        "rank_pattern": optional(each(COUNT)),
-        "progress": fields({}, {"step": COUNT, "total_steps": COUNT, "updated": AMOUNT, "host": TEXT, "pid": COUNT}),
-        "time": each(AMOUNT),
-        "memory": fields({}, {"peak": AMOUNT, "of": TEXT}),
-        "environment": ENVIRONMENT,
-        "data": DATA,
-        "settings": SETTINGS,
-    },
-)
 
 
 class RecordError(ValueError):
@@ -143,30 +127,30 @@ class RunRecord:
             parameters at the initial budget), ``backbone`` (the frozen model, for shares).
         budget: ``n`` adapted matrices, ``r`` or ``b_0``, ``b_T`` and the phases; None for methods without matrices.
             With ``budget.match=params`` also ``params``, the number matched, and the sizes: ``r`` or ``d``, how many
-            places have one more (``wider``), and of adapters the ``widths`` by site.
+            modules have one more (``wider``), and for adapters the ``widths`` by site.
         rank_pattern: adapted matrix -> triplets kept at the end; None for methods without ranks.
         progress: ``step``, ``total_steps``, ``updated`` (Unix time) and who holds the run (``host``, ``pid``).
         settings: every result-relevant setting as used, flat (``optim.lr`` -> value). ``key.hash`` is made of them;
             where T is known only from the tokenized data, of the step counts before they were scaled by it.
     """
 
-    key: dict[str, Any]
-    primary_metric: str
-    status: str = "running"
-    error: str | None = None
-    final: dict[str, Any] | None = None
-    best: dict[str, Any] | None = None
-    degenerate: bool = False
-    params: dict[str, int] = field(default_factory=dict)
-    budget: dict[str, Any] | None = None
-    rank_pattern: dict[str, int] | None = None
-    progress: dict[str, Any] = field(default_factory=dict)
-    time: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
+    key: dict[str, Any] = checked(fields(KEY_FIELDS))
+    primary_metric: str = checked(TEXT)
+    status: str = checked(one_of(*STATUSES), default="running", required=True)
+    error: str | None = checked(optional(TEXT), default=None)
+    final: dict[str, Any] | None = checked(optional(EVALUATION), default=None)
+    best: dict[str, Any] | None = checked(optional(EVALUATION), default=None)
+    degenerate: bool = checked(FLAG, default=False)
+    params: dict[str, int] = checked(each(COUNT), default_factory=dict)
+    budget: dict[str, Any] | None = checked(optional(fields({}, BUDGET)), default=None)
+    rank_pattern: dict[str, int] | None = checked(optional(each(COUNT)), default=None)
+    progress: dict[str, Any] = checked(fields({}, PROGRESS), default_factory=dict)
+    time: dict[str, float] = checked(each(AMOUNT), default_factory=dict)
+    memory: dict[str, Any] = checked(fields({}, {"peak": AMOUNT, "of": TEXT}), default_factory=dict)
+    environment: dict[str, Any] = checked(ENVIRONMENT, default_factory=dict)
+    data: dict[str, Any] = checked(DATA, default_factory=dict)
+    settings: dict[str, Any] = checked(SETTINGS, default_factory=dict)
+    schema_version: int = checked(SIZE, default=SCHEMA_VERSION)
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON types, its identity first so that a person sees it first."""
@@ -175,22 +159,16 @@ class RunRecord:
         return {name: values.pop(name) for name in first} | values
 
     def measured(self) -> dict[str, Any]:
-        """What must be identical when the same run is repeated or resumed: all but clocks, machine and progress."""
+        """What a repeated or resumed run must reproduce: all fields except for times, memory, machine and progress."""
         volatile = ("time", "memory", "environment", "progress")
         return {name: value for name, value in self.to_json().items() if name not in volatile}
 
 
-def check_version(values: Any, version: int, refuse: Refuse) -> None:
-    """Raises what ``refuse`` makes of the reason unless ``values`` is a JSON object of this schema version."""
-    if not isinstance(values, dict):
-        raise refuse("not a JSON object")
-    version_read = values.get("schema_version")
-    if type(version_read) is not int or version_read != version:
-        raise refuse(f"schema_version {validation.shown(version_read)}, this program reads {version}")
+CHECK = schema(RunRecord)
 
 
-def validate(values: Any, where: str) -> RunRecord:
-    """JSON values -> RunRecord.
+def constructed(record: type[T], check: Check, version: int, values: Any, where: str) -> T:
+    """A dataclass from JSON values of this schema version that pass ``check``.
 
     Raises:
         RecordError: naming ``where`` and the first thing that is wrong.
@@ -199,25 +177,35 @@ def validate(values: Any, where: str) -> RunRecord:
     def refuse(why: str) -> RecordError:
         return RecordError(f"{where}: {why}")
 
-    check_version(values, SCHEMA_VERSION, refuse)
-    unknown = sorted(set(values) - {f.name for f in dataclasses.fields(RunRecord)})
-    if unknown:
-        raise refuse(f"unknown field '{unknown[0]}'")
-    FIELDS(values, "", refuse)
-    if values["status"] == "ok":
-        if values.get("final") is None:
-            raise refuse("status ok without a final evaluation")
-        for name in ("final", "best"):
-            if values.get(name) is None:
-                continue
-            for part in EVALUATED:
-                if values["primary_metric"] not in values[name].get(part, values[name]["metrics"]):
-                    raise refuse(
-                        f"{name}{'' if part == 'metrics' else f'.{part}'} has no metric '{values['primary_metric']}'"
-                    )
-            if ("holdout" in values[name]) != ("holdout" in values["final"]):
-                raise refuse("one of final and best has a held-out split, the other has none")
-    return RunRecord(**values)
+    if not isinstance(values, dict):
+        raise refuse("not a JSON object")
+    version_read = values.get("schema_version")
+    if type(version_read) is not int or version_read != version:
+        raise refuse(f"schema_version {validation.shown(version_read)}, this program reads {version}")
+    check(values, "", refuse)
+    return record(**values)
+
+
+def validate(values: Any, where: str) -> RunRecord:
+    """JSON values -> RunRecord.
+
+    Raises:
+        RecordError: naming ``where`` and the first thing that is wrong.
+    """
+    record = constructed(RunRecord, CHECK, SCHEMA_VERSION, values, where)
+    if record.status != "ok":
+        return record
+    if record.final is None:
+        raise RecordError(f"{where}: status ok without a final evaluation")
+    for name, entry in (("final", record.final), ("best", record.best)):
+        if entry is None:
+            continue
+        for part, owner in (("metrics", name), ("holdout", f"{name}.holdout")):
+            if record.primary_metric not in entry.get(part, entry["metrics"]):
+                raise RecordError(f"{where}: {owner} has no metric '{record.primary_metric}'")
+        if ("holdout" in entry) != ("holdout" in record.final):
+            raise RecordError(f"{where}: one of final and best has a held-out split, the other has none")
+    return record
 
 
 def figures_to_choose_by(entry: Mapping[str, Any]) -> dict[str, float]:
@@ -237,7 +225,7 @@ def content_of(path: Path, most: int = LARGEST) -> bytes:
     try:
         status = path.stat()
         if kind := not_a_file(status.st_mode):
-            raise RecordError(f"{path}: {kind} in the place of a file")
+            raise RecordError(f"{path}: {kind}, not a file")
         if status.st_size > most:
             raise RecordError(f"{path}: {status.st_size:,} bytes, more than the {most:,} allowed")
         with path.open("rb") as file:
@@ -274,28 +262,28 @@ def read_json(path: Path, validate: Callable[[Any, str], T]) -> T:
         raise
     except ValueError as error:
         raise RecordError(f"{path}: {error}") from None
-    except Exception as error:  # the last line of defence: one foreign file must not end a report
+    except Exception as error:  # one foreign file must not end a report
         raise RecordError(f"{path}: {one_line(error)}") from None
 
 
 def stated(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings, with the earlier behaviour filled in for settings that did not exist when it was made."""
+    """A run's settings; those that did not exist when it was made have the value of the earlier behaviour."""
     earlier: dict[str, Any] = {"train.group_by_length": settings.get("train.padding") == "longest"}
     if settings.get("method.module") in WITH_A:
         earlier["method.init"] = "normal"
     return earlier | dict(settings)
 
 
-def ranks(place: Path) -> tuple[dict[str, int], str]:
-    """The final ranks of a finished run, matrix -> rank, and the budget they are of.
+def ranks(where: Path) -> tuple[dict[str, int], str]:
+    """The final ranks of a finished run, matrix -> rank, and its budget.
 
     Args:
-        place: its folder or its record.
+        where: its folder or its record.
 
     Raises:
-        RecordError: no record there, of a run that is not finished, or without ranks; the message names the file.
+        RecordError: there is no record, the run is not finished, or it has no ranks; the message names the file.
     """
-    path = place / RECORD_NAME if place.is_dir() else place
+    path = where / RECORD_NAME if where.is_dir() else where
     try:
         record = read(path)
     except FileNotFoundError:
@@ -304,7 +292,7 @@ def ranks(place: Path) -> tuple[dict[str, int], str]:
         raise RecordError(f"{path}: the run is not finished ({record.status})")
     pattern = record.rank_pattern or {}
     if not any(pattern.values()):
-        raise RecordError(f"{path}: method '{record.key['method']}' has no ranks there")
+        raise RecordError(f"{path}: method '{record.key['method']}' has no ranks")
     return pattern, record.key["budget"]
 
 
@@ -321,7 +309,7 @@ def write(record: RunRecord, folder: Path) -> Path:
 
 
 def validated(values: dict[str, Any], path: Path, validate: Callable[[Any, str], object]) -> bytes:
-    """The content of a file, checked as its reader will check it.
+    """The values as the content of a file, checked as a reader will check them.
 
     Raises:
         RecordError: the reader would refuse it.
@@ -337,7 +325,7 @@ def validated(values: dict[str, Any], path: Path, validate: Callable[[Any, str],
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Replaces ``path`` by ``content``: after a crash or a full disk either the old or the new file is there, complete.
+    """Replaces ``path`` by ``content``: even after a crash or on a full disk, the old or the new file is complete.
 
     The permissions of the new file follow the umask.
     """
@@ -355,9 +343,9 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, Any]) -> None:
-    """Writes what belongs beside a record, each file atomically: a JSON value, or rows of a ``*.jsonl.gz``.
+    """Writes files beside a record, each atomically: a JSON value, or the rows of a ``*.jsonl.gz``.
 
-    The same content gives the same bytes (no time stamp in the archive).
+    Equal content gives equal bytes (no time stamp in the archive).
     """
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
@@ -375,42 +363,39 @@ def walk(
     Args:
         name: whether a name matches; the path may also be a folder or a broken link.
         levels: how many levels of folders below ``top`` may hold such names.
-        refuse: is given a line for each place that could not be searched: a folder without permission; within these
-            ``levels``, also a link to a folder or a broken link.
+        refuse: is given a line for each folder that cannot be searched: no permission; within these ``levels`` also a
+            link to a folder, or a broken link.
     """
 
-    def look(folder: str, level: int) -> Iterator[Path]:
-        try:
-            with os.scandir(folder) as entries:
-                inside = sorted(entries, key=lambda entry: entry.name)
-        except FileNotFoundError:
-            if os.path.islink(folder):
-                refuse(f"{folder}: a broken link")
-            return  # or it was moved meanwhile
-        except OSError as error:
-            refuse(f"{folder}: {error.strerror}; records in it are not counted")
-            return
-        for entry in inside:
-            if name(entry.name):
-                yield Path(entry.path)
-            elif entry.is_dir(follow_symlinks=False):
-                if level == DEEPEST:
-                    refuse(f"{entry.path}: {DEEPEST} folders deep; records in it are not counted")
-                else:
-                    yield from look(entry.path, level + 1)
-            elif entry.is_symlink() and level < levels and not entry.name.startswith("."):
-                if os.path.isdir(entry.path):
-                    refuse(f"{entry.path}: a link to a folder, which is not followed; records in it are not counted")
-                elif not os.path.exists(entry.path):
-                    refuse(f"{entry.path}: a broken link")
+    if os.path.islink(top) and not os.path.exists(top):
+        refuse(f"{top}: a broken link")
 
-    yield from look(str(top), 0)
+    def unreadable(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # it was moved meanwhile
+            refuse(f"{error.filename}: {error.strerror}; records in it are not counted")
+
+    for folder, folders, files in os.walk(top, onerror=unreadable):
+        level = len(Path(folder).relative_to(top).parts)
+        names = sorted((*folders, *files))
+        yield from (Path(folder, entry) for entry in names if name(entry))
+        folders[:] = sorted(entry for entry in folders if not name(entry))
+        for entry in names if level < levels else ():
+            path = os.path.join(folder, entry)
+            if name(entry) or entry.startswith(".") or not os.path.islink(path):
+                continue
+            if os.path.isdir(path):
+                refuse(f"{path}: a link to a folder, which is not followed; records in it are not counted")
+            elif not os.path.exists(path):
+                refuse(f"{path}: a broken link")
+        if level == DEEPEST and folders:
+            refuse(f"{folder}: has folders more than {DEEPEST} levels deep; records in them are not counted")
+            folders.clear()
 
 
 def find(results: Path, refuse: Callable[[str], None] = lambda line: None) -> Iterator[Path]:
     """Paths of all records below ``results/runs``, in a fixed order; ``refuse``: see ``walk``.
 
-    Records set aside by ``force`` are not among them.
+    Records that ``force=true`` set aside are not among them.
     """
     return walk(results / "runs", lambda name: name == RECORD_NAME, RUN_LEVELS, refuse)
 
@@ -420,28 +405,42 @@ def read_all(results: Path) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
 
     A record counts only in the folder that its key names: a copy elsewhere would be averaged in twice.
     """
-    records: list[tuple[Path, RunRecord]] = []
     refused: list[str] = []
-    for path in find(results, refused.append):
+    return read_each(
+        find(results, refused.append), validate, lambda record: (run_folder(results, record.key), ""), refused
+    )
+
+
+def read_each(
+    paths: Iterable[Path],
+    validate: Callable[[Any, str], T],
+    belongs: Callable[[T], tuple[Path, str]],
+    refused: list[str],
+) -> tuple[list[tuple[Path, T]], list[str]]:
+    """The records in these files, and ``refused`` with a line for each file that is not counted.
+
+    Args:
+        belongs: the folder of a record, and the pattern of what may follow that folder's name.
+    """
+    records: list[tuple[Path, T]] = []
+    for path in paths:
         try:
-            record = read(path)
-            _check_place(path, results, record)
+            record = read_json(path, validate)
+            try:
+                folder, suffix = belongs(record)
+            except RecordError as error:
+                raise RecordError(f"{path}: {error}") from None
+            if path.parent.parent != folder.parent or not re.fullmatch(
+                re.escape(folder.name) + suffix, path.parent.name
+            ):
+                raise RecordError(f"{path}: its key belongs in {folder}, a copied or renamed folder is not counted")
         except FileNotFoundError:
-            continue  # replaced or moved while we walked
+            continue  # replaced or moved meanwhile
         except RecordError as error:
             refused.append(str(error))
         else:
             records.append((path, record))
     return records, refused
-
-
-def _check_place(path: Path, results: Path, record: RunRecord) -> None:
-    try:
-        expected = run_folder(results, record.key)
-    except RecordError as error:
-        raise RecordError(f"{path}: {error}") from None
-    if path.parent != expected:
-        raise RecordError(f"{path}: its key belongs in {expected}, a copied or renamed run is not counted")
 
 
 def run_folder(results: Path, key: dict[str, Any]) -> Path:

@@ -54,15 +54,15 @@ class Run:
 def run_of(path: Path, record: RunRecord, checkpoint: str = "final") -> Run:
     """The run with its metrics at ``checkpoint`` (``final`` or ``best``), in percent."""
     scale = percent(record)
-    parts = (metrics_of(record, checkpoint), held_out_of(record, checkpoint))
+    parts = (metrics_of(record, checkpoint, part) for part in ("metrics", "holdout"))
     scores, held_out = ({name: scale * value for name, value in metrics.items()} for metrics in parts)
     return Run(path, record, scores, held_out)
 
 
 def percent(record: RunRecord) -> float:
-    """What makes percentages of the record's metrics: 100 for fractions of 1 (GLUE's), 1 for SQuAD's and ROUGE's.
+    """The factor that turns the record's metrics into percent: 100 for fractions of 1 (GLUE), 1 for SQuAD and ROUGE.
 
-    A record from before the family of the task was among its settings is of a shipped task, whose primary metric tells.
+    Older records do not name the family of their task; they are of shipped tasks, whose primary metric shows it.
     """
     family = record.settings.get("task.family")
     if family is None:
@@ -70,17 +70,11 @@ def percent(record: RunRecord) -> float:
     return 1.0 if family in PERCENTAGES else 100.0
 
 
-def metrics_of(record: RunRecord, checkpoint: str) -> Mapping[str, float]:
-    """The metrics at a checkpoint, in the unit of the task; none where there is no such checkpoint."""
-    return _part_of(record, checkpoint, "metrics")
+def metrics_of(record: RunRecord, checkpoint: str, part: str = "metrics") -> Mapping[str, float]:
+    """The metrics at a checkpoint, in the unit of the task; empty if the run has no such checkpoint.
 
-
-def held_out_of(record: RunRecord, checkpoint: str) -> Mapping[str, float]:
-    """Likewise on the held-out split; none where the run had none."""
-    return _part_of(record, checkpoint, "holdout")
-
-
-def _part_of(record: RunRecord, checkpoint: str, part: str) -> Mapping[str, float]:
+    ``part`` is ``metrics``, of the reported split, or ``holdout``, of the held-out split.
+    """
     evaluation = (record.final if checkpoint == "final" else record.best) or {}
     metrics: Mapping[str, float] = evaluation.get(part, {})
     return metrics
@@ -92,13 +86,13 @@ ByLr = dict[float, tuple[Run, ...]]
 
 @dataclass(frozen=True)
 class Selection:
-    """What the rule chooses.
+    """The choice of the rule.
 
     Attributes:
         lr: the learning rate shown.
         by_lr: every learning rate tried with the setting shown, ascending -> its runs, one for each seed, by seed.
         held_out: learning rates were compared on the held-out split, not on the reported one.
-        others: one run of each other setting.
+        others: one run of every other setting.
         repeated: how many runs repeat the seed of another and are not counted.
     """
 
@@ -151,7 +145,7 @@ def by_setting(runs: Iterable[Run]) -> dict[Setting, ByLr]:
 
 
 def device_kind(record: RunRecord) -> str:
-    """CPU or GPU, as told by the source of the peak memory. The two round differently, so no mean covers both."""
+    """CPU or GPU, by the source of the peak memory. The two round differently, so no mean covers both."""
     return "GPU" if record.memory.get("of") == "cuda allocator" else "CPU"
 
 

@@ -1,17 +1,23 @@
-"""JSON files of this program: how they are read, and tables of what their values must be.
+"""JSON files of this program: how they are read, and what their values must be.
 
 A check takes a value, its name and ``refuse``, and raises the error that ``refuse`` makes of the reason:
 
     RUN = fields({"seed": COUNT, "final": optional(each(NUMBER))})
     RUN(values, "", refuse)  # raises refuse("seed is -1, not a whole number of 0 or more")
+
+A dataclass states the check of a field beside it (``checked``); ``schema`` makes one check of them all.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import stat
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
+
+from adalora_repro.errors import shortened
 
 DEPTH = 32  # levels of nesting: a record has five; recursive code can take far more
 Refuse = Callable[[str], Exception]
@@ -76,6 +82,23 @@ def dump(value: Any, indent: int | None = None) -> bytes:
     return json.dumps(value, indent=indent, allow_nan=False).encode() + b"\n"
 
 
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def not_a_file(mode: int) -> str | None:
+    """What has this ``os.stat_result.st_mode``, "a named pipe" say; None for a regular file.
+
+    Ask before a file is opened: opening a named pipe waits for ever, and a device may never end.
+    """
+    return None if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "something else")
+
+
 # -- checking ------------------------------------------------------------------------------------------------------
 
 
@@ -85,7 +108,7 @@ def shown(value: Any) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits; deep nesting
         text = f"a {type(value).__name__} beyond reason"
-    return text if len(text) <= 80 else f"{text[:79]}…"
+    return shortened(text, 80)
 
 
 def finite(value: Any) -> bool:
@@ -177,7 +200,22 @@ def fields(required: Mapping[str, Check], others: Mapping[str, Check] | None = N
     return checked
 
 
-ANY = a("anything", lambda value: True)
+def checked(check: Check, *, required: bool = False, **options: Any) -> Any:
+    """A dataclass field (``options``: ``default`` or ``default_factory``) with the check of its value in JSON.
+
+    Without a default the field must be present; with one it must be present if ``required``.
+    """
+    return dataclasses.field(metadata={"check": check, "required": required or not options}, **options)
+
+
+def schema(record: type) -> Check:
+    """An object with the fields of a dataclass whose fields are all ``checked``, and no others."""
+    stated = {field.name: field.metadata for field in dataclasses.fields(record)}
+    required = {name: facts["check"] for name, facts in stated.items() if facts["required"]}
+    others = {name: facts["check"] for name, facts in stated.items() if not facts["required"]}
+    return fields(required, others, closed=True)
+
+
 OBJECT = a("an object", lambda value: isinstance(value, dict))
 LIST = a("a list", lambda value: isinstance(value, list))
 TEXT = a("text", lambda value: isinstance(value, str))

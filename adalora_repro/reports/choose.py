@@ -15,7 +15,7 @@ from pathlib import Path
 
 from adalora_repro.config import catalog
 from adalora_repro.config.words import lr_text, word
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError, clean, one_line, one_of
 from adalora_repro.records.run_record import write_atomic
 from adalora_repro.records.selection import RULE, primary_mean
 from adalora_repro.reports.cells import Cell, Table, choose_scope, compile_table
@@ -23,7 +23,6 @@ from adalora_repro.reports.faults import without_faulty
 from adalora_repro.reports.notes import optimism_of
 from adalora_repro.reports.spec import PartlyDone, Record, Report, Request, Scope, add_partial
 from adalora_repro.reports.text import cell_name, plural, wrapped
-from adalora_repro.terminal import clean, one_line
 
 EDGE = "edge of its grid: widen it"
 MARK = "  # chosen"  # begins the comment lines that a later choice replaces

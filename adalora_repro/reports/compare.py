@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from adalora_repro.config.words import lr_text
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, clean
 from adalora_repro.records import run_record
 from adalora_repro.records.revisions import outdated
 from adalora_repro.records.run_record import RECORD_NAME, RecordError
@@ -15,7 +15,6 @@ from adalora_repro.reports.predictions import read_examples
 from adalora_repro.reports.significance import MEASURES, RESAMPLES, NoTest, bootstrap, mcnemar, same_examples
 from adalora_repro.reports.spec import CHECKPOINTS, Report, Request
 from adalora_repro.reports.text import cell_name, fixed, piped, plural, signed, wrapped
-from adalora_repro.terminal import clean
 
 MCNEMAR, BOOTSTRAP = "McNemar", "bootstrap"
 ROUNDING = 1e-6  # points: predictions and record may differ by so much

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from adalora_repro.errors import InputError
-from adalora_repro.terminal import one_line
+from adalora_repro.errors import InputError, one_line
 
 R = TypeVar("R")
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.records.revisions import outdated
 from adalora_repro.records.run_record import RunRecord, read_all
-from adalora_repro.records.selection import device_kind, held_out_of, metrics_of, percent, run_of, select
+from adalora_repro.records.selection import device_kind, metrics_of, percent, run_of, select
 from adalora_repro.reports.spec import CHECKPOINTS, label_of, role_of
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def unusable(record: RunRecord, checkpoint: str, needed: Iterable[str] = ()) -> 
         return reason
     low, high, unit = (-1.0, 1.0, "a fraction of 1") if percent(record) == 100 else (0.0, 100.0, "a percentage")
     names = {record.primary_metric, *needed}
-    metrics, held_out = metrics_of(record, checkpoint), held_out_of(record, checkpoint)
+    metrics, held_out = metrics_of(record, checkpoint), metrics_of(record, checkpoint, "holdout")
     for where, values, wanted in (("", metrics, names), ("held-out split: ", held_out, names & held_out.keys())):
         for name in sorted(wanted):
             if name not in values:

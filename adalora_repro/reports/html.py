@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from adalora_repro.terminal import clean
+from adalora_repro.errors import clean
 
 
 @cache

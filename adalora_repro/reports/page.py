@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import quote
 
 from adalora_repro import __version__
+from adalora_repro.errors import clean, first_line
 from adalora_repro.records.revisions import outdated
 from adalora_repro.reports.cells import Row, Table, compile_table, in_scope
 from adalora_repro.reports.faults import attempt, fault, without_faulty
@@ -36,7 +37,6 @@ from adalora_repro.reports.significance import with_marks
 from adalora_repro.reports.spec import Report, Request, Scope, Spec, add_partial, label_of
 from adalora_repro.reports.status import PaperState, State, paper_state, state_of
 from adalora_repro.reports.text import plural
-from adalora_repro.terminal import clean, first_line
 
 FILE = "report.html"
 GENERATOR = '<meta name="generator" content="adalora-report">'

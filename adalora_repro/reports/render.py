@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from adalora_repro.errors import clean
 from adalora_repro.reports.cells import AVERAGE, FIELDS, Row, Table
 from adalora_repro.reports.html import markup
 from adalora_repro.reports.html import render as template
@@ -26,7 +27,6 @@ from adalora_repro.reports.notes import (
 )
 from adalora_repro.reports.spec import Spec
 from adalora_repro.reports.text import NONE, aligned, extent, fixed, piped, signed, width, wrapped
-from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro.config.words import lr_text
+from adalora_repro.errors import clean, duration, first_line
 from adalora_repro.records import lock
 from adalora_repro.records.run_record import STATUSES, RunRecord
 from adalora_repro.reports.cells import Table, choose_scope, compile_table, in_scope, rows_wanted, sort_in
@@ -23,7 +24,6 @@ from adalora_repro.reports.frame import unusable
 from adalora_repro.reports.notes import commands_of, optimism_of
 from adalora_repro.reports.spec import Record, Report, Request, Scope, Spec, add_partial, on_the_papers_data, paper_rows
 from adalora_repro.reports.text import aligned, cell_name, plural, wrapped
-from adalora_repro.terminal import clean, first_line
 
 STALE_S = 600.0  # a run reports its progress far more often: after this silence it is taken for dead
 SYMBOLS = {"running": "r", "queued": "q", "interrupted": "i", "failed": "f", "cancelled": "c"}
@@ -93,13 +93,6 @@ def seconds_left(record: RunRecord, updated: float, now: float) -> float | None:
     if not step or total is None or per_step is None or per_step < 0:
         return None
     return max(0.0, (total - step) * per_step - max(0.0, now - updated))  # a clock may have been set back
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
 
 
 # --- the paper as a whole ---------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adalora_repro.config.words import lr_text
+from adalora_repro.errors import clean
 from adalora_repro.records.selection import Run
-from adalora_repro.terminal import clean
 
 NONE = "–"
 NARROW, WIDE = 80, 100  # columns of a terminal that a text uses

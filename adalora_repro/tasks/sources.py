@@ -19,12 +19,11 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError, first_line, one_of
 from adalora_repro.models import hub
 from adalora_repro.records import run_record, validation
-from adalora_repro.records.file_kinds import not_a_file
+from adalora_repro.records.validation import not_a_file
 from adalora_repro.tasks import toy_text
-from adalora_repro.terminal import first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

@@ -1,4 +1,4 @@
-"""Which rows share a batch, and bringing them to the device."""
+"""Which rows share a batch, and how batches reach the device."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from adalora_repro.training.state import RunState
 
 WORKERS = 2
-#: to start and end two workers takes 0.1 s, 1 s in a process of 3 GB (measured), and what a worker takes over is 1 to
-#: 6 ms a batch: what is shorter than this is sooner done without them
+#: fewer batches are faster without workers: starting and ending two takes 0.1 s, in a process of 3 GB 1 s (measured),
+#: and a worker saves 1 to 6 ms a batch
 FEW_BATCHES = 200
 
 
@@ -31,7 +31,7 @@ FEW_BATCHES = 200
 
 
 def training_batches(run: RunState) -> Iterator[list[Batch]]:
-    """This process's micro-batches of every step from ``run.t`` on; which these are follows from t and the seed."""
+    """This process's micro-batches of every step from ``run.t`` on; they depend on t and the seed alone."""
     per_epoch = run.plan.steps_per_epoch
     lengths = run.data.train["length"][:]
     for epoch in range(run.t // per_epoch, math.ceil(run.plan.total_steps / per_epoch)):
@@ -51,10 +51,10 @@ def steps_of(run: RunState, epoch: int, lengths: Sequence[int]) -> list[list[int
 
 
 def parts_of(run: RunState, rows: list[int], lengths: Sequence[int]) -> list[list[int]]:
-    """This process's rows of a step, in the parts that go through the model one after the other.
+    """This process's rows of a step, cut into micro-batches.
 
-    Those of a batch drawn at random are dealt out and cut in order of length, which saves padding and changes nothing
-    else: a step's gradient is that of all its rows.
+    A batch drawn at random is dealt out to the processes and cut in order of length. That saves padding and changes
+    nothing else: a step's gradient is the mean over all its rows.
     """
     train, processes = run.plan.cfg.train, run.processes
     if train.group_by_length or train.padding == "max_length":
@@ -64,7 +64,7 @@ def parts_of(run: RunState, rows: list[int], lengths: Sequence[int]) -> list[lis
 
 
 def on_device(run: RunState, rows: Dataset, batches: Iterable[list[int]], count: int) -> Iterator[Batch]:
-    """The batches, of which there are ``count`` or more, on the run's device."""
+    """The batches (at least ``count``), collated, on the run's device."""
     workers = workers_for(run.plan.cfg.train.num_workers, run.device, count)
     return loaded(rows, batches, run.task.collate, run.device, workers)
 
@@ -93,7 +93,7 @@ def longest_first(lengths: Sequence[int], rows: Iterable[int]) -> list[int]:
 
 
 def evaluation_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Every row once, with little padding, and the batch that needs the most memory first."""
+    """Every row once, with little padding; the batch that needs the most memory comes first."""
     return _in_order(longest_first(lengths, range(len(lengths))), batch_size)
 
 
@@ -127,8 +127,8 @@ def micro_batches(
 ) -> list[list[int]]:
     """Rows, the longest first, cut into ``least`` parts; on a CPU into more where that saves time.
 
-    An accelerator, where a pass takes at least the time to launch its thousands of operations, gets no more: by
-    reasoning, none was at hand to measure it.
+    On an accelerator a pass takes at least the time to launch its thousands of operations, so there are no more parts
+    (a deduction, not measured).
     """
     parts = split(order, least)
     return [cut for part in parts for cut in by_length(part, lengths, pass_tokens)] if on_cpu else parts
@@ -147,10 +147,10 @@ def _in_order(rows: list[int], size: int) -> list[list[int]]:
 
 
 def workers_for(asked: int | None, device: torch.device, batches: int) -> int:
-    """How many processes make so many batches; ``asked`` (``train.num_workers``), where it is a number, says it.
+    """How many worker processes collate: ``asked`` (``train.num_workers``) if it is a number.
 
-    Otherwise none beside a model on a CPU, whose cores they would take, where there is only one CPU, or for fewer than
-    ``FEW_BATCHES``.
+    Otherwise 0 for a model on a CPU, whose cores they would take, with a single CPU, or for fewer than ``FEW_BATCHES``
+    batches; else ``WORKERS``.
     """
     if asked is not None:
         return asked

@@ -1,6 +1,6 @@
-"""Checkpoints of a run: one file with all that continuing needs; a kill at any moment leaves a good one.
+"""Checkpoints of a run: one file with all that resuming needs; a kill at any moment leaves a complete one.
 
-The file before the last is kept: a checkpoint that cannot be read (a torn disk, a truncated copy) falls back to it.
+The previous file is kept as well: it is read if the newest is damaged (a failing disk, a truncated copy).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from adalora_repro.errors import InputError
-from adalora_repro.records.file_kinds import not_a_file
 from adalora_repro.records.run_record import write_atomic
+from adalora_repro.records.validation import not_a_file
 
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
 FILES = ("checkpoint.new.pt", *NAMES)  # the newest first
-VERSION = 1  # of a checkpoint's content: the entry ``format``, which the first checkpoints lack
+VERSION = 1  # of the content: the entry ``format``, which the first checkpoints do not have
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ def load(
         try:
             if kind := not_a_file(path.stat().st_mode):
                 raise InputError(f"{path}: {kind}, not a file; move it away to start over")
-            content = path.read_bytes()  # all of it first: what goes wrong from here on is the file's own
+            content = path.read_bytes()  # whole: any later error is the file's, not the disk's
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -69,7 +69,7 @@ def load(
             ) from None
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                if damaged := archive.testzip():  # torch does not look at the sums that it writes
+                if damaged := archive.testzip():  # torch writes checksums, but does not verify them
                     raise zipfile.BadZipFile(damaged)
         except Exception as error:  # zipfile raises anything on a damaged file
             if isinstance(error, MemoryError):
@@ -158,7 +158,7 @@ def require_shape(state: Any, like: Any, name: str = "") -> None:
 
 
 def remove(folder: Path) -> None:
-    """A finished run needs none of its own; those of a run that was started over stay, under numbered names."""
+    """Removes the checkpoints of a finished run; those that ``folder.set_aside`` renamed stay."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
 

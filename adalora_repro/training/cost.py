@@ -1,14 +1,14 @@
 """What an optimizer step of one method costs beside another's (the paper's Table 15): ``measure=cost``.
 
-Training alone: ``train.step`` on batches that are on the device already, no evaluation, no checkpoint. Both methods
-step on the same batches, one right after the other and in turn first, so that what else the machine does meets both.
+Training alone: ``loop.step`` on batches that are on the device already, no evaluation, no checkpoint. Both methods step
+on the same batches, one right after the other, and take turns at being first, so that other load affects both.
 
-- Batches stand for an epoch of the task: those of its first epoch, in order of size, the middles of ``cost.steps``
-  equal parts.
-- Steps stand for a run: step k of K is made as step t = (2k + 1) T / 2K, so that the phases of a schedule have the
-  shares that they have in a run of T steps.
-- Peak memory is of a process that trains the method alone: one step on the smallest batch, after which the optimizer
-  has all it keeps, and one on the largest batch of the epoch.
+- The batches represent an epoch of the task: its first epoch in order of size, cut into ``cost.steps`` equal parts; of
+  each part the middle one.
+- The steps represent a run: step k of K is made as step t = (2k + 1) T / 2K, so that each phase of a schedule has the
+  share that it has in a run of T steps.
+- Peak memory is that of a process that trains the method alone: one step on the smallest batch, which creates the
+  optimizer's state, and one on the largest batch of the epoch.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
 LINES = 20  # about so many are printed of a measurement, however long
-#: words of the command line that other fields of the key hold, or that change nothing
+#: settings that other fields of the key hold, or that change nothing
 ELSEWHERE = {
     *("task", "method", "budget", "backbone", "backbone.weights", "backbone.path", "data", "protocol", "optim.lr"),
     *("train.precision", "train.padding", "train.group_by_length", "train.device", "train.num_workers"),
@@ -93,7 +93,7 @@ def execute(plans: Sequence[Plan]) -> int:
 def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     """The whole measurement: times in this process, memory in one for each method."""
     first = runner.build(plans[0])
-    for note in first.plan.notes:  # not earlier: a refusal is one line
+    for note in first.plan.notes:  # not earlier: an input error is one line
         say(f"adalora-run: note: {note}")
     loops = {plan.key["method"]: runner.build(plan, first.processes) for plan in plans[1:]}
     loops = {first.plan.key["method"]: first} | loops
@@ -107,7 +107,7 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     settled = [run.plan for run in loops.values()]
     tokenizer = backbones.tokenizer_name(cfg, first.task.tokenizer)  # type: ignore[attr-defined]
     data, examples = first.data.provenance, len(lengths)
-    del loops, first  # the GPU is the next processes'
+    del loops, first  # frees the GPU for the processes that measure memory
     runner.free_device(device)
     peaks = [max(parts) for parts in sizes]
     ends = [steps[peaks.index(min(peaks))], steps[peaks.index(max(peaks))]]
@@ -137,20 +137,20 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     )
 
 
-# -- what stands for an epoch --------------------------------------------------------------------------------------
+# -- batches and steps --------------------------------------------------------------------------------------
 
 
 def padded_sizes(parts: Sequence[Sequence[int]], lengths: Sequence[int], run: RunState) -> list[int]:
-    """What orders micro-batches by cost: tokens with padding, roughly."""
+    """The size by which micro-batches are ordered: tokens, padding included, up to rounding."""
     flat = run.plan.cfg.train.padding == "max_length"
     return [len(rows) * (1 if flat else max(lengths[row] for row in rows)) for rows in parts]
 
 
 def middles(sizes: Sequence[int], count: int, seed: int) -> list[int]:
-    """Numbers of ``count`` batches: the middles of equal parts of all in order of size, in a random order.
+    """Indices of ``count`` batches: the middles of equal parts of all batches in order of size, shuffled.
 
-    Their mean size is that of all much more closely than a random choice's. With fewer batches than ``count`` some
-    come several times.
+    Their mean size is much closer to that of all than a random sample's. With fewer batches than ``count`` some occur
+    several times.
     """
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
     chosen = [order[(2 * k + 1) * len(order) // (2 * count)] for k in range(count)]
@@ -159,21 +159,21 @@ def middles(sizes: Sequence[int], count: int, seed: int) -> list[int]:
 
 
 def steps_over_a_run(total_steps: int, count: int) -> list[int]:
-    """``count`` of the steps 0 … T - 1, the middles of equal parts."""
+    """``count`` of the steps 0 … T - 1: the middles of equal parts."""
     return [(2 * k + 1) * total_steps // (2 * count) for k in range(count)]
 
 
 def official_epoch(plan: Plan, examples: int, rows: Mapping[str, int]) -> dict[str, int]:
-    """Examples and optimizer steps of an epoch of the task's official training split, if its size is known.
+    """Examples and optimizer steps of an epoch of the task's official training split, or of these rows if unknown.
 
-    A row may give several examples (windows over long contexts): as many as those at hand gave on average.
+    A row may give several examples (windows over long contexts): as many as these rows gave on average.
     """
     official = round(plan.cfg.task.rows.get("train", rows["train"]) * examples / rows["train"])
     return {"examples": official, "steps": math.ceil(official / plan.cfg.train.batch_size)}
 
 
 def typed(words: Sequence[str]) -> str:
-    """The settings of the command line that the rest of the key does not hold, in one line."""
+    """The settings of the command line that the rest of the key does not hold, as one line."""
     keys = {word: word.lstrip("+~").partition("=")[0] for word in words}
     return " ".join(
         sorted(w for w, key in keys.items() if key not in ELSEWHERE and not key.startswith(ELSEWHERE_GROUPS))
@@ -186,7 +186,7 @@ def typed(words: Sequence[str]) -> str:
 def measure_pairs(
     loops: Mapping[str, RunState], chosen: Sequence[list[list[int]]], lengths: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """A step of every method on each batch, which is in micro-batches; as in ``CostRecord.pairs``."""
+    """A step of every method on each batch (a list of micro-batches); returns ``CostRecord.pairs``."""
     first = next(iter(loops.values()))
     cost = first.plan.cfg.cost
     times = {name: steps_over_a_run(run.plan.total_steps, cost.steps) for name, run in loops.items()}
@@ -227,7 +227,7 @@ def timed(run: RunState, batches: list[Batch]) -> float:
     """Seconds of an optimizer step, from an idle device to an idle device.
 
     Raises:
-        NonFiniteLossError: the loss is not finite: what follows would not be training.
+        NonFiniteLossError: the loss is not finite.
     """
     wait_for(run.processes.accelerator.device)
     began = time.perf_counter()
@@ -256,9 +256,9 @@ def phase_of(plan: Plan, t: int) -> str | None:
 
 
 def peak_alone(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]:
-    """Peak memory of a new process that makes a step on each of ``batches``; as ``provenance.peak_memory`` has it.
+    """``provenance.peak_memory`` of a new process that makes a step on each of ``batches``.
 
-    ``peak`` is None where that process fails, for the largest batch may be too large: the times are not lost then.
+    ``peak`` is None if that process fails (the largest batch may not fit); the times measured are kept.
     """
     name = plan.key["method"]
     child = subprocess.Popen(
@@ -266,7 +266,7 @@ def peak_alone(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for this process, which ends that one
+        start_new_session=True,  # Ctrl-C reaches this process only, which ends that one
     )
     with stage(f"peak memory of {name}, in a process of its own"), child:
         try:
@@ -283,7 +283,7 @@ def peak_alone(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]
 
 
 def answer() -> None:
-    """The other end of ``peak_alone``."""
+    """The child process of ``peak_alone``."""
     plan, batches = pickle.load(sys.stdin.buffer)
     run = runner.build(plan)
     provenance.reset_peak_memory()
@@ -296,7 +296,7 @@ def answer() -> None:
 
 
 def figures(pairs: Sequence[Mapping[str, Any]], name: str, epoch_steps: int) -> dict[str, float]:
-    """Of one method: seconds of a step, of an epoch, and tokens (padding does not count) in a second."""
+    """Of one method: seconds per step and per epoch, and tokens per second (without padding)."""
     seconds = seconds_of(pairs, name)
     mean = float(seconds.mean())
     return {
@@ -308,7 +308,7 @@ def figures(pairs: Sequence[Mapping[str, Any]], name: str, epoch_steps: int) -> 
 
 
 def ratios(pairs: Sequence[Mapping[str, Any]], name: str, against: str) -> dict[str, Any]:
-    """The time of ``name`` over that of ``against``, as in ``CostRecord.ratio``."""
+    """The time of ``name`` over that of ``against``: ``CostRecord.ratio``."""
     ours, theirs = seconds_of(pairs, name), seconds_of(pairs, against)
     by_phase: dict[str, list[int]] = defaultdict(list)
     for number, pair in enumerate(pairs):
@@ -335,19 +335,19 @@ def seconds_of(pairs: Sequence[Mapping[str, Any]], name: str) -> Seconds:
 
 
 def median_of_ratios(ours: Seconds, theirs: Seconds, axis: int = -1) -> Any:
-    """A pair that something else on the machine disturbed moves it little."""
+    """Robust to pairs that other load on the machine disturbed."""
     return np.median(ours / theirs, axis=axis)
 
 
 def ratio_of_means(ours: Seconds, theirs: Seconds, axis: int = -1) -> Any:
-    """Of the times of an epoch, for which the steps stand; there may be more of one side."""
+    """The ratio of the times of an epoch, which the steps represent; the sides may differ in length."""
     return ours.mean(axis=axis) / theirs.mean(axis=axis)
 
 
 def interval(ours: Seconds, theirs: Seconds, statistic: Statistic, paired: bool = True) -> dict[str, float | None]:
-    """A figure and its percentile bootstrap interval, always from the same random numbers.
+    """A statistic and its percentile bootstrap interval, always from the same random numbers.
 
-    ``paired``: resamples pairs; otherwise each side by itself, and there may be more of one.
+    ``paired``: pairs are resampled; otherwise each side by itself, and the sides may differ in length.
     """
     from scipy.stats import bootstrap
 
@@ -368,7 +368,7 @@ def interval(ours: Seconds, theirs: Seconds, statistic: Statistic, paired: bool 
 
 
 def lines_of(record: cost_record.CostRecord) -> list[str]:
-    """What the program prints at the end."""
+    """What the program prints at the end: a line per method, and the ratio."""
     lines = [
         f"{name} {method['budget']}: {method['mean_s']:.4g} s a step, {method['epoch_s'] / 60:,.4g} min an epoch of "
         f"{record.epoch['examples']:,} examples, {method['tokens_per_s']:,.0f} tokens a second, "

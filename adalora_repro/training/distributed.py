@@ -1,9 +1,9 @@
-"""The processes of one run: what is added up, gathered and agreed between them; with one process, nothing.
+"""The processes of one run: what they sum, gather and agree on; with one process, no message is sent.
 
 Data parallel without a wrapper around the model: few parameters train, so one message per optimizer step carries their
-gradients, and every process then does the same arithmetic on the same numbers. Only the main process writes.
+gradients, and every process then does the same arithmetic on the same numbers. Only the main process writes files.
 
-torch and accelerate are imported where a message is sent: who only asks for its rank must start fast.
+torch and accelerate are imported where a message is sent, so that a program that only asks for its rank starts fast.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adalora_repro.errors import EXIT_BAD_INPUT, InputError
-from adalora_repro.terminal import clean
+from adalora_repro.errors import EXIT_BAD_INPUT, InputError, clean
 from adalora_repro.training.signals import SIGNALS
 
 if TYPE_CHECKING:
@@ -33,14 +32,14 @@ AGREE_S = 1.0  # about how often several processes ask each other whether one wa
 AGREE_CALLS = 100  # and at least once in so many steps or evaluated batches
 
 
-# -- what a launcher says -------------------------------------------------------------------------------------------
+# -- the launcher's variables --------------------------------------------------------------------------------------
 
 
 def launched() -> tuple[int, int]:
-    """This process's rank and how many there are, as torchrun and accelerate launch say; (0, 1) without them.
+    """This process's rank and the number of processes, from torchrun or accelerate launch; (0, 1) without them.
 
     Raises:
-        SystemExit: a variable is wrong. The line is printed here: whoever prints errors asks for the rank first.
+        SystemExit: a variable is wrong. The line is printed here, because printing an error needs the rank first.
     """
     if os.environ.get("LOCAL_RANK", "-1") == "-1":
         return 0, 1
@@ -54,7 +53,7 @@ def launched() -> tuple[int, int]:
 
 
 def check_rendezvous() -> None:
-    """Whether a launcher set the address where several processes meet.
+    """Checks the address at which several processes connect.
 
     Raises:
         InputError: a variable is missing or wrong.
@@ -64,7 +63,8 @@ def check_rendezvous() -> None:
         return
     if not os.environ.get("MASTER_ADDR"):
         raise InputError(
-            f"environment variable MASTER_ADDR is not set, where {processes} processes (WORLD_SIZE) meet; {LAUNCHERS}"
+            f"environment variable MASTER_ADDR is not set; {processes} processes (WORLD_SIZE) connect through it; "
+            f"{LAUNCHERS}"
         )
     _number("MASTER_PORT", -1, 1, 65535)
 
@@ -87,17 +87,17 @@ def _number(name: str, default: int, least: int, most: int | None = None) -> int
 
 
 class LostError(RuntimeError):
-    """Another process of this run ended, or does not answer."""
+    """Another process of this run has ended or does not answer."""
 
 
 class Processes:
     """``size`` processes, this one is ``rank`` (from 0); ``main`` is rank 0.
 
-    Every method but ``own`` is called by all processes, in the same order. A process that leaves early ends the others:
-    they get a ``LostError``, or the launcher stops them.
+    All processes call every method but ``own``, in the same order. If one ends early, the others get a ``LostError`` or
+    are stopped by the launcher.
 
     Attributes:
-        common: the exception that ``on_main`` raised in all processes.
+        common: the last exception that ``on_main`` raised in all processes.
         signum: the signal that this process received (0: none), for the next gradient message.
     """
 
@@ -107,28 +107,28 @@ class Processes:
         self.rank: int = accelerator.process_index
         self.common: Exception | None = None
         self.signum = 0
-        self._flags: Tensor | None = None  # of the last gradient message: how many processes got which signal
-        self._steps, self._every, self._wish, self._began = 0, 1, 1.0, time.perf_counter()
+        self._flags: Tensor | None = None  # of the last gradient message: how many processes received which signal
+        self._steps, self._batches = Clock(), Clock()
 
     @property
     def main(self) -> bool:
         return self.rank == 0
 
     def add_up(self, parameters: Sequence[torch.nn.Parameter], others: Tensor) -> Tensor:
-        """Replaces every gradient by its sum over the processes, and returns that of ``others`` (a vector).
+        """Replaces every gradient by its sum over the processes; returns the sum of ``others`` (a vector).
 
-        One message, which also carries ``signum`` and how often this process wants it read. A gradient that is missing
-        here counts as zero; one that is missing everywhere stays so, and the optimizer leaves its parameter alone.
+        One message, which also carries ``signum`` and how often this process wants it read. A gradient that is None
+        here counts as zero; one that is None in all processes stays None, and the optimizer skips its parameter.
         """
         if self.size == 1:
             return others
         import torch
 
         here = [parameter.grad is not None for parameter in parameters]
-        # that all are here takes no copy from the host, which would wait for the device
+        # in the usual case, where all are here, nothing is copied from the host: that would wait for the device
         present = others.new_ones(len(here)) if all(here) else others.new_tensor(here)
         flags = others.new_zeros(len(SIGNALS) + 1)
-        flags[-1] = self._wish
+        flags[-1] = self._steps.proposal
         if self.signum:
             flags[SIGNALS.index(self.signum)] = 1
         for parameter in parameters:
@@ -149,24 +149,31 @@ class Processes:
         return others
 
     def received(self) -> int:
-        """After a step: the signal that some process had received before it, the same in all of them; 0: none.
+        """After a step: a signal that any process received before it, the same in all of them; 0: none.
 
-        Reading the sums of ``add_up`` waits for the device, so this is done about once in ``AGREE_S``: all processes
-        read the same sums at the same steps, and with them the mean of their wishes for the next time.
+        Reading the sums of ``add_up`` waits for the device, so it is done about every ``AGREE_S`` seconds. All
+        processes read the same sums at the same steps, and take the next interval from the mean of their proposals.
         """
         if self.size == 1:
             return self.signum
-        self._steps += 1
-        if self._steps < self._every or self._flags is None:
+        if not self._steps.due() or self._flags is None:
             return 0
-        *counts, wishes = self._flags.tolist()
-        now = time.perf_counter()
-        self._wish = float(calls_between((now - self._began) / self._steps))
-        self._steps, self._every, self._began = 0, max(1, int(wishes / self.size)), now
+        *counts, proposals = self._flags.tolist()
+        self._steps.restart(max(1, int(proposals / self.size)))
         return next((signum for signum, count in zip(SIGNALS, counts, strict=True) if count), 0)
 
+    def agreed(self, number: int) -> int:
+        """During an evaluation: the maximum of ``number`` over the processes; 0 in calls that send no message."""
+        if self.size == 1:
+            return number
+        if not self._batches.due():
+            return 0
+        number, every = self.largest(number, -self._batches.per_interval())
+        self._batches.restart(-every)
+        return number
+
     def largest(self, *numbers: int) -> list[int]:
-        """Of each number the largest that a process has."""
+        """The maximum of each number over the processes."""
         if self.size == 1:
             return list(numbers)
         import torch
@@ -177,13 +184,13 @@ class Processes:
             return [int(number) for number in tensor.tolist()]
 
     def own(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's share: items rank, rank + size, …"""
+        """This process's share: items number rank, rank + size, …"""
         return items[self.rank :: self.size]
 
     def gathered(self, items: Iterable[T]) -> Iterable[T]:
-        """The items of all processes, in every process: what ``own`` dealt out is in its order again.
+        """The items of all processes, in every process, in the order from which ``own`` dealt them out.
 
-        With one process they are not even collected.
+        A single process gets its iterable back unconsumed.
         """
         if self.size == 1:
             return items
@@ -197,7 +204,7 @@ class Processes:
         return [item for items in dealt for item in items if item is not nothing]
 
     def on_main(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns in the main process, in every process; its exception likewise."""
+        """Calls ``make`` in the main process; returns its result, or raises its exception, in every process."""
         if self.size == 1:
             return make()
         from accelerate.utils import broadcast_object_list
@@ -218,10 +225,10 @@ class Processes:
         return outcome[0]
 
     def main_first(self, make: Callable[[], T]) -> T:
-        """``make`` in the main process, then in the others: what it leaves in a cache is made once.
+        """Calls ``make`` in the main process and then in the others, so that a cache is filled only once.
 
         Raises:
-            Exception: what it raises in the main process, in all of them.
+            Exception: what the main process raises, in all of them.
         """
         if self.size == 1:
             return make()
@@ -234,37 +241,35 @@ class Processes:
         return results[0] if results else make()
 
 
-class Agreement:
-    """A number that several processes agree on now and then, by a message of its own: during an evaluation.
+class Clock:
+    """Counts calls (steps, evaluated batches) until the next agreement, which is due about every ``AGREE_S``.
 
-    All of them call at the same points of the run.
+    Attributes:
+        proposal: after how many calls the next agreement should be, by the pace before the last one.
     """
 
-    def __init__(self, processes: Processes) -> None:
-        self._processes = processes
+    def __init__(self) -> None:
+        self.proposal = 1
         self._calls, self._every, self._began = 0, 1, time.perf_counter()
 
-    def largest(self, number: int) -> int:
-        """The largest of the processes' numbers; 0 where they do not ask each other."""
-        if self._processes.size == 1:
-            return number
+    def due(self) -> bool:
         self._calls += 1
-        if self._calls < self._every:
-            return 0
-        wish = calls_between((time.perf_counter() - self._began) / self._calls)
-        number, every = self._processes.largest(number, -wish)
-        self._calls, self._every, self._began = 0, -every, time.perf_counter()
-        return number
+        return self._calls >= self._every
 
+    def per_interval(self) -> int:
+        """How many calls fill ``AGREE_S`` at the present pace: 1 to ``AGREE_CALLS``."""
+        pace = (time.perf_counter() - self._began) / self._calls
+        return max(1, int(AGREE_S / max(pace, AGREE_S / AGREE_CALLS, 1e-9)))
 
-def calls_between(seconds_per_call: float) -> int:
-    """How many steps or batches fill ``AGREE_S``: 1 to ``AGREE_CALLS``."""
-    return max(1, int(AGREE_S / max(seconds_per_call, AGREE_S / AGREE_CALLS, 1e-9)))
+    def restart(self, every: int) -> None:
+        """After an agreement: the next one is due ``every`` calls later."""
+        self.proposal = self.per_interval()
+        self._calls, self._every, self._began = 0, every, time.perf_counter()
 
 
 @contextmanager
 def _talking() -> Iterator[None]:
-    """Around a message: torch has no exception of its own for a process that is gone."""
+    """Around a message: torch has no exception of its own for a process that has ended."""
     import torch
 
     try:
@@ -276,7 +281,7 @@ def _talking() -> Iterator[None]:
 
 
 def _portable(error: Exception) -> Exception:
-    """An exception as another process can read it; some cannot be pickled, or only be written."""
+    """The exception in a form that can be pickled and read back; not every exception can."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -1,4 +1,4 @@
-"""Evaluation: predictions of all processes, the task's figures, and what becomes of them."""
+"""Evaluation: predictions of all processes, the task's metrics, and where both are written."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from adalora_repro.training.state import RunState
 if TYPE_CHECKING:
     from adalora_repro.training.progress import Watch
 
-LONG_EVALUATION = 200  # batches: before so many a checkpoint is saved, for a kill must not cost the steps before
+LONG_EVALUATION = 200  # batches: a checkpoint is saved first, so that a kill does not cost the steps before it
 
 
 def evaluate(run: RunState, watch: Watch) -> Evaluation:
-    """The task's figures of the model as it counts at the budget, on every evaluation split.
+    """The task's metrics of the model at its budget (pruned triplets masked), on every evaluation split.
 
     Raises:
-        NonFiniteLossError: a weight is not finite: what it would predict or write might look like a result.
-        EvaluationStopped: asked to stop.
+        NonFiniteLossError: a weight is not finite; its predictions might look like a result.
+        EvaluationStopped: a signal asked the run to stop.
     """
     run.check_weights()
     run.model.eval()
     with run.method.masked(), torch.inference_mode(), run.processes.accelerator.autocast():
         predictions = {name: run.processes.gathered(_predictions(run, name, watch)) for name in run.data.evaluation}
-        files: dict[str, Any] = {}  # stay in the main process, which writes them
+        files: dict[str, Any] = {}  # kept in the main process, which writes them
 
         def scored() -> Evaluation:
             evaluation = run.task.metrics(predictions)
@@ -48,16 +48,16 @@ def evaluate(run: RunState, watch: Watch) -> Evaluation:
 
 
 def _predictions(run: RunState, name: str, watch: Watch) -> Iterator[dict[str, Any]]:
-    """This process's batches of predictions on the host, while they are asked for: a task keeps what it needs of them.
+    """Yields this process's batches of predictions, on the host; a task keeps only what it needs of them.
 
-    The next batch is under way before one is fetched, so that the device does not wait for the host.
+    Each batch is launched before the one before it is fetched, so that the device never waits for the host.
     """
     rows, processes = run.data.evaluation[name], run.processes
     batches = evaluation_batches(rows["length"][:], run.plan.cfg.eval.batch_size)
     own = processes.own(batches)
     ready = zip(on_device(run, rows, own, len(own)), own, strict=True)
     before: tuple[dict[str, Tensor], list[int]] | None = None
-    for done in range(0, len(batches), processes.size):  # as many rounds in each process, for these agree on a stop
+    for done in range(0, len(batches), processes.size):  # as many rounds in every process: they agree on stopping
         watch.evaluating(name, done, len(batches))
         for batch, index in islice(ready, 1):
             predicted = run.task.predict(run.model, batch)
@@ -76,10 +76,10 @@ def _fetched(predicted: dict[str, Tensor], index: list[int]) -> dict[str, Any]:
 
 
 def evaluate_due(run: RunState, log: Log, watch: Watch) -> None:
-    """Evaluates step t, which is due; a run that is asked to stop meanwhile makes it when it goes on.
+    """Evaluates after step t; if a signal stops the evaluation, the resumed run repeats it.
 
     Raises:
-        Interrupted: asked to stop; a checkpoint of the step is saved.
+        Interrupted: a signal asked the run to stop; a checkpoint of the step is saved.
     """
     batches = sum(math.ceil(len(rows) / run.plan.cfg.eval.batch_size) for rows in run.data.evaluation.values())
     saved = batches >= LONG_EVALUATION
@@ -106,7 +106,8 @@ def evaluate_due(run: RunState, log: Log, watch: Watch) -> None:
 
 
 def evaluate_before(run: RunState, log: Log, watch: Watch) -> None:
-    """Before the first step of this process: the evaluation that stopped the one before; that of step 0, if wished."""
+    """Before the first step: repeats an evaluation that a signal stopped, or evaluates the untrained model
+    (``eval.untrained``)."""
     if run.evaluation_due:
         evaluate_due(run, log, watch)
     elif run.plan.cfg.eval.untrained and run.t == 0:
@@ -122,7 +123,7 @@ def save(run: RunState, log: Log) -> None:
     """A checkpoint of step t.
 
     Raises:
-        NonFiniteLossError: a weight is not finite, after a step whose loss still was; no run could go on from there.
+        NonFiniteLossError: a weight is not finite after a step whose loss was; no run could resume from it.
     """
     run.check_weights()
     run.log_bytes = log.length

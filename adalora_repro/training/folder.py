@@ -1,4 +1,4 @@
-"""A run's folder: who may write there, what an earlier try left, the settings, and the record."""
+"""A run's folder: the lease on it, files of an earlier attempt, the settings, and the record."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from adalora_repro.training.state import RunState
 
 CONFIG = "config.yaml"
 ERROR = "error.txt"  # the traceback of a run that failed
-SKIPPED = "skipped.json"  # the bad rows that were left out, by split, one line each
+SKIPPED = "skipped.json"  # the invalid rows that were left out, by split, one line each
 SIZES = ("params", "b_0", "b_T", "n", "r", "d", "wider", "widths")
 BUDGET_FIELDS = (*SIZES, "t_i", "t_f", "delta_t", "mask_events", "gamma")
 
 
-# -- who may write --------------------------------------------------------------------------------------------------
+# -- the lease --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def leased(folder: Path, processes: Processes) -> Iterator[Lock | None]:
-    """The run's folder, for the processes of this run alone: a lease that the main one has and that dies with it.
+    """Reserves the run's folder for the processes of this run; the main one holds the lease, which ends with it.
 
     Yields:
         The lease in the main process, None in the others.
@@ -64,25 +64,25 @@ def _locked(folder: Path) -> Iterator[Lock]:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """What failed before it wrote anything leaves nothing."""
+    """A run that failed before it wrote anything leaves no folders."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()
 
 
-# -- what an earlier try left ---------------------------------------------------------------------------------------
+# -- an earlier attempt ---------------------------------------------------------------------------------------
 
 
 def set_aside(folder: Path) -> list[str]:
-    """A start from step 0 (``force=true``, nothing to resume) keeps what an earlier try left, under numbered names.
+    """Before a start from step 0 (``force=true``, or nothing to resume): renames the files of an earlier attempt.
 
     Returns:
-        The new names of its checkpoints: they may be large, and nothing removes them.
+        The new, numbered names of its checkpoints: they may be large, and nothing removes them.
     """
     taken = [re.fullmatch(r"[\w.]+\.old-(\d+)(\.\w+)?", path.name) for path in folder.iterdir()]
     number = 1 + max((int(match[1]) for match in taken if match), default=0)
     saved = []
-    # checkpoints go first: none may be resumed without its log; the record goes last: it names the rest
+    # checkpoints first: none may be resumed without its log; the record last: until then the folder is a run's
     for name in (*checkpoint.FILES, "log.jsonl", "final", "best", SKIPPED, ERROR, run_record.RECORD_NAME):
         path = folder / name
         if path.exists():
@@ -91,7 +91,7 @@ def set_aside(folder: Path) -> list[str]:
     return saved
 
 
-# -- what this one writes -------------------------------------------------------------------------------------------
+# -- settings and record -------------------------------------------------------------------------------------------
 
 
 def write_settings(run: RunState) -> None:
@@ -117,7 +117,7 @@ def new_record(run: RunState) -> run_record.RunRecord:
 
 
 def write_record(run: RunState, record: run_record.RunRecord, status: str, error: str | None = None) -> None:
-    """Brings the record up to date with the run and writes it, in the main process.
+    """Updates the record from the run and writes it, in the main process.
 
     Raises:
         LostFolderError: the folder was removed, or another process has it.
@@ -127,7 +127,7 @@ def write_record(run: RunState, record: run_record.RunRecord, status: str, error
     run.check_folder()
     record.status, record.error = status, error
     record.best, record.final, record.degenerate = run.best, run.final, bool(run.constant)
-    # a device that failed may fail again when asked for ranks or memory: the record is then written without them
+    # after a failure the device may fail again when ranks or memory are read: the record is then written without them
     with suppress(Exception) if status == "failed" else nullcontext():
         _measure(run, record)
     record.progress = {"step": run.t, "total_steps": run.plan.total_steps, "updated": time.time()}

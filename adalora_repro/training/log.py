@@ -1,4 +1,4 @@
-"""``log.jsonl``, the curve of a run, one JSON object a line; and an evaluation's figures as text."""
+"""``log.jsonl``, the curve of a run, one JSON object a line; and an evaluation's metrics as text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from adalora_repro.records.lock import LostFolderError
 
 
 class Log:
-    """``log.jsonl`` of a run; a process that writes none has one that goes nowhere."""
+    """``log.jsonl`` of a run; processes other than the main one write to ``os.devnull``."""
 
     def __init__(self, path: Path, length: int, main: bool) -> None:
-        """Opens the file and cuts off the lines after the checkpoint, which come again.
+        """Opens the file and cuts off the lines after the checkpoint, which will be written again.
 
         Args:
             length: bytes of the lines before the checkpoint.
@@ -29,7 +29,7 @@ class Log:
 
     @property
     def length(self) -> int:
-        """Bytes."""
+        """In bytes."""
         return self._file.seek(0, os.SEEK_END)
 
     def append(self, line: dict[str, Any]) -> None:

@@ -5,8 +5,8 @@ One optimizer step t (from 0), in this order:
     forward -> task loss -> backward (accumulate) -> regularizer's gradient, once per optimizer step -> clip
     -> method.before_update(t) -> optimizer.step -> scheduler.step -> method.after_update(t) -> zero_grad -> t += 1
 
-Nothing in a step waits for the device: losses are kept as tensors and looked at when something is logged or saved, so a
-non-finite loss is noticed, with its step, before it can enter a checkpoint or a record.
+Nothing in a step waits for the device: losses stay tensors until something is logged or saved. A non-finite loss is
+then reported with its step, before it can enter a checkpoint or a record.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def run_loop(run: RunState, stop: StopSignal, publish: Callable[[], None]) -> No
                 look_due = run.log_due or run.evaluation_due or save_due
                 if not (look_due or watch.due()):
                     continue
-                if look_due:  # a heartbeat alone must not fail: each process has its own
-                    run.look()  # waits for the device, so the clock is true; nothing spoilt goes past this line
+                if look_due:  # not for a heartbeat alone: each process has its own, and a failure must reach all
+                    run.look()  # waits for the device, so that times are right; a non-finite loss ends the run here
                 run.train_s += time.perf_counter() - began
                 if run.log_due:
                     log_step(run, grad_norm, log, progress)
@@ -122,13 +122,13 @@ def backward(run: RunState, batches: list[Batch], parameters: Sequence[torch.nn.
     for batch in batches:
         with accelerator.autocast():
             loss, n = run.task.loss(called, batch)
-        # a mean over all examples of the step: micro-batches count by their number of terms
+        # the mean over all examples of the step: a micro-batch is weighted by its number of terms
         accelerator.backward(loss if whole else loss * n)
         losses.append(loss.detach() if whole else loss.detach() * n)
         terms += n
     if whole:
         return losses[0]
-    # a process may have none of a small batch's examples
+    # of a small batch a process may have no example
     total = torch.stack(losses or [torch.zeros((), device=run.device)]).sum()
     count: Any = float(terms)
     if processes.size > 1:
@@ -138,7 +138,7 @@ def backward(run: RunState, batches: list[Batch], parameters: Sequence[torch.nn.
 
 
 def add_gradient(loss: Tensor, parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Adds the gradient of ``loss`` to those of ``parameters``: one call for all, and no hook of ``backward`` fires."""
+    """Adds the gradient of ``loss`` to those of ``parameters`` in one call; hooks of ``backward`` do not run."""
     totals, added = [], []
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
         if gradient is not None and parameter.grad is None:

@@ -1,6 +1,6 @@
-"""What a run says: a banner, the stage it is in, a rich bar on a terminal, and plain lines anywhere else.
+"""What a run prints: a banner, its stages, a progress bar on a terminal, and plain lines anywhere else.
 
-Of several processes the main one speaks; a problem that all of them have is printed once.
+Of several processes only the main one prints; a problem that all of them have is printed once.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from adalora_repro.terminal import CleanStream, clean, raw
+from adalora_repro.errors import CleanStream, clean, duration, raw
 from adalora_repro.training import signals
-from adalora_repro.training.distributed import Agreement, Processes, launched
+from adalora_repro.training.distributed import Processes, launched
 
 if TYPE_CHECKING:
     from adalora_repro.config.plan import Plan
 
 HEARTBEAT_S = 60.0  # a running record is renewed at least this often, at the next step or evaluated batch
-LINE_S = 30.0  # a run whose lines go into a file or a pipe is never silent for longer
-ALONE_S = 15.0  # how long a process with a problem waits for the launcher to end it, because the main one has it too
+LINE_S = 30.0  # without a terminal (a file, a pipe) a line is printed at least this often
+ALONE_S = 15.0  # how long a process waits before it prints a problem: if the main one has it too, the launcher ends it
 
 _prefix = ""  # of every line, see ``prefixed``
 _spoke = 0.0  # when the last line was printed (monotonic)
 
 
 class Prefixed:
-    """A text stream that writes ``prefix`` before each line; everything else it leaves to ``stream``."""
+    """A text stream that writes ``prefix`` before each line and delegates everything else to ``stream``."""
 
     def __init__(self, stream: Any, prefix: str) -> None:
         self.stream, self.prefix = stream, prefix
@@ -46,7 +46,7 @@ class Prefixed:
 
 @contextmanager
 def prefixed(text: str) -> Iterator[None]:
-    """Inside, the lines of a run begin with ``text``, which says which of a sweep's runs it is; so does its bar."""
+    """Inside, the lines and the bar of a run begin with ``text``, which names the run of a sweep."""
     global _prefix
     before, _prefix, out = _prefix, f"{clean(text)} ", sys.stdout
     sys.stdout = cast(Any, Prefixed(out, _prefix))
@@ -65,9 +65,10 @@ def say(text: str) -> None:
 
 
 def complain(problem: str, details: str = "") -> None:
-    """Prints a problem that ends this process: the main process prints it, because all of them have it.
+    """Prints a problem that ends this process.
 
-    Another process prints it, with ``details``, if it alone has it: if it still lives after ``ALONE_S``.
+    Usually all processes have it, and the main one prints it. Another process prints it, with ``details``, only if it
+    is still running after ``ALONE_S``: then the problem is its own.
     """
     rank, _ = launched()
     if rank:
@@ -79,9 +80,9 @@ def complain(problem: str, details: str = "") -> None:
 
 
 def banner(plan: Plan) -> None:
-    """One line about the run that begins, from a counted plan: what it trains, and on what.
+    """One line about the run that begins, from a counted plan: what it trains, and on which device.
 
-    The device is the one that accelerate will choose; asking accelerate itself would take seconds.
+    It is the device that accelerate will choose; importing accelerate to ask would take seconds.
     """
     import torch
 
@@ -101,7 +102,7 @@ def banner(plan: Plan) -> None:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Around a part of the run before its first step: a line that names it, and one now and then while it takes."""
+    """Around a part of the run before its first step: prints its name, and now and then how long it has taken."""
     say(name)
     began = time.monotonic()
     with speaking(lambda: f"{name}: {duration(time.monotonic() - began)} so far"):
@@ -110,7 +111,7 @@ def stage(name: str) -> Iterator[None]:
 
 @contextmanager
 def speaking(line: Callable[[], str]) -> Iterator[None]:
-    """Inside, ``line()`` is printed whenever nothing else was for ``LINE_S``, where there is no terminal."""
+    """Inside, without a terminal, ``line()`` is printed whenever nothing else was printed for ``LINE_S``."""
     if sys.stderr.isatty() or launched()[0] != 0:
         yield
         return
@@ -130,16 +131,8 @@ def speaking(line: Callable[[], str]) -> Iterator[None]:
         thread.join()
 
 
-def duration(seconds: float) -> str:
-    """For people: ``45 s``, ``4 min``, ``3 h 20 min``."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
 class Progress:
-    """How far a run is. ``update`` once per step costs a comparison; a bar changes a few times a second."""
+    """The progress of a run. ``update`` once per step costs a comparison; the bar changes at most 5 times a second."""
 
     def __init__(self, title: str, start: int, total: int) -> None:
         self._title, self._total, self._start, self._began = clean(f"{_prefix}{title}"), total, start, time.monotonic()
@@ -165,14 +158,14 @@ class Progress:
             self._shown = now
 
     def evaluating(self, split: str, done: int, total: int) -> None:
-        """How far an evaluation is."""
+        """Reports the progress of an evaluation."""
         self._activity = f"evaluating {clean(split)} {done}/{total} batches"
         if self._bar is not None and (done == 0 or (now := time.monotonic()) - self._shown > 0.2):
             self._bar.update(self._task, description=f"{self._title}: {self._activity}")
             self._shown = now if done else self._shown
 
     def line(self, step: int, text: str) -> None:
-        """A line that stays: above the bar, or plain with the time left."""
+        """A permanent line: above the bar, or plain with the time left."""
         self._step, self._activity = step, ""
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=self._title)
@@ -186,7 +179,7 @@ class Progress:
             self._bar.stop()
 
     def _left(self) -> str:
-        """The time that the remaining steps take at the pace so far."""
+        """The time left at the average pace so far."""
         done = self._step - self._start
         if done <= 0:
             return ""
@@ -194,18 +187,18 @@ class Progress:
 
 
 class Watch:
-    """What goes on beside the steps: progress for people, the heartbeat of the record, the request to stop."""
+    """What happens beside the steps: progress output, the heartbeat of the record, requests to stop."""
 
     def __init__(
         self, progress: Progress, stop: signals.StopSignal, publish: Callable[[], None], processes: Processes
     ) -> None:
         self.progress, self.stop = progress, stop
-        self._processes, self._batches = processes, Agreement(processes)
+        self._processes = processes
         self._publish = publish
         self.publish()
 
     def publish(self) -> None:
-        """Records how far the run is."""
+        """Writes the record, with the current step."""
         self._publish()
         self._published = time.perf_counter()
 
@@ -213,12 +206,12 @@ class Watch:
         return time.perf_counter() - self._published > HEARTBEAT_S
 
     def beat(self) -> None:
-        """The same, if it is due."""
+        """``publish``, if it is due."""
         if self.due():
             self.publish()
 
     def stopping(self) -> bool:
-        """After a step: whether the run is to stop here. All processes answer the same."""
+        """After a step: whether a signal asked the run to stop. The same answer in all processes."""
         self._processes.signum = self.stop.signum
         signum = self._processes.received()
         self.stop.adopt(signum)
@@ -228,9 +221,9 @@ class Watch:
         """Before each batch of an evaluation.
 
         Raises:
-            EvaluationStopped: asked to stop ``GRACE_S`` ago.
+            EvaluationStopped: a signal asked the run to stop more than ``GRACE_S`` ago.
         """
-        overdue = self._batches.largest(self.stop.signum if self.stop.waiting_s > signals.GRACE_S else 0)
+        overdue = self._processes.agreed(self.stop.signum if self.stop.waiting_s > signals.GRACE_S else 0)
         if overdue:
             self.stop.adopt(overdue)
             raise signals.EvaluationStopped

@@ -34,7 +34,7 @@ from adalora_repro.training.progress import complain, say, stage
 from adalora_repro.training.signals import Interrupted, StopSignal
 from adalora_repro.training.state import NonFiniteLossError, RunState
 
-#: how long a process waits for another: the main one may tokenize the data meanwhile
+#: how long a process waits for another: the main one may be tokenizing the data
 PATIENCE = timedelta(hours=3)
 
 
@@ -42,7 +42,7 @@ PATIENCE = timedelta(hours=3)
 
 
 def execute(plan: Plan) -> int:
-    """Trains, or goes on where the run was interrupted, and writes the record; returns the exit code.
+    """Trains, or resumes an interrupted run, and writes the record; returns the exit code.
 
     Raises:
         InputError: something a user can put right; what was on disk before is untouched.
@@ -59,7 +59,7 @@ def execute(plan: Plan) -> int:
     except LostFolderError as error:
         complain(f"failed: {error}; this process stops and writes nothing more")
         if launched()[1] == 1:
-            return stop.exit_code or EXIT_FAILED  # asked to stop: no next job
+            return stop.exit_code or EXIT_FAILED  # after a signal a sweep starts no further run
         raise SystemExit(EXIT_FAILED) from None  # perhaps in this process alone
     except LostError as error:
         complain(f"failed: {error}: the same command starts it")
@@ -72,7 +72,7 @@ def execute(plan: Plan) -> int:
             "command to go on"
         )
         return EXIT_BAD_INPUT
-    if code not in (EXIT_FAILED, EXIT_BAD_INPUT):  # to be requeued would not help these
+    if code not in (EXIT_FAILED, EXIT_BAD_INPUT):  # requeueing would not help these
         try:
             stop.hand_on()
         except Exception as error:  # submitit's: as often as max_num_timeout allows, or scontrol does not answer
@@ -81,22 +81,22 @@ def execute(plan: Plan) -> int:
 
 
 def _execute_leased(plan: Plan, stop: StopSignal, processes: Processes, lock: Lock | None) -> int:
-    # by another process, since run.py looked
+    # another process may have finished the run since run.py looked
     if not plan.cfg.force and (score := processes.on_main(lambda: finished(plan))):
         print(f"already done: {plan.folder} ({score}); force=true runs it again")
         return EXIT_OK
     provenance.reset_peak_memory()
-    run = build(plan, processes)  # nothing on disk has changed when this fails
+    run = build(plan, processes)  # if this fails, nothing on disk has changed
     if lock is not None:
         run.check_folder = lock.check
     resumed = _resume(run)
     record = folder.new_record(run)
     processes.on_main(lambda: _prepare(run, resumed))  # every process has read the checkpoint when the main one is here
-    together = True  # all processes of the run get here
+    together = True  # whether all processes of the run are at this point
     try:
         with stop.deferred():
             run_loop(run, stop, publish=lambda: folder.write_record(run, record, "running"))
-        status, error, code = "ok", None, stop.exit_code or EXIT_OK  # asked to stop in the last step: no next job
+        status, error, code = "ok", None, stop.exit_code or EXIT_OK  # a signal in the last step ends a sweep, too
     except Interrupted as signal:
         again = "without force=true the same command" if plan.cfg.force else "the same command"
         requeued = "goes on if its job is requeued; " if signal.signum == SIGUSR2 else ""
@@ -116,15 +116,15 @@ def _execute_leased(plan: Plan, stop: StopSignal, processes: Processes, lock: Lo
         _finish(run, record)
     if processes.size == 1:
         return code
-    if not together:  # the others may be anywhere: no next job
+    if not together:  # the others may be anywhere: this process starts no further run
         raise SystemExit(code)
-    with suppress(LostError):  # a launcher ends all processes when one fails: the main one has written by now
+    with suppress(LostError):  # a launcher ends all processes when one fails; the record is written by now
         code = max(processes.largest(code))
     return code
 
 
 def _resume(run: RunState) -> bool:
-    """Takes the newest checkpoint that fits; whether there was one.
+    """Loads the newest checkpoint that fits; returns whether there was one.
 
     Raises:
         InputError: the processes read different ones; or as in ``checkpoint.load``.
@@ -134,7 +134,7 @@ def _resume(run: RunState) -> bool:
     problems: list[str] = []
     if not plan.cfg.force:
         state, problems = checkpoint.load(plan.folder, plan.key["hash"], run.load_state_dict)
-    for note in plan.notes:  # not before: a refusal is one line
+    for note in plan.notes:  # not earlier: an input error is one line
         say(f"adalora-run: note: {note}")
     if plan.provisional:
         say(
@@ -164,14 +164,14 @@ def _prepare(run: RunState, resumed: bool) -> None:
 
 
 def _report_failure(run: RunState, error: str, trace: str, together: bool) -> None:
-    """After the record, which must not depend on it."""
+    """Called after the record is written, which must not depend on it."""
     if run.processes.main:
         with suppress(OSError):
             (run.plan.folder / folder.ERROR).write_text(trace, encoding="utf-8", errors="backslashreplace")
     line = f"failed: {error}  ({run.plan.folder})"
     if together:
         say(f"adalora-run: {line}")
-    else:  # perhaps in this process alone
+    else:  # perhaps it failed in this process alone
         complain(line, trace)
 
 
@@ -196,7 +196,7 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
     """Data, model, method and optimizer of a plan, on their device.
 
     Raises:
-        InputError: data or backbone cannot be had or are not what the plan counted.
+        InputError: the data or the backbone cannot be loaded, or differ from what the plan counted.
     """
     cfg = plan.cfg
     speedups.require_compiler(cfg.train.compile)
@@ -204,7 +204,7 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
     device = processes.accelerator.device
     free_device(device)
     if not sys.stderr.isatty() or not processes.main:
-        datasets.disable_progress_bars()  # a log file wants lines
+        datasets.disable_progress_bars()  # they would fill a log file
     task = load_family(cfg)
     set_seed(cfg.seed)
 
@@ -233,30 +233,30 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
     if cfg.train.attention == "cropped":
         speedups.crop_positions(model)
     if device.type != "cpu":
-        speedups.mask_without_looking(model)
-        speedups.positions_at_hand(model)
+        speedups.use_4d_masks(model)
+        speedups.cache_positions(model)
     if cfg.train.precision == "bf16":
         speedups.store_frozen(model, torch.bfloat16)
 
     # -- optimizer --------------------------------------------------------------------------------------------------
     optimizer = make_optimizer(model, cfg.optim)
-    # device and precision only: gradients are added up by `Processes`, without a wrapper around the model
+    # for device and precision only: `Processes` sums the gradients, without a wrapper around the model
     model = processes.accelerator.prepare_model(model, evaluation_mode=True)
     optimizer = processes.accelerator.prepare(optimizer)
     scheduler = get_linear_schedule_with_warmup(optimizer, cfg.optim.warmup_steps, plan.total_steps)
     method.compiled = cfg.train.compile != "none"
     method.on_train_start(plan.total_steps)
     if processes.rank:
-        torch.manual_seed(cfg.seed + processes.rank)  # other examples, other dropout; the start was the same for all
+        torch.manual_seed(cfg.seed + processes.rank)  # dropout differs; the initial weights were the same for all
     compiled = None
     if cfg.train.compile != "none":
-        torch.compiler.reset()  # programs of earlier runs of a sweep count against a limit, beyond which none is made
+        torch.compiler.reset()  # programs of a sweep's earlier runs count towards torch's recompile limit
         compiled = speedups.compiled(model, cfg.train.compile)
     return RunState(plan, model, method, task, data, optimizer, scheduler, processes, compiled)
 
 
 def make_optimizer(model: torch.nn.Module, optim: Any) -> torch.optim.AdamW:
-    """AdamW on what trains, one fused call a step; vectors (biases, norms) do not decay, as transformers does."""
+    """Fused AdamW over the trainable parameters; vectors (biases, LayerNorm) do not decay, as in transformers."""
     parameters = list(inject.trained(model).values())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
@@ -276,13 +276,13 @@ def _device_notes(cfg: Any, device: torch.device) -> list[str]:
 
 
 def _accelerator(cfg: Any) -> Accelerator:
-    AcceleratorState._reset_state(reset_partial_state=True)  # the run before in a sweep may have had another precision
+    AcceleratorState._reset_state(reset_partial_state=True)  # a sweep's previous run may have had another precision
     _, processes = launched()
     check_rendezvous()
     device = cfg.train.device
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("train.device=cuda, but torch finds no GPU here; train.device=auto uses the CPU")
-    # accelerate starts several processes without a GPU only where it is told that there is none
+    # without a GPU, accelerate runs several processes only with cpu=True
     on_cpu = device == "cpu" or (processes > 1 and not torch.accelerator.is_available())
     accelerator = Accelerator(
         cpu=on_cpu,
@@ -298,9 +298,9 @@ def _accelerator(cfg: Any) -> Accelerator:
 
 
 def free_device(device: torch.device) -> None:
-    """Gives back what models that are gone kept of a GPU's memory: earlier runs of a sweep, or the ones measured.
+    """Frees the GPU memory of deleted models: of a sweep's earlier runs, or of the methods measured.
 
-    Hooks and what accelerate wraps refer to their model, so that only the garbage collector ends it.
+    Hooks and accelerate's wrappers form reference cycles with their model, so only the garbage collector deletes it.
     """
     if device.type == "cuda":
         gc.collect()

@@ -10,15 +10,15 @@ from typing import Any
 
 from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
-#: by which a run is asked to stop; a scheduler announces the end of a job by the last one
+#: the signals that ask a run to stop; with the last one a scheduler announces the end of a job
 SIGNALS = (int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGUSR2))
-GRACE_S = 10.0  # how long an evaluation may go on when the run was asked to stop: schedulers kill after half a minute
+GRACE_S = 10.0  # how long an evaluation may continue after the signal: schedulers kill after half a minute
 
 
 class Interrupted(BaseException):
     """Ctrl-C, SIGTERM or SIGUSR2; ``exit_code`` is 130 or 143.
 
-    ``agreed``: in all processes of the run, at the same point of it.
+    ``agreed``: all processes of the run raise it, at the same point.
     """
 
     def __init__(self, signum: int, agreed: bool = False) -> None:
@@ -28,14 +28,14 @@ class Interrupted(BaseException):
 
 
 class EvaluationStopped(Exception):
-    """The run was asked to stop and its evaluation takes long: it is made when the run goes on."""
+    """A signal asked the run to stop during a long evaluation; the resumed run repeats it."""
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into ``Interrupted``: at once, or, inside ``deferred``, where ``check`` is called.
+    """Turns SIGINT and SIGTERM into ``Interrupted``: at once, or, inside ``deferred``, when ``check`` is called.
 
-    A second signal does not wait; one that another process received first does not count. SIGUSR2 is taken likewise
-    where somebody has a handler for it, who gets it from ``hand_on``.
+    A second signal raises at once; one that another process received first does not count as the first. SIGUSR2 is
+    handled likewise if a handler for it was installed before (submitit's); ``hand_on`` passes it on to that handler.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """Of the signal received; 0 without one."""
+        """The exit code for the signal received; 0 without one."""
         return 0 if self._received is None else Interrupted(self._received).exit_code
 
     @property
@@ -87,7 +87,7 @@ class StopSignal:
             raise Interrupted(self._received, agreed=True)
 
     def hand_on(self) -> None:
-        """To be called when the run is safe and ``installed`` is left: a SIGUSR2 goes to whom it was meant for.
+        """Passes a SIGUSR2 on to its original handler; call it after the run is saved, outside ``installed``.
 
         Raises:
             BaseException: what that handler raises; submitit's requeues the job and ends the process.

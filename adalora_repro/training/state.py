@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and what of it a checkpoint holds."""
+"""The state of a run, and the part of it that a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from adalora_repro.errors import one_line
 from adalora_repro.models import inject
 from adalora_repro.records import run_record, validation
-from adalora_repro.terminal import one_line
 from adalora_repro.training import checkpoint
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adalora_repro.tasks.base import Task, TaskData
     from adalora_repro.training.distributed import Processes
 
-#: what the loop's own values in a checkpoint must be
+#: checks of the loop's own values in a checkpoint
 LOOP = {
     "looked": validation.items(validation.NUMBER),
     "best": validation.optional(run_record.EVALUATION),
@@ -42,19 +42,19 @@ class NonFiniteLossError(ArithmeticError):
 
 @dataclass
 class RunState:
-    """What changes from step to step; ``state_dict`` and ``load_state_dict`` are what a checkpoint holds.
+    """What changes from step to step; a checkpoint holds ``state_dict``.
 
     Attributes:
-        compiled: ``model`` as a compiler made it, for the training steps; None: as it is.
-        t: the step that comes next, from 0.
-        losses: of the steps since the last look, on the device.
+        compiled: the compiled ``model``, for training steps; None without train.compile.
+        t: the next step, from 0.
+        losses: of the steps since the last ``look``, on the device.
         looked: losses of the steps since the last log line, on the host.
-        log_due: in this step ``step`` also measures ``task_norm``, the norm of the task loss's gradient.
+        log_due: this step is logged; ``step`` then also sets ``task_norm``, the norm of the task loss's gradient.
         constant: of the final evaluation, as in ``Evaluation``.
         train_s, eval_s: seconds; ``tokens`` counts those of the training rows, without padding.
         log_bytes: length of ``log.jsonl`` at the checkpoint.
-        evaluation_due: the evaluation of step t was stopped.
-        check_folder: raises where the folder is no longer this run's; called before everything that is written.
+        evaluation_due: the evaluation after step t has not been completed.
+        check_folder: raises if the folder is no longer this run's; called before every write.
     """
 
     plan: Plan
@@ -86,7 +86,7 @@ class RunState:
         return self.processes.accelerator.device
 
     def look(self) -> None:
-        """Fetches the losses of the steps since the last look.
+        """Moves the losses of the steps since the last call to the host; waits for the device.
 
         Raises:
             NonFiniteLossError: one of them is not finite.
@@ -101,7 +101,7 @@ class RunState:
         self.losses = []
 
     def check_weights(self) -> None:
-        """The device is waited for once.
+        """Waits for the device once.
 
         Raises:
             NonFiniteLossError: a trained weight is not finite.
@@ -112,7 +112,7 @@ class RunState:
             if not is_finite:
                 raise NonFiniteLossError(f"{name} is not finite after step {self.t - 1}; a lower optim.lr may help")
 
-    # -- what a checkpoint holds ------------------------------------------------------------------------------------
+    # -- checkpoint ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -145,8 +145,8 @@ class RunState:
             for name in LOOP:
                 setattr(self, name, state["loop"][name])
             self.t = state["t"]
-            streams = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # older checkpoints have one
-            if self.processes.rank < len(streams):  # additional processes begin new streams
+            streams = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # the first version kept one
+            if self.processes.rank < len(streams):  # additional processes start new streams
                 checkpoint.set_rng_state(streams[self.processes.rank])
         except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
             if checkpoint.no_memory(error):

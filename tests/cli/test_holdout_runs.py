@@ -5,14 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Outcome, find_runs, only_run
+from conftest import Outcome, Run, find_runs, only_run, require_same, signal_after_step
 from task_configs import write_jsonl
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED
@@ -91,26 +90,16 @@ def test_every_seed_and_method_has_the_same_rows(tiny: Cli, rows: Rows) -> None:
     assert len(seen[0]) == 48
 
 
-def test_a_stopped_run_with_a_held_out_split_goes_on(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_with_a_held_out_split_goes_on(
+    tiny: Cli, undisturbed: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ("task=mnli", "method=adalora", "data.holdout=15", "train.eval_steps=2", "optim.lr=1e-2")
-    step = training_loop.step
-
-    def stopped(loop: training_loop.RunState, batches: Any) -> Any:
-        norm = step(loop, batches)
-        if loop.t == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return norm
-
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "step", stopped)
+        signal_after_step(patch, 5)
         assert tiny(*command).code == EXIT_TERMINATED
     assert tiny(*command).code == EXIT_OK
-    assert tiny(*command, "results.dir=whole").code == EXIT_OK
-    run, whole = only_run(), only_run("whole")
-    assert run.record.measured() == whole.record.measured()
-    assert run.log == whole.log
-    assert held_out(run.folder / "best") == held_out(whole.folder / "best")
-    assert set(run.record.final["holdout"]) == {"accuracy_m"}
+    require_same(only_run(), undisturbed(*command))
+    assert set(only_run().record.final["holdout"]) == {"accuracy_m"}
 
 
 def test_the_best_checkpoint_is_that_of_the_held_out_split(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import signal
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-from conftest import Outcome, find_runs, only_run
+from conftest import Outcome, Run, find_runs, only_run, require_same, signal_after_step
 
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED
-from adalora_repro.training import loop as training_loop
 
 Cli = Callable[..., Outcome]
 PARAMS = 5000
@@ -49,26 +45,18 @@ def test_the_record_has_the_count_and_the_sizes(tiny: Cli, method: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["paper", "released"])
-def test_adalora_ends_at_the_number_resumed_or_not(tiny: Cli, monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
+def test_adalora_ends_at_the_number_resumed_or_not(
+    tiny: Cli, undisturbed: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
     command = (*MATCHED, "method=adalora", f"protocol={protocol}", "train.eval_steps=2")
-    step = training_loop.step
-
-    def killed(loop: Any, batches: Any) -> Any:
-        norm = step(loop, batches)
-        if loop.t == 4:  # in the final phase
-            os.kill(os.getpid(), signal.SIGTERM)
-        return norm
-
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "step", killed)
+        signal_after_step(patch, 4)  # in the final phase
         assert tiny(*command).code == EXIT_TERMINATED
     resumed = tiny(*command)
     assert resumed.code == EXIT_OK, resumed.err
     assert "at step 4 of 6\n" in resumed.err
-    assert tiny(*command, "results.dir=undisturbed").code == EXIT_OK
+    require_same(only_run(), undisturbed(*command))
     record = only_run().record
-    assert record.measured() == only_run("undisturbed").record.measured()
-    assert only_run().log == only_run("undisturbed").log
     assert record.rank_pattern is not None
     spent = sum(rank * cost(name) for name, rank in record.rank_pattern.items())
     assert record.params["method"] == spent

@@ -29,7 +29,7 @@ from adalora_repro.config.origins import origins
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.schema import Config
 from adalora_repro.errors import InputError
-from adalora_repro.models.backbones import MATRIX_ROLES
+from adalora_repro.models.sites import MATRIX_ROLES
 from adalora_repro.records import run_record
 from adalora_repro.records.revisions import outdated
 from adalora_repro.settings import NOTHING, settings_of

@@ -19,6 +19,7 @@ from adalora_repro.config.plan import Plan
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear
 from adalora_repro.models import backbones, inject
+from adalora_repro.models.sites import find_sites
 
 pytestmark = pytest.mark.usefixtures("hydra")
 
@@ -71,7 +72,7 @@ def test_ranks_are_injected_and_a_matrix_of_rank_0_stays_as_it_is(tmp_path: Path
     assert "of 12 matrices" in dry_run.describe(plan)
     model = backbones.load_model(plan.cfg)
     method = methods.load(plan.cfg)
-    method.inject(model, backbones.find_sites(model))
+    method.inject(model, find_sites(model))
     assert inject.count_trained(model)["method"] == expected
     adapted = [module for module in model.modules() if isinstance(module, LoRALinear)]
     assert sorted(layer.r for layer in adapted) == sorted(rank for rank in RANKS.values() if rank)
@@ -82,9 +83,9 @@ def test_ranks_are_injected_and_a_matrix_of_rank_0_stays_as_it_is(tmp_path: Path
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"status": "failed", "final": None, "error": "x"}, r"the run is not finished \(failed\)"),
-    ({"rank_pattern": None}, "method 'adalora' has no ranks there"),
-    ({"rank_pattern": {}}, "has no ranks there"),
-    ({"rank_pattern": {"encoder.0.q": 0}}, "has no ranks there"),
+    ({"rank_pattern": None}, "method 'adalora' has no ranks"),
+    ({"rank_pattern": {}}, "has no ranks"),
+    ({"rank_pattern": {"encoder.0.q": 0}}, "has no ranks"),
     ({"rank_pattern": {"encoder.0.q": 1.5}}, "rank_pattern.encoder.0.q is 1.5, not a whole number"),
     ({"rank_pattern": {"encoder.0.q": True}}, "rank_pattern.encoder.0.q is True, not a whole number"),
     ({"rank_pattern": {"encoder.0.q": -1, "encoder.0.k": 2}}, "rank_pattern.encoder.0.q is -1, not a whole number"),
@@ -112,7 +113,7 @@ def test_a_file_that_is_no_record_and_two_sizes_are_refused(tmp_path: Path) -> N
         with pytest.raises(InputError, match=r"^method\.rank_pattern: .*"):
             resolved(place)
     run = source(tmp_path / "good")
-    with pytest.raises(InputError, match=r"method\.r and method\.rank_pattern both say the ranks"):
+    with pytest.raises(InputError, match=r"method\.r and method\.rank_pattern both set the ranks"):
         planning.count(resolved(run, "method.r=2"))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import built
 from torch import nn
 
 from adalora_repro.lowrank.allocator import RankAllocator
@@ -15,19 +16,9 @@ from adalora_repro.lowrank.layers import LoRALinear, LowRankLinear, SVDLinear
 from adalora_repro.lowrank.schedule import BudgetSchedule
 from adalora_repro.training import loop as training_loop
 from adalora_repro.training import runner
-from adalora_repro.training.state import RunState
-from benchmarks.runs import planned
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 
-SMALL = [
-    "data=sample",
-    "data.sample_rows=16",
-    "data.sample_validation_rows=8",
-    "train.batch_size=4",
-    "train.max_steps=10",
-    "method.schedule=scaled",
-]
 CELLS = [
     ("sst2", "tiny-bert", "0.3M"),
     ("sst2", "tiny-deberta", "0.3M"),
@@ -36,15 +27,6 @@ CELLS = [
 ]
 #: calls of the CUDA runtime that return only when the device has got there
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy", "cudaMalloc", "cudaFree")
-
-
-@pytest.fixture
-def built(tmp_path: Path) -> Callable[..., RunState]:
-    def build(*words: str, device: str = "cuda") -> RunState:
-        folders = [f"data.cache_dir={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}"]
-        return runner.build(planned([*SMALL, *words, *folders, f"train.device={device}"]))
-
-    return build
 
 
 @pytest.fixture
@@ -68,7 +50,7 @@ def words_of(task: str, backbone: str, budget: str, method: str, precision: str)
 @pytest.mark.parametrize("method", ["lora", "adalora"])
 @pytest.mark.parametrize(("task", "backbone", "budget"), CELLS)
 def test_no_step_waits(
-    built: Callable[..., RunState],
+    tmp_path: Path,
     waits_are_errors: Callable[[], None],
     task: str,
     backbone: str,
@@ -76,7 +58,7 @@ def test_no_step_waits(
     method: str,
     precision: str,
 ) -> None:
-    loop = built(*words_of(task, backbone, budget, method, precision))
+    loop = built(tmp_path, *words_of(task, backbone, budget, method, precision), "train.device=cuda")
     batches = list(training_loop.training_batches(loop))
     training_loop.step(loop, batches[0])  # this creates the optimizer's state
     waits_are_errors()
@@ -92,10 +74,10 @@ def test_the_check_for_waits_sees_one(waits_are_errors: Callable[[], None]) -> N
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora"])
-def test_a_profile_of_a_step_has_no_wait(built: Callable[..., RunState], method: str) -> None:
+def test_a_profile_of_a_step_has_no_wait(tmp_path: Path, method: str) -> None:
     from torch.profiler import ProfilerActivity, profile
 
-    loop = built(*words_of("sst2", "tiny-deberta", "0.3M", method, "bf16"))
+    loop = built(tmp_path, *words_of("sst2", "tiny-deberta", "0.3M", method, "bf16"), "train.device=cuda")
     batches = list(training_loop.training_batches(loop))
     longest = max(batches, key=lambda parts: parts[0]["input_ids"].numel())
     for _ in range(3):  # the allocator has all it needs
@@ -152,13 +134,11 @@ def test_the_same_gradients_give_the_same_masks(score: Any, kind: type[LowRankLi
 
 @pytest.mark.parametrize("method", ["lora", "adalora"])
 @pytest.mark.parametrize(("task", "backbone", "budget"), CELLS)
-def test_losses_are_those_of_a_cpu(
-    built: Callable[..., RunState], task: str, backbone: str, budget: str, method: str
-) -> None:
+def test_losses_are_those_of_a_cpu(tmp_path: Path, task: str, backbone: str, budget: str, method: str) -> None:
     """In fp32 without dropout, over ten steps with masks: up to the order of sums."""
     losses = []
     for device in ("cpu", "cuda"):
-        loop = built(*words_of(task, backbone, budget, method, "fp32"), device=device)
+        loop = built(tmp_path, *words_of(task, backbone, budget, method, "fp32"), f"train.device={device}")
         for module in loop.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -177,9 +157,9 @@ def test_losses_are_those_of_a_cpu(
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_memory_is_given_back_between_the_runs_of_a_sweep(built: Callable[..., RunState]) -> None:
+def test_memory_is_given_back_between_the_runs_of_a_sweep(tmp_path: Path) -> None:
     def train_one() -> None:
-        loop = built(*words_of("sst2", "tiny-deberta", "0.3M", "adalora", "bf16"))
+        loop = built(tmp_path, *words_of("sst2", "tiny-deberta", "0.3M", "adalora", "bf16"), "train.device=cuda")
         for batches in training_loop.training_batches(loop):
             training_loop.step(loop, batches)
 

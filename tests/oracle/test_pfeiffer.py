@@ -14,13 +14,14 @@ from adalora_repro import methods
 from adalora_repro.config import resolve as planning
 from adalora_repro.errors import InputError
 from adalora_repro.models import backbones
+from adalora_repro.models.sites import Site, find_sites
 
 pytestmark = pytest.mark.usefixtures("hydra")
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["paper", "released"])
 
 
-def with_adapters(backbone: str, protocol: str) -> tuple[nn.Module, list[backbones.Site]]:
+def with_adapters(backbone: str, protocol: str) -> tuple[nn.Module, list[Site]]:
     """A model in eval mode with adapters far from their small initial values."""
     task = ["task=xsum", "budget=0.26%"] if backbone == "tiny-bart" else ["task=rte"]
     words = [*task, f"backbone={backbone}", "method=pfeiffer", f"protocol={protocol}", "data=sample"]
@@ -30,7 +31,7 @@ def with_adapters(backbone: str, protocol: str) -> tuple[nn.Module, list[backbon
         model = backbones.load_model(cfg)
     except InputError as error:
         pytest.skip(str(error))
-    sites = backbones.find_sites(model)
+    sites = find_sites(model)
     methods.load(cfg).inject(model, sites)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -139,7 +139,7 @@ def test_fifty_steps_of_training_have_the_losses_of_peft():
     from transformers import BertConfig, BertForSequenceClassification, get_linear_schedule_with_warmup
 
     from adalora_repro.methods import lora
-    from adalora_repro.models.backbones import find_sites
+    from adalora_repro.models.sites import find_sites
     from adalora_repro.training.runner import make_optimizer
 
     torch.manual_seed(0)
@@ -194,7 +194,7 @@ def test_ranks_of_their_own_are_scaled_as_peft_s_patterns_say():
     from transformers import BertConfig, BertForSequenceClassification
 
     from adalora_repro.methods import lora
-    from adalora_repro.models.backbones import find_sites
+    from adalora_repro.models.sites import find_sites
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12, "vocab_size": 20}

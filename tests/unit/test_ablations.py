@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import BudgetSchedule, LoRALinear, RankAllocator, SVDLinear, orthogonality_penalty
 from adalora_repro.methods import lora_regu, svd_lora
-from adalora_repro.models.backbones import find_sites
+from adalora_repro.models.sites import find_sites
 from benchmarks.operations import CountOperations
 
 SCHEDULE = BudgetSchedule(12, 6, 2, 6, 20)

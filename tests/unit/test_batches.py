@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +11,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_runs import built
 
 from adalora_repro.models import inject
 from adalora_repro.tasks.base import MULTIPLE
-from adalora_repro.training import batches, runner
+from adalora_repro.training import batches
 from adalora_repro.training import loop as training_loop
 from adalora_repro.training.state import RunState
 from benchmarks.lengths import lengths_of
-from benchmarks.runs import planned
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=9)
 
@@ -68,21 +67,7 @@ def test_cutting_saves_most_of_the_padding_that_random_batches_have(task: str, s
 # -- in a run ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def built(tmp_path: Path) -> Callable[..., RunState]:
-    def build(*words: str) -> RunState:
-        small = ["data=sample", "data.sample_rows=300", "data.sample_validation_rows=8", "train.device=cpu"]
-        small += [
-            "task=rte",
-            "backbone=tiny-bert",
-            "train.batch_size=32",
-            "method.schedule=scaled",
-            "train.max_steps=7",
-        ]
-        places = [f"data.cache_dir={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}"]
-        return runner.build(planned([*small, *places, *words]))
-
-    return build
+SMALL = ("task=rte", "data.sample_rows=300", "train.batch_size=32", "train.max_steps=7")
 
 
 def steps(loop: RunState) -> list[list[int]]:
@@ -91,16 +76,16 @@ def steps(loop: RunState) -> list[list[int]]:
     return [sorted(rows) for epoch in (0, 1) for rows in batches.steps_of(loop, epoch, lengths)]
 
 
-def test_only_grouping_changes_which_rows_make_a_step(built: Callable[..., RunState]) -> None:
-    padded = steps(built("method=full", "train.padding=max_length"))
-    assert steps(built("method=full")) == padded
-    assert steps(built("method=full", "train.group_by_length=true")) != padded
+def test_only_grouping_changes_which_rows_make_a_step(tmp_path: Path) -> None:
+    padded = steps(built(tmp_path, *SMALL, "method=full", "train.padding=max_length"))
+    assert steps(built(tmp_path, *SMALL, "method=full")) == padded
+    assert steps(built(tmp_path, *SMALL, "method=full", "train.group_by_length=true")) != padded
 
 
 @pytest.mark.parametrize("method", ["full", "adalora"])
-def test_cut_steps_have_the_gradients_of_padded_ones(built: Callable[..., RunState], method: str) -> None:
+def test_cut_steps_have_the_gradients_of_padded_ones(tmp_path: Path, method: str) -> None:
     def found(*words: str) -> tuple[list[dict[str, torch.Tensor]], list[int], int]:
-        loop = built(f"method={method}", "budget=0.3M", *words)
+        loop = built(tmp_path, *SMALL, f"method={method}", "budget=0.3M", *words)
         gradients: list[dict[str, torch.Tensor]] = []
         passes, tokens = [], 0
         for module in loop.model.modules():
@@ -152,8 +137,8 @@ def test_processes_share_a_step_evenly(size: int, parts: int, device: str) -> No
         assert max(len(share) for share in shares) > 1
 
 
-def test_no_part_is_larger_than_accumulation_allows(built: Callable[..., RunState]) -> None:
-    loop = built("method=full", "train.grad_accumulation=8")
+def test_no_part_is_larger_than_accumulation_allows(tmp_path: Path) -> None:
+    loop = built(tmp_path, *SMALL, "method=full", "train.grad_accumulation=8")
     for parts in training_loop.training_batches(loop):
         sizes: list[Any] = [part["input_ids"].shape for part in parts]
         assert all(rows <= 4 for rows, _ in sizes)

@@ -23,8 +23,9 @@ from adalora_repro.errors import InputError
 from adalora_repro.lowrank import BudgetSchedule, RankAllocator, SVDLinear
 from adalora_repro.lowrank.importance import keep_level, keep_within
 from adalora_repro.lowrank.importance import level as level_scores
-from adalora_repro.methods.equal_counts import Place, extras, fill, label_params, spread
+from adalora_repro.methods.equal_counts import Slot, extras, fill, label_params, spread
 from adalora_repro.models import backbones, inject
+from adalora_repro.models.sites import find_sites
 from adalora_repro.reports.cells import compile_table
 from adalora_repro.reports.spec import Scope
 from adalora_repro.reports.tables.table1 import SPEC
@@ -47,15 +48,15 @@ def tiny(backbone: str, method: str, *words: str) -> plan.Plan:
 # The mathematics
 
 places = st.lists(
-    st.builds(Place, st.just(""), st.just(("encoder", 0)), st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=5
-).map(lambda found: [Place(str(i), ("encoder", i % 2), place.unit, place.fixed) for i, place in enumerate(found)])
+    st.builds(Slot, st.just(""), st.just(("encoder", 0)), st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=5
+).map(lambda found: [Slot(str(i), ("encoder", i % 2), place.unit, place.fixed) for i, place in enumerate(found)])
 
 
-def cost(places: list[Place], sizes: dict[str, int]) -> int:
+def cost(places: list[Slot], sizes: dict[str, int]) -> int:
     return sum(place.fixed + place.unit * sizes[place.name] for place in places if sizes[place.name])
 
 
-def best_of_all(places: list[Place], params: int) -> int:
+def best_of_all(places: list[Slot], params: int) -> int:
     """Every assignment of sizes that differ by one at most, tried."""
     totals = []
     for size in range(params + 1):
@@ -66,7 +67,7 @@ def best_of_all(places: list[Place], params: int) -> int:
 
 
 @given(places, st.integers(1, 60))
-def test_filled_is_never_above_and_nothing_is_nearer(places: list[Place], params: int) -> None:
+def test_filled_is_never_above_and_nothing_is_nearer(places: list[Slot], params: int) -> None:
     cheapest = min(place.fixed + place.unit for place in places)
     if params < cheapest:
         with pytest.raises(InputError, match=rf"budget\.params must be at least {cheapest}$"):
@@ -197,7 +198,7 @@ def test_the_last_masks_count_parameters(protocol: str) -> None:
 def test_the_count_is_the_plan_and_never_above(backbone: str, method: str, params: int) -> None:
     counted = plan.count(tiny(backbone, method, f"budget.params={params}"))
     model = backbones.load_model(counted.cfg)
-    sites = backbones.find_sites(model)
+    sites = find_sites(model)
     chosen = methods.load(counted.cfg)
     chosen.inject(model, sites)
     assert inject.count_trained(model)["method"] == counted.params["at_init"]
@@ -217,7 +218,7 @@ def test_too_few_for_all_matrices_leave_some_as_they_are() -> None:
     counted = plan.count(tiny("tiny-bert", "lora", "budget.params=321"))
     model = backbones.load_model(counted.cfg)
     chosen = methods.load(counted.cfg)
-    chosen.inject(model, backbones.find_sites(model))
+    chosen.inject(model, find_sites(model))
     pattern = chosen.summary()["rank_pattern"]
     assert sorted(pattern.values()) == [0] * 8 + [1] * 4  # 2 of 64 and 2 of 96
     assert (counted.params["method"], counted.method["r"], counted.method["wider"]) == (320, 0, 4)

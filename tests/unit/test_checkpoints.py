@@ -10,29 +10,26 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose
+from tiny_runs import built
 from torch.utils._pytree import tree_leaves
 
-from adalora_repro.config import resolve as plan
 from adalora_repro.errors import InputError
-from adalora_repro.training import checkpoint, runner
+from adalora_repro.training import checkpoint
 from adalora_repro.training import loop as training_loop
 
-pytestmark = pytest.mark.usefixtures("hydra")
-WORDS = ["backbone=tiny-bert", "task=rte", "method=adalora", "budget=0.3M", "data=sample", "train.device=cpu"]
-WORDS += ["data.sample_rows=16", "data.sample_validation_rows=4", "task.max_length=32", "train.batch_size=4"]
-WORDS += ["train.max_steps=6", "optim.lr=1e-2", "method.schedule=absolute", "method.t_i=0", "method.t_f=1"]
-WORDS += ["method.delta_t=1", "optim.warmup_steps=0"]
+WORDS = (
+    *("task=rte", "method=adalora", "budget=0.3M", "train.max_steps=6", "optim.lr=1e-2", "optim.warmup_steps=0"),
+    *("method.schedule=absolute", "method.t_i=0", "method.t_f=1", "method.delta_t=1"),
+)
 
 
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory, hydra: None) -> training_loop.RunState:
+def loop(tmp_path_factory: pytest.TempPathFactory) -> training_loop.RunState:
     """After two steps."""
-    words = [*WORDS, f"data.cache_dir={tmp_path_factory.mktemp('cache')}"]
-    built = runner.build(plan.count(plan.resolve(compose("config", words))))
-    for _, batches in zip(range(2), training_loop.training_batches(built), strict=False):
-        training_loop.step(built, batches)
-    return built
+    run = built(tmp_path_factory.mktemp("run"), *WORDS)
+    for _, batches in zip(range(2), training_loop.training_batches(run), strict=False):
+        training_loop.step(run, batches)
+    return run
 
 
 Spoil = Callable[[dict[str, Any]], object]

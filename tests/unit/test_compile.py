@@ -7,22 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import built
 from torch._dynamo.utils import counters
 
 from adalora_repro.errors import InputError
 from adalora_repro.models import inject, speedups
 from adalora_repro.training import loop as training_loop
-from adalora_repro.training import runner
-from benchmarks.runs import planned
 
-SMALL = [
-    "data=sample",
-    "data.sample_rows=64",
-    "data.sample_validation_rows=8",
-    "train.device=cpu",
-    "train.batch_size=4",
-]
-SMALL += ["train.max_steps=16", "method.schedule=scaled"]
+SMALL = ("data.sample_rows=64", "train.max_steps=16")
 INDUCTOR = "train.compile=inductor"  # a minute, and a C++ compiler: where it is not named, aot_eager's traces do
 CROPPED = ["train.attention=cropped", "backbone.architecture.position_buckets=256"]  # of which 128 hold the sentences
 CASES = [
@@ -46,13 +38,12 @@ def test_one_program_computes_the_steps_of_the_model(
 ) -> None:
     torch._dynamo.reset()
     counters.clear()
-    places = [f"data.cache_dir={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}"]
-    words = [*SMALL, *places, f"task={task}", f"backbone={backbone}", f"method={method}", f"budget={budget}"]
+    words = [*SMALL, f"task={task}", f"backbone={backbone}", f"method={method}", f"budget={budget}"]
     words += [word for word in more if word != INDUCTOR]
     if INDUCTOR in more and not shutil.which(speedups.COMPILER):
         pytest.skip("needs a C++ compiler")
     plain, chosen = "train.compile=none", INDUCTOR if INDUCTOR in more else "train.compile=aot_eager"
-    loops = [runner.build(planned([*words, compiler])) for compiler in (plain, chosen)]
+    loops = [built(tmp_path, *words, compiler) for compiler in (plain, chosen)]
     for loop in loops:  # dropout draws its random numbers in another order when it is compiled
         loop.model.config.dropout = loop.model.config.attention_dropout = loop.model.config.activation_dropout = 0.0
         for module in loop.model.modules():
@@ -74,13 +65,13 @@ def test_one_program_computes_the_steps_of_the_model(
     assert list(inject.trained(compiled.model)) == list(inject.trained(plain.model))  # a checkpoint fits both
 
 
+@pytest.mark.slow  # what is cropped: tests/unit/test_speedups.py
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_batch_too_long_to_be_cropped_has_a_program_of_its_own(tmp_path: Path, precision: str) -> None:
     torch._dynamo.reset()
     counters.clear()
-    places = [f"data.cache_dir={tmp_path / 'cache'}", f"results.dir={tmp_path / 'results'}"]
-    words = [*SMALL, *places, *CROPPED, "train.compile=aot_eager", f"train.precision={precision}"]
-    loop = runner.build(planned([*words, "task=sst2", "backbone=tiny-deberta", "method=adalora", "budget=0.3M"]))
+    words = [*SMALL, *CROPPED, "train.compile=aot_eager", f"train.precision={precision}"]
+    loop = built(tmp_path, *words, "backbone=tiny-deberta", "method=adalora", "budget=0.3M")
     batch = next(training_loop.training_batches(loop))[0]
     for tokens, programs in ((8, 1), (24, 1), (120, 1), (136, 2), (160, 2), (16, 2)):
         ids = torch.randint(5, 50, (3, tokens))

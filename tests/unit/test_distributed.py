@@ -210,7 +210,7 @@ def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch)
 
     cfg = OmegaConf.create({"train": {"device": "cpu", "precision": "fp32"}})
     for name, value, told in (
-        ("MASTER_PORT", "1", "MASTER_ADDR is not set, where 2 processes"),
+        ("MASTER_PORT", "1", "MASTER_ADDR is not set; 2 processes"),
         ("MASTER_ADDR", "127.0.0.1", ""),
         ("MASTER_PORT", "70000", "MASTER_PORT is '70000', must be 1 to 65535"),
     ):
@@ -260,15 +260,15 @@ def test_processes_ask_each_other_by_the_clock(monkeypatch: pytest.MonkeyPatch, 
 
     def tolist() -> list[float]:
         read.append(call)
-        return [0.0, 2.0, 0.0, 2 * processes._wish]  # the sums over two processes
+        return [0.0, 2.0, 0.0, 2 * processes._steps.proposal]  # the sums over two processes
 
-    agreement = distributed.Agreement(SimpleNamespace(size=2, largest=largest))  # type: ignore[arg-type]
     processes = alone()
+    processes.largest = largest  # type: ignore[method-assign]
     processes.size, processes._flags = 2, SimpleNamespace(tolist=tolist)  # type: ignore[assignment]
     agreed: dict[str, list[int]] = {"evaluation": [], "step": []}
     for call in range(1, 302):
         now[0] += per_call
-        agreed["evaluation"] += [call] * (agreement.largest(7) == 7)
+        agreed["evaluation"] += [call] * (processes.agreed(7) == 7)
         agreed["step"] += [call] * (processes.received() == 15)
     assert asked == agreed["evaluation"] == list(range(1, 302, every))
     assert read == agreed["step"]

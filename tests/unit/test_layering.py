@@ -14,7 +14,7 @@ import adalora_repro
 PACKAGE = Path(adalora_repro.__file__).parent
 CONF = PACKAGE.parent / "conf"
 #: from the bottom up; rooms on one line may not import each other (a room's own modules may)
-ROOMS = ["__init__", "errors terminal", "settings", "lowrank records", "models", "metrics", "tasks", "methods"]
+ROOMS = ["__init__", "errors", "settings", "lowrank records", "models", "metrics", "tasks", "methods"]
 ROOMS += ["config", "reports", "training", "cli"]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names.split()}
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "sklearn", "pandas", "peft"}

@@ -107,7 +107,7 @@ def test_a_silent_lease_of_another_host_is_watched_and_taken_over(tmp_path: Path
     with taken(tmp_path, said.append) as own:
         own.check()
     (line,) = said
-    assert line.startswith(f"{tmp_path} is locked by elsewhere: looking for up to ")
+    assert line.startswith(f"{tmp_path} is locked by elsewhere: ")
     assert list(tmp_path.iterdir()) == []
 
 

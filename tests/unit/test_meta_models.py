@@ -1,4 +1,4 @@
-"""The skeletons against transformers' own models: same parameters, same shapes, same sites."""
+"""The models on the meta device against transformers' own models: same parameters, same shapes, same sites."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from task_configs import CONF, task_config
 
 from adalora_repro.models import backbones, meta_models
+from adalora_repro.models.sites import find_sites, head_parameters
 
 BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
 TASKS = {"rte": "two labels", "mnli": "three labels", "stsb": "regression", "squad": "spans", "xsum": "seq2seq"}
@@ -19,24 +20,24 @@ def configured(backbone: str, task: str):
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("task", TASKS)
-def test_skeleton_is_the_model_of_transformers(backbone, task, monkeypatch):
+def test_a_meta_model_is_the_model_of_transformers(backbone, task, monkeypatch):
     cfg = configured(backbone, task)
     if (task == "xsum") != ("bart" in backbone):  # no plan gets here; transformers would have a head, or say why not
         assert meta_models.build(dict(cfg.backbone.architecture), cfg.task.auto_model, 2) is None
         return
     ours = backbones.meta_model(cfg)
-    assert isinstance(ours, meta_models.Skeleton)
+    assert isinstance(ours, meta_models.MetaModel)
     monkeypatch.setattr(meta_models, "build", lambda *_: None)
     theirs = backbones.meta_model(cfg)
-    assert not isinstance(theirs, meta_models.Skeleton)
+    assert not isinstance(theirs, meta_models.MetaModel)
 
     def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
         return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
     assert shapes(ours) == shapes(theirs)
-    assert backbones.find_sites(ours) == backbones.find_sites(theirs)
-    assert set(backbones.head_parameters(ours)) == set(backbones.head_parameters(theirs))
-    for site in backbones.find_sites(ours):
+    assert find_sites(ours) == find_sites(theirs)
+    assert set(head_parameters(ours)) == set(head_parameters(theirs))
+    for site in find_sites(ours):
         mine, yours = ours.get_submodule(site.path), theirs.get_submodule(site.path)
         assert type(mine).__name__ == type(yours).__name__
 

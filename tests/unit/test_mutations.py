@@ -71,9 +71,9 @@ def copied(place: Path) -> None:
         folder.mkdir()
         values = model | {"key": key, "status": status, "error": error, "final": None, "best": None}
         (folder / "metrics.json").write_text(json.dumps(values), encoding="utf-8")
-    run = {"folder": "x", "key": model["key"] | {"seed": 9, "hash": "made9"}, "words": ["seed=9"], "result": "none"}
+    run = model["key"] | {"seed": 9, "hash": "made9"}
     (place / "sweeps" / "one").mkdir(parents=True)
-    submission = {"job": "12", "submitted": 1e9, "cwd": "", "cancelled": None, "runs": {"12_0": run}}
+    submission = {"job": "12", "submitted": 1e9, "runs": {"12_0": run}}
     (place / "sweeps" / "one" / "submitted-12.json").write_text(json.dumps(submission), encoding="utf-8")
 
 
@@ -250,22 +250,6 @@ def check_reports(place: Path, before: Figures, touched: set[str], drawn: bool =
     assert len(page["runs"]) + len(skipped) == len(runs)  # each of them is shown or named
 
 
-def tried(original: Path, before: Figures, draw: Callable[[Any], Any], drawn: bool = True) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "results"
-        shutil.copytree(original, place)
-        names = sorted(str(path.relative_to(original)) for path in original.rglob("*") if path.is_file())
-        names = [name for name in names if name.endswith((".json", ".jsonl", ".gz"))]
-        touched = set()
-        for name in draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True)):
-            mutate(draw, place / name)
-            touched.add(str(place / name))
-        moved = {
-            name: row | {"records": row["records"].replace(str(original), str(place))} for name, row in before.items()
-        }
-        check_reports(place, moved, touched, drawn)
-
-
 @pytest.fixture(scope="module")
 def before(original: Path) -> Figures:
     found = figures_of(original)
@@ -273,19 +257,26 @@ def before(original: Path) -> Figures:
     return found
 
 
-def test_committed_records_are_all_read(original: Path, before: Figures) -> None:
-    check_reports(original, before, set(), drawn=False)
-    assert "skipped" not in called("status", "--results", str(original))[2]
+def test_committed_records_are_all_read(original: Path) -> None:
+    check_reports(original, {}, set(), drawn=False)
+    lines = called("status", "--results", str(original))[2].splitlines()
+    assert not [line for line in lines if "skipped" in line and "squeue" not in line]  # there may be no controller
 
 
-@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(st.data())
-def test_no_spoilt_file_takes_a_report_with_it(original: Path, before: Figures, data: st.DataObject) -> None:
-    tried(original, before, data.draw, drawn=False)
-
-
-@pytest.mark.slow
+@pytest.mark.slow  # by default test_records.py has a value of each kind
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_no_spoilt_file_takes_a_report_with_it_at_length(original: Path, before: Figures, data: st.DataObject) -> None:
-    tried(original, before, data.draw)
+def test_no_spoilt_file_takes_a_report_with_it(original: Path, before: Figures, data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "results"
+        shutil.copytree(original, place)
+        names = sorted(str(path.relative_to(original)) for path in original.rglob("*") if path.is_file())
+        names = [name for name in names if name.endswith((".json", ".jsonl", ".gz"))]
+        touched = set()
+        for name in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True)):
+            mutate(data.draw, place / name)
+            touched.add(str(place / name))
+        moved = {
+            name: row | {"records": row["records"].replace(str(original), str(place))} for name, row in before.items()
+        }
+        check_reports(place, moved, touched)

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from hydra import compose
+from tiny_runs import built
 from transformers import AutoConfig
 
-from adalora_repro.config import resolve as plan
 from adalora_repro.training import loop as training_loop
-from adalora_repro.training import runner
 from adalora_repro.training.loop import add_gradient
 from benchmarks.operations import CountOperations, count
 
@@ -57,18 +55,16 @@ def test_operations_of_which_the_host_needs_a_value_are_waits(operation, waits):
     assert counted.waits == waits
 
 
-def loop_of(hydra, method, cache):
-    """A tiny run in training, its batches without dropout."""
-    words = ["task=cola", f"method={method}", "backbone=tiny-bert", "data=sample", "data.sample_rows=32"]
-    words += ["data.sample_validation_rows=4", "train.batch_size=8", "train.max_steps=6", "task.max_length=32"]
-    words += [f"data.cache_dir={cache}", "method.schedule=scaled", "train.device=cpu", "task.classifier_dropout=0"]
-    words += [f"+backbone.architecture.{name}=0" for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
-    return runner.build(plan.count(plan.resolve(compose("config", words))))
+def loop_of(folder, method):
+    """A tiny run without dropout."""
+    quiet = [f"+backbone.architecture.{name}=0" for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
+    words = ("task=cola", "data.sample_rows=32", "train.batch_size=8", "train.max_steps=6", "task.classifier_dropout=0")
+    return built(folder, *words, f"method={method}", *quiet)
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora"])
-def test_the_norm_of_the_task_s_gradient_leaves_the_regularizer_out(hydra, tmp_path, method):
-    loop = loop_of(hydra, method, tmp_path)
+def test_the_norm_of_the_task_s_gradient_leaves_the_regularizer_out(tmp_path, method):
+    loop = loop_of(tmp_path, method)
     batches = next(training_loop.training_batches(loop))
     model, terms, total = loop.model.train(), 0, 0.0
     for batch in batches:
@@ -83,9 +79,9 @@ def test_the_norm_of_the_task_s_gradient_leaves_the_regularizer_out(hydra, tmp_p
     assert (float(norm) == float(loop.task_norm)) == (method == "lora")  # LoRA has no regularizer
 
 
-def test_only_a_step_that_is_logged_measures_it(hydra, tmp_path):
+def test_only_a_step_that_is_logged_measures_it(tmp_path):
     """Other steps need no extra operation; this one takes each gradient's norm and the norm of these."""
-    loop = loop_of(hydra, "adalora", tmp_path)
+    loop = loop_of(tmp_path, "adalora")
     batches = next(training_loop.training_batches(loop))
     training_loop.step(loop, batches)  # this creates the optimizer's state
     counts = []

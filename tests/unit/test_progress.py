@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from adalora_repro.errors import duration
 from adalora_repro.training import progress
 
 
@@ -15,7 +16,7 @@ from adalora_repro.training import progress
     [(0.4, "0 s"), (89, "89 s"), (247, "4 min"), (5_300, "88 min"), (12_000, "3 h 20 min"), (90_000, "25 h 0 min")],
 )
 def test_durations_are_for_people(seconds: float, text: str) -> None:
-    assert progress.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_lines_name_the_step_and_the_time_left(

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adalora_repro.cli import report
-from adalora_repro.errors import EXIT_BAD_INPUT
+from adalora_repro.errors import EXIT_BAD_INPUT, CleanStream, clean, first_line, guarded, one_line, raw
 from adalora_repro.records.run_record import RECORD_NAME
-from adalora_repro.terminal import CleanStream, clean, first_line, guarded, one_line, raw
 from adalora_repro.training import progress
 
 EVIL = "\x1b]0;title\x07 \x1b[2J \u202egnp.exe \u2066 \x9b31m \ud800 \x7f \ufeff"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config.catalog import PROPOSED
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, clean
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import RULE, Run
 from adalora_repro.reports.cells import in_scope
@@ -19,7 +19,6 @@ from adalora_repro.reports.notes import optimism
 from adalora_repro.reports.spec import DATA_SOURCES, Scope
 from adalora_repro.reports.status import real
 from adalora_repro.reports.text import cell_name, fixed, lr_of_tried, seeds_text
-from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, clean
 from adalora_repro.reports.faults import without_faulty
 from adalora_repro.reports.figures.data import Records, scope_of
 from adalora_repro.reports.frame import unusable
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import Sheet, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.spec import Report, Request, Scope
-from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     import pandas as pd

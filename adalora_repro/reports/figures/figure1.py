@@ -6,13 +6,13 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.models.backbones import MATRIX_ROLES
+from adalora_repro.errors import clean
+from adalora_repro.models.sites import MATRIX_ROLES
 from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.notes import CAVEATS
 from adalora_repro.reports.spec import Scope, scope_words
 from adalora_repro.reports.tables.table1 import SPEC
 from adalora_repro.reports.text import count_text, fixed
-from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import InputError
-from adalora_repro.models.backbones import MATRIX_ROLES
+from adalora_repro.models.sites import MATRIX_ROLES
 from adalora_repro.records.selection import Run
 from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.spec import Scope

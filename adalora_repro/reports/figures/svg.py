@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
+from adalora_repro.errors import clean
 from adalora_repro.reports.figures.drawing import GRID, INK, MUTED, SERIES, Figure, Panel, draw, gid
 from adalora_repro.reports.html import markup, render
-from adalora_repro.terminal import clean
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from adalora_repro.config.catalog import resource
 from adalora_repro.methods import adalora
-from adalora_repro.models import backbones, inject
-from adalora_repro.models.speedups import CROP_STEP, crop_positions, positions_at_hand, store_frozen
+from adalora_repro.models import inject
+from adalora_repro.models.sites import find_sites
+from adalora_repro.models.speedups import CROP_STEP, cache_positions, crop_positions, store_frozen
 from benchmarks.operations import CountOperations
 
 LONG = 2 * CROP_STEP
@@ -32,7 +33,7 @@ def make(
     method = adalora.Method(
         adalora.Options("adalora", "adalora", init_r=4, target_r=2, t_i=0, t_f=2, delta_t=1), "paper"
     )
-    method.inject(model, backbones.find_sites(model))
+    method.inject(model, find_sites(model))
     method.on_train_start(10)
     return model, inject.trained(model)
 
@@ -102,10 +103,10 @@ def test_a_batch_longer_than_half_the_buckets_is_not_cropped_and_the_next_short_
 @pytest.mark.parametrize("buckets", [8, -1])
 @pytest.mark.parametrize("tokens", [3, CROP_STEP, LONG])  # the last is longer than the table
 @pytest.mark.parametrize("cropped", [False, True])
-def test_positions_at_hand_are_the_model_s_own(tokens: int, buckets: int, cropped: bool) -> None:
+def test_cache_positions_are_the_model_s_own(tokens: int, buckets: int, cropped: bool) -> None:
     changes = {"position_buckets": buckets, "max_relative_positions": 2 * LONG, "max_position_embeddings": LONG - 8}
     made, at_hand = (make("tiny-deberta", 0.1, **changes)[0] for _ in range(2))
-    positions_at_hand(at_hand)
+    cache_positions(at_hand)
     for model in (made, at_hand):
         if cropped:
             crop_positions(model)
@@ -114,7 +115,7 @@ def test_positions_at_hand_are_the_model_s_own(tokens: int, buckets: int, croppe
     assert at_hand.state_dict().keys() == made.state_dict().keys()
 
 
-def test_positions_at_hand_are_not_copied_from_the_host() -> None:
+def test_cache_positions_are_not_copied_from_the_host() -> None:
     model = make("tiny-deberta")[0].to("meta")
     ids = torch.ones(2, 5, dtype=torch.long, device="meta")
 
@@ -123,12 +124,12 @@ def test_positions_at_hand_are_not_copied_from_the_host() -> None:
             model(input_ids=ids, attention_mask=ids).logits.sum().backward()
         return counted.waits
 
-    assert waits() > 0  # or this shortcut has become needless
-    positions_at_hand(model)
+    assert waits() > 0  # or this speedup has become needless
+    cache_positions(model)
     assert waits() == 0
 
 
 def test_a_model_without_relative_positions_stays_as_it_is() -> None:
     model = make("tiny-bert")[0]
-    positions_at_hand(model)
+    cache_positions(model)
     assert not any(module._forward_pre_hooks for module in model.modules())
