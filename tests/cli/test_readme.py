@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra.core.plugins import Plugins
 
 import adalora_repro
 from adalora_repro.cli import report
@@ -111,6 +112,7 @@ def test_make(command: str) -> None:
 def test_adalora_run(command: str, cli: Cli, user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What would train prints its plan instead; of a sweep the jobs are listed, and the first is composed."""
     words = [word.replace(f"={DIR}", f"={user_folder}") for word in shlex.split(command)[1:]]
+    Plugins.instance()  # imports the sweeper anew, the first time: before its class is patched
     jobs: list[Any] = []
 
     def launch(self: Any, wanted: Sequence[Any]) -> list[Any]:
