@@ -184,7 +184,30 @@ def test_examples_of_what_can_be_added(tmp_path: Path) -> None:
         assert linted.returncode == EXIT_OK, linted.stdout
 
 
+def test_python_blocks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    files = {content for text in texts for _, content in FILE_BLOCK.findall(text)}
+    blocks = [body for text in texts for kind, body in BLOCK.findall(text) if kind == "python" and body not in files]
+    assert blocks
+    for body in blocks:
+        exec(compile(body, "a block of the documents", "exec"), {})
+
+
 # -- what the pages name -------------------------------------------------------------------------------------------
+
+
+def test_the_readme_states_what_status_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(["status", "--results", str(ROOT / "results" / "published")]) == EXIT_OK
+    state = re.match(r"\d+ of the paper's \d+ cells", capsys.readouterr().out)
+    assert state
+    assert f"**State: {state[0]} are filled" in README.read_text(encoding="utf-8")
+
+
+def test_tests_that_the_page_on_faults_names_exist() -> None:
+    names = re.findall(r"`(\w+/test_\w+\.py)`", (ROOT / "docs" / "faults.md").read_text(encoding="utf-8"))
+    assert names
+    assert [name for name in names if not (ROOT / "tests" / name).is_file()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
