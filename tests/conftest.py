@@ -20,6 +20,12 @@ def pytest_configure() -> None:
     absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of reports wrap where they do in a file, whatever terminal the tests were started from."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def parsed_once() -> Iterator[None]:
     """OmegaConf parses a YAML text once; copies are handed out. Processes that tests start have nothing of this."""

@@ -101,8 +101,8 @@ def test_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
     assert Path(found.stdout.strip()).is_relative_to(installed)  # and not the checkout
     text = program(installed, tmp_path, "adalora-run", "--help")
     assert text.startswith("adalora-run trains one cell of the AdaLoRA paper's tables")
-    sweeps = "controls, figure1, figure2, lr, lr_wide, seeds, stages, study, table1, table14, table15, table2, "
-    sweeps += "table3, table4, table5"
+    sweeps = "controls, figure1, figure2, lr, lr_wide, quickstart, seeds, stages, study, table1, table14, table15, "
+    sweeps += "table2, table3, table4, table5"
     assert f"sweep: {sweeps}" in text
     words = ("+sweep=table3", "method=lora", "budget=2.20%,0.13%", "task=xsum", "dry_run=true")
     runs = program(installed, tmp_path, "adalora-run", "-m", *words).splitlines()  # the sweeper came along

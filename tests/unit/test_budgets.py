@@ -117,7 +117,7 @@ def test_spread_over_layers_of_different_sizes() -> None:
 def test_a_label_is_a_number_to_the_parameter() -> None:
     numbers = {"0.3M": 300_000, "1.2M": 1_200_000, "0.08%": 147_065, "2.20%": 4_044_294}  # 0.08% are 147,065.24…
     assert {label: label_params(label, 183_831_552) for label in numbers} == numbers
-    with pytest.raises(InputError, match="budget 'small' says no number like"):
+    with pytest.raises(InputError, match="budget 'small' is not a number"):
         label_params("small", 1)
 
 
