@@ -391,7 +391,7 @@ def test_results_dir_that_may_not_be_written(tiny: Cli) -> None:
     assert on_disk() == ["locked"]
 
 
-@pytest.mark.parametrize("content", ["{", '{"schema_version": 99}'])
+@pytest.mark.parametrize("content", ["{", pytest.param('{"schema_version": 99}', marks=pytest.mark.slow)])
 def test_a_damaged_record_is_not_overwritten(tiny: Cli, content: str) -> None:
     command = ("task=sst2", "method=lora")
     tiny(*command)

@@ -42,6 +42,7 @@ def only_record() -> cost_record.CostRecord:
     return record
 
 
+@pytest.mark.slow
 def test_two_methods_in_turn(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     done = tiny(*COST, "backbone=tiny-deberta", "train.precision=bf16", "train.grad_accumulation=2", "method.gamma=0.2")
     assert done.code == EXIT_OK, done.err

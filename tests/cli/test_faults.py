@@ -171,7 +171,11 @@ def flipped(content: bytes) -> bytes:
     return content[:middle] + bytes(byte ^ 1 for byte in content[middle : middle + 512]) + content[middle + 512 :]
 
 
-@pytest.mark.parametrize("damage", [flipped, lambda content: content[:-1000]], ids=["flipped bits", "truncated"])
+@pytest.mark.parametrize(
+    "damage",
+    [flipped, pytest.param(lambda content: content[:-1000], marks=pytest.mark.slow)],
+    ids=["flipped bits", "truncated"],
+)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     tiny: Cli, undisturbed: Whole, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
 ) -> None:
@@ -242,7 +246,7 @@ def test_a_run_that_another_process_took_over_is_left_to_it(tiny: Cli, monkeypat
 # -- shared --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("alive", [True, False])
+@pytest.mark.parametrize("alive", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_sweep_meets_a_lock_of_another_machine(tiny: Cli, monkeypatch: pytest.MonkeyPatch, alive: bool) -> None:
     """A dead one is an interrupted run, that of a job that was moved to another machine for example."""
     words = ("task=rte", "method=bitfit")

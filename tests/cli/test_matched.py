@@ -22,7 +22,9 @@ def cost(name: str) -> int:
     return 97 if "ffn" in name else 65
 
 
-@pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "lora"])
+@pytest.mark.parametrize(
+    "method", ["houlsby", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pfeiffer", "lora"))]
+)
 def test_the_record_has_the_count_and_the_sizes(tiny: Cli, method: str) -> None:
     dry = tiny(*MATCHED, f"method={method}", "dry_run=true")
     assert dry.code == EXIT_OK, dry.err
@@ -44,7 +46,7 @@ def test_the_record_has_the_count_and_the_sizes(tiny: Cli, method: str) -> None:
     assert again.out.startswith("already done: ")
 
 
-@pytest.mark.parametrize("protocol", ["paper", "released"])
+@pytest.mark.parametrize("protocol", ["paper", pytest.param("released", marks=pytest.mark.slow)])
 def test_adalora_ends_at_the_number_resumed_or_not(
     tiny: Cli, undisturbed: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:

@@ -118,6 +118,7 @@ def test_a_table_s_sweep_trains_its_cells_once_and_says_which_line_is_whose(tiny
     assert counts(tiny(*words, "force=true", "method=bitfit")) == "1 done"
 
 
+@pytest.mark.slow
 def test_five_hundred_finished_runs_are_passed_over_with_little_work(
     tiny: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

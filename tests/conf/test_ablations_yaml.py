@@ -79,7 +79,7 @@ def test_lora_has_the_alpha_of_adalora_s_recipe_and_one_scaling_for_all(task: st
         assert settings(method, task)["method.alpha"] == alpha, method
 
 
-@pytest.mark.parametrize("protocol", ["paper", "released"])
+@pytest.mark.parametrize("protocol", ["paper", pytest.param("released", marks=pytest.mark.slow)])
 def test_a_starts_gaussian_on_deberta_v3_alone(protocol: str) -> None:
     """fidelity F21; a run without the setting keeps the identity it had before the setting existed."""
     runs = {method: ("task=rte", "budget=0.16%", f"method={method}") for method in (*LORA, "prune_lora")}

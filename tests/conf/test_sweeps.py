@@ -267,6 +267,7 @@ def test_what_is_given_restricts_the_cells_and_is_set_in_every_run(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["multirun.yaml", "sweep"]
 
 
+@pytest.mark.slow
 def test_sweeps_combine(tmp_path: Path) -> None:
     jobs = launched("table1,lr,seeds", "task=cola", "method=lora", "budget=0.3M", *NO_FILES, folder=tmp_path)
     assert len({(job["optim.lr"], job["seed"]) for job in jobs}) == len(jobs) == 50
@@ -317,6 +318,7 @@ def test_what_no_sweep_can_mean_is_refused(tmp_path: Path) -> None:
 # The short cuts
 
 
+@pytest.mark.slow
 def test_plans_are_those_that_hydra_s_composing_gives() -> None:
     """Values set after composing, learning rates and seeds set after resolving: the same run, and the same refusals."""
     made = sweeper("lr")

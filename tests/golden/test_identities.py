@@ -107,6 +107,7 @@ def test_settings_beyond_the_shipped_ones(golden: Golden) -> None:
     golden("identities-more.json", {words: identity_of(*words.split()) for words in MORE})
 
 
+@pytest.mark.slow
 def test_the_cells_of_sweeps(golden: Golden) -> None:
     """Those of the tables are combinations; the others have an entry of their own."""
     combined = {f"{task} {method} {budget}" for task, method, _, budgets in combinations() for budget in budgets}

@@ -117,6 +117,7 @@ def test_a_task(name: str, cli: Cli, golden: Golden) -> None:
     golden(f"runs/{name}.json", ran(cli, *SETTINGS, *words), TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_went_on(cli: Cli, golden: Golden, tmp_path: Path) -> None:
     """The same file as that of the undisturbed run."""
     rows.write(Path("data"), "stsb")

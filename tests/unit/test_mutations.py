@@ -257,6 +257,7 @@ def before(original: Path) -> Figures:
     return found
 
 
+@pytest.mark.slow
 def test_committed_records_are_all_read(original: Path) -> None:
     check_reports(original, {}, set(), drawn=False)
     lines = called("status", "--results", str(original))[2].splitlines()
