@@ -116,6 +116,10 @@ class CleanStream:
         for line in lines:
             self.write(line)
 
+    def close(self) -> None:
+        """Closes nothing: a handler of a library's logging would close standard error when logging is set up anew."""
+        self.raw.flush()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.raw, name)
 

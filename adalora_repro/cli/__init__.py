@@ -1,1 +1,1 @@
-"""What a user types: the commands adalora-run and adalora-report."""
+"""What a user types: the commands adalora-run, adalora-report and adalora-model."""

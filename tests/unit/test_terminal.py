@@ -123,3 +123,11 @@ def test_reports_print_no_name_or_error_as_it_is(
     assert "gnp.exe" in out
     assert "gnp.exe" in err
     assert not any(unicodedata.category(c) in ("Cc", "Cf") and c != "\n" for c in out + err)
+
+
+def test_who_closes_the_harmless_stream_leaves_the_one_behind_open() -> None:
+    behind = io.StringIO()
+    stream = CleanStream(behind)
+    stream.close()
+    stream.write("still open")
+    assert behind.getvalue() == "still open"
