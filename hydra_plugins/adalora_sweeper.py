@@ -159,7 +159,7 @@ class CellSweeper(Sweeper):
         for number, job in enumerate(jobs, 1):
             words, plan = words_of(job), self.plans.get(words_of(job))
             name = sweeps.label_of(plan.key, job, jobs) if plan else " ".join(words)
-            run = SweepRun(f"[{number}/{len(jobs)}] {name}", plan.folder if plan else None)
+            run = SweepRun(f"[{number}/{len(jobs)}] {name}".rstrip(), plan.folder if plan else None)
             self.ledger.sweep[words] = run
             if plan is None:
                 self.refuse(words)
@@ -177,7 +177,8 @@ class CellSweeper(Sweeper):
                 left.append(job)
             if plan is not None and not self.config.dry_run:
                 results = Path(self.config.results.dir).expanduser()
-                self.ledger.report = self.ledger.report or report_command(self.cells, plan.key, results)
+                tables = ["table15"] if self.config.measure == "cost" else self.cells
+                self.ledger.report = self.ledger.report or report_command(tables, plan.key, results)
         if left:
             folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +193,8 @@ class CellSweeper(Sweeper):
 
     def refuse(self, words: Words) -> None:
         self.ledger.outcomes[words] = REFUSED, EXIT_BAD_INPUT
-        complain(f"error: {self.ledger.refusals[words]} (run: {shlex.join(words)})")
+        which = f" (run: {shlex.join(words)})" if words else ""
+        complain(f"error: {self.ledger.refusals[words]}{which}")
 
     def launch_batch(self, batch: Sequence[Words]) -> None:
         assert self.launcher is not None

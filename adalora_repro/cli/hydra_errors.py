@@ -99,9 +99,12 @@ def _check_override(override: Override, multirun: bool) -> None:
     """Refuses values that Hydra's grammar accepts but nothing can use.
 
     Raises:
-        InputError: a list instead of a choice's name, several values for one run, or a sweep instead of a run.
+        InputError: a setting removed, a list instead of a choice's name, several values for one run, or a sweep instead
+            of a run.
     """
     text, key, value = override.input_line, override.get_key_element().lstrip("+~"), override.value()
+    if override.is_delete() and not key.startswith(("hydra", *OPTIONAL)):
+        raise InputError(f"'{text}': settings are given other values, not removed")
     if key == "sweep" and (not multirun or not override.is_add()):
         raise InputError(f"{text} stands for several runs: adalora-run -m +sweep={text.partition('=')[2]}")
     values = value.list if isinstance(value, ChoiceSweep) else [value]

@@ -8,7 +8,6 @@ Exit codes: 0 equal, 1 not equal, 2 wrong input (no run, an unfinished one, noth
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import io
 import math
@@ -17,9 +16,10 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from adalora_repro import __version__
+from adalora_repro.cli.arguments import Parser
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, clean, first_line, guarded
 from adalora_repro.records import run_record, validation
 from adalora_repro.records.run_record import RecordError, RunRecord
@@ -40,13 +40,6 @@ HUB_GLUE = {
     "pearson": ("stsb", "pearson"),
     "spearman": ("stsb", "spearmanr"),
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one line, like every other wrong input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
 
 
 @dataclass(frozen=True)
@@ -173,6 +166,19 @@ FAMILIES: dict[str, Callable[[Stored, str, str], dict[str, float]]] = {
 }
 
 
+def again(stored: Stored, family: str, split: str, name: str) -> dict[str, float]:
+    """The figures of one split, by the function of the task family.
+
+    Raises:
+        InputError: as the function, or for predictions that are not of the form in which a run stores them.
+    """
+    try:
+        return FAMILIES[family](stored, split, name)
+    except (LookupError, TypeError, ValueError, StopIteration) as error:
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{stored.folder}: no predictions of {stored.cfg.task.name} ({problem})") from None
+
+
 def from_hub(module: str, configuration: str | None, **inputs: Any) -> dict[str, float]:
     """Figures of the hub's own metric.
 
@@ -250,9 +256,9 @@ def score(record: RunRecord, run: Path, select: str, hub: bool, data_dir: str | 
     splits = dict(stored.cfg.task.validation)
     rows = []
     for suffix, split in splits.items():
-        rows += compared(FAMILIES[family](stored, split, suffix), entry["metrics"], suffix, hub, "")
+        rows += compared(again(stored, family, split, suffix), entry["metrics"], suffix, hub, "")
     if HOLDOUT in entry:
-        figures = FAMILIES[family](stored, HOLDOUT, f".{HOLDOUT}")
+        figures = again(stored, family, HOLDOUT, f".{HOLDOUT}")
         primary = next(suffix for suffix in splits if any(f"{f}{suffix}" == record.primary_metric for f in figures))
         rows += compared(figures, entry[HOLDOUT], primary, hub, f"{HOLDOUT} ")
     if not rows:

@@ -34,9 +34,13 @@ def table(records: Sequence[RunRecord]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table of the finished runs below a folder of results, and makes their page."""
-    (folder,) = sys.argv[1:] if argv is None else argv
-    found, _ = read_all(Path(folder))
-    finished = [record for _, record in found if record.status == "ok"]
+    words = sys.argv[1:] if argv is None else argv
+    if len(words) != 1:
+        print("quickstart: name one folder of results", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    folder = words[0]
+    records, _ = read_all(Path(folder))
+    finished = [record for _, record in records if record.status == "ok"]
     if not finished:
         print(f"quickstart: no finished run below {folder}", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -18,10 +18,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
 
 from adalora_repro import __version__, reports
 from adalora_repro.cli import slurm
+from adalora_repro.cli.arguments import Parser
 from adalora_repro.config import catalog
 from adalora_repro.errors import (
     EXIT_BAD_INPUT,
@@ -69,13 +69,6 @@ examples:
   adalora-report choose table1 --write                    keep them in conf/tuned/lr, where adalora-run reads them
   adalora-report compare RUN_A RUN_B                      two runs of one task, example by example
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one line, like every other wrong input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
 
 
 def discover() -> dict[str, Spec]:

@@ -11,6 +11,8 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -20,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro import __version__
+from adalora_repro.cli.arguments import Parser
 from adalora_repro.cli.hydra_errors import (
     WRONG_INPUT,
     explain,
@@ -46,6 +49,7 @@ from adalora_repro.config.identity import reference
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.resolve import already_done, count, failed_since, finished, resolve
 from adalora_repro.config.schema import Config
+from adalora_repro.config.sweep import Words
 from adalora_repro.config.words import override_value
 from adalora_repro.errors import (
     EXIT_BAD_INPUT,
@@ -104,11 +108,13 @@ def _main(ledger: Ledger) -> int:
         inside = ledger.begun = True
         together = HydraConfig.get().mode == RunMode.MULTIRUN
         many = together or ledger.apart
+        typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # ${…} may lead nowhere
+        words: Words = tuple(typed)
         try:
             outcome = run(cfg, many, ledger)
         except (InputError, OmegaConfBaseException) as error:
-            which = f" (run: {shlex.join(HydraConfig.get().overrides.task)})" if many else ""
-            outcome = REFUSED, _refuse((str(error) if isinstance(error, InputError) else explain(error)) + which)
+            reason = ledger.refusals[words] = str(error) if isinstance(error, InputError) else explain(error)
+            outcome = REFUSED, _refuse(reason + (f" (run: {shlex.join(words)})" if many else ""))
         except BrokenPipeError:
             _mute()  # its record was written before
             outcome = DONE, EXIT_OK
@@ -118,9 +124,7 @@ def _main(ledger: Ledger) -> int:
             traceback.print_exc()  # the other runs of a sweep go on
             outcome = FAILED, EXIT_FAILED
         inside = False
-        words = OmegaConf.to_container(HydraConfig.get().overrides.task)  # as typed: ${…} may lead nowhere
-        assert isinstance(words, list)
-        ledger.outcomes[tuple(words)] = outcome
+        ledger.outcomes[words] = outcome
         if outcome[1] in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise KeyboardInterrupt  # or Hydra would begin the next job of a sweep
         if outcome[1] == EXIT_BAD_INPUT and launched()[1] > 1:
@@ -131,8 +135,8 @@ def _main(ledger: Ledger) -> int:
     try:
         if sys.argv[1:] == ["--version"]:  # Hydra has a version of its own
             print(f"adalora-run {__version__}")
-        elif sys.argv[1:2] == ["list"]:
-            print_choices(sys.argv[2:])
+        elif "list" in sys.argv[1:]:
+            print_choices([text for text in sys.argv[1:] if text != "list"])
         elif sys.argv[1:] == ["settings"]:
             from adalora_repro.config.settings_table import markdown
 
@@ -267,21 +271,25 @@ def _skipped(plan: Plan) -> Outcome:
 
 
 def print_choices(words: Sequence[str]) -> None:
-    """``adalora-run list [--config-dir=DIR] [GROUP]``: every choice in one line.
+    """``adalora-run list [--config-dir DIR] [GROUP …]``: every choice in one line.
 
     Raises:
-        InputError: there is no such group.
+        InputError: there is no such group, folder or option.
     """
-    folders = [text.partition("=")[2] for text in words if text.startswith("--config-dir=")]
-    add_folder(folders[-1] if folders else None)
-    groups = [text for text in words if not text.startswith("--config-dir=")]
-    for group in groups:
+    parser = Parser(prog="adalora-run list", description="Describes every choice in one line.", allow_abbrev=False)
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder with files of your own, as adalora-run takes it")
+    parser.add_argument("groups", metavar="GROUP", nargs="*", help=f"only these of: {', '.join(LISTS)}")
+    args = parser.parse_args(words)
+    if args.config_dir is not None and not Path(args.config_dir).is_dir():
+        raise InputError(f"--config-dir: no folder '{args.config_dir}'")
+    add_folder(args.config_dir)
+    for group in args.groups:
         if group not in LISTS:
             raise one_of("list", group, LISTS)
-    for group in groups or LISTS:
+    for group in args.groups or LISTS:
         entries = catalog.entries(group).values()
         width = max(len(entry.id) for entry in entries)
-        if not groups:
+        if not args.groups:
             print(f"\n{group}")
         for entry in entries:
             print(f"{entry.id:<{width}}  {entry.description}")

@@ -30,13 +30,11 @@ def check_words(words: Sequence[str], choices: Mapping[str, Any]) -> None:
     """Refuses words that would file a run under the name of another, or would silently have no effect.
 
     Raises:
-        InputError: the name of another choice, a part of a method's file, an unknown file, a node taken away.
+        InputError: the name of another choice, a part of a method's file, an unknown file.
     """
     for word in words:
         key, _, value = word.lstrip("+").partition("=")
         group = key.partition("@")[0]
-        if word.startswith("~") and not word.startswith(tuple(f"~{name}" for name in OPTIONAL)):
-            raise InputError(f"'{word}': settings are given other values, not taken away")
         if group in OPTIONAL and value not in ("null", *(valid := choices_of(group))):
             raise one_of(key, value, valid)
         if key in NAMES and value in choices_of(NAMES[key]) and value != choices.get(NAMES[key]):

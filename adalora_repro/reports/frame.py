@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adalora_repro.errors import InputError
 from adalora_repro.records.revisions import outdated
 from adalora_repro.records.run_record import RunRecord, read_all
 from adalora_repro.records.selection import device_kind, metrics_of, percent, run_of, select
@@ -63,6 +64,9 @@ def frame(results: str | Path = "results") -> pd.DataFrame:
 
     ``frame.attrs["refused"]`` lists the files that are no valid records, each with the reason.
 
+    Raises:
+        InputError: there is no such folder; a misspelt one must not look like a folder without runs.
+
     Example (in a notebook, beside ``results/``)::
 
         import adalora_repro
@@ -72,6 +76,8 @@ def frame(results: str | Path = "results") -> pd.DataFrame:
         shown.groupby(["task", "method", "budget"]).score.agg(["mean", "std", "count"]).round(2)
         shown.pivot_table(index=["label", "budget"], columns="task", values="score").plot.bar()
     """
+    if not Path(results).is_dir():
+        raise InputError(f"no folder '{results}': name the results.dir of the runs")
     records, refused = read_all(Path(results))
     table = frame_of(records).drop(columns="run")
     table.attrs["refused"] = refused

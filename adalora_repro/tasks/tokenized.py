@@ -87,7 +87,7 @@ def cached(folder: Path, build: Callable[[Path | None], Entry]) -> Entry:
         folder.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
         entry = build(new / "rows.arrow")
-        content = {"files": _sums(path for path in new.iterdir()), "notes": entry.notes}
+        content = {"files": _sums(new.iterdir()), "notes": entry.notes}
         (new / NOTES).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
         try:
             os.rename(new, folder)

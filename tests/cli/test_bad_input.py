@@ -57,6 +57,7 @@ method=lora method.sizes={0.3M:{r:99}} => method.sizes belongs to the file of a 
 ++protocol.name=released => protocol.name=released: that name | protocol=released
 script=nope => unknown script 'nope' | released_cola_adalora
 ~train => '~train': settings are given other values
+~method => '~method': settings are given other values
 task= => unknown task '' | valid: cnn_dailymail, cola, mnli
 -m +sweep= => unknown sweep ''
 task.family=nope => unknown task.family of 'sst2' 'nope'; valid: glue, squad, summarization
@@ -233,6 +234,15 @@ def test_every_choice_is_listed_in_one_line(cli: Cli) -> None:
     for heading in ("task", "method", "budget", "backbone", "sweep", "protocol"):
         assert f"\n{heading}\n" in everything
     assert "unknown list 'tasks' (did you mean task?)" in refused(cli("list", "tasks"))
+
+
+def test_choices_of_config_dir_are_listed_wherever_the_folder_is_named(cli: Cli) -> None:
+    Path("own/task").mkdir(parents=True)
+    Path("own/task/mine.yaml").write_text("# Mine: a task of my own.\n", encoding="utf-8")
+    for words in (("--config-dir=own", "list", "task"), ("list", "task", "--config-dir", "own")):
+        done = cli(*words)
+        assert (done.code, "Mine: a task of my own." in done.out) == (EXIT_OK, True), done.err
+    assert "no folder 'nowhere'" in refused(cli("list", "--config-dir=nowhere"))
 
 
 def test_the_settings_are_a_page_of_markdown(cli: Cli) -> None:

@@ -147,6 +147,7 @@ def test_a_sweep_of_measurements(quick: Tiny) -> None:
     done = quick("-m", "method=adalora,lora", "cost.steps=1", "cost.warmup_steps=0")
     assert done.code == EXIT_OK, done.err
     assert "sweep: 2 done" in done.out
+    assert "report: adalora-report table15 " in done.out
     assert len(list(Path("results/cost").rglob("cost.json"))) == 2
 
 

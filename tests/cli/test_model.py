@@ -159,6 +159,9 @@ def test_what_cannot_be_scored(tiny: Cli, score: Score, monkeypatch: pytest.Monk
     refused(score(), "RUN")
     (run.folder / "final" / "predictions.validation.jsonl.gz").write_bytes(b"no archive")
     refused(score(run.folder), "cannot be read")
+    for row in ({"id": "0"}, {"prediction": "no label", "label": 1}):
+        write_jsonl(run.folder / "final" / "predictions.validation.jsonl.gz", [row])
+        refused(score(run.folder), "final: no predictions of rte")
     (run.folder / "final" / "predictions.validation.jsonl.gz").unlink()
     refused(score(run.folder), "not stored here")
     path = run.folder / "metrics.json"

@@ -17,7 +17,7 @@ from fake_records import make
 
 from adalora_repro.config import resolve as planning
 from adalora_repro.config.plan import Plan
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.lock import Lock
 
@@ -178,6 +178,16 @@ def test_a_failing_run_does_not_stop_the_others_and_is_tried_again(tiny: Cli, tr
     assert (
         counts(tiny("-m", "task=rte", "method=lora", "seed=0,1,2", "+eval.max_examples=8")) == "2 done, 1 already done"
     )
+
+
+def test_the_summary_says_why_a_run_was_refused_when_it_began(tiny: Cli, trainer: Trainer) -> None:
+    def score(cfg: Any) -> float:
+        raise InputError("the data are nowhere")
+
+    trainer.score = score
+    done = tiny("-m", "task=rte", "method=lora", "seed=0", "+eval.max_examples=8")
+    assert done.code == EXIT_BAD_INPUT
+    assert "refused: [1/1] rte lora 0.3M lr 5e-4 seed 0: the data are nowhere" in done.out.splitlines()
 
 
 def test_a_reader_who_has_seen_enough_does_not_stop_a_sweep(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from fake_records import make, save
 
 import adalora_repro
+from adalora_repro.errors import InputError
 from adalora_repro.reports.frame import COLUMNS, rank_entropy
 
 
@@ -53,6 +54,8 @@ def test_an_empty_folder_is_an_empty_frame_with_all_columns(tmp_path: Path) -> N
     runs = adalora_repro.frame(tmp_path)
     assert (len(runs), list(runs.columns)) == (0, list(COLUMNS))
     assert runs[runs.shown].groupby(["task", "method"]).score.mean().empty
+    with pytest.raises(InputError, match="no folder 'nowhere'"):
+        adalora_repro.frame("nowhere")
 
 
 def test_the_example_of_the_docstring_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

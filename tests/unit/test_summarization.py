@@ -249,7 +249,7 @@ def test_loss_is_the_mean_over_tokens_in_float32(kind: torch.dtype) -> None:
     assert (logits.grad.abs().sum(-1) > 0).tolist() == [[True, True, True], [True, False, False]]
 
 
-# Runs, as the session builds them
+# Runs, as the runner builds them
 
 
 def run_of(tmp_path: Path, method: str, *overrides: str) -> training_loop.RunState:

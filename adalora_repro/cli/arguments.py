@@ -1,0 +1,15 @@
+"""Command lines read with argparse: their complaints are one line, like every other wrong input."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from adalora_repro.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises InputError instead of printing the usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
