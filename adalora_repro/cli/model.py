@@ -197,24 +197,6 @@ def from_hub(module: str, configuration: str | None, **inputs: Any) -> dict[str,
     return {name: float(value) for name, value in (loaded.compute(**inputs) or {}).items()}
 
 
-def read(run: Path) -> RunRecord:
-    """The record of a finished run.
-
-    Raises:
-        InputError: there is none, it is damaged, or the run is not finished.
-    """
-    path = run / run_record.RECORD_NAME if run.is_dir() else run
-    try:
-        record = run_record.read(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; RUN is the folder of a run, which adalora-run prints") from None
-    except RecordError as error:
-        raise InputError(str(error)) from None
-    if record.status != "ok":
-        raise InputError(f"{path}: the run is not finished ({record.status})")
-    return record
-
-
 def configuration(record: RunRecord, data_dir: str | None) -> DictConfig:
     """What of the run's settings its task and data need."""
     from omegaconf import OmegaConf
@@ -304,8 +286,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
     try:
         args = parser().parse_args(argv)
-        table, equal = score(read(args.run), args.run, args.select, args.hub, args.data_dir)
-    except InputError as error:
+        _, record = run_record.finished(args.run)
+        table, equal = score(record, args.run, args.select, args.hub, args.data_dir)
+    except (InputError, RecordError) as error:
         print(f"adalora-model: error: {clean(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     print(table)

@@ -274,6 +274,22 @@ def stated(settings: Mapping[str, Any]) -> dict[str, Any]:
     return earlier | dict(settings)
 
 
+def finished(where: Path) -> tuple[Path, RunRecord]:
+    """The record of a finished run and its path, given the run's folder or the record itself.
+
+    Raises:
+        RecordError: there is no record, it is damaged, or the run is not finished; the message names the file.
+    """
+    path = where / RECORD_NAME if where.is_dir() else where
+    try:
+        record = read(path)
+    except FileNotFoundError:
+        raise RecordError(f"no record '{path}': name a run's folder or its {RECORD_NAME}") from None
+    if record.status != "ok":
+        raise RecordError(f"{path}: the run is not finished ({record.status})")
+    return path, record
+
+
 def ranks(where: Path) -> tuple[dict[str, int], str]:
     """The final ranks of a finished run, matrix -> rank, and its budget.
 
@@ -283,13 +299,7 @@ def ranks(where: Path) -> tuple[dict[str, int], str]:
     Raises:
         RecordError: there is no record, the run is not finished, or it has no ranks; the message names the file.
     """
-    path = where / RECORD_NAME if where.is_dir() else where
-    try:
-        record = read(path)
-    except FileNotFoundError:
-        raise RecordError(f"{path}: there is no record") from None
-    if record.status != "ok":
-        raise RecordError(f"{path}: the run is not finished ({record.status})")
+    path, record = finished(where)
     pattern = record.rank_pattern or {}
     if not any(pattern.values()):
         raise RecordError(f"{path}: method '{record.key['method']}' has no ranks")

@@ -9,7 +9,7 @@ from adalora_repro.config.words import lr_text
 from adalora_repro.errors import InputError, clean
 from adalora_repro.records import run_record
 from adalora_repro.records.revisions import outdated
-from adalora_repro.records.run_record import RECORD_NAME, RecordError
+from adalora_repro.records.run_record import RecordError
 from adalora_repro.records.selection import Run, metrics_of, run_of
 from adalora_repro.reports.predictions import read_examples
 from adalora_repro.reports.significance import MEASURES, RESAMPLES, NoTest, bootstrap, mcnemar, same_examples
@@ -61,15 +61,10 @@ def read_run(name: str, select: str) -> Run:
     Raises:
         InputError: there is none, it is damaged, or it has no such checkpoint.
     """
-    path = Path(name) / RECORD_NAME if Path(name).is_dir() else Path(name)
     try:
-        record = run_record.read(path)
-    except FileNotFoundError:
-        raise InputError(f"no record '{path}': name a run's folder or its {RECORD_NAME}") from None
+        path, record = run_record.finished(Path(name))
     except RecordError as error:
         raise InputError(str(error)) from None
-    if record.status != "ok":
-        raise InputError(f"{path}: the run is {record.status}; only finished ones can be compared")
     if not metrics_of(record, select):
         raise InputError(f"{path}: no evaluation at the final budget (no '{select}'); --select final is there")
     return run_of(path, record, select)

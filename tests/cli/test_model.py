@@ -154,7 +154,7 @@ def test_what_cannot_be_scored(tiny: Cli, score: Score, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("evaluate.load", unreachable)
     refused(score(run.folder, "--hub"), "--hub", "'glue'", "connection")
-    refused(score(tmp_path / "nowhere"), "no such file")
+    refused(score(tmp_path / "nowhere"), "no record")
     refused(score(run.folder, "--select", "worst"), "invalid choice")
     refused(score(), "RUN")
     (run.folder / "final" / "predictions.validation.jsonl.gz").write_bytes(b"no archive")

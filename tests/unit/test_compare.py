@@ -180,7 +180,7 @@ def test_compare_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
         (str(tmp_path / "nowhere"), "final", "no record"),
         (str(damaged), "final", "metrics.json: Expecting"),
         (other, "final", "task rte"),
-        (failed, "final", "the run is failed"),
+        (failed, "final", r"the run is not finished \(failed\)"),
         (good, "best", "no 'best'"),
     ):
         with pytest.raises(InputError, match=says) as caught:
