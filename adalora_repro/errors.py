@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 import re
 import sys
 import traceback
@@ -137,6 +138,11 @@ def tolerate_any_locale() -> None:
     for stream in map(raw, (sys.stdout, sys.stderr)):
         if isinstance(stream, io.TextIOWrapper):  # tests and notebooks replace the streams
             stream.reconfigure(errors="replace")
+
+
+def mute() -> None:
+    """Standard output leads nowhere from here on: its reader, ``head`` say, has seen enough and closed the pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from adalora_repro.errors import (
     InputError,
     clean,
     guarded,
+    mute,
     one_of,
     tolerate_any_locale,
 )
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"adalora-report: error: {clean(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        mute()
         return EXIT_OK
     except Exception as error:  # no single record is to blame, see ``without_faulty``
         print(f"adalora-report: failed: {fault(error)}; this is a bug in the program", file=sys.stderr)

@@ -59,6 +59,7 @@ from adalora_repro.errors import (
     EXIT_TERMINATED,
     InputError,
     guarded,
+    mute,
     one_of,
     tolerate_any_locale,
 )
@@ -116,7 +117,7 @@ def _main(ledger: Ledger) -> int:
             reason = ledger.refusals[words] = str(error) if isinstance(error, InputError) else explain(error)
             outcome = REFUSED, _refuse(reason + (f" (run: {shlex.join(words)})" if many else ""))
         except BrokenPipeError:
-            _mute()  # its record was written before
+            mute()  # its record was written before
             outcome = DONE, EXIT_OK
         except Exception:
             if not many:
@@ -148,7 +149,7 @@ def _main(ledger: Ledger) -> int:
     except InputError as error:
         return _refuse(str(error))
     except BrokenPipeError:
-        _mute()
+        mute()
     except Exception as error:
         if inside or not (isinstance(error, WRONG_INPUT) or not ledger.begun) or os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -161,12 +162,8 @@ def _main(ledger: Ledger) -> int:
                 print(summary)
             sys.stdout.flush()
         except BrokenPipeError:  # the reader, `head` say, has seen enough
-            _mute()
+            mute()
     return ledger.code
-
-
-def _mute() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(problem: str) -> int:
