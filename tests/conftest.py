@@ -24,8 +24,8 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-# CPython keeps Python frames in chunks of 16 KiB and maps one anew for every call that crosses the end of one: a loop at an
-# unlucky depth spends more time in mmap and munmap than in its work (half of the time of these tests). A frame that
+# CPython keeps Python frames in chunks of 16 KiB and maps one anew for each call that crosses the end of one: a loop at
+# an unlucky depth spends more time in mmap and munmap than in its work (half of the time of these tests). A frame that
 # says it needs 512 KiB gets a chunk of 1 MiB, and all that a test calls fits into its other half.
 call.__code__ = call.__code__.replace(co_stacksize=2**16)
 
