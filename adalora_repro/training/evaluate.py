@@ -16,7 +16,7 @@ from adalora_repro.records import run_record
 from adalora_repro.tasks.base import Evaluation
 from adalora_repro.training import checkpoint
 from adalora_repro.training.batches import evaluation_batches, on_device
-from adalora_repro.training.log import Log, figures
+from adalora_repro.training.folder import Log, figures
 from adalora_repro.training.signals import EvaluationStopped
 from adalora_repro.training.state import RunState
 

@@ -21,14 +21,14 @@ from transformers import get_linear_schedule_with_warmup
 from adalora_repro import methods
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.resolve import finished, settle
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, one_line
 from adalora_repro.models import backbones, inject, sites, speedups
 from adalora_repro.records import provenance, run_record
 from adalora_repro.records.lock import Lock, LostFolderError
 from adalora_repro.tasks import load_family
 from adalora_repro.training import checkpoint, folder
-from adalora_repro.training.distributed import LostError, Processes, check_rendezvous, launched
-from adalora_repro.training.log import figures
+from adalora_repro.training.distributed import LostError, Processes, launched
+from adalora_repro.training.folder import figures
 from adalora_repro.training.loop import run_loop
 from adalora_repro.training.progress import complain, say, stage
 from adalora_repro.training.signals import Interrupted, StopSignal
@@ -278,17 +278,19 @@ def _device_notes(cfg: Any, device: torch.device) -> list[str]:
 def _accelerator(cfg: Any) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # a sweep's previous run may have had another precision
     _, processes = launched()
-    check_rendezvous()
     device = cfg.train.device
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("train.device=cuda, but torch finds no GPU here; train.device=auto uses the CPU")
     # without a GPU, accelerate runs several processes only with cpu=True
     on_cpu = device == "cpu" or (processes > 1 and not torch.accelerator.is_available())
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision={"fp32": "no", "bf16": "bf16"}[cfg.train.precision],
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision={"fp32": "no", "bf16": "bf16"}[cfg.train.precision],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    except (ValueError, RuntimeError) as error:  # MASTER_ADDR, say, is not set
+        raise InputError(f"{processes} processes cannot start: {one_line(error)}") from None
     if accelerator.num_processes != processes:
         raise InputError(
             f"{processes} processes were started, but they cannot work together on {accelerator.device.type}; "
