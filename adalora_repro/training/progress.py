@@ -221,11 +221,10 @@ class Watch:
         """Before each batch of an evaluation.
 
         Raises:
-            EvaluationStopped: a signal asked the run to stop more than ``GRACE_S`` ago.
+            Interrupted: a signal asked the run to stop.
         """
-        overdue = self._processes.agreed(self.stop.signum if self.stop.waiting_s > signals.GRACE_S else 0)
-        if overdue:
-            self.stop.adopt(overdue)
-            raise signals.EvaluationStopped
+        if signum := self._processes.agreed(self.stop.signum):  # by all of them, at the same batch
+            self.stop.adopt(signum)
+            self.stop.check()
         self.progress.evaluating(split, done, total)
         self.beat()

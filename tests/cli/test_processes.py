@@ -27,7 +27,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from adalora_repro.cli import run
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
-from adalora_repro.training import distributed, signals
+from adalora_repro.training import distributed
 from adalora_repro.training import loop as training_loop
 
 Cli = Callable[..., Outcome]
@@ -117,7 +117,7 @@ def main(words: list[str]) -> int:
         store.repo = repo
 
 
-def stop_after(seconds_of_grace: float, predictions: int, patch: pytest.MonkeyPatch) -> None:
+def stop_after(predictions: int, patch: pytest.MonkeyPatch) -> None:
     """The last process gets SIGTERM while it predicts."""
     from adalora_repro.tasks import glue
 
@@ -129,7 +129,6 @@ def stop_after(seconds_of_grace: float, predictions: int, patch: pytest.MonkeyPa
             os.kill(os.getpid(), signal.SIGTERM)
         return predict(self, *arguments)
 
-    patch.setattr(signals, "GRACE_S", seconds_of_grace)
     patch.setattr(glue.Task, "predict", signalled)
 
 
@@ -140,7 +139,7 @@ def process(jobs: str) -> None:
     for job in json.loads(Path(jobs).read_text(encoding="utf-8")):
         with watched_steps() as steps, pytest.MonkeyPatch.context() as patch:
             if job["stop"]:
-                stop_after(0.0, 2, patch)
+                stop_after(2, patch)
             seen.append({"code": main(job["words"]), "steps": steps})
     Path(f"seen.{os.environ['RANK']}.json").write_text(json.dumps(seen), encoding="utf-8")
 

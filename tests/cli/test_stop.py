@@ -13,7 +13,7 @@ from conftest import Outcome, Run, only_run, predictions, require_same
 
 from adalora_repro.errors import EXIT_OK, EXIT_TERMINATED
 from adalora_repro.tasks import glue
-from adalora_repro.training import checkpoint, evaluate, progress, signals
+from adalora_repro.training import checkpoint, evaluate, progress
 from adalora_repro.training import loop as training_loop
 
 Cli = Callable[..., Outcome]
@@ -56,7 +56,6 @@ def test_an_evaluation_that_takes_long_gives_way(
 ) -> None:
     expected = undisturbed(*COMMAND, *more)
     with monkeypatch.context() as patch:
-        patch.setattr(signals, "GRACE_S", 0.0)
         calls = stop_in(patch, call)
         stopped = tiny(*COMMAND, *more)
         assert calls == [call]
@@ -103,20 +102,8 @@ def test_a_kill_in_a_long_evaluation_costs_no_step(
     require_same(only_run(), expected)
 
 
-def test_a_short_evaluation_is_ended_first(tiny: Cli, undisturbed: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        calls = stop_in(patch, 2)
-        assert tiny(*COMMAND).code == EXIT_TERMINATED
-        assert calls == [4]  # all batches of the first evaluation
-    run = only_run()
-    assert [line["t"] for line in run.log if "evaluation" in line] == [3]
-    assert tiny(*COMMAND).code == EXIT_OK
-    assert run.record.measured() == undisturbed(*COMMAND).record.measured()
-
-
 def test_nothing_is_saved_before_the_first_step(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(signals, "GRACE_S", 0.0)
         stop_in(patch, 1)
         assert tiny(*COMMAND, "eval.untrained=true").code == EXIT_TERMINATED
     run = only_run()
