@@ -65,15 +65,10 @@ def our_method(name: str, rank: int = RANK, delta_t: int = 1) -> BaseMethod:
     return adalora.Method(options, "paper")
 
 
-def adapted(model: Any) -> list[str]:
-    """Names of the matrices that LoRA and AdaLoRA adapt."""
-    return [site.path for site in lora.Options("lora", "lora", r=RANK).matrices(find_sites(model))]
-
-
 def peft_model(name: str, model: Any, rank: int = RANK, delta_t: int = 1) -> Any:
     import peft
 
-    targets = adapted(model)
+    targets = [site.path for site in lora.Options("lora", "lora", r=rank).matrices(find_sites(model))]
     head = sorted({name.rpartition(".")[0] for name in head_parameters(model)})  # trained, as in our methods
     common: dict[str, Any] = {"target_modules": targets, "modules_to_save": head, "lora_alpha": 16}
     common |= {"task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "SEQ_CLS"}

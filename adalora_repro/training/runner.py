@@ -36,6 +36,9 @@ from adalora_repro.training.state import NonFiniteLossError, RunState
 
 #: how long a process waits for another: the main one may be tokenizing the data
 PATIENCE = timedelta(hours=3)
+SLOW_BF16 = (
+    "this CPU has no bf16 instructions: train.precision=bf16 is far slower than fp32 here (16 times, measured once)"
+)
 
 
 # -- the whole run --------------------------------------------------------------------------------------------------
@@ -56,14 +59,11 @@ def execute(plan: Plan) -> int:
     except Interrupted as signal:
         say(f"adalora-run: {signal}, nothing was lost: the same command starts it")
         code = signal.exit_code
-    except LostFolderError as error:
+    except (LostFolderError, LostError) as error:
         complain(f"failed: {error}; this process stops and writes nothing more")
         if launched()[1] == 1:
             return stop.exit_code or EXIT_FAILED  # after a signal a sweep starts no further run
         raise SystemExit(EXIT_FAILED) from None  # perhaps in this process alone
-    except LostError as error:
-        complain(f"failed: {error}: the same command starts it")
-        raise SystemExit(EXIT_FAILED) from None
     except OSError as error:
         if not _disk_full(error):
             raise
@@ -213,7 +213,8 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
         tokenizer = backbones.load_tokenizer(cfg)
         backbones.check_lengths(cfg, tokenizer)
         data = processes.main_first(lambda: task.load(tokenizer))
-    plan = plan.with_notes(*backbones.tokenizer_notes(cfg, tokenizer), *_device_notes(cfg, device))
+    slow = device.type == "cpu" and cfg.train.precision == "bf16" and provenance.has_bf16_instructions() is False
+    plan = plan.with_notes(*backbones.tokenizer_notes(cfg, tokenizer), *[SLOW_BF16] * slow)
     plan = settle(plan, len(data.train))
     cfg = plan.cfg
 
@@ -264,15 +265,6 @@ def make_optimizer(model: torch.nn.Module, optim: Any) -> torch.optim.AdamW:
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
-
-
-def _device_notes(cfg: Any, device: torch.device) -> list[str]:
-    slow = device.type == "cpu" and cfg.train.precision == "bf16" and provenance.has_bf16_instructions() is False
-    text = (
-        "this CPU has no bf16 instructions: train.precision=bf16 is far slower than fp32 here (16 times in one "
-        "measurement)"
-    )
-    return [text] if slow else []
 
 
 def _accelerator(cfg: Any) -> Accelerator:
