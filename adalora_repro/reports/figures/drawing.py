@@ -197,7 +197,7 @@ def texts(frame: pd.DataFrame) -> pd.DataFrame:
             return ""
         if isinstance(value, float):
             return FORMS.get(name, "{:.4g}".format)(value)
-        return str(name if value is True else value)
+        return "yes" if value is True else str(value)
 
     columns = {str(name): [text(value, name) for value in frame[name].tolist()] for name in frame}
     return type(frame)({name: values for name, values in columns.items() if any(values) or not values})

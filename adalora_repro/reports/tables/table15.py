@@ -16,7 +16,6 @@ from adalora_repro.config import catalog
 from adalora_repro.errors import one_of
 from adalora_repro.records import cost_record
 from adalora_repro.records.cost_record import CostRecord
-from adalora_repro.reports.faults import without_faulty
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_notes, html_table, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.spec import Report, Request, Scope, command, commands, label_of, paper_rows
@@ -77,30 +76,21 @@ def make(request: Request) -> tuple[str, list[str]]:
     if backbone not in (choices := sorted({*catalog.choices_of("backbone"), *measured})):
         raise one_of("backbone", backbone, choices)
 
-    def text(records: Sequence[Record]) -> str:
-        lines = lines_of(records, backbone, request.results, args.only_filled)
-        if form == "csv":
-            return to_csv(lines[FIELDS])
-        sheet = sheet_of(lines, backbone, [] if args.only_filled else commands_of(lines, request.results))
-        return render_sheet(texts_sheet(sheet, form), form, args.notes)
-
-    made, faulty = without_faulty(text, records)
-    return made, refused + faulty
+    lines = lines_of(records, backbone, request.results, args.only_filled)
+    if form == "csv":
+        return to_csv(lines[FIELDS]), refused
+    sheet = sheet_of(lines, backbone, [] if args.only_filled else commands_of(lines, request.results))
+    return render_sheet(texts_sheet(sheet, form), form, args.notes), refused
 
 
 def common(results: Path) -> tuple[str, list[str]]:
     """For the page of all reports: every backbone that was measured."""
     records, refused = cost_record.read_all(results)
-
-    def html(records: Sequence[Record]) -> str:
-        parts = []
-        for backbone in sorted({record.key["backbone"] for _, record in records}):
-            sheet = texts_sheet(sheet_of(lines_of(records, backbone, results, only_filled=True), backbone, []), "html")
-            parts += [html_table(sheet), html_notes(sheet.notes)]
-        return "\n".join(parts)
-
-    made, faulty = without_faulty(html, records)
-    return made, refused + faulty
+    parts = []
+    for backbone in sorted({record.key["backbone"] for _, record in records}):
+        sheet = texts_sheet(sheet_of(lines_of(records, backbone, results, only_filled=True), backbone, []), "html")
+        parts += [html_table(sheet), html_notes(sheet.notes)]
+    return "\n".join(parts), refused
 
 
 REPORT = Report("table15", TITLE, add_arguments, make, reads="results", common=common)
