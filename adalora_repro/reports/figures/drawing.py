@@ -21,7 +21,6 @@ from urllib.parse import quote
 from adalora_repro.config.words import lr_text
 from adalora_repro.errors import InputError, clean
 from adalora_repro.reports.compare import read_run
-from adalora_repro.reports.faults import without_faulty
 from adalora_repro.reports.figures.data import Records, run_name, scope_of
 from adalora_repro.reports.frame import unusable
 from adalora_repro.reports.html import markup
@@ -147,12 +146,10 @@ def report_of(name: str, title: str, figure: Callable[..., Figure], of_runs: boo
         form = form_of(args.format, args.out, FORMATS)
         records, refused = request.read
         runs = [[read_run(one, "final") for one in args.runs]] if of_runs else []
-        made, faulty = without_faulty(
-            lambda records: render(figure(records, scope_of(records, args, request.results), *runs), form), records
-        )
+        made = figure(records, scope_of(records, args, request.results), *runs)
         finished = [(path, record) for path, record in records if record.status == "ok"]
         reasons = [f"{path}: {reason}" for path, record in finished if (reason := unusable(record, "final"))]
-        return made, [*refused, *reasons, *faulty]
+        return render(made, form), [*refused, *reasons]
 
     def section(records: Records, scope: Scope) -> str:
         made = figure(records, scope)
