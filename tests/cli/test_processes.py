@@ -156,6 +156,11 @@ def torchrun(count: int, *words: str) -> list[str]:
     return ["torch.distributed.run", f"--nproc_per_node={count}", f"--master_port={free_port()}", *words]
 
 
+def accelerate(count: int, *words: str) -> list[str]:
+    where = ("--num_machines", "1", "--mixed_precision", "no", "--main_process_port", str(free_port()))
+    return ["accelerate.commands.launch", "--cpu", "--num_processes", str(count), *where, *words]
+
+
 @contextmanager
 def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -349,10 +354,11 @@ def test_what_two_processes_began_one_goes_on_with(divided: Any, alone: Any) -> 
 # -- wrong input ----------------------------------------------------------------------------------------------------
 
 
-def test_wrong_input_is_told_once_and_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("launcher", [torchrun, accelerate])
+def test_wrong_input_is_told_once_and_leaves_nothing(tmp_path: Path, monkeypatch: Any, launcher: Any) -> None:
     monkeypatch.chdir(tmp_path)
     words = [word for word in words_of("task=cola", "method=lora", "optim.lr=-1") if word != "optim.lr=1e-2"]
-    with started(torchrun(2, "-m", "adalora_repro.cli.run", *words)) as child:
+    with started(launcher(2, "-m", "adalora_repro.cli.run", *words)) as child:
         done = finish(child)
     assert done.code != EXIT_OK
     (line,) = ours(done.err)
