@@ -125,14 +125,12 @@ class RunState:
                 holds neither the old state nor the new one.
         """
         try:
-            weights = self._weights()
-            if {name: value.shape for name, value in state["model"].items()} != {
-                n: w.shape for n, w in weights.items()
-            }:
+            weights, saved = self._weights(), state["model"]
+            if weights.keys() != saved.keys() or any(saved[name].shape != weights[name].shape for name in weights):
                 raise ValueError("its weights have other names or shapes")  # torch would broadcast
             with torch.no_grad():
                 for name, weight in weights.items():
-                    weight.copy_(state["model"][name])
+                    weight.copy_(saved[name])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.method.load_state_dict(state["method"])
