@@ -83,11 +83,8 @@ def cell_notes(runs: pd.DataFrame) -> list[str]:
     return [RULE, *optimism(zip(cells.lrs_tried, cells.chosen_on == "held-out", strict=True))]
 
 
-def newest_adalora(records: Records, scope: Scope) -> list[Run]:
-    """AdaLoRA's and its ablations' runs with ranks that the tables show, the one that ended last first.
-
-    The runs of AdaLoRA itself come before the others.
-    """
+def newest_with_ranks(records: Records, scope: Scope) -> list[Run]:
+    """Runs with ranks that the tables show, the one that ended last first; AdaLoRA's own before the others."""
     runs = [run for run in shown_runs(records, scope).run if run.record.rank_pattern]
     runs.sort(key=lambda run: (-(real(run.record.progress.get("updated")) or 0.0), str(run.path)))
     return sorted(runs, key=lambda run: run.key["method"] != PROPOSED)

@@ -35,7 +35,7 @@ CURVE = ["record", "run", "matrix", "norm"]
 def figure(records: data.Records, scope: Scope, runs: Sequence[Run] = ()) -> drawing.Figure:
     """Of ``runs``, or of the newest AdaLoRA run and, of the same task, the newest with another γ."""
     if not runs:
-        newest = data.newest_adalora(records, scope)
+        newest = data.newest_with_ranks(records, scope)
         first = [run for run in newest[:1] if run.key["method"] == PROPOSED]
         seen = [None, *(gamma(run) for run in first)]
         others = [run for run in newest if run.key["task"] == newest[0].key["task"] and gamma(run) not in seen]
