@@ -26,8 +26,7 @@ from adalora_repro.errors import clean, first_line
 from adalora_repro.records.revisions import outdated
 from adalora_repro.reports.cells import Row, Table, compile_table, in_scope
 from adalora_repro.reports.faults import attempt, fault, without_faulty
-from adalora_repro.reports.figures.data import Records, scopes_of
-from adalora_repro.reports.figures.svg import run_name
+from adalora_repro.reports.figures.data import Records, run_name, scopes_of
 from adalora_repro.reports.html import markup, render
 from adalora_repro.reports.notes import commands_of, fill_title
 from adalora_repro.reports.output import check, form_of
