@@ -56,8 +56,6 @@ def score_all(predictions: Mapping[str, str], references: Mapping[str, Sequence[
 def squad_metrics(
     predictions: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
-    *,
-    scores: Mapping[str, tuple[int, float]] | None = None,
 ) -> dict[str, float]:
     """``exact``, ``f1`` = 100 Σ score / n and ``total`` = n, of all questions and of two groups where they have any.
 
@@ -65,14 +63,12 @@ def squad_metrics(
 
     Args:
         predictions: the text by id, "" for no answer; ids without references are ignored.
-        scores: ``score_all(predictions, references)`` of a caller who has it.
 
     Raises:
         ValueError: there are no references.
     """
     _require(references)
-    if scores is None:
-        scores = score_all(predictions, references)
+    scores = score_all(predictions, references)
     figures = _percentages([scores[question] for question in references])
     for prefix, has_answer in (("HasAns", True), ("NoAns", False)):
         group = [scores[question] for question, answers in references.items() if bool(answers) is has_answer]
@@ -85,8 +81,6 @@ def best_thresholds(
     answers: Mapping[str, str],
     null_odds: Mapping[str, float],
     references: Mapping[str, Sequence[str]],
-    *,
-    scores: Mapping[str, tuple[int, float]] | None = None,
 ) -> dict[str, float]:
     """``best_exact``, ``best_f1`` in percent and ``best_exact_thresh``, ``best_f1_thresh``, the odds that give them.
 
@@ -106,7 +100,6 @@ def best_thresholds(
     Args:
         answers: the best non-null answer by id.
         null_odds: how much more likely no answer is than that one, as a log ratio, difference or probability.
-        scores: ``score_all(answers, references)`` of a caller who has it.
 
     Raises:
         ValueError: there are no references, or one of them has no answer in ``answers``, no odds, or odds that are
@@ -116,8 +109,7 @@ def best_thresholds(
     for question in references:
         if question not in answers or math.isnan(null_odds.get(question, math.nan)):
             raise ValueError(f"question {question} needs an answer and a number as its null odds")
-    if scores is None:
-        scores = score_all(answers, references)
+    scores = score_all(answers, references)
     walk = [question for question in sorted(null_odds, key=null_odds.__getitem__) if question in references]
     figures: dict[str, float] = {}
     for part, name in enumerate(("exact", "f1")):

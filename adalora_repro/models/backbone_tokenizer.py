@@ -38,35 +38,30 @@ def check(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any], w
     """
     size, rows = len(tokenizer), int(architecture["vocab_size"])
     files = " or ".join(getattr(tokenizer, "vocab_files_names", {}).values()) or "its files"
-    name = type(tokenizer).__name__
+    where = f"{where}: its tokenizer ({type(tokenizer).__name__})"
     if size < LEAST_SHARE * rows:
         raise InputError(
-            f"{where}: its tokenizer is not this model's: {name} has {size:,} tokens, the embedding {rows:,} rows; is "
-            f"{files} missing?"
+            f"{where} is not this model's: it has {size:,} tokens, the embedding {rows:,} rows; is {files} missing?"
         )
     ids = {key: getattr(tokenizer, f"{key}_token_id") for key in ("pad", "cls", "sep", "unk", "mask", "bos", "eos")}
     for key in ("pad", "cls", "sep"):
         if ids[key] is None:
-            raise InputError(f"{where}: its tokenizer ({name}) has no {key} token")
+            raise InputError(f"{where} has no {key} token")
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
-        raise InputError(f"{where}: its tokenizer ({name}) has ids up to {largest:,}, the embedding {rows:,} rows")
+        raise InputError(f"{where} has ids up to {largest:,}, the embedding {rows:,} rows")
     for key, value in ids.items():
         stated = architecture.get(f"{key}_token_id")
         if stated is not None and value is not None and value != stated:
             raise InputError(
-                f"{where}: the {key} token of its tokenizer ({name}) has the id {value}, the model's is {stated} "
-                f"(backbone.architecture.{key}_token_id)"
+                f"{where} has the {key} token {value}, the model {stated} (backbone.architecture.{key}_token_id)"
             )
-    distinct = {key: ids[key] for key in ("pad", "cls", "sep", "unk", "mask") if ids[key] is not None}
-    if len(set(distinct.values())) < len(distinct):
-        raise InputError(f"{where}: special tokens of its tokenizer ({name}) share an id: {distinct}")
     pieces = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in WORDS}
     lost = [word for word, piece in pieces.items() if not piece or ids["unk"] in piece]
     if len(lost) > len(WORDS) / 2:
         raise InputError(
-            f"{where}: its tokenizer ({name}) does not know ordinary words: {', '.join(lost[:5])} become "
-            f"{tokenizer.unk_token}; is {files} missing?"
+            f"{where} does not know ordinary words: {', '.join(lost[:5])} become {tokenizer.unk_token}; is {files} "
+            "missing?"
         )
 
 

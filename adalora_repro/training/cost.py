@@ -105,7 +105,7 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     pairs = measure_pairs(loops, chosen, lengths)
     device, names = first.processes.accelerator.device, list(loops)
     settled = [run.plan for run in loops.values()]
-    tokenizer = backbones.tokenizer_name(cfg, first.task.tokenizer)  # type: ignore[attr-defined]
+    tokenizer = backbones.tokenizer_name(cfg, first.task.tokenizer)
     data, examples = first.data.provenance, len(lengths)
     del loops, first  # frees the GPU for the processes that measure memory
     runner.free_device(device)

@@ -322,8 +322,8 @@ def test_a_quick_look_takes_its_questions_with_all_their_windows(tmp_path: Path)
     data = task.load(tokenizer)
     assert data.provenance["rows"] == {"train": 8, "validation": 6}
     chosen = [f"sample-validation-{number}" for number in equal_distances(20, 6)]
-    assert list(dict.fromkeys(task._side["validation"]["id"])) == chosen
-    windows = [i for i, name in enumerate(whole._side["validation"]["id"]) if name in chosen]
+    assert list(dict.fromkeys(task.side["validation"]["id"])) == chosen
+    windows = [i for i, name in enumerate(whole.side["validation"]["id"]) if name in chosen]
     assert len(windows) > 6
     assert data.evaluation["validation"][:] == everything.evaluation["validation"][windows]
 

@@ -313,7 +313,7 @@ def test_token_types_tell_question_and_context_apart(tmp_path: Path) -> None:
 def predictions(task: Task, data: TaskData, seed: int = 0, size: int = 4, spread: int = 8) -> Iterator[dict[str, Any]]:
     """Random scores for the windows of the validation split."""
     generator, total = np.random.default_rng(seed), len(data.evaluation["validation"])
-    side = task._side["validation"]
+    side = task.side["validation"]
     for begin in range(0, total, size):
         index = list(range(begin, min(begin + size, total)))
         first = np.array(side[index]["first"])[:, None] + generator.integers(0, spread, (len(index), 20))
@@ -349,7 +349,7 @@ def test_the_same_answer_to_every_question_is_noticed(tmp_path: Path) -> None:
     task, data = loaded(small(tmp_path, rows=[row, row | {"id": "b", "question": "Which people?"}]))
     batches = list(predictions(task, data, spread=1))
     for batch in batches:
-        batch["start"] = np.array(task._side["validation"][batch["index"]]["first"])[:, None] + 0 * batch["start"]
+        batch["start"] = np.array(task.side["validation"][batch["index"]]["first"])[:, None] + 0 * batch["start"]
         batch["end"], batch["null"] = batch["start"] + 4, batch["null"] - 1e6
     found = task.metrics({"validation": iter(batches)})
     assert found.files["predictions.json"] == {"a": "Rollo", "b": "Rollo"}
@@ -401,7 +401,7 @@ def test_a_score_that_is_not_finite_is_no_result(tmp_path: Path, name: str, valu
     task, data = loaded(small(tmp_path))
     batches = list(predictions(task, data))
     batches[1][name][1] = value
-    spoilt = task._side["validation"][5]["id"]
+    spoilt = task.side["validation"][5]["id"]
     with pytest.raises(FloatingPointError, match=f"prediction on validation is not finite: id '{spoilt}'"):
         task.metrics({"validation": iter(batches)})
 
@@ -481,5 +481,5 @@ def big(questions: int = 11_873) -> tuple[Task, TaskData]:
         "ends": [ends] * count,
     }
     task = Task(task_config("squad_v2"))
-    task._side["validation"] = Dataset.from_dict(columns)
-    return task, TaskData(Dataset.from_dict({}), {"validation": task._side["validation"]})
+    task.side["validation"] = Dataset.from_dict(columns)
+    return task, TaskData(Dataset.from_dict({}), {"validation": task.side["validation"]})
