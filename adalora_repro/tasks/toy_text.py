@@ -1,8 +1,8 @@
 """``data=sample``: English text made by rules for each task, so that everything can be tried with no files, no network.
 
 Rows have the columns of the data set they stand for. A pair of texts is a fact (who did what to whom, where and when)
-in two forms, the second perhaps with a detail changed: no single word shows the label. A few classes are wrong
-(``NOISE``). Every method learns it, and the numbers say nothing about the paper's.
+in two forms, the second perhaps with a detail changed: no single word shows the label. Every method learns it, and the
+numbers say nothing about the paper's.
 
 The same settings give the same rows on every machine (``random.Random`` seeded with a text). No text (GLUE: no text or
 pair of texts) is in two splits, and none is twice in one. Change ``VERSION`` whenever any row may change.
@@ -18,7 +18,6 @@ from typing import Any
 from adalora_repro.errors import InputError, one_of
 
 VERSION = "4"
-NOISE = 0.05  # share of wrong classes, as in real data
 Row = dict[str, Any]
 
 WORDS = {
@@ -108,8 +107,6 @@ def generate(task: str, split: str, sizes: Mapping[str, int], seed: int) -> list
                     raise InputError(f"data=sample has about {len(taken)} different rows of {task}, not {sizes[name]}")
                 continue
             taken.add(text)
-            if isinstance(row.get("label"), int) and rng.random() < NOISE:
-                row["label"] = (row["label"] + 1) % (3 if task == "mnli" else 2)
             made.append(row | ({"idx": len(made)} if "label" in row else {"id": f"sample-{name}-{len(made)}"}))
         rows[name] = made
     return rows[split]

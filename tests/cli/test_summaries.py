@@ -196,8 +196,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (row(2, document=" \n "), "id 'n2': the document is empty"),
     (row(2, summary=""), "id 'n2': the summary is empty"),
     (row(2, summary="\t"), "id 'n2': the summary is empty"),
-    (row(2, summary=None), "id 'n2': column 'summary' must be text, is null"),
-    (row(2, document=3), "id 'n2': column 'document' must be text, is a number"),
+    (row(2, summary=None), "id 'n2': column 'summary' must be text, is None"),
+    (row(2, document=3), "id 'n2': column 'document' must be text, is 3"),
     (without(row(2), "document"), "id 'n2': column 'document' is missing (found: id, summary)"),
     (without(row(2), "summary"), "id 'n2': column 'summary' is missing (found: id, document)"),
     (without(row(2), "id"), "column 'id' is missing (found: document, summary)"),
@@ -257,7 +257,7 @@ def test_bad_rows_are_left_out_on_demand(summaries: Cli, tmp_path: Path, caplog:
     assert validation_told.endswith("; ".join(skipped["validation"]))
     assert validation_told.startswith(
         "xsum validation: 2 bad row(s) left out (data.skip_invalid=true): "
-        f"{path / 'validation.jsonl.gz'}:2: id 'n1': column 'summary' must be text, is null; "
+        f"{path / 'validation.jsonl.gz'}:2: id 'n1': column 'summary' must be text, is None; "
     )
     assert [line["id"] for line in predictions(only_run())] == ["n0", "n2", "n3"]
 
