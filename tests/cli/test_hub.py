@@ -1,9 +1,7 @@
 """The hub path, with a hub cache made here: the files of microsoft/deberta-v3-base (half-precision .bin, spm.model)."""
 
-import errno
 import json
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -66,20 +64,10 @@ def test_a_backbone_of_the_hub_trains_from_the_cache_without_a_network(tmp_path,
     assert run_record.read(path).status == "ok"
 
 
-def test_a_backbone_that_is_not_cached_is_one_line_that_says_how_to_run_offline(cli):
-    done = cli(*SMALL, "method=lora", "optim.warmup_steps=0", "train.max_steps=3")
-    assert done.code == 2
-    (line,) = done.err.strip().splitlines()
-    assert line.startswith("adalora-run: error: cannot load backbone 'deberta-v3-base' (microsoft/deberta-v3-base)")
-    assert "backbone.path=DIR" in line
-    assert "backbone=minilm" in line
-
-
 def test_without_a_connection_the_cache_serves_and_what_it_lacks_is_refused_at_once(monkeypatch, hub_cache, capfd):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
-    monkeypatch.setattr(hub, "AGAIN_S", 0.0)
     cfg = task_config("rte")
     cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml"))
     cfg.backbone.architecture = OmegaConf.merge(cfg.backbone.architecture, SHRINK)
@@ -95,59 +83,37 @@ def test_without_a_connection_the_cache_serves_and_what_it_lacks_is_refused_at_o
     assert not constants.HF_HUB_OFFLINE
 
 
-def chained(error: Exception) -> Exception:
-    """As HTTP libraries raise it."""
-    outer = RuntimeError("of the library")
-    outer.__cause__ = error
-    return outer
-
-
 @pytest.mark.parametrize(
     ("answers", "reachable"),
     [
-        (["200"], True),
-        ([chained(socket.gaierror(-2, "Name or service not known"))] * 2, False),
-        ([chained(ConnectionRefusedError())] * 2, False),
-        ([chained(TimeoutError())] * 2, False),
-        ([chained(OSError(errno.ENETUNREACH, "Network is unreachable"))] * 2, False),
-        ([chained(ssl.SSLCertVerificationError())], True),  # somebody is there
+        ([None], True),
+        ([socket.gaierror(-2, "Name or service not known")] * 2, False),
+        ([TimeoutError()] * 2, False),
+        ([ssl.SSLCertVerificationError()], True),  # somebody is there
         ([ValueError("no URL")], True),
-        ([chained(ConnectionResetError()), "200"], True),
+        ([ConnectionResetError(), None], True),
     ],
 )
 def test_only_a_connection_that_fails_twice_is_none(monkeypatch, answers, reachable):
     asked = iter(answers)
 
-    def head(url: str, timeout: float) -> str:
+    def head(url: str, timeout: float) -> None:
         assert (url, timeout) == ("https://a.hub", hub.TIMEOUT_S)
-        answer = next(asked)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        if answer := next(asked):
+            raise RuntimeError("of the HTTP library") from answer
 
     monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=head))
-    monkeypatch.setattr(hub, "AGAIN_S", 0.0)
     assert hub._reachable.__wrapped__("https://a.hub", 0) == reachable
     assert list(asked) == []
 
 
-def test_a_hub_cache_without_the_tokenizer_or_with_a_pointer_is_refused(tmp_path, cli, hub_cache, monkeypatch):
-    words = (*SMALL, "method=lora", "train.max_steps=3", "optim.warmup_steps=0")
-    for name, text in {"spm.model": "is not this model's", "pytorch_model.bin": "git lfs pull"}.items():
-        shutil.copytree(hub_cache, tmp_path / name)
-        (path,) = (tmp_path / name).rglob(name)
-        if name == "spm.model":
-            path.unlink()
-        else:
-            path.write_text(
-                "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 371146213\n", encoding="utf-8"
-            )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / name))
-        done = cli(*words)
-        assert done.code == 2
-        (line,) = done.err.strip().splitlines()
-        assert text in line
-        assert name in line
+def test_what_the_hub_cache_lacks_is_one_line(cli):
+    done = cli(*SMALL, "method=lora", "optim.warmup_steps=0", "train.max_steps=3")
+    assert done.code == 2
+    (line,) = done.err.strip().splitlines()
+    assert line.startswith("adalora-run: error: cannot load backbone 'deberta-v3-base' (microsoft/deberta-v3-base)")
+    assert "backbone.path=DIR" in line
+    assert "backbone=minilm" in line
 
 
 def test_hub_weights_are_loaded_in_full_precision_and_pinned(monkeypatch):
@@ -219,7 +185,7 @@ def bart_folder(folder: Path, kind: str) -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.mark.parametrize(("kind", "method"), [("bin", "bitfit"), ("safetensors", "lora")])
+@pytest.mark.parametrize(("kind", "method"), [("bin", "lora"), ("safetensors", "lora")])
 def test_a_saved_bart_trains_and_writes(tmp_path, tiny, monkeypatch, kind, method):
     weights = bart_folder(tmp_path / "bart", kind)
     predict, models, texts = summarization.Task.predict, [], []
