@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 #: ordinary words of English, the language of all tasks
 WORDS = ("the", "of", "and", "to", "in", "is", "was", "for", "with", "that", "on", "by", "it", "as", "at", "from")
 LEAST_SHARE = 0.25  # size of the vocabulary / rows of the embedding; below this the tokenizer is another model's
-USUAL_SHARE = 0.9  # embeddings are padded, but seldom below this share
 #: transformers builds the normalizer of this class without the map (5.17 to 5.24)
 WITHOUT_MAP = "DebertaV2Tokenizer"
 
@@ -65,18 +64,14 @@ def check(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any], w
         )
 
 
-def notes(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any]) -> list[str]:
+def notes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What a user should know about the tokenizer of a run, one line each."""
-    lines = []
-    size, rows = len(tokenizer), int(architecture["vocab_size"])
-    if size < USUAL_SHARE * rows:
-        lines.append(f"the tokenizer has {size:,} tokens, the model's embedding {rows:,} rows; do they match?")
-    if type(tokenizer).__name__ == WITHOUT_MAP and not getattr(tokenizer, "as_sentencepiece", False):
-        lines.append(
-            "the tokenizer has no character map, because its spm.model is missing: characters such as ½, ™, … or a "
-            "no-break space become [UNK], as they did not when the model was trained"
-        )
-    return lines
+    if type(tokenizer).__name__ != WITHOUT_MAP or getattr(tokenizer, "as_sentencepiece", False):
+        return []
+    return [
+        "the tokenizer has no character map, because its spm.model is missing: characters such as ½, ™, … or a "
+        "no-break space become [UNK], as they did not when the model was trained"
+    ]
 
 
 def restore_character_map(tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> None:

@@ -231,9 +231,7 @@ def tokenizer_name(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def tokenizer_notes(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Warnings about the tokenizer of a run with pretrained weights, one line each."""
-    if _has_random_weights(cfg):
-        return []
-    return backbone_tokenizer.notes(tokenizer, cfg.backbone.architecture)
+    return [] if _has_random_weights(cfg) else backbone_tokenizer.notes(tokenizer)
 
 
 def check_lengths(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:

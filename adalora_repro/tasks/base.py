@@ -6,6 +6,7 @@ in ``conf/task/``. Building a ``Task`` is cheap and imports nothing heavy, so th
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -120,8 +121,8 @@ class Evaluation:
 class BaseTask:
     """One task, as the loop sees it, and what its family shares with the others: loading and caching.
 
-    A family sets the class attributes and implements ``row_problem``, ``features``, ``recipe``, ``encode``,
-    ``collate``, ``loss``, ``predict`` and ``score``.
+    A family sets the class attributes and implements ``label_problem``, ``features``, ``recipe``,
+    ``encode``, ``collate``, ``loss``, ``predict`` and ``score``.
 
     Raises:
         InputError: a setting of another family, more text columns than the family reads, a metric that it does not
@@ -136,6 +137,10 @@ class BaseTask:
     has_ids = False
     #: how many text columns a row may have
     texts: tuple[int, ...] = (1, 2)
+    #: the label is a text too
+    text_label = False
+    #: a text may be nothing but blanks
+    blank_texts = False
     #: a dataclass: the settings that only this family has
     options: type
     #: names that ``task.metrics`` may have
@@ -164,16 +169,17 @@ class BaseTask:
         self.side: dict[str, Dataset] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
-    def row_problem(self, row: dict[str, Any]) -> str | None:
-        """What is wrong with a row that has all columns, its text columns being text; None if nothing."""
-        raise NotImplementedError
+    def label_problem(self, row: dict[str, Any]) -> str | None:
+        """What is wrong with the label of a row that has all columns, its texts being texts; None if nothing."""
+        del row
+        return None
 
     def features(self) -> Features:
         """Types of ``columns``."""
         raise NotImplementedError
 
     def recipe(self) -> list[Any]:
-        """All settings that ``row_problem`` and ``tokenize`` depend on (JSON types)."""
+        """All settings that ``label_problem`` and ``encode`` depend on (JSON types)."""
         raise NotImplementedError
 
     def encode(self, batch: dict[str, list[Any]], numbers: list[int], split: str) -> dict[str, list[Any]]:
@@ -235,17 +241,9 @@ class BaseTask:
         for suffix, split in self.cfg.task.validation.items():
             evaluation.metrics |= scored(split, suffix, suffix)
         if HOLDOUT in predictions:
-            evaluation.holdout = scored(HOLDOUT, f".{HOLDOUT}", self._primary_suffix)
+            names = {f"{name}{suffix}": suffix for name in self.cfg.task.metrics for suffix in self.cfg.task.validation}
+            evaluation.holdout = scored(HOLDOUT, f".{HOLDOUT}", names[self.primary_metric])
         return evaluation
-
-    @property
-    def _primary_suffix(self) -> str:
-        return next(
-            suffix
-            for suffix in self.cfg.task.validation
-            for metric in self.cfg.task.metrics
-            if f"{metric}{suffix}" == self.primary_metric
-        )
 
     def processes(self, rows: int) -> int:
         """How many processes tokenize a split of so many rows."""
@@ -254,14 +252,6 @@ class BaseTask:
             cpus = processes.usable()
             count = min(cpus, MOST_PROCESSES) if cpus >= FEWEST_CPUS and rows >= MANY_ROWS else 1
         return max(1, min(count, -(-rows // tokenized.ROWS)))
-
-    def chosen(self, examples: Dataset, rows: int, limit: int) -> tuple[Dataset, int]:
-        """The quick look of ``eval.max_examples``: examples of ``limit`` of the ``rows``, and how many rows these are.
-
-        Rows are taken at equal distances, for files often have an order.
-        """
-        numbers = equal_distances(rows, limit)
-        return examples.select(numbers), len(numbers)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -296,8 +286,8 @@ class BaseTask:
                     *(self.cfg.task.name, split, f"{len(problems):,}", "; ".join(problems[:3]), more),
                 )
             if split != splits[0]:
-                if limit is not None and limit < rows[split]:
-                    examples, rows[split] = self.chosen(examples, rows[split], limit)
+                if limit is not None and limit < rows[split]:  # a quick look
+                    examples, rows[split] = chosen(examples, limit), limit
                 self.side[split] = examples.select_columns(list(self.side_columns))
                 data.evaluation[split] = examples.remove_columns(list(self.side_columns))
         data.provenance = sources.provenance(self.cfg, rows)
@@ -313,7 +303,7 @@ class BaseTask:
         key = tokenized.key(
             sources.split_fingerprint(self.cfg, origin),
             tokenized.tokenizer_hash(self.tokenizer),
-            {package: tokenized.version(package) for package in ROW_MAKERS},
+            {package: importlib.metadata.version(package) for package in ROW_MAKERS},
             [self.cfg.task.family, self.code_version, split == sources.TRAIN],
             skip and sources.place(self.cfg, origin),  # bad rows are named with their files and lines
             self.columns,
@@ -366,6 +356,19 @@ def constant(predictions: Iterable[Any]) -> Any:
     """The prediction that all examples (two or more) share; None if they differ or there is only one."""
     values = list(predictions)
     return values[0] if len(values) > 1 and all(value == values[0] for value in values) else None
+
+
+def chosen(examples: Dataset, limit: int) -> Dataset:
+    """The examples of ``limit`` rows, fewer than there are, at equal distances: files often have an order.
+
+    Where rows have several examples the column ``example`` holds the number of the row.
+    """
+    if "example" not in examples.column_names:
+        return examples.select(equal_distances(len(examples), limit))
+    numbers = examples["example"][:]
+    rows = sorted(set(numbers))
+    wanted = {rows[i] for i in equal_distances(len(rows), limit)}
+    return examples.select([i for i, number in enumerate(numbers) if number in wanted])
 
 
 def equal_distances(size: int, count: int) -> list[int]:

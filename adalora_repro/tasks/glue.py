@@ -40,6 +40,7 @@ class Task(BaseTask):
     code_version = 2
     options = Options
     measured = tuple(METRICS)
+    blank_texts = True  # GLUE has some
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
@@ -52,11 +53,8 @@ class Task(BaseTask):
         if cfg.task.max_length < least:
             raise InputError(f"task.max_length={cfg.task.max_length} must be {least} or more: a token of each text")
 
-    def row_problem(self, row: dict[str, Any]) -> str | None:
-        """A class is an integer in [0, num_labels); a score (num_labels 1) is a number in label_range.
-
-        Blank text is allowed: GLUE has some.
-        """
+    def label_problem(self, row: dict[str, Any]) -> str | None:
+        """A class is an integer in [0, num_labels); a score (num_labels 1) is a number in label_range."""
         task = self.cfg.task
         name, label = task.label_column, row[task.label_column]
         if isinstance(label, bool) or not isinstance(label, int | float):

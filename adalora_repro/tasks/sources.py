@@ -200,14 +200,17 @@ def row_problem(rules: BaseTask, row: Any) -> str | None:
         if column not in row:
             return f"column '{column}' is missing (found: {', '.join(map(str, row)) or 'none'})"
         value = row[column]
-        if column != rules.cfg.task.label_column and not isinstance(value, str):
+        if column == rules.cfg.task.label_column and not rules.text_label:
+            continue
+        if not isinstance(value, str):
             return f"column '{column}' must be text, is {shown(value)}"
-        if isinstance(value, str):
-            try:
-                value.encode()
-            except UnicodeEncodeError:  # JSON can hold halves of surrogate pairs
-                return f"column '{column}' has half of a surrogate pair, which is no text"
-    return rules.row_problem(row)
+        if not rules.blank_texts and not value.strip():
+            return f"the {column} is empty"
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # JSON can hold halves of surrogate pairs
+            return f"column '{column}' has half of a surrogate pair, which is no text"
+    return rules.label_problem(row)
 
 
 def _dataset(rows: Iterator[dict[str, Any]], rules: BaseTask) -> Dataset:

@@ -25,10 +25,10 @@ from adalora_repro.metrics.squad import best_thresholds, score_all, squad_metric
 from adalora_repro.records.validation import shown
 from adalora_repro.settings import setting
 from adalora_repro.tasks import sources, tokenized
-from adalora_repro.tasks.base import BaseTask, Batch, Scores, TaskData, constant, equal_distances, pad
+from adalora_repro.tasks.base import BaseTask, Batch, Scores, TaskData, constant, pad
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Features
     from omegaconf import DictConfig
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
@@ -86,15 +86,10 @@ class Task(BaseTask):
 
     # -- rows and windows ------------------------------------------------------------------------------------------
 
-    def row_problem(self, row: dict[str, Any]) -> str | None:
+    def label_problem(self, row: dict[str, Any]) -> str | None:
         """``answers`` are {text: [text, …], answer_start: [characters, …]}, each text found at its offset."""
         name = self.cfg.task.label_column
-        question, context = (row[column] for column in self.cfg.task.text_columns)
-        answers = row[name]
-        if not context.strip():
-            return "the context is empty"
-        if not question.strip():
-            return "the question is empty"
+        context, answers = row[self.cfg.task.text_columns[1]], row[name]
         form = f"column '{name}' must be {{text: [text, …], answer_start: [integer, …]}} of equal lengths"
         if not isinstance(answers, dict):
             return f"{form}, is {shown(answers)}"
@@ -213,12 +208,6 @@ class Task(BaseTask):
         for split, windows in data.evaluation.items():
             data.provenance["windows"][split] = len(windows)
         return data
-
-    def chosen(self, examples: Dataset, rows: int, limit: int) -> tuple[Dataset, int]:
-        numbers = examples["example"][:]
-        asked = sorted(set(numbers))
-        wanted = {asked[i] for i in equal_distances(len(asked), limit)}
-        return examples.select([i for i, number in enumerate(numbers) if number in wanted]), len(wanted)
 
     # -- the model -------------------------------------------------------------------------------------------------
 

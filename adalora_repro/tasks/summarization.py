@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError
 from adalora_repro.metrics import rouge
-from adalora_repro.records.validation import shown
 from adalora_repro.settings import setting
 from adalora_repro.tasks import sources
 from adalora_repro.tasks.base import BaseTask, Batch, Scores, constant, pad, padded_length
@@ -65,6 +64,7 @@ class Task(BaseTask):
     architecture = "encoder-decoder"
     code_version = 1
     has_ids = True
+    text_label = True
     texts = (1,)
     options = Options
     measured = rouge.NAMES
@@ -84,16 +84,6 @@ class Task(BaseTask):
         self._generation: GenerationConfig | None = None
 
     # -- rows ------------------------------------------------------------------------------------------------------
-
-    def row_problem(self, row: dict[str, Any]) -> str | None:
-        """A document and its summary, both with something in them."""
-        label = self.cfg.task.label_column
-        for column in (*self.cfg.task.text_columns, label):
-            if not isinstance(row[column], str):
-                return f"column '{column}' must be text, is {shown(row[column])}"
-            if not row[column].strip():
-                return f"the {column} is empty"
-        return None
 
     def features(self) -> Features:
         from datasets import Features, Value

@@ -8,7 +8,6 @@ that differs from them, is made again: a damaged cache must not change a result.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -50,16 +49,10 @@ def key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
 
 
-def version(package: str) -> str:
-    """The installed version of a package that affects the rows."""
-    return importlib.metadata.version(package)
-
-
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """What a tokenizer does with a text, wherever it was loaded from.
 
-    A fast tokenizer serializes itself whole, but with the truncation and padding of its last call: these are left out,
-    which is why ``datasets`` cannot compute the fingerprint (its hash of a tokenizer changes with every call).
+    The truncation and padding of a fast tokenizer's last call are left out (``datasets`` would hash them too).
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content: dict[str, Any] = {

@@ -163,7 +163,7 @@ def test_a_map_is_taken_from_spm_model_or_an_older_tokenizer_json_or_missed(fold
     bare = deberta(tmp_path / "older")
     assert bare("㎞ 2½")["input_ids"] == whole("㎞ 2½")["input_ids"]
     assert bare.unk_token_id not in bare("㎞ 2½")["input_ids"]
-    assert backbone_tokenizer.notes(bare, {"vocab_size": len(bare)}) == []
+    assert backbone_tokenizer.notes(bare) == []
 
     shutil.copytree(tmp_path / "older", tmp_path / "both")
     saved = json.loads((tmp_path / "both" / "tokenizer.json").read_text(encoding="utf-8"))
@@ -171,7 +171,7 @@ def test_a_map_is_taken_from_spm_model_or_an_older_tokenizer_json_or_missed(fold
     (tmp_path / "both" / "tokenizer.json").write_text(json.dumps(saved), encoding="utf-8")
     lost = deberta(tmp_path / "both")
     assert lost.unk_token_id in lost("㎞")["input_ids"]
-    (note,) = backbone_tokenizer.notes(lost, {"vocab_size": len(lost)})
+    (note,) = backbone_tokenizer.notes(lost)
     assert "its spm.model is missing" in note
     assert "[UNK]" in note
 

@@ -18,7 +18,7 @@ from transformers import ByT5Tokenizer
 
 from adalora_repro.errors import InputError
 from adalora_repro.models import backbones
-from adalora_repro.tasks import tokenized
+from adalora_repro.tasks import sources, tokenized
 from adalora_repro.tasks.base import Evaluation, TaskData
 from adalora_repro.tasks.squad import Question, Task, answer_span
 
@@ -77,8 +77,8 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("change", "words"), BAD_ROWS.values(), ids=BAD_ROWS)
 def test_bad_rows(change: dict[str, Any], words: str) -> None:
     task = Task(task_config("squad_v2"))
-    assert task.row_problem(ROW) is None
-    problem = task.row_problem(ROW | change)
+    assert sources.row_problem(task, ROW) is None
+    problem = sources.row_problem(task, ROW | change)
     assert problem is not None
     assert words in problem
     assert "\n" not in problem
@@ -86,8 +86,8 @@ def test_bad_rows(change: dict[str, Any], words: str) -> None:
 
 def test_only_squad_2_takes_questions_without_an_answer() -> None:
     row = ROW | {"answers": with_answers()}
-    assert Task(task_config("squad_v2")).row_problem(row) is None
-    problem = Task(task_config("squad")).row_problem(row)
+    assert Task(task_config("squad_v2")).label_problem(row) is None
+    problem = Task(task_config("squad")).label_problem(row)
     assert problem == "no answer, but every question of squad has one (task=squad_v2 allows none)"
 
 

@@ -424,4 +424,4 @@ GOOD = {"id": "a", "document": "Rain fell.", "summary": "Rain."}
     ],
 )
 def test_problems_of_a_row(row: dict[str, Any], problem: str | None) -> None:
-    assert Task(task_config("xsum")).row_problem(row) == problem
+    assert sources.row_problem(Task(task_config("xsum")), row) == problem

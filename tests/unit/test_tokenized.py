@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import os
@@ -196,8 +197,8 @@ def test_a_second_run_reads_the_cache(tmp_path: Path, maps: list[tuple[int, int]
 
 
 def another_version(cfg: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    version = tokenized.version
-    monkeypatch.setattr(tokenized, "version", lambda name: "0.0.1" if name == "tokenizers" else version(name))
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == "tokenizers" else version(name))
 
 
 @pytest.mark.parametrize(
