@@ -108,32 +108,6 @@ def test_the_best_checkpoint_is_that_of_the_held_out_split(tiny: Cli, monkeypatc
     assert only_run("without").record.best == {"metrics": {"accuracy": 0.9}, "step": 2}
 
 
-@pytest.mark.parametrize(
-    ("words", "files"),
-    [
-        (
-            ("task=squad_v2", "budget=0.08%", "task.max_length=192", "task.stride=32"),
-            {"predictions.holdout.json", "nbest.holdout.jsonl.gz", "null_odds.holdout.json"},
-        ),
-        (
-            ("task=xsum", "budget=0.13%", "backbone=tiny-bart", "task.max_target_length=8", "task.num_beams=2"),
-            {"predictions.holdout.jsonl.gz"},
-        ),
-    ],
-    ids=["squad_v2", "xsum"],
-)
-def test_other_families_hold_rows_out(tiny: Cli, words: tuple[str, ...], files: set[str]) -> None:
-    done = tiny(*words, "method=lora", "data.holdout=8", "data.sample_rows=24", "data.sample_validation_rows=4")
-    assert done.code == EXIT_OK, done.err
-    run = only_run()
-    assert set(run.record.final["holdout"]) == set(run.record.final["metrics"])
-    assert run.record.data["rows"]["train"] == 16
-    for name in ("final", "best"):
-        names = {path.name for path in (run.folder / name).iterdir()}
-        assert {name for name in names if ".holdout" in name} == files
-        assert {name.replace(".holdout", "") for name in files} <= names
-
-
 # -- a run that predicts the same for all examples
 
 

@@ -1,11 +1,8 @@
 """The hub path, with a hub cache made here: the files of microsoft/deberta-v3-base (half-precision .bin, spm.model)."""
 
 import json
-import os
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,35 +29,18 @@ from adalora_repro.tasks import summarization, toy_text
 def hub_cache(tmp_path_factory) -> Path:
     """What huggingface_hub leaves below HF_HUB_CACHE after a download, for a small model of the same kind."""
     root = tmp_path_factory.mktemp("hub")
-    backbone = OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml")
-    repository = root / "models--microsoft--deberta-v3-base"
-    snapshot = repository / "snapshots" / backbone.revision
+    revision = OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml").revision
+    snapshot = root / "models--microsoft--deberta-v3-base" / "snapshots" / revision
     snapshot.mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(backbone.revision, encoding="utf-8")
-
     save_deberta(snapshot)
     return root
 
 
-def adalora_run(tmp_path: Path, hub: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub), "HF_HOME": str(tmp_path / "hf")}
-    command = [sys.executable, "-m", "adalora_repro.cli.run", *SMALL, f"data.cache_dir={tmp_path}/cache"]
-    return subprocess.run(
-        [*command, *arguments],
-        env=environment | {"PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        encoding="utf-8",
-    )
-
-
-def test_a_backbone_of_the_hub_trains_from_the_cache_without_a_network(tmp_path, hub_cache):
-    done = adalora_run(tmp_path, hub_cache, "method=lora", "budget=0.3M", "train.max_steps=3")
-    assert done.returncode == 0, done.stderr
-    (path,) = (tmp_path / "results").glob("runs/deberta-v3-base/rte/lora/0.3M/*/metrics.json")
+def test_a_backbone_of_the_hub_trains_from_the_cache_without_a_network(cli, hub_cache, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
+    done = cli(*SMALL, "method=lora", "budget=0.3M", "train.max_steps=3")
+    assert done.code == 0, done.err
+    (path,) = Path("results").glob("runs/deberta-v3-base/rte/lora/0.3M/*/metrics.json")
     assert run_record.read(path).status == "ok"
 
 
@@ -143,17 +123,10 @@ def test_hub_weights_are_loaded_in_full_precision_and_pinned(monkeypatch):
     assert "trust_remote_code" not in asked
 
 
-BART = {
-    "vocab_size": 400,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "max_position_embeddings": 128,
-}
+BART = {"vocab_size": 400, "d_model": 32, "max_position_embeddings": 128}
+BART |= {f"{stack}_layers": 2 for stack in ("encoder", "decoder")}
+BART |= {f"{stack}_attention_heads": 4 for stack in ("encoder", "decoder")}
+BART |= {f"{stack}_ffn_dim": 64 for stack in ("encoder", "decoder")}
 
 
 def bart_folder(folder: Path, kind: str) -> dict[str, torch.Tensor]:
@@ -185,8 +158,8 @@ def bart_folder(folder: Path, kind: str) -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.mark.parametrize(("kind", "method"), [("bin", "lora"), ("safetensors", "lora")])
-def test_a_saved_bart_trains_and_writes(tmp_path, tiny, monkeypatch, kind, method):
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+def test_a_saved_bart_trains_and_writes(tmp_path, tiny, monkeypatch, kind):
     weights = bart_folder(tmp_path / "bart", kind)
     predict, models, texts = summarization.Task.predict, [], []
 
@@ -200,25 +173,19 @@ def test_a_saved_bart_trains_and_writes(tmp_path, tiny, monkeypatch, kind, metho
     done = tiny(
         *("task=xsum", "backbone=bart-large", f"backbone.path={tmp_path / 'bart'}", *shrink),
         *("task.max_length=96", "task.max_target_length=12", "task.num_beams=2", "task.min_target_length=4"),
-        *("data.sample_rows=16", "data.sample_validation_rows=6", "budget=0.13%", f"method={method}"),
+        *("data.sample_rows=16", "data.sample_validation_rows=6", "budget=0.13%", "method=lora"),
         *("train.max_steps=1", "optim.warmup_steps=0", "optim.lr=1e-3"),
     )
     assert done.code == 0, done.err
     (path,) = Path("results").rglob("metrics.json")
-    record = run_record.read(path)
-    assert record.status == "ok"
-    assert record.final["metrics"]["written_tokens"] > 0
-    assert record.data["rows"] == {"train": 16, "validation": 6}
+    assert run_record.read(path).final["metrics"]["written_tokens"] > 0
 
-    # the weights of the file, all but what was trained
+    # the weights of the file
     model = models[0]
     found = {name.replace(".base.", "."): value for name, value in model.model.state_dict().items()}
-    compared = 0
+    assert sum(value.ndim > 1 for value in weights.values()) >= 3 + 32  # embeddings, positions of two stacks, matrices
     for name, value in weights.items():
-        if method == "lora" or value.ndim > 1:  # bitfit trains vectors
-            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
-            compared += value.ndim > 1
-    assert compared >= 3 + 32  # embeddings, positions of two stacks, matrices
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
     shared = model.model.shared.weight
     for tied in (model.lm_head, model.model.encoder.embed_tokens, model.model.decoder.embed_tokens):
         assert tied.weight is shared
@@ -230,18 +197,16 @@ def test_a_saved_bart_trains_and_writes(tmp_path, tiny, monkeypatch, kind, metho
     assert all(any(article.startswith(text.strip()[:20]) for article in articles) for text in texts)
 
 
-@pytest.mark.parametrize("setting", ["task.max_length=129", "task.max_target_length=129"])
-def test_a_saved_bart_whose_tokenizer_knows_no_limit_refuses_longer_texts(tmp_path, tiny, setting):
+def test_a_saved_bart_whose_tokenizer_knows_no_limit_refuses_longer_texts(tmp_path, tiny):
     bart_folder(tmp_path / "bart", "safetensors")
     shrink = [f"backbone.architecture.{name}={value}" for name, value in BART.items()]
-    lengths = {"task.max_length": 128, "task.max_target_length": 12}
-    words = [f"{name}={value}" for name, value in lengths.items() if not setting.startswith(f"{name}=")]
+    lengths = ("task.max_length=128", "task.max_target_length=129")
     done = tiny(
-        *("task=xsum", "backbone=bart-large", f"backbone.path={tmp_path / 'bart'}", *shrink, *words, setting),
+        *("task=xsum", "backbone=bart-large", f"backbone.path={tmp_path / 'bart'}", *shrink, *lengths),
         *("budget=0.13%", "method=lora", "train.max_steps=1"),
     )
     assert done.code == 2
-    assert done.err == f"adalora-run: error: {setting}: backbone 'bart-large' takes at most 128 tokens\n"
+    assert done.err == f"adalora-run: error: {lengths[1]}: backbone 'bart-large' takes at most 128 tokens\n"
     assert not Path("results").exists()
 
 

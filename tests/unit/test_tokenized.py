@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ import torch
 from datasets import Dataset
 from omegaconf import DictConfig
 from task_configs import task_config, write_jsonl
-from transformers import ByT5Tokenizer
 
 from adalora_repro.errors import InputError
 from adalora_repro.models.backbones import byte_tokenizer
@@ -97,28 +95,6 @@ def test_how_many_processes(
     monkeypatch.setattr(tokenized, "ROWS", 1000)
     monkeypatch.setattr(processes, "usable", lambda: usable)
     assert load_family(task_config("cola", data__num_proc=requested)).processes(rows) == count
-
-
-def squad_rows(tmp_path: Path, bad: dict[int, str], **options: Any) -> list[DictConfig]:
-    """18 rows in which questions are too long, which only tokenizing shows; for one process and for three."""
-    rows = [{"id": f"q{i}", "question": bad.get(i, "Who led?"), "context": CONTEXT} for i in range(18)]
-    for split in ("train", "validation"):
-        write_jsonl(tmp_path / "squad" / f"{split}.jsonl.gz", [row | {"answers": ANSWERS} for row in rows])
-    options |= {"data__source": "local", "data__dir": str(tmp_path)}
-    return [small(tmp_path / str(count), "squad", data__num_proc=count, **options) for count in (1, 3)]
-
-
-def test_bad_rows_are_the_same_in_the_same_order(tmp_path: Path, maps: list[tuple[int, int]]) -> None:
-    bad = {1: "q" * 99, 2: "q" * 98, 7: "q" * 97, **dict.fromkeys(range(8, 12), "q" * 96), 17: "q" * 95}
-    configs = squad_rows(tmp_path, bad, data__skip_invalid=True)
-    one, several = map(loaded, configs)
-    assert [problem.split("'")[1] for problem in several.skipped["train"]] == [f"q{i}" for i in bad]
-    assert several.skipped == one.skipped
-    assert several.provenance == one.provenance
-    assert several.provenance["rows"] == {"train": 10, "validation": 10}
-    assert contents(several) == contents(one)
-    again = loaded(configs[1])
-    assert (again.skipped, contents(again), len(maps)) == (one.skipped, contents(one), 4)
 
 
 MAP = """
@@ -219,15 +195,6 @@ def test_whatever_changes_the_tokens_changes_the_entry(
     change(cfg, monkeypatch)
     loaded(cfg)
     assert len(maps) == 4
-
-
-def test_a_tokenizer_s_hash_is_of_what_it_does() -> None:
-    assert tokenized.tokenizer_hash(ByT5Tokenizer()) == tokenized.tokenizer_hash(ByT5Tokenizer())
-    assert tokenized.tokenizer_hash(ByT5Tokenizer()) != tokenized.tokenizer_hash(ByT5Tokenizer(extra_ids=5))
-    other = byte_tokenizer()
-    assert tokenized.tokenizer_hash(other) == tokenized.tokenizer_hash(byte_tokenizer())
-    other.add_tokens(["film"])
-    assert tokenized.tokenizer_hash(other) != tokenized.tokenizer_hash(byte_tokenizer())
 
 
 def flip_a_bit(entry: Path) -> None:
@@ -333,14 +300,3 @@ def test_bad_rows_are_counted_and_named_from_the_cache_too(
     assert f"{path / 'validation.jsonl.gz'}:5: column 'sentence1' is missing" in validation
     with pytest.raises(InputError, match=r"train\.jsonl\.gz:2: not JSON .*; data\.skip_invalid=true leaves such rows"):
         loaded(spoilt(tmp_path))  # the entry without the bad rows does not hide them
-
-
-def test_bad_rows_are_named_with_the_files_of_this_run(tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("here", "there")]
-    spoilt(folders[0])
-    shutil.copytree(*folders)
-    for folder in folders:
-        data = loaded(small(tmp_path, data__source="local", data__dir=str(folder), data__skip_invalid=True))
-        assert {line.partition(":")[0] for lines in data.skipped.values() for line in lines} == {
-            str(folder / "rte" / f"{split}.jsonl.gz") for split in ("train", "validation")
-        }
