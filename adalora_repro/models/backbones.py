@@ -99,8 +99,9 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
     where = _location(cfg)
     if backbone.source == "package":
         path = Path(where["pretrained_model_name_or_path"]) / "model.safetensors"
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != backbone.sha256:
-            raise InputError(f"{path} is not the published file: its sha256 is not {backbone.sha256}")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != backbone.sha256:
+                raise InputError(f"{path} is not the published file: its sha256 is not {backbone.sha256}")
     config = saved_config(cfg)
     for name, value in _head_options(cfg).items():
         setattr(config, name, value)  # from_pretrained takes only options that the configuration's class declares

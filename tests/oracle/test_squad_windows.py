@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from task_configs import CONF, REAL_DATA, needs_real_data, task_config, write_jsonl
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -36,19 +36,7 @@ TEXT = [
 ]
 
 
-# Four kinds of tokenizer
-
-
-def fast(tokenizer: Tokenizer, cls: str, sep: str, pad: str, unk: str, types: bool) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        cls_token=cls,
-        sep_token=sep,
-        pad_token=pad,
-        unk_token=unk,
-        model_max_length=512,
-        model_input_names=["input_ids", *(["token_type_ids"] if types else []), "attention_mask"],
-    )
+# Three kinds of tokenizer
 
 
 def wordpiece() -> Any:
@@ -58,23 +46,6 @@ def wordpiece() -> Any:
         return backbones.load_tokenizer(OmegaConf.create({"backbone": {"path": None} | dict(backbone)}))
     except InputError as error:
         pytest.skip(str(error))
-
-
-def unigram() -> Any:
-    """As DeBERTaV3's: NFKC, runs of blanks made one, a blank belongs to the word behind it."""
-    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=120, special_tokens=special, unk_token="[UNK]", max_piece_length=8, show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXT * 3, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    return fast(tokenizer, "[CLS]", "[SEP]", "[PAD]", "[UNK]", types=True)
 
 
 def byte_pairs() -> Any:
@@ -93,10 +64,13 @@ def byte_pairs() -> Any:
     tokenizer.post_processor = processors.RobertaProcessing(
         ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False
     )
-    return fast(tokenizer, "<s>", "</s>", "<pad>", "<unk>", types=False)
+    names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    inputs = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, model_input_names=inputs, **names)
 
 
-TOKENIZERS = {"bytes": backbones.byte_tokenizer, "wordpiece": wordpiece, "unigram": unigram, "byte-pairs": byte_pairs}
+#: DeBERTaV3's: see unit/test_backbone_tokenizer.py
+TOKENIZERS = {"bytes": backbones.byte_tokenizer, "wordpiece": wordpiece, "byte-pairs": byte_pairs}
 
 
 @cache

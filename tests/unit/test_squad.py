@@ -20,7 +20,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.models import backbones
 from adalora_repro.tasks import sources, tokenized
 from adalora_repro.tasks.base import Evaluation, TaskData
-from adalora_repro.tasks.squad import Question, Task, answer_span
+from adalora_repro.tasks.squad import Task
 
 CONTEXT = "Rollo led the Normans to France. " * 4
 ROW = {"id": "a", "question": "Who led?", "context": CONTEXT, "answers": {"text": ["Rollo"], "answer_start": [0]}}
@@ -133,36 +133,6 @@ def test_settings_that_make_no_windows() -> None:
 def test_a_tokenizer_without_offsets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ByT5Tokenizer does not say which characters"):
         loaded(small(tmp_path, backbone__name="tiny-bert"), ByT5Tokenizer())
-
-
-@pytest.mark.parametrize(
-    ("answer", "start", "expected"),
-    [
-        ("Paris", 3, (1, 1)),
-        (" Paris", 2, (1, 1)),
-        ("Paris ", 3, (1, 1)),
-        ("in Paris", 0, (0, 1)),
-        ("ari", 4, (1, 1)),
-        ("Paris, €", 3, (1, 5)),
-        ("€", 10, (3, 5)),
-        ("€\u0301", 10, (3, 5)),
-        ("\u0301", 11, None),
-    ],
-)
-def test_the_tokens_of_an_answer(answer: str, start: int, expected: tuple[int, int] | None) -> None:
-    text = "in Paris, €\u0301"
-    assert text[start : start + len(answer)] == answer or answer == "Paris "
-    starts, ends = [0, 3, 8, 10, 10, 10], [2, 8, 9, 11, 11, 11]  # three tokens for €, none for the accent
-    answers = with_answers((answer, start), ("in", 0))  # the first one counts
-    assert answer_span(answers, starts, ends, 0, len(text)) == expected
-
-
-def test_an_answer_that_the_window_cuts() -> None:
-    starts, ends = [3, 6], [5, 9]
-    assert answer_span(with_answers(("x" * 6, 3)), starts, ends, 3, 9) == (0, 1)
-    assert answer_span(with_answers(("x" * 7, 2)), starts, ends, 3, 9) is None
-    assert answer_span(with_answers(("x" * 7, 3)), starts, ends, 3, 9) is None
-    assert answer_span(with_answers(), starts, ends, 3, 9) is None
 
 
 # Batches and loss
@@ -286,19 +256,3 @@ def test_a_logit_that_is_not_finite_is_found(tmp_path: Path, side: int, place: s
         return
     with pytest.raises(FloatingPointError, match="prediction on validation is not finite"):
         task.metrics({"validation": iter([found | {"index": index}])})
-
-
-def test_windows_of_one_question_are_put_together() -> None:
-    question = Question("q", " in  Paris, France", ["Paris"])
-    question.add(0, 3, 1.0)
-    question.add(4, 10, 2.0)  # with the blank before it
-    question.add(5, 10, 3.0)
-    question.add(5, 10, 2.5)
-    question.add(3, 5, 9.0)  # nothing but blanks
-    question.add(11, 18, 3.0)
-    found = [(answer["start"], answer["text"], answer["score"]) for answer in question.best(20)]
-    assert found == [(5, "Paris", 3.0), (12, "France", 3.0), (1, "in", 1.0)]
-    assert question.best(2) == question.best(20)[:2]
-    blank = Question("q", " x", [])
-    blank.add(0, 1, 1.0)
-    assert [answer["text"] for answer in blank.best(20)] == [""]

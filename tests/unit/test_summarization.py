@@ -26,7 +26,6 @@ from adalora_repro.tasks import sources
 from adalora_repro.tasks.base import TaskData
 from adalora_repro.tasks.summarization import IGNORED, Task
 from adalora_repro.training import loop as training_loop
-from adalora_repro.training.evaluate import evaluate
 
 PAD, BOS, EOS = (backbones.BYTE_IDS[f"{name}_token_id"] for name in ("pad", "bos", "eos"))
 START = backbones.BYTE_IDS["decoder_start_token_id"]
@@ -191,18 +190,6 @@ def test_micro_batches_give_the_gradient_of_the_batch(hydra: None, tmp_path: Pat
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=3e-5)
 
 
-def test_evaluation_does_not_depend_on_its_batches(hydra: None, tmp_path: Path) -> None:
-    options = ["+backbone.architecture.init_std=0.3", "task.max_target_length=24"]
-    found = [
-        evaluate(run_of(tmp_path, f"eval.batch_size={size}", f"train.padding={padding}", *options), QUIET)
-        for size, padding in ((9, "longest"), (1, "longest"), (4, "longest"), (2, "max_length"))
-    ]
-    rows = found[0].files["predictions.jsonl.gz"]
-    assert len({row["prediction"] for row in rows}) > 3  # it does read its documents
-    assert [row["id"] for row in rows] == [f"validation-{i}" for i in range(9)]
-    assert all(other == found[0] for other in found[1:])
-
-
 # Generation
 
 
@@ -282,30 +269,6 @@ def test_a_row_is_written_the_same_in_any_batch_whatever_the_models_files_say(tm
     said = bart(task.cfg)
     said.generation_config.update(**FOREIGN)
     assert written_by(other, said, rows[2:7]) == alone[2:7]
-
-
-def greedy(model: Any, row: dict[str, Any], limit: int) -> list[int]:
-    """The likeliest token, again and again: no cache, no batch; the last is the end mark (forced_eos_token_id)."""
-    tokens = [START]
-    while len(tokens) < limit - 1 and (len(tokens) == 1 or tokens[-1] != EOS):
-        logits = model(input_ids=torch.tensor([row["input_ids"]]), decoder_input_ids=torch.tensor([tokens])).logits
-        tokens.append(int(logits[0, -1].argmax()))
-    return tokens if tokens[-1] == EOS and len(tokens) > 1 else [*tokens, EOS]
-
-
-def test_one_beam_is_the_greedy_choice(tmp_path: Path) -> None:
-    task, data = loaded(varied(small(tmp_path, task__num_beams=1, task__no_repeat_ngram_size=0)))
-    rows = evaluation_rows(data)
-    lengths = set()
-    for seed in range(4):
-        model = bart(task.cfg, seed)
-        model.final_logits_bias[0, EOS] = 3.0  # some end early
-        with torch.inference_mode():
-            expected = [greedy(model, row, LIMIT) for row in rows]
-        assert written_by(task, model, rows) == expected
-        lengths |= set(map(len, expected))
-    assert LIMIT in lengths
-    assert min(lengths) < LIMIT
 
 
 # Scores

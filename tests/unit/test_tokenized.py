@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -242,29 +241,6 @@ def test_a_cache_that_cannot_be_written_costs_memory_only(
         data = loaded(small(tmp_path, data__num_proc=count))
     assert len(data.train) == 22
     assert "are not kept" in caplog.text
-
-
-def test_writers_of_the_same_entry_do_not_meet(tmp_path: Path) -> None:
-    rows = Dataset.from_dict({"x": list(range(10))})
-    barrier = threading.Barrier(4)
-    results: list[Any] = []
-
-    def build(path: Path | None) -> tokenized.Entry:
-        barrier.wait()  # nobody has written when the last one starts to
-        made = tokenized.mapped(rows, lambda batch, _: {"y": batch["x"]}, 1, None, "abc", path)
-        return tokenized.Entry(made, {"rows": 10})
-
-    def run() -> None:
-        entry = tokenized.cached(tmp_path / "entry", build)
-        results.append((entry.dataset[:], entry.notes))
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [({"y": list(range(10))}, {"rows": 10})] * 4
-    assert [path.name for path in tmp_path.iterdir()] == ["entry"]
 
 
 # Bad rows left out
