@@ -98,7 +98,7 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     sizes = [padded_sizes(parts, lengths, first) for parts in steps]
     chosen = [steps[i] for i in middles([sum(parts) for parts in sizes], cfg.cost.steps, cfg.seed)]
     environment = provenance.environment(device)
-    tokenizer = backbones.tokenizer_name(cfg, first.task.tokenizer)  # type: ignore[attr-defined]
+    tokenizer = backbones.tokenizer_name(cfg, first.task.tokenizer)
     pairs = measure_pairs(loops, chosen, lengths)
     del loops, first  # frees the GPU for the processes that measure memory
     runner.free_device(device)

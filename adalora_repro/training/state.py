@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from adalora_repro.config.plan import Plan
     from adalora_repro.methods.base import BaseMethod
-    from adalora_repro.tasks.base import Task, TaskData
+    from adalora_repro.tasks.base import BaseTask, TaskData
     from adalora_repro.training.distributed import Processes
 
 #: the loop's own values in a checkpoint
@@ -50,7 +50,7 @@ class RunState:
     plan: Plan
     model: PreTrainedModel
     method: BaseMethod
-    task: Task
+    task: BaseTask
     data: TaskData
     optimizer: torch.optim.Optimizer
     scheduler: Any

@@ -17,16 +17,9 @@ from adalora_repro.tasks.base import Evaluation
 from adalora_repro.training import loop as training_loop
 from adalora_repro.training.evaluate import evaluate
 
-BACKBONES = ("tiny-bert", "tiny-deberta", "tiny-roberta", "tiny-bart")
-#: method -> the backbone it is tested on by default
-METHODS = {
-    "full": "tiny-bert",
-    "bitfit": "",
-    "houlsby": "tiny-bart",
-    "pfeiffer": "tiny-deberta",
-    "lora": "",
-    "adalora": "",
-}
+#: every backbone with AdaLoRA, and every other kind of change to the modules once
+CASES = [(f"tiny-{name}", "adalora") for name in ("bert", "deberta", "roberta", "bart")]
+CASES += [("tiny-bert", "full"), ("tiny-bart", "houlsby"), ("tiny-deberta", "pfeiffer")]
 STEPS = 4
 #: a mask after every step, ranks 4 -> 2
 PHASES = ["method.schedule=absolute", "method.t_i=0", "method.t_f=1", "method.delta_t=1"]
@@ -85,15 +78,7 @@ def trained(loop: training_loop.RunState) -> tuple[dict[str, Any], list[int], Ev
     return made, in_steps, evaluate(loop, QUIET), calls
 
 
-@pytest.mark.parametrize(
-    ("backbone", "method"),
-    [
-        # by default every backbone with AdaLoRA, and every other kind of change to the modules once
-        pytest.param(backbone, method, marks=[] if method == "adalora" or backbone == usual else pytest.mark.slow)
-        for method, usual in METHODS.items()
-        for backbone in BACKBONES
-    ],
-)
+@pytest.mark.parametrize(("backbone", "method"), CASES)
 def test_losses_gradients_and_figures_are_the_same_to_the_bit(backbone: str, method: str, cache: Path) -> None:
     """With dropout, micro-batches, AdaLoRA's masks and its shared left factors; dropout's draws are made again."""
     usual, again = (trained(run_of(backbone, method, cache, checkpointing)) for checkpointing in (False, True))
