@@ -22,6 +22,7 @@ from adalora_repro.reports.notes import (
     caption_of,
     commands_of,
     fill_title,
+    marks_of,
     notes_of,
     warnings_of,
 )
@@ -104,7 +105,8 @@ def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = la
         printed = any(figure.paper == figure.paper for cell in cells for figure in cell)
         printed = printed and (table.comparable or not ours_shown)
         if row.runs:
-            counts = [extent(row.params("method")), extent(row.shares, ".3%"), extent(row.params("total"))]
+            share = extent(row.params("method", over="backbone"), ".3%")
+            counts = [extent(row.params("method")), share, extent(row.params("total"))]
             texts = [linked(link(row, i), ours(table, row, i, form)) for i in positions]
             lines.append([*map(markup.escape, [row.name, *(counts[i] for i in sizes)]), *texts])
         elif not printed and not only_filled:
@@ -127,7 +129,7 @@ def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = la
 def shown_positions(table: Table, only_filled: bool) -> list[int]:
     """Numbers of the columns shown; the table's own mean where all of them are."""
     everything = range(len(table.spec.columns))
-    positions = [i for i in everything if not only_filled or any(row.cells[i].runs for row in table.rows)]
+    positions = [i for i in everything if not only_filled or any(row.cells[i] for row in table.rows)]
     return [*positions, AVERAGE] if table.spec.average and len(positions) == len(everything) else positions
 
 
@@ -151,16 +153,7 @@ def ours(table: Table, row: Row, position: int, form: str) -> str:
     sds = [fixed(figure.sd, decimals) for figure in cell if figure.sd == figure.sd]
     spread = f" {markup.escape('±')} {'/'.join(sds)}" if sds else ""
     seeds = f" ({cell[0].n_seeds})" if cell[0].n_seeds else ""
-    constant = position != AVERAGE and bool(row.cells[position].degenerate)
-    return "/".join(texts) + spread + seeds + CONSTANT * constant
-
-
-def marks_of(figure: Any) -> str:
-    """Marks of significance, then ``UNEQUAL`` where it applies to one of them or to the bold type of the figure."""
-    marks = [(figure.mark, figure.baseline_lrs), (figure.full_mark, figure.full_baseline_lrs)]
-    marks = [(mark, lrs) for mark, lrs in marks if isinstance(mark, str) and mark]
-    unequal = figure.best_unequal or any(lrs != figure.n_lrs_tried for _, lrs in marks)
-    return "".join(mark for mark, _ in marks) + UNEQUAL * bool(unequal)
+    return "/".join(texts) + spread + seeds + CONSTANT * bool(cell[0].degenerate_seeds)
 
 
 def escape_mark(marks: str, form: str) -> str:
@@ -322,7 +315,7 @@ def paper_style(table: Table) -> str:
     rows = [row for row in table.rows if row.runs] if filled else [row for row in table.rows if row.in_paper]
     lines = []
     for row in rows:
-        size = extent(row.shares, ".2%") if spec.shares else extent(row.params("method"))
+        size = extent(row.params("method", over="backbone"), ".2%") if spec.shares else extent(row.params("method"))
         line = [escape_latex(row.name if row.fixed_size else row.name.removesuffix(f" {row.budget}"))]
         line.append(escape_latex(size if filled else row.params_label or NONE))
         cells = [table.of(row, i) for i in positions]
@@ -344,7 +337,7 @@ def paper_figure(figure: Any, filled: bool, decimals: int) -> str:
     text = fixed(value, decimals)
     text = rf"\textbf{{{text}}}" if figure.best else rf"\underline{{{text}}}" if figure.second else text
     text += "" if figure.sd is None or figure.sd != figure.sd else f"$_{{\\pm {fixed(figure.sd, decimals)}}}$"
-    return text + (CONSTANT if isinstance(figure.degenerate_seeds, str) and figure.degenerate_seeds else "")
+    return text + CONSTANT * bool(figure.degenerate_seeds)
 
 
 # --- HTML -------------------------------------------------------------------------------------------------------------

@@ -135,15 +135,6 @@ def bootstrap(
 # --- measures: (labels, predictions or scores), each (…, examples) -> (…); what is undefined is 0, as in ``metrics/`` -
 
 
-def accuracy(labels: Any, predicted: Any) -> Any:
-    return (labels == predicted).mean(-1)
-
-
-def mean(labels: Any, scores: Any) -> Any:
-    del labels
-    return scores.mean(-1)
-
-
 def f1(labels: Any, predicted: Any) -> Any:
     """2 TP / (2 TP + FP + FN) of class 1."""
     positive, claimed = labels == 1, predicted == 1
@@ -180,25 +171,20 @@ def spearman(labels: Any, predicted: Any) -> Any:
     return pearson(rankdata(labels, axis=-1), rankdata(predicted, axis=-1))
 
 
-def corr(labels: Any, predicted: Any) -> Any:
-    return (pearson(labels, predicted) + spearman(labels, predicted)) / 2
-
-
 def _ratio(above: Any, below: Any) -> Any:
     import numpy as np
 
     return np.divide(above, below, out=np.zeros(np.shape(above)), where=np.asarray(below) > 0)
 
 
-BY_CLASS = ("accuracy", "f1", "matthews_correlation")  # labels and predictions are classes, not values
 MEASURES: dict[str, Callable[[Any, Any], Any]] = {
-    "mean": mean,
-    "accuracy": accuracy,
+    "mean": lambda _, scores: scores.mean(-1),
+    "accuracy": lambda labels, predicted: (labels == predicted).mean(-1),
     "f1": f1,
     "matthews_correlation": matthews_correlation,
     "pearson": pearson,
     "spearman": spearman,
-    "corr": corr,
+    "corr": lambda labels, predicted: (pearson(labels, predicted) + spearman(labels, predicted)) / 2,
 }
 
 
@@ -219,14 +205,13 @@ def same_examples(ours: RunRecord, theirs: RunRecord) -> bool:
 
 def evaluated_on(record: RunRecord) -> dict[str, Any]:
     """What identifies the examples that a run was evaluated on: its data without the training and held-out splits."""
-
-    def evaluated(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {split: part for split, part in value.items() if split not in ("train", "holdout")}
-
-    examples = {name: evaluated(value) for name, value in record.data.items() if name in EVALUATION_DATA}
-    return examples | {name: record.key[name] for name in ("task", "max_examples")}
+    examples: dict[str, Any] = {name: record.key[name] for name in ("task", "max_examples")}
+    for name in EVALUATION_DATA & record.data.keys():
+        value = record.data[name]
+        if isinstance(value, dict):
+            value = {split: part for split, part in value.items() if split not in ("train", "holdout")}
+        examples[name] = value
+    return examples
 
 
 # --- the marks of a table ---------------------------------------------------------------------------------------------
@@ -237,7 +222,7 @@ def with_marks(table: Table) -> Table:
     import pandas as pd
 
     figures = table.figures.copy()
-    runs = {(row.method, row.budget, i): cell.runs for row in table.rows for i, cell in enumerate(row.cells)}
+    runs = {(row.method, row.budget, i): cell.runs for row in table.rows for i, cell in enumerate(row.cells) if cell}
     tested: list[tuple[str, int, float, dict[str, Any]]] = []
     untested: dict[str, list[str]] = defaultdict(list)
     for prefix, index, other in pairs(table):

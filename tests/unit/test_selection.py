@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,12 @@ from hypothesis import strategies as st
 
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_OK
-from adalora_repro.records.run_record import RunRecord, read_all
+from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import RULE, Run, run_of, select
-from adalora_repro.reports.cells import Cell, Table, compile_table
-from adalora_repro.reports.curves import evaluations_at_budget
+from adalora_repro.reports.cells import Cell, Table
 from adalora_repro.reports.notes import notes_of, optimism
 from adalora_repro.reports.render import render
 from adalora_repro.reports.spec import Scope
-from adalora_repro.reports.tables import controls
 
 METRIC = "matthews_correlation"
 Captured = pytest.CaptureFixture[str]
@@ -194,42 +190,6 @@ def test_best_is_chosen_by_the_held_out_figures_of_best() -> None:
     for select_, lr in (("final", 1e-3), ("best", 2e-3)):
         scope = Scope("minilm", "local", select=select_)
         assert cola(compiled(records, scope=scope)).runs[0].key["lr"] == lr
-
-
-def test_best_says_among_how_many_evaluations_it_is_the_best(tmp_path: Path) -> None:
-    """LoRA: all but that of the untrained model; AdaLoRA: those after a step t >= T - t_f = 60, t counted from 0."""
-    phases = {"n": 36, "b_0": 144, "b_T": 72, "t_i": 10, "t_f": 40, "delta_t": 7}
-    best = {"metrics": {METRIC: 0.5}, "step": 100}
-    changes: dict[str, dict[str, Any]] = {
-        "lora": {"best": best},
-        "adalora": {"best": best, "budget": phases},
-        "svd_lora": {"best": best},
-    }
-    steps = [0, 20, 40, 60, 61, 80, 100]
-    for method, fields in changes.items():
-        path = save(tmp_path, make(0.5, method=method, **fields))
-        lines = [json.dumps({"t": step, "evaluation": {METRIC: 0.5}}) for step in steps]
-        lines += [json.dumps({"t": 100, "loss": 0.1}), '{"t": 100, "evaluation"']  # the last one cut short
-        if method != "svd_lora":
-            (path.parent / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    scope = Scope("minilm", "local", select="best", results=tmp_path)
-    table = compile_table(controls.SPEC, read_all(tmp_path)[0], scope)
-    (note,) = (note for note in notes_of(table) if note.startswith("Evaluations among which best"))
-    counts = "LoRA 0.3M: CoLA 6; AdaLoRA 0.3M: CoLA 3; SVD-LoRA 0.3M: CoLA not recorded"
-    assert sorted(note.split(": ", 1)[1].rstrip(".").split("; ")) == sorted(counts.split("; "))
-    assert any("optimistic, and the more so the more evaluations" in note for note in notes_of(table))
-    final = compile_table(controls.SPEC, read_all(tmp_path)[0], replace(scope, select="final"))
-    assert not any("Evaluations among which best" in note for note in notes_of(final))
-
-
-@pytest.mark.parametrize(("protocol", "delta_t", "count"), [("paper", 7, 2), ("released", 7, 1), ("released", 6, 2)])
-def test_the_first_evaluation_at_the_budget(tmp_path: Path, protocol: str, delta_t: int, count: int) -> None:
-    """After step T - t_f = 60: with protocol=released the model is at its budget there only if a mask falls on it."""
-    record = make(0.5, method="adalora", protocol=protocol, budget={"t_f": 40, "delta_t": delta_t})
-    (tmp_path / "log.jsonl").write_text(
-        "".join(f'{{"t": {step}, "evaluation": {{}}}}\n' for step in (60, 61, 62)), encoding="utf-8"
-    )
-    assert evaluations_at_budget(tmp_path, record) == count
 
 
 def test_partial_evaluations_fill_a_cell_everywhere_or_nowhere(

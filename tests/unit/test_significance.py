@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from adalora_repro.metrics.glue import METRICS
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.reports.cells import Table
-from adalora_repro.reports.notes import UNEQUAL, unequal_notes
-from adalora_repro.reports.render import LATEX_MARKS, marks_of, render
+from adalora_repro.reports.notes import UNEQUAL, marks_of
+from adalora_repro.reports.render import LATEX_MARKS, render
 from adalora_repro.reports.significance import (
     FULL_MARK,
     MARK,
@@ -268,12 +268,11 @@ def test_marks_and_bold_say_when_the_sides_tried_different_numbers_of_rates() ->
     (figure,) = figures(unequal, "adalora")
     assert (figure.best, figure.best_unequal, figure.lrs, figure.baseline_lrs) == (True, True, 3, 1)
     assert marks_of(figure) == MARK + UNEQUAL
-    (note,) = unequal_notes(unequal)
-    assert "tests: AdaLoRA 0.3M CoLA 3 against 1 of LoRA 0.3M; bold: AdaLoRA 0.3M CoLA 3" in note
+    assert "Unequal tuning" in render(unequal, "text")
     assert r"$^{*\ddagger}$" in render(unequal, "latex")
     equal = marked(tuned(low, (1e-3,)), tuned(high, (1e-3,), method="adalora"))
     assert marks_of(figures(equal, "adalora")[0]) == MARK
-    assert unequal_notes(equal) == []
+    assert "Unequal tuning" not in render(equal, "text", notes=True)
 
 
 # --- which examples ---------------------------------------------------------------------------------------------------

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compiled import MINILM, compiled
+from compiled import compiled
 from fake_records import make
 
 from adalora_repro.records.lock import Lock
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.reports import render, status
-from adalora_repro.reports.tables.table1 import SPEC
 
 NOW = 1_000_000.0
 
@@ -70,7 +69,7 @@ def test_free_fields_of_a_record_may_hold_anything(junk: Any) -> None:
     odd = {"data": {"fingerprint": junk}, "settings": {"train.epochs": junk, "data.holdout": junk}}
     records = [make(**odd), make(variant="b", **odd), make(seed=1, status="running", progress={"more": junk}, **odd)]
     found = [(Path(str(i)), record) for i, record in enumerate(records)]
-    assert "2 finished" in status.render_status([(SPEC, MINILM)], found, NOW, "here")
+    assert "2 finished" in status.render_status([compiled(records)], found, NOW, "here")
     for form in render.FORMATS:
         assert "50.0" in render.render(compiled(records), form)
 
@@ -86,7 +85,7 @@ def test_status_shows_each_state_once() -> None:
     ]
     records[2].key["seed"], records[2].time = 2, {"s_per_step": 2.0}
     found = [(Path(f"r/{i}"), record) for i, record in enumerate(records)]
-    text = status.render_status([(SPEC, MINILM)], found, NOW, "here")
+    text = status.render_status([compiled(records)], found, NOW, "here")
     lines = {line.split("  ")[0]: line for line in text.splitlines()}
     assert lines["LoRA 0.3M"].split() == ["LoRA", "0.3M", ".", ".", "2", "r1", "f1", ".", ".", ".", ".", "."]
     assert "c1" in lines["AdaLoRA 0.3M"]

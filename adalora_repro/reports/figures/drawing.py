@@ -15,7 +15,6 @@ from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, clean
-from adalora_repro.reports.faults import without_faulty
 from adalora_repro.reports.figures.data import Records, scope_of
 from adalora_repro.reports.frame import unusable
 from adalora_repro.reports.output import add_format, form_of
@@ -139,10 +138,9 @@ def report_of(
             assert figure is not None
             return render(figure, form)
 
-        made, faulty = without_faulty(drawn, records)
         finished = [(path, record) for path, record in records if record.status == "ok"]
         reasons = [f"{path}: {reason}" for path, record in finished if (reason := unusable(record, "final"))]
-        return made, [*refused, *reasons, *faulty]
+        return drawn(records), [*refused, *reasons]
 
     def html(records: Records, scope: Scope) -> str:
         from adalora_repro.reports.figures.svg import inline

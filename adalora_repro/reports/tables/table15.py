@@ -16,7 +16,6 @@ from adalora_repro.config import catalog
 from adalora_repro.errors import one_of
 from adalora_repro.records import cost_record
 from adalora_repro.records.cost_record import CostRecord
-from adalora_repro.reports.faults import without_faulty
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_notes, html_table, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.spec import Report, Request, Scope, command, commands, label_of, paper_rows
@@ -80,8 +79,7 @@ def make(request: Request) -> tuple[str, list[str]]:
         sheet = sheet_of(lines, backbone, remarks, [] if args.only_filled else commands_of(lines, request.results))
         return render_sheet(texts_sheet(sheet, form), form, args.notes)
 
-    made, faulty = without_faulty(text, records)
-    return made, refused + faulty
+    return text(records), refused
 
 
 def common(results: Path) -> tuple[str, list[str]]:
@@ -96,8 +94,7 @@ def common(results: Path) -> tuple[str, list[str]]:
             parts += [html_table(sheet), html_notes(sheet.notes)]
         return "\n".join(parts)
 
-    made, faulty = without_faulty(html, records)
-    return made, refused + faulty
+    return html(records), refused
 
 
 REPORT = Report("table15", TITLE, add_arguments, make, reads="results", common=common)
