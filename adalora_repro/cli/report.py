@@ -14,7 +14,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from adalora_repro import __version__, reports
 from adalora_repro.cli import slurm
@@ -58,19 +58,19 @@ examples:
 
 def discover() -> dict[str, Spec]:
     """Tables by name: the modules of ``reports/`` that have a ``SPEC``."""
-    return {module.SPEC.name: module.SPEC for module in modules_with("SPEC")}
+    return {spec.name: spec for spec in declared("SPEC")}
 
 
 def discover_reports() -> dict[str, Report]:
     """The other reports by name: the modules that have a ``REPORT``."""
-    return {module.REPORT.name: module.REPORT for module in modules_with("REPORT")}
+    return {report.name: report for report in declared("REPORT")}
 
 
-def modules_with(attribute: str) -> list[ModuleType]:
+def declared(attribute: str) -> list[Any]:
     names = [module.name for module in pkgutil.walk_packages(reports.__path__, f"{reports.__name__}.")]
     names.sort(key=lambda name: (len(name.rpartition(".")[2]), name.rpartition(".")[2]))  # table2 before table14
-    modules = [importlib.import_module(name) for name in names]
-    return [module for module in modules if hasattr(module, attribute)]
+    modules = map(importlib.import_module, names)
+    return [getattr(module, attribute) for module in modules if hasattr(module, attribute)]
 
 
 def table_report(spec: Spec) -> Report:

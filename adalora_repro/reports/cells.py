@@ -260,7 +260,7 @@ def sort_in(spec: Spec, records: Iterable[Record], scope: Scope) -> tuple[list[R
             continue
         if reason := left_out_because(record, scope):
             left_out[reason] += 1
-        elif wrong := refused_because(spec, record, scope.select):
+        elif wrong := unusable(record, scope.select, needed(spec, record, scope.select)):
             refused.append(f"{path}: {wrong}")
         else:
             usable.append((path, record))
@@ -296,13 +296,11 @@ def left_out_because(record: RunRecord, scope: Scope) -> str | None:
     return None
 
 
-def refused_because(spec: Spec, record: RunRecord, checkpoint: str) -> str | None:
-    """Why a finished record cannot be used in this table, see ``frame.unusable``."""
-    needed: set[str] = set()
-    for column in (column for column in spec.columns if column.task == record.key["task"]):
-        needed |= {name for name in column.mean_of or column.metrics if name not in COLUMNS}
-        needed |= metrics_of(record, checkpoint).keys() & column.more
-    return unusable(record, checkpoint, needed)
+def needed(spec: Spec, record: RunRecord, checkpoint: str) -> set[str]:
+    """The metrics that the columns show of a record."""
+    columns = [column for column in spec.columns if column.task == record.key["task"]]
+    names = {name for column in columns for name in column.mean_of or column.metrics} - {*COLUMNS}
+    return names.union(*(metrics_of(record, checkpoint).keys() & {*column.more} for column in columns))
 
 
 def row_specs(spec: Spec, cells: Iterable[CellKey]) -> list[tuple[str, str, dict[str, str]]]:

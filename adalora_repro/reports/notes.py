@@ -120,24 +120,23 @@ def rows_text(data: Mapping[str, Any]) -> str:
 
 
 def optimism(cells: Iterable[tuple[int, bool]]) -> list[str]:
-    """One sentence if a learning rate was chosen by the scores that are reported.
+    """One sentence if a learning rate was chosen by the scores that are reported, or would be.
 
     Args:
         cells: of each cell with runs how many learning rates were tried, and whether the held-out split chose.
     """
     cells = list(cells)
-    chosen = sum(lrs > 1 and not held_out for lrs, held_out in cells)
-    if chosen:
+    if chosen := sum(lrs > 1 and not held_out for lrs, held_out in cells):
         return [
             f"Optimistic: in {chosen} of {plural(len(cells), 'cell')} the learning rate was chosen by the reported "
             f"scores, because not every run has a held-out split ({HOLDOUT})."
         ]
-    if not all(held_out for _, held_out in cells):
-        return [
-            f"Without a held-out split ({HOLDOUT}), choosing among several learning rates makes a score optimistic; "
-            "no cell here did so."
-        ]
-    return []
+    if all(held_out for _, held_out in cells):
+        return []
+    return [
+        f"Without a held-out split ({HOLDOUT}), choosing among several learning rates makes a score optimistic; "
+        "no cell here did so."
+    ]
 
 
 def optimism_of(table: Table) -> list[str]:

@@ -21,11 +21,10 @@ from typing import Any
 from urllib.parse import quote
 
 from adalora_repro import __version__
-from adalora_repro.errors import clean, first_line
+from adalora_repro.errors import clean
 from adalora_repro.records.revisions import outdated
 from adalora_repro.reports.cells import AVERAGE, Row, Table, compile_table, in_scope
 from adalora_repro.reports.figures.data import scopes_of
-from adalora_repro.reports.figures.svg import run_name
 from adalora_repro.reports.html import markup, render
 from adalora_repro.reports.notes import commands_of, fill_title
 from adalora_repro.reports.output import GENERATOR, form_of
@@ -133,14 +132,10 @@ def part(
         for report in reports
         if report.section and (of_report := section(report, report.section(records, scope)))
     }
-    unfinished = sorted((state for state in ours if state.status != "ok"), key=lambda state: str(state.path))
     return {
         "id": name,
         "title": f"{scope.backbone}, {scope.data} data, protocol {scope.protocol}",
         "matrix": matrix(tables, ours),
-        "unfinished": [
-            (run_name(s.path, scope.results), s.status, first_line(s.record.error or "")) for s in unfinished
-        ],
         "first": [one for key in FIRST for one in sections.pop(key, [])],
         "tables": [table_values(table) for table in tables],
         "figures": [one for of_report in sections.values() for one in of_report],

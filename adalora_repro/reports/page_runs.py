@@ -46,7 +46,7 @@ def data_of(states: Sequence[State], results: Path, beside: Path) -> str:
 
     runs = {}
     for state in states:
-        values, ranks = state.record.to_json(), state.record.rank_pattern
+        values = state.record.to_json()
         settings = values["settings"]
         groups = {
             "Result": {key: values[key] for key in ("status", "primary_metric", "final", "best", "degenerate")},
@@ -57,6 +57,7 @@ def data_of(states: Sequence[State], results: Path, beside: Path) -> str:
             "Other settings": {key: value for key, value in settings.items() if key not in OWN},
             "Environment": values["environment"],
             "Data": values["data"],
+            "Final ranks": values["rank_pattern"] or {},
         }
         parts = {title: flat(part) for title, part in groups.items()}
         runs[run_name(state.path, results)] = {
@@ -64,7 +65,6 @@ def data_of(states: Sequence[State], results: Path, beside: Path) -> str:
             "href": quote(os.fsencode(os.path.relpath(state.path, beside))),
             "error": state.record.error or "",
             "parts": {title: share(part) for title, part in parts.items() if part},
-            "ranks": [share(dict.fromkeys(ranks, "")), list(ranks.values())] if ranks else None,
         }
     whole = {"runs": runs, "shared": [json.loads(text) for text in shared]}
     text = json.dumps(whole, separators=(",", ":"), allow_nan=False)

@@ -238,20 +238,8 @@ def to_markdown(sheet: Sheet) -> str:
 
 LATEX = {c: rf"\{c}" for c in "{}$&#%_"} | {c: f"{{{c}}}" for c in "[]*"}  # [ would begin an argument of \\ before it
 LATEX |= {"±": r"$\pm$", "†": r"\dag{}", "‡": r"\ddag{}", "§": r"\S{}", "–": "--", "…": r"\dots{}"}
-LATEX |= {
-    c: rf"\text{name}{{}}"
-    for c, name in {
-        "\\": "backslash",
-        "~": "asciitilde",
-        "^": "asciicircum",
-        "<": "less",
-        ">": "greater",
-        "|": "bar",
-        '"': "quotedbl",
-        "'": "quotesingle",
-        "`": "asciigrave",
-    }.items()
-}
+NAMES = "backslash asciitilde asciicircum less greater bar quotedbl asciigrave"
+LATEX |= {c: rf"\text{name}{{}}" for c, name in zip('\\~^<>|"`', NAMES.split(), strict=True)}
 LATEX_MARKS = {"*": "*", UNEQUAL: r"\ddagger", "§": r"\S"}  # in mathematics
 SHRINK = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"  # to the width of the text, never larger
 PREAMBLE = r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}"
@@ -259,12 +247,9 @@ PREAMBLE = r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}
 
 def escape_latex(text: str) -> str:
     """Special characters as commands; what pdfLaTeX may have no glyph for, beyond Latin-1, as a question mark."""
-    return "".join(LATEX.get(c, c if ord(c) < 256 else "?") for c in clean(text))
-
-
-def escape_latex_quote(text: str) -> str:
-    """Running text: a typewriter apostrophe is an apostrophe here, and double hyphens stay two hyphens."""
-    return escape_latex(text).replace(r"\textquotesingle{}", "'").replace("--", "-{}-")
+    return "".join(LATEX.get(c, c if ord(c) < 256 else "?") for c in clean(text).replace("--", "-\0-")).replace(
+        "\0", "{}"
+    )
 
 
 def to_latex(sheet: Sheet) -> str:
@@ -272,10 +257,11 @@ def to_latex(sheet: Sheet) -> str:
     frame = sheet.frame.map(lambda text: text.replace("–", "--"))
     lines = [PREAMBLE, *latex_table(frame, sheet.group, sheet.caption, sheet.name)]
     lines += ["", r"{\footnotesize\raggedright", r"\begin{itemize}"]
-    lines += [rf"\item {escape_latex_quote(note)}" for note in sheet.notes]
+    lines += [rf"\item {escape_latex(note)}" for note in sheet.notes]
     if sheet.commands:
-        lines.append(rf"\item {escape_latex_quote(fill_title(sheet.commands))}:")
+        lines.append(rf"\item {escape_latex(fill_title(sheet.commands))}:")
         commands = [escape_latex(line).replace(",", r",\allowbreak{}") for line in sheet.commands]
+        commands = [line.replace("'", r"\textquotesingle{}") for line in commands]
         lines += [rf"  \\ \texttt{{{line}}}" for line in commands]
     return "\n".join([*lines, r"\end{itemize}}"]) + "\n"
 
@@ -286,7 +272,7 @@ def latex_table(frame: pd.DataFrame, group: Sequence[str], caption: str, name: s
     text = styler.to_latex(
         hrules=True,
         column_format="l" + "r" * (frame.shape[1] - 1),
-        caption=escape_latex_quote(caption),
+        caption=escape_latex(caption),
         label=f"tab:{name}",
         position="t",
         position_float="centering",

@@ -93,18 +93,6 @@ def test_choose_prints_each_cell_with_its_runs(project: Path, capsys: Captured) 
     assert tree(project / "conf") == before  # only on request
 
 
-def test_choose_without_a_table_is_about_all(project: Path, capsys: Captured) -> None:
-    assert report.main(["choose"]) == EXIT_OK
-    out = capsys.readouterr().out
-    assert out.count("Reproduction of ") == sum("Reproduction of" in spec.title for spec in report.discover().values())
-    assert out.count("no cell has a finished run") == 4
-    assert report.main(["choose", "table1", "--data", "hub"]) == EXIT_OK
-    assert "data hub" in capsys.readouterr().out
-    for words in (["choose", "tabel1"], ["choose", "--backbone", "minilmm"], ["choose", "--data", "x"]):
-        assert report.main(words) == EXIT_BAD_INPUT
-        assert words[-1] in capsys.readouterr().err
-
-
 def test_written_choices_compose_and_say_where_they_come_from(project: Path, capsys: Captured) -> None:
     before = tree(project / "conf")
     assert report.main(["choose", "table1", "--write"]) == EXIT_OK
@@ -186,18 +174,3 @@ def test_what_cannot_be_kept_is_refused(project: Path, capsys: Captured) -> None
     (project / "conf" / "tuned" / "lr").unlink()
     assert report.main(["choose", "table1", "--write"]) == EXIT_OK
     assert "not written: cola lora r3" in capsys.readouterr().out
-
-
-def test_an_edge_is_named_in_tables_and_in_status(project: Path, capsys: Captured) -> None:
-    assert report.main(["table1", "--only-filled", "--format", "markdown"]) == EXIT_OK
-    out = capsys.readouterr().out
-    assert out.count("is the edge of its grid") == 2
-    assert "lr 5e-3 is the edge of its grid (2e-4 to 5e-3): widen it" in out
-    assert report.main(["status"]) == EXIT_OK
-    lines = capsys.readouterr().out.splitlines()
-    place = next(i for i, line in enumerate(lines) if line.startswith("Chosen at the edge of the grid"))
-    assert lines[place + 1 : place + 3] == [
-        "  cola full: lr 1e-3; 2 tried, 1e-4 to 1e-3",
-        "  cola lora 1.2M: lr 5e-3; 2 tried, 2e-4 to 5e-3",
-    ]
-    assert lines[place + 3] == ""

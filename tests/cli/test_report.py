@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,13 +46,6 @@ def subprocess_report(*words: str, cwd: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False, encoding="utf-8"
     )
-
-
-def test_version(capsys: Captured) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        run("--version")
-    assert exit_.value.code == EXIT_OK
-    assert capsys.readouterr().out == f"adalora-report {adalora_repro.__version__}\n"
 
 
 def test_without_results_the_paper_speaks_alone(
@@ -112,13 +104,6 @@ def test_a_record_is_never_replaced(results: Path, capsys: Captured) -> None:
         assert run("table1", "--format", "markdown", "--overwrite", "--out", name) == EXIT_BAD_INPUT
         assert f"'{name}' is the name of a record" in capsys.readouterr().err
     assert record.read_bytes() == before
-
-
-def test_results_folder_elsewhere(results: Path, tmp_path: Path, capsys: Captured) -> None:
-    assert run("table1", "--results", str(tmp_path / "results")) == EXIT_OK
-    out = capsys.readouterr().out
-    assert "4 records" in out
-    assert f"results.dir={tmp_path / 'results'}" in out
 
 
 def test_damaged_and_copied_files_are_named_and_not_averaged_in(results: Path, capsys: Captured) -> None:
@@ -201,38 +186,6 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert len(err.splitlines()) == 1
     for text in says:
         assert text in err
-
-
-def test_a_backbone_of_the_configuration_needs_no_record(results: Path, capsys: Captured) -> None:
-    assert run("table1", "--backbone", "deberta-v3-base") == EXIT_OK
-    assert "no record yet" in capsys.readouterr().out
-
-
-def test_a_failing_write_keeps_the_old_table(results: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    Path("t.md").write_text("old", encoding="utf-8")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        assert run("table1", "--out", "t.md", "--overwrite") == EXIT_BAD_INPUT
-    assert "No space left on device" in capsys.readouterr().err
-    assert Path("t.md").read_text(encoding="utf-8") == "old"
-    assert sorted(os.listdir()) == ["results", "t.md"]
-
-
-def test_status_of_each_table_has_its_own_scope(results: Path, capsys: Captured) -> None:
-    save(results, make(90.0, task="squad", budget="0.08%", backbone="deberta-v3-base", data="hub"))
-    save(results, make(task="xsum", budget="0.13%", backbone="bart-large", status="failed", error="loss is nan"))
-    assert run("status") == EXIT_OK
-    _, glue, squad, summaries, *_ = capsys.readouterr().out.split("\n\nReproduction of ")
-    assert "Backbone minilm; data local" in glue
-    assert "Backbone deberta-v3-base; data hub" in " ".join(squad.split())
-    assert "1 of the paper's 34 cells done; 1 run: 1 finished" in squad
-    assert "Backbone bart-large; data local" in " ".join(summaries.split())
-    assert "0 of the paper's 18 cells done; 1 run: 1 failed" in summaries
-    assert ["loss is nan" in part for part in (glue, squad, summaries)] == [False, False, True]
 
 
 def test_help_shows_examples_and_every_report(capsys: Captured) -> None:
@@ -318,36 +271,9 @@ def test_imports_nothing_heavy(results: Path, tmp_path: Path) -> None:
 
 
 def test_make_has_a_target_for_every_table() -> None:
-    """``make table3`` is four formats of ``adalora-report table3`` with the backbone of that table."""
-    assert shutil.which("make"), "make is needed"
-
-    def make_(*words: str, **variables: str) -> str:
-        environment = {name: value for name, value in os.environ.items() if name not in ("BACKBONE", "RESULTS")}
-        done = subprocess.run(
-            ["make", *words],
-            cwd=ROOT,
-            env=environment | variables,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-            encoding="utf-8",
-        )
-        return done.stdout
-
-    shown = make_("help")
-    specs = report.discover()
-    assert list(specs) == list(TABLES)
-    for name, spec in specs.items():
-        assert f"\n  make {name} " in shown
-        text = make_("--dry-run", name)
-        assert f"adalora-report {name} --backbone {spec.backbone} --results results " in text
-        assert f"--out results/tables/{name}-{spec.backbone}." in text
-        for form in FORMATS[1:]:  # a terminal's text is in no file
-            assert f" {form}:" in text
-        for other in (
-            make_("--dry-run", name, "BACKBONE=minilm", "RESULTS=elsewhere"),
-            make_("--dry-run", name, BACKBONE="minilm", RESULTS="elsewhere"),
-        ):
-            assert f"adalora-report {name} --backbone minilm --results elsewhere " in other
-            assert f"--out elsewhere/tables/{name}-minilm." in other
+    variables = ["BACKBONE=minilm", "RESULTS=elsewhere"]
+    command = ["make", "--dry-run", *report.discover(), *variables]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout
+    for name in report.discover():
+        assert f"adalora-report {name} --backbone minilm --results elsewhere " in shown
+        assert f"--out elsewhere/tables/{name}-minilm." in shown

@@ -164,12 +164,6 @@ def test_runs_on_a_cpu_and_on_a_gpu_share_no_mean() -> None:
     assert any("other settings:" in note and "; on a CPU)" in note for note in cola(table).notes)
 
 
-def test_one_run_without_a_held_out_split_leaves_the_reported_one() -> None:
-    table = compiled([with_holdout(0.9, 0.5, lr=1e-3), make(0.6, lr=2e-3)])
-    assert (cola(table).runs[0].key["lr"], cola(table).held_out) == (1e-3, False)
-    assert "Optimistic: in 1 of 1 cell" in render(table, "latex")
-
-
 def test_cells_with_and_without_a_held_out_split_are_counted_apart() -> None:
     records = [with_holdout(0.9, 0.5, lr=1e-3), with_holdout(0.6, 0.7, lr=2e-3)]
     records += [make(0.5, method="adalora", lr=lr) for lr in (1e-3, 2e-3)] + [
@@ -192,40 +186,6 @@ def test_best_is_chosen_by_the_held_out_figures_of_best() -> None:
         assert cola(compiled(records, scope=scope)).runs[0].key["lr"] == lr
 
 
-def test_partial_evaluations_fill_a_cell_everywhere_or_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    save(Path("results"), make(0.5, max_examples=100))
-
-    def shown(*words: str) -> str:
-        assert report.main(list(words)) == EXIT_OK
-        return capsys.readouterr().out
-
-    for more, cells in (((), 0), (("--include-partial",), 1)):
-        assert f"{cells} of the paper's 96 cells done; 1 run" in shown("status", *more)
-        assert ("1 record, seed 0" in shown("table1", *more)) is bool(cells)
-        assert ("cola lora 0.3M: lr 1e-3" in shown("choose", "table1", *more)) is bool(cells)
-    assert "Not in a cell: 1 run evaluated on a part of the examples" in shown("status")
-
-
-def test_tables_and_choose_name_all_backbones_with_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for backbone in ("deberta-v3-base", "minilm", "tiny-bert"):
-        save(Path("results"), make(0.5, backbone=backbone))
-    sentence = "--backbone chooses among those with records: deberta-v3-base, minilm, tiny-bert."
-    for words in (["table1", "--format", "markdown"], ["choose", "table1"], ["status"]):
-        assert report.main(words) == EXIT_OK
-        assert sentence in capsys.readouterr().out.replace("\n", " ")
-        assert report.main([*words, "--backbone", "minilm"]) == EXIT_OK
-        assert sentence not in capsys.readouterr().out.replace("\n", " ")
-        assert report.main([*words, "--backbone", "bart-large"]) == EXIT_OK
-        text = "No record of bart-large; backbones with records: deberta-v3-base, minilm, tiny-bert."
-        assert text in capsys.readouterr().out.replace("\n", " ")
-
-
 def test_degenerate_runs_are_named_wherever_they_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
@@ -242,6 +202,3 @@ def test_degenerate_runs_are_named_wherever_they_are_shown(
     for arguments, text in words.items():
         assert report.main(list(arguments)) == EXIT_OK
         assert text in capsys.readouterr().out
-    assert report.main(["html"]) == EXIT_OK
-    page = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
-    assert "degenerate" in page

@@ -81,11 +81,6 @@ def test_paired_t_by_hand() -> None:
     assert paired_t([1, 2, 3, 4, 5], [0] * 5) == pytest.approx(1 - 3 / math.sqrt(11) * (1 + 1 / 11), abs=1e-12)
 
 
-def test_one_pair_is_no_test() -> None:
-    with pytest.raises(NoTest, match="fewer than two"):
-        paired_t([1.0], [2.0])
-
-
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
 def test_mcnemar_is_the_sum_over_all_outcomes(pairs: list[tuple[bool, bool]]) -> None:
     ours, theirs = (np.array(column) for column in zip(*pairs, strict=True))
@@ -249,12 +244,6 @@ def test_what_cannot_be_tested_is_named(change: dict[str, object], reason: str) 
     table = marked(seeds([0.60, 0.61, 0.62]), others[: 1 if "seed" in change else 3])
     assert figures(table, "adalora")[0].test is None
     assert table.tests[1] == f"Not tested ({reason}): AdaLoRA 0.3M CoLA."
-
-
-def test_a_table_without_a_pair_is_left_as_it_is() -> None:
-    table = compiled([*seeds([0.5, 0.6]), *seeds([0.7, 0.8], method="bitfit", budget="bitfit")])
-    assert with_marks(table) is table
-    assert "Marks:" not in render(table, "markdown")
 
 
 def tuned(scores: Sequence[float], lrs: Sequence[float], **key: object) -> list[RunRecord]:
