@@ -20,7 +20,6 @@ from adalora_repro.records.selection import (
     Selection,
     at_edge,
     device_kind,
-    metrics_of,
     primary_mean,
     select,
 )
@@ -56,7 +55,7 @@ FIELDS = [
     *("lr", "lrs_tried", "n_lrs_tried", "chosen_on", "held_out_mean", "degenerate_seeds", "total_steps"),
     *("max_examples", "variant", "note", "records", "command"),
 ]
-INTERNAL = ["position", "second", "values", "tuning"]  # beside them, see ``Table``
+INTERNAL = ["position", "second", "values"]  # beside them, see ``Table``
 
 
 @dataclass(frozen=True)
@@ -167,8 +166,7 @@ class Table:
 
     Attributes:
         figures: one row a figure, with the columns of the report's CSV; beside them ``position`` (number of the column,
-            ``AVERAGE`` for the table's own mean), ``second``, ``values`` (seed -> value) and ``tuning`` (how many
-            learning rates were tried; of an average a tuple).
+            ``AVERAGE`` for the table's own mean), ``second`` and ``values`` (seed -> value).
         left_out: reason -> how many records of the scope are in no cell for it.
         refused: one line for each record that cannot be used.
         tests: notes about the tests of significance.
@@ -200,11 +198,10 @@ class Table:
 
     @cached_property
     def by_cell(self) -> dict[CellKey, list[Any]]:
-        """The figures of each row and column that the table shows, as named tuples; of a cell those of its metrics."""
+        """The figures of each row and column, as named tuples."""
         shown: dict[CellKey, list[Any]] = defaultdict(list)
         for figure in self.figures.itertuples():
-            if figure.position == AVERAGE or figure.metric in self.spec.columns[figure.position].metrics:
-                shown[figure.method, figure.budget, figure.position].append(figure)
+            shown[figure.method, figure.budget, figure.position].append(figure)
         return shown
 
     def of(self, row: Row, position: int) -> list[Any]:
@@ -260,7 +257,7 @@ def sort_in(spec: Spec, records: Iterable[Record], scope: Scope) -> tuple[list[R
             continue
         if reason := left_out_because(record, scope):
             left_out[reason] += 1
-        elif wrong := unusable(record, scope.select, needed(spec, record, scope.select)):
+        elif wrong := unusable(record, scope.select, needed(spec, record)):
             refused.append(f"{path}: {wrong}")
         else:
             usable.append((path, record))
@@ -296,11 +293,10 @@ def left_out_because(record: RunRecord, scope: Scope) -> str | None:
     return None
 
 
-def needed(spec: Spec, record: RunRecord, checkpoint: str) -> set[str]:
+def needed(spec: Spec, record: RunRecord) -> set[str]:
     """The metrics that the columns show of a record."""
     columns = [column for column in spec.columns if column.task == record.key["task"]]
-    names = {name for column in columns for name in column.mean_of or column.metrics} - {*COLUMNS}
-    return names.union(*(metrics_of(record, checkpoint).keys() & {*column.more} for column in columns))
+    return {name for column in columns for name in column.mean_of or column.metrics} - {*COLUMNS}
 
 
 def row_specs(spec: Spec, cells: Iterable[CellKey]) -> list[tuple[str, str, dict[str, str]]]:
@@ -320,9 +316,7 @@ def cell_of(tried: pd.DataFrame, column: Column) -> Cell:
     """What ``selection.RULE`` chooses among the rows of one cell, with the values of its figures by seed."""
     chosen = select(tried.run)
     shown = tried[tried.record.isin([str(run.path) for run in chosen.runs])].set_index("seed").sort_index()
-    values = {name: seed_values(shown, column.mean_of or (name,)) for name in (*column.metrics, *column.more)}
-    values = {name: of for name, of in values.items() if name in column.metrics or len(of) == len(shown)}
-    return Cell(**vars(chosen), values=values)
+    return Cell(**vars(chosen), values={name: seed_values(shown, column.mean_of or (name,)) for name in column.metrics})
 
 
 def seed_values(shown: pd.DataFrame, metrics: Sequence[str]) -> dict[int, float]:
@@ -351,14 +345,12 @@ def figures_of(spec: Spec, scope: Scope, rows: Sequence[Row]) -> pd.DataFrame:
             words = command([column.task], [row.method], [] if row.fixed_size else [row.budget], scope) if typed else ""
             of_cell = of_row | {"task": column.task, "position": i}
             of_cell |= details(cell) if cell else {"command": words}
-            printed = dict(zip(column.metrics, column.printed, strict=True))
-            for name in (*column.metrics, *(more for more in column.more if cell and more in cell.values)):
-                values = cell.values.get(name, {}) if cell else {}
-                of_figure = figure_of(*mean_sd(list(values.values())), tuple(values), row, printed.get(name, ""))
+            for name, printed in zip(column.metrics, column.printed, strict=True):
+                values = cell.values[name] if cell else {}
+                of_figure = figure_of(*mean_sd(list(values.values())), tuple(values), row, printed)
                 lines.append(of_cell | of_figure | {"metric": name, "values": values})
         if spec.average is not None:
             of_average = {"task": "all", "position": AVERAGE, "metric": spec.average_column}
-            of_average["tuning"] = tuple(len(cell.lrs) if cell else 0 for cell in row.cells)
             lines.append(of_row | of_average | figure_of(*average_of(spec, row), row, spec.average_column))
     figures = pd.DataFrame(lines, columns=[*FIELDS, *INTERNAL], dtype=object)
     figures = figures.where(figures.notna(), None)
@@ -390,7 +382,6 @@ def details(cell: Cell) -> dict[str, Any]:
         **{name: cell.key[name] for name in ("lr", "total_steps", "max_examples", "variant")},
         "lrs_tried": " ".join(map(lr_text, cell.lrs)),
         "n_lrs_tried": len(cell.lrs),
-        "tuning": len(cell.lrs),
         "chosen_on": "held-out" if cell.held_out else "reported",
         "held_out_mean": primary_mean(cell.runs, True) if cell.held_out else None,
         "degenerate_seeds": " ".join(map(str, cell.degenerate)),
@@ -424,15 +415,15 @@ def with_best(spec: Spec, figures: pd.DataFrame) -> pd.DataFrame:
     """
     for flag in ("best", "second", "best_unequal"):
         figures[flag] = False
-    for (position, metric), column in figures[figures["mean"].notna()].groupby(["position", "metric"]):
+    for (position, _), column in figures[figures["mean"].notna()].groupby(["position", "metric"]):
         declared = None if position == AVERAGE else spec.columns[int(position)]
-        if len(column) < 2 or (declared and (metric not in declared.metrics or declared.better == "neither")):
+        if len(column) < 2 or (declared and declared.better == "neither"):
             continue
         highest = declared is None or declared.better == "higher"
         ranks = column["mean"].round(2).rank(method="dense", ascending=not highest)
         figures.loc[column.index, "best"] = ranks == 1
         figures.loc[column.index, "second"] = ranks == 2
-        figures.loc[column.index, "best_unequal"] = (ranks == 1) & (column.tuning.nunique() > 1)
+        figures.loc[column.index, "best_unequal"] = (ranks == 1) & (column.n_lrs_tried.nunique() > 1)
     return figures
 
 

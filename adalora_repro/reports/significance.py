@@ -223,7 +223,7 @@ def with_marks(table: Table) -> Table:
 
     figures = table.figures.copy()
     runs = {(row.method, row.budget, i): cell.runs for row in table.rows for i, cell in enumerate(row.cells) if cell}
-    tested: list[tuple[str, int, float, dict[str, Any]]] = []
+    tested: list[tuple[str, int, dict[str, Any]]] = []
     untested: dict[str, list[str]] = defaultdict(list)
     for prefix, index, other in pairs(table):
         ours, theirs = figures.loc[index], figures.loc[other]
@@ -231,29 +231,26 @@ def with_marks(table: Table) -> Table:
         try:
             seeds, p = tested_pair(of_ours, of_theirs, ours["values"], theirs["values"])
         except NoTest as reason:
-            column = table.spec.columns[ours.position]
-            metric = f" {ours.metric}" if len(column.metrics) > 1 else ""
             against = f" against {theirs.method_name}" * bool(prefix)
-            untested[str(reason)].append(f"{ours.method_name} {column.heading}{metric}{against}")
+            heading = table.spec.columns[ours.position].heading
+            untested[str(reason)].append(f"{ours.method_name} {heading} {ours.metric}{against}")
             continue
-        result = {f"{prefix}test": f"paired t-test, {seeds} seeds", f"{prefix}baseline_lrs": theirs.n_lrs_tried}
+        result = {"test": f"paired t-test, {seeds} seeds", "baseline_lrs": theirs.n_lrs_tried, "p": p}
         result |= {} if prefix else {"baseline": theirs.method_name, "lrs": ours.n_lrs_tried}
-        tested.append((prefix, index, p, result))
-    if not tested and not untested:
-        return table
-    for (prefix, index, p, result), p_holm in zip(tested, holm([test[2] for test in tested]), strict=True):
-        mark = (FULL_MARK if prefix else MARK) if p_holm < LEVEL else ""
-        result |= {f"{prefix}p": p, f"{prefix}p_holm": p_holm, f"{prefix}mark": mark}
-        figures.loc[index, list(result)] = pd.Series(result, dtype=object)
-    notes = [f"{RULE} Tests in this table: {len(tested)}, p corrected by Holm for as many."]
+        tested.append((prefix, index, result))
+    for (prefix, index, result), p_holm in zip(tested, holm([result["p"] for _, _, result in tested]), strict=True):
+        result |= {"p_holm": p_holm, "mark": (FULL_MARK if prefix else MARK) if p_holm < LEVEL else ""}
+        figures.loc[index, [f"{prefix}{name}" for name in result]] = pd.Series(
+            list(result.values()), dtype=object
+        ).values
+    notes = [f"{RULE} Tests in this table: {len(tested)}, p corrected by Holm for as many."] if tested else []
     notes += [f"Not tested ({reason}): {', '.join(names)}." for reason, names in untested.items()]
     return replace(table, figures=figures, tests=tuple(notes))
 
 
 def pairs(table: Table) -> Iterator[tuple[str, int, int]]:
     """(prefix of the columns, figure, the figure it is compared with): the best baseline, or full fine-tuning."""
-    shown = [figure.Index for position in table.by_cell.values() for figure in position if figure.position != AVERAGE]
-    figures = table.figures.loc[shown]
+    figures = table.figures[table.figures.position != AVERAGE]
     for (position, _), column in figures[figures["mean"].notna()].groupby(["position", "metric"], sort=False):
         lower = table.spec.columns[int(position)].better == "lower"
         full = column[column.method == FULL]

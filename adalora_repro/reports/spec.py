@@ -36,7 +36,6 @@ class Column:
         metrics: metrics of the record, or other columns of ``frame.COLUMNS`` (``time.train_s``, ``rank_entropy``).
         paper: the columns of the paper's CSV for them; none for figures that the paper does not have.
         mean_of: ``metrics`` is one name, of the mean of these metrics.
-        more: further metrics of the same runs, in the CSV of the report alone.
         settings: those that a reader must know to compare the runs; a note lists their values.
         better: ``higher``, ``lower`` or ``neither``: which figure of the column is bold.
     """
@@ -47,7 +46,6 @@ class Column:
     metrics: tuple[str, ...]
     paper: tuple[str, ...] = ()
     mean_of: tuple[str, ...] = ()
-    more: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     better: str = "higher"
 

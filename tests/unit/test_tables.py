@@ -117,22 +117,8 @@ def test_percentages_of_squad_and_summaries_by_hand() -> None:
     runs = [summary(43.0, 20.5, 30.0, 40.0), summary(44.0, 20.7, 30.4, 41.0, seed=1)]
     table = compiled(runs, SUMMARIES)
     assert means(table, "lora", "0.13%", "cnn_dailymail") == pytest.approx([43.5, 20.6, 40.5])
-    extra = table.figures[(table.figures.metric == "rougeL") & table.figures["mean"].notna()]
-    assert extra["mean"].tolist() == pytest.approx([30.2])  # in the CSV alone
     odd = compiled([runs[0], summary(50.0, 19.0, 40.0, 45.0, lr=2e-3)], SUMMARIES)
     assert cell(odd, "lora", "0.13%", "cnn_dailymail").runs[0].key["lr"] == 1e-3  # R-2 chooses
-
-
-def test_a_further_metric_is_shown_only_where_every_seed_has_it() -> None:
-    whole = {"exact": 84.0, "f1": 87.0, "best_exact": 84.5, "best_f1": 87.5, "best_f1_thresh": -1.5}
-    fields: dict[str, Any] = {"task": "squad_v2", "budget": "0.08%"}
-
-    def shown(*records: RunRecord) -> set[str]:
-        table = compiled(records, SQUAD)
-        return set(table.figures[table.figures["mean"].notna()].metric)
-
-    assert shown(make(whole, **fields)) == {"exact", "f1", "best_exact", "best_f1"}
-    assert shown(make(whole, **fields), make({"exact": 84.0, "f1": 87.0}, seed=1, **fields)) == {"exact", "f1"}
 
 
 def test_mnli_of_table_5_is_the_mean_of_matched_and_mismatched() -> None:
