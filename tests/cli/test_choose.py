@@ -126,17 +126,6 @@ def test_written_choices_compose_and_say_where_they_come_from(project: Path, cap
         assert OmegaConf.create(configuration).optim.lr == lr
 
 
-@pytest.mark.slow
-def test_a_plan_names_the_file_of_the_choice(project: Path) -> None:
-    assert report.main(["choose", "table1", "--write"]) == EXIT_OK
-    text = (project / "conf" / "tuned" / "lr" / "cola_lora_0.3M_minilm.yaml").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^# Command: adalora-run (.*)$", text, re.M)
-    plan = adalora_run(project, [*command.split(), "dry_run=true"])[0]
-    place = text.splitlines().index("  lr: 1.0e-3  # chosen among 3") + 1
-    origin = rf"optim\.lr +0\.001  conf/tuned/lr/cola_lora_0\.3M_minilm\.yaml:{place} \(chosen among 3\)"
-    assert re.search(origin, plan)
-
-
 def test_a_later_choice_replaces_the_file_that_it_wrote(project: Path, capsys: Captured) -> None:
     assert report.main(["choose", "table1", "--write"]) == EXIT_OK
     before = tree(project / "conf")

@@ -22,7 +22,7 @@ from adalora_repro.records.selection import at_edge
 from adalora_repro.reports import text
 from adalora_repro.reports.cells import AVERAGE, Table, choose_scope, compile_table, mean_sd
 from adalora_repro.reports.notes import caption_of, commands_of, notes_of, warnings_of
-from adalora_repro.reports.spec import Column, Scope, Spec, command, is_variant, paper_rows
+from adalora_repro.reports.spec import Column, Scope, Spec, is_variant, paper_rows
 from adalora_repro.reports.status import paper_state, render_status
 from adalora_repro.reports.tables.controls import SPEC as CONTROLS
 from adalora_repro.reports.tables.table1 import COLUMNS, SPEC, all_average
@@ -77,13 +77,6 @@ def test_rows_columns_and_numbers_are_the_papers_in_its_order(spec: Spec) -> Non
         for i, column in enumerate(spec.columns):
             expected = [text.number(printed[name]) for name in column.paper]
             assert [text.number(figure.paper) for figure in table.of(ours, i)] == expected
-
-
-def test_controls_repeat_table_1() -> None:
-    main = {one["method"]: one for one in paper_rows(SPEC.paper_file) if one["budget"] == "0.3M"}
-    for printed in paper_rows(CONTROLS.paper_file):
-        if printed["method"] in ("lora", "adalora"):
-            assert printed == {name: main[printed["method"]][name] for name in printed}
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -310,23 +303,6 @@ def test_ablations_stay_out_of_the_tables_that_do_not_name_them(method: str) -> 
 # --- what a reader is told --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("spec", "lines"),
-    [
-        (SQUAD, ["full", "houlsby,pfeiffer,lora,adalora budget=0.08%,0.16%,0.32%,0.65%"]),
-        (SUMMARIES, ["full", "lora,adalora budget=2.20%,1.10%,0.26%,0.13%"]),
-        (SCORES, ["prune_lora,adalora,adalora_sensitivity,adalora_magnitude budget=0.08%,0.16%,0.65%"]),
-    ],
-    ids=lambda value: value.name if isinstance(value, Spec) else "",
-)
-def test_the_fewest_commands_for_the_empty_cells(spec: Spec, lines: list[str]) -> None:
-    tasks = ",".join(column.task for column in spec.columns)
-    end = "backbone=minilm data=local data.dir=DIR"
-    assert commands_of(compiled([], spec)) == [f"adalora-run -m task={tasks} method={line} {end}" for line in lines]
-    assert command(["cola"], ["full"], [], Scope("m", "hub")) == "adalora-run task=cola method=full backbone=m data=hub"
-    assert not any("lora_rank_pattern" in line for line in commands_of(compiled([], CONTROLS)))
-
-
 def full_data(task: str, **changes: Any) -> RunRecord:
     rows = {"cola": {"train": 8551, "validation": 1043}, "rte": {"train": 2390, "holdout": 100, "validation": 277}}[
         task
@@ -385,11 +361,6 @@ Told = Callable[[Table], list[str]]
 )
 def test_notes_say_what_a_reader_must_know(records: list[RunRecord], told: Told, words: str) -> None:
     assert any(words in note for note in told(compiled(records))), told(compiled(records))
-
-
-def test_generated_text_is_the_data_of_no_paper() -> None:
-    for spec, record in ((SPEC, make(data="sample")), (SQUAD, qa(80.0, 90.0, data="sample"))):
-        assert "NOT the paper's data" in caption_of(compiled([record], spec, Scope("minilm", "sample")))
 
 
 def test_numbers_as_people_write_them() -> None:
