@@ -39,20 +39,15 @@ from adalora_repro.reports.spec import CHECKPOINTS, DATA_SOURCES, PROTOCOLS, Rep
 EXAMPLES = """\
 examples:
   adalora-report status                                   what is done, running, queued, failed, missing
-  adalora-report table1                                   the paper's backbone, the records of ./results
-  adalora-report table1 --notes                           with every note and every command
-  adalora-report table3 --data local                      XSum and CNN/DailyMail, data of a local folder
+  adalora-report table1 --notes                           the paper's backbone, with every note and every command
   adalora-report table1 --backbone minilm --data local    another backbone, files of a local folder
   adalora-report table1 --only-filled                     only rows and columns that have records
   adalora-report table1 --out table1.tex                  also .csv, .html, .md; --overwrite replaces a file
   adalora-report table1 --style paper --out table1.tex    LaTeX in the paper's own layout
-  adalora-report table1 --select best                     best evaluation at the final budget, not the last step
-  adalora-report table15                                  time and memory of training steps, AdaLoRA's over LoRA's
-  adalora-report html                                     results/report.html: all of it, to look at
   adalora-report figure2 --out figure2.svg                also .png, .pdf, .csv; without --out in the terminal
-  adalora-report choose table1                            the learning rate of each cell, and the runs it came from
-  adalora-report choose table1 --write                    keep them in conf/tuned/lr, where adalora-run reads them
+  adalora-report choose table1 --write                    learning rates, kept where adalora-run reads them
   adalora-report compare RUN_A RUN_B                      two runs of one task, example by example
+  adalora-report html                                     results/report.html: all of it, to look at
 """
 
 

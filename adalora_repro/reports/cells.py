@@ -25,6 +25,7 @@ from adalora_repro.records.selection import (
 )
 from adalora_repro.reports.frame import COLUMNS, rows_of, unusable
 from adalora_repro.reports.spec import (
+    AVERAGE_COLUMN,
     DATA_SOURCES,
     Column,
     Record,
@@ -74,6 +75,15 @@ class Cell(Selection):
         return tuple(self.by_lr)
 
     @property
+    def tried(self) -> str:
+        """Among which learning rates the one shown was chosen: "8 tried, 3e-5 to 1e-3"."""
+        return f"{len(self.lrs)} tried, {self.span}" if len(self.lrs) > 1 else "the only one tried"
+
+    @property
+    def span(self) -> str:
+        return f"{lr_text(self.lrs[0])} to {lr_text(self.lrs[-1])}"
+
+    @property
     def edge(self) -> bool:
         """Whether the learning rate shown is the smallest or the largest of several."""
         return at_edge(self.lr, self.lrs)
@@ -103,8 +113,7 @@ class Cell(Selection):
             seeds = f"{len(self.by_lr[best])} of {len(self.runs)}"
             notes.append(f"lr {lr_text(best)} has a higher mean with fewer seeds ({seeds}): not shown")
         if self.edge:
-            span = f"{lr_text(self.lrs[0])} to {lr_text(self.lrs[-1])}"
-            notes.append(f"lr {lr_text(self.lr)} is the edge of its grid ({span}): widen it")
+            notes.append(f"lr {lr_text(self.lr)} is the edge of its grid ({self.span}): widen it")
         if self.repeated:
             notes.append(f"{self.repeated} record(s) repeat a seed and are not counted")
         return notes
@@ -155,7 +164,10 @@ class Row:
         return self.paper.get("params_label", "100%" if self.fixed_size else self.budget) if self.paper else None
 
     def params(self, name: str, over: str = "") -> list[float]:
-        """``method``, ``head``, ``total`` or ``backbone`` of each run; tasks differ in it, and AdaLoRA's seeds."""
+        """A count of each run (``method``, ``head``, ``total`` or ``backbone``), or its ratio to another.
+
+        Tasks differ in it, and AdaLoRA's seeds.
+        """
         params = [run.record.params for run in self.runs]
         return [of[name] / (of[over] if over else 1) for of in params if name in of and (not over or of.get(over))]
 
@@ -350,8 +362,8 @@ def figures_of(spec: Spec, scope: Scope, rows: Sequence[Row]) -> pd.DataFrame:
                 of_figure = figure_of(*mean_sd(list(values.values())), tuple(values), row, printed)
                 lines.append(of_cell | of_figure | {"metric": name, "values": values})
         if spec.average is not None:
-            of_average = {"task": "all", "position": AVERAGE, "metric": spec.average_column}
-            lines.append(of_row | of_average | figure_of(*average_of(spec, row), row, spec.average_column))
+            of_average = {"task": "all", "position": AVERAGE, "metric": AVERAGE_COLUMN}
+            lines.append(of_row | of_average | figure_of(*average_of(spec, row), row, AVERAGE_COLUMN))
     figures = pd.DataFrame(lines, columns=[*FIELDS, *INTERNAL], dtype=object)
     figures = figures.where(figures.notna(), None)
     figures = figures.astype(dict.fromkeys(("mean", "sd", "paper"), float) | {"position": int})

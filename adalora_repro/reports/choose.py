@@ -36,15 +36,10 @@ def score_text(cell: Cell) -> str:
     return f"{cell.runs[0].record.primary_metric} {primary_mean(cell.runs, cell.held_out):.2f}{split}"
 
 
-def tried_text(cell: Cell) -> str:
-    grid = cell.lrs
-    return f"{len(grid)} tried, {lr_text(grid[0])} to {lr_text(grid[-1])}" if len(grid) > 1 else "the only one tried"
-
-
 def choice_text(cell: Cell) -> str:
     flag = f"; {EDGE}" if cell.edge else ""
     seeds = plural(len(cell.runs), "seed")
-    return f"{cell_name(cell.key)}: lr {lr_text(cell.lr)}, {score_text(cell)}, {seeds}; {tried_text(cell)}{flag}"
+    return f"{cell_name(cell.key)}: lr {lr_text(cell.lr)}, {score_text(cell)}, {seeds}; {cell.tried}{flag}"
 
 
 def render_choices(table: Table) -> str:
@@ -118,7 +113,7 @@ def write(tables: list[Table]) -> list[str]:
             key = cell.key
             fixed_size = key["budget"] == key["method"]
             if len(cell.lrs) < 2 or not (fixed_size or key["budget"] in budgets):
-                lines.append(f"not written: {cell_name(key)}: {tried_text(cell)}, or no budget of conf/budget")
+                lines.append(f"not written: {cell_name(key)}: {cell.tried}, or no budget of conf/budget")
                 continue
             budget = "" if fixed_size else f"_{key['budget']}"
             path = folder / f"{key['task']}_{key['method']}{budget}_{table.scope.backbone}.yaml"

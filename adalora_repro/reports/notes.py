@@ -8,8 +8,8 @@ from typing import Any
 
 from adalora_repro.config.words import lr_text
 from adalora_repro.records.run_record import stated
-from adalora_repro.records.selection import HOLDOUT, RULE, primary_mean
-from adalora_repro.reports.cells import Cell, Table
+from adalora_repro.records.selection import HOLDOUT, RULE
+from adalora_repro.reports.cells import Table
 from adalora_repro.reports.spec import commands
 from adalora_repro.reports.text import plural, seed_phrase, short
 
@@ -149,7 +149,7 @@ def settings_notes(table: Table) -> list[str]:
     shown: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row, column, cell in table.filled():
         steps = plural(cell.key["total_steps"], "step")
-        text = f"(lr {lr_text(cell.lr)}, {tried(cell)}, {steps}, {seed_phrase(cell.seeds)})"
+        text = f"(lr {lr_text(cell.lr)}, {cell.tried}, {steps}, {seed_phrase(cell.seeds)})"
         shown[row.name][text].append(column.heading)
     lines = []
     for name, of in shown.items():
@@ -158,16 +158,6 @@ def settings_notes(table: Table) -> list[str]:
     if lines:
         lines.append(f"Records: below {scope.results}/runs/{scope.backbone} (--format csv names each).")
     return lines
-
-
-def tried(cell: Cell) -> str:
-    """Among how many learning rates the one shown was chosen, and on which split."""
-    if len(cell.lrs) < 2:
-        return "the only one tried"
-    if cell.held_out:
-        metric = cell.runs[0].record.primary_metric
-        return f"the best of {len(cell.lrs)} on the held-out split ({metric} {primary_mean(cell.runs, True):.2f} there)"
-    return f"the best of {len(cell.lrs)} tried"
 
 
 def commands_of(table: Table) -> list[str]:

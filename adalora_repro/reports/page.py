@@ -13,7 +13,7 @@ import re
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +21,6 @@ from typing import Any
 from urllib.parse import quote
 
 from adalora_repro import __version__
-from adalora_repro.errors import clean
 from adalora_repro.records.revisions import outdated
 from adalora_repro.reports.cells import AVERAGE, Row, Table, compile_table, in_scope
 from adalora_repro.reports.figures.data import scopes_of
@@ -36,7 +35,7 @@ from adalora_repro.reports.status import PaperState, State, paper_state, state_o
 from adalora_repro.reports.text import plural
 
 FILE = "report.html"
-FIRST = ("scores", "curves")  # figures above the tables
+FIRST = ("claims", "scores", "curves")  # above the tables
 
 
 def make(request: Request) -> tuple[str, list[str]]:
@@ -87,28 +86,14 @@ def asset(name: str) -> str:
 
 
 def facts(states: Sequence[State], refused: Sequence[str]) -> dict[str, str]:
-    """How many runs there are, where they were made and from which source; only what is recorded."""
+    """How many runs there are, and which files were refused."""
     runs = statuses_text(state.status for state in states)
     degenerate = sum(state.record.degenerate for state in states)
     runs += f"; {degenerate:,} degenerate (the same prediction for every example)" if degenerate else ""
     earlier = sum(outdated(state.record) is not None for state in states)
     runs += f"; {earlier:,} of an earlier definition of the method, not counted" if earlier else ""
-    environments = [state.record.environment for state in states]
-    git = [environment.get("git", {}) for environment in environments]
-    dirty = sum(bool(source.get("dirty")) for source in git)
-    commits = listed((source.get("commit") or "")[:10] for source in git)
-    lines = {
-        "Runs": runs,
-        "Devices": listed(environment.get("device", "") for environment in environments),
-        "Source": f"commit {commits}; {plural(dirty, 'run')} with uncommitted changes" if commits else "",
-        "Refused": f"{plural(len(refused), 'file')}: {'; '.join(refused)}" if refused else "",
-    }
+    lines = {"Runs": runs, "Refused": f"{plural(len(refused), 'file')}: {'; '.join(refused)}" if refused else ""}
     return {name: text for name, text in lines.items() if text}
-
-
-def listed(texts: Iterable[str]) -> str:
-    counts = Counter(text for text in texts if text)
-    return ", ".join(f"{clean(text)} ({plural(count, 'run')})" for text, count in counts.most_common())
 
 
 # --- one backbone, data source and protocol ---------------------------------------------------------------------------

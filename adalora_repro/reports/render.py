@@ -135,10 +135,8 @@ def shown_positions(table: Table, only_filled: bool) -> list[int]:
 
 def heading(spec: Spec, position: int) -> tuple[str, str]:
     """Name and unit of a column."""
-    if position == AVERAGE:
-        name, unit = spec.average_heading.split()
-        return name, unit
-    return spec.columns[position].heading, spec.columns[position].unit
+    column = None if position == AVERAGE else spec.columns[position]
+    return (column.heading, column.unit) if column else ("All", "Ave.")
 
 
 def ours(table: Table, row: Row, position: int, form: str) -> str:

@@ -24,6 +24,7 @@ from adalora_repro.records.run_record import RunRecord, read_all
 DATA_SOURCES = ("hub", "local", "sample")  # in the order of preference; never mixed in one table
 PROTOCOLS = ("paper", "released")
 CHECKPOINTS = ("final", "best")
+AVERAGE_COLUMN = "avg"
 
 Record = tuple[Path, RunRecord]
 
@@ -68,7 +69,7 @@ class Spec:
         shares: the paper's # Params are shares of full fine-tuning, which name its budgets (``paper_file`` then has no
             ``params_label``); the report shows counts and shares. Otherwise both are counts.
         decimals: of the paper's scores, as printed there.
-        average: {paper column: score} -> the table's own mean; ``average_column`` is its name in the CSV.
+        average: {paper column: score} -> the table's own mean, ``AVERAGE_COLUMN`` of the CSV.
         notes: rules of this table alone.
     """
 
@@ -82,8 +83,6 @@ class Spec:
     shares: bool = False
     decimals: int = 2
     average: Callable[[Mapping[str, float]], float] | None = None
-    average_column: str = ""
-    average_heading: str = ""
     notes: tuple[str, ...] = ()
 
 

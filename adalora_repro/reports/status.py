@@ -18,7 +18,7 @@ from adalora_repro.errors import clean, duration, first_line
 from adalora_repro.records import lock
 from adalora_repro.records.run_record import STATUSES, RunRecord
 from adalora_repro.reports.cells import Table, compile_scoped, in_scope, rows_wanted
-from adalora_repro.reports.choose import choices, tried_text
+from adalora_repro.reports.choose import choices
 from adalora_repro.reports.frame import unusable
 from adalora_repro.reports.notes import commands_of, optimism_of
 from adalora_repro.reports.spec import Record, Report, Request, Spec, add_partial, on_the_papers_data, paper_rows
@@ -217,7 +217,7 @@ def notices(states: Sequence[State], table: Table) -> list[str]:
     lines += [line for sentence in optimism_of(table) for line in wrapped(sentence)]
     edge = [cell for cell in choices(table) if cell.edge]
     lines += ["", "Chosen at the edge of the grid (try more learning rates):"] if edge else []
-    lines += [f"  {clean(cell_name(cell.key))}: lr {lr_text(cell.lr)}; {tried_text(cell)}" for cell in edge]
+    lines += [f"  {clean(cell_name(cell.key))}: lr {lr_text(cell.lr)}; {cell.tried}" for cell in edge]
     return ["", *lines] if lines else []
 
 

@@ -123,7 +123,7 @@ def test_five_seeds_are_shown_and_not_a_lucky_one(
     assert "(5)" in text
     assert "79.50" not in text
     assert "LoRA 0.3M, CoLA: lr 5e-4 has a higher mean with fewer seeds (1 of 5): not shown." in text
-    assert "(lr 3e-4, the best of 8 tried, 100 steps, seeds 0 to 4)" in text
+    assert "(lr 3e-4, 8 tried, 3e-5 to 1e-3, 100 steps, seeds 0 to 4)" in text
     assert RULE in text
     assert "Optimistic: in 1 of 1 cell the learning rate was chosen by the reported scores" in text
     assert report.main(["table1", "--only-filled", "--format", "csv"]) == EXIT_OK
@@ -147,7 +147,7 @@ def test_the_held_out_split_chooses_and_the_reported_one_is_shown() -> None:
     shown = cola(table)
     assert (shown.runs[0].key["lr"], means(table), shown.held_out) == (2e-3, [pytest.approx(60.0)], True)
     text = render(table, "markdown")
-    assert "lr 2e-3, the best of 2 on the held-out split (matthews_correlation 70.00 there)" in text
+    assert "lr 2e-3, 2 tried, 1e-3 to 2e-3" in text
     assert "Optimistic" not in text
     assert "Without a held-out split" not in text
     (figure,) = figures(table)

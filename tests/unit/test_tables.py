@@ -69,7 +69,7 @@ def test_rows_columns_and_numbers_are_the_papers_in_its_order(spec: Spec) -> Non
     rows.sort(key=lambda one: budgets.index(one["budget"]))
     assert [(one.method, one.budget) for one in table.rows] == [(one["method"], one["budget"]) for one in rows]
     assert {one["method"] for one in rows} <= set(spec.methods or catalog.methods()) <= set(catalog.methods())
-    known = {name for one in rows for name in one} - {"method", "budget", "params_label", spec.average_column}
+    known = {name for one in rows for name in one} - {"method", "budget", "params_label", "avg"}
     assert known <= {name for column in spec.columns for name in column.paper}
     for ours, printed in zip(table.rows, rows, strict=True):
         assert ours.in_paper
