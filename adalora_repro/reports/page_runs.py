@@ -13,7 +13,7 @@ from adalora_repro.config.words import lr_text, word
 from adalora_repro.errors import clean, duration
 from adalora_repro.records.run_record import RunRecord, stated
 from adalora_repro.records.selection import run_of
-from adalora_repro.reports.figures.svg import run_name
+from adalora_repro.reports.figures.data import run_name
 from adalora_repro.reports.status import WORDS, State, real
 from adalora_repro.reports.text import fixed
 

@@ -1,20 +1,22 @@
-"""A run's folder: the lease on it, files of an earlier attempt, the settings, and the record."""
+"""A run's folder: the lease on it, files of an earlier attempt, the settings, the record, and its curve."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from adalora_repro.errors import InputError
-from adalora_repro.records import provenance, run_record
-from adalora_repro.records.lock import Lock
+from adalora_repro.records import provenance, run_record, validation
+from adalora_repro.records.lock import Lock, LostFolderError
 from adalora_repro.training import checkpoint
 from adalora_repro.training.distributed import Processes
 from adalora_repro.training.progress import say
@@ -153,3 +155,58 @@ def _measure(run: RunState, record: run_record.RunRecord) -> None:
         "tokens_per_s": run.tokens / run.train_s if run.train_s else 0.0,
     }
     record.memory = provenance.peak_memory(run.device)
+
+
+# -- the curve ------------------------------------------------------------------------------------------------------
+
+
+class Log:
+    """``log.jsonl`` of a run; processes other than the main one write to ``os.devnull``."""
+
+    def __init__(self, path: Path, length: int, main: bool) -> None:
+        """Opens the file and cuts off the lines after the checkpoint, which will be written again.
+
+        Args:
+            length: bytes of the lines before the checkpoint.
+            main: whether this process writes.
+        """
+        self._path = path
+        self._file = (path if main else Path(os.devnull)).open("a+b")
+        if main:
+            self._file.truncate(min(length, path.stat().st_size))
+
+    @property
+    def length(self) -> int:
+        """In bytes."""
+        return self._file.seek(0, os.SEEK_END)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Writes a line; a number that is not finite, which JSON does not have, is written as null.
+
+        Raises:
+            LostFolderError: the file was removed.
+        """
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            raise LostFolderError(f"{self._path} was removed while the run was training")
+        self._file.write(validation.dump(_finite(line)))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def figures(names: Sequence[str], entry: Mapping[str, Any]) -> str:
+    """The metrics of these names in an evaluation (such as ``final`` of a record), as text."""
+
+    def text(metrics: Mapping[str, float]) -> str:
+        return ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
+
+    return text(entry["metrics"]) + (f"; held out: {text(entry['holdout'])}" if "holdout" in entry else "")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adalora_repro.training.batches import training_batches
 from adalora_repro.training.evaluate import evaluate_before, evaluate_due, save
-from adalora_repro.training.log import Log
+from adalora_repro.training.folder import Log
 from adalora_repro.training.progress import Progress, Watch
 from adalora_repro.training.signals import StopSignal
 from adalora_repro.training.state import RunState

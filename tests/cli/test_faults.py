@@ -22,7 +22,8 @@ from spoilt import SignalInStep, SignalInWrite, in_child, unspoilt
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.records import lock, run_record
-from adalora_repro.training import checkpoint, log
+from adalora_repro.training import checkpoint
+from adalora_repro.training.folder import Log
 
 Cli = Callable[..., Outcome]
 Whole = Callable[..., Run]
@@ -125,9 +126,9 @@ def test_a_disk_that_is_really_full(
     tiny: Cli, undisturbed: Whole, small_disk: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     command = ("task=cola", "method=adalora", "train.max_steps=12", "train.save_steps=5", "train.log_steps=1")
-    append, write_atomic = log.Log.append, run_record.write_atomic
+    append, write_atomic = Log.append, run_record.write_atomic
 
-    def line(self: log.Log, values: dict[str, Any]) -> None:
+    def line(self: Log, values: dict[str, Any]) -> None:
         if what == "log.jsonl" and values["t"] == 6:
             fill(small_disk)
         append(self, values)
@@ -139,7 +140,7 @@ def test_a_disk_that_is_really_full(
         write_atomic(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(log.Log, "append", line)
+        patch.setattr(Log, "append", line)
         patch.setattr(run_record, "write_atomic", write)
         patch.setattr(checkpoint, "write_atomic", write)
         done = tiny(*command)
