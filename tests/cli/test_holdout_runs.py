@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,6 +165,19 @@ def test_one_class_for_all_examples_is_said_and_recorded(tiny: Cli, monkeypatch:
     assert only_run().record.degenerate is True
 
 
+def test_a_run_that_tells_examples_apart_is_not_degenerate(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict = glue.Task.predict
+
+    def two_classes(self: glue.Task, model: Any, batch: Any) -> Any:
+        found = predict(self, model, batch)
+        return found | {"prediction": batch["labels"]}
+
+    monkeypatch.setattr(glue.Task, "predict", two_classes)
+    done = tiny("task=cola", "method=lora")
+    assert "degenerate" not in done.err
+    assert only_run().record.degenerate is False
+
+
 # -- data of the user's own
 
 
@@ -191,6 +205,12 @@ def test_the_same_rows_in_other_files_are_the_same_run(tiny: Cli) -> None:
     assert tiny(*elsewhere, "data.dir=own").code == EXIT_OK
     assert only_run("new").record.key["variant"] != old.record.key["variant"]
     assert tiny(*elsewhere, "data.dir=plain").out.startswith("already done: ")
+
+    for name in ("0", "z"):  # before and behind the run's own, in whatever order they are looked into
+        (old.folder.parent / name).mkdir()
+        os.mkfifo(old.folder.parent / name / "metrics.json")
+        (old.folder.parent / f"{name}-folder" / "metrics.json").mkdir(parents=True)
+    assert tiny(*command, "data.dir=own").out.startswith(f"already done: {old.folder} ")
 
 
 def test_more_rows_than_there_are_cannot_be_held_out(tiny: Cli) -> None:
