@@ -63,6 +63,7 @@ def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
         .agg(
             label=("label", "first"),
             metric=("metric", "first"),
+            n=("seed", "size"),
             score=("score", "mean"),
             sd=("score", "std"),
             seeds=("seed", lambda seeds: seeds_text(seeds.tolist())),
