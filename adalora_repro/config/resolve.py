@@ -303,7 +303,8 @@ def count(plan: Plan) -> Plan:
     }
     if matched:
         own["params"] = cfg.budget.params
-    return replace(plan, cfg=cfg, memory=memory, method=own, params=params)
+    keeps = checks.kept_form(cfg.save, params, method.mergeable)
+    return replace(plan, cfg=cfg, memory=memory, method=own, params=params, keeps=keeps)
 
 
 def _inject(method: BaseMethod, model: Any) -> None:

@@ -18,6 +18,7 @@ from adalora_repro.settings import setting
 from adalora_repro.tasks import families
 
 LAUNCHES = ("wait", "detach")
+SAVES = ("auto", "adapter", "merged", "none")
 MOST_STEPS = 2**40  # ten thousand years of them
 
 
@@ -304,5 +305,8 @@ class Config:
     "Print the plan and stop: no download, nothing on disk."
     force: bool = setting(False, identity=False)
     "Run again although the run is finished; the earlier record is kept under another name."
+    save: str = setting("auto", identity=False, choices=SAVES)
+    """The model that a finished run keeps in its folder. adapter: what was trained (low-rank methods: in the format of
+    HF PEFT); merged: a checkpoint of transformers; auto: adapter, but nothing where the whole backbone was trained."""
     launch: str = setting("wait", identity=False, choices=LAUNCHES)
     "Of a sweep on a cluster: wait for its jobs, or detach."

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from adalora_repro.errors import InputError
 from adalora_repro.records import provenance, run_record
 from adalora_repro.records.lock import Lock
-from adalora_repro.training import checkpoint
+from adalora_repro.training import checkpoint, kept
 from adalora_repro.training.distributed import Processes
 from adalora_repro.training.progress import say
 from adalora_repro.training.state import RunState
@@ -83,11 +83,11 @@ def set_aside(folder: Path) -> list[str]:
     number = 1 + max((int(match[1]) for match in taken if match), default=0)
     saved = []
     # checkpoints first: none may be resumed without its log; the record last: until then the folder is a run's
-    for name in (*checkpoint.FILES, "log.jsonl", "final", "best", SKIPPED, ERROR, run_record.RECORD_NAME):
+    for name in (*checkpoint.FILES, "log.jsonl", "final", "best", kept.FOLDER, SKIPPED, ERROR, run_record.RECORD_NAME):
         path = folder / name
         if path.exists():
-            kept = path.rename(path.with_suffix(f".old-{number}{path.suffix}"))
-            saved += [kept.name] if name in checkpoint.FILES else []
+            renamed = path.rename(path.with_suffix(f".old-{number}{path.suffix}"))
+            saved += [renamed.name] if name in checkpoint.FILES else []
     return saved
 
 

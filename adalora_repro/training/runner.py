@@ -26,7 +26,7 @@ from adalora_repro.models import backbones, inject, sites, speedups
 from adalora_repro.records import provenance, run_record
 from adalora_repro.records.lock import Lock, LostFolderError
 from adalora_repro.tasks import load_family
-from adalora_repro.training import checkpoint, folder
+from adalora_repro.training import checkpoint, folder, kept
 from adalora_repro.training.distributed import LostError, Processes, check_rendezvous, launched
 from adalora_repro.training.log import figures
 from adalora_repro.training.loop import run_loop
@@ -96,6 +96,7 @@ def _execute_leased(plan: Plan, stop: StopSignal, processes: Processes, lock: Lo
     try:
         with stop.deferred():
             run_loop(run, stop, publish=lambda: folder.write_record(run, record, "running"))
+            processes.on_main(lambda: _keep_model(run))
         status, error, code = "ok", None, stop.exit_code or EXIT_OK  # a signal in the last step ends a sweep, too
     except Interrupted as signal:
         again = "without force=true the same command" if plan.cfg.force else "the same command"
@@ -175,7 +176,16 @@ def _report_failure(run: RunState, error: str, trace: str, together: bool) -> No
         complain(line, trace)
 
 
+def _keep_model(run: RunState) -> None:
+    if run.plan.keeps != "none":
+        run.check_folder()
+        with run.method.masked():
+            kept.keep(run.model, run.plan.cfg, run.plan.folder / kept.FOLDER, run.plan.keeps)
+
+
 def _finish(run: RunState, record: run_record.RunRecord) -> None:
+    if run.plan.keeps != "none":
+        kept.write_card(run.plan.folder / kept.FOLDER, record, run.plan.cfg, run.plan.overrides)
     checkpoint.remove(run.plan.folder)
     (run.plan.folder / folder.ERROR).unlink(missing_ok=True)  # of an earlier try
     assert record.final is not None
