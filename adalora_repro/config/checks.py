@@ -151,15 +151,14 @@ def _model_type(files: Sequence[Path]) -> str:
     return "bert"  # of no file that can be used: its own run will be refused
 
 
-def kept_form(save: str, params: Mapping[str, int], mergeable: bool) -> str:
-    """``adapter``, ``merged`` or ``none``: what ``save`` means for a method with these parameter counts.
+def kept_form(save: str, everything: bool, mergeable: bool) -> str:
+    """``adapter``, ``merged`` or ``none``: what ``save`` means for a method, which may train ``everything``.
 
     ``auto`` keeps what is small: nothing where the whole backbone is trained.
 
     Raises:
         InputError: the method has no such form.
     """
-    everything = params["method"] >= params["backbone"]
     if save == "adapter" and everything:
         raise InputError("save=adapter: this method trains the whole backbone; save=merged keeps all of it")
     if save == "merged" and not mergeable:

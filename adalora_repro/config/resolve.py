@@ -303,7 +303,8 @@ def count(plan: Plan) -> Plan:
     }
     if matched:
         own["params"] = cfg.budget.params
-    keeps = checks.kept_form(cfg.save, params, method.mergeable)
+    everything = all(parameter.requires_grad for parameter in model.parameters())
+    keeps = checks.kept_form(cfg.save, everything, method.mergeable)
     return replace(plan, cfg=cfg, memory=memory, method=own, params=params, keeps=keeps)
 
 

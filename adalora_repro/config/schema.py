@@ -50,6 +50,8 @@ class TaskFields:
     "Column with the label, the answers or the summary."
     num_labels: int = setting(2, minimum=1)
     "Number of classes; 1: regression."
+    class_names: list[str] = setting(factory=list, identity=False)
+    "Names of the classes, in the order of their numbers; empty: the numbers."
     label_range: list[float] = field(default_factory=list)
     "Regression only: the smallest and the largest label."
     metrics: list[str] = field(default_factory=list)

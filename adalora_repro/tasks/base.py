@@ -143,6 +143,10 @@ class Task(Protocol):
         """What ``metrics`` needs of one evaluation batch, on the model's device (first dimension: examples)."""
         ...
 
+    def answers(self, model: nn.Module, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+        """What the model says of texts that have no label; see ``BaseTask.answers``."""
+        ...
+
     def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> Evaluation:
         """Evaluation split -> its batches of predictions (numpy), made one by one while they are asked for.
 
@@ -252,6 +256,14 @@ class BaseTask(Task):
             evaluation.holdout = scored(HOLDOUT, f".{HOLDOUT}", self._primary_suffix)
         return evaluation
 
+    def answers(self, model: nn.Module, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+        """What the model says of rows with the task's text columns, one answer each, in JSON types.
+
+        Raises:
+            InputError: a row that the family cannot encode.
+        """
+        raise NotImplementedError
+
     @property
     def _primary_suffix(self) -> str:
         return next(
@@ -277,9 +289,14 @@ class BaseTask(Task):
         numbers = equal_distances(rows, limit)
         return examples.select(numbers), len(numbers)
 
+    def use(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Stores the tokenizer; ``load`` does, and ``answers`` needs it."""
+        tokenizer.padding_side = tokenizer.truncation_side = "right"  # positions of answers are counted from the left
+        self._tokenizer = tokenizer
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        assert self._tokenizer is not None, "load comes first"
+        assert self._tokenizer is not None, "load or use comes first"
         return self._tokenizer
 
     @property
@@ -289,8 +306,7 @@ class BaseTask(Task):
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
         """Tokenized splits, from the cache where an earlier run left them; see ``sources.load_split`` for errors."""
-        tokenizer.padding_side = tokenizer.truncation_side = "right"  # positions of answers are counted from the left
-        self._tokenizer = tokenizer
+        self.use(tokenizer)
         splits = sources.splits(self.cfg) + [HOLDOUT] * (self.cfg.data.holdout is not None)
         entries = {split: self._prepared(split) for split in splits}
         limit = self.cfg.eval.max_examples
@@ -404,3 +420,8 @@ def pad(
         return_tensors="pt",
     )
     return dict(padded)
+
+
+def to_device_of(model: nn.Module, batch: Batch) -> Batch:
+    device = next(model.parameters()).device
+    return {name: value.to(device) for name, value in batch.items()}

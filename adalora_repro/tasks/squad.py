@@ -24,7 +24,7 @@ from adalora_repro.errors import InputError, one_of
 from adalora_repro.metrics.squad import best_thresholds, score_all, squad_metrics
 from adalora_repro.settings import setting
 from adalora_repro.tasks import sources, tokenized
-from adalora_repro.tasks.base import BaseTask, Batch, Scores, TaskData, constant, equal_distances, pad
+from adalora_repro.tasks.base import BaseTask, Batch, Scores, TaskData, constant, equal_distances, pad, to_device_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Task", "squad_metrics"]
 
 MAX_CONTEXT = 10_000  # tokens: what is longer is no paragraph but a broken file
+INPUT = "input"  # the split of texts that are no data set's
 SIDE = ["example", "id", "context", "answers", "first", "starts", "ends"]
 
 
@@ -349,6 +350,36 @@ class Task(BaseTask):
                     if score > -math.inf:
                         question.add(starts[i - first], ends[j - first], score)
         return [questions[example] for example in sorted(questions)]
+
+    def answers(self, model: nn.Module, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+        """``answer``, ``start`` (its first character in the context), ``score`` s_i + e_j and ``probability`` among the
+        best answers; "" and null where there is none (2.0)."""
+        from datasets import Dataset
+
+        columns = self.cfg.task.text_columns
+        batch: dict[str, list[Any]] = {column: [row[column] for row in rows] for column in columns}
+        batch |= {"id": [str(i) for i in range(len(rows))]}
+        batch[self.cfg.task.label_column] = [{"text": [], "answer_start": []} for _ in rows]
+        encoded = self.encode(batch, list(range(len(rows))), INPUT)
+        if problem := next(filter(None, encoded[tokenized.PROBLEM]), None):
+            raise InputError(problem)
+        windows = [{name: values[i] for name, values in encoded.items()} for i in range(len(encoded["id"]))]
+        self._side[INPUT] = Dataset.from_dict({name: encoded[name] for name in SIDE})
+        predicted = {
+            name: value.cpu().numpy()
+            for name, value in self.predict(model, to_device_of(model, self.collate(windows))).items()
+        }
+        questions = self._questions(INPUT, [predicted | {"index": list(range(len(windows)))}])
+        given = []
+        for question in questions:
+            best = question.best(self.cfg.task.n_best)
+            described = question.described(best, self.nullable)
+            none = self.nullable and question.null - best[0].score > self.cfg.task.null_threshold
+            chosen = next(row for row in described if (row["start"] is None) == none)
+            given.append(
+                {"answer": chosen["text"]} | {name: chosen[name] for name in ("start", "score", "probability")}
+            )
+        return given
 
     def _scores(self, questions: list[Question], name: str) -> Scores:
         n_best, threshold = self.cfg.task.n_best, self.cfg.task.null_threshold

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from adalora_repro import methods
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, first_line
 from adalora_repro.models import backbones, export
 from adalora_repro.models.inject import trained
 from adalora_repro.models.sites import find_sites
@@ -62,7 +62,7 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str) -> No
 # --- together again ---------------------------------------------------------------------------------------------------
 
 
-def load(run: Path, backbone: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(run: str | Path, backbone: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A finished run's model, in fp32, on the CPU, in evaluation mode, and its tokenizer.
 
     Low-rank increments are added to the weights: the model is a plain one of transformers. Adapters stay modules.
@@ -78,6 +78,7 @@ def load(run: Path, backbone: str | None = None) -> tuple[PreTrainedModel, PreTr
 
     folder = folder_of(run)
     cfg = configuration(folder, backbone)
+    transformers.utils.logging.disable_progress_bar()
     if (folder / export.MERGED_WEIGHTS).exists():
         merged = getattr(transformers, cfg.task.auto_model).from_pretrained(folder, dtype=torch.float32)
         return merged.eval(), transformers.AutoTokenizer.from_pretrained(folder)
@@ -92,12 +93,13 @@ def load(run: Path, backbone: str | None = None) -> tuple[PreTrainedModel, PreTr
     return model.requires_grad_(False).eval(), tokenizer
 
 
-def folder_of(run: Path) -> Path:
+def folder_of(run: str | Path) -> Path:
     """The folder with the model: ``run`` itself or its ``model/``.
 
     Raises:
         InputError: there is none; says what to do.
     """
+    run = Path(run)
     base = run.parent if run.is_file() else run
     for folder in (base, base / FOLDER):
         if (folder / CONFIG).is_file():
@@ -111,10 +113,21 @@ def folder_of(run: Path) -> Path:
 
 
 def configuration(folder: Path, backbone: str | None = None) -> DictConfig:
-    """The configuration that the model was trained with."""
-    from omegaconf import OmegaConf
+    """The configuration that the model was trained with; what is newer than the run has its default.
 
-    cfg: Any = OmegaConf.load(folder / CONFIG)
+    Raises:
+        InputError: the file is damaged, or of a later version.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from adalora_repro.config.schema import Config
+
+    try:
+        cfg: Any = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder / CONFIG))
+    except (OmegaConfBaseException, YAMLError, OSError) as error:
+        raise InputError(f"{folder / CONFIG} cannot be read: {first_line(error)}") from None
     if backbone is not None:
         cfg.backbone.path = backbone
     OmegaConf.set_readonly(cfg, True)

@@ -155,23 +155,22 @@ def test_another_backbone_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("save", "method", "mergeable", "form"),
+    ("save", "everything", "mergeable", "form"),
     [
-        ("auto", 10, True, "adapter"),
-        ("auto", 100, True, "none"),
-        ("merged", 100, True, "merged"),
-        ("none", 10, True, "none"),
-        ("adapter", 100, True, "save=adapter: this method trains the whole backbone"),
-        ("merged", 10, False, "save=merged: adapters cannot be merged"),
+        ("auto", False, True, "adapter"),
+        ("auto", True, True, "none"),
+        ("merged", True, True, "merged"),
+        ("none", False, True, "none"),
+        ("adapter", True, True, "save=adapter: this method trains the whole backbone"),
+        ("merged", False, False, "save=merged: adapters cannot be merged"),
     ],
 )
-def test_what_save_means(save: str, method: int, mergeable: bool, form: str) -> None:
-    params = {"method": method, "backbone": 100}
+def test_what_save_means(save: str, everything: bool, mergeable: bool, form: str) -> None:
     if ":" in form:
         with pytest.raises(InputError, match=form):
-            checks.kept_form(save, params, mergeable)
+            checks.kept_form(save, everything, mergeable)
     else:
-        assert checks.kept_form(save, params, mergeable) == form
+        assert checks.kept_form(save, everything, mergeable) == form
 
 
 def test_export_refuses_what_is_there_and_forms_that_are_not(tmp_path: Path) -> None:
