@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 TITLE = "Runs"
 BY = "backbone,task,method,protocol,budget,lr"
 NOTE = (
-    "Mean over the finished runs of a line ± sample standard deviation (number of runs), in percent: the task's primary "
-    "metric at the checkpoint on the reported split, and its mean on the held-out split. Runs of one line may differ in "
-    "whatever --by does not name."
+    "Mean over the finished runs of a line ± sample standard deviation (number of runs), in percent: the primary "
+    "metric of the task at the checkpoint on the reported split, and its mean on the held-out split. Runs of one line "
+    "may differ in whatever --by does not name."
 )
 
 
