@@ -122,7 +122,7 @@ class BaseTask:
     """One task, as the loop sees it, and what its family shares with the others: loading and caching.
 
     A family sets the class attributes and implements ``label_problem``, ``features``, ``recipe``,
-    ``encode``, ``collate``, ``loss``, ``predict`` and ``score``.
+    ``encode``, ``collate``, ``loss``, ``predict``, ``score`` and ``answers``.
 
     Raises:
         InputError: a setting of another family, more text columns than the family reads, a metric that it does not
@@ -201,6 +201,14 @@ class BaseTask:
         """What ``score`` needs of one evaluation batch, on the model's device (first dimension: examples)."""
         raise NotImplementedError
 
+    def answers(self, model: nn.Module, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+        """What the model says of rows with the task's text columns, one answer each, in JSON types.
+
+        Raises:
+            InputError: a row that the family cannot encode.
+        """
+        raise NotImplementedError
+
     def score(self, split: str, name: str, batches: Iterable[dict[str, Any]]) -> Scores:
         """The metrics of one split, from its batches of predictions (see ``metrics``).
 
@@ -253,9 +261,14 @@ class BaseTask:
             count = min(cpus, MOST_PROCESSES) if cpus >= FEWEST_CPUS and rows >= MANY_ROWS else 1
         return max(1, min(count, -(-rows // tokenized.ROWS)))
 
+    def use(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Stores the tokenizer; ``load`` does, and ``answers`` needs it."""
+        tokenizer.padding_side = tokenizer.truncation_side = "right"  # positions of answers are counted from the left
+        self._tokenizer = tokenizer
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        assert self._tokenizer is not None, "load comes first"
+        assert self._tokenizer is not None, "load or use comes first"
         return self._tokenizer
 
     @property
@@ -269,8 +282,7 @@ class BaseTask:
         Raises:
             InputError: as ``sources.load_split``.
         """
-        tokenizer.padding_side = tokenizer.truncation_side = "right"  # positions of answers are counted from the left
-        self._tokenizer = tokenizer
+        self.use(tokenizer)
         splits = sources.splits(self.cfg) + [HOLDOUT] * (self.cfg.data.holdout is not None)
         entries = {split: self._prepared(split) for split in splits}
         limit = self.cfg.eval.max_examples
@@ -395,3 +407,8 @@ def pad(
         return_tensors="pt",
     )
     return dict(padded)
+
+
+def to_device_of(model: nn.Module, batch: Batch) -> Batch:
+    device = next(model.parameters()).device
+    return {name: value.to(device) for name, value in batch.items()}

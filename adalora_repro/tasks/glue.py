@@ -11,7 +11,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.metrics.glue import METRICS
 from adalora_repro.records.validation import shown
 from adalora_repro.settings import setting
-from adalora_repro.tasks.base import BaseTask, Batch, Scores, constant, pad
+from adalora_repro.tasks.base import BaseTask, Batch, Scores, constant, pad, to_device_of
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -139,6 +139,27 @@ class Task(BaseTask):
         pairs = zip(labels[order].tolist(), predicted[order].tolist(), strict=True)
         rows = [{"label": label, "prediction": prediction} for label, prediction in pairs]
         return Scores(figures, {f"predictions.{split}.jsonl.gz": rows}, self._constant(predicted))
+
+    def answers(self, model: nn.Module, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+        """``score`` for regression; otherwise ``label``, the name of the most likely class, and ``probabilities``."""
+        columns = self.cfg.task.text_columns
+        encoded = self.tokenizer(
+            *([row[column] for row in rows] for column in columns), truncation=True, max_length=self.max_length
+        )
+        names = list(encoded)
+        encoded_rows = [{name: encoded[name][i] for name in names} for i in range(len(rows))]
+        batch = pad(self.tokenizer, encoded_rows, names, self.max_length, to_limit=False)
+        logits = self._logits(model, to_device_of(model, batch))
+        if self.regression:
+            return [{"score": score} for score in logits[:, 0].tolist()]
+        classes = list(self.cfg.task.class_names or map(str, range(self.cfg.task.num_labels)))
+        return [
+            {
+                "label": classes[max(range(len(classes)), key=probabilities.__getitem__)],
+                "probabilities": dict(zip(classes, probabilities, strict=True)),
+            }
+            for probabilities in logits.softmax(-1).tolist()
+        ]
 
     def _constant(self, predicted: NDArray[Any]) -> str | None:
         """Scores count as the same if they differ only by rounding, that is, by less than 1e-5 of their range."""

@@ -25,7 +25,7 @@ from adalora_repro.metrics.squad import best_thresholds, score_all, squad_metric
 from adalora_repro.records.validation import shown
 from adalora_repro.settings import setting
 from adalora_repro.tasks import sources, tokenized
-from adalora_repro.tasks.base import BaseTask, Batch, Scores, TaskData, constant, pad
+from adalora_repro.tasks.base import BaseTask, Batch, Scores, TaskData, constant, pad, to_device_of
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Task", "squad_metrics"]
+
+
+INPUT = "input"  # the split of texts that are no data set's
 
 
 @dataclass
@@ -318,6 +321,30 @@ class Task(BaseTask):
                     if score > -math.inf:
                         question.add(starts[i], ends[j], score)
         return [questions[example] for example in sorted(questions)]
+
+    def answers(self, model: nn.Module, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+        """``answer``, ``start`` (its first character in the context), ``score`` s_i + e_j and ``probability`` among the
+        best answers; "" and null where there is none (2.0)."""
+        from datasets import Dataset
+
+        batch: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in self.cfg.task.text_columns}
+        batch |= {"id": [str(i) for i in range(len(rows))]}
+        batch[self.cfg.task.label_column] = [{"text": [], "answer_start": []} for _ in rows]
+        encoded = self.encode(batch, list(range(len(rows))), INPUT)
+        if problem := next(filter(None, encoded[tokenized.PROBLEM]), None):
+            raise InputError(problem)
+        windows = [{name: values[i] for name, values in encoded.items()} for i in range(len(encoded["id"]))]
+        self.side[INPUT] = Dataset.from_dict({name: encoded[name] for name in self.side_columns})
+        spans = self.predict(model, to_device_of(model, self.collate(windows)))
+        predicted = {name: value.cpu().numpy() for name, value in spans.items()}
+        given = []
+        for question in self._questions(INPUT, [predicted | {"index": list(range(len(windows)))}]):
+            best = question.best(self.cfg.task.n_best)
+            none: list[dict[str, Any]] = [{"text": "", "start": None, "score": question.null}] * self.nullable
+            empty = self.nullable and question.null - best[0]["score"] > self.cfg.task.null_threshold
+            chosen = next(row for row in with_probabilities([*best, *none]) if (row["start"] is None) == empty)
+            given.append({"answer": chosen.pop("text"), **chosen})
+        return given
 
 
 @dataclass

@@ -14,7 +14,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.metrics import rouge
 from adalora_repro.settings import setting
 from adalora_repro.tasks import sources
-from adalora_repro.tasks.base import BaseTask, Batch, Scores, constant, pad, padded_length
+from adalora_repro.tasks.base import BaseTask, Batch, Scores, constant, pad, padded_length, to_device_of
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -198,3 +198,12 @@ class Task(BaseTask):
             {f"predictions{name}.jsonl.gz": rows},
             None if only is None else f"a text of {len(only):,} characters",
         )
+
+    def answers(self, model: nn.Module, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+        """``summary`` of each document."""
+        texts = [row[self.cfg.task.text_columns[0]] for row in rows]
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length)
+        batch = self.collate([{name: encoded[name][i] for name in INPUTS} for i in range(len(rows))])
+        tokens = self.predict(model, to_device_of(model, batch))["tokens"]
+        written = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [{"summary": text.strip()} for text in written]

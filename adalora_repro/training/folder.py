@@ -7,17 +7,18 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from adalora_repro.config.words import command_line
 from adalora_repro.errors import InputError
 from adalora_repro.records import provenance, run_record, validation
 from adalora_repro.records.lock import Lock, LostFolderError
-from adalora_repro.training import checkpoint
+from adalora_repro.training import checkpoint, kept
 from adalora_repro.training.distributed import Processes
 from adalora_repro.training.progress import say
 from adalora_repro.training.state import RunState
@@ -85,11 +86,11 @@ def set_aside(folder: Path) -> list[str]:
     number = 1 + max((int(match[1]) for match in taken if match), default=0)
     saved = []
     # checkpoints first: none may be resumed without its log; the record last: until then the folder is a run's
-    for name in (*checkpoint.FILES, "log.jsonl", "final", "best", SKIPPED, ERROR, run_record.RECORD_NAME):
+    for name in (*checkpoint.FILES, "log.jsonl", "final", "best", kept.FOLDER, SKIPPED, ERROR, run_record.RECORD_NAME):
         path = folder / name
         if path.exists():
-            kept = path.rename(path.with_suffix(f".old-{number}{path.suffix}"))
-            saved += [kept.name] if name in checkpoint.FILES else []
+            renamed = path.rename(path.with_suffix(f".old-{number}{path.suffix}"))
+            saved += [renamed.name] if name in checkpoint.FILES else []
     return saved
 
 
@@ -100,7 +101,8 @@ def write_settings(run: RunState) -> None:
     nested = OmegaConf.create()
     for name, value in run_record.stated(run.plan.settings).items():
         OmegaConf.update(nested, name, value)
-    run_record.write_atomic(run.plan.folder / CONFIG, OmegaConf.to_yaml(nested).encode())
+    text = f"{command_line(run.plan.overrides)}\n{OmegaConf.to_yaml(nested)}"
+    run_record.write_atomic(run.plan.folder / CONFIG, text.encode())
     if run.data.skipped:
         run_record.write_files(run.plan.folder, {SKIPPED: run.data.skipped})
 
@@ -163,14 +165,17 @@ def _measure(run: RunState, record: run_record.RunRecord) -> None:
 class Log:
     """``log.jsonl`` of a run; processes other than the main one write to ``os.devnull``."""
 
-    def __init__(self, path: Path, length: int, main: bool) -> None:
+    def __init__(
+        self, path: Path, length: int, main: bool, also: Callable[[dict[str, Any]], None] = lambda line: None
+    ) -> None:
         """Opens the file and cuts off the lines after the checkpoint, which will be written again.
 
         Args:
             length: bytes of the lines before the checkpoint.
             main: whether this process writes.
+            also: gets each line of the main process too.
         """
-        self._path = path
+        self._path, self._also = path, also if main else lambda line: None
         self._file = (path if main else Path(os.devnull)).open("a+b")
         if main:
             self._file.truncate(min(length, path.stat().st_size))
@@ -188,8 +193,10 @@ class Log:
         """
         if os.fstat(self._file.fileno()).st_nlink == 0:
             raise LostFolderError(f"{self._path} was removed while the run was training")
-        self._file.write(validation.dump(_finite(line)))
+        line = _finite(line)
+        self._file.write(validation.dump(line))
         self._file.flush()
+        self._also(line)
 
     def close(self) -> None:
         self._file.close()
