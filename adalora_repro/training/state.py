@@ -169,7 +169,7 @@ class RunState:
             "loop": None,
         }
         checkpoint.require_shape(state, like)
-        validation.fields(LOOP, closed=True)(state["loop"], "loop", ValueError)
+        validation.fields(LOOP, closed=True)(state["loop"], "loop")
         if not 0 <= state["t"] <= self.plan.total_steps or state["scheduler"]["last_epoch"] != state["t"]:
             raise ValueError(f"t is {state['t']}, the scheduler at {state['scheduler']['last_epoch']}")
         ours, theirs = self.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
