@@ -210,7 +210,7 @@ def unknown_setting(key: str, typed: Sequence[str]) -> str:
     known += [group for group in GROUPS if group not in known] + _options_of("method", typed)
     beside = [path for path in known if path.rpartition(".")[0] == parent]
     if parent == "hydra.launcher":
-        beside = [f"{parent}.{option}" for option in OmegaConf.load(resource("conf") / "hydra/launcher/slurm.yaml")]
+        beside = [f"{parent}.{option!s}" for option in OmegaConf.load(resource("conf") / "hydra/launcher/slurm.yaml")]
     elif group in GROUPS and (group == "method" or not beside):  # an open node: each file has its own options
         beside, of = _options_of(parent, typed), f" for {group}={_choice(group, typed)}"
     same_name = [] if parent else [path for path in known if path.endswith(f".{name}")]
