@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -117,11 +116,3 @@ def test_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
     assert "textContent" in (tmp_path / "page.html").read_text(encoding="utf-8")  # the script came along
     (tmp_path / "page.html").unlink()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_its_version_is_the_package_s(installed: Path) -> None:
-    import adalora_repro
-
-    (distribution,) = importlib.metadata.distributions(path=[str(installed)])
-    assert distribution.name == "adalora-repro"
-    assert distribution.version == adalora_repro.__version__

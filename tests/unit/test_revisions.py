@@ -8,11 +8,8 @@ import pytest
 from fake_records import make, save
 from hydra import compose
 
-from adalora_repro import methods
-from adalora_repro.cli import report
 from adalora_repro.config import resolve as planning
 from adalora_repro.config.plan import Plan
-from adalora_repro.errors import EXIT_OK
 from adalora_repro.records import run_record
 from adalora_repro.records.revisions import CORRECTED, SETTING, outdated, present
 from adalora_repro.reports.cells import compile_table
@@ -68,18 +65,3 @@ def test_a_run_of_an_earlier_revision_is_another_run(tmp_path: Path, monkeypatch
     save(tmp_path, make(**{name: before.key[name] for name in run_record.KEY_FIELDS}, settings=before.settings))
     assert planning.finished(before)
     assert planning.finished(now) is None
-
-
-def test_two_named_runs_are_compared_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    old = save(tmp_path, make(method="pfeiffer", settings={}))
-    new = save(tmp_path, make(method="houlsby"))
-    assert report.main(["compare", str(old), str(new)]) == EXIT_OK
-    first, second = " ".join(capsys.readouterr().out.split()).split("checkpoint")[0].split(" B: ")
-    assert "made with an earlier definition of 'pfeiffer'" in first
-    assert "earlier" not in second
-
-
-def test_corrections_are_of_methods_that_there_are() -> None:
-    for module, correction in CORRECTED.items():
-        assert (Path(methods.__file__).parent / f"{module}.py").is_file()
-        assert correction.revision > 1

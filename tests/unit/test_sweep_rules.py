@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import re
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from adalora_repro.config import sweep
 from adalora_repro.config.sweep import Choice, Job, Values
 from adalora_repro.errors import InputError
 from adalora_repro.records import run_record
-from adalora_repro.training.progress import prefixed
 
 TABLES = {
     "table1": [
@@ -155,14 +152,3 @@ def test_a_summary_names_each_failure_its_folder_and_the_report(tmp_path: Path) 
         "report: adalora-report table1 --backbone minilm --data local '--results=my results'",
         "sweep: 1 done, 1 failed, 1 refused, 1 not started",
     ]
-
-
-def test_every_line_begins_with_the_prefix() -> None:
-    with redirect_stdout(io.StringIO()) as out:
-        with prefixed("[1/2] cola"):
-            print("one\ntwo", "three")
-            print("half ", end="")
-            print("a line")
-            print()
-        print("after")
-    assert out.getvalue() == "[1/2] cola one\n[1/2] cola two three\n[1/2] cola half a line\n\nafter\n"
