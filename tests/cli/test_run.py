@@ -354,37 +354,6 @@ def test_precision_and_protocol_make_another_run_of_the_same_budget(tiny: Cli, o
     assert sum(second.record.rank_pattern.values()) == second.record.budget["b_T"]
 
 
-def test_padding_to_the_maximum_pads_every_batch(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    widths: list[int] = []
-    collate = glue.Task.collate
-
-    def spy(self: Any, rows: Any) -> Any:
-        batch = collate(self, rows)
-        widths.append(batch["input_ids"].shape[1])
-        return batch
-
-    monkeypatch.setattr(glue.Task, "collate", spy)
-    command = ("task=sst2", "method=lora", "task.max_length=160")
-    assert tiny(*command, "train.padding=max_length").code == EXIT_OK
-    assert set(widths) == {160}
-    widths.clear()
-    assert tiny(*command, "eval.max_examples=5").code == EXIT_OK
-    assert max(widths) < 160
-    assert len(set(widths)) > 1
-    quick = next(run.record for run in find_runs() if run.record.key["max_examples"] == 5)
-    assert quick.data["rows"] == {"train": 64, "validation": 5}
-
-
-def test_what_only_changes_how_it_runs_changes_nothing_measured(
-    tiny: Cli, undisturbed: Whole, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("adalora_repro.tasks.tokenized.ROWS", 10)
-    command = ("task=sst2", "method=adalora", "optim.lr=1e-2")
-    options = ("train.save_steps=1", "train.num_workers=1", "data.num_proc=3", "data.cache_dir=elsewhere")
-    assert tiny(*command, *options).code == EXIT_OK
-    require_same(only_run(), undisturbed(*command))
-
-
 # -- several runs ---------------------------------------------------------------------------------------------------
 
 
@@ -568,34 +537,8 @@ def test_without_a_readable_checkpoint_it_starts_over(tiny: Cli, undisturbed: Wh
     assert [(stopped / name).read_bytes() for name in aside] == [name.encode() for name in names]
 
 
-def test_a_checkpoint_that_the_disk_does_not_give_is_left_alone(
-    tiny: Cli, stopped: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    newest = stopped / "checkpoint.pt"
-    before = kept_files(stopped)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", _failing(newest.name, OSError(errno.ESTALE, "Stale file handle")))
-        done = tiny(*STOPPED)
-    assert done.code == EXIT_BAD_INPUT
-    (line,) = done.err.splitlines()
-    assert line.startswith(f"adalora-run: error: {newest} cannot be read (Stale file handle) and stays as it is")
-    assert kept_files(stopped) == before
-    assert "at step 5 of 6" in tiny(*STOPPED).err
-
-
 def kept_files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def _failing(name: str, error: Exception) -> Any:
-    read = Path.read_bytes
-
-    def failing(path: Path) -> bytes:
-        if path.name == name:
-            raise error
-        return read(path)
-
-    return failing
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tiny: Cli, stopped: Path) -> None:

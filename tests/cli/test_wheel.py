@@ -75,16 +75,6 @@ def test_the_wheel_holds_all_that_is_needed(source: Path, wheel: Path) -> None:
     assert configurations | numbers | assets | files("adalora_repro/**/*.py", "hydra_plugins/*.py") == names
 
 
-def test_an_editable_install_leads_to_the_package_and_the_sweeper(source: Path, tmp_path: Path) -> None:
-    code = "import sys; from hatchling.build import build_editable; build_editable(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=source, capture_output=True, check=True)
-    (built,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(built) as wheel:
-        places = [wheel.read(name).decode().split() for name in wheel.namelist() if name.endswith(".pth")]
-    found = {path.name for lines in places for line in lines for path in Path(line).iterdir()}
-    assert {"adalora_repro", "hydra_plugins"} <= found
-
-
 def test_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
     code = "import adalora_repro; print(adalora_repro.__file__)"
     environment = os.environ | {"PYTHONPATH": str(installed)}
