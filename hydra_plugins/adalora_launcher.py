@@ -86,6 +86,7 @@ class ArrayLauncher(SlurmLauncher):
         outcomes: dict[Words, Outcome] = self.ledger.outcomes
         for words in jobs:
             folder = self.plans[words].folder
+            outcomes[words] = SUBMITTED, EXIT_OK
             if self.plans[words].cfg.measure == "cost":
                 print("refused: measure=cost measures where it is started; leave out hydra/launcher")
                 outcomes[words] = REFUSED, EXIT_BAD_INPUT
@@ -93,8 +94,6 @@ class ArrayLauncher(SlurmLauncher):
                 print(f"in the queue already: {folder} (task {queued.get(folder, 'of this sweep')})")
                 outcomes[words] = QUEUED, EXIT_OK
                 tasks |= {words: queued[folder]} if folder in queued else {}
-            else:
-                outcomes[words] = SUBMITTED, EXIT_OK
         tasks |= self.submit(list(new.values()))
         if self.config.launch != "detach":
             try:
@@ -130,8 +129,6 @@ class ArrayLauncher(SlurmLauncher):
         except submitit.core.utils.FailedJobError as error:
             lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in str(error).splitlines()]
             raise InputError(f"sbatch refused: {'; '.join(filter(None, lines))}") from None
-        except UnicodeError as error:  # submitit writes the script in the locale's encoding, in which sbatch reads it
-            raise InputError(f"cannot write the job's script in this locale ({error}); set LC_ALL=C.UTF-8") from None
         ids = {job: task.job_id for job, task in zip(jobs, tasks, strict=True)}
         number = tasks[0].job_id.partition("_")[0]
         keys = {task: self.plans[job].key for job, task in ids.items()}

@@ -244,12 +244,7 @@ def read(path: Path) -> RunRecord:
 
 
 def read_json(path: Path, validate: Callable[[Any, str], T]) -> T:
-    """Reads a JSON file; returns ``validate(value, name of the file)``.
-
-    Raises:
-        RecordError: the file cannot be read, is not JSON or is not valid; the message names the file and the reason.
-        FileNotFoundError: there is none.
-    """
+    """Reads a JSON file; returns ``validate(value, name of the file)``. Raises as ``read``."""
     content = content_of(path)
     try:
         return validate(validation.parse(content), str(path))
@@ -284,14 +279,7 @@ def finished(where: Path) -> tuple[Path, RunRecord]:
 
 
 def ranks(where: Path) -> tuple[dict[str, int], str]:
-    """The final ranks of a finished run, matrix -> rank, and its budget.
-
-    Args:
-        where: its folder or its record.
-
-    Raises:
-        RecordError: there is no record, the run is not finished, or it has no ranks; the message names the file.
-    """
+    """The final ranks of a finished run, matrix -> rank, and its budget. Raises as ``finished``, or without ranks."""
     path, record = finished(where)
     pattern = record.rank_pattern or {}
     if not any(pattern.values()):
@@ -400,9 +388,8 @@ def read_all(results: Path) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
     A record counts only in the folder that its key names: a copy elsewhere would be averaged in twice.
     """
     refused: list[str] = []
-    return read_each(
-        find(results, refused.append), validate, lambda record: (run_folder(results, record.key), ""), refused
-    )
+    paths = find(results, refused.append)
+    return read_each(paths, validate, lambda record: (run_folder(results, record.key), ""), refused)
 
 
 def read_each(
