@@ -65,7 +65,6 @@ class ArrayLauncher(SlurmLauncher):
         from adalora_repro.cli.run import one_of_many
 
         os.chdir(cwd)
-        os.environ.pop("HYDRA_FULL_ERROR", None)  # of the sweep's own process, which had it for another reason
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, and the run is not there yet
         if int(os.environ.get("SLURM_RESTART_COUNT", 0)):  # force=true starts over once, not at every requeue
             words = [word for word in words if word.lstrip("+").partition("=")[0] != "force"]

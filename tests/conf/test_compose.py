@@ -82,23 +82,6 @@ def test_a_task_of_each_family_has_a_plan_at_every_budget(task: str, method: str
         assert plans[0].total_steps == plans[0].cfg.task.total_steps
 
 
-RECIPES = sorted(f"{group}/{name}" for group in ("tuned", "script") for name in names(group))
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_is_loaded_by_the_names_in_its_own(recipe: str) -> None:
-    """Other files are composed by the commands in their headers, below; tuned/lr: test_choose.py."""
-    group, _, name = recipe.partition("/")
-    task = next(task for task in sorted(TASKS, key=len, reverse=True) if task in name)
-    protocol = "released" if group == "script" else "paper"
-    method = name.removeprefix("released_").removeprefix(f"{task}_")
-    cfg = composed(f"task={task}", f"method={method}", f"budget={budgets_of(task)[0]}", f"protocol={protocol}")
-    values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"), resolve=True)
-    values.pop("defaults", None)
-    for section, keys in values.items():
-        assert {key: cfg[section][key] for key in keys} == keys
-
-
 def command_lines() -> list[tuple[str, str]]:
     found = []
     for path in sorted(CONF.rglob("*.yaml")):  # those of sweeps/: test_sweeps.py

@@ -93,10 +93,9 @@ def test_modules_are_those_that_define_a_method(own_module: str) -> None:
     for name in ("base", "nope"):
         with pytest.raises(InputError, match=f"unknown method.module '{name}'.*; valid: adalora, bitfit"):
             module_of(name)
-    with pytest.raises(InputError, match=r"method\.module=nowhere\.at_all: no module 'nowhere' can be imported"):
-        module_of("nowhere.at_all")
-    with pytest.raises(InputError, match=r"method\.module=json\.decoder: .* has no classes Method and Options"):
-        module_of("json.decoder")
+    for name in ("nowhere.at_all", "json.decoder"):
+        with pytest.raises(InputError, match=f"method.module={name}: no module to import that has classes Method"):
+            module_of(name)
     assert module_of(own_module).__name__ == own_module
 
 
