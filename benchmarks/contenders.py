@@ -65,15 +65,10 @@ def our_method(name: str, rank: int = RANK, delta_t: int = 1) -> BaseMethod:
     return adalora.Method(options, "paper")
 
 
-def adapted(model: Any) -> list[str]:
-    """Names of the matrices that LoRA and AdaLoRA adapt."""
-    return [site.path for site in lora.Options("lora", "lora", r=RANK).matrices(find_sites(model))]
-
-
 def peft_model(name: str, model: Any, rank: int = RANK, delta_t: int = 1) -> Any:
     import peft
 
-    targets = adapted(model)
+    targets = [site.path for site in lora.Options("lora", "lora", r=rank).matrices(find_sites(model))]
     head = sorted({name.rpartition(".")[0] for name in head_parameters(model)})  # trained, as in our methods
     common: dict[str, Any] = {"target_modules": targets, "modules_to_save": head, "lora_alpha": 16}
     common |= {"task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "SEQ_CLS"}
@@ -90,7 +85,7 @@ class Contender:
     Attributes:
         who: ``ours`` or ``peft``; ``name``: ``lora`` or ``adalora``.
         bf16: autocast; ours then also keeps its frozen weights in bf16.
-        cropped: ``train.attention=cropped``; ``compiler``: ``train.compile``.
+        cropped: ``train.attention=cropped``.
         as_on_device: apply the runner's changes for accelerators on a CPU, too.
     """
 
@@ -98,7 +93,6 @@ class Contender:
     name: str
     bf16: bool = False
     cropped: bool = False
-    compiler: str | None = None
     shape: str = "deberta-v3-base"
     delta_t: int = 1
     rank: int = RANK
@@ -126,16 +120,13 @@ class Contender:
             model = peft_model(self.name, model, self.rank, self.delta_t)
             self.peft = model.base_model if hasattr(model.base_model, "update_and_allocate") else None
         self.model = model.to(self.device)
-        self.forward: Any = speedups.compiled(self.model, self.compiler) if self.compiler else self.model
-        self.method.compiled = bool(self.compiler)
         self.method.on_train_start(100_000)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
 
     @property
     def label(self) -> str:
-        way = ["cropped"] * self.cropped + ["compiled"] * bool(self.compiler) + ["bf16" if self.bf16 else "fp32"]
-        return " ".join([self.who, self.name, *way])
+        return f"{self.who} {self.name}{' cropped' * self.cropped} {'bf16' if self.bf16 else 'fp32'}"
 
     def batch(self, lengths: Sequence[int], seed: int) -> Tensors:
         """A batch with examples of these lengths, on the model's device."""
@@ -150,7 +141,7 @@ class Contender:
         inputs: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
         if batch["labels"].ndim > 1:
             inputs |= {"decoder_input_ids": batch["labels"], "use_cache": False}
-        logits = self.forward(**inputs).logits
+        logits = self.model(**inputs).logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, -2).float(), batch["labels"].flatten())
 
     def step(self, batch: Tensors) -> None:

@@ -1,16 +1,13 @@
 """Lengths of the tasks' examples in tokens, and batches of such lengths, so that benchmarks need no data.
 
-    python -m benchmarks.lengths DIR      # from DIR/<task>/train.jsonl.gz, with MiniLM's WordPiece tokenizer
-
-writes lengths.json: task -> {length: examples}, special tokens included, cut at the task's max_length or MiniLM's 512.
+``lengths.json``: task -> {length: examples} by MiniLM's WordPiece tokenizer, special tokens included, cut at the task's
+max_length or MiniLM's 512.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,29 +58,3 @@ def tensors(lengths: Sequence[int], seed: int, target: int | None = None) -> Ten
     else:
         labels = torch.randint(5, VOCABULARY, (len(lengths), target), generator=generator)
     return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
-
-
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("folder", metavar="DIR", help="a folder for data=local")
-    folder = arguments.parse_args().folder
-    from hydra import compose, initialize_config_dir
-
-    from adalora_repro.cli.run import register
-    from adalora_repro.config.catalog import resource
-    from adalora_repro.models import backbones
-    from adalora_repro.tasks import load_family
-
-    register()
-    histograms = {}
-    for task in TASKS:
-        with initialize_config_dir(str(resource("conf").absolute()), version_base="1.3"):
-            words = [f"task={task}", "method=lora", "backbone=minilm", "data=local", f"data.dir={folder}"]
-            cfg = compose("config", words)
-        data = load_family(cfg).load(backbones.load_tokenizer(cfg))
-        histograms[task] = {str(n): count for n, count in sorted(Counter(data.train["length"][:]).items())}
-    STORED.write_text(json.dumps(histograms, indent=None, allow_nan=False) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Memory of an optimizer step: bytes allocated between steps, and the peak during a step.
 
-    python -m benchmarks.memory                     # --tokens 48,128,256 --rank 12
+    python -m benchmarks.memory                     # --tokens 48,128,256
 
 Bytes of tensors as the allocator counts them (on a CPU: from its events in torch's profiler), without the reserves of
 the allocator and the operating system: a property of the code and the shapes. The vocabulary has its true size.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.contenders import RANK, Contender, can_crop
+from benchmarks.contenders import Contender, can_crop
 from benchmarks.lengths import Tensors
 from benchmarks.results import parser, print_table, start, write
 
@@ -51,7 +51,6 @@ def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--batch", type=int, default=32)
     arguments.add_argument("--tokens", default="48,128", help="padded lengths of the batches (default: %(default)s)")
-    arguments.add_argument("--rank", type=int, default=RANK)
     arguments.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both")
     arguments.add_argument("--only", choices=("ours",))
     args = start(arguments)
@@ -64,9 +63,7 @@ def main() -> int:
         for who, name in kinds:
             if options.get("cropped") and (who == "peft" or not can_crop(args.shape)):
                 continue
-            contender = Contender(
-                who, name, shape=args.shape, rank=args.rank, vocabulary=None, device=args.device, **options
-            )
+            contender = Contender(who, name, shape=args.shape, vocabulary=None, device=args.device, **options)
             for seed in range(2):  # the first step creates the optimizer's state
                 contender.step(contender.batch([8] * args.batch, seed))
             gc.collect()

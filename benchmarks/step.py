@@ -18,8 +18,8 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
+from itertools import combinations
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,21 +36,15 @@ REPEATS = {"cpu": 1, "cuda": 50}  # a single product would measure its launch
 PRECISIONS = {"fp32": [False], "bf16": [True], "both": [False, True]}
 
 
-def name_of(bf16: bool) -> str:
-    return "bf16" if bf16 else "fp32"
-
-
 def make_contenders(args: argparse.Namespace) -> list[Contender]:
-    contenders = []
     common = {"delta_t": args.delta_t, "device": args.device, "shape": args.shape}
-    ways: list[dict[str, Any]] = [{}, *([{"cropped": True}] if can_crop(args.shape) else [])]
-    ways += [{**ways[-1], "compiler": "inductor"}] if args.compile else []
-    for bf16 in PRECISIONS[args.precision]:
-        for way in ways:
-            contenders += [Contender("ours", name, bf16, **way, **common) for name in METHODS]
-        if args.only != "ours":
-            contenders += [Contender("peft", name, bf16, **common) for name in METHODS]
-    return contenders
+    ways = [("ours", False), *[("ours", True)] * can_crop(args.shape), *[("peft", False)] * (args.only != "ours")]
+    return [
+        Contender(who, name, bf16, cropped, **common)
+        for bf16 in PRECISIONS[args.precision]
+        for who, cropped in ways
+        for name in METHODS
+    ]
 
 
 def matrix_rate(shapes: Iterable[tuple[int, int]], tokens: int, bf16: bool, device: str) -> float:
@@ -75,27 +69,10 @@ def matrix_rate(shapes: Iterable[tuple[int, int]], tokens: int, bf16: bool, devi
 
 
 def flop_of(contender: Contender, batch: Tensors) -> int:
-    """Floating-point operations in the matrix products of a step; those of a compiled step are the same."""
-    forward, contender.forward = contender.forward, contender.model
+    """Floating-point operations in the matrix products of a step."""
     with FlopCounterMode(display=False) as counter:
         contender.step(batch)
-    contender.forward = forward
     return counter.get_total_flops()
-
-
-def pairs(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The pairs of contenders whose ratio answers a question."""
-    candidates = []
-    for precision in ("fp32", "bf16"):
-        for way in ("", " cropped", " cropped compiled", " compiled"):
-            ours, peft = ([f"{who} {name}{way} {precision}" for name in METHODS] for who in ("ours", "peft"))
-            plain = [f"ours {name} {precision}" for name in METHODS]
-            candidates.append((ours[1], ours[0]))  # AdaLoRA at the cost of LoRA
-            candidates += zip(plain, ours, strict=True) if way else []  # what the way saves
-            candidates += [*zip(peft, ours, strict=True), (peft[0], ours[1])]
-    candidates += [(f"ours {name}{way} fp32", f"ours {name}{way} bf16") for name in METHODS for way in ("", " cropped")]
-    present = set(labels)
-    yield from (pair for pair in candidates if present.issuperset(pair))
 
 
 def main() -> int:
@@ -105,18 +82,14 @@ def main() -> int:
     arguments.add_argument("--rounds", type=int, default=8)
     arguments.add_argument("--precision", choices=tuple(PRECISIONS), default="both")
     arguments.add_argument("--delta-t", type=int, default=1)
-    arguments.add_argument("--compile", action="store_true", help="train.compile=inductor too (minutes the first time)")
     arguments.add_argument("--only", choices=("ours",))
     args = start(arguments)
-    if args.compile:  # contenders share the limit beyond which torch silently stops compiling
-        torch._dynamo.config.recompile_limit, torch._dynamo.config.fail_on_recompile_limit_hit = 64, True
 
-    # -- warm-up: two lengths, so that a compiled program takes any, and the longest; on an accelerator every length
+    # -- warm-up: the shortest and the longest batch; on an accelerator every length
     batches = sampled_epoch(lengths_of(args.task), args.batch, args.rounds)
     contenders = make_contenders(args)
-    warm_up = [args.rounds // 2, 0, args.rounds - 1, *(range(args.rounds) if args.device != "cpu" else [])]
     for contender in contenders:
-        for number in warm_up:
+        for number in (0, args.rounds - 1) if args.device == "cpu" else range(args.rounds):
             contender.step(contender.batch(batches[number], number))
         print(f"{contender.label}: ready", file=sys.stderr, flush=True)
 
@@ -144,32 +117,35 @@ def main() -> int:
     rows, figures = [], {}
     for label, contender in by_label.items():
         flop = {number: flop_of(contender, contender.batch(batches[number], number)) for number in sample}
-        at_bare_rate = sum(flop[number] / rates[contender.bf16][number] for number in sample)
         spent = sum(contender.times[number] for number in sample)
+        share = sum(flop[number] / rates[contender.bf16][number] for number in sample) / spent
         peak_share = sum(flop.values()) / spent / peaks[contender.bf16] if peaks else None
         tokens_per_s = sum(map(sum, batches)) / sum(contender.times)
-        to_lora = ratio(contender.times, by_label[f"ours lora {name_of(contender.bf16)}"].times)
         figures[label] = {
             "seconds": contender.times,
-            "ratio_to_our_lora": to_lora,
-            "matrix_rate_share": at_bare_rate / spent,
+            "matrix_rate_share": share,
             "peak_rate_share": peak_share,
             "flop": flop,
             "tokens_per_s": tokens_per_s,
         }
-        shares = [f"{at_bare_rate / spent:.0%}", "" if peak_share is None else f"{peak_share:.1%}"]
+        to_lora = ratio(contender.times, by_label[f"ours lora {label.split()[-1]}"].times)
+        shares = [f"{share:.0%}", "" if peak_share is None else f"{peak_share:.1%}"]
         median = f"{statistics.median(contender.times):.4g}"
         rows.append([label, median, ratio_text(to_lora), *shares, f"{tokens_per_s:,.0f}"])
-    ratios = {f"{a} / {b}": ratio(by_label[a].times, by_label[b].times) for a, b in pairs(by_label)}
+    ratios = {
+        f"{b.label} / {a.label}": ratio(b.times, a.times) for a, b in combinations(contenders, 2) if a.bf16 == b.bf16
+    }
     setting = {name: value for name, value in vars(args).items() if name != "out"}
     setting["tf32"] = torch.get_float32_matmul_precision() != "highest"
     setting["padded_lengths"] = [max(lengths) for lengths in batches]
+    names = {False: "fp32", True: "bf16"}
     content = {"setting": setting, "contenders": figures, "ratios": ratios}
-    content["matrix_products_per_s"] = {name_of(bf16): statistics.median(each) for bf16, each in rates.items()}
-    content["square_products_per_s"] = {name_of(bf16): value for bf16, value in peaks.items()}
-    write(args, f"step_{args.task}_{args.device}{'_compiled' * args.compile}", content)
-    heading = ["contender", "s / step", "x our LoRA, same precision [95%]", "matrix rate", "peak rate", "tokens / s"]
-    print_table(heading, rows)
+    content["matrix_products_per_s"] = {names[bf16]: statistics.median(each) for bf16, each in rates.items()}
+    content["square_products_per_s"] = {names[bf16]: value for bf16, value in peaks.items()}
+    write(args, f"step_{args.task}_{args.device}", content)
+    print_table(
+        ["contender", "s / step", "x our LoRA, same precision [95%]", "matrix rate", "peak rate", "tokens / s"], rows
+    )
     print()
     print_table(["ratio of step times", "median [95%]"], [[name, ratio_text(value)] for name, value in ratios.items()])
     return 0

@@ -1,18 +1,23 @@
 """adalora-model: what can be done with a finished run.
 
-``score`` computes the run's figures again from its stored predictions, through ``evaluate``, and compares them with
-the record: with the metrics of this package, or with ``--hub`` with the hub's own modules.
+``predict`` answers texts with the model that the run keeps, as JSON Lines; ``export`` writes that model to a folder of
+its own, for HF PEFT or as a checkpoint of transformers. ``score`` computes the run's figures again from its stored
+predictions, through ``evaluate``, and compares them with the record: with the metrics of this package, or with
+``--hub`` with the hub's own modules.
 
-Exit codes: 0 equal, 1 not equal, 2 wrong input (no run, an unfinished one, nothing stored; one line on stderr).
+Exit codes: 0 done (score: equal), 1 score: not equal, 2 wrong input (no run, an unfinished one, nothing stored; one
+line on stderr).
 """
 
 from __future__ import annotations
 
 import gzip
 import io
+import json
 import math
 import sys
 import zlib
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CHECKPOINTS = ("final", "best")
+FORMS = ("peft", "merged")
 TOLERANCE = 1e-9  # relative; the same sums over the same numbers
 HUB_TOLERANCE = 1e-6  # the hub's modules hold numbers in 32 bits
 NOT_STORED = ("written_tokens",)  # figures of what is not among the predictions
@@ -252,6 +258,24 @@ def parser() -> Parser:
     command.add_argument("--select", choices=CHECKPOINTS, default="final", help="checkpoint (default: %(default)s)")
     command.add_argument("--hub", action="store_true", help="use the hub's own glue, squad, squad_v2 or rouge module")
     command.add_argument("--data-dir", metavar="DIR", help="data.dir of a run on local SQuAD or summarization data")
+    words = "answer texts with a run's model, as JSON Lines"
+    command = commands.add_parser("predict", help=words, description=words, allow_abbrev=False)
+    command.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run, or of an exported model")
+    command.add_argument(
+        "texts", metavar="TEXT", nargs="*", help="as many for each row as the task reads, in its order"
+    )
+    command.add_argument(
+        "--file", metavar="FILE", help="rows: .jsonl, .csv, .tsv, or lines of text; - is standard input"
+    )
+    command.add_argument("--batch-size", metavar="N", type=int, default=32, help="default: %(default)s")
+    command.add_argument("--device", default="cpu", help="default: %(default)s")
+    words = "write a run's model to a new folder, to be loaded without this program"
+    exporting = commands.add_parser("export", help=words, description=words, allow_abbrev=False)
+    exporting.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
+    exporting.add_argument("--to", metavar="DIR", type=Path, required=True, help="the new folder")
+    exporting.add_argument("--as", dest="form", choices=FORMS, default="peft", help="default: %(default)s")
+    for each in (command, exporting):
+        each.add_argument("--backbone", metavar="DIR", help="folder of the backbone, if it is not where the run had it")
     return program
 
 
@@ -260,14 +284,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
     try:
         args = parser().parse_args(argv)
-        _, record = run_record.finished(args.run)
-        table, equal = score(record, args.run, args.select, args.hub, args.data_dir)
+        return {"score": run_score, "predict": run_predict, "export": run_export}[args.command](args)
     except (InputError, RecordError) as error:
         print(f"adalora-model: error: {clean(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
+
+
+def run_score(args: Namespace) -> int:
+    _, record = run_record.finished(args.run)
+    table, equal = score(record, args.run, args.select, args.hub, args.data_dir)
     print(table)
     print("equal" if equal else "not equal: the record does not say what its predictions do")
     return EXIT_OK if equal else EXIT_FAILED
+
+
+def run_predict(args: Namespace) -> int:
+    if bool(args.texts) == (args.file is not None):
+        raise InputError("predict: give texts, or --file FILE (- is standard input)")
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size {args.batch_size} must be 1 or more")
+    from adalora_repro.training import answers
+
+    columns = answers.columns_of(args.run)
+    if args.file is None:
+        rows = answers.rows_of(args.texts, columns)
+    else:
+        rows = answers.read_rows(args.file, read_text(args.file), columns)
+    for answer in answers.answers(args.run, rows, args.batch_size, args.backbone, args.device):
+        print(json.dumps(answer, ensure_ascii=False), flush=True)
+    return EXIT_OK
+
+
+def read_text(name: str) -> str:
+    """
+    Raises:
+        InputError: the file cannot be read, or is no UTF-8.
+    """
+    try:
+        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--file: cannot read '{name}': {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"--file: '{name}' is no text in UTF-8") from None
+
+
+def run_export(args: Namespace) -> int:
+    from adalora_repro.training import kept
+
+    kept.write_export(args.run, args.to, args.form, args.backbone)
+    print(f"wrote {clean(str(args.to))}", file=sys.stderr)
+    return EXIT_OK
 
 
 if __name__ == "__main__":

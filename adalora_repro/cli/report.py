@@ -3,20 +3,18 @@
 Reads only records, imports neither torch nor Hydra, and pandas only for what it prints. A table is a module of
 ``reports/`` with a ``SPEC``, another report one with a ``REPORT``: each becomes a subcommand by being there.
 
-Exit codes: 0 printed (refused files are named on stderr), 2 wrong input, 1 a bug in the program (one line on stderr
-each).
+Exit codes: 0 printed (refused files are named on stderr), 2 wrong input (one line on stderr).
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from adalora_repro import __version__, reports
 from adalora_repro.cli import slurm
@@ -24,7 +22,6 @@ from adalora_repro.cli.arguments import Parser
 from adalora_repro.config import catalog
 from adalora_repro.errors import (
     EXIT_BAD_INPUT,
-    EXIT_FAILED,
     EXIT_OK,
     InputError,
     clean,
@@ -33,59 +30,42 @@ from adalora_repro.errors import (
     one_of,
     tolerate_any_locale,
 )
-from adalora_repro.reports.cells import choose_scope, compile_table
-from adalora_repro.reports.faults import fault, without_faulty
+from adalora_repro.reports.cells import compile_scoped
 from adalora_repro.reports.output import add_format, add_out, form_of, write
 from adalora_repro.reports.render import FORMATS, PAPER, paper_style, render
 from adalora_repro.reports.significance import with_marks
-from adalora_repro.reports.spec import (
-    CHECKPOINTS,
-    DATA_SOURCES,
-    PROTOCOLS,
-    PartlyDone,
-    Record,
-    Report,
-    Request,
-    Scope,
-    Spec,
-    add_partial,
-)
+from adalora_repro.reports.spec import CHECKPOINTS, DATA_SOURCES, PROTOCOLS, Report, Request, Spec, add_partial
 
 EXAMPLES = """\
 examples:
   adalora-report status                                   what is done, running, queued, failed, missing
-  adalora-report table1                                   the paper's backbone, the records of ./results
-  adalora-report table1 --notes                           with every note and every command
-  adalora-report table3 --data local                      XSum and CNN/DailyMail, data of a local folder
+  adalora-report table1 --notes                           the paper's backbone, with every note and every command
   adalora-report table1 --backbone minilm --data local    another backbone, files of a local folder
   adalora-report table1 --only-filled                     only rows and columns that have records
   adalora-report table1 --out table1.tex                  also .csv, .html, .md; --overwrite replaces a file
   adalora-report table1 --style paper --out table1.tex    LaTeX in the paper's own layout
-  adalora-report table1 --select best                     best evaluation at the final budget, not the last step
-  adalora-report table15                                  time and memory of training steps, AdaLoRA's over LoRA's
-  adalora-report html                                     results/report.html: all of it, to look at
   adalora-report figure2 --out figure2.svg                also .png, .pdf, .csv; without --out in the terminal
-  adalora-report choose table1                            the learning rate of each cell, and the runs it came from
-  adalora-report choose table1 --write                    keep them in conf/tuned/lr, where adalora-run reads them
+  adalora-report choose table1 --write                    learning rates, kept where adalora-run reads them
   adalora-report compare RUN_A RUN_B                      two runs of one task, example by example
+  adalora-report html                                     results/report.html: all of it, to look at
 """
 
 
 def discover() -> dict[str, Spec]:
     """Tables by name: the modules of ``reports/`` that have a ``SPEC``."""
-    return {module.SPEC.name: module.SPEC for module in modules_with("SPEC")}
+    return {spec.name: spec for spec in declared("SPEC")}
 
 
 def discover_reports() -> dict[str, Report]:
     """The other reports by name: the modules that have a ``REPORT``."""
-    return {module.REPORT.name: module.REPORT for module in modules_with("REPORT")}
+    return {report.name: report for report in declared("REPORT")}
 
 
-def modules_with(attribute: str) -> list[ModuleType]:
+def declared(attribute: str) -> list[Any]:
     names = [module.name for module in pkgutil.walk_packages(reports.__path__, f"{reports.__name__}.")]
     names.sort(key=lambda name: (len(name.rpartition(".")[2]), name.rpartition(".")[2]))  # table2 before table14
-    modules = [importlib.import_module(name) for name in names]
-    return [module for module in modules if hasattr(module, attribute)]
+    modules = map(importlib.import_module, names)
+    return [getattr(module, attribute) for module in modules if hasattr(module, attribute)]
 
 
 def table_report(spec: Spec) -> Report:
@@ -101,22 +81,13 @@ def table_report(spec: Spec) -> Report:
 
     def make(request: Request) -> tuple[str, list[str]]:
         args = request.args
-        form = form_of(
-            args.format or ("latex" if args.style == PAPER and args.out is None else None), args.out, FORMATS
-        )
+        default = "latex" if args.style == PAPER and args.out is None else None
+        form = form_of(args.format or default, args.out, FORMATS)
         if args.style == PAPER and form != "latex":
             raise InputError(f"--style {PAPER} is for LaTeX: --format latex, or --out FILE.tex")
-        wish = Scope("", "", args.protocol, args.select, args.include_partial, request.results)
-        records, refused = request.read
-
-        def text(records: Sequence[Record]) -> tuple[str, tuple[str, ...]]:
-            scope = choose_scope(spec, records, args.backbone, args.data, wish)
-            table = with_marks(compile_table(spec, records, scope))
-            shown = paper_style(table) if args.style == PAPER else render(table, form, args.only_filled, args.notes)
-            return shown, table.refused
-
-        (shown, unusable), faulty = without_faulty(text, records)
-        return shown, [*refused, *unusable, *faulty]
+        table = with_marks(compile_scoped(request, spec))
+        shown = paper_style(table) if args.style == PAPER else render(table, form, args.only_filled, args.notes)
+        return shown, [*request.read[1], *table.refused]
 
     return Report(spec.name, spec.title, add_arguments, make)
 
@@ -155,26 +126,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
     tolerate_any_locale()
     try:
-        return report(sys.argv[1:] if argv is None else argv)
+        report(sys.argv[1:] if argv is None else argv)
     except InputError as error:
-        if isinstance(error, PartlyDone):
-            deliver(error.shown, None)
         print(f"adalora-report: error: {clean(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         mute()
-        return EXIT_OK
-    except Exception as error:  # no single record is to blame, see ``without_faulty``
-        print(f"adalora-report: failed: {fault(error)}; this is a bug in the program", file=sys.stderr)
-        return EXIT_FAILED
+    return EXIT_OK
 
 
-def report(argv: Sequence[str]) -> int:
+def report(argv: Sequence[str]) -> None:
     every = every_report()
     if argv and not argv[0].startswith("-") and argv[0] not in every:
-        near = difflib.get_close_matches(argv[0].lower(), every, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"no report '{argv[0]}': {hint}valid: {', '.join(every)}")
+        raise one_of("report", argv[0], every)
     args = parser_of(every).parse_args(argv)
     if args.report is None:
         raise InputError(f"say which report; valid: {', '.join(every)} (--help shows examples)")
@@ -183,12 +147,18 @@ def report(argv: Sequence[str]) -> int:
     request = Request(args, discover(), results, discover_reports(), slurm.queued)
     if chosen.reads == "scope" and args.backbone is not None:
         check_backbone(args.backbone, request)
-    out = chosen.target(request) if chosen.writes else None
-    text, refused = chosen.make(request)
+    content, refused = chosen.make(request)
     for line in dict.fromkeys(refused):
         print(f"adalora-report: skipped: {clean(line)}", file=sys.stderr)
-    deliver(text, out)
-    return EXIT_OK
+    out = (args.out or (results / chosen.file if chosen.file else None)) if chosen.writes else None
+    if out is not None:
+        write(content, out, args.overwrite)
+        print(f"wrote {clean(str(out))}", file=sys.stderr)
+    elif isinstance(content, bytes):
+        raise InputError("--out FILE is needed: this is no text for a terminal")
+    else:
+        sys.stdout.write(content)
+        sys.stdout.flush()
 
 
 def results_folder(name: str | None) -> Path:
@@ -216,22 +186,6 @@ def check_backbone(name: str, request: Request) -> None:
     names = {record.key["backbone"] for _, record in request.read[0]} | set(catalog.choices_of("backbone"))
     if name not in names:
         raise one_of("backbone", name, sorted(names))
-
-
-def deliver(text: str | bytes, out: str | None) -> None:
-    """To the terminal or to a file.
-
-    Raises:
-        InputError: the file cannot be written, or there is none for what is no text.
-    """
-    if out is None and isinstance(text, bytes):
-        raise InputError("--out FILE is needed: this is no text for a terminal")
-    if out is None:
-        sys.stdout.write(str(text))
-        sys.stdout.flush()
-        return
-    write(text, out)
-    print(f"wrote {clean(out)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -129,3 +129,20 @@ def _model_type(files: Sequence[Path]) -> str:
         if "model_type" in architecture:
             return str(architecture["model_type"])
     return "bert"  # of no file that can be used: its own run will be refused
+
+
+def kept_form(save: str, everything: bool, mergeable: bool) -> str:
+    """``adapter``, ``merged`` or ``none``: what ``save`` means for a method, which may train ``everything``.
+
+    ``auto`` keeps what is small: nothing where the whole backbone is trained.
+
+    Raises:
+        InputError: the method has no such form.
+    """
+    if save == "adapter" and everything:
+        raise InputError("save=adapter: this method trains the whole backbone; save=merged keeps all of it")
+    if save == "merged" and not mergeable:
+        raise InputError("save=merged: adapters cannot be merged into the backbone's weights; save=adapter keeps them")
+    if save == "auto":
+        return "none" if everything else "adapter"
+    return save

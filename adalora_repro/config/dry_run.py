@@ -30,6 +30,11 @@ METHOD_ROWS = {
     "gamma": "weight of the orthogonality penalty R",
     "mask_events": "masks until the set is fixed at T - t_f",
 }
+KEPT = {
+    "adapter": "save: what was trained, in the run's folder model/",
+    "merged": "save: the whole model, in the run's folder model/",
+    "none": "save: no model",
+}
 Rows = list[tuple[str, str, str]]
 
 
@@ -77,7 +82,15 @@ def _parameter_rows(plan: Plan) -> Rows:
         ("head", f"{params['head']:,}", "the task head; trained by every method, not part of the budget"),
         ("total", f"{params['total']:,}", ""),
         ("memory", f"{gib:.2f} GiB", "weights, gradients and AdamW's averages; activations come on top"),
+        ("kept on disk", f"{kept_megabytes(plan):,.1f} MB", KEPT[plan.keeps]),
     ]
+
+
+def kept_megabytes(plan: Plan) -> float:
+    """Size of the model that the finished run keeps, in 10^6 bytes of fp32 weights."""
+    params = plan.params
+    weights = {"none": 0, "adapter": params["total"], "merged": params["backbone"] + params["head"]}[plan.keeps]
+    return weights * 4 / 1e6
 
 
 def _matched_text(plan: Plan) -> str:

@@ -99,7 +99,7 @@ def reference(cfg: DictConfig) -> str | None:
 
 
 def cost_key(cfg: DictConfig, key: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies a measurement of cost before it is made, as in ``cost_record.KEY_FIELDS``.
+    """What identifies a measurement of cost before it is made, as in ``cost_record.KEY``.
 
     ``padding`` is ``max_length``, ``longest`` with grouped batches, ``drawn`` with those that are not.
     """

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 class Plan:
     """One run before it starts.
 
-    ``method``, ``params`` and ``memory`` come from building the model without weights, which takes seconds: they are
-    empty in the plan that ``resolve`` makes and there in the one that ``count`` makes of it.
+    ``method``, ``params``, ``memory`` and ``keeps`` come from building the model without weights, which takes seconds:
+    they are empty in the plan that ``resolve`` makes and there in the one that ``count`` makes of it.
 
     Attributes:
         cfg: the configuration with sizes and step counts filled in; read-only.
@@ -33,6 +33,7 @@ class Plan:
         method: the method's own plan (``BaseMethod.plan``).
         params: ``method`` (at the final budget), ``at_init``, ``head``, ``total``, ``backbone``.
         memory: bytes of weights, of gradients and of AdamW's two averages of what trains.
+        keeps: the model that the finished run keeps: ``adapter``, ``merged`` or ``none``.
     """
 
     cfg: DictConfig
@@ -51,6 +52,7 @@ class Plan:
     method: dict[str, Any] = field(default_factory=dict)
     params: dict[str, int] = field(default_factory=dict)
     memory: int = 0
+    keeps: str = "none"
 
     @property
     def measured(self) -> list[str]:

@@ -303,7 +303,9 @@ def count(plan: Plan) -> Plan:
     }
     if matched:
         own["params"] = cfg.budget.params
-    return replace(plan, cfg=cfg, memory=memory, method=own, params=params)
+    everything = all(parameter.requires_grad for parameter in model.parameters())
+    keeps = checks.kept_form(cfg.save, everything, method.mergeable)
+    return replace(plan, cfg=cfg, memory=memory, method=own, params=params, keeps=keeps)
 
 
 def _inject(method: BaseMethod, model: Any) -> None:

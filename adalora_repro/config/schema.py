@@ -18,6 +18,8 @@ from adalora_repro.settings import setting
 from adalora_repro.tasks import families
 
 LAUNCHES = ("wait", "detach")
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+SAVES = ("auto", "adapter", "merged", "none")
 MOST_STEPS = 2**40  # ten thousand years of them
 
 
@@ -49,6 +51,8 @@ class TaskFields:
     "Column with the label, the answers or the summary."
     num_labels: int = setting(2, minimum=1)
     "Number of classes; 1: regression."
+    class_names: list[str] = setting(factory=list, identity=False)
+    "Names of the classes, in the order of their numbers; empty: the numbers."
     label_range: list[float] = field(default_factory=list)
     "Regression only: the smallest and the largest label."
     metrics: list[str] = field(default_factory=list)
@@ -287,5 +291,10 @@ class Config:
     "Print the plan and stop: no download, nothing on disk."
     force: bool = setting(False, identity=False)
     "Run again although the run is finished; the earlier record is kept under another name."
+    save: str = setting("auto", identity=False, choices=SAVES)
+    """The model that a finished run keeps in its folder. adapter: what was trained (low-rank methods: in the format of
+    HF PEFT); merged: a checkpoint of transformers; auto: adapter, but nothing where the whole backbone was trained."""
+    track: list[str] = setting(factory=list, identity=False)
+    "Experiment trackers beside log.jsonl: tensorboard, wandb (offline unless WANDB_MODE is set), trackio, mlflow."
     launch: str = setting("wait", identity=False, choices=LAUNCHES)
     "Of a sweep on a cluster: wait for its jobs, or detach."

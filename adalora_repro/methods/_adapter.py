@@ -68,6 +68,7 @@ class AdapterMethod(BaseMethod):
     ``protocol`` changes nothing: paper and released code agree.
     """
 
+    mergeable = False
     options: Options
     roles: tuple[str, ...]
     activation: Callable[[Tensor], Tensor]

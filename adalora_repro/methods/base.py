@@ -117,9 +117,11 @@ class BaseMethod:
 
     Attributes:
         compiled: whether training steps go through a compiler; set before ``on_train_start``.
+        mergeable: whether the trained model can be a plain one of its class (``save=merged``).
     """
 
     compiled = False
+    mergeable = True
 
     def __init__(self, options: Any, protocol: str) -> None:
         self.options, self.protocol = options, protocol

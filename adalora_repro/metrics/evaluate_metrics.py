@@ -16,33 +16,13 @@ from datasets import Features, List, Value
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.metrics import glue, rouge, squad
 
-GLUE_CITATION = """\
-@inproceedings{wang2019glue,
-  title={{GLUE}: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding},
-  author={Wang, Alex and Singh, Amanpreet and Michael, Julian and Hill, Felix and Levy, Omer and Bowman, Samuel R.},
-  booktitle={ICLR}, year={2019}
-}"""
-SQUAD_CITATION = """\
-@inproceedings{rajpurkar2016squad,
-  title={{SQuAD}: 100,000+ Questions for Machine Comprehension of Text},
-  author={Rajpurkar, Pranav and Zhang, Jian and Lopyrev, Konstantin and Liang, Percy}, booktitle={EMNLP}, year={2016}
-}
-@inproceedings{rajpurkar2018know,
-  title={Know What You Don't Know: Unanswerable Questions for {SQuAD}},
-  author={Rajpurkar, Pranav and Jia, Robin and Liang, Percy}, booktitle={ACL}, year={2018}
-}"""
-ROUGE_CITATION = """\
-@inproceedings{lin2004rouge,
-  title={{ROUGE}: A Package for Automatic Evaluation of Summaries},
-  author={Lin, Chin-Yew}, booktitle={Text Summarization Branches Out}, year={2004}
-}"""
-
 
 class Glue(evaluate.Metric):
     """Figures of GLUE, fractions of 1; ``config_name`` is a task of GLUE or figures joined by plus signs.
 
     Raises:
         InputError: an unknown figure, or figures of classes together with figures of scores.
+        ValueError: nothing to score.
     """
 
     @property
@@ -53,19 +33,21 @@ class Glue(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         for name in self.names:
             if name not in glue.METRICS:
-                raise one_of("metric", name, (*glue.TASKS, *glue.METRICS))
+                raise one_of("metric", name, (*glue.TASKS, "squad", "squad_v2", "rouge", *glue.METRICS))
         of_scores = {name in glue.OF_SCORES for name in self.names}
         if len(of_scores) > 1:
             raise InputError(f"metric '{self.config_name}': some figures are of classes, some of scores")
         kind = Value("float64" if of_scores == {True} else "int64")
         return evaluate.MetricInfo(
             description="Figures of GLUE; where one is undefined (a correlation with a constant) it is 0.",
-            citation=GLUE_CITATION,
+            citation="Wang et al. (2019), GLUE: A Multi-Task Benchmark and Analysis Platform, ICLR",
             inputs_description="predictions, references: classes, or scores for pearson, spearman and corr.",
             features=Features({"predictions": kind, "references": kind}),
         )
 
     def _compute(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        if not len(references):
+            raise ValueError("no predictions to score")
         labels, predicted = np.asarray(references), np.asarray(predictions)
         return {name: glue.METRICS[name](labels, predicted) for name in self.names}
 
@@ -74,15 +56,13 @@ class Squad(evaluate.Metric):
     """Exact match and F1 in percent; ``config_name`` is ``squad`` or ``squad_v2``."""
 
     def _info(self) -> evaluate.MetricInfo:
-        if self.config_name not in ("squad", "squad_v2"):
-            raise one_of("configuration of Squad", self.config_name, ("squad", "squad_v2"))
         prediction = {"id": Value("string"), "prediction_text": Value("string")}
         if self.config_name == "squad_v2":
             prediction["no_answer_probability"] = Value("float64")
         answers = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
         return evaluate.MetricInfo(
             description="Exact match and F1 as SQuAD's own scripts define them; 2.0: also with the best threshold.",
-            citation=SQUAD_CITATION,
+            citation="Rajpurkar et al. (2016), SQuAD, EMNLP; Rajpurkar, Jia and Liang (2018), SQuAD 2.0, ACL",
             inputs_description="predictions: id, prediction_text, 2.0 also no_answer_probability (or any odds); "
             "references: id, answers; no_answer_threshold: probabilities above it mean no answer (2.0, default 1).",
             features=Features({"predictions": prediction, "references": {"id": Value("string"), "answers": answers}}),
@@ -110,7 +90,7 @@ class Rouge(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description="ROUGE-1, -2, -L and -Lsum of rouge-score, Porter stems, one sentence a line.",
-            citation=ROUGE_CITATION,
+            citation="Lin (2004), ROUGE: A Package for Automatic Evaluation of Summaries, ACL workshop",
             inputs_description="predictions, references: texts; lines and sentences are split here.",
             features=Features({"predictions": Value("string"), "references": Value("string")}),
         )
@@ -121,12 +101,5 @@ class Rouge(evaluate.Metric):
 
 def of_name(name: str) -> evaluate.Metric:
     """See ``adalora_repro.metrics.metric``."""
-    options: dict[str, Any] = {"keep_in_memory": True}  # or it writes below HF_HOME
-    if name in ("squad", "squad_v2"):
-        return Squad(name, **options)
-    if name in ("rouge", "xsum", "cnn_dailymail"):
-        return Rouge(**options)
-    figures = name.split("+")
-    if name not in glue.TASKS and not set(figures) <= set(glue.METRICS):
-        raise one_of("metric", name, (*glue.TASKS, "squad", "squad_v2", "rouge", *glue.METRICS))
-    return Glue(name, **options)
+    kind = {"squad": Squad, "squad_v2": Squad}.get(name, Rouge if name in ("rouge", "xsum", "cnn_dailymail") else Glue)
+    return kind(name, keep_in_memory=True)  # or it writes below HF_HOME

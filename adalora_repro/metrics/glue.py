@@ -1,4 +1,4 @@
-"""The figures of GLUE: functions of (labels, predictions), fractions of 1.
+"""The figures of GLUE: functions of (labels, predictions), arrays of equal length and not empty; fractions of 1.
 
 Where a figure is undefined (a correlation with a constant, F1 without any positive) it is 0: no better than chance.
 scikit-learn and scipy are imported when a figure is computed.
@@ -40,14 +40,14 @@ def pearson(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
     """Linear correlation in float64; 0 for constant labels or predictions."""
     from scipy.stats import pearsonr
 
-    return _correlation(lambda a, b: pearsonr(a, b).statistic, labels, predicted)
+    return _correlation(pearsonr, labels, predicted)
 
 
 def spearman(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
     """Rank correlation, ties at their mean rank; 0 for constant labels or predictions."""
     from scipy.stats import spearmanr
 
-    return _correlation(lambda a, b: spearmanr(a, b).statistic, labels, predicted)
+    return _correlation(spearmanr, labels, predicted)
 
 
 def corr(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
@@ -60,7 +60,7 @@ def _correlation(measure: Callable[..., Any], labels: NDArray[Any], predicted: N
         return 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # almost constant predictions: the figure is what it is
-        value = float(measure(labels.astype("float64"), predicted.astype("float64")))
+        value = float(measure(labels.astype("float64"), predicted.astype("float64")).statistic)
     return value if math.isfinite(value) else 0.0
 
 
@@ -69,20 +69,14 @@ def _constant(values: NDArray[Any]) -> bool:
 
 
 METRICS: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "matthews_correlation": matthews_correlation,
-    "pearson": pearson,
-    "spearman": spearman,
-    "corr": corr,
+    function.__name__: function for function in (accuracy, f1, matthews_correlation, pearson, spearman, corr)
 }
-
+#: figures of scores; the others are of classes
+OF_SCORES = ("pearson", "spearman", "corr")
 #: the figures that the paper reports of each task
 TASKS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("mnli", "sst2", "qnli", "rte"), ("accuracy",)),
     **dict.fromkeys(("qqp", "mrpc"), ("accuracy", "f1")),
     "cola": ("matthews_correlation",),
-    "stsb": ("pearson", "spearman", "corr"),
+    "stsb": OF_SCORES,
 }
-#: figures of scores; the others are of classes
-OF_SCORES = ("pearson", "spearman", "corr")

@@ -46,7 +46,13 @@ def example_scores(prediction: str, answers: Sequence[str]) -> tuple[int, float]
 
 
 def score_all(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, float]]:
-    """``example_scores`` by id, in the order of the references; (0, 0) where there is no prediction."""
+    """``example_scores`` by id, in the order of the references; (0, 0) where there is no prediction.
+
+    Raises:
+        ValueError: there are no references.
+    """
+    if not references:
+        raise ValueError("no questions to score: the references are empty")
     return {
         question: example_scores(predictions[question], answers) if question in predictions else (0, 0)
         for question, answers in references.items()
@@ -56,8 +62,6 @@ def score_all(predictions: Mapping[str, str], references: Mapping[str, Sequence[
 def squad_metrics(
     predictions: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
-    *,
-    scores: Mapping[str, tuple[int, float]] | None = None,
 ) -> dict[str, float]:
     """``exact``, ``f1`` = 100 Σ score / n and ``total`` = n, of all questions and of two groups where they have any.
 
@@ -65,14 +69,11 @@ def squad_metrics(
 
     Args:
         predictions: the text by id, "" for no answer; ids without references are ignored.
-        scores: ``score_all(predictions, references)`` of a caller who has it.
 
     Raises:
-        ValueError: there are no references.
+        ValueError: as ``score_all``.
     """
-    _require(references)
-    if scores is None:
-        scores = score_all(predictions, references)
+    scores = score_all(predictions, references)
     figures = _percentages([scores[question] for question in references])
     for prefix, has_answer in (("HasAns", True), ("NoAns", False)):
         group = [scores[question] for question, answers in references.items() if bool(answers) is has_answer]
@@ -85,8 +86,6 @@ def best_thresholds(
     answers: Mapping[str, str],
     null_odds: Mapping[str, float],
     references: Mapping[str, Sequence[str]],
-    *,
-    scores: Mapping[str, tuple[int, float]] | None = None,
 ) -> dict[str, float]:
     """``best_exact``, ``best_f1`` in percent and ``best_exact_thresh``, ``best_f1_thresh``, the odds that give them.
 
@@ -95,29 +94,21 @@ def best_thresholds(
         S(t) = Σ {s_i : has answers, o_i <= t} + #{i : has none, o_i > t or answer "" }
         best = 100 max_t S(t) / n
 
-    found in one walk by ascending odds, which starts with every question predicted as no answer; the first of equal
-    bests counts. What the official algorithm makes of three cases is kept:
-
-    - where nothing beats the start the threshold is 0.0: it reproduces the best only if all odds are above 0;
-    - of equal odds the walk takes one question after the other, in the order of ``null_odds``, and may find its best
-      among them, where no threshold gets it;
-    - an answer that normalizes to nothing, say ".", is an answer: without a gold one S counts it as 0.
+    found in the official walk by ascending odds, which starts with every question predicted as no answer; the first of
+    equal bests counts. Where nothing beats the start the threshold is 0.0. Of equal odds the walk takes one question
+    after the other, in the order of ``null_odds``, and may find a best among them that no threshold gets.
 
     Args:
         answers: the best non-null answer by id.
         null_odds: how much more likely no answer is than that one, as a log ratio, difference or probability.
-        scores: ``score_all(answers, references)`` of a caller who has it.
 
     Raises:
-        ValueError: there are no references, or one of them has no answer in ``answers``, no odds, or odds that are
-            not a number.
+        ValueError: there are no references, or one of them has no answer or no number as its odds.
     """
-    _require(references)
     for question in references:
         if question not in answers or math.isnan(null_odds.get(question, math.nan)):
             raise ValueError(f"question {question} needs an answer and a number as its null odds")
-    if scores is None:
-        scores = score_all(answers, references)
+    scores = score_all(answers, references)
     walk = [question for question in sorted(null_odds, key=null_odds.__getitem__) if question in references]
     figures: dict[str, float] = {}
     for part, name in enumerate(("exact", "f1")):
@@ -147,8 +138,3 @@ def _f1(gold: list[str], predicted: list[str]) -> float:
 def _percentages(scores: Iterable[tuple[int, float]]) -> dict[str, float]:
     exact, f1 = zip(*scores, strict=True)
     return {"exact": 100.0 * sum(exact) / len(exact), "f1": 100.0 * sum(f1) / len(f1), "total": len(exact)}
-
-
-def _require(references: Mapping[str, Sequence[str]]) -> None:
-    if not references:
-        raise ValueError("no questions to score: the references are empty")

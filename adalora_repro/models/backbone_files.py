@@ -18,11 +18,7 @@ from adalora_repro.records.validation import not_a_file
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 #: all files that define the model and its tokenizer
 PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.model", "*.txt", "*.codes", "*.tiktoken")
-GIB = 2**30
-MOST_BYTES = {".safetensors": 256 * GIB, ".bin": 256 * GIB}  # by the name's suffix
-MOST_BYTES_TEXT = GIB  # of any other file: the largest tokenizer.json has about 30 MB
-MOST_BYTES_CONFIG = 2**24
-POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "git annex get"}
+LFS_POINTER = b"version https://git-lfs"
 
 
 def fingerprint(folder: Path) -> str:
@@ -33,7 +29,7 @@ def fingerprint(folder: Path) -> str:
     """
     check(folder)
     digests = []
-    for path in _read_files(folder):
+    for path in sorted(path for pattern in PATTERNS for path in folder.glob(pattern) if not path.is_dir()):
         with path.open("rb") as file:
             digests.append(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
@@ -43,25 +39,28 @@ def check(folder: Path) -> None:
     """Checks that the folder holds a model whose files can be read and are complete according to their headers.
 
     Raises:
-        InputError: there is no such folder, or no weights in it; a file is a named pipe or a device, absurdly large, a
+        InputError: there is no such folder, or no weights or config.json in it; a file is a named pipe or a device, a
             Git LFS pointer, or truncated; an index names a file that is missing. The message names the file.
     """
     try:
-        names = [path for path in sorted(folder.iterdir()) if not path.is_dir()]
+        paths = [path for path in sorted(folder.iterdir()) if not path.is_dir()]
     except OSError as error:
         raise InputError(f"backbone.path={folder} is not a folder with a model: {error.strerror}") from None
-    for path in names:
-        _check_regular(path)
-    for path in _read_files(folder):
-        _check_content(path)
-    if not any((folder / name).exists() for name in WEIGHTS) and not [*folder.glob("*.safetensors")]:
+    for path in paths:
+        try:
+            if kind := not_a_file(path.stat().st_mode):
+                raise InputError(f"{path}: {kind}, not a file")
+            if _start(path, len(LFS_POINTER)) == LFS_POINTER:
+                raise InputError(f"{path} is a pointer to a large file, not the file itself: git lfs pull")
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from None
+    names = {path.name for path in paths}
+    if not names & set(WEIGHTS):
         raise InputError(f"backbone.path={folder} is not a folder with a model (model.safetensors, pytorch_model.bin)")
-    if not (folder / "config.json").exists():
+    if "config.json" not in names:
         raise InputError(f"backbone.path={folder} is not a folder with a model: config.json is missing")
-    if (folder / "adapter_config.json").exists():
-        raise InputError(
-            f"{folder / 'adapter_config.json'}: the folder also holds an adapter; merge it or move it away"
-        )
+    if "adapter_config.json" in names:  # transformers would load it too
+        raise InputError(f"{folder}/adapter_config.json: the folder also holds an adapter; merge it or move it away")
     for path in weight_files(folder):
         _check_weights(path)
 
@@ -76,48 +75,17 @@ def weight_files(folder: Path) -> list[Path]:
     if path is None or path.suffix != ".json":
         return [] if path is None else [path]
     try:
-        names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
-        shards = [folder / name for name in names]
+        shards = [folder / name for name in sorted(set(json.loads(path.read_bytes())["weight_map"].values()))]
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path} is not an index of weight files") from None
-    for name, shard in zip(names, shards, strict=True):
-        if Path(name).name != name:
-            raise InputError(f"{path} names a file outside the folder: {name}")
-        if not shard.exists():
-            raise InputError(f"{path} names {name}, which is missing")
+    if missing := [shard.name for shard in shards if not shard.exists()]:
+        raise InputError(f"{path} names {missing[0]}, which is missing")
     return shards
 
 
-def _read_files(folder: Path) -> list[Path]:
-    return sorted(path for pattern in PATTERNS for path in folder.glob(pattern) if not path.is_dir())
-
-
-def _check_regular(path: Path) -> None:
-    try:
-        kind = not_a_file(path.stat().st_mode)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    if kind:
-        raise InputError(f"{path}: {kind}, not a file")
-
-
-def _check_content(path: Path) -> None:
-    most = MOST_BYTES_CONFIG if path.name == "config.json" else MOST_BYTES.get(path.suffix, MOST_BYTES_TEXT)
-    size = path.stat().st_size
-    if size > most:
-        raise InputError(f"{path} has {size:,} bytes, more than such a file can have ({most:,})")
-    start = _start(path, 64)
-    for mark, command in POINTERS.items():
-        if start.startswith(mark):
-            raise InputError(f"{path} is a pointer to a large file, not the file itself: {command}")
-
-
 def _start(path: Path, count: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(count)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def _check_weights(path: Path) -> None:
@@ -134,13 +102,5 @@ def _check_weights(path: Path) -> None:
                 return
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} is truncated, or not a safetensors file ({first_line(error)})") from None
-    start = _start(path, 4)
-    if start[:1] == b"\x80":  # a pickle
-        return
-    try:
-        if start != b"PK\x03\x04":
-            raise zipfile.BadZipFile
-        with zipfile.ZipFile(path):
-            pass
-    except (zipfile.BadZipFile, OSError, ValueError):
-        raise InputError(f"{path} is truncated, or not a PyTorch weight file") from None
+    if not zipfile.is_zipfile(path) and _start(path, 1) != b"\x80":
+        raise InputError(f"{path} is truncated, or not a PyTorch weight file")

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 #: ordinary words of English, the language of all tasks
 WORDS = ("the", "of", "and", "to", "in", "is", "was", "for", "with", "that", "on", "by", "it", "as", "at", "from")
 LEAST_SHARE = 0.25  # size of the vocabulary / rows of the embedding; below this the tokenizer is another model's
-USUAL_SHARE = 0.9  # embeddings are padded, but seldom below this share
 #: transformers builds the normalizer of this class without the map (5.17 to 5.24)
 WITHOUT_MAP = "DebertaV2Tokenizer"
 
@@ -38,50 +37,41 @@ def check(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any], w
     """
     size, rows = len(tokenizer), int(architecture["vocab_size"])
     files = " or ".join(getattr(tokenizer, "vocab_files_names", {}).values()) or "its files"
-    name = type(tokenizer).__name__
+    where = f"{where}: its tokenizer ({type(tokenizer).__name__})"
     if size < LEAST_SHARE * rows:
         raise InputError(
-            f"{where}: its tokenizer is not this model's: {name} has {size:,} tokens, the embedding {rows:,} rows; is "
-            f"{files} missing?"
+            f"{where} is not this model's: it has {size:,} tokens, the embedding {rows:,} rows; is {files} missing?"
         )
     ids = {key: getattr(tokenizer, f"{key}_token_id") for key in ("pad", "cls", "sep", "unk", "mask", "bos", "eos")}
     for key in ("pad", "cls", "sep"):
         if ids[key] is None:
-            raise InputError(f"{where}: its tokenizer ({name}) has no {key} token")
+            raise InputError(f"{where} has no {key} token")
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
-        raise InputError(f"{where}: its tokenizer ({name}) has ids up to {largest:,}, the embedding {rows:,} rows")
+        raise InputError(f"{where} has ids up to {largest:,}, the embedding {rows:,} rows")
     for key, value in ids.items():
         stated = architecture.get(f"{key}_token_id")
         if stated is not None and value is not None and value != stated:
             raise InputError(
-                f"{where}: the {key} token of its tokenizer ({name}) has the id {value}, the model's is {stated} "
-                f"(backbone.architecture.{key}_token_id)"
+                f"{where} has the {key} token {value}, the model {stated} (backbone.architecture.{key}_token_id)"
             )
-    distinct = {key: ids[key] for key in ("pad", "cls", "sep", "unk", "mask") if ids[key] is not None}
-    if len(set(distinct.values())) < len(distinct):
-        raise InputError(f"{where}: special tokens of its tokenizer ({name}) share an id: {distinct}")
     pieces = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in WORDS}
     lost = [word for word, piece in pieces.items() if not piece or ids["unk"] in piece]
     if len(lost) > len(WORDS) / 2:
         raise InputError(
-            f"{where}: its tokenizer ({name}) does not know ordinary words: {', '.join(lost[:5])} become "
-            f"{tokenizer.unk_token}; is {files} missing?"
+            f"{where} does not know ordinary words: {', '.join(lost[:5])} become {tokenizer.unk_token}; is {files} "
+            "missing?"
         )
 
 
-def notes(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any]) -> list[str]:
+def notes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What a user should know about the tokenizer of a run, one line each."""
-    lines = []
-    size, rows = len(tokenizer), int(architecture["vocab_size"])
-    if size < USUAL_SHARE * rows:
-        lines.append(f"the tokenizer has {size:,} tokens, the model's embedding {rows:,} rows; do they match?")
-    if type(tokenizer).__name__ == WITHOUT_MAP and not getattr(tokenizer, "as_sentencepiece", False):
-        lines.append(
-            "the tokenizer has no character map, because its spm.model is missing: characters such as ½, ™, … or a "
-            "no-break space become [UNK], as they did not when the model was trained"
-        )
-    return lines
+    if type(tokenizer).__name__ != WITHOUT_MAP or getattr(tokenizer, "as_sentencepiece", False):
+        return []
+    return [
+        "the tokenizer has no character map, because its spm.model is missing: characters such as ½, ™, … or a "
+        "no-break space become [UNK], as they did not when the model was trained"
+    ]
 
 
 def restore_character_map(tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> None:

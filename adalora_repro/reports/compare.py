@@ -1,28 +1,121 @@
-"""Two runs over the same examples: which test fits a metric, and ``adalora-report compare``."""
+"""Two runs over the same examples, from the predictions beside their records: ``adalora-report compare``."""
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import io
+import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adalora_repro.config.words import lr_text
 from adalora_repro.errors import InputError, clean
-from adalora_repro.records import run_record
+from adalora_repro.records import run_record, validation
 from adalora_repro.records.revisions import outdated
 from adalora_repro.records.run_record import RecordError
 from adalora_repro.records.selection import Run, metrics_of, run_of
-from adalora_repro.reports.predictions import read_examples
 from adalora_repro.reports.significance import MEASURES, RESAMPLES, NoTest, bootstrap, mcnemar, same_examples
 from adalora_repro.reports.spec import CHECKPOINTS, Report, Request
 from adalora_repro.reports.text import cell_name, fixed, piped, plural, signed, wrapped
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 MCNEMAR, BOOTSTRAP = "McNemar", "bootstrap"
 ROUNDING = 1e-6  # points: predictions and record may differ by so much
+LARGEST = 1e50  # what is beyond, or is no number, is damage
+UNPACKED = 128 << 20  # most bytes of a file; the n-best lists of SQuAD 2.0 have 40 million
+#: family -> file, points of one unit, and for each metric the measure that makes it of the figures in the file
+SCORED = {
+    "squad": ("nbest.jsonl.gz", 100.0, {"exact": "accuracy", "f1": "mean"}),
+    "summarization": (
+        "predictions.jsonl.gz",
+        1.0,
+        dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "mean"),
+    ),
+}
 AFTER = (
     "McNemar: the exact test, where every example is right or wrong. bootstrap: paired, over examples "
     f"({RESAMPLES:,} resamples, seed 0); the interval is its percentile interval. p is two-sided and not corrected for "
     "the number of metrics. Both are about these two runs: what other seeds would give they do not say."
 )
+
+
+# --- the examples of a run --------------------------------------------------------------------------------------------
+
+
+class Examples(NamedTuple):
+    """One metric's examples in one evaluation.
+
+    Attributes:
+        measure: what of ``significance.MEASURES`` makes the metric of them; ``scale`` are points of one unit of it.
+        names: what tells that two runs saw the same examples in the same order: ids, or in GLUE the labels.
+        labels, values: (examples,); predictions and what they are compared with, or scores and ones.
+    """
+
+    measure: str
+    scale: float
+    names: list[Any]
+    labels: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+
+def read_examples(run: Run, select: str, metric: str) -> Examples:
+    """The examples of ``metric`` at the checkpoint ``select`` of a run.
+
+    Raises:
+        NoTest: the metric has no figure for each example, or there is no file of them that can be read.
+    """
+    import numpy as np
+
+    folder, settings = run.path.parent / select, run.record.settings
+    family = settings.get("task.family")
+    if family == "glue":
+        start = "task.validation."  # … and the suffix of the split's metrics (MNLI: _m, _mm)
+        for suffix, split in (
+            (name.removeprefix(start), of) for name, of in settings.items() if name.startswith(start)
+        ):
+            measure = metric.removesuffix(suffix)
+            if metric.endswith(suffix) and measure in MEASURES:
+                rows = read_rows(folder / f"predictions.{split}.jsonl.gz", "label", "prediction")
+                labels, values = (np.array([row[name] for row in rows], float) for name in ("label", "prediction"))
+                return Examples(measure, 100.0, labels.tolist(), labels, values)
+    elif family in SCORED and metric in SCORED[family][2]:
+        name, scale, measures = SCORED[family]
+        rows = read_rows(folder / name, metric)
+        names = [row.get("id") for row in rows]
+        if None in names:
+            raise NoTest(f"{folder / name} has a row without an id")
+        return Examples(
+            measures[metric], scale, names, np.ones(len(rows)), np.array([row[metric] for row in rows], float)
+        )
+    raise NoTest("no mean over examples, or a record without the family of its task")
+
+
+def read_rows(path: Path, *fields: str) -> list[dict[str, Any]]:
+    """The rows of a file in which each of ``fields`` is a number."""
+    try:
+        with gzip.open(io.BytesIO(run_record.content_of(path))) as file:
+            content = file.read(UNPACKED + 1)
+        if len(content) > UNPACKED:
+            raise RecordError(f"{path} unpacks to more than {UNPACKED:,} bytes")
+        rows = [validation.parse(line) for line in content.splitlines()]
+    except FileNotFoundError:
+        raise NoTest(f"no {path.name} beside a record") from None
+    except RecordError as error:
+        raise NoTest(str(error)) from None
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise NoTest(f"{path} cannot be read ({type(error).__name__})") from None
+    if not rows:
+        raise NoTest(f"{path} is empty")
+    for row in rows:
+        for name in fields:
+            number = row.get(name) if isinstance(row, dict) else None
+            if not isinstance(number, int | float) or not -LARGEST <= number <= LARGEST:
+                raise NoTest(f"{path} has a row whose {name} is no number")
+    return rows
 
 
 def compare_examples(metric: str, select: str, ours: Run, theirs: Run) -> tuple[str, float, float, float]:
@@ -35,24 +128,21 @@ def compare_examples(metric: str, select: str, ours: Run, theirs: Run) -> tuple[
     Raises:
         NoTest: they were evaluated on different examples, or the stored predictions are not those that were scored.
     """
-    import numpy as np
-
-    sides = [read_examples(run, select, metric) for run in (ours, theirs)]
-    if not same_examples(ours.record, theirs.record) or sides[0].names != sides[1].names:
+    sides = a, b = [read_examples(run, select, metric) for run in (ours, theirs)]
+    if not same_examples(ours.record, theirs.record) or a.names != b.names:
         raise NoTest("evaluated on different examples")
-    measure, scale, labels = sides[0].measure, sides[0].scale, np.array(sides[0].labels)
-    values = [np.array(examples.values) for examples in sides]
-    for run, examples, of_run in zip((ours, theirs), sides, values, strict=True):
-        measured = scale * float(MEASURES[measure](labels, of_run))
-        if not abs(measured - examples.score) <= ROUNDING:  # nor is it where it is no number
-            raise NoTest(
-                f"{run.path}: {metric} of the predictions is {measured:.4f}, in the record {examples.score:.4f}"
-            )
-    low, high, p = bootstrap(measure, labels, values[0], values[1])
+    for run, side in zip((ours, theirs), sides, strict=True):
+        measured, recorded = side.scale * float(MEASURES[side.measure](side.labels, side.values)), run.scores[metric]
+        if not abs(measured - recorded) <= ROUNDING:  # nor is it where it is no number
+            raise NoTest(f"{run.path}: {metric} of the predictions is {measured:.4f}, in the record {recorded:.4f}")
+    low, high, p = bootstrap(a.measure, a.labels, a.values, b.values)
     name = BOOTSTRAP
-    if measure == "accuracy":
-        name, p = MCNEMAR, mcnemar(values[0] == labels, values[1] == labels)
-    return name, p, scale * low, scale * high
+    if a.measure == "accuracy":
+        name, p = MCNEMAR, mcnemar(a.values == a.labels, b.values == b.labels)
+    return name, p, a.scale * low, a.scale * high
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
 
 
 def read_run(name: str, select: str) -> Run:
@@ -90,11 +180,10 @@ def compare(first: str, second: str, select: str) -> str:
 
 def described(run: Run) -> str:
     key, record = run.key, run.record
-    steps = plural(key["total_steps"], "step")
     warning = f"; {reason}" if (reason := outdated(record)) else ""
     degenerate = ", degenerate (the same prediction for every example)" * record.degenerate
-    words = f"{cell_name(key)}, lr {lr_text(key['lr'])}, {steps}, seed {key['seed']}{degenerate}"
-    return f"{words}: {run.path}{warning}"
+    words = f"{cell_name(key)}, lr {lr_text(key['lr'])}, {plural(key['total_steps'], 'step')}, seed {key['seed']}"
+    return f"{words}{degenerate}: {run.path}{warning}"
 
 
 def figures(a: float, b: float) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from adalora_repro.records.run_record import RecordError, RunRecord, content_of
+from adalora_repro.records.run_record import RecordError, content_of
 from adalora_repro.records.validation import finite
 
 LOG_NAME = "log.jsonl"
@@ -50,22 +50,6 @@ def orthogonality(folder: Path, side: str, matrix: int) -> list[Point]:
         return errors[matrix] if isinstance(errors, list) and matrix < len(errors) else None
 
     return curve(folder, f"orthogonality_{side}", of=of_matrix)
-
-
-def evaluations_at_budget(folder: Path, record: RunRecord) -> int | None:
-    """How many evaluations ``best`` was chosen among; None if the log does not say.
-
-    It counts those after step t >= T - t_f for a method with phases (``lowrank.RankAllocator.at_final_budget``; with
-    ``protocol=released`` at T - t_f itself only if a mask is due then), otherwise all but that of the untrained model.
-    """
-    budget = record.budget or {}
-    t_f, delta_t = budget.get("t_f"), budget.get("delta_t")
-    first = 0
-    if type(t_f) is int and type(delta_t) is int and delta_t > 0:
-        final = record.key["total_steps"] - t_f
-        first = final + (record.key["protocol"] == "released" and final % delta_t != 0)
-    steps = {point.step for point in curve(folder, "evaluation", of=lambda metrics: 0.0)}
-    return len([step for step in steps if step - 1 >= first]) or None
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:

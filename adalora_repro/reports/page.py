@@ -13,76 +13,47 @@ import re
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from adalora_repro import __version__
-from adalora_repro.errors import clean, first_line
 from adalora_repro.records.revisions import outdated
-from adalora_repro.reports.cells import Row, Table, compile_table, in_scope
-from adalora_repro.reports.faults import attempt, fault, without_faulty
-from adalora_repro.reports.figures.data import Records, scopes_of
-from adalora_repro.reports.figures.svg import run_name
+from adalora_repro.reports.cells import AVERAGE, Row, Table, compile_table, in_scope
+from adalora_repro.reports.figures.data import scopes_of
 from adalora_repro.reports.html import markup, render
 from adalora_repro.reports.notes import commands_of, fill_title
-from adalora_repro.reports.output import check, form_of
-from adalora_repro.reports.page_runs import STATUSES, WORDS, Runs, filter_words
+from adalora_repro.reports.output import GENERATOR, form_of
+from adalora_repro.reports.page_runs import data_of, filter_words, row_of
 from adalora_repro.reports.render import html_table, sheet_of
 from adalora_repro.reports.significance import with_marks
 from adalora_repro.reports.spec import Report, Request, Scope, Spec, add_partial, label_of
-from adalora_repro.reports.status import PaperState, State, paper_state, state_of
+from adalora_repro.reports.status import PaperState, State, paper_state, state_of, statuses_text
 from adalora_repro.reports.text import plural
 
 FILE = "report.html"
-GENERATOR = '<meta name="generator" content="adalora-report">'
-FIRST = ("scores", "curves")  # figures above the tables
-
-
-def place(request: Request) -> str:
-    """``--out``, or report.html in the folder of results; an earlier page needs no ``--overwrite``.
-
-    Raises:
-        InputError: another file is there, or it cannot be written.
-    """
-    out = request.args.out or str(request.results / FILE)
-    form_of("html", out, ["html"])
-    check(out, request.args.overwrite, GENERATOR.encode())
-    return out
+OPENING = "claims"
+FIRST = ("scores", "curves")  # above the tables
 
 
 def make(request: Request) -> tuple[str, list[str]]:
     """The page, and a line for each file that was refused."""
-    (page, refused), faulty = without_faulty(partial(page_of, request), request.read[0])
-    return page, [*refused, *faulty]
-
-
-def page_of(request: Request, found: Records) -> tuple[str, list[str]]:
-    refused = list(request.read[1])
-    runs = Runs(request.results, Path(place(request)).parent)
-    for path, record in found:
-        try:
-            runs.add(state_of(path, record, time.time(), socket.gethostname()))
-        except Exception as error:
-            refused.append(f"{path}: {fault(error)}")
-    records = [(state.path, state.record) for state in runs.states]
-    specs = [request.specs[name] for name in sorted(request.specs, key=paper_order)]
-    reports = [request.reports[name] for name in sorted(request.reports, key=paper_order)]
+    out = request.args.out or str(request.results / FILE)
+    form_of("html", out, ["html"])
+    records, refused = request.read[0], list(request.read[1])
+    states = [state_of(path, record, time.time(), socket.gethostname()) for path, record in records]
+    specs, reports = list(request.specs.values()), list(request.reports.values())
     scopes = scopes_of(records, request.results) or [Scope(specs[0].backbone, "hub", results=request.results)]
     scopes = [replace(scope, include_partial=request.args.include_partial) for scope in scopes]
-    parts = [part(f"s{i}", scope, specs, reports, runs.states, refused) for i, scope in enumerate(scopes)]
+    parts = [part(f"s{i}", scope, specs, reports, states, refused) for i, scope in enumerate(scopes)]
     common = []
     for report in reports:
-        if report.common:
-            nothing: tuple[str, list[str]] = "", []
-            html, more = attempt(report.title, partial(report.common, request.results), nothing, refused)
-            refused += more
-            common += [section(report, html)] if html else []
-    refused = list(dict.fromkeys(refused))
+        html, more = report.common(request.results) if report.common else ("", [])
+        refused += more
+        common += section(report, html)
     state = paper_state(specs, records)
     script = asset("page.js")
     page = render(
@@ -93,13 +64,13 @@ def page_of(request: Request, found: Records) -> tuple[str, list[str]]:
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=markup(asset("page.css")),
         script=markup(script),
-        data=markup(runs.to_json()),
+        data=markup(data_of(states, request.results, Path(out).parent)),
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         version=__version__,
-        facts=facts(runs.states, refused),
+        facts=facts(states, list(dict.fromkeys(refused))),
         scopes=parts,
         common=common,
-        runs=runs.rows,
+        runs=[row_of(state, request.results) for state in states],
     )
     return page, refused
 
@@ -115,43 +86,15 @@ def asset(name: str) -> str:
     return (files("adalora_repro.reports") / "templates" / name).read_text(encoding="utf-8")
 
 
-def paper_order(name: str) -> tuple[bool, str, int]:
-    """Tables first; table2 before table14."""
-    stem = name.rstrip("0123456789")
-    return stem != "table", stem, int(name[len(stem) :] or 0)
-
-
 def facts(states: Sequence[State], refused: Sequence[str]) -> dict[str, str]:
-    """How many runs there are, where they were made and from which source; only what is recorded."""
-    counts = Counter(state.status for state in states)
+    """How many runs there are, and which files were refused."""
+    runs = statuses_text(state.status for state in states)
     degenerate = sum(state.record.degenerate for state in states)
-    runs = ", ".join(f"{counts[status]:,} {WORDS.get(status, status)}" for status in STATUSES if counts[status])
-    earlier = sum(outdated(state.record) is not None for state in states)
     runs += f"; {degenerate:,} degenerate (the same prediction for every example)" if degenerate else ""
+    earlier = sum(outdated(state.record) is not None for state in states)
     runs += f"; {earlier:,} of an earlier definition of the method, not counted" if earlier else ""
-    environments = [state.record.environment for state in states]
-    git = [environment.get("git", {}) for environment in environments]
-    commits = listed((source.get("commit") or "")[:10] for source in git)
-    dirty = sum(bool(source.get("dirty")) for source in git)
-    lines = {
-        "Runs": runs,
-        "Devices": listed(environment.get("device", "") for environment in environments),
-        "Source": f"commit {commits}; {plural(dirty, 'run')} with uncommitted changes" if commits else "",
-        "Versions": listed(versions(environment.get("versions", {})) for environment in environments),
-        "Refused": f"{plural(len(refused), 'file')}: {'; '.join(refused)}" if refused else "",
-    }
+    lines = {"Runs": runs, "Refused": f"{plural(len(refused), 'file')}: {'; '.join(refused)}" if refused else ""}
     return {name: text for name, text in lines.items() if text}
-
-
-def listed(texts: Iterable[str], most: int = 4) -> str:
-    counts = Counter(text for text in texts if text)
-    first = [f"{clean(text)} ({plural(count, 'run')})" for text, count in counts.most_common(most)]
-    return ", ".join(first + [f"and {len(counts) - most} more"] * (len(counts) > most))
-
-
-def versions(installed: Mapping[str, str]) -> str:
-    names = ("adalora-repro", "torch", "transformers")
-    return ", ".join(f"{name} {installed[name]}" for name in names if name in installed)
 
 
 # --- one backbone, data source and protocol ---------------------------------------------------------------------------
@@ -165,51 +108,30 @@ def part(
     states: Sequence[State],
     refused: list[str],
 ) -> dict[str, Any]:
-    """What the template shows of a scope; ``refused`` gets a line for whatever cannot be shown."""
+    """What the template shows of a scope; ``refused`` gets a line for each record that is in no table."""
     ours = [state for state in states if in_scope(state.record, scope)]
     records = [(state.path, state.record) for state in ours]
-    name_of_scope = f"{scope.backbone}, {scope.data} data, protocol {scope.protocol}"
-
-    def attempted(title: str, make_part: Callable[[Records], Any]) -> Any:
-        nothing: tuple[Any, list[str]] = None, []
-        making = partial(without_faulty, make_part, records)
-        made, faulty = attempt(f"{title}, {name_of_scope}", making, nothing, refused)
-        refused.extend(faulty)
-        return made
-
-    tables = []
-    for spec in specs:
-        table = attempted(spec.title, partial(marked_table, spec, scope))
-        if table is not None:
-            refused.extend(table.refused)
-            tables.append(table)
-    sections = {report.name: attempted(report.title, partial(section_of, report, scope)) for report in reports}
-    sections = {key: value for key, value in sections.items() if value}
-    unfinished = sorted((state for state in ours if state.status != "ok"), key=lambda state: str(state.path))
+    here = [(s.path, s.record) for s in states if in_scope(s.record, replace(scope, protocol=s.record.key["protocol"]))]
+    tables = [with_marks(compile_table(spec, records, scope)) for spec in specs]
+    refused += [line for table in tables for line in table.refused]
+    sections = {}
+    for report in reports:
+        html = report.section(here if report.of_protocols else records, scope) if report.section else ""
+        sections[report.name] = section(report, html)
     return {
         "id": name,
-        "title": name_of_scope,
+        "title": f"{scope.backbone}, {scope.data} data, protocol {scope.protocol}",
         "matrix": matrix(tables, ours),
-        "unfinished": [
-            (run_name(s.path, scope.results), s.status, first_line(s.record.error or "")) for s in unfinished
-        ],
-        "first": [sections.pop(key) for key in FIRST if key in sections],
+        "opening": sections.pop(OPENING, []),
+        "first": [one for key in FIRST for one in sections.pop(key, [])],
         "tables": [table_values(table) for table in tables],
-        "figures": list(sections.values()),
+        "figures": [one for of_report in sections.values() for one in of_report],
     }
 
 
-def marked_table(spec: Spec, scope: Scope, records: Records) -> Table:
-    return with_marks(compile_table(spec, records, scope))
-
-
-def section_of(report: Report, scope: Scope, records: Records) -> dict[str, Any] | None:
-    html = report.section(records, scope) if report.section else ""
-    return section(report, html) if html else None
-
-
-def section(report: Report, html: str) -> dict[str, Any]:
-    return {"name": report.name, "title": report.title, "html": markup(html)}
+def section(report: Report, html: str) -> list[dict[str, Any]]:
+    """What the template shows of a report, if there is something."""
+    return [{"name": report.name, "title": report.title, "html": markup(html)}] if html else []
 
 
 def table_values(table: Table) -> dict[str, Any]:
@@ -217,13 +139,13 @@ def table_values(table: Table) -> dict[str, Any]:
     spec, scope = table.spec, table.scope
 
     def link(row: Row, i: int) -> str | None:
-        cell = row.cells[i] if 0 <= i < len(row.cells) else None
-        return f"#list={quote(filter_words(cell.runs[0].record))}" if cell and cell.runs else None
+        cell = row.cells[i] if i != AVERAGE else None
+        return f"#list={quote(filter_words(cell.runs[0].record))}" if cell else None
 
     title = spec.title.removeprefix("Reproduction of ")
     paper, commands = compile_table(spec, [], scope), commands_of(table)
     cells = [cell for row in table.rows if row.in_paper for cell in row.cells]
-    empty = sum(not cell.runs for cell in cells)
+    empty = sum(not cell for cell in cells)
     return {
         "name": spec.name,
         "title": title,
@@ -274,7 +196,7 @@ def matrix(tables: Sequence[Table], states: Sequence[State]) -> dict[str, Any]:
 
 def cell_state(counts: Counter[str], wanted: bool) -> tuple[str, str, str]:
     """Kind (filled, running, failed, missing or none), text, and the text in words."""
-    words = ", ".join(f"{counts[status]:,} {WORDS.get(status, status)}" for status in STATUSES if counts[status])
+    words = statuses_text(counts.elements())
     under_way = counts["running"] + counts["queued"]
     if counts["ok"]:
         return "filled running" if under_way else "filled", f"{counts['ok']:,}", words
@@ -289,5 +211,5 @@ REPORT = Report(
     add_partial,
     make,
     reads="results",
-    target=place,
+    file=FILE,
 )

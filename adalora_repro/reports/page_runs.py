@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,12 +13,11 @@ from adalora_repro.config.words import lr_text, word
 from adalora_repro.errors import clean, duration
 from adalora_repro.records.run_record import RunRecord, stated
 from adalora_repro.records.selection import run_of
-from adalora_repro.reports.figures.svg import run_name
-from adalora_repro.reports.status import SYMBOLS, State, real
+from adalora_repro.reports.figures.data import run_name
+from adalora_repro.reports.status import WORDS, State, real
 from adalora_repro.reports.text import fixed
 
-STATUSES = ("ok", *SYMBOLS)
-WORDS = {"ok": "finished"}
+OWN = ("optim.lr", "seed")  # settings in which the runs of a cell differ
 #: settings that a command repeats where they are not null, by section
 SECTIONS = {
     "budget": "match params",
@@ -34,62 +33,44 @@ NULLABLE = ("train.eval_steps",)  # null says: at the end of each epoch
 STEPS = ("method.t_i", "method.t_f", "method.delta_t", "optim.warmup_steps")
 
 
-@dataclass
-class Runs:
-    """The list of runs for the template, and what is behind each for the script.
+def data_of(states: Sequence[State], results: Path, beside: Path) -> str:
+    """What is behind each run, as JSON that is inert inside HTML; ``beside`` is the folder of the page.
 
     A run's ``parts`` are titles with indices into ``shared``, which keeps once what many runs have in common. All
     values are the record's own JSON texts: the page shows what the record says.
     """
+    shared: dict[str, int] = {}
 
-    results: Path
-    beside: Path  # the folder of the page, which links to records start from
-    states: list[State] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    details: dict[str, dict[str, Any]] = field(default_factory=dict)
-    shared: list[dict[str, str]] = field(default_factory=list)
-    indices: dict[str, int] = field(default_factory=dict)
+    def share(values: dict[str, str]) -> int:
+        return shared.setdefault(json.dumps(values, allow_nan=False), len(shared))
 
-    def share(self, values: dict[str, str]) -> int:
-        text = json.dumps(values, allow_nan=False)
-        if text not in self.indices:
-            self.indices[text] = len(self.shared)
-            self.shared.append(values)
-        return self.indices[text]
-
-    def add(self, state: State) -> None:
+    runs = {}
+    for state in states:
         values = state.record.to_json()
-        name = run_name(state.path, self.results)
-        settings = dict(values["settings"])
-        own = {key: settings.pop(key) for key in ("optim.lr", "seed") if key in settings}
-        result = {key: values[key] for key in ("status", "primary_metric", "final", "best", "degenerate")}
-        ranks = state.record.rank_pattern
-        parts = {
-            "Result": flat(result),
-            "Key": flat(values["key"]),
-            "Learning rate and seed": flat(own),
-            "Parameters and budget": flat({key: values[key] for key in ("params", "budget")}),
-            "Time and memory": flat({key: values[key] for key in ("time", "memory", "progress")}),
-            "Other settings": flat(settings),
-            "Environment": flat(values["environment"]),
-            "Data": flat(values["data"]),
+        settings = values["settings"]
+        groups = {
+            "Result": {key: values[key] for key in ("status", "primary_metric", "final", "best", "degenerate")},
+            "Key": values["key"],
+            "Learning rate and seed": {key: settings[key] for key in OWN if key in settings},
+            "Parameters and budget": {key: values[key] for key in ("params", "budget")},
+            "Time and memory": {key: values[key] for key in ("time", "memory", "progress")},
+            "Other settings": {key: value for key, value in settings.items() if key not in OWN},
+            "Environment": values["environment"],
+            "Data": values["data"],
+            "Final ranks": values["rank_pattern"] or {},
         }
-        self.rows.append(row_of(state, name, self.results))
-        self.details[name] = {
+        parts = {title: flat(part) for title, part in groups.items()}
+        runs[run_name(state.path, results)] = {
             "path": str(state.path),
-            "href": quote(os.fsencode(os.path.relpath(state.path, self.beside))),
+            "href": quote(os.fsencode(os.path.relpath(state.path, beside))),
             "error": state.record.error or "",
-            "parts": {title: self.share(part) for title, part in parts.items() if part},
-            "ranks": [self.share(dict.fromkeys(ranks, "")), list(ranks.values())] if ranks else None,
+            "parts": {title: share(part) for title, part in parts.items() if part},
         }
-        self.states.append(state)
-
-    def to_json(self) -> str:
-        """JSON that is inert inside HTML: no character in it can end the element or the line."""
-        text = json.dumps({"runs": self.details, "shared": self.shared}, separators=(",", ":"), allow_nan=False)
-        for character in "<>&":
-            text = text.replace(character, f"\\u{ord(character):04x}")
-        return text
+    whole = {"runs": runs, "shared": [json.loads(text) for text in shared]}
+    text = json.dumps(whole, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":  # none that could end the element is left
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
 
 
 def flat(values: Any, name: str = "") -> dict[str, str]:
@@ -115,7 +96,7 @@ def token(value: Any) -> str:
     return "_".join(clean(str(value)).split()) or "_"
 
 
-def row_of(state: State, name: str, results: Path) -> dict[str, Any]:
+def row_of(state: State, results: Path) -> dict[str, Any]:
     """One line of the list: (heading, text, value to sort by) of each column, words to filter by, and the command."""
     record, key = state.record, state.record.key
     score = run_of(state.path, record).scores.get(record.primary_metric)
@@ -123,8 +104,8 @@ def row_of(state: State, name: str, results: Path) -> dict[str, Any]:
     step = key["total_steps"] if record.status == "ok" else real(record.progress.get("step"))
     lr = float(key["lr"])
     return {
-        "name": name,
-        "status": WORDS.get(state.status, state.status),
+        "name": run_name(state.path, results),
+        "status": WORDS[state.status],
         "kind": state.status,
         "degenerate": record.degenerate,
         "metric": record.primary_metric,

@@ -22,6 +22,7 @@ from adalora_repro.reports.notes import (
     caption_of,
     commands_of,
     fill_title,
+    marks_of,
     notes_of,
     warnings_of,
 )
@@ -104,7 +105,8 @@ def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = la
         printed = any(figure.paper == figure.paper for cell in cells for figure in cell)
         printed = printed and (table.comparable or not ours_shown)
         if row.runs:
-            counts = [extent(row.params("method")), extent(row.shares, ".3%"), extent(row.params("total"))]
+            share = extent(row.params("method", over="backbone"), ".3%")
+            counts = [extent(row.params("method")), share, extent(row.params("total"))]
             texts = [linked(link(row, i), ours(table, row, i, form)) for i in positions]
             lines.append([*map(markup.escape, [row.name, *(counts[i] for i in sizes)]), *texts])
         elif not printed and not only_filled:
@@ -127,16 +129,14 @@ def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = la
 def shown_positions(table: Table, only_filled: bool) -> list[int]:
     """Numbers of the columns shown; the table's own mean where all of them are."""
     everything = range(len(table.spec.columns))
-    positions = [i for i in everything if not only_filled or any(row.cells[i].runs for row in table.rows)]
+    positions = [i for i in everything if not only_filled or any(row.cells[i] for row in table.rows)]
     return [*positions, AVERAGE] if table.spec.average and len(positions) == len(everything) else positions
 
 
 def heading(spec: Spec, position: int) -> tuple[str, str]:
     """Name and unit of a column."""
-    if position == AVERAGE:
-        name, unit = spec.average_heading.split()
-        return name, unit
-    return spec.columns[position].heading, spec.columns[position].unit
+    column = None if position == AVERAGE else spec.columns[position]
+    return (column.heading, column.unit) if column else ("All", "Ave.")
 
 
 def ours(table: Table, row: Row, position: int, form: str) -> str:
@@ -151,16 +151,7 @@ def ours(table: Table, row: Row, position: int, form: str) -> str:
     sds = [fixed(figure.sd, decimals) for figure in cell if figure.sd == figure.sd]
     spread = f" {markup.escape('±')} {'/'.join(sds)}" if sds else ""
     seeds = f" ({cell[0].n_seeds})" if cell[0].n_seeds else ""
-    constant = position != AVERAGE and bool(row.cells[position].degenerate)
-    return "/".join(texts) + spread + seeds + CONSTANT * constant
-
-
-def marks_of(figure: Any) -> str:
-    """Marks of significance, then ``UNEQUAL`` where it applies to one of them or to the bold type of the figure."""
-    marks = [(figure.mark, figure.baseline_lrs), (figure.full_mark, figure.full_baseline_lrs)]
-    marks = [(mark, lrs) for mark, lrs in marks if isinstance(mark, str) and mark]
-    unequal = figure.best_unequal or any(lrs != figure.n_lrs_tried for _, lrs in marks)
-    return "".join(mark for mark, _ in marks) + UNEQUAL * bool(unequal)
+    return "/".join(texts) + spread + seeds + CONSTANT * bool(cell[0].degenerate_seeds)
 
 
 def escape_mark(marks: str, form: str) -> str:
@@ -245,20 +236,8 @@ def to_markdown(sheet: Sheet) -> str:
 
 LATEX = {c: rf"\{c}" for c in "{}$&#%_"} | {c: f"{{{c}}}" for c in "[]*"}  # [ would begin an argument of \\ before it
 LATEX |= {"±": r"$\pm$", "†": r"\dag{}", "‡": r"\ddag{}", "§": r"\S{}", "–": "--", "…": r"\dots{}"}
-LATEX |= {
-    c: rf"\text{name}{{}}"
-    for c, name in {
-        "\\": "backslash",
-        "~": "asciitilde",
-        "^": "asciicircum",
-        "<": "less",
-        ">": "greater",
-        "|": "bar",
-        '"': "quotedbl",
-        "'": "quotesingle",
-        "`": "asciigrave",
-    }.items()
-}
+NAMES = "backslash asciitilde asciicircum less greater bar quotedbl asciigrave"
+LATEX |= {c: rf"\text{name}{{}}" for c, name in zip('\\~^<>|"`', NAMES.split(), strict=True)}
 LATEX_MARKS = {"*": "*", UNEQUAL: r"\ddagger", "§": r"\S"}  # in mathematics
 SHRINK = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"  # to the width of the text, never larger
 PREAMBLE = r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}"
@@ -266,12 +245,9 @@ PREAMBLE = r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}
 
 def escape_latex(text: str) -> str:
     """Special characters as commands; what pdfLaTeX may have no glyph for, beyond Latin-1, as a question mark."""
-    return "".join(LATEX.get(c, c if ord(c) < 256 else "?") for c in clean(text))
-
-
-def escape_latex_quote(text: str) -> str:
-    """Running text: a typewriter apostrophe is an apostrophe here, and double hyphens stay two hyphens."""
-    return escape_latex(text).replace(r"\textquotesingle{}", "'").replace("--", "-{}-")
+    return "".join(LATEX.get(c, c if ord(c) < 256 else "?") for c in clean(text).replace("--", "-\0-")).replace(
+        "\0", "{}"
+    )
 
 
 def to_latex(sheet: Sheet) -> str:
@@ -279,10 +255,11 @@ def to_latex(sheet: Sheet) -> str:
     frame = sheet.frame.map(lambda text: text.replace("–", "--"))
     lines = [PREAMBLE, *latex_table(frame, sheet.group, sheet.caption, sheet.name)]
     lines += ["", r"{\footnotesize\raggedright", r"\begin{itemize}"]
-    lines += [rf"\item {escape_latex_quote(note)}" for note in sheet.notes]
+    lines += [rf"\item {escape_latex(note)}" for note in sheet.notes]
     if sheet.commands:
-        lines.append(rf"\item {escape_latex_quote(fill_title(sheet.commands))}:")
+        lines.append(rf"\item {escape_latex(fill_title(sheet.commands))}:")
         commands = [escape_latex(line).replace(",", r",\allowbreak{}") for line in sheet.commands]
+        commands = [line.replace("'", r"\textquotesingle{}") for line in commands]
         lines += [rf"  \\ \texttt{{{line}}}" for line in commands]
     return "\n".join([*lines, r"\end{itemize}}"]) + "\n"
 
@@ -293,7 +270,7 @@ def latex_table(frame: pd.DataFrame, group: Sequence[str], caption: str, name: s
     text = styler.to_latex(
         hrules=True,
         column_format="l" + "r" * (frame.shape[1] - 1),
-        caption=escape_latex_quote(caption),
+        caption=escape_latex(caption),
         label=f"tab:{name}",
         position="t",
         position_float="centering",
@@ -322,7 +299,7 @@ def paper_style(table: Table) -> str:
     rows = [row for row in table.rows if row.runs] if filled else [row for row in table.rows if row.in_paper]
     lines = []
     for row in rows:
-        size = extent(row.shares, ".2%") if spec.shares else extent(row.params("method"))
+        size = extent(row.params("method", over="backbone"), ".2%") if spec.shares else extent(row.params("method"))
         line = [escape_latex(row.name if row.fixed_size else row.name.removesuffix(f" {row.budget}"))]
         line.append(escape_latex(size if filled else row.params_label or NONE))
         cells = [table.of(row, i) for i in positions]
@@ -344,7 +321,7 @@ def paper_figure(figure: Any, filled: bool, decimals: int) -> str:
     text = fixed(value, decimals)
     text = rf"\textbf{{{text}}}" if figure.best else rf"\underline{{{text}}}" if figure.second else text
     text += "" if figure.sd is None or figure.sd != figure.sd else f"$_{{\\pm {fixed(figure.sd, decimals)}}}$"
-    return text + (CONSTANT if isinstance(figure.degenerate_seeds, str) and figure.degenerate_seeds else "")
+    return text + CONSTANT * bool(figure.degenerate_seeds)
 
 
 # --- HTML -------------------------------------------------------------------------------------------------------------

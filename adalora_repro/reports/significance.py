@@ -135,15 +135,6 @@ def bootstrap(
 # --- measures: (labels, predictions or scores), each (…, examples) -> (…); what is undefined is 0, as in ``metrics/`` -
 
 
-def accuracy(labels: Any, predicted: Any) -> Any:
-    return (labels == predicted).mean(-1)
-
-
-def mean(labels: Any, scores: Any) -> Any:
-    del labels
-    return scores.mean(-1)
-
-
 def f1(labels: Any, predicted: Any) -> Any:
     """2 TP / (2 TP + FP + FN) of class 1."""
     positive, claimed = labels == 1, predicted == 1
@@ -180,25 +171,20 @@ def spearman(labels: Any, predicted: Any) -> Any:
     return pearson(rankdata(labels, axis=-1), rankdata(predicted, axis=-1))
 
 
-def corr(labels: Any, predicted: Any) -> Any:
-    return (pearson(labels, predicted) + spearman(labels, predicted)) / 2
-
-
 def _ratio(above: Any, below: Any) -> Any:
     import numpy as np
 
     return np.divide(above, below, out=np.zeros(np.shape(above)), where=np.asarray(below) > 0)
 
 
-BY_CLASS = ("accuracy", "f1", "matthews_correlation")  # labels and predictions are classes, not values
 MEASURES: dict[str, Callable[[Any, Any], Any]] = {
-    "mean": mean,
-    "accuracy": accuracy,
+    "mean": lambda _, scores: scores.mean(-1),
+    "accuracy": lambda labels, predicted: (labels == predicted).mean(-1),
     "f1": f1,
     "matthews_correlation": matthews_correlation,
     "pearson": pearson,
     "spearman": spearman,
-    "corr": corr,
+    "corr": lambda labels, predicted: (pearson(labels, predicted) + spearman(labels, predicted)) / 2,
 }
 
 
@@ -219,14 +205,13 @@ def same_examples(ours: RunRecord, theirs: RunRecord) -> bool:
 
 def evaluated_on(record: RunRecord) -> dict[str, Any]:
     """What identifies the examples that a run was evaluated on: its data without the training and held-out splits."""
-
-    def evaluated(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {split: part for split, part in value.items() if split not in ("train", "holdout")}
-
-    examples = {name: evaluated(value) for name, value in record.data.items() if name in EVALUATION_DATA}
-    return examples | {name: record.key[name] for name in ("task", "max_examples")}
+    examples: dict[str, Any] = {name: record.key[name] for name in ("task", "max_examples")}
+    for name in EVALUATION_DATA & record.data.keys():
+        value = record.data[name]
+        if isinstance(value, dict):
+            value = {split: part for split, part in value.items() if split not in ("train", "holdout")}
+        examples[name] = value
+    return examples
 
 
 # --- the marks of a table ---------------------------------------------------------------------------------------------
@@ -237,8 +222,8 @@ def with_marks(table: Table) -> Table:
     import pandas as pd
 
     figures = table.figures.copy()
-    runs = {(row.method, row.budget, i): cell.runs for row in table.rows for i, cell in enumerate(row.cells)}
-    tested: list[tuple[str, int, float, dict[str, Any]]] = []
+    runs = {(row.method, row.budget, i): cell.runs for row in table.rows for i, cell in enumerate(row.cells) if cell}
+    tested: list[tuple[str, int, dict[str, Any]]] = []
     untested: dict[str, list[str]] = defaultdict(list)
     for prefix, index, other in pairs(table):
         ours, theirs = figures.loc[index], figures.loc[other]
@@ -246,29 +231,26 @@ def with_marks(table: Table) -> Table:
         try:
             seeds, p = tested_pair(of_ours, of_theirs, ours["values"], theirs["values"])
         except NoTest as reason:
-            column = table.spec.columns[ours.position]
-            metric = f" {ours.metric}" if len(column.metrics) > 1 else ""
             against = f" against {theirs.method_name}" * bool(prefix)
-            untested[str(reason)].append(f"{ours.method_name} {column.heading}{metric}{against}")
+            heading = table.spec.columns[ours.position].heading
+            untested[str(reason)].append(f"{ours.method_name} {heading} {ours.metric}{against}")
             continue
-        result = {f"{prefix}test": f"paired t-test, {seeds} seeds", f"{prefix}baseline_lrs": theirs.n_lrs_tried}
+        result = {"test": f"paired t-test, {seeds} seeds", "baseline_lrs": theirs.n_lrs_tried, "p": p}
         result |= {} if prefix else {"baseline": theirs.method_name, "lrs": ours.n_lrs_tried}
-        tested.append((prefix, index, p, result))
-    if not tested and not untested:
-        return table
-    for (prefix, index, p, result), p_holm in zip(tested, holm([test[2] for test in tested]), strict=True):
-        mark = (FULL_MARK if prefix else MARK) if p_holm < LEVEL else ""
-        result |= {f"{prefix}p": p, f"{prefix}p_holm": p_holm, f"{prefix}mark": mark}
-        figures.loc[index, list(result)] = pd.Series(result, dtype=object)
-    notes = [f"{RULE} Tests in this table: {len(tested)}, p corrected by Holm for as many."]
+        tested.append((prefix, index, result))
+    for (prefix, index, result), p_holm in zip(tested, holm([result["p"] for _, _, result in tested]), strict=True):
+        result |= {"p_holm": p_holm, "mark": (FULL_MARK if prefix else MARK) if p_holm < LEVEL else ""}
+        figures.loc[index, [f"{prefix}{name}" for name in result]] = pd.Series(
+            list(result.values()), dtype=object
+        ).values
+    notes = [f"{RULE} Tests in this table: {len(tested)}, p corrected by Holm for as many."] if tested else []
     notes += [f"Not tested ({reason}): {', '.join(names)}." for reason, names in untested.items()]
     return replace(table, figures=figures, tests=tuple(notes))
 
 
 def pairs(table: Table) -> Iterator[tuple[str, int, int]]:
     """(prefix of the columns, figure, the figure it is compared with): the best baseline, or full fine-tuning."""
-    shown = [figure.Index for position in table.by_cell.values() for figure in position if figure.position != AVERAGE]
-    figures = table.figures.loc[shown]
+    figures = table.figures[table.figures.position != AVERAGE]
     for (position, _), column in figures[figures["mean"].notna()].groupby(["position", "metric"], sort=False):
         lower = table.spec.columns[int(position)].better == "lower"
         full = column[column.method == FULL]

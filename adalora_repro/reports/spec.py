@@ -19,13 +19,12 @@ import yaml
 
 from adalora_repro.config import catalog
 from adalora_repro.config.words import word
-from adalora_repro.errors import InputError
 from adalora_repro.records.run_record import RunRecord, read_all
-from adalora_repro.reports.output import checked
 
 DATA_SOURCES = ("hub", "local", "sample")  # in the order of preference; never mixed in one table
 PROTOCOLS = ("paper", "released")
 CHECKPOINTS = ("final", "best")
+AVERAGE_COLUMN = "avg"
 
 Record = tuple[Path, RunRecord]
 
@@ -38,7 +37,6 @@ class Column:
         metrics: metrics of the record, or other columns of ``frame.COLUMNS`` (``time.train_s``, ``rank_entropy``).
         paper: the columns of the paper's CSV for them; none for figures that the paper does not have.
         mean_of: ``metrics`` is one name, of the mean of these metrics.
-        more: further metrics of the same runs, in the CSV of the report alone.
         settings: those that a reader must know to compare the runs; a note lists their values.
         better: ``higher``, ``lower`` or ``neither``: which figure of the column is bold.
     """
@@ -49,7 +47,6 @@ class Column:
     metrics: tuple[str, ...]
     paper: tuple[str, ...] = ()
     mean_of: tuple[str, ...] = ()
-    more: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     better: str = "higher"
 
@@ -72,7 +69,7 @@ class Spec:
         shares: the paper's # Params are shares of full fine-tuning, which name its budgets (``paper_file`` then has no
             ``params_label``); the report shows counts and shares. Otherwise both are counts.
         decimals: of the paper's scores, as printed there.
-        average: {paper column: score} -> the table's own mean; ``average_column`` is its name in the CSV.
+        average: {paper column: score} -> the table's own mean, ``AVERAGE_COLUMN`` of the CSV.
         notes: rules of this table alone.
     """
 
@@ -86,8 +83,6 @@ class Spec:
     shares: bool = False
     decimals: int = 2
     average: Callable[[Mapping[str, float]], float] | None = None
-    average_column: str = ""
-    average_heading: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -124,14 +119,6 @@ class Request:
         return read_all(self.results)
 
 
-class PartlyDone(InputError):
-    """A report did a part of what was asked: ``shown`` says what, the message names the rest."""
-
-    def __init__(self, message: str, shown: str) -> None:
-        super().__init__(message)
-        self.shown = shown
-
-
 @dataclass(frozen=True)
 class Report:
     """A report that is no table of scores.
@@ -142,9 +129,10 @@ class Report:
             refused file. Raises InputError.
         reads: what it takes beside its own options: ``results`` (``--results``), ``scope`` (``--backbone``, ``--data``
             and ``--protocol`` too) or ``nothing``.
-        target: the request -> the file that the report goes to, None for the terminal; asked first. Raises InputError.
+        file: without ``--out`` it goes to this file in the folder of results, not to the terminal.
         section: records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing. ``common``:
             the folder of results -> the same for what belongs to no scope, and a line for each refused file.
+        of_protocols: ``section`` takes the records of all protocols, which it compares.
         writes: whether it takes ``--out``.
     """
 
@@ -153,9 +141,10 @@ class Report:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     make: Callable[[Request], tuple[str | bytes, list[str]]]
     reads: str = "scope"
-    target: Callable[[Request], str | None] = lambda request: checked(request.args)
+    file: str = ""
     section: Callable[[Sequence[Record], Scope], str] | None = None
     common: Callable[[Path], tuple[str, list[str]]] | None = None
+    of_protocols: bool = False
     writes: bool = True
 
 

@@ -17,17 +17,23 @@ from adalora_repro.config.words import lr_text
 from adalora_repro.errors import clean, duration, first_line
 from adalora_repro.records import lock
 from adalora_repro.records.run_record import STATUSES, RunRecord
-from adalora_repro.reports.cells import Table, choose_scope, compile_table, in_scope, rows_wanted, sort_in
-from adalora_repro.reports.choose import choices, tried_text
-from adalora_repro.reports.faults import without_faulty
+from adalora_repro.reports.cells import Table, compile_scoped, in_scope, rows_wanted
+from adalora_repro.reports.choose import choices
 from adalora_repro.reports.frame import unusable
 from adalora_repro.reports.notes import commands_of, optimism_of
-from adalora_repro.reports.spec import Record, Report, Request, Scope, Spec, add_partial, on_the_papers_data, paper_rows
+from adalora_repro.reports.spec import Record, Report, Request, Spec, add_partial, on_the_papers_data, paper_rows
 from adalora_repro.reports.text import aligned, cell_name, plural, wrapped
 
 STALE_S = 600.0  # a run reports its progress far more often: after this silence it is taken for dead
 SYMBOLS = {"running": "r", "queued": "q", "interrupted": "i", "failed": "f", "cancelled": "c"}
-MISSING = "."
+WORDS = {"ok": "finished"} | {status: status for status in SYMBOLS}
+HEADINGS = {
+    "running": "Running:",
+    "queued": "Queued (submitted to a cluster, not begun):",
+    "interrupted": "Interrupted (the process is gone or silent; the same command resumes):",
+    "failed": "Failed:",
+    "cancelled": "Cancelled (the same command resumes):",
+}
 LEGEND = (
     "3: seeds done, as the table shows them; r1: one run is running; likewise q queued, i interrupted, f failed, "
     "c cancelled; . missing"
@@ -49,34 +55,19 @@ class State:
 
 
 def state_of(
-    path: Path,
-    record: RunRecord,
-    now: float,
-    host: str,
-    alive: Callable[[Path], bool | None] = lock.alive,
+    path: Path, record: RunRecord, now: float, host: str, alive: Callable[[Path], bool | None] = lock.alive
 ) -> State:
     """A record of this host that says running is interrupted when nobody has the lock of its folder.
 
     One of another host, or with a lock that does not tell (of an earlier boot): when it is silent for STALE_S.
     """
-    progress = record.progress
-    updated = real(progress.get("updated"))
-    if updated is None:
-        updated = modified(path)
+    updated = real(record.progress.get("updated")) or 0.0
     status = record.status
     if status == "running":
-        held = alive(path.parent) if progress.get("host") == host else None
+        held = alive(path.parent) if record.progress.get("host") == host else None
         gone = now - updated > STALE_S if held is None else not held
         status = "interrupted" if gone else status
     return State(path, record, status, updated)
-
-
-def modified(path: Path) -> float:
-    """Time of the file's last change, for a record without ``progress.updated``; 0 when the file is gone."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def real(value: Any) -> float | None:
@@ -140,50 +131,28 @@ def paper_state(specs: Iterable[Spec], records: Iterable[Record]) -> PaperState:
 
 
 def render_status(
-    specs: Sequence[tuple[Spec, Scope]],
-    records: Sequence[Record],
-    now: float | None = None,
-    host: str | None = None,
+    tables: Sequence[Table], records: Sequence[Record], now: float | None = None, host: str | None = None
 ) -> str:
     """The state of the paper, then of every table, with the runs that are under way or need a hand."""
     now = time.time() if now is None else now
     host = socket.gethostname() if host is None else host
-    parts = ["\n".join(wrapped(f"{paper_state([spec for spec, _ in specs], records)}."))]
-    for spec, scope in specs:
-        ours = [state_of(path, record, now, host) for path, record in records if in_scope(record, scope)]
-        parts.append(table_status(spec, scope, ours, now))
+    states = [state_of(path, record, now, host) for path, record in records]
+    parts = ["\n".join(wrapped(f"{paper_state([table.spec for table in tables], records)}."))]
+    parts += [table_status(table, states, now) for table in tables]
     return "\n\n".join(parts) + "\n"
 
 
-def table_status(spec: Spec, scope: Scope, states: Sequence[State], now: float) -> str:
-    wanted = rows_wanted(spec)
-    states = [state for state in states if wanted(state.record.key)]
-    table = compile_table(spec, [(state.path, state.record) for state in states], scope)
-    others: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
-    for state in states:
-        if state.status in SYMBOLS:
-            key = state.record.key
-            others[key["method"], key["budget"], key["task"]][state.status] += 1
-    head = wrapped(f"{spec.title}. Backbone {scope.backbone}; data {scope.data}; protocol {scope.protocol}")
-    head += [line for remark in scope.remarks for line in wrapped(remark)]
+def table_status(table: Table, states: Sequence[State], now: float) -> str:
+    spec, scope, wanted = table.spec, table.scope, rows_wanted(table.spec)
+    states = [state for state in states if wanted(state.record.key) and in_scope(state.record, scope)]
+    head = [line for text in table.head for line in wrapped(text)]
     cells = [cell for row in table.rows if row.in_paper for cell in row.cells]
-    done = sum(bool(cell.runs) for cell in cells)
     whose = "paper's" if spec.printed else "table's"
-    counts = counts_line(done, len(cells), Counter(state.status for state in states), whose)
+    counts = f"{sum(map(bool, cells))} of the {whose} {plural(len(cells), 'cell')} done; {plural(len(states), 'run')}"
     if not states:
         return "\n".join([*head, f"{counts}; {BRIEF.format(spec.name)}"])
-    rows = [["", *(column.heading for column in spec.columns)]]
-    shown = {(row.method, row.budget): row for row in table.rows}
-    names = {cell: row.name for cell, row in shown.items()}
-    names |= {(method, budget): f"{method} {budget}" for method, budget, _ in others if (method, budget) not in shown}
-    for (method, budget), name in names.items():
-        ours = shown[method, budget].cells if (method, budget) in shown else None
-        line = [clean(name)]
-        for i, column in enumerate(spec.columns):
-            seeds = len(ours[i].seeds) if ours else 0
-            line.append(cell_symbols(seeds, others[method, budget, column.task]))
-        rows.append(line)
-    lines = [*head, "", *aligned(rows), "", *wrapped(LEGEND), "", counts]
+    counts += f": {statuses_text(state.status for state in states)}"
+    lines = [*head, "", *aligned(grid(table, states)), "", *wrapped(LEGEND), "", counts]
     lines += attention(states, now)
     lines += notices(states, table)
     gaps = commands_of(table)
@@ -191,19 +160,37 @@ def table_status(spec: Spec, scope: Scope, states: Sequence[State], now: float) 
     return "\n".join(lines)
 
 
+def grid(table: Table, states: Sequence[State]) -> list[list[str]]:
+    """A line for each row of the table and for each method and budget that has no finished run yet."""
+    others: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
+    for state in states:
+        if state.status in SYMBOLS:
+            key = state.record.key
+            others[key["method"], key["budget"], key["task"]][state.status] += 1
+    shown = {(row.method, row.budget): (row.name, row.cells) for row in table.rows}
+    for method, budget, _ in others:
+        shown.setdefault((method, budget), (f"{method} {budget}", (None,) * len(table.spec.columns)))
+    rows = [["", *(column.heading for column in table.spec.columns)]]
+    for row, (name, cells) in shown.items():
+        symbols = [
+            cell_symbols(len(cell.seeds) if cell else 0, others[*row, column.task])
+            for column, cell in zip(table.spec.columns, cells, strict=True)
+        ]
+        rows.append([clean(name), *symbols])
+    return rows
+
+
 def cell_symbols(seeds: int, others: Counter[str]) -> str:
     """ "3 r1" for three seeds done and one run under way."""
     words = [str(seeds)] if seeds else []
     words += [f"{symbol}{others[status]}" for status, symbol in SYMBOLS.items() if others[status]]
-    return " ".join(words) or MISSING
+    return " ".join(words) or "."
 
 
-def counts_line(done: int, cells: int, statuses: Counter[str], whose: str) -> str:
-    words = {"ok": "finished"}
-    order = ("ok", *SYMBOLS)
-    runs = ", ".join(f"{statuses[status]:,} {words.get(status, status)}" for status in order if statuses[status])
-    total = plural(statuses.total(), "run")
-    return f"{done} of the {whose} {plural(cells, 'cell')} done; {total}{f': {runs}' if runs else ''}"
+def statuses_text(statuses: Iterable[str]) -> str:
+    """ "3 finished, 1 running"."""
+    counts = Counter(statuses)
+    return ", ".join(f"{counts[status]:,} {word}" for status, word in WORDS.items() if counts[status])
 
 
 def attention(states: Sequence[State], now: float) -> list[str]:
@@ -230,51 +217,32 @@ def notices(states: Sequence[State], table: Table) -> list[str]:
     lines += [line for sentence in optimism_of(table) for line in wrapped(sentence)]
     edge = [cell for cell in choices(table) if cell.edge]
     lines += ["", "Chosen at the edge of the grid (try more learning rates):"] if edge else []
-    lines += [f"  {clean(cell_name(cell.key))}: lr {lr_text(cell.lr)}; {tried_text(cell)}" for cell in edge]
+    lines += [f"  {clean(cell_name(cell.key))}: lr {lr_text(cell.lr)}; {cell.tried}" for cell in edge]
     return ["", *lines] if lines else []
-
-
-HEADINGS = {
-    "running": "Running:",
-    "queued": "Queued (submitted to a cluster, not begun):",
-    "interrupted": "Interrupted (the process is gone or silent; the same command resumes):",
-    "failed": "Failed:",
-    "cancelled": "Cancelled (the same command resumes):",
-}
 
 
 def describe(state: State, now: float) -> str:
     key, progress = state.record.key, state.record.progress
-    name = f"{cell_name(key)} lr {lr_text(key['lr'])} seed {key['seed']}"
     step, total = real(progress.get("step")), real(progress.get("total_steps"))
-    words = [name]
-    if step is not None and total is not None:
-        words.append(f"step {step:,.0f}/{total:,.0f}")
-    if state.status == "running":
-        left = seconds_left(state.record, state.updated, now)
-        words += [] if left is None else [f"about {duration(left)} left"]
+    words = [f"step {step:,.0f}/{total:,.0f}"] if step is not None and total is not None else []
+    if state.status == "running" and (left := seconds_left(state.record, state.updated, now)) is not None:
+        words.append(f"about {duration(left)} left")
     if state.status == "interrupted":
         words.append(f"silent for {duration(max(0.0, now - state.updated))}")
     if state.record.error:
         words.append(first_line(state.record.error))
     if state.status == "failed":
         words.append(f"see {state.path.parent}")
-    return clean(": ".join([words[0], ", ".join(words[1:])]) if len(words) > 1 else words[0])
+    name = f"{cell_name(key)} lr {lr_text(key['lr'])} seed {key['seed']}"
+    return clean(f"{name}: {', '.join(words)}" if words else name)
 
 
 def make(request: Request) -> tuple[str, list[str]]:
-    args, specs = request.args, request.specs
     records, refused = request.read
     waiting, more = request.queued(request.results, [path for path, _ in records])
-    wish = Scope("", "", args.protocol, include_partial=args.include_partial, results=request.results)
-
-    def text(records: Sequence[Record]) -> tuple[str, list[str]]:
-        scopes = [(spec, choose_scope(spec, records, args.backbone, args.data, wish)) for spec in specs.values()]
-        unusable = [line for spec, scope in scopes for line in sort_in(spec, records, scope)[2]]
-        return render_status(scopes, records), list(dict.fromkeys(unusable))
-
-    (shown, unusable), faulty = without_faulty(text, [*records, *waiting])
-    return shown, [*refused, *more, *unusable, *faulty]
+    tables = [compile_scoped(request, spec, waiting) for spec in request.specs.values()]
+    unusable = [line for table in tables for line in table.refused]
+    return render_status(tables, [*records, *waiting]), [*refused, *more, *unusable]
 
 
 REPORT = Report("status", "what is done, running, failed, missing", add_partial, make, writes=False)

@@ -9,7 +9,6 @@ from typing import Any
 
 from adalora_repro.config.words import lr_text
 from adalora_repro.errors import clean
-from adalora_repro.records.selection import Run
 
 NONE = "–"
 NARROW, WIDE = 80, 100  # columns of a terminal that a text uses
@@ -75,8 +74,8 @@ def seeds_text(seeds: Iterable[int]) -> str:
     return ", ".join(map(str, ordered))
 
 
-def seed_phrase(runs: Iterable[Run]) -> str:
-    seeds = {run.key["seed"] for run in runs}
+def seed_phrase(seeds: Iterable[int]) -> str:
+    seeds = set(seeds)
     return f"seed{'s' * (len(seeds) > 1)} {seeds_text(seeds)}"
 
 

@@ -6,12 +6,13 @@ in ``conf/task/``. Building a ``Task`` is cheap and imports nothing heavy, so th
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.tasks import held_out, processes, sources, tokenized
@@ -30,7 +31,7 @@ Batch = dict[str, Any]
 ROW_MAKERS = ("tokenizers", "transformers")
 MULTIPLE = 8  # padded lengths: what tensor cores like
 MANY_ROWS = 20_000  # from so many on a split is tokenized by several processes, if nothing else is said
-MOST_PROCESSES = 8
+FEWEST_CPUS, MOST_PROCESSES = 4, 8
 
 
 def padded_length(longest: int) -> int:
@@ -117,49 +118,15 @@ class Evaluation:
         return {"metrics": self.metrics} | ({} if self.holdout is None else {"holdout": self.holdout})
 
 
-class Task(Protocol):
-    """One task, as the loop sees it."""
+class BaseTask:
+    """One task, as the loop sees it, and what its family shares with the others: loading and caching.
 
-    #: name of the metric that selects and ranks
-    primary_metric: str
-
-    def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
-        """Reads, validates and tokenizes all splits.
-
-        Raises:
-            InputError: a missing file or column, a bad row, an empty split: named.
-        """
-        ...
-
-    def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """Rows of one micro-batch -> padded tensors."""
-        ...
-
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        """The task loss as a mean, and the number of terms in the mean (weights micro-batches against each other)."""
-        ...
-
-    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """What ``metrics`` needs of one evaluation batch, on the model's device (first dimension: examples)."""
-        ...
-
-    def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> Evaluation:
-        """Evaluation split -> its batches of predictions (numpy), made one by one while they are asked for.
-
-        Batches come longest first; ``index`` of a batch has the row numbers of its examples in the split.
-        """
-        ...
-
-
-class BaseTask(Task):
-    """Loading and caching, the same for every family.
-
-    A family sets the class attributes and implements ``row_problem``, ``features``, ``recipe``, ``encode`` and
-    ``score``, beside the protocol's ``collate``, ``loss`` and ``predict``.
+    A family sets the class attributes and implements ``label_problem``, ``features``, ``recipe``,
+    ``encode``, ``collate``, ``loss``, ``predict``, ``score`` and ``answers``.
 
     Raises:
-        InputError: a setting of another family, more text columns than the family reads, a column with two uses, or
-            ``holdout_by`` names a column that is not a text.
+        InputError: a setting of another family, more text columns than the family reads, a metric that it does not
+            have, a column with two uses, or ``holdout_by`` names a column that is not a text.
     """
 
     #: ``encoder`` or ``encoder-decoder``: the backbones that can do it
@@ -170,12 +137,16 @@ class BaseTask(Task):
     has_ids = False
     #: how many text columns a row may have
     texts: tuple[int, ...] = (1, 2)
-    #: CPUs from which on as many processes are faster than one, whose tokenizer has as many threads. CPU time measured
-    #: with MiniLM's tokenizer on real texts, and the ratio of wall times that follows for 2, 4, 8 CPUs: CoLA 0.70,
-    #: 0.42, 0.23; MNLI 0.88, 0.60, 0.37; SQuAD 0.96, 0.64, 0.39; XSum 1.01, 0.80, 0.57
-    cpus_for_processes = 4
+    #: the label is a text too
+    text_label = False
+    #: a text may be nothing but blanks
+    blank_texts = False
     #: a dataclass: the settings that only this family has
     options: type
+    #: names that ``task.metrics`` may have
+    measured: Collection[str]
+    #: columns of an evaluation split that only ``score`` needs; it finds them in ``self.side``
+    side_columns: tuple[str, ...] = ()
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
@@ -183,6 +154,9 @@ class BaseTask(Task):
         if len(cfg.task.text_columns) not in self.texts:
             wanted = " or ".join(map(str, self.texts))
             raise InputError(f"task.text_columns: {cfg.task.name} reads {wanted}, not {len(cfg.task.text_columns)}")
+        for name in cfg.task.metrics:
+            if name not in self.measured:
+                raise one_of("metric", name, self.measured)
         self.primary_metric: str = cfg.task.primary_metric
         self.columns = [*(["id"] if self.has_ids else []), *cfg.task.text_columns, cfg.task.label_column]
         if twice := [name for name in self.columns if self.columns.count(name) > 1]:
@@ -192,24 +166,54 @@ class BaseTask(Task):
                 raise one_of("column in task.holdout_by", name, cfg.task.text_columns)
         if cfg.data.holdout is not None and HOLDOUT in cfg.task.validation.values():
             raise InputError(f"task.validation: '{HOLDOUT}' is reserved for the rows that data.holdout holds out")
+        self.side: dict[str, Dataset] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
-    def row_problem(self, row: dict[str, Any]) -> str | None:
-        """What is wrong with a row that has all columns, its text columns being text; None if nothing."""
-        raise NotImplementedError
+    def label_problem(self, row: dict[str, Any]) -> str | None:
+        """What is wrong with the label of a row that has all columns, its texts being texts; None if nothing."""
+        del row
+        return None
 
     def features(self) -> Features:
         """Types of ``columns``."""
         raise NotImplementedError
 
     def recipe(self) -> list[Any]:
-        """All settings that ``row_problem`` and ``tokenize`` depend on (JSON types)."""
+        """All settings that ``label_problem`` and ``encode`` depend on (JSON types)."""
         raise NotImplementedError
 
     def encode(self, batch: dict[str, list[Any]], numbers: list[int], split: str) -> dict[str, list[Any]]:
-        """Columns of a batch of rows -> the columns of ``TaskData``.
+        """Columns of a batch of rows, and the rows' numbers in the split -> the columns of ``TaskData``.
 
         A family whose rows may show themselves bad only now has a column ``tokenized.PROBLEM`` too.
+        """
+        raise NotImplementedError
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """Rows of one micro-batch -> padded tensors."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """The task loss as a mean, and the number of terms in the mean (weights micro-batches against each other)."""
+        raise NotImplementedError
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """What ``score`` needs of one evaluation batch, on the model's device (first dimension: examples)."""
+        raise NotImplementedError
+
+    def answers(self, model: nn.Module, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+        """What the model says of rows with the task's text columns, one answer each, in JSON types.
+
+        Raises:
+            InputError: a row that the family cannot encode.
+        """
+        raise NotImplementedError
+
+    def score(self, split: str, name: str, batches: Iterable[dict[str, Any]]) -> Scores:
+        """The metrics of one split, from its batches of predictions (see ``metrics``).
+
+        Args:
+            name: the part of file names that stands for the split: the suffix of its metrics, or ``.holdout``.
         """
         raise NotImplementedError
 
@@ -223,19 +227,15 @@ class BaseTask(Task):
         del label
         return None
 
-    def score(self, split: str, name: str, batches: Iterable[dict[str, Any]]) -> Scores:
-        """The metrics of one split, from its batches of predictions (see ``metrics``).
-
-        Args:
-            name: the part of file names that stands for the split: the suffix of its metrics, or ``.holdout``.
-        """
-        raise NotImplementedError
-
     def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> Evaluation:
         """Every metric of the task on every split, as ``<metric><suffix>`` (MNLI: accuracy_m, accuracy_mm).
 
         Metrics of the held-out split have the suffix of the primary metric: on MNLI accuracy_m, because its rows come
         from the genres of the matched split.
+
+        Args:
+            predictions: evaluation split -> its batches of predictions (numpy), made one by one while they are asked
+                for, longest first; ``index`` of a batch has the row numbers of its examples in the split.
         """
         evaluation = Evaluation({})
 
@@ -249,37 +249,26 @@ class BaseTask(Task):
         for suffix, split in self.cfg.task.validation.items():
             evaluation.metrics |= scored(split, suffix, suffix)
         if HOLDOUT in predictions:
-            evaluation.holdout = scored(HOLDOUT, f".{HOLDOUT}", self._primary_suffix)
+            names = {f"{name}{suffix}": suffix for name in self.cfg.task.metrics for suffix in self.cfg.task.validation}
+            evaluation.holdout = scored(HOLDOUT, f".{HOLDOUT}", names[self.primary_metric])
         return evaluation
-
-    @property
-    def _primary_suffix(self) -> str:
-        return next(
-            suffix
-            for suffix in self.cfg.task.validation
-            for metric in self.cfg.task.metrics
-            if f"{metric}{suffix}" == self.primary_metric
-        )
 
     def processes(self, rows: int) -> int:
         """How many processes tokenize a split of so many rows."""
         count = self.cfg.data.num_proc
-        if count is None:
+        if count is None:  # the tokenizer has threads of its own: few processes are no faster than one
             cpus = processes.usable()
-            count = min(cpus, MOST_PROCESSES) if cpus >= self.cpus_for_processes and rows >= MANY_ROWS else 1
+            count = min(cpus, MOST_PROCESSES) if cpus >= FEWEST_CPUS and rows >= MANY_ROWS else 1
         return max(1, min(count, -(-rows // tokenized.ROWS)))
 
-    def chosen(self, examples: Dataset, rows: int, limit: int) -> tuple[Dataset, int]:
-        """The quick look of ``eval.max_examples``: examples of ``limit`` of the ``rows``, and how many rows these are.
-
-        Rows are taken at equal distances, for files often have an order.
-        """
-        numbers = equal_distances(rows, limit)
-        return examples.select(numbers), len(numbers)
+    def use(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Stores the tokenizer; ``load`` does, and ``answers`` needs it."""
+        tokenizer.padding_side = tokenizer.truncation_side = "right"  # positions of answers are counted from the left
+        self._tokenizer = tokenizer
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        assert self._tokenizer is not None, "load comes first"
+        assert self._tokenizer is not None, "load or use comes first"
         return self._tokenizer
 
     @property
@@ -288,9 +277,12 @@ class BaseTask(Task):
         return min(int(self.cfg.task.max_length), int(self.tokenizer.model_max_length))
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
-        """Tokenized splits, from the cache where an earlier run left them; see ``sources.load_split`` for errors."""
-        tokenizer.padding_side = tokenizer.truncation_side = "right"  # positions of answers are counted from the left
-        self._tokenizer = tokenizer
+        """Reads, validates and tokenizes all splits; from the cache where an earlier run left them.
+
+        Raises:
+            InputError: as ``sources.load_split``.
+        """
+        self.use(tokenizer)
         splits = sources.splits(self.cfg) + [HOLDOUT] * (self.cfg.data.holdout is not None)
         entries = {split: self._prepared(split) for split in splits}
         limit = self.cfg.eval.max_examples
@@ -298,25 +290,23 @@ class BaseTask(Task):
         rows = {}
         for split, entry in entries.items():
             examples, rows[split] = entry.dataset, entry.notes["rows"]
-            if entry.notes["skipped"]:
-                data.skipped[split] = entry.notes["skipped"]
-                self._report(split, data.skipped[split])
+            if problems := entry.notes["skipped"]:
+                data.skipped[split] = problems
+                more = f" and {len(problems) - 3:,} more, see skipped.json" if len(problems) > 3 else ""
+                logger.warning(
+                    "%s %s: %s bad row(s) left out (data.skip_invalid=true): %s%s",
+                    *(self.cfg.task.name, split, f"{len(problems):,}", "; ".join(problems[:3]), more),
+                )
             if split != splits[0]:
-                if limit is not None and limit < rows[split]:
-                    examples, rows[split] = self.chosen(examples, rows[split], limit)
-                data.evaluation[split] = examples
+                if limit is not None and limit < rows[split]:  # a quick look
+                    examples, rows[split] = chosen(examples, limit), limit
+                self.side[split] = examples.select_columns(list(self.side_columns))
+                data.evaluation[split] = examples.remove_columns(list(self.side_columns))
         data.provenance = sources.provenance(self.cfg, rows)
         data.provenance["max_length"] = self.max_length
         if data.skipped:
             data.provenance["skipped"] = {split: len(problems) for split, problems in data.skipped.items()}
         return data
-
-    def _report(self, split: str, problems: list[str]) -> None:
-        more = f" and {len(problems) - 3:,} more, see skipped.json" if len(problems) > 3 else ""
-        logger.warning(
-            "%s %s: %s bad row(s) left out (data.skip_invalid=true): %s%s",
-            *(self.cfg.task.name, split, f"{len(problems):,}", "; ".join(problems[:3]), more),
-        )
 
     def _prepared(self, split: str) -> tokenized.Entry:
         skip = bool(self.cfg.data.skip_invalid)
@@ -325,7 +315,7 @@ class BaseTask(Task):
         key = tokenized.key(
             sources.split_fingerprint(self.cfg, origin),
             tokenized.tokenizer_hash(self.tokenizer),
-            {package: tokenized.version(package) for package in ROW_MAKERS},
+            {package: importlib.metadata.version(package) for package in ROW_MAKERS},
             [self.cfg.task.family, self.code_version, split == sources.TRAIN],
             skip and sources.place(self.cfg, origin),  # bad rows are named with their files and lines
             self.columns,
@@ -347,7 +337,7 @@ class BaseTask(Task):
             for problem in problems:
                 bad.add(problem)
             if not len(remaining):
-                raise InputError(f"{self.cfg.task.name} {split}: {sources.nothing_left(bad)}, this split needs rows")
+                raise sources.nothing_left(f"{self.cfg.task.name} {split}", self.cfg, split, bad)
             return tokenized.Entry(examples, {"rows": len(rows) - len(problems), "skipped": bad.problems})
 
         entry = tokenized.cached(Path(self.cfg.data.cache_dir).expanduser() / "tokenized" / key, build)
@@ -380,6 +370,19 @@ def constant(predictions: Iterable[Any]) -> Any:
     return values[0] if len(values) > 1 and all(value == values[0] for value in values) else None
 
 
+def chosen(examples: Dataset, limit: int) -> Dataset:
+    """The examples of ``limit`` rows, fewer than there are, at equal distances: files often have an order.
+
+    Where rows have several examples the column ``example`` holds the number of the row.
+    """
+    if "example" not in examples.column_names:
+        return examples.select(equal_distances(len(examples), limit))
+    numbers = examples["example"][:]
+    rows = sorted(set(numbers))
+    wanted = {rows[i] for i in equal_distances(len(rows), limit)}
+    return examples.select([i for i, number in enumerate(numbers) if number in wanted])
+
+
 def equal_distances(size: int, count: int) -> list[int]:
     """At most ``count`` of the numbers 0 … size - 1, evenly spread: floor(i size / count)."""
     count = min(count, size)
@@ -404,3 +407,8 @@ def pad(
         return_tensors="pt",
     )
     return dict(padded)
+
+
+def to_device_of(model: nn.Module, batch: Batch) -> Batch:
+    device = next(model.parameters()).device
+    return {name: value.to(device) for name, value in batch.items()}

@@ -7,11 +7,11 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError
 from adalora_repro.metrics.glue import METRICS
+from adalora_repro.records.validation import shown
 from adalora_repro.settings import setting
-from adalora_repro.tasks import sources
-from adalora_repro.tasks.base import BaseTask, Batch, Scores, constant, pad
+from adalora_repro.tasks.base import BaseTask, Batch, Scores, constant, pad, to_device_of
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -29,24 +29,22 @@ class Options:
 
 
 class Task(BaseTask):
-    """One task of the family, as its YAML in conf/task/ describes it (the protocol: ``tasks/base.py``).
+    """One task of the family, as its YAML in conf/task/ describes it .
 
     Raises:
-        InputError: a metric of ``task.metrics`` that this family does not know; labels that are neither classes nor
-            scores of a range; a maximum length that leaves no room for text.
+        InputError: as ``BaseTask``; labels that are neither classes nor scores of a range; a maximum length that
+            leaves no room for text.
     """
 
     architecture = "encoder"
-    cpus_for_processes = 2
     code_version = 2
     options = Options
+    measured = tuple(METRICS)
+    blank_texts = True  # GLUE has some
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
         self.regression: bool = cfg.task.num_labels == 1
-        for name in cfg.task.metrics:
-            if name not in METRICS:
-                raise one_of("metric", name, METRICS)
         bounds, least = list(cfg.task.label_range), 1 + 2 * len(cfg.task.text_columns)
         if not self.regression and bounds:
             raise InputError(f"task.label_range={bounds} is for scores (task.num_labels=1), not for classes")
@@ -55,15 +53,12 @@ class Task(BaseTask):
         if cfg.task.max_length < least:
             raise InputError(f"task.max_length={cfg.task.max_length} must be {least} or more: a token of each text")
 
-    def row_problem(self, row: dict[str, Any]) -> str | None:
-        """A class is an integer in [0, num_labels); a score (num_labels 1) is a number in label_range.
-
-        Blank text is allowed: GLUE has some.
-        """
+    def label_problem(self, row: dict[str, Any]) -> str | None:
+        """A class is an integer in [0, num_labels); a score (num_labels 1) is a number in label_range."""
         task = self.cfg.task
         name, label = task.label_column, row[task.label_column]
         if isinstance(label, bool) or not isinstance(label, int | float):
-            return f"column '{name}' must be a number, is {sources.kind(label)}"
+            return f"column '{name}' must be a number, is {shown(label)}"
         if self.regression:
             low, high = task.label_range
             return None if low <= label <= high else f"{name} {label} is out of range, must be {low:g} to {high:g}"
@@ -144,6 +139,27 @@ class Task(BaseTask):
         pairs = zip(labels[order].tolist(), predicted[order].tolist(), strict=True)
         rows = [{"label": label, "prediction": prediction} for label, prediction in pairs]
         return Scores(figures, {f"predictions.{split}.jsonl.gz": rows}, self._constant(predicted))
+
+    def answers(self, model: nn.Module, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+        """``score`` for regression; otherwise ``label``, the name of the most likely class, and ``probabilities``."""
+        columns = self.cfg.task.text_columns
+        encoded = self.tokenizer(
+            *([row[column] for row in rows] for column in columns), truncation=True, max_length=self.max_length
+        )
+        names = list(encoded)
+        encoded_rows = [{name: encoded[name][i] for name in names} for i in range(len(rows))]
+        batch = pad(self.tokenizer, encoded_rows, names, self.max_length, to_limit=False)
+        logits = self._logits(model, to_device_of(model, batch))
+        if self.regression:
+            return [{"score": score} for score in logits[:, 0].tolist()]
+        classes = list(self.cfg.task.class_names or map(str, range(self.cfg.task.num_labels)))
+        return [
+            {
+                "label": classes[max(range(len(classes)), key=probabilities.__getitem__)],
+                "probabilities": dict(zip(classes, probabilities, strict=True)),
+            }
+            for probabilities in logits.softmax(-1).tolist()
+        ]
 
     def _constant(self, predicted: NDArray[Any]) -> str | None:
         """Scores count as the same if they differ only by rounding, that is, by less than 1e-5 of their range."""

@@ -20,17 +20,14 @@ TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"
 
 
 def usable() -> int:
-    """CPUs that this process may use; 1 where the system cannot say (macOS, where a fork is not safe either)."""
+    """CPUs that this process may use; 1 on macOS, where a fork is not safe."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 @contextmanager
 def without_tokenizer_threads() -> Iterator[None]:
-    """Children forked inside use the tokenizers without threads.
-
-    Otherwise the tokenizers would warn on standard error of the threads that the child lost, or, where the user asked
-    for threads, wait for them for ever.
-    """
+    """Children forked inside use the tokenizers without threads: with them the tokenizers would warn, or wait for ever
+    for threads that the child lost."""
     environment, threads = os.environ, os.environ.get(TOKENIZER_THREADS)
     os.environ[TOKENIZER_THREADS] = "false"
     try:
@@ -56,9 +53,8 @@ def forking() -> Iterator[None]:
 
 @contextmanager
 def mapping() -> Iterator[None]:
-    """Around ``Dataset.map(num_proc=…)``, whose processes would outlive this one if it is killed (measured: all three
-    of two workers and their manager), and which turns Ctrl+C into a TimeoutError of its own.
-    """
+    """Around ``Dataset.map(num_proc=…)``, whose processes would outlive this one if it is killed, and which turns
+    Ctrl+C into a TimeoutError of its own."""
     from multiprocess import TimeoutError as WorkerTimeoutError
 
     global _in_map

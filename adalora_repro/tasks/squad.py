@@ -20,22 +20,23 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError
 from adalora_repro.metrics.squad import best_thresholds, score_all, squad_metrics
+from adalora_repro.records.validation import shown
 from adalora_repro.settings import setting
 from adalora_repro.tasks import sources, tokenized
-from adalora_repro.tasks.base import BaseTask, Batch, Scores, TaskData, constant, equal_distances, pad
+from adalora_repro.tasks.base import BaseTask, Batch, Scores, TaskData, constant, pad, to_device_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Features
     from omegaconf import DictConfig
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Task", "squad_metrics"]
 
-MAX_CONTEXT = 10_000  # tokens: what is longer is no paragraph but a broken file
-SIDE = ["example", "id", "context", "answers", "first", "starts", "ends"]
+
+INPUT = "input"  # the split of texts that are no data set's
 
 
 @dataclass
@@ -56,8 +57,7 @@ class Task(BaseTask):
     """One task of the family, as its YAML in conf/task/ describes it.
 
     Raises:
-        InputError: no stride, n-best size or answer length; a stride that leaves no room for a context; a metric that
-            is not computed for every set of questions.
+        InputError: as ``BaseTask``; a stride that leaves no room for a context.
     """
 
     architecture = "encoder"
@@ -65,6 +65,7 @@ class Task(BaseTask):
     has_ids = True
     texts = (2,)
     options = Options
+    side_columns = ("example", "id", "context", "answers", "starts", "ends")
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
@@ -76,28 +77,25 @@ class Task(BaseTask):
             )
         if task.num_labels != 2:
             raise InputError(f"task.num_labels={task.num_labels}: start and end of a span take 2")
-        #: whether "no answer" is one of the answers
-        self.nullable = task.null_threshold is not None
-        names = ("exact", "f1", *(("best_exact", "best_f1") if self.nullable else ()))
-        for name in task.metrics:
-            if name not in names:
-                raise one_of("metric", name, names)
-        self._side: dict[str, Dataset] = {}
+
+    @property
+    def nullable(self) -> bool:
+        """Whether "no answer" is one of the answers."""
+        return self.cfg.task.null_threshold is not None
+
+    @property
+    def measured(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("exact", "f1", *(("best_exact", "best_f1") if self.nullable else ()))
 
     # -- rows and windows ------------------------------------------------------------------------------------------
 
-    def row_problem(self, row: dict[str, Any]) -> str | None:
+    def label_problem(self, row: dict[str, Any]) -> str | None:
         """``answers`` are {text: [text, …], answer_start: [characters, …]}, each text found at its offset."""
         name = self.cfg.task.label_column
-        question, context = (row[column] for column in self.cfg.task.text_columns)
-        answers = row[name]
-        if not context.strip():
-            return "the context is empty"
-        if not question.strip():
-            return "the question is empty"
+        context, answers = row[self.cfg.task.text_columns[1]], row[name]
         form = f"column '{name}' must be {{text: [text, …], answer_start: [integer, …]}} of equal lengths"
         if not isinstance(answers, dict):
-            return f"{form}, is {sources.kind(answers)}"
+            return f"{form}, is {shown(answers)}"
         texts, starts = answers.get("text"), answers.get("answer_start")
         if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
             return form
@@ -153,17 +151,21 @@ class Task(BaseTask):
         windows: list[dict[str, Any]] = []
         kept = []
 
-        def where(row: int) -> str:
-            return f"{task.name} {split}: id {batch['id'][row]!r}"
-
         def bad(row: int, problem: str) -> None:
-            windows.append(dict.fromkeys(types) | {tokenized.PROBLEM: f"{where(row)}: {problem}"})
+            where = f"{task.name} {split}: id {batch['id'][row]!r}"
+            windows.append(dict.fromkeys(types) | {tokenized.PROBLEM: f"{where}: {problem}"})
 
-        for row, problem in enumerate(self._token_problems(questions, contexts)):
-            if problem is None:
+        room = self.max_length - tokenizer.num_special_tokens_to_add(pair=True) - task.stride
+        asked = tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]
+        for row, ids in enumerate(asked):
+            if len(ids) < room:
                 kept.append(row)
             else:
-                bad(row, problem)
+                bad(
+                    row,
+                    f"the question has {len(ids)} tokens, which leaves no room for a context in windows of "
+                    f"{self.max_length} tokens that share {task.stride} (task.max_length, task.stride)",
+                )
         if not kept:
             return {name: [window[name] for window in windows] for name in types}
         encoded = tokenizer(
@@ -184,8 +186,6 @@ class Task(BaseTask):
                 continue
             first, stop = sequence.index(1), len(sequence) - sequence[::-1].index(1)
             starts, ends = (list(side) for side in zip(*encoded["offset_mapping"][window][first:stop], strict=True))
-            if after != kept_row:
-                self._check_last(contexts[row], ends[-1], where(row))
             cls = ids.index(tokenizer.cls_token_id)
             values = {name: encoded[name][window] for name in tokenizer.model_input_names} | {"length": len(ids)}
             if split == sources.TRAIN:
@@ -200,50 +200,6 @@ class Task(BaseTask):
             windows.append(values | {tokenized.PROBLEM: None})
         return {name: [window[name] for window in windows] for name in types}
 
-    def _check_last(self, context: str, end: int, where: str) -> None:
-        """Checks that the last window of a row reaches the last token of its context.
-
-        Args:
-            end: end of the last token of the last window, in characters.
-
-        Raises:
-            InputError: it does not, as with tokenizers 0.23.1 and 0.23.2, which stop at ``max_length``.
-        """
-        if not context[end:].strip():
-            return
-        # the rest may have no token: the normalizer may remove it
-        offsets = self.tokenizer(context, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        last = offsets["offset_mapping"][-1][1]
-        if end < last:
-            raise InputError(
-                f"{where}: the windows end at character {end:,} of {last:,}: tokenizers "
-                f"{tokenized.version('tokenizers')} loses the rest of a long context; install tokenizers>=0.23.3"
-            )
-
-    def _token_problems(self, questions: list[str], contexts: list[str]) -> list[str | None]:
-        """What only the tokenizer can tell of each row."""
-        task, tokenizer = self.cfg.task, self.tokenizer
-
-        def tokens(texts: list[str]) -> list[int]:
-            return [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
-
-        # every token but a few markers covers a byte or more: few contexts need to be counted
-        long = [row for row, context in enumerate(contexts) if len(context.encode()) > MAX_CONTEXT]
-        lengths = dict(zip(long, tokens([contexts[row] for row in long]) if long else [], strict=True))
-        special = tokenizer.num_special_tokens_to_add(pair=True)
-        problems: list[str | None] = []
-        for row, asked in enumerate(tokens(questions)):
-            problem = None
-            if lengths.get(row, 0) > MAX_CONTEXT:
-                problem = f"the context has {lengths[row]:,} tokens, more than {MAX_CONTEXT:,}"
-            elif self.max_length - asked - special <= task.stride:
-                problem = (
-                    f"the question has {asked} tokens, which leaves no room for a context in windows of "
-                    f"{self.max_length} tokens that share {task.stride} (task.max_length, task.stride)"
-                )
-            problems.append(problem)
-        return problems
-
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
         if not tokenizer.is_fast:
             raise InputError(
@@ -253,17 +209,8 @@ class Task(BaseTask):
         data = super().load(tokenizer)
         data.provenance["windows"] = {"train": len(data.train)}
         for split, windows in data.evaluation.items():
-            self._side[split] = windows.select_columns(SIDE)
-            columns = ["first", *(name for name in windows.column_names if name not in SIDE)]
-            data.evaluation[split] = windows.select_columns(columns)
             data.provenance["windows"][split] = len(windows)
         return data
-
-    def chosen(self, examples: Dataset, rows: int, limit: int) -> tuple[Dataset, int]:
-        numbers = examples["example"][:]
-        asked = sorted(set(numbers))
-        wanted = {asked[i] for i in equal_distances(len(asked), limit)}
-        return examples.select([i for i, number in enumerate(numbers) if number in wanted]), len(wanted)
 
     # -- the model -------------------------------------------------------------------------------------------------
 
@@ -300,16 +247,17 @@ class Task(BaseTask):
         return loss / 2, len(batch["start"])
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The ``n_best`` best spans of each window: score (-inf: there are no more), start, end; and null.
-
-        Where a logit of the context is not finite null is NaN.
+        """The ``n_best`` best spans of each window: score (-inf: there are no more), start and end, counted from the
+        first token of the context; and null, NaN where a logit of the context is not finite.
         """
         start, end = self._logits(model, batch)
         both = start + end
         finite = (both.isfinite() | ~batch["context"]).all(1)
         null = both.gather(1, batch["cls"][:, None])[:, 0].masked_fill(~finite, math.nan)
         task = self.cfg.task
-        return best_spans(start, end, batch["context"], task.max_answer_length, task.n_best) | {"null": null}
+        spans = best_spans(start, end, batch["context"], task.max_answer_length, task.n_best)
+        first = batch["context"].int().argmax(1, keepdim=True)
+        return {"score": spans["score"], "start": spans["start"] - first, "end": spans["end"] - first, "null": null}
 
     def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         inputs = {name: batch[name] for name in self.tokenizer.model_input_names if name in batch}
@@ -327,38 +275,15 @@ class Task(BaseTask):
         Raises:
             FloatingPointError: a logit is not finite; names the split.
         """
-        return self._scores(self._questions(split, batches), name)
-
-    def _questions(self, split: str, batches: Iterable[dict[str, Any]]) -> list[Question]:
-        """The windows' best spans put together by question, in the order of the rows; nothing else is kept of them."""
-        questions: dict[int, Question] = {}
-        side = self._side[split]
-        for batch in batches:
-            windows = side[batch["index"]]
-            for window, example in enumerate(windows["example"]):
-                null, scores = float(batch["null"][window]), batch["score"][window].tolist()
-                if not math.isfinite(null) or any(math.isnan(score) or score == math.inf for score in scores):
-                    raise FloatingPointError(f"a prediction on {split} is not finite: id {windows['id'][window]!r}")
-                texts = (windows[name][window] for name in ("id", "context", "answers"))
-                question = questions.setdefault(example, Question(*texts))
-                question.null = min(question.null, null)
-                first, starts, ends = (windows[name][window] for name in ("first", "starts", "ends"))
-                for score, i, j in zip(
-                    scores, batch["start"][window].tolist(), batch["end"][window].tolist(), strict=True
-                ):
-                    if score > -math.inf:
-                        question.add(starts[i - first], ends[j - first], score)
-        return [questions[example] for example in sorted(questions)]
-
-    def _scores(self, questions: list[Question], name: str) -> Scores:
-        n_best, threshold = self.cfg.task.n_best, self.cfg.task.null_threshold
-        best = {question.id: question.best(n_best) for question in questions}
-        texts = {key: answers[0].text for key, answers in best.items()}
-        odds = {question.id: question.null - best[question.id][0].score for question in questions}
+        questions = self._questions(split, batches)
+        threshold = self.cfg.task.null_threshold
+        best = {question.id: question.best(self.cfg.task.n_best) for question in questions}
+        texts = {key: answers[0]["text"] for key, answers in best.items()}
+        odds = {question.id: question.null - best[question.id][0]["score"] for question in questions}
         given = {key: "" if self.nullable and odds[key] > threshold else text for key, text in texts.items()}
         references = {question.id: question.answers for question in questions}
         scores = score_all(given, references)
-        figures = squad_metrics(given, references, scores=scores)
+        figures = squad_metrics(given, references)
         if self.nullable:
             figures |= best_thresholds(texts, odds, references)
         else:
@@ -366,31 +291,65 @@ class Task(BaseTask):
         figures = {metric: value for metric, value in figures.items() if "total" not in metric}
         rows = []
         for question in questions:
-            key = question.id
-            row: dict[str, Any] = {"id": key, "prediction": given[key]}
-            row |= dict(zip(("exact", "f1"), scores[key], strict=True))
-            row |= {"null_odds": odds[key]} if self.nullable else {}
-            rows.append(row | {"n_best": question.described(best[key], self.nullable)})
+            key, answers = question.id, best[question.id]
+            row = {"id": key, "prediction": given[key], "exact": scores[key][0], "f1": scores[key][1]}
+            if self.nullable:
+                row["null_odds"] = odds[key]
+                answers = [*answers, {"text": "", "start": None, "score": question.null}]
+            rows.append(row | {"n_best": with_probabilities(answers)})
         files = {f"predictions{name}.json": given, f"nbest{name}.jsonl.gz": rows}
         if self.nullable:
             files[f"null_odds{name}.json"] = odds
         only = constant(given.values())
         return Scores(figures, files, None if only is None else repr(_short(only)) if only else "no answer")
 
+    def _questions(self, split: str, batches: Iterable[dict[str, Any]]) -> list[Question]:
+        """The windows' best spans put together by question, in the order of the rows; nothing else is kept of them."""
+        questions: dict[int, Question] = {}
+        for batch in batches:
+            windows = self.side[split][batch["index"]]
+            for window, example in enumerate(windows["example"]):
+                null, scores = float(batch["null"][window]), batch["score"][window].tolist()
+                if not math.isfinite(null) or any(math.isnan(score) or score == math.inf for score in scores):
+                    raise FloatingPointError(f"a prediction on {split} is not finite: id {windows['id'][window]!r}")
+                texts = (windows[name][window] for name in ("id", "context", "answers"))
+                question = questions.setdefault(example, Question(*texts))
+                question.null = min(question.null, null)
+                starts, ends = windows["starts"][window], windows["ends"][window]
+                firsts, lasts = batch["start"][window].tolist(), batch["end"][window].tolist()
+                for score, i, j in zip(scores, firsts, lasts, strict=True):
+                    if score > -math.inf:
+                        question.add(starts[i], ends[j], score)
+        return [questions[example] for example in sorted(questions)]
 
-@dataclass(frozen=True)
-class Answer:
-    """A span of the context in characters, without blanks around it, its text and its score."""
+    def answers(self, model: nn.Module, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+        """``answer``, ``start`` (its first character in the context), ``score`` s_i + e_j and ``probability`` among the
+        best answers; "" and null where there is none (2.0)."""
+        from datasets import Dataset
 
-    start: int
-    end: int
-    text: str
-    score: float
+        batch: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in self.cfg.task.text_columns}
+        batch |= {"id": [str(i) for i in range(len(rows))]}
+        batch[self.cfg.task.label_column] = [{"text": [], "answer_start": []} for _ in rows]
+        encoded = self.encode(batch, list(range(len(rows))), INPUT)
+        if problem := next(filter(None, encoded[tokenized.PROBLEM]), None):
+            raise InputError(problem)
+        windows = [{name: values[i] for name, values in encoded.items()} for i in range(len(encoded["id"]))]
+        self.side[INPUT] = Dataset.from_dict({name: encoded[name] for name in self.side_columns})
+        spans = self.predict(model, to_device_of(model, self.collate(windows)))
+        predicted = {name: value.cpu().numpy() for name, value in spans.items()}
+        given = []
+        for question in self._questions(INPUT, [predicted | {"index": list(range(len(windows)))}]):
+            best = question.best(self.cfg.task.n_best)
+            none: list[dict[str, Any]] = [{"text": "", "start": None, "score": question.null}] * self.nullable
+            empty = self.nullable and question.null - best[0]["score"] > self.cfg.task.null_threshold
+            chosen = next(row for row in with_probabilities([*best, *none]) if (row["start"] is None) == empty)
+            given.append({"answer": chosen.pop("text"), **chosen})
+        return given
 
 
 @dataclass
 class Question:
-    """What the windows of one question found."""
+    """What the windows of one question found: ``spans`` of its context in characters, and their scores."""
 
     id: str
     context: str
@@ -405,25 +364,23 @@ class Question:
         end = start + len(text.strip())
         self.spans[start, end] = max(score, self.spans.get((start, end), -math.inf))
 
-    def best(self, count: int) -> list[Answer]:
-        """The best spans, at least one; of equal scores the earlier and shorter span first.
+    def best(self, count: int) -> list[dict[str, Any]]:
+        """Text, start and score of the best spans, at least one; of equal scores the earlier and shorter span first.
 
         Blanks alone, which some tokens are, count only if there is nothing else: "" says that there is no answer.
         """
         order = sorted(self.spans, key=lambda span: (-self.spans[span], span))
-        answers = [Answer(*span, self.context[slice(*span)], self.spans[span]) for span in order]
-        return ([answer for answer in answers if answer.text] or answers)[:count]
+        texts = {span: self.context[slice(*span)] for span in order}
+        chosen = ([span for span in order if texts[span]] or order)[:count]
+        return [{"text": texts[span], "start": span[0], "score": self.spans[span]} for span in chosen]
 
-    def described(self, answers: list[Answer], nullable: bool) -> list[dict[str, Any]]:
-        """The n-best list, "no answer" among them; ``probability`` is a softmax over the list alone."""
-        rows: list[dict[str, Any]] = [
-            {"text": answer.text, "start": answer.start, "score": answer.score} for answer in answers
-        ]
-        rows += [{"text": "", "start": None, "score": self.null}] if nullable else []
-        rows.sort(key=lambda row: -row["score"])
-        weights = [math.exp(row["score"] - rows[0]["score"]) for row in rows]
-        total = sum(weights)
-        return [row | {"probability": weight / total} for row, weight in zip(rows, weights, strict=True)]
+
+def with_probabilities(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An n-best list by descending score; ``probability`` is a softmax over the list alone."""
+    rows = sorted(answers, key=lambda answer: -answer["score"])
+    weights = [math.exp(row["score"] - rows[0]["score"]) for row in rows]
+    total = sum(weights)
+    return [row | {"probability": weight / total} for row, weight in zip(rows, weights, strict=True)]
 
 
 def best_spans(start: Tensor, end: Tensor, context: Tensor, max_length: int, count: int) -> dict[str, Tensor]:

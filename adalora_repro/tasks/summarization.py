@@ -10,17 +10,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError
 from adalora_repro.metrics import rouge
 from adalora_repro.settings import setting
 from adalora_repro.tasks import sources
-from adalora_repro.tasks.base import MULTIPLE, BaseTask, Batch, Scores, TaskData, constant, pad
+from adalora_repro.tasks.base import BaseTask, Batch, Scores, constant, pad, padded_length, to_device_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Features
     from omegaconf import DictConfig
     from torch import Tensor, nn
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import GenerationConfig
 
 IGNORED = -100  # label of padding: what torch's cross entropy leaves out
 SHORTEST = 3
@@ -34,7 +34,6 @@ TOKEN_IDS = (
     "forced_eos_token_id",
 )
 INPUTS = ["input_ids", "attention_mask"]
-SIDE = ["id", "reference"]
 
 
 @dataclass
@@ -59,21 +58,21 @@ class Task(BaseTask):
     """One task of the family, as its YAML in conf/task/ describes it.
 
     Raises:
-        InputError: a metric that is no ROUGE, no maximum length of the summary, beams or lengths that contradict.
+        InputError: as ``BaseTask``; lengths that contradict each other.
     """
 
     architecture = "encoder-decoder"
     code_version = 1
     has_ids = True
+    text_label = True
     texts = (1,)
     options = Options
+    measured = rouge.NAMES
+    side_columns = ("id", "reference")
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
         task = cfg.task
-        for name in task.metrics:
-            if name not in rouge.NAMES:
-                raise one_of("metric", name, rouge.NAMES)
         for name in ("max_length", "max_target_length"):
             if task[name] < SHORTEST:
                 raise InputError(f"task.{name}={task[name]} must be {SHORTEST} or more: a token between start and end")
@@ -82,20 +81,9 @@ class Task(BaseTask):
                 f"task.min_target_length={task.min_target_length} must be below "
                 f"task.max_target_length={task.max_target_length}"
             )
-        self._side: dict[str, Dataset] = {}
         self._generation: GenerationConfig | None = None
 
     # -- rows ------------------------------------------------------------------------------------------------------
-
-    def row_problem(self, row: dict[str, Any]) -> str | None:
-        """A document and its summary, both with something in them."""
-        label = self.cfg.task.label_column
-        for column in (*self.cfg.task.text_columns, label):
-            if not isinstance(row[column], str):
-                return f"column '{column}' must be text, is {sources.kind(row[column])}"
-            if not row[column].strip():
-                return f"the {column} is empty"
-        return None
 
     def features(self) -> Features:
         from datasets import Features, Value
@@ -122,13 +110,6 @@ class Task(BaseTask):
         targets = self.tokenizer(text_target=label, truncation=True, max_length=self.max_target_length)
         return columns | {"labels": targets["input_ids"]}
 
-    def load(self, tokenizer: PreTrainedTokenizerBase) -> TaskData:
-        data = super().load(tokenizer)
-        for split, rows in data.evaluation.items():
-            self._side[split] = rows.select_columns(SIDE)
-            data.evaluation[split] = rows.remove_columns(SIDE)
-        return data
-
     # -- the model -------------------------------------------------------------------------------------------------
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
@@ -146,7 +127,7 @@ class Task(BaseTask):
         if "labels" in rows[0]:
             longest = max(len(row["labels"]) for row in rows)
             limit = self.max_target_length
-            width = limit if to_limit else min(-(-longest // MULTIPLE) * MULTIPLE, limit)
+            width = limit if to_limit else min(padded_length(longest), limit)
             padded = [row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in rows]
             batch |= {"labels": torch.tensor(padded), "terms": sum(len(row["labels"]) for row in rows)}
         return batch
@@ -198,8 +179,14 @@ class Task(BaseTask):
 
         Files: ``predictions.jsonl.gz``, by document: id, what was written, its scores.
         """
-        texts, tokens = self._texts(batches)
-        side = self._side[split]
+        written: dict[int, str] = {}  # row -> text: of a batch nothing else is kept
+        tokens, special = 0, set(self.tokenizer.all_special_ids)
+        for batch in batches:
+            decoded = self.tokenizer.batch_decode(batch["tokens"], skip_special_tokens=True)
+            written.update(zip(batch["index"], decoded, strict=True))
+            tokens += sum(token not in special for row in batch["tokens"].tolist() for token in row)
+        texts = [written[row].strip() for row in sorted(written)]
+        side = self.side[split]
         scores = rouge.rouge_scores(texts, side["reference"][:])
         rows = [
             {"id": document, "prediction": text} | {metric: scores[metric][row] for metric in scores}
@@ -212,13 +199,11 @@ class Task(BaseTask):
             None if only is None else f"a text of {len(only):,} characters",
         )
 
-    def _texts(self, batches: Iterable[dict[str, Any]]) -> tuple[list[str], int]:
-        """What was written, in the order of the rows, and its tokens: of a batch only its texts are kept."""
-        written: dict[int, str] = {}
-        count = 0
-        special = set(self.tokenizer.all_special_ids)
-        for batch in batches:
-            texts = self.tokenizer.batch_decode(batch["tokens"], skip_special_tokens=True)
-            written.update(zip(batch["index"], texts, strict=True))
-            count += sum(token not in special for row in batch["tokens"].tolist() for token in row)
-        return [written[row].strip() for row in sorted(written)], count
+    def answers(self, model: nn.Module, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+        """``summary`` of each document."""
+        texts = [row[self.cfg.task.text_columns[0]] for row in rows]
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length)
+        batch = self.collate([{name: encoded[name][i] for name in INPUTS} for i in range(len(rows))])
+        tokens = self.predict(model, to_device_of(model, batch))["tokens"]
+        written = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [{"summary": text.strip()} for text in written]

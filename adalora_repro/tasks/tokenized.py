@@ -8,14 +8,13 @@ that differs from them, is made again: a damaged cache must not change a result.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ logger = logging.getLogger(__name__)
 NOTES = "notes.json"
 PROBLEM = "problem"  # a column: what is wrong with a row that shows itself bad only when it is tokenized, else null
 ROWS = 1000  # tokenized at once
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # pyarrow's are among them
 
 #: (columns of a batch of rows, their numbers in the split) -> columns
 Encode = Callable[[dict[str, list[Any]], list[int]], dict[str, Any]]
@@ -49,16 +49,10 @@ def key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
 
 
-def version(package: str) -> str:
-    """The installed version of a package that affects the rows."""
-    return importlib.metadata.version(package)
-
-
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """What a tokenizer does with a text, wherever it was loaded from.
 
-    A fast tokenizer serializes itself whole, but with the truncation and padding of its last call: these are left out,
-    which is why ``datasets`` cannot compute the fingerprint (its hash of a tokenizer changes with every call).
+    The truncation and padding of a fast tokenizer's last call are left out (``datasets`` would hash them too).
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content: dict[str, Any] = {
@@ -80,8 +74,11 @@ def cached(folder: Path, build: Callable[[Path | None], Entry]) -> Entry:
     The files are written beside their place and renamed, so that a reader sees a whole entry or none, and two runs may
     write the same one. A cache that cannot be written costs memory, never the run: it is reported and done without.
     """
-    if (entry := _read(folder)) is not None:
-        return entry
+    if folder.is_dir():
+        try:
+            return _read(folder)
+        except DAMAGE as error:
+            logger.warning("cache entry %s is damaged and made again: %s", folder, error)
     new = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -91,11 +88,12 @@ def cached(folder: Path, build: Callable[[Path | None], Entry]) -> Entry:
         (new / NOTES).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
         try:
             os.rename(new, folder)
-        except OSError:  # there is one: another run was faster, or it is damaged
-            if _read(folder) is None:
-                shutil.rmtree(folder)
-                os.rename(new, folder)
-        return _read(folder) or entry
+        except OSError:  # there is one: another run was faster, or it is the damaged one
+            with suppress(*DAMAGE):
+                return _read(folder)
+            shutil.rmtree(folder)
+            os.rename(new, folder)
+        return _read(folder)
     except OSError as error:
         logger.warning("tokenized data are not kept: %s (data.cache_dir chooses another folder)", error)
         return build(None)
@@ -104,20 +102,15 @@ def cached(folder: Path, build: Callable[[Path | None], Entry]) -> Entry:
             shutil.rmtree(new, ignore_errors=True)
 
 
-def _read(folder: Path) -> Entry | None:
+def _read(folder: Path) -> Entry:
+    """Raises one of ``DAMAGE`` if the entry is not what was written."""
     from datasets import Dataset, concatenate_datasets
 
-    if not folder.is_dir():
-        return None
-    try:
-        content = json.loads((folder / NOTES).read_bytes())
-        if content["files"] != _sums(folder / name for name in content["files"]):
-            raise ValueError("a file differs from what was written")
-        parts = [Dataset.from_file(str(folder / name)) for name in sorted(content["files"])]
-        return Entry(concatenate_datasets(parts), content["notes"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # pyarrow's are among them
-        logger.warning("cache entry %s is damaged and made again: %s", folder, error)
-        return None
+    content = json.loads((folder / NOTES).read_bytes())
+    if content["files"] != _sums(folder / name for name in content["files"]):
+        raise ValueError("a file differs from what was written")
+    parts = [Dataset.from_file(str(folder / name)) for name in sorted(content["files"])]
+    return Entry(concatenate_datasets(parts), content["notes"])
 
 
 def _sums(paths: Iterable[Path]) -> dict[str, str]:

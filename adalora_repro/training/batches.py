@@ -53,14 +53,17 @@ def steps_of(run: RunState, epoch: int, lengths: Sequence[int]) -> list[list[int
 def parts_of(run: RunState, rows: list[int], lengths: Sequence[int]) -> list[list[int]]:
     """This process's rows of a step, cut into micro-batches.
 
-    A batch drawn at random is dealt out to the processes and cut in order of length. That saves padding and changes
-    nothing else: a step's gradient is the mean over all its rows.
+    A batch drawn at random is dealt out to the processes and cut in order of length: a step's gradient is the mean over
+    all its rows. On a CPU it is cut further where that saves padding; on an accelerator a pass takes at least the time
+    to launch its operations.
     """
     train, processes = run.plan.cfg.train, run.processes
     if train.group_by_length or train.padding == "max_length":
         return list(processes.own(split(rows, train.grad_accumulation * processes.size)))
-    mine = list(processes.own(longest_first(lengths, rows)))
-    return micro_batches(mine, lengths, train.grad_accumulation, run.device.type == "cpu", train.pass_tokens)
+    parts = split(list(processes.own(longest_first(lengths, rows))), train.grad_accumulation)
+    if run.device.type != "cpu":
+        return parts
+    return [cut for part in parts for cut in by_length(part, lengths, train.pass_tokens)]
 
 
 def on_device(run: RunState, rows: Dataset, batches: Iterable[list[int]], count: int) -> Iterator[Batch]:
@@ -120,18 +123,6 @@ def by_length(order: list[int], lengths: Sequence[int], pass_tokens: int) -> lis
         cut.append(order[starts[end] : end])
         end = starts[end]
     return cut[::-1]
-
-
-def micro_batches(
-    order: list[int], lengths: Sequence[int], least: int, on_cpu: bool, pass_tokens: int
-) -> list[list[int]]:
-    """Rows, the longest first, cut into ``least`` parts; on a CPU into more where that saves time.
-
-    On an accelerator a pass takes at least the time to launch its thousands of operations, so there are no more parts
-    (a deduction, not measured).
-    """
-    parts = split(order, least)
-    return [cut for part in parts for cut in by_length(part, lengths, pass_tokens)] if on_cpu else parts
 
 
 def split(rows: list[int], parts: int) -> list[list[int]]:

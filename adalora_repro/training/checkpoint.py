@@ -16,7 +16,6 @@ import torch
 
 from adalora_repro.errors import InputError
 from adalora_repro.records.run_record import write_atomic
-from adalora_repro.records.validation import not_a_file
 
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
 FILES = ("checkpoint.new.pt", *NAMES)  # the newest first
@@ -57,8 +56,6 @@ def load(
     for name in FILES:
         path = folder / name
         try:
-            if kind := not_a_file(path.stat().st_mode):
-                raise InputError(f"{path}: {kind}, not a file; move it away to start over")
             content = path.read_bytes()  # whole: any later error is the file's, not the disk's
         except FileNotFoundError:
             continue
@@ -105,13 +102,8 @@ def _state(content: bytes, run_hash: str, path: Path) -> dict[str, Any]:
         if no_memory(error):
             raise
         raise ValueError(f"torch cannot read it: {type(error).__name__}") from None
-    if not isinstance(state, dict):
-        raise ValueError(f"it holds a {type(state).__name__}")
-    version = state.pop("format", VERSION)
-    if version != VERSION:
-        raise ValueError(f"format {version!r}, this one reads {VERSION}")
-    if "hash" not in state:
-        raise ValueError("hash is missing")
+    if not isinstance(state, dict) or state.pop("format", VERSION) != VERSION or "hash" not in state:
+        raise ValueError(f"it is not of format {VERSION}")
     if state["hash"] != run_hash:
         raise InputError(
             f"{path} is from another configuration ({state['hash']}, this one is {run_hash}); move it away to start "
@@ -123,38 +115,6 @@ def _state(content: bytes, run_hash: str, path: Path) -> dict[str, Any]:
 def no_memory(error: Exception) -> bool:
     """Whether memory ran out, on the host or a device; torch may raise a plain RuntimeError for that."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def require_shape(state: Any, like: Any, name: str = "") -> None:
-    """Raises ValueError, with the name of the entry, unless ``state`` has the shape of ``like``.
-
-    Dictionaries must have the same keys, lists the same length, tensors the same shape and dtype, other values the same
-    type. Where ``like`` is None or an empty list, anything is accepted.
-    """
-    if like is None or like == []:
-        return
-    if isinstance(like, dict):
-        if not isinstance(state, dict):
-            raise ValueError(f"{name or 'it'} is a {type(state).__name__}")
-        dot = f"{name}." if name else ""
-        for key in like.keys() - state.keys():
-            raise ValueError(f"{dot}{key} is missing")
-        for key in state.keys() - like.keys():
-            raise ValueError(f"{dot}{key} is unknown")
-        for key, value in like.items():
-            require_shape(state[key], value, f"{dot}{key}")
-    elif isinstance(like, list | tuple):
-        if not isinstance(state, list | tuple) or len(state) != len(like):
-            raise ValueError(f"{name} is not a list of {len(like)}")
-        for number, (one, other) in enumerate(zip(state, like, strict=True)):
-            require_shape(one, other, f"{name}[{number}]")
-    elif isinstance(like, torch.Tensor):
-        if not isinstance(state, torch.Tensor):
-            raise ValueError(f"{name} is a {type(state).__name__}")
-        if (state.shape, state.dtype) != (like.shape, like.dtype):
-            raise ValueError(f"{name} is {state.dtype} {list(state.shape)}, not {like.dtype} {list(like.shape)}")
-    elif type(state) is not type(like):
-        raise ValueError(f"{name} is {type(state).__name__}, not {type(like).__name__}")
 
 
 def remove(folder: Path) -> None:

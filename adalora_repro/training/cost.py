@@ -5,15 +5,14 @@ on the same batches, one right after the other, and take turns at being first, s
 
 - The batches represent an epoch of the task: its first epoch in order of size, cut into ``cost.steps`` equal parts; of
   each part the middle one.
-- The steps represent a run: step k of K is made as step t = (2k + 1) T / 2K, so that each phase of a schedule has the
-  share that it has in a run of T steps.
+- The steps represent a run: step k of K is made as step t = (2k + 1) T / 2K of its T steps, so that each phase of a
+  schedule has its share.
 - Peak memory is that of a process that trains the method alone: one step on the smallest batch, which creates the
   optimizer's state, and one on the largest batch of the epoch.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import pickle
@@ -21,8 +20,8 @@ import random
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,9 +55,8 @@ ELSEWHERE = {
     *("train.eval_steps", "train.save_steps", "train.log_steps", "measure", "seed", "force", "dry_run"),
 }
 ELSEWHERE_GROUPS = ("cost.", "data.", "eval.", "results.", "hydra")
-
-
 NOT_MEASURED = "not measured"
+Seconds = NDArray[np.float64]
 
 
 def execute(plans: Sequence[Plan]) -> int:
@@ -80,13 +78,11 @@ def execute(plans: Sequence[Plan]) -> int:
         complain(f"failed: {type(error).__name__}: {error}")
         return EXIT_FAILED
     print("\n".join(lines_of(record)))
-    results = Path(plans[0].cfg.results.dir).expanduser()
+    results = plans[0].cfg.results.dir
     try:
-        print(f"done: {cost_record.write(record, results)}")
+        print(f"done: {cost_record.write(record, Path(results).expanduser())}")
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "no space left" if full else f"cannot write {error.filename}: {error.strerror}"
-        raise InputError(f"results.dir={plans[0].cfg.results.dir}: {why}; the figures above are not filed") from None
+        raise InputError(f"results.dir={results}: {error.strerror}; the figures above are not filed") from None
     return EXIT_OK
 
 
@@ -95,49 +91,43 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     first = runner.build(plans[0])
     for note in first.plan.notes:  # not earlier: an input error is one line
         say(f"adalora-run: note: {note}")
-    loops = {plan.key["method"]: runner.build(plan, first.processes) for plan in plans[1:]}
-    loops = {first.plan.key["method"]: first} | loops
-    cfg, lengths = first.plan.cfg, first.data.train["length"][:]
+    loops = [first, *(runner.build(plan, first.processes) for plan in plans[1:])]
+    settled, device = [run.plan for run in loops], first.device
+    cfg, lengths, data = first.plan.cfg, first.data.train["length"][:], first.data.provenance
     steps = [parts_of(first, rows, lengths) for rows in steps_of(first, 0, lengths)]
     sizes = [padded_sizes(parts, lengths, first) for parts in steps]
     chosen = [steps[i] for i in middles([sum(parts) for parts in sizes], cfg.cost.steps, cfg.seed)]
-    environment = provenance.environment(first.processes.accelerator.device)
+    environment = provenance.environment(device)
+    tokenizer = backbones.tokenizer_name(cfg, first.task.tokenizer)
     pairs = measure_pairs(loops, chosen, lengths)
-    device, names = first.processes.accelerator.device, list(loops)
-    settled = [run.plan for run in loops.values()]
-    tokenizer = backbones.tokenizer_name(cfg, first.task.tokenizer)  # type: ignore[attr-defined]
-    data, examples = first.data.provenance, len(lengths)
     del loops, first  # frees the GPU for the processes that measure memory
     runner.free_device(device)
     peaks = [max(parts) for parts in sizes]
     ends = [steps[peaks.index(min(peaks))], steps[peaks.index(max(peaks))]]
-    memory = {plan.key["method"]: peak_alone(plan, ends) for plan in settled}
-    epoch = official_epoch(settled[0], examples, data["rows"])
-    key = cost_key(cfg, settled[0].key) | {
-        "typed": typed(settled[0].overrides),
-        "tokenizer": tokenizer,
-        "device": environment["device"],
-        "threads": environment["threads"],
-    }
+    memory = [peak_alone(plan, ends) for plan in settled]
+    epoch = official_epoch(settled[0], len(lengths), data["rows"])
+    names = [plan.key["method"] for plan in settled]
     return cost_record.CostRecord(
-        key=key,
+        key=cost_key(cfg, settled[0].key)
+        | {"typed": typed(settled[0].overrides), "tokenizer": tokenizer}
+        | {name: environment[name] for name in ("device", "threads")},
         methods={
-            plan.key["method"]: {"budget": plan.key["budget"], "params": plan.params}
-            | figures(pairs, plan.key["method"], epoch["steps"])
-            | {"peak_memory": memory[plan.key["method"]]["peak"], "settings": plan.settings}
-            for plan in settled
+            name: {"budget": plan.key["budget"], "params": plan.params}
+            | figures(pairs, name, epoch["steps"])
+            | {"peak_memory": peak["peak"], "settings": plan.settings}
+            for name, plan, peak in zip(names, settled, memory, strict=True)
         },
         pairs=pairs,
         ratio=ratios(pairs, *names) if len(names) > 1 else None,
         epoch=epoch,
-        memory_of=next((peak["of"] for peak in memory.values() if peak["of"]), NOT_MEASURED),
+        memory_of=next((peak["of"] for peak in memory if peak["of"]), NOT_MEASURED),
         environment=environment,
         data=data,
         created=time.time(),
     )
 
 
-# -- batches and steps --------------------------------------------------------------------------------------
+# -- batches and steps ---------------------------------------------------------------------------------------------
 
 
 def padded_sizes(parts: Sequence[Sequence[int]], lengths: Sequence[int], run: RunState) -> list[int]:
@@ -153,7 +143,7 @@ def middles(sizes: Sequence[int], count: int, seed: int) -> list[int]:
     several times.
     """
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
-    chosen = [order[(2 * k + 1) * len(order) // (2 * count)] for k in range(count)]
+    chosen = [order[k] for k in steps_over_a_run(len(order), count)]
     random.Random(seed).shuffle(chosen)
     return chosen
 
@@ -184,42 +174,36 @@ def typed(words: Sequence[str]) -> str:
 
 
 def measure_pairs(
-    loops: Mapping[str, RunState], chosen: Sequence[list[list[int]]], lengths: Sequence[int]
+    loops: Sequence[RunState], chosen: Sequence[list[list[int]]], lengths: Sequence[int]
 ) -> list[dict[str, Any]]:
     """A step of every method on each batch (a list of micro-batches); returns ``CostRecord.pairs``."""
-    first = next(iter(loops.values()))
-    cost = first.plan.cfg.cost
-    times = {name: steps_over_a_run(run.plan.total_steps, cost.steps) for name, run in loops.items()}
-    progress = Progress(f"cost of {' and '.join(loops)}", 0, cost.warmup_steps + cost.steps)
+    first, cost = loops[0], loops[0].plan.cfg.cost
+    names = [run.plan.key["method"] for run in loops]
     pairs: list[dict[str, Any]] = []
-    try:
+    with closing(Progress(f"cost of {' and '.join(names)}", 0, cost.warmup_steps + cost.steps)) as progress:
         for number in range(-cost.warmup_steps, cost.steps):
-            parts, k = chosen[number % cost.steps], max(number, 0)
+            parts = chosen[number % cost.steps]
             rows = list(chain.from_iterable(parts))
             batches = list(on_device(first, first.data.train, parts, 0))
-            order = list(loops) if number % 2 == 0 else list(loops)[::-1]
             seconds = {}
-            for name in order:
-                loops[name].t = times[name][k]
-                seconds[name] = timed(loops[name], batches)
+            for run in loops if number % 2 == 0 else reversed(loops):
+                run.t = steps_over_a_run(run.plan.total_steps, cost.steps)[max(number, 0)]
+                seconds[run.plan.key["method"]] = timed(run, batches)
             done = number + cost.warmup_steps + 1
             progress.update(done)
             if number % max(1, cost.steps // LINES) == 0:
-                progress.line(done, "  ".join(f"{name} {seconds[name]:.3f} s" for name in loops))
+                progress.line(done, "  ".join(f"{name} {seconds[name]:.3f} s" for name in names))
             if number >= 0:
                 pairs.append(
                     {
-                        "t": times[first.plan.key["method"]][k],
-                        "phase": phase_of(first.plan, times[first.plan.key["method"]][k]),
+                        "t": first.t - 1,  # a step has counted itself
                         "examples": len(rows),
                         "tokens": sum(lengths[row] for row in rows),
                         "padded_tokens": sum(batch["input_ids"].numel() for batch in batches),
-                        "order": order,
-                        "seconds": seconds,
+                        "order": list(seconds),
+                        "seconds": {name: seconds[name] for name in names},
                     }
                 )
-    finally:
-        progress.close()
     return pairs
 
 
@@ -229,10 +213,10 @@ def timed(run: RunState, batches: list[Batch]) -> float:
     Raises:
         NonFiniteLossError: the loss is not finite.
     """
-    wait_for(run.processes.accelerator.device)
+    wait_for(run.device)
     began = time.perf_counter()
     step(run, batches)
-    wait_for(run.processes.accelerator.device)
+    wait_for(run.device)
     seconds = time.perf_counter() - began
     run.look()
     return seconds
@@ -241,15 +225,6 @@ def timed(run: RunState, batches: list[Batch]) -> float:
 def wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def phase_of(plan: Plan, t: int) -> str | None:
-    """The phase of the method's schedule, None for a method without phases."""
-    if "t_f" not in plan.method:
-        return None
-    if t < plan.method["t_i"]:
-        return "warm-up"
-    return "pruning" if t < plan.total_steps - plan.method["t_f"] else "final phase"
 
 
 # -- memory --------------------------------------------------------------------------------------------------------
@@ -261,24 +236,20 @@ def peak_alone(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]
     ``peak`` is None if that process fails (the largest batch may not fit); the times measured are kept.
     """
     name = plan.key["method"]
-    child = subprocess.Popen(
-        [sys.executable, "-m", __name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C reaches this process only, which ends that one
-    )
-    with stage(f"peak memory of {name}, in a process of its own"), child:
-        try:
-            out, err = child.communicate(pickle.dumps((plan, batches)))
-        finally:
-            child.kill()
-    if child.returncode != EXIT_OK:
-        reason = err.decode(errors="replace").strip().splitlines()[-1:]
-        why = " ".join([f"its process ended with code {child.returncode}", *reason])
+    with stage(f"peak memory of {name}, in a process of its own"):
+        done = subprocess.run(
+            [sys.executable, "-m", __name__],
+            input=pickle.dumps((plan, batches)),
+            capture_output=True,
+            check=False,
+            start_new_session=True,  # Ctrl-C reaches this process only, which ends that one
+        )
+    if done.returncode != EXIT_OK:
+        reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        why = " ".join([f"its process ended with code {done.returncode}", *reason])
         say(f"adalora-run: note: peak memory of {name} is not measured: {why}")
         return {"peak": None, "of": None}
-    peak: dict[str, Any] = json.loads(out.splitlines()[-1])
+    peak: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return peak
 
 
@@ -289,7 +260,7 @@ def answer() -> None:
     provenance.reset_peak_memory()
     for parts in batches:
         timed(run, list(on_device(run, run.data.train, parts, 0)))
-    print(json.dumps(provenance.peak_memory(run.processes.accelerator.device), allow_nan=False))
+    print(json.dumps(provenance.peak_memory(run.device), allow_nan=False))
 
 
 # -- figures -------------------------------------------------------------------------------------------------------
@@ -310,27 +281,16 @@ def figures(pairs: Sequence[Mapping[str, Any]], name: str, epoch_steps: int) -> 
 def ratios(pairs: Sequence[Mapping[str, Any]], name: str, against: str) -> dict[str, Any]:
     """The time of ``name`` over that of ``against``: ``CostRecord.ratio``."""
     ours, theirs = seconds_of(pairs, name), seconds_of(pairs, against)
-    by_phase: dict[str, list[int]] = defaultdict(list)
-    for number, pair in enumerate(pairs):
-        if pair["phase"] is not None:
-            by_phase[pair["phase"]].append(number)
     return {
         "median": interval(ours, theirs, median_of_ratios),
         "epoch": interval(ours, theirs, ratio_of_means),
-        "phases": {
-            phase: {"median": float(median_of_ratios(ours[numbers], theirs[numbers])), "pairs": len(numbers)}
-            for phase, numbers in by_phase.items()
-        },
         "confidence": CONFIDENCE,
         "resamples": RESAMPLES,
     }
 
 
-Seconds = NDArray[np.float64]
-Statistic = Callable[..., Any]
-
-
 def seconds_of(pairs: Sequence[Mapping[str, Any]], name: str) -> Seconds:
+    """One number a pair."""
     return np.array([pair["seconds"][name] for pair in pairs])
 
 
@@ -340,24 +300,21 @@ def median_of_ratios(ours: Seconds, theirs: Seconds, axis: int = -1) -> Any:
 
 
 def ratio_of_means(ours: Seconds, theirs: Seconds, axis: int = -1) -> Any:
-    """The ratio of the times of an epoch, which the steps represent; the sides may differ in length."""
+    """The ratio of the times of an epoch, which the steps represent."""
     return ours.mean(axis=axis) / theirs.mean(axis=axis)
 
 
-def interval(ours: Seconds, theirs: Seconds, statistic: Statistic, paired: bool = True) -> dict[str, float | None]:
-    """A statistic and its percentile bootstrap interval, always from the same random numbers.
-
-    ``paired``: pairs are resampled; otherwise each side by itself, and the sides may differ in length.
-    """
+def interval(ours: Seconds, theirs: Seconds, statistic: Callable[..., Any]) -> dict[str, float | None]:
+    """A statistic of pairs and its percentile bootstrap interval, always from the same random numbers."""
     from scipy.stats import bootstrap
 
     value = float(statistic(ours, theirs))
-    if min(len(ours), len(theirs)) < 2:
+    if len(ours) < 2:
         return {"value": value, "low": None, "high": None}
     ends = bootstrap(
         (ours, theirs),
         statistic,
-        paired=paired,
+        paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,
         confidence_level=CONFIDENCE,
@@ -369,23 +326,20 @@ def interval(ours: Seconds, theirs: Seconds, statistic: Statistic, paired: bool 
 
 def lines_of(record: cost_record.CostRecord) -> list[str]:
     """What the program prints at the end: a line per method, and the ratio."""
-    lines = [
-        f"{name} {method['budget']}: {method['mean_s']:.4g} s a step, {method['epoch_s'] / 60:,.4g} min an epoch of "
-        f"{record.epoch['examples']:,} examples, {method['tokens_per_s']:,.0f} tokens a second, "
-        f"peak memory {memory_text(method['peak_memory'], record.memory_of)}"
-        for name, method in record.methods.items()
-    ]
-    if record.ratio is not None:
-        median, epoch = record.ratio["median"], record.ratio["epoch"]
+    lines = []
+    for name, method in record.methods.items():
+        peak = method["peak_memory"]
+        memory = NOT_MEASURED if peak is None else f"{peak / 1e9:.3f} GB ({record.memory_of})"
         lines.append(
-            f"{record.key['method']} / {record.key['against']}: {ratio_text(median)} median of {len(record.pairs)} "
-            f"pairs, {ratio_text(epoch)} time per epoch"
+            f"{name} {method['budget']}: {method['mean_s']:.4g} s a step, {method['epoch_s'] / 60:,.4g} min an epoch "
+            f"of {record.epoch['examples']:,} examples, {method['tokens_per_s']:,.0f} tokens a second, "
+            f"peak memory {memory}"
         )
+    if record.ratio is not None:
+        median, epoch = ratio_text(record.ratio["median"]), ratio_text(record.ratio["epoch"])
+        compared = f"{record.key['method']} / {record.key['against']}"
+        lines.append(f"{compared}: {median} median of {len(record.pairs)} pairs, {epoch} time per epoch")
     return lines
-
-
-def memory_text(peak: int | None, of: str) -> str:
-    return NOT_MEASURED if peak is None else f"{peak / 1e9:.3f} GB ({of})"
 
 
 def ratio_text(ratio: Mapping[str, float | None]) -> str:

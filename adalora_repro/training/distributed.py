@@ -11,13 +11,12 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adalora_repro.errors import EXIT_BAD_INPUT, InputError, clean
+from adalora_repro.errors import EXIT_BAD_INPUT, clean
 from adalora_repro.training.signals import SIGNALS
 
 if TYPE_CHECKING:
@@ -27,60 +26,25 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LAUNCHERS = "torchrun and accelerate launch set it"
-AGREE_S = 1.0  # about how often several processes ask each other whether one was asked to stop
-AGREE_CALLS = 100  # and at least once in so many steps or evaluated batches
-
-
-# -- the launcher's variables --------------------------------------------------------------------------------------
+#: steps or evaluated batches after which processes on accelerators ask each other whether one was asked to stop; the
+#: answer waits for the device. On a CPU they ask every time.
+AGREE_CALLS = 5
 
 
 def launched() -> tuple[int, int]:
     """This process's rank and the number of processes, from torchrun or accelerate launch; (0, 1) without them.
 
     Raises:
-        SystemExit: a variable is wrong. The line is printed here, because printing an error needs the rank first.
+        SystemExit: the variables are wrong. The line is printed here, because printing an error needs the rank first.
     """
     if os.environ.get("LOCAL_RANK", "-1") == "-1":
         return 0, 1
-    try:
-        _number("LOCAL_RANK", 0, 0)
-        size = _number("WORLD_SIZE", 1, 1)
-        return _number("RANK", 0, 0, size - 1), size
-    except InputError as error:
-        print(f"adalora-run: error: {clean(str(error))}", file=sys.stderr)
-        raise SystemExit(EXIT_BAD_INPUT) from None
-
-
-def check_rendezvous() -> None:
-    """Checks the address at which several processes connect.
-
-    Raises:
-        InputError: a variable is missing or wrong.
-    """
-    _, processes = launched()
-    if processes == 1:
-        return
-    if not os.environ.get("MASTER_ADDR"):
-        raise InputError(
-            f"environment variable MASTER_ADDR is not set; {processes} processes (WORLD_SIZE) connect through it; "
-            f"{LAUNCHERS}"
-        )
-    _number("MASTER_PORT", -1, 1, 65535)
-
-
-def _number(name: str, default: int, least: int, most: int | None = None) -> int:
-    """A launcher's environment variable.
-
-    Raises:
-        InputError: it is no whole number, or out of range.
-    """
-    text = os.environ.get(name, str(default))
-    if text.strip().isdecimal() and least <= int(text) and (most is None or int(text) <= most):
-        return int(text)
-    got = f"is '{text}'" if name in os.environ else "is not set"
-    valid = f"{least} or more" if most is None else f"{least} to {most}"
-    raise InputError(f"environment variable {name} {got}, must be {valid}; {LAUNCHERS}")
+    rank, size = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if rank.isdecimal() and size.isdecimal() and int(rank) < int(size):
+        return int(rank), int(size)
+    problem = f"environment variables RANK={rank} and WORLD_SIZE={size}: torchrun and accelerate launch set them"
+    print(f"adalora-run: error: {clean(problem)}", file=sys.stderr)
+    raise SystemExit(EXIT_BAD_INPUT)
 
 
 # -- messages -------------------------------------------------------------------------------------------------------
@@ -108,7 +72,7 @@ class Processes:
         self.common: Exception | None = None
         self.signum = 0
         self._flags: Tensor | None = None  # of the last gradient message: how many processes received which signal
-        self._steps, self._batches = Clock(), Clock()
+        self._calls = 0  # steps and evaluated batches, the same number in all processes
 
     @property
     def main(self) -> bool:
@@ -117,8 +81,8 @@ class Processes:
     def add_up(self, parameters: Sequence[torch.nn.Parameter], others: Tensor) -> Tensor:
         """Replaces every gradient by its sum over the processes; returns the sum of ``others`` (a vector).
 
-        One message, which also carries ``signum`` and how often this process wants it read. A gradient that is None
-        here counts as zero; one that is None in all processes stays None, and the optimizer skips its parameter.
+        One message, which also carries ``signum``. A gradient that is None here counts as zero; one that is None in all
+        processes stays None, and the optimizer skips its parameter.
         """
         if self.size == 1:
             return others
@@ -127,8 +91,7 @@ class Processes:
         here = [parameter.grad is not None for parameter in parameters]
         # in the usual case, where all are here, nothing is copied from the host: that would wait for the device
         present = others.new_ones(len(here)) if all(here) else others.new_tensor(here)
-        flags = others.new_zeros(len(SIGNALS) + 1)
-        flags[-1] = self._steps.proposal
+        flags = others.new_zeros(len(SIGNALS))
         if self.signum:
             flags[SIGNALS.index(self.signum)] = 1
         for parameter in parameters:
@@ -149,28 +112,23 @@ class Processes:
         return others
 
     def received(self) -> int:
-        """After a step: a signal that any process received before it, the same in all of them; 0: none.
-
-        Reading the sums of ``add_up`` waits for the device, so it is done about every ``AGREE_S`` seconds. All
-        processes read the same sums at the same steps, and take the next interval from the mean of their proposals.
-        """
+        """After a step: a signal that any process received before it, the same in all of them; 0: none."""
         if self.size == 1:
             return self.signum
-        if not self._steps.due() or self._flags is None:
+        if not self._due() or self._flags is None:
             return 0
-        *counts, proposals = self._flags.tolist()
-        self._steps.restart(max(1, int(proposals / self.size)))
+        counts = self._flags.tolist()
         return next((signum for signum, count in zip(SIGNALS, counts, strict=True) if count), 0)
 
     def agreed(self, number: int) -> int:
         """During an evaluation: the maximum of ``number`` over the processes; 0 in calls that send no message."""
         if self.size == 1:
             return number
-        if not self._batches.due():
-            return 0
-        number, every = self.largest(number, -self._batches.per_interval())
-        self._batches.restart(-every)
-        return number
+        return self.largest(number)[0] if self._due() else 0
+
+    def _due(self) -> bool:
+        self._calls += 1
+        return self.accelerator.device.type == "cpu" or self._calls % AGREE_CALLS == 0
 
     def largest(self, *numbers: int) -> list[int]:
         """The maximum of each number over the processes."""
@@ -230,41 +188,9 @@ class Processes:
         Raises:
             Exception: what the main process raises, in all of them.
         """
-        if self.size == 1:
-            return make()
         results: list[T] = []
-
-        def first() -> None:
-            results.append(make())
-
-        self.on_main(first)
+        self.on_main(lambda: results.append(make()))
         return results[0] if results else make()
-
-
-class Clock:
-    """Counts calls (steps, evaluated batches) until the next agreement, which is due about every ``AGREE_S``.
-
-    Attributes:
-        proposal: after how many calls the next agreement should be, by the pace before the last one.
-    """
-
-    def __init__(self) -> None:
-        self.proposal = 1
-        self._calls, self._every, self._began = 0, 1, time.perf_counter()
-
-    def due(self) -> bool:
-        self._calls += 1
-        return self._calls >= self._every
-
-    def per_interval(self) -> int:
-        """How many calls fill ``AGREE_S`` at the present pace: 1 to ``AGREE_CALLS``."""
-        pace = (time.perf_counter() - self._began) / self._calls
-        return max(1, int(AGREE_S / max(pace, AGREE_S / AGREE_CALLS, 1e-9)))
-
-    def restart(self, every: int) -> None:
-        """After an agreement: the next one is due ``every`` calls later."""
-        self.proposal = self.per_interval()
-        self._calls, self._every, self._began = 0, every, time.perf_counter()
 
 
 @contextmanager

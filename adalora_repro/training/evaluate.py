@@ -16,8 +16,8 @@ from adalora_repro.records import run_record
 from adalora_repro.tasks.base import Evaluation
 from adalora_repro.training import checkpoint
 from adalora_repro.training.batches import evaluation_batches, on_device
-from adalora_repro.training.log import Log, figures
-from adalora_repro.training.signals import EvaluationStopped
+from adalora_repro.training.folder import Log, figures
+from adalora_repro.training.signals import Interrupted
 from adalora_repro.training.state import RunState
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def evaluate(run: RunState, watch: Watch) -> Evaluation:
 
     Raises:
         NonFiniteLossError: a weight is not finite; its predictions might look like a result.
-        EvaluationStopped: a signal asked the run to stop.
+        Interrupted: a signal asked the run to stop.
     """
     run.check_weights()
     run.model.eval()
@@ -88,10 +88,9 @@ def evaluate_due(run: RunState, log: Log, watch: Watch) -> None:
     began = time.perf_counter()
     try:
         evaluation = evaluate(run, watch)
-    except EvaluationStopped:
+    except Interrupted:
         if not saved:
             save(run, log)
-        watch.stop.check()
         raise
     run.eval_s += time.perf_counter() - began
     run.evaluation_due = False
@@ -111,12 +110,7 @@ def evaluate_before(run: RunState, log: Log, watch: Watch) -> None:
     if run.evaluation_due:
         evaluate_due(run, log, watch)
     elif run.plan.cfg.eval.untrained and run.t == 0:
-        try:
-            evaluation = evaluate(run, watch)
-        except EvaluationStopped:
-            watch.stop.check()
-            raise
-        _log(run, evaluation, log, watch)
+        _log(run, evaluate(run, watch), log, watch)
 
 
 def save(run: RunState, log: Log) -> None:

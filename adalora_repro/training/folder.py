@@ -1,21 +1,24 @@
-"""A run's folder: the lease on it, files of an earlier attempt, the settings, and the record."""
+"""A run's folder: the lease on it, files of an earlier attempt, the settings, the record, and its curve."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
+from adalora_repro.config.words import command_line
 from adalora_repro.errors import InputError
-from adalora_repro.records import provenance, run_record
-from adalora_repro.records.lock import Lock
-from adalora_repro.training import checkpoint
+from adalora_repro.records import provenance, run_record, validation
+from adalora_repro.records.lock import Lock, LostFolderError
+from adalora_repro.training import checkpoint, kept
 from adalora_repro.training.distributed import Processes
 from adalora_repro.training.progress import say
 from adalora_repro.training.state import RunState
@@ -83,11 +86,11 @@ def set_aside(folder: Path) -> list[str]:
     number = 1 + max((int(match[1]) for match in taken if match), default=0)
     saved = []
     # checkpoints first: none may be resumed without its log; the record last: until then the folder is a run's
-    for name in (*checkpoint.FILES, "log.jsonl", "final", "best", SKIPPED, ERROR, run_record.RECORD_NAME):
+    for name in (*checkpoint.FILES, "log.jsonl", "final", "best", kept.FOLDER, SKIPPED, ERROR, run_record.RECORD_NAME):
         path = folder / name
         if path.exists():
-            kept = path.rename(path.with_suffix(f".old-{number}{path.suffix}"))
-            saved += [kept.name] if name in checkpoint.FILES else []
+            renamed = path.rename(path.with_suffix(f".old-{number}{path.suffix}"))
+            saved += [renamed.name] if name in checkpoint.FILES else []
     return saved
 
 
@@ -98,7 +101,8 @@ def write_settings(run: RunState) -> None:
     nested = OmegaConf.create()
     for name, value in run_record.stated(run.plan.settings).items():
         OmegaConf.update(nested, name, value)
-    run_record.write_atomic(run.plan.folder / CONFIG, OmegaConf.to_yaml(nested).encode())
+    text = f"{command_line(run.plan.overrides)}\n{OmegaConf.to_yaml(nested)}"
+    run_record.write_atomic(run.plan.folder / CONFIG, text.encode())
     if run.data.skipped:
         run_record.write_files(run.plan.folder, {SKIPPED: run.data.skipped})
 
@@ -153,3 +157,63 @@ def _measure(run: RunState, record: run_record.RunRecord) -> None:
         "tokens_per_s": run.tokens / run.train_s if run.train_s else 0.0,
     }
     record.memory = provenance.peak_memory(run.device)
+
+
+# -- the curve ------------------------------------------------------------------------------------------------------
+
+
+class Log:
+    """``log.jsonl`` of a run; processes other than the main one write to ``os.devnull``."""
+
+    def __init__(
+        self, path: Path, length: int, main: bool, also: Callable[[dict[str, Any]], None] = lambda line: None
+    ) -> None:
+        """Opens the file and cuts off the lines after the checkpoint, which will be written again.
+
+        Args:
+            length: bytes of the lines before the checkpoint.
+            main: whether this process writes.
+            also: gets each line of the main process too.
+        """
+        self._path, self._also = path, also if main else lambda line: None
+        self._file = (path if main else Path(os.devnull)).open("a+b")
+        if main:
+            self._file.truncate(min(length, path.stat().st_size))
+
+    @property
+    def length(self) -> int:
+        """In bytes."""
+        return self._file.seek(0, os.SEEK_END)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Writes a line; a number that is not finite, which JSON does not have, is written as null.
+
+        Raises:
+            LostFolderError: the file was removed.
+        """
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            raise LostFolderError(f"{self._path} was removed while the run was training")
+        line = _finite(line)
+        self._file.write(validation.dump(line))
+        self._file.flush()
+        self._also(line)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def figures(names: Sequence[str], entry: Mapping[str, Any]) -> str:
+    """The metrics of these names in an evaluation (such as ``final`` of a record), as text."""
+
+    def text(metrics: Mapping[str, float]) -> str:
+        return ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
+
+    return text(entry["metrics"]) + (f"; held out: {text(entry['holdout'])}" if "holdout" in entry else "")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adalora_repro.training.batches import training_batches
 from adalora_repro.training.evaluate import evaluate_before, evaluate_due, save
-from adalora_repro.training.log import Log
+from adalora_repro.training.folder import Log
 from adalora_repro.training.progress import Progress, Watch
 from adalora_repro.training.signals import StopSignal
 from adalora_repro.training.state import RunState
@@ -44,7 +44,7 @@ def run_loop(run: RunState, stop: StopSignal, publish: Callable[[], None]) -> No
     cfg, key, total = run.plan.cfg.train, run.plan.key, run.plan.total_steps
     progress = Progress(f"{key['task']} {key['method']} {key['budget']}", run.t, total)
     try:
-        with closing(Log(run.plan.folder / "log.jsonl", run.log_bytes, run.processes.main)) as log:
+        with closing(Log(run.plan.folder / "log.jsonl", run.log_bytes, run.processes.main, run.on_log)) as log:
             watch = Watch(progress, stop, publish, run.processes)
             evaluate_before(run, log, watch)
             began = time.perf_counter()

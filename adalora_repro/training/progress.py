@@ -132,51 +132,44 @@ def speaking(line: Callable[[], str]) -> Iterator[None]:
 
 
 class Progress:
-    """The progress of a run. ``update`` once per step costs a comparison; the bar changes at most 5 times a second."""
+    """The progress of a run: a bar on a terminal, lines elsewhere. ``update`` once per step costs some microseconds."""
 
     def __init__(self, title: str, start: int, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
         self._title, self._total, self._start, self._began = clean(f"{_prefix}{title}"), total, start, time.monotonic()
-        self._step, self._activity, self._shown = start, "", 0.0
-        self._bar: Any = None
+        self._step, self._activity = start, ""
         self._speaking = speaking(lambda: self._activity or f"step {self._step:,}/{self._total:,}{self._left()}")
         self._speaking.__enter__()
-        if sys.stderr.isatty() and launched()[0] == 0:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            heading = TextColumn("{task.description}", markup=False)
-            self._bar = Bar(heading, *columns, console=Console(file=raw(sys.stderr)))
-            self._bar.start()
-            self._task = self._bar.add_task(self._title, total=total, completed=start)
+        self._terminal = sys.stderr.isatty() and launched()[0] == 0
+        heading = TextColumn("{task.description}", markup=False)
+        columns = (heading, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Bar(*columns, console=Console(file=raw(sys.stderr)), disable=not self._terminal)
+        self._bar.start()
+        self._task = self._bar.add_task(self._title, total=total, completed=start)
 
     def update(self, step: int) -> None:
         self._step, self._activity = step, ""
-        if self._bar is not None and (now := time.monotonic()) - self._shown > 0.2:
-            self._bar.update(self._task, completed=step)
-            self._shown = now
+        self._bar.update(self._task, completed=step, description=self._title)
 
     def evaluating(self, split: str, done: int, total: int) -> None:
         """Reports the progress of an evaluation."""
         self._activity = f"evaluating {clean(split)} {done}/{total} batches"
-        if self._bar is not None and (done == 0 or (now := time.monotonic()) - self._shown > 0.2):
-            self._bar.update(self._task, description=f"{self._title}: {self._activity}")
-            self._shown = now if done else self._shown
+        self._bar.update(self._task, description=f"{self._title}: {self._activity}")
 
     def line(self, step: int, text: str) -> None:
         """A permanent line: above the bar, or plain with the time left."""
-        self._step, self._activity = step, ""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=self._title)
+        self.update(step)
+        if self._terminal:
             self._bar.console.print(f"step {step:,}  {clean(text)}", highlight=False, markup=False)
         else:
             say(f"step {step:,}/{self._total:,}  {text}{self._left()}")
 
     def close(self) -> None:
         self._speaking.__exit__(None, None, None)
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
     def _left(self) -> str:
         """The time left at the average pace so far."""
@@ -221,11 +214,10 @@ class Watch:
         """Before each batch of an evaluation.
 
         Raises:
-            EvaluationStopped: a signal asked the run to stop more than ``GRACE_S`` ago.
+            Interrupted: a signal asked the run to stop.
         """
-        overdue = self._processes.agreed(self.stop.signum if self.stop.waiting_s > signals.GRACE_S else 0)
-        if overdue:
-            self.stop.adopt(overdue)
-            raise signals.EvaluationStopped
+        if signum := self._processes.agreed(self.stop.signum):  # by all of them, at the same batch
+            self.stop.adopt(signum)
+            self.stop.check()
         self.progress.evaluating(split, done, total)
         self.beat()

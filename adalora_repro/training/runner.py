@@ -6,7 +6,8 @@ import errno
 import gc
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from signal import SIGUSR2
 from typing import Any
@@ -21,14 +22,14 @@ from transformers import get_linear_schedule_with_warmup
 from adalora_repro import methods
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.resolve import finished, settle
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, one_line
 from adalora_repro.models import backbones, inject, sites, speedups
 from adalora_repro.records import provenance, run_record
 from adalora_repro.records.lock import Lock, LostFolderError
 from adalora_repro.tasks import load_family
-from adalora_repro.training import checkpoint, folder
-from adalora_repro.training.distributed import LostError, Processes, check_rendezvous, launched
-from adalora_repro.training.log import figures
+from adalora_repro.training import checkpoint, folder, kept, trackers
+from adalora_repro.training.distributed import LostError, Processes, launched
+from adalora_repro.training.folder import figures
 from adalora_repro.training.loop import run_loop
 from adalora_repro.training.progress import complain, say, stage
 from adalora_repro.training.signals import Interrupted, StopSignal
@@ -36,6 +37,9 @@ from adalora_repro.training.state import NonFiniteLossError, RunState
 
 #: how long a process waits for another: the main one may be tokenizing the data
 PATIENCE = timedelta(hours=3)
+SLOW_BF16 = (
+    "this CPU has no bf16 instructions: train.precision=bf16 is far slower than fp32 here (16 times, measured once)"
+)
 
 
 # -- the whole run --------------------------------------------------------------------------------------------------
@@ -56,14 +60,11 @@ def execute(plan: Plan) -> int:
     except Interrupted as signal:
         say(f"adalora-run: {signal}, nothing was lost: the same command starts it")
         code = signal.exit_code
-    except LostFolderError as error:
+    except (LostFolderError, LostError) as error:
         complain(f"failed: {error}; this process stops and writes nothing more")
         if launched()[1] == 1:
             return stop.exit_code or EXIT_FAILED  # after a signal a sweep starts no further run
         raise SystemExit(EXIT_FAILED) from None  # perhaps in this process alone
-    except LostError as error:
-        complain(f"failed: {error}: the same command starts it")
-        raise SystemExit(EXIT_FAILED) from None
     except OSError as error:
         if not _disk_full(error):
             raise
@@ -95,7 +96,9 @@ def _execute_leased(plan: Plan, stop: StopSignal, processes: Processes, lock: Lo
     together = True  # whether all processes of the run are at this point
     try:
         with stop.deferred():
-            run_loop(run, stop, publish=lambda: folder.write_record(run, record, "running"))
+            with _tracked(run):
+                run_loop(run, stop, publish=lambda: folder.write_record(run, record, "running"))
+            processes.on_main(lambda: _keep_model(run))
         status, error, code = "ok", None, stop.exit_code or EXIT_OK  # a signal in the last step ends a sweep, too
     except Interrupted as signal:
         again = "without force=true the same command" if plan.cfg.force else "the same command"
@@ -175,7 +178,30 @@ def _report_failure(run: RunState, error: str, trace: str, together: bool) -> No
         complain(line, trace)
 
 
+@contextmanager
+def _tracked(run: RunState) -> Iterator[None]:
+    """Inside, every line of the log goes to the trackers, too."""
+    if not run.plan.cfg.track or not run.processes.main:
+        yield
+        return
+    following = trackers.start(run.plan, run.t)
+    run.on_log = following.log
+    try:
+        yield
+    finally:
+        following.finish()
+
+
+def _keep_model(run: RunState) -> None:
+    if run.plan.keeps != "none":
+        run.check_folder()
+        with run.method.masked():
+            kept.keep(run.model, run.plan.cfg, run.plan.folder / kept.FOLDER, run.plan.keeps)
+
+
 def _finish(run: RunState, record: run_record.RunRecord) -> None:
+    if run.plan.keeps != "none":
+        kept.write_card(run.plan.folder / kept.FOLDER, record, run.plan.cfg, run.plan.overrides)
     checkpoint.remove(run.plan.folder)
     (run.plan.folder / folder.ERROR).unlink(missing_ok=True)  # of an earlier try
     assert record.final is not None
@@ -200,6 +226,7 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
     """
     cfg = plan.cfg
     speedups.require_compiler(cfg.train.compile)
+    trackers.check(list(cfg.track))
     processes = processes or Processes(_accelerator(cfg))
     device = processes.accelerator.device
     free_device(device)
@@ -213,7 +240,8 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
         tokenizer = backbones.load_tokenizer(cfg)
         backbones.check_lengths(cfg, tokenizer)
         data = processes.main_first(lambda: task.load(tokenizer))
-    plan = plan.with_notes(*backbones.tokenizer_notes(cfg, tokenizer), *_device_notes(cfg, device))
+    slow = device.type == "cpu" and cfg.train.precision == "bf16" and provenance.has_bf16_instructions() is False
+    plan = plan.with_notes(*backbones.tokenizer_notes(cfg, tokenizer), *[SLOW_BF16] * slow)
     plan = settle(plan, len(data.train))
     cfg = plan.cfg
 
@@ -266,29 +294,22 @@ def make_optimizer(model: torch.nn.Module, optim: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
 
 
-def _device_notes(cfg: Any, device: torch.device) -> list[str]:
-    slow = device.type == "cpu" and cfg.train.precision == "bf16" and provenance.has_bf16_instructions() is False
-    text = (
-        "this CPU has no bf16 instructions: train.precision=bf16 is far slower than fp32 here (16 times in one "
-        "measurement)"
-    )
-    return [text] if slow else []
-
-
 def _accelerator(cfg: Any) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # a sweep's previous run may have had another precision
     _, processes = launched()
-    check_rendezvous()
     device = cfg.train.device
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("train.device=cuda, but torch finds no GPU here; train.device=auto uses the CPU")
     # without a GPU, accelerate runs several processes only with cpu=True
     on_cpu = device == "cpu" or (processes > 1 and not torch.accelerator.is_available())
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision={"fp32": "no", "bf16": "bf16"}[cfg.train.precision],
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision={"fp32": "no", "bf16": "bf16"}[cfg.train.precision],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    except (ValueError, RuntimeError) as error:  # MASTER_ADDR, say, is not set
+        raise InputError(f"{processes} processes cannot start: {one_line(error)}") from None
     if accelerator.num_processes != processes:
         raise InputError(
             f"{processes} processes were started, but they cannot work together on {accelerator.device.type}; "

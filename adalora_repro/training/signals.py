@@ -1,9 +1,8 @@
-"""Ctrl-C, SIGTERM and SIGUSR2 end a run cleanly: after the current step, with a checkpoint."""
+"""Ctrl-C, SIGTERM and SIGUSR2 end a run cleanly: after the current step or evaluated batch, with a checkpoint."""
 
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,6 @@ from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
 #: the signals that ask a run to stop; with the last one a scheduler announces the end of a job
 SIGNALS = (int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGUSR2))
-GRACE_S = 10.0  # how long an evaluation may continue after the signal: schedulers kill after half a minute
 
 
 class Interrupted(BaseException):
@@ -27,10 +25,6 @@ class Interrupted(BaseException):
         self.exit_code = EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_TERMINATED
 
 
-class EvaluationStopped(Exception):
-    """A signal asked the run to stop during a long evaluation; the resumed run repeats it."""
-
-
 class StopSignal:
     """Turns SIGINT and SIGTERM into ``Interrupted``: at once, or, inside ``deferred``, when ``check`` is called.
 
@@ -40,7 +34,6 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._received: int | None = None
-        self._when = 0.0
         self._deferred = self._own = False
         self._others = callable(signal.getsignal(signal.SIGUSR2))
 
@@ -63,11 +56,6 @@ class StopSignal:
             self._deferred = False
 
     @property
-    def waiting_s(self) -> float:
-        """Seconds since the signal came; 0 without one."""
-        return 0.0 if self._received is None else time.monotonic() - self._when
-
-    @property
     def exit_code(self) -> int:
         """The exit code for the signal received; 0 without one."""
         return 0 if self._received is None else Interrupted(self._received).exit_code
@@ -80,7 +68,7 @@ class StopSignal:
     def adopt(self, signum: int) -> None:
         """Remembers the first signal that a process of this run received (0: none)."""
         if signum and self._received is None:
-            self._received, self._when = signum, time.monotonic()
+            self._received = signum
 
     def check(self) -> None:
         if self._received is not None:

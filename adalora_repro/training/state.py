@@ -12,7 +12,6 @@ from torch import Tensor
 
 from adalora_repro.errors import one_line
 from adalora_repro.models import inject
-from adalora_repro.records import run_record, validation
 from adalora_repro.training import checkpoint
 
 if TYPE_CHECKING:
@@ -20,20 +19,11 @@ if TYPE_CHECKING:
 
     from adalora_repro.config.plan import Plan
     from adalora_repro.methods.base import BaseMethod
-    from adalora_repro.tasks.base import Task, TaskData
+    from adalora_repro.tasks.base import BaseTask, TaskData
     from adalora_repro.training.distributed import Processes
 
-#: checks of the loop's own values in a checkpoint
-LOOP = {
-    "looked": validation.items(validation.NUMBER),
-    "best": validation.optional(run_record.EVALUATION),
-    "final": validation.optional(run_record.EVALUATION),
-    "train_s": validation.AMOUNT,
-    "eval_s": validation.AMOUNT,
-    "tokens": validation.COUNT,
-    "log_bytes": validation.COUNT,
-    "evaluation_due": validation.FLAG,
-}
+#: the loop's own values in a checkpoint
+LOOP = ("looked", "best", "final", "train_s", "eval_s", "tokens", "log_bytes", "evaluation_due")
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -54,13 +44,14 @@ class RunState:
         train_s, eval_s: seconds; ``tokens`` counts those of the training rows, without padding.
         log_bytes: length of ``log.jsonl`` at the checkpoint.
         evaluation_due: the evaluation after step t has not been completed.
+        on_log: gets every line of ``log.jsonl``, in the main process.
         check_folder: raises if the folder is no longer this run's; called before every write.
     """
 
     plan: Plan
     model: PreTrainedModel
     method: BaseMethod
-    task: Task
+    task: BaseTask
     data: TaskData
     optimizer: torch.optim.Optimizer
     scheduler: Any
@@ -80,6 +71,7 @@ class RunState:
     log_bytes: int = 0
     evaluation_due: bool = False
     check_folder: Callable[[], None] = lambda: None
+    on_log: Callable[[dict[str, Any]], None] = lambda line: None
 
     @property
     def device(self) -> torch.device:
@@ -135,10 +127,12 @@ class RunState:
                 holds neither the old state nor the new one.
         """
         try:
-            self._require_shape(state)
+            weights, saved = self._weights(), state["model"]
+            if weights.keys() != saved.keys() or any(saved[name].shape != weights[name].shape for name in weights):
+                raise ValueError("its weights have other names or shapes")  # torch would broadcast
             with torch.no_grad():
-                for name, parameter in inject.trained(self.model).items():
-                    parameter.copy_(state["model"][name])
+                for name, weight in weights.items():
+                    weight.copy_(saved[name])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.method.load_state_dict(state["method"])
@@ -155,33 +149,3 @@ class RunState:
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in inject.trained(self.model).items()}
-
-    def _require_shape(self, state: dict[str, Any]) -> None:
-        """Raises ValueError for misfits that torch accepts: it broadcasts, and checks no optimizer's state."""
-        like = {
-            "hash": "",
-            "t": 0,
-            "model": self._weights(),
-            "optimizer": {"state": None, "param_groups": None},
-            "scheduler": None,
-            "method": self.method.state_dict(),
-            "rng": None,
-            "loop": None,
-        }
-        checkpoint.require_shape(state, like)
-        validation.fields(LOOP, closed=True)(state["loop"], "loop")
-        if not 0 <= state["t"] <= self.plan.total_steps or state["scheduler"]["last_epoch"] != state["t"]:
-            raise ValueError(f"t is {state['t']}, the scheduler at {state['scheduler']['last_epoch']}")
-        ours, theirs = self.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
-        if [group["params"] for group in ours] != [group["params"] for group in theirs]:
-            raise ValueError("optimizer.param_groups has other parameters")
-        both = [*zip(ours, theirs, strict=True), (self.scheduler.state_dict(), state["scheduler"])]
-        for mine, other in both:  # a library may add or remove entries
-            common = mine.keys() & other.keys()
-            checkpoint.require_shape({name: other[name] for name in common}, {name: mine[name] for name in common})
-        parameters = [parameter.detach() for group in self.optimizer.param_groups for parameter in group["params"]]
-        for number, moments in state["optimizer"]["state"].items():
-            like = {"step": torch.zeros(()), "exp_avg": parameters[number], "exp_avg_sq": parameters[number]}
-            checkpoint.require_shape(moments, like, f"optimizer.state[{number}]")
-        if state["t"] and not state["optimizer"]["state"]:
-            raise ValueError("optimizer.state is empty")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_records import GLUE, make, save
+from fake_records import make, save
 
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_OK
@@ -121,7 +121,7 @@ def test_a_number_leads_to_its_runs_and_a_run_to_its_record(page: Any, page_file
         assert set(flat(record[part], f".{part}").items()) <= {*told, (part, "{}")}
     for part in ("settings", "key", "environment", "data"):
         assert set(flat(record[part]).items()) <= told
-    assert page.locator("dialog tbody tr", has_text="encoder ffn_out").inner_text().split()[2:] == list("012345")
+    assert set(flat(record["rank_pattern"]).items()) <= told
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog[open]", state="detached")
     assert "#" not in page.url
@@ -201,8 +201,6 @@ def violations(page: Any, context: str = "html") -> list[tuple[str, str]]:
     [
         pytest.param(DESKTOP, "light", id="desktop-light"),
         pytest.param(PHONE, "dark", id="phone-dark"),
-        pytest.param(DESKTOP, "dark", id="desktop-dark", marks=pytest.mark.slow),
-        pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.slow),
     ],
 )
 def test_everybody_can_use_it(browser: Any, page_file: Path, viewport: dict[str, int], scheme: str) -> None:
@@ -219,20 +217,3 @@ def test_everybody_can_use_it(browser: Any, page_file: Path, viewport: dict[str,
     assert page.evaluate("(d => d.scrollWidth <= d.clientWidth)(document.querySelector('dialog'))")
     assert complaints == []
     page.close()
-
-
-@pytest.mark.slow
-def test_two_thousand_records_load(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda handle: None)
-    many = {f"setting{i}": i for i in range(80)}
-    for task in GLUE:
-        for lr in range(1, 11):
-            for seed in range(25):
-                settings = many | {"optim.lr": lr * 1e-4}
-                record = make(0.5 + lr / 1000, task=task, lr=lr * 1e-4, seed=seed, settings=settings)
-                write_log(save(tmp_path, record).parent)
-    assert report.main(["html", "--results", str(tmp_path)]) == EXIT_OK
-    page, complaints = opened(browser, tmp_path / "report.html")
-    assert page.locator("#count").inner_text() == "2000 of 2000 runs"
-    assert (tmp_path / "report.html").stat().st_size < 8e6
-    assert complaints == []

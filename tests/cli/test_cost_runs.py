@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from adalora_repro.cli import report
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.models.backbones import WORD_PIECES
 from adalora_repro.records import cost_record
 from adalora_repro.tasks.glue import Task
@@ -53,7 +53,6 @@ def test_two_methods_in_turn(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> 
     record = only_record()
     assert [pair["order"] for pair in record.pairs] == [["adalora", "lora"], ["lora", "adalora"]] * 2
     assert [pair["t"] for pair in record.pairs] == [5, 15, 25, 35]
-    assert {pair["phase"] for pair in record.pairs} == {"pruning", "final phase"}
     assert all(pair["examples"] == 8 and pair["tokens"] <= pair["padded_tokens"] for pair in record.pairs)
     assert record.ratio == cost.ratios(record.pairs, "adalora", "lora")
     for name, method in record.methods.items():
@@ -70,17 +69,8 @@ def test_two_methods_in_turn(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> 
     assert "  ours  " in capsys.readouterr().out
 
 
-def test_measured_again_is_filed_beside(quick: Tiny) -> None:
-    for _ in range(2):
-        assert quick("cost.warmup_steps=0").code == EXIT_OK
-    found, refused = cost_record.read_all(Path("results"))
-    assert not refused
-    assert [path.parent.name[-2:] for path, _ in found] == ["-1", "-2"]
-
-
-@pytest.mark.parametrize("words", [["method=lora"], ["cost.against=null"]])
-def test_alone(quick: Tiny, words: list[str]) -> None:
-    done = quick(*words)
+def test_alone(quick: Tiny) -> None:
+    done = quick("cost.against=null")
     assert done.code == EXIT_OK, done.err
     record = only_record()
     assert record.ratio is None
@@ -112,23 +102,11 @@ def test_both_step_on_the_same_batches(quick: Tiny, monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(first, second) for first, second in zip(seen[::2], seen[1::2], strict=True))
 
 
-SMALL_DEBERTA = ["hidden_size=24", "num_hidden_layers=1", "intermediate_size=32", "vocab_size=30522"]
-SMALL_BART = ["d_model=32", "encoder_layers=1", "decoder_layers=1", "encoder_ffn_dim=32", "decoder_ffn_dim=32"]
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["backbone=deberta-v3-base", *(f"backbone.architecture.{word}" for word in SMALL_DEBERTA)],
-        ["backbone=deberta-v3-base", *(f"backbone.architecture.{word}" for word in SMALL_DEBERTA), "task=squad_v2"],
-        ["backbone=bart-large", *(f"backbone.architecture.{word}" for word in SMALL_BART), "task=xsum"],
-    ],
-    ids=["sst2", "squad_v2", "xsum"],
-)
-def test_random_weights_need_no_network(quick: Tiny, words: list[str]) -> None:
-    budget = {"task=squad_v2": "0.16%", "task=xsum": "0.26%"}.get(words[-1], "0.3M")
-    more = ["task.max_length=64", "task.stride=16"] if words[-1] == "task=squad_v2" else []
-    done = quick(*words, *more, f"budget={budget}", "backbone.weights=random", "cost.steps=2", "cost.warmup_steps=0")
+def test_random_weights_need_no_network(quick: Tiny) -> None:
+    sizes = ("d_model=32", "encoder_layers=1", "decoder_layers=1", "encoder_ffn_dim=32", "decoder_ffn_dim=32")
+    words = [f"backbone.architecture.{size}" for size in sizes]
+    words += ["backbone=bart-large", "task=xsum", "budget=0.26%", "backbone.weights=random", "cost.steps=2"]
+    done = quick(*words, "cost.warmup_steps=0")
     assert done.code == EXIT_OK, done.err
     record = only_record()
     assert record.key["weights"] == "random"
@@ -156,15 +134,7 @@ def test_a_sweep_of_measurements(quick: Tiny) -> None:
     [
         (["measure=speed"], "unknown measure 'speed'; valid: score, cost"),
         (["cost.against=lorra"], "cost.against: unknown method 'lorra'"),
-        (["cost.against=3"], "cost.against: unknown method '3'"),
-        (["cost.steps=0"], "cost.steps must be positive, not 0"),
-        (["cost.warmup_steps=-1"], "cost.warmup_steps must be 0 or more, not -1"),
-        (["cost.step=3"], "no setting 'cost.step' (did you mean cost.steps?)"),
-        (["cost.steps=many"], "cost.steps"),
-        (["backbone.weights=zeros"], "unknown backbone.weights 'zeros'; valid: pretrained, random"),
         (["measure=score", "backbone.weights=random"], "backbone.weights=random has no score worth a record"),
-        (["method.gamma=-1"], "method.gamma must be 0 or more"),
-        (["method.schedule=absolute"], "leave no room to prune"),
     ],
 )
 def test_wrong_input_is_one_line(quick: Tiny, words: list[str], told: str) -> None:
@@ -183,28 +153,20 @@ def test_several_processes_are_refused(quick: Tiny, monkeypatch: pytest.MonkeyPa
     assert "measure=cost measures one process" in done.err
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGTERM, EXIT_TERMINATED)])
-def test_interrupted_leaves_nothing(quick: Tiny, monkeypatch: pytest.MonkeyPatch, signum: int, code: int) -> None:
+def test_interrupted_leaves_nothing(quick: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, steps = cost.step, []
 
     def stopped(*args: Any) -> Any:
         steps.append(1)
         if len(steps) == 3:
-            os.kill(os.getpid(), signum)
+            os.kill(os.getpid(), signal.SIGTERM)
         return plain(*args)
 
     monkeypatch.setattr(cost, "step", stopped)
     done = quick()
-    assert done.code == code
+    assert done.code == EXIT_TERMINATED
     assert "nothing is filed" in done.err
     assert len(steps) == 3
-    assert not Path("results").exists()
-
-
-def test_a_loss_that_is_not_finite_fails(quick: Tiny) -> None:
-    done = quick("optim.lr=1e30", "optim.warmup_steps=0")
-    assert done.code == EXIT_FAILED
-    assert "failed: NonFiniteLossError" in done.err
     assert not Path("results").exists()
 
 
@@ -226,5 +188,4 @@ def test_results_that_cannot_be_written(quick: Tiny, monkeypatch: pytest.MonkeyP
     done = quick()
     assert done.code == EXIT_BAD_INPUT
     assert "adalora / lora: " in done.out, "what was measured is told"
-    assert "no space left; the figures above are not filed" in done.err
-    assert not list(Path("results").rglob("*-1"))
+    assert "No space left on device; the figures above are not filed" in done.err

@@ -16,7 +16,6 @@ from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.records import lock
 from adalora_repro.tasks import glue
 from adalora_repro.training import loop as training_loop
-from adalora_repro.training import signals
 
 Cli = Callable[..., Outcome]
 REQUEUED = "SIGUSR2: goes on if its job is requeued; the same command resumes it"
@@ -75,7 +74,6 @@ def test_a_checkpoint_then_the_handler_then_on_as_if_nothing_had_happened(
     step: int,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(signals, "GRACE_S", 0.0)
         signalled(patch, owner, name, call)
         assert tiny(*COMMAND).code == 255  # the handler's
     assert handed == [{"status": "cancelled", "saved": 1, "held": False}]

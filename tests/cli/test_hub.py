@@ -1,13 +1,8 @@
 """The hub path, with a hub cache made here: the files of microsoft/deberta-v3-base (half-precision .bin, spm.model)."""
 
-import errno
 import json
-import os
-import shutil
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,52 +29,25 @@ from adalora_repro.tasks import summarization, toy_text
 def hub_cache(tmp_path_factory) -> Path:
     """What huggingface_hub leaves below HF_HUB_CACHE after a download, for a small model of the same kind."""
     root = tmp_path_factory.mktemp("hub")
-    backbone = OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml")
-    repository = root / "models--microsoft--deberta-v3-base"
-    snapshot = repository / "snapshots" / backbone.revision
+    revision = OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml").revision
+    snapshot = root / "models--microsoft--deberta-v3-base" / "snapshots" / revision
     snapshot.mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(backbone.revision, encoding="utf-8")
-
     save_deberta(snapshot)
     return root
 
 
-def adalora_run(tmp_path: Path, hub: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub), "HF_HOME": str(tmp_path / "hf")}
-    command = [sys.executable, "-m", "adalora_repro.cli.run", *SMALL, f"data.cache_dir={tmp_path}/cache"]
-    return subprocess.run(
-        [*command, *arguments],
-        env=environment | {"PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        encoding="utf-8",
-    )
-
-
-def test_a_backbone_of_the_hub_trains_from_the_cache_without_a_network(tmp_path, hub_cache):
-    done = adalora_run(tmp_path, hub_cache, "method=lora", "budget=0.3M", "train.max_steps=3")
-    assert done.returncode == 0, done.stderr
-    (path,) = (tmp_path / "results").glob("runs/deberta-v3-base/rte/lora/0.3M/*/metrics.json")
+def test_a_backbone_of_the_hub_trains_from_the_cache_without_a_network(cli, hub_cache, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
+    done = cli(*SMALL, "method=lora", "budget=0.3M", "train.max_steps=3")
+    assert done.code == 0, done.err
+    (path,) = Path("results").glob("runs/deberta-v3-base/rte/lora/0.3M/*/metrics.json")
     assert run_record.read(path).status == "ok"
-
-
-def test_a_backbone_that_is_not_cached_is_one_line_that_says_how_to_run_offline(cli):
-    done = cli(*SMALL, "method=lora", "optim.warmup_steps=0", "train.max_steps=3")
-    assert done.code == 2
-    (line,) = done.err.strip().splitlines()
-    assert line.startswith("adalora-run: error: cannot load backbone 'deberta-v3-base' (microsoft/deberta-v3-base)")
-    assert "backbone.path=DIR" in line
-    assert "backbone=minilm" in line
 
 
 def test_without_a_connection_the_cache_serves_and_what_it_lacks_is_refused_at_once(monkeypatch, hub_cache, capfd):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
-    monkeypatch.setattr(hub, "AGAIN_S", 0.0)
     cfg = task_config("rte")
     cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml"))
     cfg.backbone.architecture = OmegaConf.merge(cfg.backbone.architecture, SHRINK)
@@ -95,59 +63,37 @@ def test_without_a_connection_the_cache_serves_and_what_it_lacks_is_refused_at_o
     assert not constants.HF_HUB_OFFLINE
 
 
-def chained(error: Exception) -> Exception:
-    """As HTTP libraries raise it."""
-    outer = RuntimeError("of the library")
-    outer.__cause__ = error
-    return outer
-
-
 @pytest.mark.parametrize(
     ("answers", "reachable"),
     [
-        (["200"], True),
-        ([chained(socket.gaierror(-2, "Name or service not known"))] * 2, False),
-        ([chained(ConnectionRefusedError())] * 2, False),
-        ([chained(TimeoutError())] * 2, False),
-        ([chained(OSError(errno.ENETUNREACH, "Network is unreachable"))] * 2, False),
-        ([chained(ssl.SSLCertVerificationError())], True),  # somebody is there
+        ([None], True),
+        ([socket.gaierror(-2, "Name or service not known")] * 2, False),
+        ([TimeoutError()] * 2, False),
+        ([ssl.SSLCertVerificationError()], True),  # somebody is there
         ([ValueError("no URL")], True),
-        ([chained(ConnectionResetError()), "200"], True),
+        ([ConnectionResetError(), None], True),
     ],
 )
 def test_only_a_connection_that_fails_twice_is_none(monkeypatch, answers, reachable):
     asked = iter(answers)
 
-    def head(url: str, timeout: float) -> str:
+    def head(url: str, timeout: float) -> None:
         assert (url, timeout) == ("https://a.hub", hub.TIMEOUT_S)
-        answer = next(asked)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        if answer := next(asked):
+            raise RuntimeError("of the HTTP library") from answer
 
     monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=head))
-    monkeypatch.setattr(hub, "AGAIN_S", 0.0)
     assert hub._reachable.__wrapped__("https://a.hub", 0) == reachable
     assert list(asked) == []
 
 
-def test_a_hub_cache_without_the_tokenizer_or_with_a_pointer_is_refused(tmp_path, cli, hub_cache, monkeypatch):
-    words = (*SMALL, "method=lora", "train.max_steps=3", "optim.warmup_steps=0")
-    for name, text in {"spm.model": "its tokenizer is not this model's", "pytorch_model.bin": "git lfs pull"}.items():
-        shutil.copytree(hub_cache, tmp_path / name)
-        (path,) = (tmp_path / name).rglob(name)
-        if name == "spm.model":
-            path.unlink()
-        else:
-            path.write_text(
-                "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 371146213\n", encoding="utf-8"
-            )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / name))
-        done = cli(*words)
-        assert done.code == 2
-        (line,) = done.err.strip().splitlines()
-        assert text in line
-        assert name in line
+def test_what_the_hub_cache_lacks_is_one_line(cli):
+    done = cli(*SMALL, "method=lora", "optim.warmup_steps=0", "train.max_steps=3")
+    assert done.code == 2
+    (line,) = done.err.strip().splitlines()
+    assert line.startswith("adalora-run: error: cannot load backbone 'deberta-v3-base' (microsoft/deberta-v3-base)")
+    assert "backbone.path=DIR" in line
+    assert "backbone=minilm" in line
 
 
 def test_hub_weights_are_loaded_in_full_precision_and_pinned(monkeypatch):
@@ -177,17 +123,10 @@ def test_hub_weights_are_loaded_in_full_precision_and_pinned(monkeypatch):
     assert "trust_remote_code" not in asked
 
 
-BART = {
-    "vocab_size": 400,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "max_position_embeddings": 128,
-}
+BART = {"vocab_size": 400, "d_model": 32, "max_position_embeddings": 128}
+BART |= {f"{stack}_layers": 2 for stack in ("encoder", "decoder")}
+BART |= {f"{stack}_attention_heads": 4 for stack in ("encoder", "decoder")}
+BART |= {f"{stack}_ffn_dim": 64 for stack in ("encoder", "decoder")}
 
 
 def bart_folder(folder: Path, kind: str) -> dict[str, torch.Tensor]:
@@ -219,8 +158,8 @@ def bart_folder(folder: Path, kind: str) -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.mark.parametrize(("kind", "method"), [("bin", "bitfit"), ("safetensors", "lora")])
-def test_a_saved_bart_trains_and_writes(tmp_path, tiny, monkeypatch, kind, method):
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+def test_a_saved_bart_trains_and_writes(tmp_path, tiny, monkeypatch, kind):
     weights = bart_folder(tmp_path / "bart", kind)
     predict, models, texts = summarization.Task.predict, [], []
 
@@ -234,25 +173,19 @@ def test_a_saved_bart_trains_and_writes(tmp_path, tiny, monkeypatch, kind, metho
     done = tiny(
         *("task=xsum", "backbone=bart-large", f"backbone.path={tmp_path / 'bart'}", *shrink),
         *("task.max_length=96", "task.max_target_length=12", "task.num_beams=2", "task.min_target_length=4"),
-        *("data.sample_rows=16", "data.sample_validation_rows=6", "budget=0.13%", f"method={method}"),
+        *("data.sample_rows=16", "data.sample_validation_rows=6", "budget=0.13%", "method=lora"),
         *("train.max_steps=1", "optim.warmup_steps=0", "optim.lr=1e-3"),
     )
     assert done.code == 0, done.err
     (path,) = Path("results").rglob("metrics.json")
-    record = run_record.read(path)
-    assert record.status == "ok"
-    assert record.final["metrics"]["written_tokens"] > 0
-    assert record.data["rows"] == {"train": 16, "validation": 6}
+    assert run_record.read(path).final["metrics"]["written_tokens"] > 0
 
-    # the weights of the file, all but what was trained
+    # the weights of the file
     model = models[0]
     found = {name.replace(".base.", "."): value for name, value in model.model.state_dict().items()}
-    compared = 0
+    assert sum(value.ndim > 1 for value in weights.values()) >= 3 + 32  # embeddings, positions of two stacks, matrices
     for name, value in weights.items():
-        if method == "lora" or value.ndim > 1:  # bitfit trains vectors
-            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
-            compared += value.ndim > 1
-    assert compared >= 3 + 32  # embeddings, positions of two stacks, matrices
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
     shared = model.model.shared.weight
     for tied in (model.lm_head, model.model.encoder.embed_tokens, model.model.decoder.embed_tokens):
         assert tied.weight is shared
@@ -264,18 +197,16 @@ def test_a_saved_bart_trains_and_writes(tmp_path, tiny, monkeypatch, kind, metho
     assert all(any(article.startswith(text.strip()[:20]) for article in articles) for text in texts)
 
 
-@pytest.mark.parametrize("setting", ["task.max_length=129", "task.max_target_length=129"])
-def test_a_saved_bart_whose_tokenizer_knows_no_limit_refuses_longer_texts(tmp_path, tiny, setting):
+def test_a_saved_bart_whose_tokenizer_knows_no_limit_refuses_longer_texts(tmp_path, tiny):
     bart_folder(tmp_path / "bart", "safetensors")
     shrink = [f"backbone.architecture.{name}={value}" for name, value in BART.items()]
-    lengths = {"task.max_length": 128, "task.max_target_length": 12}
-    words = [f"{name}={value}" for name, value in lengths.items() if not setting.startswith(f"{name}=")]
+    lengths = ("task.max_length=128", "task.max_target_length=129")
     done = tiny(
-        *("task=xsum", "backbone=bart-large", f"backbone.path={tmp_path / 'bart'}", *shrink, *words, setting),
+        *("task=xsum", "backbone=bart-large", f"backbone.path={tmp_path / 'bart'}", *shrink, *lengths),
         *("budget=0.13%", "method=lora", "train.max_steps=1"),
     )
     assert done.code == 2
-    assert done.err == f"adalora-run: error: {setting}: backbone 'bart-large' takes at most 128 tokens\n"
+    assert done.err == f"adalora-run: error: {lengths[1]}: backbone 'bart-large' takes at most 128 tokens\n"
     assert not Path("results").exists()
 
 

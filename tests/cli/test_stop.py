@@ -13,7 +13,7 @@ from conftest import Outcome, Run, only_run, predictions, require_same
 
 from adalora_repro.errors import EXIT_OK, EXIT_TERMINATED
 from adalora_repro.tasks import glue
-from adalora_repro.training import checkpoint, evaluate, progress, signals
+from adalora_repro.training import checkpoint, evaluate, progress
 from adalora_repro.training import loop as training_loop
 
 Cli = Callable[..., Outcome]
@@ -56,7 +56,6 @@ def test_an_evaluation_that_takes_long_gives_way(
 ) -> None:
     expected = undisturbed(*COMMAND, *more)
     with monkeypatch.context() as patch:
-        patch.setattr(signals, "GRACE_S", 0.0)
         calls = stop_in(patch, call)
         stopped = tiny(*COMMAND, *more)
         assert calls == [call]
@@ -103,37 +102,8 @@ def test_a_kill_in_a_long_evaluation_costs_no_step(
     require_same(only_run(), expected)
 
 
-@pytest.mark.parametrize(("least", "saves"), [(4, [3, 6]), (5, [])])
-def test_only_a_long_evaluation_is_saved_before(
-    tiny: Cli, monkeypatch: pytest.MonkeyPatch, least: int, saves: list[int]
-) -> None:
-    """Four batches of 8 make 32 rows."""
-    save, seen = checkpoint.save, []
-
-    def spy(folder: Path, state: dict[str, Any]) -> None:
-        seen.append(state["t"])
-        save(folder, state)
-
-    monkeypatch.setattr(checkpoint, "save", spy)
-    monkeypatch.setattr(evaluate, "LONG_EVALUATION", least)
-    assert tiny(*COMMAND).code == EXIT_OK
-    assert seen == saves
-
-
-def test_a_short_evaluation_is_ended_first(tiny: Cli, undisturbed: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        calls = stop_in(patch, 2)
-        assert tiny(*COMMAND).code == EXIT_TERMINATED
-        assert calls == [4]  # all batches of the first evaluation
-    run = only_run()
-    assert [line["t"] for line in run.log if "evaluation" in line] == [3]
-    assert tiny(*COMMAND).code == EXIT_OK
-    assert run.record.measured() == undisturbed(*COMMAND).record.measured()
-
-
 def test_nothing_is_saved_before_the_first_step(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(signals, "GRACE_S", 0.0)
         stop_in(patch, 1)
         assert tiny(*COMMAND, "eval.untrained=true").code == EXIT_TERMINATED
     run = only_run()
@@ -141,22 +111,6 @@ def test_nothing_is_saved_before_the_first_step(tiny: Cli, monkeypatch: pytest.M
     assert not list(run.folder.glob("*.pt"))
     assert tiny(*COMMAND, "eval.untrained=true").code == EXIT_OK
     assert run.log[0]["t"] == 0
-
-
-def test_a_long_evaluation_renews_the_record(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "HEARTBEAT_S", -1.0)
-    seen: list[dict[str, Any]] = []
-    predict = glue.Task.predict
-
-    def watched(self: glue.Task, *args: Any) -> Any:
-        seen.append(only_run().record.progress)
-        return predict(self, *args)
-
-    monkeypatch.setattr(glue.Task, "predict", watched)
-    assert tiny(*COMMAND).code == EXIT_OK
-    assert [state["step"] for state in seen] == [3] * 4 + [6] * 4
-    times = [state["updated"] for state in seen]
-    assert times == sorted(set(times))  # one record for each batch
 
 
 def test_steps_renew_the_record_by_the_clock(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""adalora-run on XSum and CNN/DailyMail with tiny-bart: six methods, files, kill and resume, bad input."""
+"""adalora-run on XSum and CNN/DailyMail with tiny-bart: six methods, files, rows that are left out."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, Outcome, Run, only_run
+from conftest import Outcome, Run, only_run
 from task_configs import REAL_DATA, needs_real_data, write_jsonl
-from test_kill import killed
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 from adalora_repro.metrics import rouge
 from adalora_repro.tasks import toy_text
 
 Cli = Callable[..., Outcome]
-METHODS = ("adalora", "bitfit", "full", "houlsby", "lora", "pfeiffer")
+#: by default one that prunes and one that adds modules; the others on BART: tests/unit/test_methods.py
+SLOW = ("bitfit", "full", "lora", "pfeiffer")
+METHODS = ["adalora", "houlsby", *(pytest.param(method, marks=pytest.mark.slow) for method in SLOW)]
 #: tiny-bart with weights large enough to tell documents apart; T = 4
 SMALL = (
     "task=xsum",
@@ -103,72 +104,7 @@ def test_every_method_trains_and_is_scored(summaries: Cli, method: str) -> None:
         assert record.rank_pattern is None
 
 
-def test_a_quick_look_is_recorded_and_spread(summaries: Cli) -> None:
-    assert summaries("method=lora", "budget=0.13%", "eval.max_examples=4").code == EXIT_OK
-    run = only_run()
-    assert run.record.key["max_examples"] == 4
-    assert run.record.data["rows"] == {"train": 16, "validation": 4}
-    references = list(sampled().items())
-    check_scores(run, dict(references[i] for i in (0, 2, 5, 7)))
-
-
-def test_bfloat16(summaries: Cli) -> None:
-    assert summaries("method=adalora", "budget=0.13%", "train.precision=bf16").code == EXIT_OK
-    run = only_run()
-    assert run.record.settings["train.precision"] == "bf16"
-    check_scores(run, sampled())
-
-
-def test_gradient_checkpointing_changes_nothing_but_its_setting(summaries: Cli) -> None:
-    words = ("method=adalora", "budget=0.26%", "train.eval_steps=2", "train.grad_accumulation=2")
-    found = {}
-    for flag in ("false", "true"):
-        folder = f"results-{flag}"
-        done = summaries(*words, f"backbone.gradient_checkpointing={flag}", f"results.dir={folder}")
-        assert done.code == EXIT_OK, done.err
-        run = only_run(folder)
-        measured = run.record.measured()
-        assert measured["settings"].pop("backbone.gradient_checkpointing") is (flag == "true")
-        for name in ("hash", "variant"):  # they cover the settings
-            del measured["key"][name]
-        found[flag] = measured, run.log, predictions(run)
-    assert found["true"] == found["false"]
-
-
-# Kill and resume
-
-KILLED = (
-    *(word for word in TINY if word.split("=")[0] not in {word.split("=")[0] for word in SMALL}),
-    *(word for word in SMALL if not word.startswith("train.max_steps")),
-    "method=adalora",
-    "budget=0.26%",
-    "train.max_steps=8",
-    "train.save_steps=2",
-    "train.eval_steps=3",
-)
-
-
-def contents(run: Run) -> dict[str, bytes]:
-    """All that was measured, byte by byte: what is beside the record."""
-    names = [path.relative_to(run.folder) for path in run.folder.rglob("*") if path.is_file()]
-    return {str(name): (run.folder / name).read_bytes() for name in sorted(names) if name.name != "metrics.json"}
-
-
-@pytest.mark.slow  # test_kill.py has a run of GLUE killed
-def test_sigkill_costs_nothing(cli: Cli, tmp_path: Path) -> None:
-    killed(tmp_path / "cache", 2, KILLED)  # after step 4: past the evaluation at 3, before the one at 6
-    again = cli(*KILLED)
-    assert again.code == EXIT_OK, again.err
-    assert again.err.startswith("resuming results/")
-    assert cli(*KILLED, "results.dir=undisturbed").code == EXIT_OK
-    found, expected = only_run(), only_run("undisturbed")
-    assert found.record.measured() == expected.record.measured()
-    assert contents(found) == contents(expected)
-    assert "final/predictions.jsonl.gz" in contents(found)
-    check_scores(found, sampled())
-
-
-# Data that are not as they should be
+# Own files
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:
@@ -180,122 +116,32 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def without(line: dict[str, Any], column: str) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name != column}
-
-
 def local(root: Path, train: list[Any], validation: list[Any] | None = None, name: str = "xsum") -> list[str]:
     write_jsonl(root / name / "train.jsonl.gz", train)
     write_jsonl(root / name / "validation.jsonl.gz", validation or [row(i) for i in range(4)])
     return ["data=local", f"data.dir={root}", f"task={name}"]
 
 
-#: the third row of a file -> what is said of it
-BAD: list[tuple[dict[str, Any], str]] = [
-    (row(2, document=""), "id 'n2': the document is empty"),
-    (row(2, document=" \n "), "id 'n2': the document is empty"),
-    (row(2, summary=""), "id 'n2': the summary is empty"),
-    (row(2, summary="\t"), "id 'n2': the summary is empty"),
-    (row(2, summary=None), "id 'n2': column 'summary' must be text, is null"),
-    (row(2, document=3), "id 'n2': column 'document' must be text, is a number"),
-    (without(row(2), "document"), "id 'n2': column 'document' is missing (found: id, summary)"),
-    (without(row(2), "summary"), "id 'n2': column 'summary' is missing (found: id, document)"),
-    (without(row(2), "id"), "column 'id' is missing (found: document, summary)"),
-    (row(1), "id 'n1': the id is also that of {path}:2"),
-]
-
-
-def refused(done: Outcome) -> str:
-    assert done.code == EXIT_BAD_INPUT, (done.out, done.err)
-    assert done.out == ""
-    (line,) = done.err.splitlines()
-    assert "Traceback" not in line
-    return line.removeprefix("adalora-run: error: ")
-
-
-@pytest.mark.parametrize(
-    ("split", "bad", "problem"), [("train", *case) for case in BAD] + [("validation", *BAD[i]) for i in (0, 4, -1)]
-)
-def test_a_bad_row_stops_the_run_before_it_trains(
-    summaries: Cli, tmp_path: Path, split: str, bad: dict[str, Any], problem: str
-) -> None:
-    rows = [row(0), row(1), bad, row(3)]
-    words = local(tmp_path, *((rows,) if split == "train" else ([row(9)], rows)))
-    line = refused(summaries(*words, "method=lora", "budget=0.13%"))
-    path = tmp_path / "xsum" / f"{split}.jsonl.gz"
-    expected = f"{path}:3: {problem.format(path=path)}; data.skip_invalid=true leaves such rows out"
-    assert line == expected
-    assert not Path("results").exists()
-
-
-def test_bad_rows_are_left_out_on_demand(summaries: Cli, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    train = [row(0), *(bad for bad, _ in BAD), *(row(i) for i in range(20, 26))]  # n1 is there only once
-    validation = [row(0), row(1, summary=None), row(2), row(3), row(0, summary="again")]
-    words = local(tmp_path, train, validation)
-    done = summaries(
-        *(*words, "method=adalora", "budget=0.13%", "data.skip_invalid=true"),
-        *("train.max_steps=null", "train.epochs=2", "train.batch_size=2"),
+def test_bad_rows_are_left_out_on_demand(summaries: Cli, tmp_path: Path) -> None:
+    bad = [row(2, document=""), row(2, summary=None), row(1)]  # n1 is there already
+    words = local(tmp_path, [row(0), row(1), *bad, *(row(i) for i in range(20, 26))], [row(0), row(1, summary=None)])
+    words += ["method=adalora", "budget=0.13%", "train.max_steps=null", "train.epochs=2", "train.batch_size=2"]
+    refused = summaries(*words)
+    assert refused.code == EXIT_BAD_INPUT
+    assert refused.err == (
+        f"adalora-run: error: {tmp_path / 'xsum' / 'train.jsonl.gz'}:3: id 'n2': the document is empty; "
+        "data.skip_invalid=true leaves such rows out\n"
     )
+    done = summaries(*words, "data.skip_invalid=true")
     assert done.code == EXIT_OK, done.err
     record = only_run().record
-    assert record.data["skipped"] == {"train": 9, "validation": 2}
-    assert record.data["rows"] == {"train": 8, "validation": 3}
+    assert record.data["skipped"] == {"train": 3, "validation": 1}
+    assert record.data["rows"] == {"train": 8, "validation": 1}
     assert record.key["total_steps"] == record.final["step"] == 8  # type: ignore[index]
-    notes = done.err.splitlines()
-    path = tmp_path / "xsum"
-    assert any("T = 18 counts one example for each row; bad rows are left out" in note for note in notes)
-    assert any("8 training examples, 4 steps an epoch, T = 8" in note for note in notes)
-    train_told, validation_told = (text for text in caplog.messages if "left out" in text)
-    assert train_told.startswith(
-        "xsum train: 9 bad row(s) left out (data.skip_invalid=true): "
-        f"{path / 'train.jsonl.gz'}:2: id 'n2': the document is empty; "
-    )
-    assert train_told.endswith(" and 6 more, see skipped.json")
+    assert "8 training examples, 4 steps an epoch, T = 8" in done.err
     skipped = json.loads((only_run().folder / "skipped.json").read_text(encoding="utf-8"))
-    assert [len(skipped[split]) for split in ("train", "validation")] == [9, 2]
-    assert "; ".join(skipped["train"][:3]) in train_told
-    assert validation_told.endswith("; ".join(skipped["validation"]))
-    assert validation_told.startswith(
-        "xsum validation: 2 bad row(s) left out (data.skip_invalid=true): "
-        f"{path / 'validation.jsonl.gz'}:2: id 'n1': column 'summary' must be text, is null; "
-    )
-    assert [line["id"] for line in predictions(only_run())] == ["n0", "n2", "n3"]
-
-
-#: settings -> what must be said
-WRONG: list[tuple[str, list[str]]] = [
-    ("backbone=minilm", ["task=xsum needs an encoder-decoder, backbone 'minilm' is an encoder; valid: bart-large, t"]),
-    ("backbone=tiny-deberta", ["needs an encoder-decoder, backbone 'tiny-deberta'", "valid: bart-large, tiny-bart"]),
-    ("backbone=deberta-v3-base task=cnn_dailymail", ["task=cnn_dailymail needs an encoder-decoder"]),
-    ("task.num_beams=0", ["task.num_beams must be positive, not 0"]),
-    ("task.num_beams=null", ["task.num_beams is not set, xsum needs a value"]),
-    ("task.max_target_length=0", ["task.max_target_length must be positive, not 0"]),
-    ("task.min_target_length=16", ["task.min_target_length=16 must be below task.max_target_length=16"]),
-    ("task.min_target_length=-1", ["task.min_target_length must be 0 or more"]),
-    ("task.no_repeat_ngram_size=-1", ["task.no_repeat_ngram_size must be 0 or more"]),
-    ("task.length_penalty=nan", ["task.length_penalty must be finite, not nan"]),
-    ("task.metrics=[rouge2,bleu]", ["unknown metric 'bleu'; valid: rouge1, rouge2, rougeL, rougeLsum"]),
-    ("task.primary_metric=bleu", ["unknown task.primary_metric 'bleu'; valid: rouge1, rouge2, rougeL, rougeLsum"]),
-]
-
-
-@pytest.mark.parametrize(("words", "parts"), WRONG)
-def test_settings_that_make_no_sense(summaries: Cli, words: str, parts: list[str]) -> None:
-    given = words.split()
-    if any(word.startswith("backbone=") for word in given):  # no setting of tiny-bart's
-        given.append("+backbone.architecture.init_std=0.02")
-    line = refused(summaries(*given, "method=lora", "budget=0.13%"))
-    for part in parts:
-        assert part in line
-    assert not Path("results").exists()
-
-
-@pytest.mark.parametrize(("task", "budget"), [("sst2", "0.3M"), ("squad", "0.08%"), ("squad_v2", "0.08%")])
-def test_bart_is_only_for_summaries(tiny: Cli, task: str, budget: str) -> None:
-    line = refused(tiny(f"task={task}", f"budget={budget}", "backbone=tiny-bart", "method=lora", "task.max_length=256"))
-    valid = "valid: deberta-v3-base, minilm, tiny-bert, tiny-deberta, tiny-roberta"
-    assert line == f"task={task} needs an encoder, backbone 'tiny-bart' is an encoder-decoder; {valid}"
-    assert not Path("results").exists()
+    assert [len(skipped[split]) for split in ("train", "validation")] == [3, 1]
+    assert [line["id"] for line in predictions(only_run())] == ["n0"]
 
 
 # Real data

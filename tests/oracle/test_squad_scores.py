@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 import pytest
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from task_configs import REAL_DATA, needs_real_data
 
-from adalora_repro.metrics.squad import best_thresholds, example_scores, normalize_answer, score_all, squad_metrics
+from adalora_repro.metrics.squad import best_thresholds, normalize_answer, score_all, squad_metrics
 
 References = Mapping[str, Sequence[str]]
 
@@ -104,33 +103,6 @@ def slow_metrics(scores: Mapping[str, tuple[int, float]], references: References
     return figures
 
 
-def answered(text: str, answers: Sequence[str], part: int) -> float:
-    """What a question counts that is not predicted as no answer."""
-    if answers:
-        return slow_scores(text, answers)[part]
-    return 1 if text == "" else 0
-
-
-def score_at(
-    threshold: float, part: int, answers: Mapping[str, str], odds: Mapping[str, float], references: References
-) -> Fraction:
-    """The sum of scores with "no answer when odds > threshold", without rounding."""
-    total = Fraction(0)
-    for question, golds in references.items():
-        null = odds[question] > threshold
-        total += Fraction(int(not golds) if null else answered(answers[question], golds, part))
-    return total
-
-
-def slow_best(
-    part: int, answers: Mapping[str, str], odds: Mapping[str, float], references: References
-) -> tuple[Fraction, list[float]]:
-    """The best sum over all thresholds and those that reach it; -infinity is "never answer"."""
-    sums = {t: score_at(t, part, answers, odds, references) for t in [float("-inf"), *odds.values()]}
-    best = max(sums.values())
-    return best, [threshold for threshold, value in sums.items() if value == best]
-
-
 def slow_walk(
     part: int, answers: Mapping[str, str], odds: Mapping[str, float], references: References
 ) -> tuple[float, float]:
@@ -147,7 +119,10 @@ def slow_walk(
         value: float = len([question for question in references if not references[question]])
         for question in order[:end]:
             golds = references[question]
-            value += answered(answers[question], golds, part) - (0 if golds else 1)
+            if golds:
+                value += slow_scores(answers[question], golds)[part]
+            elif answers[question] != "":
+                value -= 1
         stops.append(value)
     best = stops.index(max(stops))
     return 100.0 * stops[best] / len(references), odds[order[best - 1]] if best else 0.0
@@ -171,19 +146,22 @@ ANSWERS = [
     *("İstanbul", "O'Neill's", "in the 10th and 11th centuries", "The The", "1 000", "A", "a\u0301 la carte", "Straße"),
 ]
 SPACES = ["  ", "\t", "\n", "\u00a0", "\u2003", "\u3000", "\x1c", "\x85", "\u200b", "\u2028"]
-EDITS = {
+Words = list[str]
+ARTICLES, MARKS = (
+    ["a", "an", "the", "The", "a.", "–a–", "the_"],
+    [".", ",", "-", "–", "'", "’", "$", "_", "%", "«", "^"],
+)
+EDITS: dict[str, Callable[[Words, Random], Words]] = {
     "upper": lambda words, draw: [word.upper() for word in words],
-    "lower": lambda words, draw: [word.lower() for word in words],
     "title": lambda words, draw: [word.title() for word in words],
-    "article": lambda words, draw: put(words, draw, draw.choice(["a", "an", "the", "The", "A", "a.", "–a–", "the_"])),
-    "mark": lambda words, draw: put(words, draw, draw.choice([".", ",", "–", "—", "’", "$", "_", "«", "¡", "^"])),
-    "glued mark": lambda words, draw: glue(words, draw, draw.choice([".", ",", "-", "–", "'", "’", "_", "%", ")"])),
+    "article": lambda words, draw: put(words, draw, draw.choice(ARTICLES)),
+    "mark": lambda words, draw: put(words, draw, draw.choice(MARKS)),
+    "glued mark": lambda words, draw: glue(words, draw, draw.choice(MARKS)),
     "drop": lambda words, draw: [word for word in words if draw.random() < 0.6],
     "repeat": lambda words, draw: put(words, draw, draw.choice(words)) if words else words,
     "shuffle": lambda words, draw: draw.sample(words, len(words)),
     "space": lambda words, draw: [draw.choice(SPACES).join(words)] if words else words,
     "another": lambda words, draw: words + draw.choice(ANSWERS).split(" "),
-    "nothing": lambda words, draw: [],
 }
 
 
@@ -254,73 +232,17 @@ def test_figures(rows: tuple[dict[str, list[str]], dict[str, str]], gone: set[in
     assert all(0 <= value <= 100 for name, value in figures.items() if not name.endswith("total"))
 
 
-@settings(max_examples=800, deadline=None)
-@given(prediction=texts, golds=st.lists(texts, max_size=4), seed=st.integers(0, 99))
-def test_what_holds_for_every_question(prediction: str, golds: list[str], seed: int) -> None:
-    exact, f1 = example_scores(prediction, golds)
-    assert exact in (0, 1)
-    assert exact <= f1 <= 1  # the best F1 is at least that of the gold that matches, which is 1 without rounding
-    assert example_scores(prediction, Random(seed).sample(golds, len(golds))) == (exact, f1)
-    assert example_scores(prediction, golds + golds) == (exact, f1)
-    real = [gold for gold in golds if slow_tokens(gold)]
-    assert example_scores(prediction, real) == (exact, f1)
-    for gold in real or [""]:
-        assert example_scores(gold, golds) == (1, 1.0)
-    # F1 as twice the common tokens among those of both, an equation without division of divisions
-    predicted = slow_tokens(prediction)
-    if predicted and real:
-        common = [sum(min(predicted.count(t), slow_tokens(g).count(t)) for t in set(predicted)) for g in real]
-        shares = [Fraction(2 * c, len(predicted) + len(slow_tokens(g))) for c, g in zip(common, real, strict=True)]
-        assert f1 == pytest.approx(float(max(shares)), abs=1e-14)
-
-
-@settings(max_examples=100, deadline=None)
-@given(rows=questions())
-def test_a_gold_answer_for_every_question_is_100(rows: tuple[dict[str, list[str]], dict[str, str]]) -> None:
-    references, _ = rows
-    perfect = {q: next((gold for gold in golds if slow_tokens(gold)), "") for q, golds in references.items()}
-    figures = squad_metrics(perfect, references)
-    assert {value for name, value in figures.items() if not name.endswith("total")} == {100.0}
-
-
-@settings(max_examples=150, deadline=None)
-@given(rows=questions(), seed=seeds, lowest=st.sampled_from([-10.1, 0.5]))
-def test_thresholds_with_distinct_odds(
-    rows: tuple[dict[str, list[str]], dict[str, str]], seed: int, lowest: float
-) -> None:
-    """The walk finds the best of all thresholds, and its threshold gives that score when it is applied."""
+@settings(max_examples=250, deadline=None)
+@given(rows=questions(), seed=seeds, step=st.sampled_from([0.2, 30.0]))
+def test_thresholds(rows: tuple[dict[str, list[str]], dict[str, str]], seed: int, step: float) -> None:
+    """Odds of which few are equal, and odds of which most are."""
     references, answers = rows
     draw = Random(seed)
-    values = draw.sample(range(100), len(references))
-    odds = {question: lowest + value / 5 for question, value in zip(references, values, strict=True)}
-    odds = {question: odds[question] for question in draw.sample(list(odds), len(odds))}
-    figures = best_thresholds(answers, odds, references)
-    for part, name in enumerate(("exact", "f1")):
-        percent, threshold = figures[f"best_{name}"], figures[f"best_{name}_thresh"]
-        assert (percent, threshold) == slow_walk(part, answers, odds, references)
-        best, thresholds = slow_best(part, answers, odds, references)
-        assert percent == pytest.approx(float(100 * best / len(references)), abs=1e-9)
-        if threshold in odds.values() or lowest > 0:  # else it is 0.0 for "never answer", and odds below it answer
-            reached = score_at(threshold, part, answers, odds, references)
-            assert float(reached) == pytest.approx(float(best), abs=1e-9)
-        if part == 0:  # whole numbers: the first of equal bests is known without rounding
-            assert percent == 100.0 * int(best) / len(references)
-            assert threshold == (0.0 if float("-inf") in thresholds else min(thresholds))
-
-
-@settings(max_examples=150, deadline=None)
-@given(rows=questions(), seed=seeds)
-def test_thresholds_with_equal_odds(rows: tuple[dict[str, list[str]], dict[str, str]], seed: int) -> None:
-    """Among equal odds the walk is the official one, which no threshold may reach; it never stays below the best."""
-    references, answers = rows
-    draw = Random(seed)
-    odds = {question: float(draw.randint(-1, 2)) for question in draw.sample(list(references), len(references))}
+    odds = {q: (draw.randrange(100) // step) * step - 10.1 for q in draw.sample(list(references), len(references))}
     figures = best_thresholds(answers, odds, references)
     for part, name in enumerate(("exact", "f1")):
         expected = slow_walk(part, answers, odds, references)
         assert (figures[f"best_{name}"], figures[f"best_{name}_thresh"]) == expected
-        best, _ = slow_best(part, answers, odds, references)
-        assert figures[f"best_{name}"] >= float(100 * best / len(references)) - 1e-9
 
 
 @needs_real_data

@@ -6,9 +6,6 @@ import gzip
 import json
 import random
 import shutil
-import unicodedata
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +13,13 @@ import pytest
 import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from small_backbone import train_sentencepiece
-from task_configs import CONF, REAL_DATA, needs_real_data, task_config
+from task_configs import REAL_DATA, needs_real_data, task_config
 from tokenizers import Regex, normalizers
 
 from adalora_repro.errors import InputError
-from adalora_repro.models import backbone_tokenizer, backbones
-from adalora_repro.tasks import sources, tokenized, toy_text
+from adalora_repro.models import backbone_tokenizer
+from adalora_repro.tasks import sources, toy_text
 from adalora_repro.tasks.squad import Task
 
 TEXTS = [
@@ -109,12 +105,6 @@ def test_ids_are_sentencepiece_s_on_awkward_strings(tokenizer: Any, oracle: Any)
     assert_same(tokenizer, oracle, texts)
 
 
-def test_ids_are_sentencepiece_s_on_every_character(tokenizer: Any, oracle: Any) -> None:
-    points = (chr(point) for point in range(1, 0x3000) if not 0xD800 <= point < 0xE000)
-    texts = [f"a{character}b" for character in points if unicodedata.category(character) != "Cn"]
-    assert_same(tokenizer, oracle, texts)
-
-
 def test_transformers_alone_loses_them(folder: Path, oracle: Any) -> None:
     """If this fails, the map need not be restored: remove the row in docs/deviations.md."""
     from transformers import AutoTokenizer
@@ -122,28 +112,6 @@ def test_transformers_alone_loses_them(folder: Path, oracle: Any) -> None:
     bare = AutoTokenizer.from_pretrained(folder)
     text = "a 2½ b™"
     assert bare(text, add_special_tokens=False)["input_ids"] != oracle.encode(text)
-
-
-@cache
-def local_texts() -> list[str]:
-    """Every different text of the real data, in the order of the files."""
-
-    def texts() -> Iterator[str]:
-        for path in sorted(REAL_DATA.rglob("*.jsonl.gz")):
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                for line in file:
-                    yield from (value for value in json.loads(line).values() if isinstance(value, str))
-
-    return list(dict.fromkeys(texts()))
-
-
-@needs_real_data
-@pytest.mark.slow
-def test_ids_are_sentencepiece_s_on_all_local_rows(tokenizer: Any, oracle: Any) -> None:
-    texts = local_texts()
-    assert len(texts) > 100_000
-    for start in range(0, len(texts), 5000):
-        assert_same(tokenizer, oracle, texts[start : start + 5000])
 
 
 @needs_real_data
@@ -195,7 +163,7 @@ def test_a_map_is_taken_from_spm_model_or_an_older_tokenizer_json_or_missed(fold
     bare = deberta(tmp_path / "older")
     assert bare("㎞ 2½")["input_ids"] == whole("㎞ 2½")["input_ids"]
     assert bare.unk_token_id not in bare("㎞ 2½")["input_ids"]
-    assert backbone_tokenizer.notes(bare, {"vocab_size": len(bare)}) == []
+    assert backbone_tokenizer.notes(bare) == []
 
     shutil.copytree(tmp_path / "older", tmp_path / "both")
     saved = json.loads((tmp_path / "both" / "tokenizer.json").read_text(encoding="utf-8"))
@@ -203,18 +171,12 @@ def test_a_map_is_taken_from_spm_model_or_an_older_tokenizer_json_or_missed(fold
     (tmp_path / "both" / "tokenizer.json").write_text(json.dumps(saved), encoding="utf-8")
     lost = deberta(tmp_path / "both")
     assert lost.unk_token_id in lost("㎞")["input_ids"]
-    (note,) = backbone_tokenizer.notes(lost, {"vocab_size": len(lost)})
+    (note,) = backbone_tokenizer.notes(lost)
     assert "its spm.model is missing" in note
     assert "[UNK]" in note
 
     shutil.copy(folder / "spm.model", tmp_path / "both")
     assert deberta(tmp_path / "both")("㎞ 2½")["input_ids"] == whole("㎞ 2½")["input_ids"]
-
-
-def test_other_rows_are_cached_with_the_map(folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    assert tokenized.tokenizer_hash(deberta(folder)) != tokenized.tokenizer_hash(AutoTokenizer.from_pretrained(folder))
 
 
 def test_lower_case_comes_before_the_map(folder: Path, tmp_path: Path, oracle: Any) -> None:
@@ -239,31 +201,14 @@ def test_what_cannot_be_the_backbone_s_tokenizer(tokenizer: Any, folder: Path) -
 
     backbone_tokenizer.check(tokenizer, {"vocab_size": size, "pad_token_id": 0}, "here")
     backbone_tokenizer.check(tokenizer, {"vocab_size": 4 * size}, "here")
-    assert "its tokenizer is not this model's" in refusal(tokenizer, vocab_size=4 * size + 1)
+    assert "is not this model's" in refusal(tokenizer, vocab_size=4 * size + 1)
     assert f"has ids up to {size - 1}, the embedding {size - 1} rows" in refusal(tokenizer, vocab_size=size - 1)
-    assert "the pad token of its tokenizer" in refusal(tokenizer, pad_token_id=1)
-    assert "the eos token of its tokenizer" in refusal(tokenizer, eos_token_id=1)
+    assert "has the pad token 0, the model 1" in refusal(tokenizer, pad_token_id=1)
+    assert "has the eos token 2, the model 1" in refusal(tokenizer, eos_token_id=1)
     unknown = deberta(folder)
     unknown.backend_tokenizer.normalizer = normalizers.Replace(Regex("[a-z]"), "☃")
     assert "does not know ordinary words: the, of, and, to, in become [UNK]" in refusal(unknown)
-    silent = deberta(folder)
-    silent.backend_tokenizer.normalizer = normalizers.Replace(Regex("."), "")
-    assert "does not know ordinary words" in refusal(silent)
-    shared = deberta(folder)
-    shared.sep_token = "[CLS]"
-    assert "share an id" in refusal(shared)
     for name in ("pad", "cls", "sep"):
         without = deberta(folder)
         setattr(without, f"{name}_token", None)
         assert f"has no {name} token" in refusal(without)
-
-
-def test_the_embedded_tokenizer_is_its_model_s() -> None:
-    backbone = OmegaConf.load(CONF / "backbone" / "minilm.yaml")
-    try:
-        cfg = OmegaConf.create({"backbone": {"path": None, "weights": "pretrained"} | dict(backbone)})
-        tokenizer = backbones.load_tokenizer(cfg)
-    except InputError as error:
-        pytest.skip(str(error))
-    assert len(tokenizer) == backbone.architecture.vocab_size
-    assert backbone_tokenizer.notes(tokenizer, backbone.architecture) == []

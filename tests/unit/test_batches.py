@@ -57,7 +57,7 @@ def test_cutting_saves_most_of_the_padding_that_random_batches_have(task: str, s
     lengths = lengths_of(task)
     steps = batches.epoch_order(lengths, 32, 0, group=False)[:200]
     whole = padded(steps, lengths)
-    cut = [batches.micro_batches(batches.longest_first(lengths, rows), lengths, 1, True, 128) for rows in steps]
+    cut = [batches.by_length(batches.longest_first(lengths, rows), lengths, 128) for rows in steps]
     least = sum(lengths[row] for rows in steps for row in rows)
     saved = whole - sum(padded(parts, lengths) for parts in cut)
     assert saved > share * (whole - least)

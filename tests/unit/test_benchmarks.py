@@ -73,14 +73,6 @@ def test_a_run_with_other_options_does_not_replace_the_figures(tmp_path: Path, m
     assert written == {"step.json": [], "step_task_qqp.json": ["--task", "qqp"]}
 
 
-def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["memory", "--device", "cuda"])
-    with pytest.raises(SystemExit, match="2"):
-        importlib.import_module("benchmarks.memory").main()
-    assert "torch finds no GPU here" in capsys.readouterr().err
-
-
 def numbers(content: Any) -> list[float]:
     if isinstance(content, dict | list):
         inside = content.values() if isinstance(content, dict) else content
@@ -95,16 +87,6 @@ def test_a_ratio_is_the_median_of_pairs_within_its_interval() -> None:
     assert found["low"] < found["value"] < found["high"]
     assert found["value"] == pytest.approx(1.5, rel=0.02)
     assert found["high"] - found["low"] < 0.05
-
-
-def test_sampled_batches_are_spread_over_the_epoch_s() -> None:
-    lengths = lengths_of("mnli")
-    assert len(lengths) > 10_000
-    grouped = sampled_epoch(lengths, 32, 200)
-    assert all(len(batch) == 32 for batch in grouped)
-    assert grouped == sorted(grouped, key=padded)
-    mean = sum(map(sum, grouped)) / 6400
-    assert mean == pytest.approx(sum(lengths) / len(lengths), rel=0.05)
 
 
 @pytest.mark.parametrize(("task", "tokens"), [("mnli", 46.3), ("qqp", 36.0)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,42 +34,20 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> training_loop.RunState:
 Spoil = Callable[[dict[str, Any]], object]
 
 
-def _renamed(state: dict[str, Any]) -> None:
-    state["weights"] = state.pop("model")
-
-
-def _without_a_weight(state: dict[str, Any]) -> None:
-    del state["model"][next(iter(state["model"]))]
-
-
 def _weight_that_could_be_broadcast(state: dict[str, Any]) -> None:
     name = next(name for name, value in state["model"].items() if value.ndim > 1)
     state["model"][name] = state["model"][name][:1, :1].clone()
 
 
-def _moments_of_another_shape(state: dict[str, Any]) -> None:
-    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
-
-
 FOREIGN: dict[str, tuple[Spoil, str]] = {
-    "format": (lambda state: state.update(format=2), "format 2, this one reads 1"),
-    "entry renamed": (_renamed, "model is missing"),
-    "entry more": (lambda state: state.update(scaler={}), "scaler is unknown"),
-    "weight missing": (_without_a_weight, "is missing"),
-    "weight smaller": (_weight_that_could_be_broadcast, "torch.float32 [1, 1], not torch.float32 ["),
-    "weight of text": (lambda state: state["model"].update(dict.fromkeys(state["model"], "x")), "is a str"),
-    "moments": (_moments_of_another_shape, "optimizer.state[0].exp_avg is torch.float32 [3]"),
-    "no moments": (lambda state: state["optimizer"].update(state={}), "optimizer.state is empty"),
-    "groups": (lambda state: state["optimizer"]["param_groups"].pop(), "optimizer.param_groups has other parameters"),
-    "scheduler": (lambda state: state["scheduler"].update(last_epoch=1), "the scheduler at 1"),
-    "method": (lambda state: state["method"].pop("mask"), "method.mask is missing"),
-    "mask": (lambda state: state["method"].update(mask=torch.ones(2)), "method.mask is torch.float32 [2]"),
-    "averages": (lambda state: state["method"]["average"].pop(), "method.average is not a list of"),
-    "loop": (lambda state: state["loop"].pop("tokens"), "loop.tokens is missing"),
-    "loop more": (lambda state: state["loop"].update(epoch=1), "unknown field 'loop.epoch'"),
-    "log": (lambda state: state["loop"].update(log_bytes=-1), "loop.log_bytes is -1"),
-    "best": (lambda state: state["loop"].update(best=3), "loop.best is 3"),
-    "t": (lambda state: state.update(t=7), "t is 7"),
+    "format": (lambda state: state.update(format=2), "it is not of format 1"),
+    "entry missing": (lambda state: state.pop("model"), "model"),
+    "weight missing": (lambda state: state["model"].popitem(), "other names or shapes"),
+    "weight smaller": (_weight_that_could_be_broadcast, "other names or shapes"),
+    "weight of text": (lambda state: state["model"].update(dict.fromkeys(state["model"], "x")), "AttributeError"),
+    "groups": (lambda state: state["optimizer"]["param_groups"].pop(), "parameter groups"),
+    "mask": (lambda state: state["method"].update(mask=torch.ones(2)), "other layers"),
+    "loop": (lambda state: state["loop"].pop("tokens"), "tokens"),
     "random numbers": (lambda state: state.update(rng=[{"cpu": torch.zeros(3)}]), "TypeError"),
 }
 
@@ -111,10 +88,4 @@ def test_another_version_is_refused_with_the_reason(
 def test_a_whole_file_that_is_no_state_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "checkpoint.pt")
     with pytest.raises(InputError, match=r"checkpoint\.pt is intact, but from another version"):
-        checkpoint.load(tmp_path, "0")
-
-
-def test_a_pipe_in_the_place_of_a_checkpoint_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "checkpoint.pt")
-    with pytest.raises(InputError, match=r"checkpoint\.pt: a named pipe, not a file"):
         checkpoint.load(tmp_path, "0")

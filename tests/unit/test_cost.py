@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import gc
 import io
-import json
+import re
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -27,18 +27,16 @@ from adalora_repro.records import cost_record, run_record
 from adalora_repro.records.cost_record import CostRecord
 from adalora_repro.records.run_record import RecordError
 from adalora_repro.reports.output import add_out
-from adalora_repro.reports.spec import Request, paper_rows
+from adalora_repro.reports.spec import Request
 from adalora_repro.reports.tables import table15
 from adalora_repro.training import cost, runner
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 
 
-def pair(ours: float, theirs: float, phase: str | None = "pruning") -> dict[str, Any]:
+def pair(ours: float, theirs: float) -> dict[str, Any]:
     seconds = {"adalora": ours, "lora": theirs}
-    return {"t": 0, "phase": phase, "examples": 8, "tokens": 100, "padded_tokens": 128, "order": list(seconds)} | {
-        "seconds": seconds
-    }
+    return {"t": 0, "examples": 8, "tokens": 100, "padded_tokens": 128, "order": list(seconds), "seconds": seconds}
 
 
 def make(created: float = 1.0, **key: Any) -> CostRecord:
@@ -61,7 +59,7 @@ def make(created: float = 1.0, **key: Any) -> CostRecord:
         "threads": 1,
     } | key
     names = [key["method"], *([key["against"]] if key["against"] else [])]
-    pairs = [pair(1.1, 1.0), pair(2.4, 2.0), pair(3.3, 3.0, "final phase")]
+    pairs = [pair(1.1, 1.0), pair(2.4, 2.0), pair(3.3, 3.0)]
     for each in pairs:
         each["seconds"] = dict(zip(names, each["seconds"].values(), strict=False))
         each["order"] = names
@@ -125,7 +123,7 @@ def test_what_was_typed_beside_what_the_key_tells() -> None:
 
 # -- figures -------------------------------------------------------------------------------------------------------
 
-PAIRS = [pair(1.1, 1.0), pair(2.4, 2.0), pair(3.3, 3.0, "final phase")]
+PAIRS = [pair(1.1, 1.0), pair(2.4, 2.0), pair(3.3, 3.0)]
 
 
 def test_figures_by_hand() -> None:
@@ -141,11 +139,7 @@ def test_ratios_by_hand() -> None:
     found = cost.ratios(PAIRS, "adalora", "lora")
     assert found["median"]["value"] == pytest.approx(1.1)  # of 1.1, 1.2, 1.1
     assert found["epoch"]["value"] == pytest.approx(6.8 / 6)
-    assert found["phases"] == {
-        "pruning": {"median": pytest.approx(1.15), "pairs": 2},
-        "final phase": {"median": pytest.approx(1.1), "pairs": 1},
-    }
-    assert cost.ratios([pair(1.0, 2.0, None)], "adalora", "lora")["median"] == {"value": 0.5, "low": None, "high": None}
+    assert cost.ratios([pair(1.0, 2.0)], "adalora", "lora")["median"] == {"value": 0.5, "low": None, "high": None}
 
 
 seconds = st.lists(st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)), min_size=2, max_size=12)
@@ -165,29 +159,6 @@ def test_interval_lies_among_the_pairs_and_has_no_unit(times: list[tuple[float, 
         assert [scaled["low"], scaled["high"]] == pytest.approx(ends)
 
 
-def test_interval_covers_about_as_often_as_it_says() -> None:
-    """Ratios around 1.1 with a spread of 10%: of 95% intervals from 20 pairs most hold 1.1."""
-    draw = np.random.default_rng(3)
-    covered = 0
-    for _ in range(60):
-        theirs = draw.uniform(1, 2, 20)
-        found = cost.interval(1.1 * theirs * np.exp(draw.normal(0, 0.1, 20)), theirs, cost.median_of_ratios)
-        covered += found["low"] <= 1.1 <= found["high"]
-    assert covered >= 50
-
-
-def test_interval_of_sides_that_are_no_pairs() -> None:
-    """More of one side than of the other; the spread of both is in it, though pairs would have none."""
-    ours, theirs = np.array([2.0, 4.0, 2.0, 4.0]), np.array([1.0, 2.0, 1.0, 2.0])
-    found = cost.interval(np.append(ours, 3.0), theirs, cost.ratio_of_means, paired=False)
-    assert found["value"] == pytest.approx(2)
-    assert found["low"] is not None
-    assert found["high"] is not None
-    assert 1 <= found["low"] < 1.8
-    assert 2.2 < found["high"] <= 4
-    assert cost.interval(ours, theirs[:1], cost.ratio_of_means, paired=False)["low"] is None
-
-
 # -- the record ----------------------------------------------------------------------------------------------------
 
 
@@ -201,10 +172,6 @@ def test_measurements_are_filed_side_by_side_and_read_back(tmp_path: Path) -> No
     assert [path for path, _ in read] == [first, second]
     assert read[0][1] == make(1.0)
     assert run_record.read_all(tmp_path) == ([], [])  # a measurement is no record of training
-    first.unlink()
-    first.parent.rmdir()
-    third = cost_record.write(make(3.0), tmp_path)  # a number that was used is not used again
-    assert third.parent.name == "adalora-lora-bf16-longest-random-3"
 
 
 def test_copies_and_damaged_files_are_named_and_not_counted(tmp_path: Path) -> None:
@@ -223,31 +190,17 @@ def test_copies_and_damaged_files_are_named_and_not_counted(tmp_path: Path) -> N
     assert str(damaged) in refused[1]
 
 
-WRONG: list[tuple[str, Any, str]] = [
-    ("schema_version", 2, "schema_version 2"),
-    ("key.method", 3, "key.method is 3"),
-    ("key.threads", True, "key.threads is True"),
-    ("key.against", "bitfit", "methods are"),
-    ("methods.lora.mean_s", float("nan"), "methods.lora.mean_s is nan"),
-    ("methods.lora.peak_memory", 0, "peak_memory is 0"),
-    ("pairs", [], "no pairs"),
-    ("pairs", [pair(1.0, -1.0)], "pairs[0].seconds.lora is -1.0"),
-    ("pairs", [{"seconds": {"lora": 1.0}}], "pairs[0].order is missing"),
-    ("pairs", [{"seconds": {"lora": 1.0}, "order": ["lora"]}], "pairs[0] has no order"),
-    ("methods.adalora.peak_memory", ..., "methods.adalora.peak_memory is missing"),
-    ("key.device", ..., "key.device is missing"),
-    ("epoch.examples", ..., "epoch.examples is missing"),
-    ("ratio.epoch.high", None, "ratio.epoch has only one end of its interval"),
-    ("ratio.phases", {"pruning": {"median": 1.0}}, "ratio.phases.pruning.pairs is missing"),
-    ("ratio", None, "no ratio to lora"),
-    ("created", "now", "created is 'now'"),
-    ("memory_of", ..., "memory_of is missing"),
-    ("other", 1, "unknown field 'other'"),
-]
-
-
 @pytest.mark.parametrize(
-    ("name", "value", "problem"), WRONG, ids=[f"{name}-{number}" for number, (name, *_) in enumerate(WRONG)]
+    ("name", "value", "problem"),
+    [
+        ("schema_version", 2, "schema_version 2"),
+        ("key.threads", True, "key.threads is True"),
+        ("key.against", "bitfit", "are not those of the key"),
+        ("methods.lora.mean_s", float("nan"), "methods.lora.mean_s is nan"),
+        ("pairs", [{"seconds": {"lora": 1.0}}], "pairs[0].order is missing"),
+        ("ratio", None, "are not those of the key"),
+        ("other", 1, "unknown field 'other'"),
+    ],
 )
 def test_what_is_no_measurement_is_refused_by_name(name: str, value: Any, problem: str) -> None:
     values = copy.deepcopy(dataclasses.asdict(make()))
@@ -255,14 +208,9 @@ def test_what_is_no_measurement_is_refused_by_name(name: str, value: Any, proble
     node = values
     for parent in parents:
         node = node[parent]
-    if value is ...:
-        del node[last]
-    else:
-        node[last] = value
-    with pytest.raises(RecordError) as caught:
+    node[last] = value
+    with pytest.raises(RecordError, match=re.escape(problem)):
         cost_record.validate(values, "FILE")
-    assert str(caught.value).startswith("FILE: ")
-    assert problem in str(caught.value)
 
 
 def test_names_cannot_leave_the_results(tmp_path: Path) -> None:
@@ -314,14 +262,6 @@ def test_a_committed_measurement_is_of_the_words_that_are_told_of_it(
     assert str(drawn) == str(grouped).replace("longest", "drawn")
 
 
-def test_grouping_is_no_setting_of_a_run_that_pads_to_the_limit(hydra: None) -> None:
-    """Such runs never grouped: those from before there was the setting are found again."""
-    words = ["task=rte", "method=lora", "backbone=tiny-bert", "data=sample", "data.sample_rows=90"]
-    plans = [planning.resolve(compose("config", [*words, f"train.padding={how}"])) for how in ("max_length", "longest")]
-    assert ["train.group_by_length" in plan.settings for plan in plans] == [False, True]
-    assert "train.group_by_length" not in plans[0].asked
-
-
 def test_an_earlier_run_that_pads_to_the_limit_keeps_its_folder(
     hydra: None, data_are: Callable[[int, str], None]
 ) -> None:
@@ -365,14 +305,6 @@ def test_without_measurements_the_paper_speaks_alone() -> None:
     )
 
 
-def test_every_ratio_of_the_paper_lies_where_its_text_says() -> None:
-    paper = table15.paper_frame()
-    ratios = list(paper[paper.method == "adalora"].paper_ratio)
-    assert len(ratios) == 9
-    assert all(ratio is not None and 1.10 <= ratio <= 1.19 for ratio in ratios)
-    assert len(paper_rows(table15.PAPER_FILE)) == 12
-
-
 def test_ours_beside_the_paper_s(tmp_path: Path) -> None:
     cost_record.write(make(), tmp_path)
     text = report(tmp_path)
@@ -383,20 +315,17 @@ def test_ours_beside_the_paper_s(tmp_path: Path) -> None:
     assert ratio.startswith("1.133 \\[1.")
     assert median.startswith("1.100 \\[1.100, 1.200")
     assert "a GPU, 1 thread, bf16, padding longest, random weights, tokenizer: bytes" in text.splitlines()[0]
-    assert "pruning 1.150 (2), final phase 1.100 (1)" in text
     assert "budget=0.08%,0.65%" in text  # what is left to measure on MNLI
     assert set(rows_of(report(tmp_path, "--only-filled"))) >= {("MNLI 0.16% LoRA", "ours")}
     assert "SST-2 (" not in report(tmp_path, "--only-filled").split("\n- ")[0]
 
 
-def test_the_newest_of_a_setting_is_shown_and_counted(tmp_path: Path) -> None:
+def test_the_newest_of_a_setting_is_shown(tmp_path: Path) -> None:
     for created, memory in ((5.0, 1e9), (9.0, 2e9), (7.0, 3e9)):
         record = make(created)
         record.methods["adalora"]["peak_memory"] = memory
         cost_record.write(record, tmp_path)
-    text = report(tmp_path)
-    assert rows_of(text)["MNLI 0.16% AdaLoRA", "ours"][0] == "2.000"
-    assert "the newest of 3 measurements" in text
+    assert rows_of(report(tmp_path))["MNLI 0.16% AdaLoRA", "ours"][0] == "2.000"
 
 
 def test_settings_are_never_mixed_in_a_line(tmp_path: Path) -> None:
@@ -407,7 +336,6 @@ def test_settings_are_never_mixed_in_a_line(tmp_path: Path) -> None:
     labels = [label for name, label in rows_of(text) if name == "MNLI 0.16% AdaLoRA"]
     assert labels == ["ours 1", "ours 2", "ours 3", "paper"]
     assert "method.gamma=0" in text
-    assert "newest of" not in text
 
 
 def test_a_row_of_its_own_wins_over_one_beside_another(tmp_path: Path) -> None:
@@ -439,34 +367,14 @@ def test_csv_has_the_numbers_and_the_files(tmp_path: Path) -> None:
     assert labels == {"mnli": "mnli", "squad_v2": "sst2", "sst2": "sst2"}
 
 
-@pytest.mark.parametrize("form", ["markdown", "latex", "csv", "html"])
-def test_text_of_records_is_escaped(tmp_path: Path, form: str) -> None:
-    cost_record.write(make(device="<b>|\\x{}\x1b[31m", typed="=1+1"), tmp_path)
-    text = report(tmp_path, "--format", form)
-    assert "\x1b" not in text
-    if form == "html":
-        assert "<b>|" not in text
-    if form == "latex":
-        assert "\\textless{}b\\textgreater{}" in text
-    if form == "csv":
-        assert "'=1+1" in text
-
-
 def test_backbones_are_never_mixed(tmp_path: Path) -> None:
     cost_record.write(make(backbone="minilm"), tmp_path)
-    assert "this is minilm, the only backbone" in report(tmp_path)
     cost_record.write(make(backbone="tiny"), tmp_path)
-    assert "chooses among those with any: minilm, tiny" in report(tmp_path)
+    assert "Backbone minilm; a GPU" in report(tmp_path)
     assert rows_of(report(tmp_path, "--backbone", "tiny"))["MNLI 0.16% LoRA", "ours"][0] == "11.000"
     assert "not measured yet" in report(tmp_path, "--backbone", "bart-large")
     with pytest.raises(InputError, match=r"unknown backbone 'minilmm'.*; valid: "):
         report(tmp_path, "--backbone", "minilmm")
-
-
-def test_a_record_on_disk_is_plain_json(tmp_path: Path) -> None:
-    values = json.loads(cost_record.write(make(), tmp_path).read_text(encoding="utf-8"))
-    assert next(iter(values)) == "schema_version"
-    assert values["pairs"][0]["seconds"] == {"adalora": 1.1, "lora": 1.0}
 
 
 @pytest.mark.parametrize(("device", "freed"), [("cuda", True), ("cpu", False)])

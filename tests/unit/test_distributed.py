@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from torch.nn import Parameter
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_TERMINATED, InputError
-from adalora_repro.training import distributed, progress, signals
+from adalora_repro.training import distributed, progress, runner, signals
 from adalora_repro.training.distributed import LostError, Processes
 
 
@@ -177,49 +177,25 @@ def test_ranks_are_those_of_a_launcher_only(monkeypatch: pytest.MonkeyPatch) -> 
     assert distributed.launched() == (3, 4)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "told"),
-    [
-        ("RANK", "abc", "RANK is 'abc', must be 0 to 1"),
-        ("RANK", "2", "RANK is '2', must be 0 to 1"),
-        ("LOCAL_RANK", "x", "LOCAL_RANK is 'x', must be 0 or more"),
-        ("WORLD_SIZE", "0", "WORLD_SIZE is '0', must be 1 or more"),
-    ],
-)
+@pytest.mark.parametrize("values", [("abc", "2"), ("2", "2"), ("0", "0")])
 def test_a_launchers_nonsense_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str, told: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], values: tuple[str, str]
 ) -> None:
-    for variable, good in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", name: value}.items():
-        monkeypatch.setenv(variable, good)
+    for variable, value in zip(("LOCAL_RANK", "RANK", "WORLD_SIZE"), ("0", *values), strict=True):
+        monkeypatch.setenv(variable, value)
     with pytest.raises(SystemExit) as end:
         distributed.launched()
     assert end.value.code == EXIT_BAD_INPUT
-    assert capsys.readouterr().err == (
-        f"adalora-run: error: environment variable {told}; torchrun and accelerate launch set it\n"
-    )
+    assert capsys.readouterr().err.startswith(f"adalora-run: error: environment variables RANK={values[0]} and ")
 
 
-def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    distributed.check_rendezvous()
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    from adalora_repro.training import runner
-
-    cfg = OmegaConf.create({"train": {"device": "cpu", "precision": "fp32"}})
-    for name, value, told in (
-        ("MASTER_PORT", "1", "MASTER_ADDR is not set; 2 processes"),
-        ("MASTER_ADDR", "127.0.0.1", ""),
-        ("MASTER_PORT", "70000", "MASTER_PORT is '70000', must be 1 to 65535"),
-    ):
+def test_several_processes_need_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-        if told:
-            with pytest.raises(InputError, match=told):
-                runner._accelerator(cfg)
-        else:
-            distributed.check_rendezvous()
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    cfg = OmegaConf.create({"train": {"device": "cpu", "precision": "fp32"}})
+    with pytest.raises(InputError, match=r"2 processes cannot start: .*MASTER_ADDR"):
+        runner._accelerator(cfg)
 
 
 def test_a_problem_of_all_is_said_by_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,33 +222,6 @@ def test_a_signal_of_another_process_does_not_make_ones_own_the_second() -> None
             stop._handle(15, None)
     assert (agreed.value.agreed, second.value.agreed) == (True, False)
     assert agreed.value.exit_code == stop.exit_code == EXIT_TERMINATED
-
-
-@pytest.mark.parametrize(("per_call", "every"), [(0.5, 2), (3.0, 1), (0.0001, distributed.AGREE_CALLS)])
-def test_processes_ask_each_other_by_the_clock(monkeypatch: pytest.MonkeyPatch, per_call: float, every: int) -> None:
-    """By a message of its own in an evaluation; from the gradient message, which waits for the device, in a step."""
-    now, asked, read = [0.0], [], []
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-
-    def largest(*numbers: int) -> list[int]:
-        asked.append(call)
-        return list(numbers)
-
-    def tolist() -> list[float]:
-        read.append(call)
-        return [0.0, 2.0, 0.0, 2 * processes._steps.proposal]  # the sums over two processes
-
-    processes = alone()
-    processes.largest = largest  # type: ignore[method-assign]
-    processes.size, processes._flags = 2, SimpleNamespace(tolist=tolist)  # type: ignore[assignment]
-    agreed: dict[str, list[int]] = {"evaluation": [], "step": []}
-    for call in range(1, 302):
-        now[0] += per_call
-        agreed["evaluation"] += [call] * (processes.agreed(7) == 7)
-        agreed["step"] += [call] * (processes.received() == 15)
-    assert asked == agreed["evaluation"] == list(range(1, 302, every))
-    assert read == agreed["step"]
-    assert read[2] - read[1] == every
 
 
 if __name__ == "__main__":

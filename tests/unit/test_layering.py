@@ -99,7 +99,7 @@ def test_what_starts_fast_imports_nothing_heavy_by_itself(name: str) -> None:
         assert {"base.py", "glue.py", "squad.py", "summarization.py"} <= {path.name for path in seen}
 
 
-@pytest.mark.parametrize("module", ["loop", "evaluate", "state", "batches", "log"])
+@pytest.mark.parametrize("module", ["loop", "evaluate", "state", "batches", "folder"])
 def test_the_loop_names_no_method_and_no_task(module: str) -> None:
     names = {path.stem for group in ("method", "task") for path in (CONF / group).glob("*.yaml")}
     modules = {path.stem for folder in ("methods", "tasks") for path in (PACKAGE / folder).glob("[!_]*.py")} - {"base"}

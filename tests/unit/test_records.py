@@ -7,7 +7,6 @@ import errno
 import gzip
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -20,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adalora_repro.cli import report
-from adalora_repro.errors import EXIT_FAILED, EXIT_OK
-from adalora_repro.records import selection, validation
+from adalora_repro.errors import EXIT_OK
+from adalora_repro.records import validation
 from adalora_repro.records.run_record import (
     RECORD_NAME,
     RecordError,
@@ -32,7 +31,6 @@ from adalora_repro.records.run_record import (
     write,
     write_files,
 )
-from adalora_repro.reports import page as page_report
 
 
 @given(st.floats(-1, 1), st.integers(0, 2**31), st.floats(1e-7, 1.0))
@@ -362,55 +360,3 @@ JSON = st.recursive(
 def test_what_is_dumped_is_parsed_as_it_was(value: Any) -> None:
     assert validation.parse(validation.dump(value)) == value
     assert validation.dump(value).endswith(b"\n")
-
-
-# The last line of defence
-
-
-def test_a_record_that_a_report_cannot_stand_is_named_and_the_rest_is_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    results = tmp_path / "results"
-    save(results, make(0.25, task="mnli"))
-    bad = save(results, make(0.75, task="mnli", seed=13))
-    before = selection.Run.key.fget
-
-    def key(run: selection.Run) -> Any:
-        if run.record.key["seed"] == 13:
-            raise TypeError("thirteen")
-        return before(run)  # type: ignore[misc]
-
-    monkeypatch.setattr(selection.Run, "key", property(key))
-    page = results / "report.html"
-    for name in ("table1", "status", "choose", "figure2", "html"):
-        assert report.main([name, "--results", str(results)]) == EXIT_OK, name
-        out, err = capsys.readouterr()
-        assert re.search(rf"^adalora-report: skipped: {bad}: TypeError: thirteen \(\S+:\d+\)$", err, re.MULTILINE), name
-        assert "could not be made" not in err, name
-        assert name == "status" or "25.0" in (page.read_text(encoding="utf-8") if name == "html" else out)
-
-
-def test_a_section_that_cannot_be_made_is_named_and_the_rest_is_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def broken(*_: Any, **__: Any) -> str:
-        raise KeyError("x")
-
-    save(tmp_path / "results", make(0.25))
-    monkeypatch.setattr(page_report, "compile_table", broken)
-    assert report.main(["html", "--results", str(tmp_path / "results")]) == EXIT_OK
-    err = capsys.readouterr().err
-    assert re.search(r"skipped: .*Table 1.* could not be made: KeyError: 'x' \(", err)
-    assert (tmp_path / "results" / "report.html").stat().st_size > 0
-
-
-def test_a_fault_of_the_program_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError("a\nb")
-
-    monkeypatch.setattr(report, "render", broken)
-    assert report.main(["table1"]) == EXIT_FAILED
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("adalora-report: failed: RuntimeError: a b (")

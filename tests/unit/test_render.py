@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -152,29 +151,8 @@ def test_markdown_is_one_rectangular_table() -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
 
 
-class Tags(HTMLParser):
-    """The tags of a page, which must close in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: set[str] = set()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.add(tag)
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def test_html_is_well_formed_and_text_stays_text() -> None:
-    for table in (example(), evil(), compiled([])):
-        tags = Tags()
-        tags.feed(render.render(table, "html"))
-        assert tags.open == []
-        assert "script" not in tags.seen
+def test_text_of_records_stays_text_in_html() -> None:
+    assert "<script" not in render.render(evil(), "html")
     assert "&lt;script&gt;" in render.render(evil(), "html")
     assert '<th scope="col"' in render.render(example(), "html")
 
@@ -226,15 +204,12 @@ def test_latex_text_holds_no_live_special_character(text: str) -> None:
 def large(name: str) -> Table:
     """Some cells with several seeds, some missing, a row that the paper has not, and text to be afraid of."""
     spec, records = SPECS[name], []
-    for i, column in enumerate(spec.columns[:3]):
-        score = 61.0 if column.task in ("squad", "squad_v2", "xsum", "cnn_dailymail") else 0.61
-        method = spec.methods[0] if spec.methods else "lora"
-        budget = "0.3M" if name in ("table1", "table14", "controls") else "0.08%"
-        for seed in range(3):
-            scores = dict.fromkeys(METRICS[column.task], score + i / 100 + seed / 1000)
-            records.append(make(scores, task=column.task, method=method, budget=budget, seed=seed, variant=EVIL))
-        records.append(make(score, task=column.task, method="adalora", budget=EVIL))
-        records.append(make(score, task=column.task, method="adalora", budget=budget))
+    budget = "0.3M" if name in ("table1", "table14", "controls") else "0.08%"
+    for column in spec.columns[:3]:
+        scores = dict.fromkeys(METRICS[column.task], 61.0 if "squad" in column.task or name == "table3" else 0.61)
+        of_cell = {"task": column.task, "budget": budget, "variant": EVIL}
+        records += [make(scores, method=(spec.methods or ("lora",))[0], seed=seed, **of_cell) for seed in range(3)]
+        records += [make(scores, **of_cell | {"method": "adalora", "budget": size}) for size in (EVIL, budget)]
     return compiled(records, spec, Scope("minilm", "local", results=Path("a_b")))
 
 
@@ -261,10 +236,9 @@ DOCUMENT = r"""\documentclass{article}
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-@pytest.mark.parametrize("name", SPECS)
-def test_pdflatex_takes_it(name: str, tmp_path: Path) -> None:
-    table = large(name)
-    text = "\n".join([render.render(table, "latex"), paper_style(table), paper_style(compiled([], SPECS[name]))])
+def test_pdflatex_takes_it(tmp_path: Path) -> None:
+    tables = [table for name in SPECS for table in (large(name), compiled([], SPECS[name]))]
+    text = "\n".join([*(render.render(table, "latex") for table in tables), *map(paper_style, tables)])
     (tmp_path / "page.tex").write_text(DOCUMENT % text, encoding="utf-8")
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "page.tex"],

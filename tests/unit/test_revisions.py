@@ -35,11 +35,6 @@ def test_the_published_record_of_the_earlier_pfeiffer_does_not_count() -> None:
     assert {"houlsby", "lora", "adalora"} <= shown
 
 
-@pytest.mark.parametrize("revision", [1, "2", None, 2.5])
-def test_what_is_no_present_revision_is_outdated(revision: object) -> None:
-    assert outdated(make(method="pfeiffer", settings={SETTING: revision}))
-
-
 def test_a_variant_is_known_by_its_module() -> None:
     old = {"method.module": "pfeiffer"}
     assert outdated(make(method="mine", settings=old))

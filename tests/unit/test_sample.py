@@ -24,29 +24,19 @@ def test_every_task_has_text() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_rows_pass_the_checks_made_of_a_user_s_file(task: str) -> None:
-    cfg = task_config(task)
-    rules = load_family(cfg)
-    for split in SIZES:
-        rows = toy_text.generate(task, split, SIZES, seed=0)
-        assert len(rows) == SIZES[split]
-        assert [problem for row in rows if (problem := sources.row_problem(cfg.task.label_column, rules, row))] == []
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_no_text_is_in_two_splits_or_twice_in_one(task: str) -> None:
-    everything = [texts(row) for split in SIZES for row in toy_text.generate(task, split, SIZES, seed=0)]
-    assert len(set(everything)) == len(everything) == sum(SIZES.values())
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_rows_follow_from_the_seed_and_validation_from_nothing_else(task: str) -> None:
-    validation = toy_text.generate(task, "validation", SIZES, seed=0)
-    assert toy_text.generate(task, "validation", SIZES, seed=0) == validation
-    assert toy_text.generate(task, "validation", SIZES | {"train": 10}, seed=0) == validation
-    assert toy_text.generate(task, "validation", SIZES, seed=1) != validation
-    train = toy_text.generate(task, "train", SIZES, seed=0)
-    assert toy_text.generate(task, "train", SIZES | {"train": 10}, seed=0) == train[:10]
+def test_rows_are_good_distinct_and_follow_from_the_seed(task: str) -> None:
+    rules = load_family(task_config(task))
+    splits = {split: toy_text.generate(task, split, SIZES, seed=0) for split in SIZES}
+    assert {split: len(rows) for split, rows in splits.items()} == SIZES
+    everything = [row for rows in splits.values() for row in rows]
+    assert [problem for row in everything if (problem := sources.row_problem(rules, row))] == []
+    assert len(set(map(texts, everything))) == len(everything)  # no text is in two splits or twice in one
+    if rules.has_ids:
+        assert len({row["id"] for row in everything}) == len(everything)
+    assert toy_text.generate(task, "validation", SIZES, seed=0) == splits["validation"]
+    assert toy_text.generate(task, "validation", SIZES | {"train": 10}, seed=0) == splits["validation"]
+    assert toy_text.generate(task, "validation", SIZES, seed=1) != splits["validation"]
+    assert toy_text.generate(task, "train", SIZES | {"train": 10}, seed=0) == splits["train"][:10]
 
 
 @pytest.mark.parametrize("task", ["mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc"])
@@ -77,21 +67,10 @@ def test_scores_cover_their_range() -> None:
     assert len(set(scores)) > 15
 
 
-@pytest.mark.parametrize("task", ["squad", "squad_v2"])
-def test_answers_are_at_their_offset(task: str) -> None:
-    rows = toy_text.generate(task, "train", SIZES, seed=0)
-    for row in rows:
-        answers = row["answers"]
-        for text, start in zip(answers["text"], answers["answer_start"], strict=True):
-            assert row["context"][start : start + len(text)] == text
-    unanswerable = sum(not row["answers"]["text"] for row in rows) / len(rows)
-    assert unanswerable == 0 if task == "squad" else 0.2 < unanswerable < 0.5
-    assert len({row["id"] for row in rows}) == len(rows)
-
-
-def test_highlights_are_lines() -> None:
-    rows = toy_text.generate("cnn_dailymail", "train", SIZES, seed=0)
-    assert {row["highlights"].count("\n") for row in rows} == {2}
+def test_some_questions_of_squad_2_have_no_answer() -> None:
+    for task, bounds in {"squad": (0, 0), "squad_v2": (0.2, 0.5)}.items():
+        rows = toy_text.generate(task, "train", SIZES, seed=0)
+        assert bounds[0] <= sum(not row["answers"]["text"] for row in rows) / len(rows) <= bounds[1]
 
 
 def test_impossible_wishes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,5 +79,5 @@ def test_impossible_wishes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"data\.sample_validation_rows=0: the validation split"):
         toy_text.check("rte", {"train": 1, "validation": 0})
     monkeypatch.setitem(toy_text.MAKERS, "sst2", lambda rng: {"sentence": str(rng.randrange(5)), "label": 0})
-    with pytest.raises(InputError, match="only about 5 different rows of sst2, 9 asked for"):
+    with pytest.raises(InputError, match="has about 5 different rows of sst2, not 9"):
         toy_text.generate("sst2", "train", {"train": 9}, 0)

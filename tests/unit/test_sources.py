@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
-from task_configs import REAL_DATA, ROOT, TASKS, needs_real_data, task_config, write_jsonl
+from task_configs import ROOT, task_config, write_jsonl
 
 from adalora_repro.errors import InputError
 from adalora_repro.tasks import families, load_family, sources
@@ -66,18 +66,6 @@ def test_a_local_file_gives_the_columns_of_its_task(tmp_path: Path, task: str) -
     assert sorted(rows.column_names) == sorted([*ids, *cfg.task.text_columns, cfg.task.label_column])
     assert len(rows) == sources.train_rows(cfg) == 2  # the blank line is none
     assert rows[1] == rows[0] | ({"id": "2"} if ids else {})
-    if task == "stsb":
-        assert rows[0]["label"] == 5.0
-    if task == "squad":
-        assert rows[0]["answers"] == {"text": ["France"], "answer_start": [12]}
-
-
-def test_plain_files_are_read_too(tmp_path: Path) -> None:
-    cfg = task_config("sst2", "local", data__dir=str(tmp_path))
-    write_jsonl(tmp_path / "sst2" / "train.jsonl", [GOOD_ROWS["sst2"]] * 3, compress=False)
-    write_jsonl(tmp_path / "sst2" / "validation.jsonl", [GOOD_ROWS["sst2"]], compress=False)
-    check(cfg)
-    assert sources.train_rows(cfg) == len(load(cfg, "train")) == 3
 
 
 def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
@@ -90,55 +78,45 @@ def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
 
 BAD_LINES = [
     ("sst2", "{broken", "not JSON"),
-    ("sst2", '"text"', "not an object but text"),
+    ("sst2", b'{"sentence": "\xe9", "label": 0}', "not JSON"),
+    ("sst2", "[" * 100_000, "not JSON"),
+    ("sst2", '"text"', "not an object but 'text'"),
     ("sst2", {"text": "x", "label": 0}, "column 'sentence' is missing (found: text, label)"),
-    ("sst2", {"sentence": "x"}, "column 'label' is missing"),
-    ("sst2", {"sentence": 3, "label": 0}, "column 'sentence' must be text, is a number"),
-    ("sst2", {"sentence": None, "label": 0}, "column 'sentence' must be text, is null"),
+    ("sst2", "{}", "column 'sentence' is missing (found: none)"),
+    ("sst2", {"sentence": 3, "label": 0}, "column 'sentence' must be text, is 3"),
     ("sst2", {"sentence": "x", "label": 2}, "label 2 is out of range, must be 0 to 1"),
     ("sst2", {"sentence": "x", "label": -1}, "label -1 is out of range, must be 0 to 1"),
     ("sst2", {"sentence": "x", "label": 0.5}, "label 0.5 is not an integer"),
-    ("sst2", {"sentence": "x", "label": True}, "column 'label' must be a number, is true or false"),
-    ("sst2", {"sentence": "x", "label": "1"}, "column 'label' must be a number, is text"),
-    ("mnli", {"premise": "a", "hypothesis": "b", "label": 3}, "label 3 is out of range, must be 0 to 2"),
+    ("sst2", {"sentence": "x", "label": True}, "column 'label' must be a number, is True"),
+    ("sst2", '{"sentence": "x\\ud800", "label": 0}', "column 'sentence' has half of a surrogate pair"),
     ("stsb", {"sentence1": "a", "sentence2": "b", "label": 5.1}, "label 5.1 is out of range, must be 0 to 5"),
     ("stsb", '{"sentence1": "a", "sentence2": "b", "label": NaN}', "label nan is out of range"),
-    ("squad", GOOD_ROWS["squad"] | {"answers": ["France"]}, "column 'answers' must be {text"),
     ("squad", GOOD_ROWS["squad"] | {"answers": {"text": ["France"], "answer_start": [11]}}, "not at its offset 11"),
-    ("squad", GOOD_ROWS["squad"] | {"id": 1}, "column 'id' must be text, is a number"),
-    ("squad", {k: v for k, v in GOOD_ROWS["squad"].items() if k != "id"}, "column 'id' is missing"),
-    ("sst2", '{"sentence": "x\\ud800", "label": 0}', "column 'sentence' has half of a surrogate pair"),
-    ("sst2", "[" * 100_000, "not JSON"),
-    ("sst2", "{}", "column 'sentence' is missing (found: none)"),
-    ("xsum", {"document": "x", "id": "1"}, "column 'summary' is missing"),
-    ("xsum", {"document": "x", "summary": 1, "id": "1"}, "column 'summary' must be text, is a number"),
+    ("squad", GOOD_ROWS["squad"] | {"id": 1}, "column 'id' must be text, is 1"),
+    ("xsum", {"document": "x", "summary": 1, "id": "1"}, "column 'summary' must be text, is 1"),
 ]
 
 
 @pytest.mark.parametrize(("task", "line", "message"), BAD_LINES)
-def test_a_bad_line_is_named(tmp_path: Path, task: str, line: Any, message: str) -> None:
-    cfg = local(tmp_path, task, validation=[GOOD_ROWS[task], "", line])
-    split = next(iter(cfg.task.validation.values()))
+def test_a_bad_line_is_named_and_left_out_on_demand(tmp_path: Path, task: str, line: Any, message: str) -> None:
+    good = GOOD_ROWS[task] | ({"id": "2"} if "id" in GOOD_ROWS[task] else {})
+    raw = isinstance(line, bytes)
+    cfg = local(tmp_path, task, validation=[good] if raw else [good, "", line])
+    path = tmp_path / task / "validation.jsonl.gz"
+    if raw:
+        path.write_bytes(gzip.compress(json.dumps(good).encode() + b"\n\n" + line))
     with pytest.raises(InputError) as error:
-        load(cfg, split)
-    assert str(error.value).startswith(f"{tmp_path / task / split}.jsonl.gz:3: ")
+        load(cfg, "validation")
+    named = ": id '1'" if isinstance(line, dict) and isinstance(line.get("id"), str) else ""
+    assert str(error.value).startswith(f"{path}:3{named}: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert str(error.value).endswith("; data.skip_invalid=true leaves such rows out")
-    named = isinstance(line, dict) and isinstance(line.get("id"), str)
-    assert (".jsonl.gz:3: id '1': " in str(error.value)) == named
 
     bad = sources.BadRows(True)
-    assert len(load(cfg, split, bad)) == 1
+    assert len(load(cfg, "validation", bad)) == 1
     (problem,) = bad.problems
     assert f"{problem}; data.skip_invalid=true leaves such rows out" == str(error.value)
-
-
-def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    cfg = local(tmp_path, "sst2")
-    (tmp_path / "sst2" / "train.jsonl.gz").write_bytes(gzip.compress(b'{"sentence": "\xe9", "label": 0}\n'))
-    with pytest.raises(InputError, match=r"train\.jsonl\.gz:1: not JSON"):
-        load(cfg, "train")
 
 
 TRUNCATED = gzip.compress(b'{"sentence": "x", "label": 0}\n' * 99, mtime=0)[:-20]
@@ -162,67 +140,20 @@ def test_a_damaged_archive_is_named(tmp_path: Path, damage: bytes) -> None:
     ],
     ids=["pipe", "device", "folder"],
 )
-@pytest.mark.parametrize("name", ["train.jsonl.gz", "validation.jsonl.gz"])
-def test_what_is_no_file_is_named(tmp_path: Path, make: Any, kind: str, name: str) -> None:
+def test_what_is_no_file_is_named(tmp_path: Path, make: Any, kind: str) -> None:
     cfg = local(tmp_path, "sst2")
-    (tmp_path / "sst2" / name).unlink()
-    make(tmp_path / "sst2" / name)
-    with pytest.raises(InputError, match=rf"{name}: {kind}, not a file; it must hold one JSON object a line"):
+    (tmp_path / "sst2" / "validation.jsonl.gz").unlink()
+    make(tmp_path / "sst2" / "validation.jsonl.gz")
+    with pytest.raises(InputError, match=rf"validation\.jsonl\.gz: {kind}, not a file; it must hold one JSON object"):
         check(cfg)
 
 
-def test_an_endless_line_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = local(tmp_path, "sst2")
-    monkeypatch.setattr(sources, "MOST_LINE", 1000)
-    monkeypatch.setattr(sources, "BLOCK", 300)
-    row = b'{"sentence": "%s", "label": 0}\n'
-    longest = row % (b"x" * (1000 - len(row % b"") + 1))  # 1000 bytes and the end of the line
-    path = tmp_path / "sst2" / "train.jsonl.gz"
-    path.write_bytes(gzip.compress(longest * 3))
-    assert sources.train_rows(cfg) == len(load(cfg, "train")) == 3
-    path.write_bytes(gzip.compress(longest + b"x" * 10_000))
-    for read in (lambda: load(cfg, "train"), lambda: sources.train_rows(cfg)):
-        with pytest.raises(InputError, match=r"train\.jsonl\.gz:2: a line of more than 1,000 bytes; expected one JSON"):
-            read()
-
-
-def test_an_archive_that_no_text_packs_to_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = local(tmp_path, "sst2")
-    monkeypatch.setattr(sources, "SUSPECT_BYTES", 2**22)
-    row = b'{"sentence": "x", "label": 0}\n'
-    path = tmp_path / "sst2" / "train.jsonl.gz"
-    path.write_bytes(gzip.compress(row * (2**21 // len(row))))  # valid and small
-    assert sources.train_rows(cfg) == 2**21 // len(row)
-    path.write_bytes(gzip.compress(row * (2**23 // len(row))))
-    with pytest.raises(InputError, match=r"train\.jsonl\.gz: its [\d,]+ bytes unpack to more than 100 times as many"):
-        sources.train_rows(cfg)
-
-
-def test_a_file_beyond_the_bound_is_not_read(tmp_path: Path) -> None:
-    cfg = local(tmp_path, "sst2")
-    path = tmp_path / "sst2" / "train.jsonl"
-    (tmp_path / "sst2" / "train.jsonl.gz").unlink()
-    path.touch()
-    os.truncate(path, sources.MOST_BYTES + 1)  # a sparse file takes no space
-    with pytest.raises(InputError, match=r"train\.jsonl: more than 68,719,476,736 bytes of text"):
-        check(cfg)
-
-
-@given(st.binary(max_size=200).map(lambda data: data.replace(b"x", b"\n")), st.integers(1, 50))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_lines_are_those_of_the_file(tmp_path: Path, data: bytes, block: int) -> None:
-    """Against Python's own, wherever a block ends."""
-    path = tmp_path / "train.jsonl"
-    path.write_bytes(data)
-    with pytest.MonkeyPatch.context() as patch, path.open("rb") as file:
-        patch.setattr(sources, "BLOCK", block)
-        assert list(sources._text_lines(path)) == [line.removesuffix(b"\n") for line in file]
-
-
-def test_an_empty_split_is_named(tmp_path: Path) -> None:
-    cfg = local(tmp_path, "mnli", validation=[])
-    for read in (lambda: check(cfg), lambda: load(cfg, "validation_matched")):
-        with pytest.raises(InputError, match=r"validation_matched\.jsonl\.gz: empty"):
+@pytest.mark.parametrize(("lines", "why"), [([], "empty"), (["{", "{"], r"no good row \(.*\.gz:1: not JSON .*\)")])
+def test_a_split_of_which_nothing_is_left_is_named(tmp_path: Path, lines: list[Any], why: str) -> None:
+    cfg = local(tmp_path, "sst2", validation=lines)
+    cfg.data.skip_invalid = True
+    for read in (lambda: check(cfg), lambda: load(cfg, "validation", sources.BadRows(True))):
+        with pytest.raises(InputError, match=rf"validation\.jsonl\.gz: {why}, the validation split of sst2 needs rows"):
             read()
 
 
@@ -281,54 +212,32 @@ def test_the_same_rows_in_other_bytes_are_the_same_data(tmp_path: Path, rows: li
 
 
 @pytest.mark.parametrize(
-    "other",
-    [
-        [{"a": 2}, {"a": 1}],
-        [{"a": 1}],
-        [{"a": 1}, {"a": 2}, {"a": 2}],
-        [{"a": 1}, {"a": "2"}],
-        [{"a": 1}, {"b": 2}],
-        [{"a": 1}, "{broken"],
-        [{"a": 1}, "{broken2"],
-    ],
+    "other", [[{"a": 2}, {"a": 1}], [{"a": 1}], [{"a": 1}, {"a": "2"}], [{"a": 1}, {"b": 2}], [{"a": 1}, "{broken"]]
 )
 def test_other_rows_are_other_data(tmp_path: Path, other: list[Any]) -> None:
     before = sources.fingerprint(local(tmp_path, "sst2", train=[{"a": 1}, {"a": 2}]))
-    assert sources.fingerprint(local(tmp_path, "sst2", train=other)) != before
-    assert sources.fingerprint(local(tmp_path, "sst2", train=[{"a": 1}, "{brokem"])) != before
+    cfg = local(tmp_path, "sst2", train=other)
+    assert sources.fingerprint(cfg) != before
+    assert sources.train_rows(cfg) == len(other)
 
 
-def test_what_a_large_file_holds_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "LARGE", 1)
-    monkeypatch.setattr(sources, "_contents", {})
-    rows = [{"sentence": f"kept {number}"} for number in range(5)]
-    cfg = local(tmp_path, "sst2", train=rows)
+    cfg = local(tmp_path, "sst2", train=[{"sentence": f"kept {number}"} for number in range(5)])
     cfg.data.cache_dir = str(tmp_path / "cache")
     before = sources.fingerprint(cfg)
-    parse = sources._parsed_content
-    for damage in (None, b"", b"{}", b'{"rows": 5, "fingerprint": 7}', b'{"rows": true, "fingerprint": "x"}', b"[1]"):
-        monkeypatch.setattr(sources, "_contents", {})
-        kept = list((tmp_path / "cache" / "rows").glob("*.json"))
-        assert len(kept) == 2  # of the train and the validation split
-        if damage is None:
-            monkeypatch.setattr(sources, "_parsed_content", None)  # it is not called
-        else:
-            monkeypatch.setattr(sources, "_parsed_content", parse)
-            for path in kept:
-                path.write_bytes(damage)
-        assert sources.fingerprint(cfg) == before
-        assert sources.train_rows(cfg) == 5
-    monkeypatch.setattr(sources, "_contents", {})
+    kept = list((tmp_path / "cache" / "rows").glob("*.json"))
+    assert len(kept) == 2  # of the train and the validation split
+    read = sources._lines
+    for damage in (None, b"", b"{}", b"[1]"):
+        sources._content_of.cache_clear()
+        for path in kept:
+            path.write_bytes(path.read_bytes() if damage is None else damage)
+        monkeypatch.setattr(sources, "_lines", None if damage is None else read)
+        assert (sources.fingerprint(cfg), sources.train_rows(cfg)) == (before, 5)
     cfg.data.cache_dir = str(tmp_path / "sst2" / "train.jsonl.gz")  # no folder, so nothing can be kept
+    sources._content_of.cache_clear()
     assert sources.fingerprint(cfg) == before
-
-
-def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
-    cfg = local(tmp_path, "sst2", train=[{"a": 1}])
-    before = sources.fingerprint(cfg), sources.train_rows(cfg)
-    write_jsonl(tmp_path / "sst2" / "train.jsonl.gz", [{"a": 1}, {"a": 2}])
-    assert sources.train_rows(cfg) == 2
-    assert sources.fingerprint(cfg) != before[0]
 
 
 def test_a_fingerprint_changes_with_what_it_stands_for(tmp_path: Path) -> None:
@@ -356,32 +265,16 @@ def test_a_fingerprint_changes_with_what_it_stands_for(tmp_path: Path) -> None:
 # Bad rows left out (data.skip_invalid=true)
 
 
-def test_bad_rows_of_a_file_are_left_out_and_the_others_keep_their_order(tmp_path: Path) -> None:
-    good = [{"sentence": f"film {i}", "label": i % 2} for i in range(4)]
-    lines = [good[0], "{broken", good[1], good[1] | {"label": 2}, "", {"text": "x"}, good[2], "[1]", good[3]]
-    cfg = local(tmp_path, "sst2", train=lines)
-    bad = sources.BadRows(True)
-    assert load(cfg, "train", bad).to_list() == good
-    path = tmp_path / "sst2" / "train.jsonl.gz"
-    assert [problem.partition(": ")[0] for problem in bad.problems] == [f"{path}:{line}" for line in (2, 4, 6, 8)]
-    assert sources.train_rows(cfg) == 8  # counted without looking into them
-
-
 def test_bad_rows_of_the_hub_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_hub(monkeypatch, hub_rows([0, -1, 1, -1]))
-    bad = sources.BadRows(True)
-    rows = load(task_config("rte", "hub"), "validation", bad)
-    assert rows["label"][:] == [0, 1]
-    where = "nyu-mll/glue (rte) validation, row"
-    assert bad.problems == [f"{where} {row}: label -1 is out of range, must be 0 to 1" for row in (1, 3)]
-
-
-def test_rows_of_the_hub_are_checked_beyond_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    labels = [0] * 2500
-    labels[2345] = -1
+    labels = [index % 2 for index in range(1500)]
+    labels[1] = labels[1234] = -1  # as in GLUE's test splits
     on_hub(monkeypatch, hub_rows(labels))
-    with pytest.raises(InputError, match=r"train, row 2345: label -1 is out of range"):
-        load(task_config("rte", "hub"), "train")
+    cfg, bad = task_config("rte", "hub"), sources.BadRows(True)
+    assert load(cfg, "validation", bad)["label"][:] == [label for label in labels if label >= 0]
+    where = "nyu-mll/glue (rte) validation, row"
+    assert bad.problems == [f"{where} {row}: label -1 is out of range, must be 0 to 1" for row in (1, 1234)]
+    with pytest.raises(InputError, match=r"nyu-mll/glue \(rte\) validation, row 1: label -1 is out of range"):
+        load(cfg, "validation")
 
 
 def test_a_row_of_the_hub_is_named_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,62 +289,15 @@ def test_a_row_of_the_hub_is_named_by_its_id(monkeypatch: pytest.MonkeyPatch) ->
     assert (row["id"], row["answers"], len(bad.problems)) == ("1", answers, 1)
 
 
-@pytest.mark.parametrize("lines", [["{", "{"], [{"sentence": "x", "label": 5}]])
-def test_a_split_of_bad_rows_alone_is_refused_with_the_first_reason(tmp_path: Path, lines: list[Any]) -> None:
-    cfg = local(tmp_path, "sst2", validation=lines)
-    cfg.data.skip_invalid = True
-    path = tmp_path / "sst2" / "validation.jsonl.gz"
-    for read in (lambda: check(cfg), lambda: load(cfg, "validation", sources.BadRows(True))):
-        with pytest.raises(InputError) as error:
-            read()
-        assert str(error.value).startswith(f"{path}: no good row ({path}:1: ")
-        assert str(error.value).endswith("), the validation split of sst2 needs rows")
-        assert "\n" not in str(error.value)
-
-
-def test_the_check_looks_for_a_good_row_where_bad_ones_are_left_out(tmp_path: Path) -> None:
-    cfg = local(tmp_path, "sst2", train=["{", GOOD_ROWS["sst2"]])
-    with pytest.raises(InputError, match=r"train\.jsonl\.gz:1: not JSON"):
-        check(cfg)
-    cfg.data.skip_invalid = True
-    check(cfg)
-
-
 @pytest.mark.parametrize("task", ["squad", "xsum"])
 def test_an_id_is_refused_the_second_time(tmp_path: Path, task: str) -> None:
-    good = GOOD_ROWS[task]
-    cfg = local(tmp_path, task, train=[good, good | {"id": "2"}, good])
+    good, (text, *_) = GOOD_ROWS[task], task_config(task).task.text_columns
+    cfg = local(tmp_path, task, train=[good | {text: 1}, good, good | {"id": "2"}, good])
     path = tmp_path / task / "train.jsonl.gz"
-    expected = f"{path}:3: id '1': the id is also that of {path}:1"
-    with pytest.raises(InputError) as error:
-        load(cfg, "train")
-    assert str(error.value).startswith(expected)
+    expected = f"{path}:4: id '1': the id is also that of {path}:2"  # the id of a bad row is still free
     bad = sources.BadRows(True)
     assert load(cfg, "train", bad)["id"][:] == ["1", "2"]
-    assert bad.problems == [expected]
-
-
-def test_an_id_of_a_bad_row_is_still_free(tmp_path: Path) -> None:
-    good = GOOD_ROWS["squad"]
-    cfg = local(tmp_path, "squad", train=[good | {"context": ""}, good])
-    bad = sources.BadRows(True)
-    assert load(cfg, "train", bad)["context"][:] == [good["context"]]
-    assert len(bad.problems) == 1
-
-
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.one_of(st.integers(-2, 3), st.sampled_from(["{", '"x"', "[]", "null"])), min_size=1, max_size=30))
-def test_good_and_bad_rows_are_all_the_rows(tmp_path: Path, rows: list[int | str]) -> None:
-    lines = [{"sentence": str(i), "label": row} if isinstance(row, int) else row for i, row in enumerate(rows)]
-    good = [line for line in lines if isinstance(line, dict) and line["label"] in (0, 1)]
-    cfg = local(tmp_path, "sst2", train=lines)
-    bad = sources.BadRows(True)
-    if not good:
-        with pytest.raises(InputError, match="no good row"):
-            load(cfg, "train", bad)
-        return
-    assert load(cfg, "train", bad).to_list() == good
-    assert len(bad.problems) == len(lines) - len(good)
+    assert bad.problems[1:] == [expected]
 
 
 # The hub, which no test reaches
@@ -487,12 +333,6 @@ def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatc
     assert sources.provenance(cfg, {"train": 2})["revision"] == cfg.task.revision
 
 
-def test_hidden_test_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_hub(monkeypatch, hub_rows([0, -1]))
-    with pytest.raises(InputError, match=r"nyu-mll/glue \(rte\) validation, row 1: label -1 is out of range"):
-        load(task_config("rte", "hub"), "validation")
-
-
 def test_a_hub_data_set_that_is_empty_or_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     on_hub(monkeypatch, hub_rows([]))
     with pytest.raises(InputError, match="empty"):
@@ -509,26 +349,12 @@ def test_without_a_network_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) 
     for part in ("nyu-mll/glue", "data=local data.dir=DIR", "data=sample", "HF_HOME"):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
-    on_hub(monkeypatch, OSError(28, "No space left on device"))
-    with pytest.raises(InputError, match="cannot store nyu-mll/glue below HF_HOME"):
-        load(task_config("rte", "hub"), "train")
 
 
 # Families
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_task_has_its_family(task: str) -> None:
-    cfg = task_config(task)
-    family = load_family(cfg)
-    assert type(family).__module__ == f"adalora_repro.tasks.{cfg.task.family}"
-    assert family.primary_metric == cfg.task.primary_metric
-    assert family.architecture == ("encoder-decoder" if cfg.task.family == "summarization" else "encoder")
-    assert family.has_ids == (cfg.task.family != "glue")
-    assert set(family.features()) == set(family.columns)
-
-
-@pytest.mark.parametrize("family", ["no_such_family", "glue.Task", "../glue", "", "sources", "squad_scores", "base"])
+@pytest.mark.parametrize("family", ["no_such_family", "../glue", "base"])
 def test_a_family_that_is_none_says_so(family: str) -> None:
     cfg = task_config("rte", task__family=family)
     with pytest.raises(InputError) as error:
@@ -546,7 +372,7 @@ def test_what_a_family_must_implement_is_what_the_page_on_own_data_lists() -> No
     assert in_all <= listed
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["rte", "squad", "xsum"])
 def test_a_setting_of_another_family_is_refused(task: str) -> None:
     """Each of them is of some family, null in the others' files, and refused there."""
     settings = {name: {each.name for each in fields(module.Options)} for name, module in families().items()}
@@ -559,16 +385,6 @@ def test_a_setting_of_another_family_is_refused(task: str) -> None:
             with pytest.raises(InputError) as error:
                 load_family(task_config(task, **{f"task__{name}": value}))
             assert str(error.value).startswith(f"task.{name} is a setting of family {family}, not of {task}")
-
-
-@pytest.mark.parametrize(
-    ("task", "columns", "wanted"),
-    [("sst2", 0, "1 or 2"), ("rte", 3, "1 or 2"), ("squad", 1, "2"), ("squad", 3, "2"), ("xsum", 2, "1")],
-)
-def test_a_family_reads_so_many_text_columns(task: str, columns: int, wanted: str) -> None:
-    with pytest.raises(InputError) as error:
-        load_family(task_config(task, task__text_columns=["a", "b", "c"][:columns]))
-    assert str(error.value) == f"task.text_columns: {task} reads {wanted}, not {columns}"
 
 
 def test_checks_and_families_import_nothing_heavy() -> None:
@@ -588,11 +404,3 @@ def test_checks_and_families_import_nothing_heavy() -> None:
     assert "adalora_repro.tasks.squad'" in modules
     heavy = ("torch", "datasets", "transformers", "numpy", "scipy", "sklearn")
     assert [name for name in heavy if f"'{name}'" in modules] == []
-
-
-@needs_real_data
-@pytest.mark.parametrize("task", TASKS)
-def test_real_files_pass_the_check(task: str) -> None:
-    cfg = task_config(task, "local", data__dir=str(REAL_DATA))
-    check(cfg)
-    assert sources.train_rows(cfg) > 1000

@@ -127,9 +127,3 @@ def test_cache_positions_are_not_copied_from_the_host() -> None:
     assert waits() > 0  # or this speedup has become needless
     cache_positions(model)
     assert waits() == 0
-
-
-def test_a_model_without_relative_positions_stays_as_it_is() -> None:
-    model = make("tiny-bert")[0]
-    cache_positions(model)
-    assert not any(module._forward_pre_hooks for module in model.modules())

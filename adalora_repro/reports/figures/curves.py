@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +28,11 @@ def points_of(runs: pd.DataFrame) -> pd.DataFrame:
 
     rows = []
     for row in runs.itertuples():
-        folder = row.run.path.parent
-        scale = percent(row.run.record)
+        folder, scale = row.run.path.parent, percent(row.run.record)
         quantities: dict[str, list[Any]] = {
             SCORE: [(step, scale * value) for step, value in evaluations(folder, row.metric)],
-            LOSS: curve(folder, "loss", THIN),
             BUDGET: curve(folder, "b_t", THIN),
+            LOSS: curve(folder, "loss", THIN),
         }
         cell = (row.task, row.method, row.label, row.budget, row.metric, row.degenerate, str(row.run.path))
         rows += [(*cell, name, step, value) for name, points in quantities.items() for step, value in points]
@@ -52,39 +52,40 @@ def points_of(runs: pd.DataFrame) -> pd.DataFrame:
 
 def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     points = points_of(data.shown_runs(records, scope))
-    style = drawing.looks(points.method, dict(zip(points.method, points.label, strict=True)))
-    curves = points.groupby(CURVE, sort=False, observed=True)
-    table = curves.agg(steps=("step", "max"), first=("value", "first"), last=("value", "last"), seeds=("seeds", "max"))
-    table["degenerate"] = [data.flag(any_).strip(" ()") for any_ in curves.degenerate.any()]
-    table = table.reset_index().map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
+    style = drawing.looks(points.method, points.label)
+    table = points.groupby(CURVE, sort=False, observed=True).agg(
+        steps=("step", "max"),
+        first=("value", "first"),
+        last=("value", "last"),
+        seeds=("seeds", "max"),
+        degenerate=("degenerate", "any"),
+    )
     return drawing.Figure(
         "curves",
         TITLE,
-        f"Backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}. The runs that the tables show, mean "
-        "over seeds. The development score is on the reported split; AdaLoRA's before its final budget is of a model "
-        "with more parameters.",
+        f"{data.scope_text(scope)} The runs that the tables show, mean over seeds. The development score is on the "
+        "reported split; AdaLoRA's before its final budget is of a model with more parameters.",
         points,
-        table,
-        tuple(
-            drawing.Panel(f"{task}: {quantity}", partial(draw, points=cells, style=style))
-            for (quantity, task), cells in drawing.groups(points, ["quantity", "task"])
-        ),
-        tuple(style[method] for method in style if method in set(points.method)),
-        commands=() if len(points) else ("adalora-run task=cola method=adalora",),
+        table.reset_index(),
+        [
+            drawing.Panel(f"{task}: {quantity}", partial(draw, points=part, style=style))
+            for (quantity, task), part in drawing.groups(points, ["quantity", "task"])
+        ],
+        [replace(look, line="-") for look in style.values()],
+        commands=[] if len(points) else ["adalora-run task=cola method=adalora"],
         names=len(CURVE),
     )
 
 
 def draw(axes: Axes, points: pd.DataFrame, style: dict[str, drawing.Look]) -> None:
-    scores = points.quantity.iloc[0] == SCORE
+    quantity = points.quantity.iloc[0]
     for (method, _), part in drawing.groups(points, ["method", "budget"]):
-        look = style[method]
-        axes.plot(part.step, part.value, linestyle="--" if part.degenerate.any() else "-", color=look.colour)
-        for i in list(part.index) if scores else []:
-            axes.plot(part.step[i], part.value[i], gid=drawing.gid(i), markersize=4, **look.point)
+        axes.plot(part.step, part.value, linestyle="--" if part.degenerate.any() else "-", color=style[method].colour)
+        if quantity == SCORE:
+            drawing.draw_points(axes, part, "step", "value", style[method], size=16)
     axes.grid(axis="y")
     axes.set_xlabel("step")
-    axes.set_ylabel(AXES[points.quantity.iloc[0]].format(metric=points.metric.iloc[0]))
+    axes.set_ylabel(AXES[quantity].format(metric=points.metric.iloc[0]))
 
 
 REPORT = drawing.report_of("curves", TITLE, figure)

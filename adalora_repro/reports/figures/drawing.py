@@ -1,26 +1,34 @@
-"""What the figures share: a figure as a frame of points and a list of panels; its forms, colours and markers.
+"""What the figures share: a figure as a frame of points and a list of panels, and every form it comes in.
 
 A figure's module says what its points are and how each panel is drawn on matplotlib's ``Axes``. In a file the panels
-stand side by side; on the page each is an SVG of its own, so that they flow with the width of the window. matplotlib is
-imported only when something is drawn, and its global state (pyplot) is never used.
+stand side by side. On the page each is an SVG of its own, so that they flow with the width of the window, in the page's
+colours; each point has its values as a title and leads to its run. matplotlib is imported only when something is drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import html
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from adalora_repro.config.words import lr_text
 from adalora_repro.errors import InputError, clean
-from adalora_repro.reports.faults import without_faulty
-from adalora_repro.reports.figures.data import Records, scope_of
+from adalora_repro.reports.compare import read_run
+from adalora_repro.reports.figures.data import Records, run_name, scope_of
 from adalora_repro.reports.frame import unusable
+from adalora_repro.reports.html import markup
+from adalora_repro.reports.html import render as template
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import Sheet, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.spec import Report, Request, Scope
+from adalora_repro.reports.text import count_text, fixed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,11 +39,18 @@ INK, MUTED, GRID = "#1d1c1a", "#66625a", "#d9d5cb"
 #: readable on light paper, told apart with the common kinds of colour blindness together with the markers
 SERIES: tuple[str, ...] = ("#0072b2", "#b94a09", "#00785a", "#a8437f", "#7a5c00", "#4f5b66")
 SERIES += ("#6a4fc0", "#8c3b2e", "#0b7285", "#4e6a1a", "#b0175a", "#3d3d9e")
+#: the page's variables for them, which differ in dark mode
+VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", GRID: "var(--rule)"}
+VARIABLES |= {colour: f"var(--series-{i})" for i, colour in enumerate(SERIES)}
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖"}  # of matplotlib, of a text
+LINES = {"-": "—", "--": "╌", ":": "┈", "-.": "┄", "": ""}
 PAPER_METHODS = ("adalora", "lora", "houlsby", "pfeiffer", "bitfit", "full")
 #: the paper's names of the matrices
 SYMBOLS = {"q": "Wq", "k": "Wk", "v": "Wv", "attn_out": "Wo", "ffn_in": "Wf1", "ffn_out": "Wf2"}
 SYMBOLS |= {"cross_q": "Wq cross", "cross_k": "Wk cross", "cross_v": "Wv cross", "cross_out": "Wo cross"}
+
+#: how a person reads the numbers of these columns
+FORMS: dict[Any, Callable[[float], str]] = {"score": fixed, "sd": fixed, "params": count_text, "lr": lr_text}
 
 
 @dataclass(frozen=True)
@@ -44,24 +59,19 @@ class Look:
 
     label: str
     colour: str = SERIES[0]
-    marker: str = ""
-    line: str = "-"
+    marker: str = "o"
+    line: str = ""
     filled: bool = True
 
     @property
     def style(self) -> dict[str, Any]:
-        return {"color": self.colour, "linestyle": self.line}
-
-    @property
-    def point(self) -> dict[str, Any]:
-        """Of one point, which has no line."""
+        """For matplotlib's lines."""
         face = self.colour if self.filled else "none"
-        return {"color": self.colour, "linestyle": "", "marker": self.marker or "o", "markerfacecolor": face}
+        return {"color": self.colour, "linestyle": self.line, "marker": self.marker, "markerfacecolor": face}
 
     @property
     def glyph(self) -> str:
-        line = {"-": "—", "--": "╌", ":": "┈", "-.": "┄", "": ""}[self.line]
-        return line + MARKERS.get(self.marker, "")
+        return LINES[self.line] + MARKERS[self.marker]
 
     @property
     def series(self) -> int:
@@ -70,7 +80,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes; ``size`` in inches. ``draw`` gives what shows point ``i`` of the figure the gid ``p<i>``."""
+    """One pair of axes; ``size`` in inches."""
 
     title: str
     draw: Callable[[Axes], None]
@@ -82,7 +92,7 @@ class Figure:
     """A figure before it is drawn.
 
     Attributes:
-        points: one row a point, in the order of their gids; ``record`` is the file it comes from, "" for the paper's.
+        points: one row a point; ``record`` is the file it comes from, "" for the paper's.
         table: the points as a person reads them; its first ``names`` columns name a line.
         notes: what a reader must know; ``commands`` fill what is missing.
     """
@@ -92,65 +102,60 @@ class Figure:
     caption: str
     points: pd.DataFrame
     table: pd.DataFrame
-    panels: tuple[Panel, ...]
-    legend: tuple[Look, ...] = ()
-    notes: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
+    panels: Sequence[Panel]
+    legend: Sequence[Look] = ()
+    notes: Sequence[str] = ()
+    commands: Sequence[str] = ()
     names: int = 1
 
 
-def gid(row: Any) -> str:
-    return f"p{row}"
-
-
-def looks(methods: Iterable[str], labels: dict[str, str]) -> dict[str, Look]:
-    """A colour and a marker for each method: the paper's always the same, the others by name."""
-    others = sorted(set(methods) - set(PAPER_METHODS))
+def looks(methods: Iterable[str], labels: Iterable[str]) -> dict[str, Look]:
+    """Each method's colour and marker: the paper's always the same, the others by name."""
+    named = dict(zip(methods, labels, strict=True))
+    order = [*PAPER_METHODS, *sorted(named.keys() - {*PAPER_METHODS})]
     markers = list(MARKERS)
     return {
-        method: Look(labels.get(method, method), SERIES[i % len(SERIES)], markers[i % len(markers)])
-        for i, method in enumerate([*PAPER_METHODS, *others])
+        method: Look(named[method], SERIES[i % len(SERIES)], markers[i % len(markers)])
+        for i, method in enumerate(order)
+        if method in named
     }
 
 
-def report_of(
-    name: str,
-    title: str,
-    section: Callable[[Records, Scope], Figure | None],
-    compile_figure: Callable[[Records, argparse.Namespace], Figure] | None = None,
-    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
-) -> Report:
-    """The subcommand of a figure; ``section`` is what the page shows of it for one scope, None for nothing.
+def groups(frame: pd.DataFrame, by: str | list[str]) -> Iterable[tuple[Any, pd.DataFrame]]:
+    """Parts of the frame with equal ``by``, in the order in which they come."""
+    return frame.groupby(by, sort=False, observed=True)
 
-    ``compile_figure`` takes the options instead; without it the subcommand shows the section of the scope asked for.
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def report_of(name: str, title: str, figure: Callable[..., Figure], of_runs: bool = False) -> Report:
+    """The subcommand of a figure and its section on the page.
+
+    ``figure``: records and a scope -> Figure; with ``of_runs`` also the runs named on the command line, if any.
     """
 
     def add(parser: argparse.ArgumentParser) -> None:
-        add_arguments(parser)
+        if of_runs:
+            words = "folders of runs or their metrics.json; default: the newest AdaLoRA runs"
+            parser.add_argument("runs", nargs="*", metavar="RUN", help=words)
         add_format(parser, FORMATS)
 
     def make(request: Request) -> tuple[str | bytes, list[str]]:
-        form = form_of(request.args.format, request.args.out, FORMATS)
+        args = request.args
+        form = form_of(args.format, args.out, FORMATS)
         records, refused = request.read
-        args = argparse.Namespace(**vars(request.args), folder=request.results)
-
-        def drawn(records: Records) -> str | bytes:
-            figure = compile_figure(records, args) if compile_figure else section(records, scope_of(records, args))
-            assert figure is not None
-            return render(figure, form)
-
-        made, faulty = without_faulty(drawn, records)
+        runs = [[read_run(one, "final") for one in args.runs]] if of_runs else []
+        made = figure(records, scope_of(records, args, request.results), *runs)
         finished = [(path, record) for path, record in records if record.status == "ok"]
         reasons = [f"{path}: {reason}" for path, record in finished if (reason := unusable(record, "final"))]
-        return made, [*refused, *reasons, *faulty]
+        return render(made, form), [*refused, *reasons]
 
-    def html(records: Records, scope: Scope) -> str:
-        from adalora_repro.reports.figures.svg import inline
+    def section(records: Records, scope: Scope) -> str:
+        made = figure(records, scope)
+        return inline(made, scope) if made.points.record.any() else ""
 
-        figure = section(records, scope)
-        return "" if figure is None or figure.points.empty else inline(figure, scope.results)
-
-    return Report(name, title, add, make, section=html)
+    return Report(name, title, add, make, section=section)
 
 
 def render(figure: Figure, form: str) -> str | bytes:
@@ -160,35 +165,46 @@ def render(figure: Figure, form: str) -> str | bytes:
         InputError: there is not one point to draw; the message has a command that makes some.
     """
     if form == "text":
-        return to_text(figure)
+        table = texts(figure.table)
+        sheet = Sheet(
+            figure.name,
+            figure.title,
+            f"{figure.title}. {figure.caption}",
+            table,
+            [""] * len(table),
+            notes=figure.notes,
+            commands=figure.commands,
+            names=figure.names,
+        )
+        return render_sheet(texts_sheet(sheet, "text"), "text", notes=True)
     if figure.points.empty:
         how = f"; one command that fills it: {figure.commands[0]}" if figure.commands else ""
         raise InputError(f"{figure.name}: nothing to draw, no record has a point of it{how}")
     if form == "csv":
-        points = figure.points.astype(object).where(figure.points.notna(), None)
-        return to_csv(points)
+        return to_csv(figure.points.astype(object).where(figure.points.notna(), None))
     drawn = draw(figure, figure.panels, form)
-    return drawn.decode() if form == "svg" else drawn
+    return re.sub("</?a\\b[^>]*>", "", drawn.decode()) if form == "svg" else drawn  # links are for the page
 
 
-def to_text(figure: Figure) -> str:
-    sheet = Sheet(
-        figure.name,
-        figure.title,
-        caption=f"{figure.title}. {figure.caption}",
-        frame=figure.table,
-        group=[""] * len(figure.table),
-        notes=figure.notes,
-        commands=figure.commands,
-        names=figure.names,
-    )
-    return render_sheet(texts_sheet(sheet, "text"), "text", notes=True)
+def texts(frame: pd.DataFrame) -> pd.DataFrame:
+    """The values as a person reads them, without columns that are empty."""
+
+    def text(value: Any, name: Any) -> str:
+        if value is None or value != value or value is False:
+            return ""
+        if isinstance(value, float):
+            return FORMS.get(name, "{:.4g}".format)(value)
+        return "yes" if value is True else str(value)
+
+    columns = {str(name): [text(value, name) for value in frame[name].tolist()] for name in frame}
+    return type(frame)({name: values for name, values in columns.items() if any(values) or not values})
 
 
-def draw(figure: Figure, panels: Sequence[Panel], form: str, alone: bool = False) -> bytes:
-    """Panels side by side, three in a row; ``alone`` without background and legend.
+def draw(figure: Figure, panels: Sequence[Panel], form: str, salt: str = "") -> bytes:
+    """Panels side by side, three in a row; with ``salt``, for the page, without background and legend.
 
-    The same points give the same bytes: no date in the file, no random name.
+    The same points give the same bytes: no date in the file, no random name. ``salt`` makes the names inside an SVG
+    differ from those of others.
     """
     import matplotlib
     from matplotlib.figure import Figure as Canvas
@@ -201,7 +217,7 @@ def draw(figure: Figure, panels: Sequence[Panel], form: str, alone: bool = False
     out = io.BytesIO()
     with as_file(files("adalora_repro.reports") / "templates" / "figure.mplstyle") as style:
         settings = matplotlib.rc_params_from_file(style, use_default_template=False)
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings | {"svg.hashsalt": salt or figure.name}):
         canvas = Canvas(figsize=(columns * width, rows * height), layout="constrained")
         grid = canvas.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(panels) :]:
@@ -209,14 +225,79 @@ def draw(figure: Figure, panels: Sequence[Panel], form: str, alone: bool = False
         for axes, panel in zip(grid.flat, panels, strict=False):
             axes.set_title("\n".join(map(clean, panel.title.splitlines())))
             panel.draw(axes)
-        if figure.legend and not alone:
-            lines = [Line2D([], [], label=clean(look.label), **(look.point | look.style)) for look in figure.legend]
-            canvas.legend(handles=lines, loc="outside lower center", ncols=min(2 * columns, len(lines)))
-        canvas.savefig(out, format=form, dpi=200, transparent=alone, metadata=metadata)
+        if figure.legend and not salt:
+            handles = [Line2D([], [], label=clean(look.label), **look.style) for look in figure.legend]
+            canvas.legend(handles=handles, loc="outside lower center", ncols=min(2 * columns, len(handles)))
+        canvas.savefig(out, format=form, dpi=200, transparent=bool(salt), metadata=metadata)
     return out.getvalue()
 
 
+# --- on the page ------------------------------------------------------------------------------------------------------
+
+
+def inline(figure: Figure, scope: Scope) -> str:
+    """The figure in HTML: each panel an SVG in the page's colours, each point with its values and a link to its run."""
+    table = texts(figure.table)
+    return template(
+        "figure.html",
+        figure=figure,
+        panels=[(panel.title, markup(inline_svg(figure, panel, scope))) for panel in figure.panels],
+        table=[list(table), *table.itertuples(index=False)],
+    )
+
+
+def inline_svg(figure: Figure, panel: Panel, scope: Scope) -> str:
+    """matplotlib's SVG of a panel. The keyboard and a screen reader take the list of runs instead of the points."""
+
+    def opened(link: re.Match[str]) -> str:
+        row = points.loc[int(link[1])]
+        values = html.escape(clean("; ".join(f"{name} {value}" for name, value in row.items() if value)))
+        href = ""
+        if row.record:
+            href = f' href="#run={quote(run_name(Path(row.record), scope.results), errors="replace")}"'
+        return f'<a class="point" tabindex="-1"{href}><title>{values}</title>'
+
+    points = texts(figure.points).set_index(figure.points.index)
+    drawn = draw(figure, [panel], "svg", salt=f"{figure.name} {panel.title} {scope}").decode()
+    head, body = drawn[drawn.index("<svg") :].split(">", 1)
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r' id="[\w.]+_\d+"', "", body)  # other panels have the same
+    body = re.sub(r"font: (?:\w+ )*?([\d.]+)px [^;]+", r"font-size: \1px", body)  # the page's font
+    body = re.sub(r"font-family: [^;]+; ", "", body)
+    body = re.sub("#[0-9a-f]{6}", lambda colour: VARIABLES.get(colour[0], colour[0]), body)
+    body = re.sub(r'<a xlink:href="#point-(\d+)"[^>]*>', opened, body)
+    box = re.search('viewBox="[^"]+"', head)
+    title = html.escape(clean(panel.title))
+    return f'<svg {box[0] if box else ""} style="width:{72 * panel.size[0]}pt" role="group" aria-label="{title}">{body}'
+
+
 # --- parts of drawings ------------------------------------------------------------------------------------------------
+
+
+def url(i: Any) -> str:
+    """Of the point in row ``i`` of the points; ``inline_svg`` puts the link to its run there."""
+    return f"#point-{i}"
+
+
+def draw_points(axes: Axes, points: pd.DataFrame, x: str, y: str, look: Look, size: float = 28) -> None:
+    """The rows as points; hollow for a degenerate run."""
+    filled = [look.filled and not degenerate for degenerate in points.get("degenerate", [False] * len(points))]
+    axes.scatter(
+        points[x],
+        points[y],
+        s=size,
+        marker=look.marker,
+        edgecolors=look.colour,
+        facecolors=[look.colour if one else "none" for one in filled],
+        urls=[url(i) for i in points.index],
+        zorder=3,
+    )
+
+
+def draw_cells(axes: Axes, cells: pd.DataFrame, x: str, look: Look) -> None:
+    """Rows of ``cells_of`` with one standard deviation, joined by the line of ``look``."""
+    axes.errorbar(cells[x], cells.score, cells.sd, color=look.colour, linestyle=look.line)
+    draw_points(axes, cells, x, "score", look)
 
 
 def plain_log_axis(axis: Any, text: Callable[[float], str]) -> None:
@@ -227,23 +308,3 @@ def plain_log_axis(axis: Any, text: Callable[[float], str]) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axis.set_minor_locator(NullLocator())
-
-
-def power(value: float) -> str:
-    return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-
-
-def thousands(count: float) -> str:
-    """20K, 0.1M, 5M"""
-    return f"{count / 1e6:g}M" if count >= 1e5 else f"{count / 1e3:g}K"
-
-
-def draw_cell(axes: Axes, x: float, i: Any, cell: Any, look: Look) -> None:
-    """The point of row ``i`` of ``cells_of`` with one standard deviation; hollow for a degenerate run."""
-    axes.errorbar(x, cell.score, cell.sd, color=look.colour)
-    axes.plot(x, cell.score, gid=gid(i), **replace(look, filled=look.filled and not cell.degenerate).point)
-
-
-def groups(frame: pd.DataFrame, by: str | list[str]) -> Iterable[tuple[Any, pd.DataFrame]]:
-    """Parts of the frame with equal ``by``, in the order in which they come."""
-    return frame.groupby(by, sort=False, observed=True)

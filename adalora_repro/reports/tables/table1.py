@@ -54,8 +54,6 @@ SPEC = Spec(
     backbone="deberta-v3-base",
     columns=COLUMNS,
     average=all_average,
-    average_column="avg",
-    average_heading="All Ave.",
     notes=(
         "All Ave.: mean over the 8 tasks of avg(m, mm), SST-2, CoLA, avg(QQP Acc, F1), QNLI, RTE, MRPC and STS-B (mean "
         "of Pearson and Spearman); ours only where all 8 are there, its sd only where all have the same seeds.",

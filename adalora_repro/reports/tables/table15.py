@@ -7,7 +7,7 @@ half SST-2, but its text and its times are those of SQuADv2: both readings are s
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from adalora_repro.config import catalog
 from adalora_repro.errors import one_of
 from adalora_repro.records import cost_record
 from adalora_repro.records.cost_record import CostRecord
-from adalora_repro.reports.faults import without_faulty
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_notes, html_table, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.spec import Report, Request, Scope, command, commands, label_of, paper_rows
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 TITLE = "Reproduction of Table 15, cost of training"
 BACKBONE = "deberta-v3-base"
 REFERENCE = "lora"  # what the paper measures against
+METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")  # the order of a pair
 PAPER_FILE = "table15_cost.csv"
 PAPER_FIGURES = ("gpu_mem_gb", "time_per_epoch_min")
 #: a task of the paper's file -> the tasks that its rows may be of, and why
@@ -71,55 +71,29 @@ def make(request: Request) -> tuple[str, list[str]]:
     args = request.args
     form = form_of(args.format, args.out, FORMATS)
     records, refused = cost_record.read_all(request.results)
-    backbone, remarks = choose_backbone(args.backbone, [record for _, record in records])
+    measured = sorted({record.key["backbone"] for _, record in records})
+    backbone = args.backbone or (BACKBONE if BACKBONE in measured else next(iter(measured), BACKBONE))
+    if backbone not in (choices := sorted({*catalog.choices_of("backbone"), *measured})):
+        raise one_of("backbone", backbone, choices)
 
-    def text(records: Sequence[Record]) -> str:
-        lines = lines_of(of_backbone(records, backbone), backbone, request.results, args.only_filled)
-        if form == "csv":
-            return to_csv(lines[FIELDS])
-        sheet = sheet_of(lines, backbone, remarks, [] if args.only_filled else commands_of(lines, request.results))
-        return render_sheet(texts_sheet(sheet, form), form, args.notes)
-
-    made, faulty = without_faulty(text, records)
-    return made, refused + faulty
+    lines = lines_of(records, backbone, request.results, args.only_filled)
+    if form == "csv":
+        return to_csv(lines[FIELDS]), refused
+    sheet = sheet_of(lines, backbone, [] if args.only_filled else commands_of(lines, request.results))
+    return render_sheet(texts_sheet(sheet, form), form, args.notes), refused
 
 
 def common(results: Path) -> tuple[str, list[str]]:
     """For the page of all reports: every backbone that was measured."""
     records, refused = cost_record.read_all(results)
-
-    def html(records: Sequence[Record]) -> str:
-        parts = []
-        for backbone in sorted({record.key["backbone"] for _, record in records}):
-            lines = lines_of(of_backbone(records, backbone), backbone, results, only_filled=True)
-            sheet = texts_sheet(sheet_of(lines, backbone, [], []), "html")
-            parts += [html_table(sheet), html_notes(sheet.notes)]
-        return "\n".join(parts)
-
-    made, faulty = without_faulty(html, records)
-    return made, refused + faulty
+    parts = []
+    for backbone in sorted({record.key["backbone"] for _, record in records}):
+        sheet = texts_sheet(sheet_of(lines_of(records, backbone, results, only_filled=True), backbone, []), "html")
+        parts += [html_table(sheet), html_notes(sheet.notes)]
+    return "\n".join(parts), refused
 
 
 REPORT = Report("table15", TITLE, add_arguments, make, reads="results", common=common)
-
-
-def choose_backbone(name: str | None, records: Sequence[CostRecord]) -> tuple[str, list[str]]:
-    """The backbone asked for or chosen, and what to tell of the choice.
-
-    Raises:
-        InputError: there is no such backbone.
-    """
-    have = sorted({record.key["backbone"] for record in records})
-    if name is not None:
-        choices = sorted({*catalog.choices_of("backbone"), *have})
-        if name not in choices:
-            raise one_of("backbone", name, choices)
-        return name, []
-    if not have or BACKBONE in have:
-        return BACKBONE, []
-    if len(have) == 1:
-        return have[0], [f"No measurement of {BACKBONE}: this is {have[0]}, the only backbone with any."]
-    return BACKBONE, [f"No measurement of {BACKBONE}; --backbone chooses among those with any: {', '.join(have)}."]
 
 
 # --- one frame: a row a line of ours, and a row of the paper's without one --------------------------------------------
@@ -143,10 +117,6 @@ def paper_frame() -> pd.DataFrame:
     return rows.assign(paper_ratio=ratio.where(rows.method != REFERENCE))
 
 
-def of_backbone(records: Iterable[Record], backbone: str) -> list[Record]:
-    return [(path, record) for path, record in records if record.key["backbone"] == backbone]
-
-
 def measured(path: Path, record: CostRecord, method: str) -> dict[str, Any]:
     """One method of one measurement; it stands under the budget of the measurement."""
     key, own = record.key, method == record.key["method"]
@@ -157,7 +127,7 @@ def measured(path: Path, record: CostRecord, method: str) -> dict[str, Any]:
     ratio = record.ratio if own else None
     for of in cost_record.RATIOS if ratio else ():
         line |= {"against": key["against"]} | {f"ratio_{of}_{end}": ratio[of][end] for end in ENDS}  # type: ignore[index]
-    return line | {"own": own, "created": record.created, "phases": (ratio or {}).get("phases", {})}
+    return line | {"own": own, "created": record.created}
 
 
 def lines_of(records: Sequence[Record], backbone: str, results: Path, only_filled: bool) -> pd.DataFrame:
@@ -167,13 +137,14 @@ def lines_of(records: Sequence[Record], backbone: str, results: Path, only_fille
     """
     import pandas as pd
 
+    records = [(path, record) for path, record in records if record.key["backbone"] == backbone]
     lines = [measured(path, record, method) for path, record in records for method in record.methods]
-    names = [name for name in FIELDS if not name.startswith("paper_")] + ["own", "created", "phases"]
+    names = [name for name in FIELDS if not name.startswith("paper_")] + ["own", "created"]
     ours = pd.DataFrame(lines, columns=names, dtype=object).sort_values(["own", "created", "record"])
     same = ours.groupby([*ROW, *CONDITION, "own"], dropna=False)
     ours["measurements"] = same["record"].transform("count").astype(object)
     ours = ours.groupby([*ROW, *CONDITION], dropna=False).tail(1)
-    scope = Scope(backbone, str(ours.sort_values("created").data.iloc[-1]) if len(ours) else "hub", results=results)
+    scope = scope_of(ours, backbone, results)
     paper = paper_frame()
     frame = paper.merge(ours, how="right" if only_filled else "outer", on=ROW)
     gaps = frame.record.isna()
@@ -194,99 +165,85 @@ def lines_of(records: Sequence[Record], backbone: str, results: Path, only_fille
     return frame.sort_values(order, kind="stable", ignore_index=True)
 
 
-METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")  # the order of a pair
+def scope_of(lines: pd.DataFrame, backbone: str, results: Path) -> Scope:
+    """With the data of the newest measurement."""
+    data = lines[lines.record.notna()].sort_values("created").data
+    return Scope(backbone, str(data.iloc[-1]) if len(data) else "hub", results=results)
 
 
 # --- what is shown of it ----------------------------------------------------------------------------------------------
 
 
-def sheet_of(lines: pd.DataFrame, backbone: str, remarks: Sequence[str], commands: Sequence[str]) -> Sheet:
+def sheet_of(lines: pd.DataFrame, backbone: str, commands: Sequence[str]) -> Sheet:
     import pandas as pd
 
-    ours = lines[lines.record.notna()]
-    conditions = list(dict.fromkeys(ours[CONDITION].itertuples(index=False, name=None)))
-    numbers = {condition: f" {i}" if len(conditions) > 1 else "" for i, condition in enumerate(conditions, 1)}
-    shown, notes = [], []
+    texts = {i: condition_text(line) for i, line in lines.iterrows() if line.notna().record}
+    settings = list(dict.fromkeys(texts.values()))
+    labels = {text: f"ours {i}" if len(settings) > 1 else "ours" for i, text in enumerate(settings, 1)}
+    shown: list[list[str]] = []
     group: list[str] = []
+    notes = [f"{labels[text]}: {text}." for text in settings if len(settings) > 1]
+    warnings = [*notes]
     for key, row in lines.groupby(ROW, sort=False):
         task, budget, method = map(str, key)
-        reading = READINGS.get(str(row.paper_label.iloc[0]), {}).get(task, "")
+        paper = row.iloc[0]
+        reading = READINGS.get(str(paper.paper_label), {}).get(task, "")
         name = f"{HEADINGS.get(task, task)}{reading} {budget} {label_of(method)}"
-        for line in row[row.record.notna()].to_dict("records"):
-            number_ = numbers[tuple(line[one] for one in CONDITION)]
-            shown.append([name, f"ours{number_}", *figures_of(line)])
-            notes += [f"{name}, ours{number_}: {account_of(line)}."] if line["own"] else []
-        if row.paper_gpu_mem_gb.notna().any():
-            memory, minutes, ratio = (
-                row[f"paper_{one}"].iloc[0] for one in ("gpu_mem_gb", "time_per_epoch_min", "ratio")
-            )
-            texts = [f"{memory:.3f}", "", f"{minutes:.0f}", "", "" if number(ratio) is None else f"{ratio:.3f}", ""]
-            shown.append([name, "paper", *texts])
+        for i, line in row[row.record.notna()].iterrows():
+            shown.append([name, labels[texts[i]], *figures_of(line)])
+            if line.own:
+                pairs = f"{plural(line.pairs, 'pair')} of steps, batches of up to {line.batch_size} examples"
+                notes.append(f"{name}, {labels[texts[i]]}: {pairs}; memory: {line.memory_of}; {line.record}.")
+        if number(paper.paper_gpu_mem_gb) is not None:
+            ratio = "" if number(paper.paper_ratio) is None else f"{paper.paper_ratio:.3f}"
+            minutes = f"{paper.paper_time_per_epoch_min:.0f}"
+            shown.append([name, "paper", f"{paper.paper_gpu_mem_gb:.3f}", "", minutes, "", ratio, ""])
         group += [f"{task} {budget}"] * (len(shown) - len(group))
-    settings = f"{len(conditions)} settings, listed in the notes" if conditions else "not measured yet"
-    settings = condition_text(conditions[0]) if len(conditions) == 1 else settings
-    listed = [f"ours{numbers[one]}: {condition_text(one)}." for one in conditions] if len(conditions) > 1 else []
+    setting = f"{len(settings)} settings, listed in the notes" if len(settings) > 1 else "".join(settings)
     headings = ["Method", "", "Memory GB", "s/step mean", "Time/epoch min", "Tokens/s", "Time/epoch ratio [95%]"]
     return Sheet(
         REPORT.name,
         TITLE,
-        f"{TITLE}. Backbone {backbone}; {settings}",
+        f"{TITLE}. Backbone {backbone}; {setting or 'not measured yet'}",
         pd.DataFrame(shown, columns=[*headings, "Step median ratio [95%]"]),
         group,
-        notes=[*remarks, *NOTES, *listed, *notes],
-        warnings=[*remarks, *listed],
+        notes=[*NOTES, *notes],
+        warnings=warnings,
         commands=commands,
         names=2,
     )
 
 
-def condition_text(condition: Sequence[Any]) -> str:
-    of = dict(zip(CONDITION, condition, strict=True))
-    typed = f"; {of['typed']}" if of["typed"] else ""
+def condition_text(of: pd.Series[Any]) -> str:
+    typed = f"; {of.typed}" if of.typed else ""
     return (
-        f"{of['device']}, {plural(of['threads'], 'thread')}, {of['precision']}, padding {of['padding']}, "
-        f"{of['weights']} weights, tokenizer: {of['tokenizer']}, data {of['data']}, protocol {of['protocol']}{typed}"
+        f"{of.device}, {plural(of.threads, 'thread')}, {of.precision}, padding {of.padding}, {of.weights} weights, "
+        f"tokenizer: {of.tokenizer}, data {of.data}, protocol {of.protocol}{typed}"
     )
 
 
-def figures_of(line: dict[str, Any]) -> list[str]:
-    memory = number(line["peak_memory"])
+def figures_of(line: pd.Series[Any]) -> list[str]:
+    memory = number(line.peak_memory)
     return [
         NONE if memory is None else f"{memory / 1e9:.3f}",
-        f"{line['mean_s']:.4g}",
-        f"{line['epoch_s'] / 60:,.1f}",
-        f"{line['tokens_per_s']:,.0f}",
-        ratio_text(line, "epoch"),
-        ratio_text(line, "median"),
+        f"{line.mean_s:.4g}",
+        f"{line.epoch_s / 60:,.1f}",
+        f"{line.tokens_per_s:,.0f}",
+        *(ratio_text(line, of) for of in ("epoch", "median")),
     ]
 
 
-def ratio_text(line: dict[str, Any], of: str) -> str:
+def ratio_text(line: pd.Series[Any], of: str) -> str:
     """ "1.105 [1.093, 1.121]"; empty for the method that others are measured against."""
     value, low, high = (number(line[f"ratio_{of}_{end}"]) for end in ENDS)
     if value is None:
         return ""
     ends = "" if low is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{value:.3f}{ends}" + ("" if line["against"] == REFERENCE else f" to {label_of(line['against'])}")
-
-
-def account_of(line: dict[str, Any]) -> str:
-    """How many steps, in which phases, from which file."""
-    phases = ", ".join(f"{phase} {of['median']:.3f} ({of['pairs']})" for phase, of in line["phases"].items())
-    parts = [
-        f"{plural(line['pairs'], 'pair')} of steps, batches of up to {line['batch_size']} examples",
-        *([f"median ratio (pairs) by phase: {phases}"] if phases else []),
-        f"memory: {line['memory_of']}",
-        *([f"the newest of {line['measurements']} measurements"] if line["measurements"] > 1 else []),
-        line["record"],
-    ]
-    return "; ".join(parts)
+    return f"{value:.3f}{ends}" + ("" if line.against == REFERENCE else f" to {label_of(line.against)}")
 
 
 def commands_of(lines: pd.DataFrame, results: Path) -> list[str]:
     """The fewest commands that fill the paper's rows; one run measures both methods of a pair."""
     gaps = lines[lines.record.isna() & (lines.method != REFERENCE)]
-    data = lines[lines.record.notna()].sort_values("created").data
-    scope = Scope(str(lines.backbone.iloc[0]), str(data.iloc[-1]) if len(data) else "hub", results=results)
     cells = gaps[["task", "method", "budget"]].itertuples(index=False, name=None)
-    return [f"{line} measure=cost" for line in commands(cells, scope)]
+    return [f"{line} measure=cost" for line in commands(cells, scope_of(lines, str(lines.backbone.iloc[0]), results))]

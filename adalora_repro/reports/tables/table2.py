@@ -29,15 +29,13 @@ SPEC = Spec(
             "EM/F1",
             ("exact", "f1"),
             ("squad_v2_em", "squad_v2_f1"),
-            more=("best_exact", "best_f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1"),
             settings=("task.max_length", "task.stride", "task.max_answer_length", "task.null_threshold"),
         ),
     ),
     notes=(
         "SQuADv2.0: EM and F1 of ours are at the null threshold of the run (task.null_threshold, 0 if nothing else is "
         "said: no answer where that scores above every span). best_exact and best_f1 take the threshold that suits the "
-        "evaluated answers best, which is optimistic: they are in --format csv and in the records. The paper does not "
-        "say which of the two it reports.",
+        "evaluated answers best, which is optimistic; the records have them. The paper does not say which it reports.",
         "The paper prints one decimal here: up to 0.05 of a difference is its rounding.",
         "Budgets are not equal at one label: 0.08, 0.16, 0.32 and 0.65% are the adapters' weights without their biases "
         "(0.080, 0.160, 0.321, 0.642% of DeBERTaV3-base). With biases Houlsby has 0.090, 0.171, 0.331, 0.652% and "

@@ -49,27 +49,6 @@ function facts(title, values) {
   return [element("h3", title), table];
 }
 
-function rankTable(names, values) {
-  const byRole = new Map(), layers = new Set();
-  names.forEach((name, i) => {
-    const [stack, layer, ...role] = name.split(".");
-    const key = `${stack} ${role.join(".")}`;
-    byRole.set(key, (byRole.get(key) ?? new Map()).set(layer, values[i]));
-    layers.add(layer);
-  });
-  const table = element("table", undefined, { class: "values" });
-  const head = table.createTHead().insertRow();
-  head.append(...["matrix", ...layers].map((text) => element("th", text, { scope: "col" })));
-  const rest = table.createTBody();
-  for (const [key, ranks] of byRole) {
-    const cells = [...layers].map((layer) => element("td", ranks.get(layer) ?? ""));
-    rest.insertRow().append(element("th", key, { scope: "row" }), ...cells);
-  }
-  const wide = element("div", undefined, { class: "wide", tabindex: "0", role: "region", "aria-label": "Final ranks" });
-  wide.append(table);
-  return [element("h3", "Final ranks by layer"), wide];
-}
-
 function showRun(name) {
   const run = data.runs[name];
   const head = element("header");
@@ -84,7 +63,6 @@ function showRun(name) {
   const parts = [path, again];
   if (run.error) parts.push(element("h3", "Error"), element("pre", run.error, { tabindex: "0" }));
   for (const [title, index] of Object.entries(run.parts)) parts.push(...facts(title, data.shared[index]));
-  if (run.ranks) parts.push(...rankTable(Object.keys(data.shared[run.ranks[0]]), run.ranks[1]));
   const content = element("div");
   content.append(...parts);
   detail.replaceChildren(head, content);

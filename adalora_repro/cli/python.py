@@ -1,0 +1,73 @@
+"""``adalora_repro.run``: one run from Python, with the words of ``adalora-run``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from adalora_repro.cli.hydra_errors import explain, file_problems
+from adalora_repro.cli.run import register
+from adalora_repro.config.catalog import resource
+from adalora_repro.config.plan import Plan
+from adalora_repro.config.resolve import count, finished, resolve
+from adalora_repro.errors import EXIT_OK, InputError
+from adalora_repro.records import run_record
+from adalora_repro.records.run_record import RunRecord
+from adalora_repro.training.progress import banner
+
+
+def run(*words: str) -> RunRecord:
+    """Trains one run and returns its record, as ``adalora-run WORD …`` does.
+
+    A finished run is not trained again, an interrupted one goes on.
+
+    Args:
+        words: ``task=cola``, ``method=lora``, ``optim.lr=1e-3``, …
+
+    Raises:
+        InputError: wrong input; nothing was trained.
+        RuntimeError: the run failed or was interrupted; the message is its record's error.
+    """
+    plan = plan_of(*words)
+    if plan.cfg.force or finished(plan) is None:
+        plan = count(plan)
+        banner(plan)
+        from adalora_repro.training.runner import execute
+
+        if execute(plan) != EXIT_OK:
+            raise RuntimeError(f"{plan.folder}: {run_record.read(plan.folder / run_record.RECORD_NAME).error}")
+    return run_record.read(plan.folder / run_record.RECORD_NAME)
+
+
+def plan_of(*words: str) -> Plan:
+    """The plan of ``adalora-run WORD …``, without counts.
+
+    Raises:
+        InputError: wrong input.
+    """
+    with _own_hydra():
+        try:
+            cfg = compose("config", list(words), return_hydra_config=True)
+        except Exception as error:
+            raise InputError(explain(error, words)) from None
+    choices = dict(cfg.hydra.runtime.choices)
+    own = DictConfig({key: value for key, value in OmegaConf.to_container(cfg).items() if key != "hydra"})  # type: ignore[union-attr]
+    with file_problems():
+        return resolve(own, choices, words)
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra over our configuration; the caller's own is there again afterwards."""
+    instance = GlobalHydra.instance()
+    before, instance.hydra = instance.hydra, None
+    try:
+        register()
+        with initialize_config_dir(str(resource("conf").absolute()), version_base="1.3"):
+            yield
+    finally:
+        instance.hydra = before

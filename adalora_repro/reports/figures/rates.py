@@ -1,0 +1,79 @@
+"""Learning rates that were tried: score on the held-out split, which chose among them, and on the reported one."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from adalora_repro.config.words import lr_text
+from adalora_repro.reports.cells import in_scope
+from adalora_repro.reports.figures import data, drawing
+from adalora_repro.reports.frame import frame_of
+from adalora_repro.reports.spec import Scope
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+TITLE = "Learning rates tried"
+SPLITS = {
+    "held_out": drawing.Look("held-out split", drawing.SERIES[0], "o", "-"),
+    "score": drawing.Look("reported split", drawing.SERIES[1], "s", "--"),
+}
+
+
+def figure(records: data.Records, scope: Scope) -> drawing.Figure:
+    """One panel a cell that tried several rates: the runs of the seed that has most of them."""
+    points = tried(records, scope)
+    shown = [column for column in SPLITS if points[column].notna().any()]
+    panels = [
+        drawing.Panel(title(task, method, budget, cells.label.iloc[0]), partial(draw, cells=cells), (3.1, 2.2))
+        for (task, method, budget), cells in drawing.groups(points, ["task", "method", "budget"])
+    ]
+    return drawing.Figure(
+        "rates",
+        TITLE,
+        f"{data.scope_text(scope)} Primary metric in percent; the dotted line is the rate that the rule chose.",
+        points,
+        points[["task", "label", "budget", "seed", "lr", "metric", "held_out", "score", "chosen", "degenerate"]],
+        panels,
+        [SPLITS[column] for column in shown],
+        commands=[] if len(points) else ["adalora-run -m +sweep=lr task=cola method=lora"],
+        names=3,
+    )
+
+
+def title(task: str, method: str, budget: str, label: str) -> str:
+    return f"{task} {label}" + ("" if budget == method else f"\n{budget}")
+
+
+def tried(records: data.Records, scope: Scope) -> pd.DataFrame:
+    """The runs of cells with several rates, of the one seed that tried most; ``chosen``: at the rate of the tables."""
+    runs = frame_of([(path, record) for path, record in records if in_scope(record, scope)])
+    runs = runs[(runs.checkpoint == "final") & (runs.lrs_tried > 1)]
+    cell = ["task", "method", "budget"]
+    chosen = runs[runs.shown].groupby(cell).lr.first()
+    rates = runs.groupby([*cell, "seed"]).lr.transform("nunique")
+    most = rates == rates.groupby([runs[name] for name in cell]).transform("max")
+    runs = runs[most]
+    runs = runs[runs.seed == runs.groupby(cell).seed.transform("min")]
+    names = [*cell, "label", "seed", "lr", "metric", "held_out", "score", "degenerate", "record"]
+    runs = runs[names].sort_values([*cell, "lr"], ignore_index=True)
+    wanted = runs[cell].apply(lambda row: chosen.get(tuple(row)), axis=1) if len(runs) else runs.lr
+    return runs.assign(chosen=runs.lr == wanted)
+
+
+def draw(axes: Axes, cells: pd.DataFrame) -> None:
+    for column, look in SPLITS.items():
+        part = cells[cells[column].notna()]
+        axes.plot(part.lr, part[column], color=look.colour, linestyle=look.line)
+        drawing.draw_points(axes, part, "lr", column, look)
+    for rate in cells.lr[cells.chosen]:
+        axes.axvline(rate, color=drawing.MUTED, linestyle=":")
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    drawing.plain_log_axis(axes.xaxis, lr_text)
+    axes.grid()
+
+
+REPORT = drawing.report_of("rates", TITLE, figure)

@@ -1,0 +1,221 @@
+"""What a finished run keeps of its model in ``RUN/model/``, and how it is put together again.
+
+``adapter``: HF PEFT's LoRA format for low-rank methods, otherwise the trained parameters under their own names;
+``merged``: a plain checkpoint of transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+
+from adalora_repro import methods
+from adalora_repro.errors import InputError, first_line
+from adalora_repro.models import backbones, export
+from adalora_repro.models.inject import trained
+from adalora_repro.models.sites import find_sites
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from adalora_repro.records.run_record import RunRecord
+
+FOLDER = "model"
+CONFIG = "run.yaml"  # the run's whole configuration, with the sizes that its budget gave
+OWN_WEIGHTS = "trained.safetensors"
+CARD, RECORD = "README.md", "record.json"
+
+
+# --- to the disk ------------------------------------------------------------------------------------------------------
+
+
+def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str) -> None:
+    """Writes ``folder``, whole or not at all. The model must be at its budget (inside ``method.masked()``).
+
+    Frozen weights may be rounded (``train.precision=bf16``): a merged model is made of the backbone's own.
+    """
+    from omegaconf import OmegaConf
+
+    part = folder.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    (part / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    if export.expressible(model):
+        export.write_peft(model, cfg, part)
+    else:
+        export.write_tensors(trained(model), part / OWN_WEIGHTS)
+    if form == "merged":
+        export.write_merged(*load(part), part)
+        for name in (export.PEFT_CONFIG, export.PEFT_WEIGHTS, OWN_WEIGHTS):
+            (part / name).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+# --- together again ---------------------------------------------------------------------------------------------------
+
+
+def load(run: str | Path, backbone: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A finished run's model, in fp32, on the CPU, in evaluation mode, and its tokenizer.
+
+    Low-rank increments are added to the weights: the model is a plain one of transformers. Adapters stay modules.
+
+    Args:
+        run: the run's folder, its ``model/``, or a folder that ``adalora-model export`` wrote.
+        backbone: a folder with the backbone, where it is no longer where the run had it.
+
+    Raises:
+        InputError: the run kept no model, or its backbone cannot be loaded.
+    """
+    import transformers
+
+    folder = folder_of(run)
+    cfg = configuration(folder, backbone)
+    transformers.utils.logging.disable_progress_bar()
+    if (folder / export.MERGED_WEIGHTS).exists():
+        merged = getattr(transformers, cfg.task.auto_model).from_pretrained(folder, dtype=torch.float32)
+        return merged.eval(), transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = backbones.load_tokenizer(cfg)
+    transformers.set_seed(cfg.seed)  # random weights are drawn as for the run
+    model = backbones.load_model(cfg)
+    if (folder / export.PEFT_CONFIG).exists():
+        export.add_peft(model, folder)
+    else:
+        methods.load(cfg).inject(model, find_sites(model))
+        export.take(model, load_file(folder / OWN_WEIGHTS), folder)
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+def folder_of(run: str | Path) -> Path:
+    """The folder with the model: ``run`` itself or its ``model/``.
+
+    Raises:
+        InputError: there is none; says what to do.
+    """
+    run = Path(run)
+    base = run.parent if run.is_file() else run
+    for folder in (base, base / FOLDER):
+        if (folder / CONFIG).is_file():
+            return folder
+    if not run.exists():
+        raise InputError(f"no folder '{run}'")
+    raise InputError(
+        f"{base} keeps no model: the run is not finished, or it was trained with save=none (auto keeps no model whose "
+        "whole backbone was trained); train it again with force=true and save=adapter or save=merged"
+    )
+
+
+def configuration(folder: Path, backbone: str | None = None) -> DictConfig:
+    """The configuration that the model was trained with; what is newer than the run has its default.
+
+    Raises:
+        InputError: the file is damaged, or of a later version.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from adalora_repro.config.schema import Config
+
+    try:
+        cfg: Any = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder / CONFIG))
+    except (OmegaConfBaseException, YAMLError, OSError) as error:
+        raise InputError(f"{folder / CONFIG} cannot be read: {first_line(error)}") from None
+    if backbone is not None:
+        cfg.backbone.path = backbone
+    OmegaConf.set_readonly(cfg, True)
+    return cfg
+
+
+def write_export(run: Path, to: Path, form: str, backbone: str | None = None) -> None:
+    """Writes a finished run's model and its tokenizer to a new folder: ``peft`` or ``merged``.
+
+    Raises:
+        InputError: something is in ``to`` already, or the model has no such form.
+    """
+    folder = folder_of(run)
+    if to.is_file() or (to.is_dir() and any(to.iterdir())):
+        raise InputError(f"--to: '{to}' is there already; name a new folder")
+    cfg = configuration(folder, backbone)
+    if form == "peft":
+        if not (folder / export.PEFT_CONFIG).exists():
+            raise InputError(f"{folder} is not in PEFT's format, which low-rank methods have; --as merged")
+        shutil.copytree(folder, to, dirs_exist_ok=True)
+        backbones.load_tokenizer(cfg).save_pretrained(to)
+        return
+    if not methods.load(cfg).mergeable:
+        raise InputError(f"{folder}: adapters cannot be merged into the backbone's weights")
+    to.mkdir(parents=True, exist_ok=True)
+    export.write_merged(*load(folder, backbone), to)
+    for name in (CONFIG, CARD, RECORD):
+        if (folder / name).exists():
+            shutil.copy(folder / name, to / name)
+
+
+# --- the model card ---------------------------------------------------------------------------------------------------
+
+
+def write_card(folder: Path, record: RunRecord, cfg: DictConfig, words: Sequence[str]) -> None:
+    """README.md with what others need to know, and the record beside it."""
+    import dataclasses
+
+    (folder / RECORD).write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(card(folder, record, cfg, " ".join(["adalora-run", *words])), encoding="utf-8")
+
+
+def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
+    """The text of a model card: front matter as the hub reads it, metrics, counts, command."""
+    import yaml
+
+    assert record.final is not None
+    peft = (folder / export.PEFT_CONFIG).exists()
+    merged = (folder / export.MERGED_WEIGHTS).exists()
+    library = "peft" if peft else "transformers" if merged else "adalora-repro"
+    front = {
+        "base_model": export.base_name(cfg),
+        "library_name": library,
+        "license": "other",
+        "license_name": "see-base-model-and-data",
+        "datasets": [cfg.task.hub],
+        "tags": ["adalora-repro", cfg.method.name, cfg.task.name],
+    }
+    key, params = record.key, record.params
+    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in record.final["metrics"].items())
+    ranks = f"Ranks of the adapted matrices: {ranks_text(record.rank_pattern)}.\n\n" if record.rank_pattern else ""
+    use = {
+        "peft": f"model = transformers.{cfg.task.auto_model}.from_pretrained({export.base_name(cfg)!r}"
+        f"{f', num_labels={cfg.task.num_labels}' if 'Classification' in cfg.task.auto_model else ''})\n"
+        "model = peft.PeftModel.from_pretrained(model, FOLDER).eval()",
+        "transformers": f"model = transformers.{cfg.task.auto_model}.from_pretrained(FOLDER).eval()",
+        "adalora-repro": "model, tokenizer = adalora_repro.load(FOLDER)",
+    }[library]
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False)}---
+
+# {key["task"]}: {key["method"]} {key["budget"]} on {key["backbone"]}
+
+{params["method"]:,} trained parameters of the method and {params["head"]:,} of the task head, on a backbone of
+{params["backbone"]:,}; {key["total_steps"]:,} steps, learning rate {key["lr"]:g}, seed {key["seed"]}.
+
+{ranks}| metric (validation split, last step) | value |
+|---|---|
+{metrics}
+
+```python
+{use}
+```
+
+Trained with `{command}`; all settings are in `{CONFIG}`, the record of the run is `{RECORD}`.
+The licences of the backbone and of the data apply.
+"""
+
+
+def ranks_text(ranks: Mapping[str, int]) -> str:
+    return f"{min(ranks.values())} to {max(ranks.values())}, {sum(ranks.values()):,} in {len(ranks)} matrices"

@@ -1,0 +1,204 @@
+"""The Python API, and adalora-model predict and export: what was trained can be used."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import ROOT, Outcome, only_run
+
+import adalora_repro
+from adalora_repro.cli import model
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
+
+Cli = Callable[..., Outcome]
+FEW = ("data.sample_rows=12", "data.sample_validation_rows=8", "train.max_steps=6", "optim.lr=1e-2")
+BART = ("backbone=tiny-bart", "task.max_length=64", "task.max_target_length=16", "task.num_beams=2", "budget=0.26%")
+SQUAD = ("task.max_length=112", "task.stride=16", "budget=0.08%")
+WORDS = {
+    "sst2": ("method=adalora",),
+    "mnli": ("method=lora",),
+    "stsb": ("method=bitfit",),
+    "squad": ("method=houlsby", *SQUAD),
+    "squad_v2": ("method=lora", *SQUAD),
+    "xsum": ("method=pfeiffer", *BART),
+}
+CONTEXT = "The Rhine rises in the Alps. It flows into the North Sea near Rotterdam."
+TEXTS = {
+    "sst2": ["a fine film", "a bad film", "a film"],
+    "mnli": ["A man eats.", "Somebody eats.", "A man eats.", "Nobody eats."],
+    "stsb": ["A man eats.", "Somebody eats."],
+    "squad": ["Where does the Rhine rise?", CONTEXT],
+    "squad_v2": ["Where does the Rhine rise?", CONTEXT],
+    "xsum": [CONTEXT],
+}
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    def call(*words: str | Path) -> Outcome:
+        capsys.readouterr()
+        return Outcome(model.main(list(map(str, words))), *capsys.readouterr())
+
+    return call
+
+
+@pytest.mark.parametrize("task", WORDS)
+def test_a_run_answers_texts(task: str, tiny: Cli, ask: Callable[..., Outcome], tmp_path: Path) -> None:
+    done = tiny(f"task={task}", *WORDS[task], *FEW)
+    assert done.code == EXIT_OK, done.err
+    folder = only_run().folder
+    said = ask("predict", folder, *TEXTS[task], "--batch-size", "2")
+    assert said.code == EXIT_OK, said.err
+    answers = [json.loads(line) for line in said.out.splitlines()]
+    assert len(answers) == len(TEXTS[task]) // (1 if task in ("sst2", "xsum") else 2)
+    for answer in answers:
+        check(task, answer)
+    # a file with the same rows says the same
+    columns = {"mnli": ("premise", "hypothesis"), "sst2": ("sentence",)}.get(task)
+    if columns:
+        texts = iter(TEXTS[task])
+        rows = [dict(zip(columns, group, strict=True)) for group in zip(*[texts] * len(columns), strict=True)]
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        again = [json.loads(line) for line in ask("predict", folder, "--file", file).out.splitlines()]
+        assert [answer["label"] for answer in again] == [answer["label"] for answer in answers]
+
+
+def check(task: str, answer: dict[str, Any]) -> None:
+    if task in ("sst2", "mnli"):
+        names = ["negative", "positive"] if task == "sst2" else ["entailment", "neutral", "contradiction"]
+        assert list(answer["probabilities"]) == names
+        assert sum(answer["probabilities"].values()) == pytest.approx(1)
+        assert answer["label"] == max(names, key=answer["probabilities"].__getitem__)
+    elif task == "stsb":
+        assert isinstance(answer["score"], float)
+    elif task == "xsum":
+        assert isinstance(answer["summary"], str)
+    elif answer["start"] is None:
+        assert (task, answer["answer"]) == ("squad_v2", "")
+    else:
+        assert CONTEXT[answer["start"] :].startswith(answer["answer"])
+        assert 0 < answer["probability"] <= 1
+
+
+def test_export_is_loaded_without_the_run(tiny: Cli, ask: Callable[..., Outcome], tmp_path: Path) -> None:
+    assert tiny("task=sst2", "method=adalora", *FEW).code == EXIT_OK
+    folder = only_run().folder
+    card = (folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nbase_model: tiny-bert\nlibrary_name: peft\n")
+    assert "adalora-run backbone=tiny-bert" in card
+    record = json.loads((folder / "model" / "record.json").read_text(encoding="utf-8"))
+    assert record["key"] == only_run().record.key
+    whole = tmp_path / "whole"
+    assert ask("export", folder, "--to", whole, "--as", "merged").code == EXIT_OK
+    assert ask("predict", whole, "a film").out == ask("predict", folder, "a film").out
+    tokens = transformers.AutoTokenizer.from_pretrained(whole)("a film", return_tensors="pt")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(whole)(**tokens).logits
+    ours = adalora_repro.load(folder)[0](**tokens).logits
+    assert torch.allclose(theirs, ours, atol=1e-5)
+    again = ask("export", folder, "--to", whole)
+    assert (again.code, again.err) == (
+        EXIT_BAD_INPUT,
+        f"adalora-model: error: --to: '{whole}' is there already; name a new folder\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "give texts, or --file FILE"),
+        (("one", "--file", "-"), "give texts, or --file FILE"),
+        (("one",), "1 texts, but each row has 2: premise, hypothesis"),
+        (("one", " "), "text 1: no text 'hypothesis'"),
+        (("one", "two", "--batch-size", "0"), "--batch-size 0 must be 1 or more"),
+        (("--file", "missing.jsonl"), "cannot read 'missing.jsonl': No such file"),
+        (("--file", "rows.jsonl"), "rows.jsonl:2: no JSON"),
+        (("--file", "rows.csv"), "rows.csv:3: no text 'hypothesis'; each row has premise, hypothesis"),
+    ],
+)
+def test_wrong_input_is_one_line(words: tuple[str, ...], message: str, tiny: Cli, ask: Callable[..., Outcome]) -> None:
+    Path("rows.jsonl").write_text('{"premise": "a", "hypothesis": "b"}\n{"premise"\n', encoding="utf-8")
+    Path("rows.csv").write_text("premise,hypothesis\na,b\nc,\n", encoding="utf-8")
+    Path("model").mkdir()
+    Path("model/run.yaml").write_text("task: {text_columns: [premise, hypothesis]}\n", encoding="utf-8")
+    said = ask("predict", ".", *words)
+    assert (said.code, said.err.count("\n")) == (EXIT_BAD_INPUT, 1)
+    assert message in said.err
+
+
+def test_save_none_keeps_nothing_and_the_plan_says_what_is_kept(tiny: Cli, ask: Callable[..., Outcome]) -> None:
+    assert "kept on disk" in tiny("task=sst2", "method=adalora", "dry_run=true").out
+    assert "save: no model" in tiny("task=sst2", "method=full", "dry_run=true").out
+    assert tiny("task=sst2", "method=lora", "save=none", *FEW).code == EXIT_OK
+    folder = only_run().folder
+    assert not (folder / "model").exists()
+    assert "keeps no model" in ask("predict", folder, "a film").err
+    assert tiny("task=sst2", "method=lora", *FEW).out.startswith("already done")  # save is no part of the identity
+    assert tiny("task=sst2", "method=full", "save=adapter").code == EXIT_BAD_INPUT
+    assert tiny("task=sst2", "method=houlsby", "save=merged").code == EXIT_BAD_INPUT
+
+
+def test_runs_from_python(tiny: Cli, tmp_path: Path) -> None:
+    words = ["task=sst2", "method=lora", "backbone=tiny-bert", "data=sample", "train.device=cpu", *FEW]
+    words += ["train.batch_size=4", f"results.dir={tmp_path / 'runs'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    record = adalora_repro.run(*words)
+    assert (record.status, record.key["method"]) == ("ok", "lora")
+    assert adalora_repro.run(*words) == record  # finished: read, not trained again
+    (row,) = adalora_repro.frame(tmp_path / "runs").query("checkpoint == 'final'").to_dict("records")
+    loaded, tokenizer = adalora_repro.load(Path(row["record"]).parent)
+    assert loaded(**tokenizer("a film", return_tensors="pt")).logits.shape == (1, 2)
+    with pytest.raises(InputError, match=r"did you mean sst2"):
+        adalora_repro.run("task=sst3")
+    with pytest.raises(InputError, match=r"optim\.lr"):
+        adalora_repro.run(*words, "optim.lr=-1")
+
+
+@pytest.mark.parametrize("page", ["python.md", "lowrank.md"])
+def test_the_pages_programs_run(page: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    """Block after block, as in a notebook; ``cli`` stands in an empty folder."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        exec(compile(block, page, "exec"), names)
+    said = capsys.readouterr().out
+    assert ("adalora" if page == "python.md" else "'bert.encoder.layer.0.attention.self.query'") in said
+
+
+def test_a_runs_own_config_runs_again(tiny: Cli, cli: Cli) -> None:
+    done = tiny(
+        "task=sst2", "method=lora", "task.head={num_labels: 2, problem_type: single_label_classification}", *FEW
+    )
+    assert done.code == EXIT_OK, done.err
+    run = only_run()
+    config = run.folder / "config.yaml"
+    first = config.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# adalora-run backbone=tiny-bert ")
+    assert cli("--config", str(config)).out.startswith(f"already done: {run.folder}")
+    again = cli(f"--config={config}", "results.dir=elsewhere", "seed=1")
+    assert again.code == EXIT_OK, again.err
+    record = only_run("elsewhere").record
+    assert record.settings | {"seed": 0} == run.record.settings
+    other = cli("--config", str(config), "method=bitfit", "dry_run=true")
+    assert (other.code, "method=bitfit" in other.out) == (EXIT_OK, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--config",), "--config: name the config.yaml of a run"),
+        (("--config", "missing.yaml"), "cannot read 'missing.yaml': "),
+        (("--config=own.yaml",), "'own.yaml' does not begin with '# adalora-run …'"),
+    ],
+)
+def test_a_wrong_config_is_one_line(words: tuple[str, ...], message: str, cli: Cli) -> None:
+    Path("own.yaml").write_text("task: {name: cola}\n", encoding="utf-8")
+    said = cli(*words)
+    assert (said.code, said.err.count("\n")) == (EXIT_BAD_INPUT, 1)
+    assert message in said.err

@@ -1,0 +1,195 @@
+"""training/kept.py and models/export.py: what a run keeps of its model is that model, for us and for others."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tiny_runs import built
+
+from adalora_repro.config import checks
+from adalora_repro.errors import InputError
+from adalora_repro.lowrank import SVDLinear
+from adalora_repro.models import export, inject
+from adalora_repro.training import kept
+from adalora_repro.training.state import RunState
+
+LOW_RANK = ("lora", "adalora", "svd_lora", "lora_regu", "prune_lora", "lora_qv")
+OTHERS = ("bitfit", "houlsby", "pfeiffer")
+BACKBONES = {"tiny-bert": "sst2", "tiny-deberta": "sst2", "tiny-bart": "xsum"}
+#: loads PEFT's files where this project cannot be imported; prints the logits
+ALONE = """
+import sys
+sys.modules["adalora_repro"] = None
+import peft, torch, transformers
+base, adapter, auto, inputs = sys.argv[1:]
+model = getattr(transformers, auto).from_pretrained(base)
+model = peft.PeftModel.from_pretrained(model, adapter).eval()
+with torch.no_grad():
+    torch.save(model(**torch.load(inputs)).logits, adapter + "/logits.pt")
+"""
+
+
+def changed(folder: Path, *words: str) -> RunState:
+    """A run whose trained parameters have all left their initial values, half of the triplets pruned."""
+    run = built(folder, *words)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in inject.trained(run.model).values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for module in run.model.modules():
+            if isinstance(module, SVDLinear):
+                module.lora_E[: module.r // 2] = 0.0
+    return run
+
+
+def words_of(backbone: str, method: str) -> list[str]:
+    task = BACKBONES[backbone]
+    words = [f"task={task}", f"backbone={backbone}", f"method={method}"]
+    words += ["budget=0.26%", "task.max_length=32", "task.max_target_length=8"] if task == "xsum" else ["budget=0.6M"]
+    return words
+
+
+def inputs_of(run: RunState) -> dict[str, torch.Tensor]:
+    torch.manual_seed(2)
+    ids = torch.randint(5, run.model.config.vocab_size, (3, 12))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return inputs | ({"decoder_input_ids": ids[:, :4]} if run.model.config.is_encoder_decoder else {})
+
+
+def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(**inputs).logits
+    return found
+
+
+@pytest.mark.parametrize("method", [*LOW_RANK, *OTHERS])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_is_kept_is_the_model(backbone: str, method: str, tmp_path: Path) -> None:
+    run = changed(tmp_path, *words_of(backbone, method))
+    kept.keep(run.model, run.plan.cfg, tmp_path / "model", "adapter")
+    model, tokenizer = kept.load(tmp_path)
+    inputs = inputs_of(run)
+    assert torch.allclose(logits(model, inputs), logits(run.model, inputs), atol=1e-5)
+    assert tokenizer("a word")["input_ids"]
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    weights = {export.PEFT_CONFIG, export.PEFT_WEIGHTS} if method in LOW_RANK else {kept.OWN_WEIGHTS}
+    assert names == {kept.CONFIG, *weights}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "method"), [("tiny-bert", "adalora"), ("tiny-bart", "adalora"), ("tiny-bert", "lora")]
+)
+def test_peft_loads_it_without_this_project(backbone: str, method: str, tmp_path: Path) -> None:
+    run = changed(tmp_path, *words_of(backbone, method))
+    cfg, inputs = run.plan.cfg, inputs_of(run)
+    kept.keep(run.model, cfg, tmp_path / "model", "adapter")
+    transformers.set_seed(cfg.seed)
+    from adalora_repro.models import backbones
+
+    backbones.load_model(cfg).save_pretrained(tmp_path / "base")
+    torch.save(inputs, tmp_path / "inputs.pt")
+    paths = [str(tmp_path / name) for name in ("base", "model")]
+    program = [sys.executable, "-c", ALONE, *paths, cfg.task.auto_model, str(tmp_path / "inputs.pt")]
+    subprocess.run(program, check=True, capture_output=True, cwd=tmp_path)
+    theirs = torch.load(tmp_path / "model" / "logits.pt", weights_only=True)
+    assert torch.allclose(theirs, logits(run.model, inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "bitfit", "full"])
+def test_merged_is_a_checkpoint_of_transformers(method: str, tmp_path: Path) -> None:
+    run = changed(tmp_path, *words_of("tiny-bert", method), "save=merged")
+    assert run.plan.keeps == "merged"
+    kept.keep(run.model, run.plan.cfg, tmp_path / "model", "merged")
+    inputs = inputs_of(run)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert torch.allclose(logits(model, inputs), logits(run.model, inputs), atol=1e-5)
+    assert torch.equal(logits(kept.load(tmp_path)[0], inputs), logits(model, inputs))
+
+
+def test_a_bf16_run_is_merged_into_the_backbones_own_weights(tmp_path: Path) -> None:
+    run = changed(tmp_path, *words_of("tiny-bert", "lora"), "train.precision=bf16")
+    kept.keep(run.model, run.plan.cfg, tmp_path / "model", "adapter")
+    whole = tmp_path / "whole"
+    kept.write_export(tmp_path, whole, "merged")
+    weight = transformers.AutoModelForSequenceClassification.from_pretrained(
+        whole
+    ).bert.embeddings.word_embeddings.weight
+    assert weight.dtype == torch.float32
+    assert (weight != weight.bfloat16().float()).any()
+
+
+def test_matrices_without_triplets_are_left_out(tmp_path: Path) -> None:
+    run = changed(tmp_path, *words_of("tiny-bert", "adalora"))
+    layers = export.low_rank_layers(run.model)
+    first = next(iter(layers))
+    with torch.no_grad():
+        layers[first].lora_E.zero_()
+    tensors, config = export.peft_form(run.model, layers, run.plan.cfg)
+    assert first not in config["target_modules"]
+    assert len(config["target_modules"]) == len(layers) - 1
+    assert not any(first in name for name in tensors)
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.lora_E.zero_()
+    kept.keep(run.model, run.plan.cfg, tmp_path / "model", "adapter")  # PEFT has no LoRA without a matrix
+    assert (tmp_path / "model" / kept.OWN_WEIGHTS).exists()
+    inputs = inputs_of(run)
+    assert torch.allclose(logits(kept.load(tmp_path)[0], inputs), logits(run.model, inputs), atol=1e-5)
+
+
+def test_another_backbone_is_refused(tmp_path: Path) -> None:
+    run = changed(tmp_path, *words_of("tiny-bert", "lora"))
+    kept.keep(run.model, run.plan.cfg, tmp_path / "model", "adapter")
+    config = tmp_path / "model" / kept.CONFIG
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("num_hidden_layers: 2", "num_hidden_layers: 1"), encoding="utf-8")
+    with pytest.raises(InputError, match="the backbone is another one: no matrix"):
+        kept.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("save", "everything", "mergeable", "form"),
+    [
+        ("auto", False, True, "adapter"),
+        ("auto", True, True, "none"),
+        ("merged", True, True, "merged"),
+        ("none", False, True, "none"),
+        ("adapter", True, True, "save=adapter: this method trains the whole backbone"),
+        ("merged", False, False, "save=merged: adapters cannot be merged"),
+    ],
+)
+def test_what_save_means(save: str, everything: bool, mergeable: bool, form: str) -> None:
+    if ":" in form:
+        with pytest.raises(InputError, match=form):
+            checks.kept_form(save, everything, mergeable)
+    else:
+        assert checks.kept_form(save, everything, mergeable) == form
+
+
+def test_export_refuses_what_is_there_and_forms_that_are_not(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="keeps no model"):
+        kept.load(tmp_path)
+    run = changed(tmp_path, *words_of("tiny-bert", "houlsby"))
+    kept.keep(run.model, run.plan.cfg, tmp_path / "model", "adapter")
+    for form, message in (("peft", "not in PEFT's format"), ("merged", "adapters cannot be merged")):
+        with pytest.raises(InputError, match=message):
+            kept.write_export(tmp_path, tmp_path / "new", form)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(InputError, match="is there already"):
+        kept.write_export(tmp_path, tmp_path / "model", "merged")
+
+
+def test_the_config_of_peft_is_what_peft_writes(tmp_path: Path) -> None:
+    import peft
+
+    run = changed(tmp_path, *words_of("tiny-bert", "adalora"))
+    _, config = export.peft_form(run.model, export.low_rank_layers(run.model), run.plan.cfg)
+    peft.LoraConfig(**config)  # knows every key
+    assert json.loads(json.dumps(config)) == config
