@@ -308,11 +308,19 @@ def register(words: Sequence[str] = ("sweep",)) -> None:
 
 
 def _choices_help() -> str:
+    if not wants_help():  # Hydra resolves the text whenever it merges configurations
+        return ""
     groups = [group for group in catalog.GROUPS if group != "tuned"]  # which follows from the task and the method
     return "\n".join(f"{group}: {', '.join(catalog.entries(group))}" for group in [*groups, "sweep"])
 
 
+def wants_help() -> bool:
+    return bool({"--help", "-h"} & set(sys.argv))
+
+
 def _settings_help() -> str:
+    if not wants_help():
+        return ""
     from adalora_repro.config.settings_table import help_text
 
     return help_text()
