@@ -199,6 +199,9 @@ def changed(name: str, value: Any) -> str:
         "backbone.lora_init": "normal",
         "measure": "cost",
         "cost.against": "bitfit",
+        "task.class_names": "[no, yes]",
+        "save": "none",
+        "track": "[tensorboard]",
         "method.label": "other",
         "method.role": "control",
     }
