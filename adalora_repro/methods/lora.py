@@ -12,7 +12,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear
 from adalora_repro.lowrank.layers import Init
 from adalora_repro.methods.base import LARGEST, BaseMethod, LowRankOptions, require_size
-from adalora_repro.methods.equal_counts import Slot, fill, initial_rank, require_at_least, wider
+from adalora_repro.methods.equal_counts import Slot, fill, given_ranks, initial_rank, require_at_least, wider
 from adalora_repro.models.inject import freeze_backbone, replace
 from adalora_repro.settings import setting
 
@@ -34,7 +34,8 @@ class Options(LowRankOptions):
     """With budget.match=params: every matrix has the rank from which AdaLoRA starts at that number of parameters, a
     control with more parameters than that."""
     rank_pattern: dict[str, int] | None = setting(None, later=None)
-    "Matrix -> rank, 0 leaves a matrix frozen; on the command line the folder or the record of a finished run."
+    """Matrix -> rank, 0 leaves a matrix frozen; on the command line the folder or the record of a finished run, or a
+    JSON file."""
     init: str = setting("normal", later="normal", choices=get_args(Init))
     "Initial values of A. normal: N(0, init_std^2); kaiming: uniform, with standard deviation 1/sqrt(3 d_in)."
 
@@ -65,14 +66,7 @@ class Options(LowRankOptions):
             return fill(slots, self.params)
         if self.rank_pattern is None:
             return dict.fromkeys(names, self.r)
-        for ranked, others, where in (
-            (self.rank_pattern, names, "which this model does not adapt"),
-            (names, self.rank_pattern, "of this model, which the ranks leave out"),
-        ):
-            if wrong := [name for name in ranked if name not in others]:
-                more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-                raise InputError(f"method.rank_pattern does not fit: {wrong[0]}{more}, {where}")
-        return {name: self.rank_pattern[name] for name in names}
+        return given_ranks(self.rank_pattern, names)
 
 
 def check_init(init: str, init_std: float) -> None:
