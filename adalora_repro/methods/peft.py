@@ -70,8 +70,8 @@ class Options(MatrixOptions):
     roles: dict[str, list[str]] = setting(factory=dict)
     """Fields of that class that list modules -> their roles; target_modules: the roles that the method adapts, where
     the backbone has them, without it all."""
-    size: str | None = "r"
-    "Field of that class that method.r sets; null: the method has one size."
+    size: str | None = None
+    "Field of that class that method.r sets: r, oft_block_size …; null: the method has one size."
     r: int = setting(0, minimum=1, maximum=LARGEST)
     "The size: a rank, or what method.size names (OFT: the block size); left out, the budget sets it."
     rank_pattern: dict[str, int] | None = setting(None, later=None)
@@ -313,10 +313,12 @@ class Method(BaseMethod):
 
     def read(self, model: PreTrainedModel, sites: Sequence[Site], folder: Path) -> PreTrainedModel:
         peft = library()
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        config.modules_to_save = None  # the head's own parameters have these names, and PEFT cannot unwrap every head
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                wrapper = peft.PeftModel.from_pretrained(model, str(folder))
+                wrapper = peft.PeftModel.from_pretrained(model, str(folder), config=config)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{folder}: the backbone is another one: {first_line(error)}") from None
         with suppress(NotImplementedError):  # a tuner that stays a module

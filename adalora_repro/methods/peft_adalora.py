@@ -1,7 +1,7 @@
 """AdaLoRA of HF PEFT, a cross-check of ours: its layers, and its allocator called in every step.
 
-PEFT's ``AdaLoraModel`` adds the regularizer to any loss that its ``forward`` returns, in evaluations too, once for every
-micro-batch. The model is called without that ``forward``: R is added once in every optimizer step, to no evaluation.
+PEFT's ``AdaLoraModel`` adds the regularizer to any loss that its ``forward`` returns: once for every micro-batch, in
+evaluations too. Here the model is called without that ``forward``, and R is added once in every optimizer step.
 """
 
 from __future__ import annotations

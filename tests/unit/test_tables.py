@@ -357,8 +357,8 @@ def test_ablations_stay_out_of_the_tables_that_do_not_name_them(method: str) -> 
 
 
 def test_labels_and_own_methods() -> None:
-    assert [label_of(method) for method in ("adalora", "lora_qv", "dora")] == ["AdaLoRA", "LoRA (Wq, Wv)", "dora"]
-    assert compiled([make(method="rslora")]).runs
+    assert [label_of(method) for method in ("adalora", "lora_qv", "mine")] == ["AdaLoRA", "LoRA (Wq, Wv)", "mine"]
+    assert compiled([make(method="mine")]).runs
 
 
 # --- what a reader is told --------------------------------------------------------------------------------------------
