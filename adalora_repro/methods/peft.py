@@ -300,10 +300,12 @@ class Method(BaseMethod):
     def write(self, model: PreTrainedModel, cfg: DictConfig, folder: Path) -> None:
         """PEFT's own format; the head is one of its ``modules_to_save``."""
         peft = library()
+        kept, config = self.config, copy(self.config)
+        self.tuner.peft_config[ADAPTER] = config  # PEFT renames in it what its AdaLoRA goes on using
         tensors = peft.get_peft_model_state_dict(self.wrapper, adapter_name=ADAPTER, save_embedding_layers=False)
+        self.tuner.peft_config[ADAPTER] = kept
         tensors |= {f"{export.PREFIX}{name}": p for name, p in head_parameters(model).items() if p.requires_grad}
         export.write_tensors(tensors, folder / export.PEFT_WEIGHTS)
-        config = copy(self.config)
         config.task_type = export.TASK_TYPES[cfg.task.auto_model]
         config.base_model_name_or_path = export.base_name(cfg)
         config.revision = cfg.backbone.revision if cfg.backbone.path is None else None

@@ -94,7 +94,9 @@ def test_what_is_kept_is_the_model_for_us_and_for_peft_alone(backbone: str, tmp_
         run = changed(run_of(method, tmp_path, backbone=backbone))
         inputs, folder = inputs_of(run), tmp_path / method / "model"
         folder.parent.mkdir()
+        summary = run.method.summary()
         kept.keep(run.model, run.plan.cfg, folder, "adapter", run.method)
+        assert run.method.summary() == summary
         expected[folder] = logits(run.model, inputs)
         model, _ = kept.load(folder)
         assert torch.allclose(logits(model, inputs), expected[folder], atol=1e-5), method
