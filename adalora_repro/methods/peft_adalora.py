@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adalora_repro.errors import InputError
 from adalora_repro.methods import adalora, peft
-from adalora_repro.methods.equal_counts import require_at_least
+from adalora_repro.methods.equal_counts import initial_rank, mean_triplets, require_at_least
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,8 +44,8 @@ class Method(peft.Method):
 
         ||PᵀP - I||_F  and  ||QQᵀ - I||_F.
 
-    With ``budget.match=params`` target_r is the largest rank that fits in all matrices, init_r 1.5 times that, rounded
-    up. PEFT counts triplets: what remains has N parameters or fewer in the mean, not in every run.
+    With ``budget.match=params`` PEFT's allocator gets the b_T and the initial rank of ours, instead of a multiple of n.
+    It counts triplets: what remains has at most N parameters in the mean, not in every run.
     """
 
     options: Any
@@ -55,19 +55,20 @@ class Method(peft.Method):
         options = self.options
         modules: list[Any] = [model.get_submodule(site.path) for site in matrices]
         self.costs = [module.out_features + 1 + module.in_features for module in modules]
-        self.target_r, self.init_r = options.target_r, options.init_r
+        n, self.init_r = len(matrices), options.init_r
+        self.b_T = n * options.target_r
         if options.params is not None:
-            require_at_least(sum(self.costs), options.params)
-            self.target_r = options.params // sum(self.costs)
-            self.init_r = options.init_r or math.ceil(1.5 * self.target_r)
-        if self.init_r <= self.target_r:
+            require_at_least(max(self.costs), options.params)
+            self.b_T = mean_triplets(options.params, self.costs)
+            self.init_r = options.init_r or initial_rank(options.params, self.costs)
+        if n * self.init_r <= self.b_T:
             raise InputError(
-                f"method.init_r={self.init_r}: AdaLoRA of HF PEFT needs one above {self.target_r}, target_r"
+                f"method.init_r={self.init_r}: AdaLoRA of HF PEFT needs more than target_r={self.b_T / n:g}"
             )
         return {
             "target_modules": [site.path for site in matrices],
             "init_r": self.init_r,
-            "target_r": self.target_r,
+            "target_r": math.ceil(self.b_T / n),
             "lora_alpha": options.alpha,
             "tinit": options.t_i,
             "tfinal": options.t_f,
@@ -86,27 +87,27 @@ class Method(peft.Method):
                 "train.max_steps), or keep the paper's fractions of T with method.schedule=scaled"
             )
         every = sorted(cost for cost in self.costs for _ in range(self.init_r))
-        b_T = n * self.target_r
         plan = {
             "n": n,
             "b_0": n * self.init_r,
-            "b_T": b_T,
+            "b_T": self.b_T,
             "t_i": options.t_i,
             "t_f": options.t_f,
             "delta_t": options.delta_t,
             "alpha": options.alpha,
             "alpha_over_r": options.alpha / self.init_r,
             "gamma": options.gamma,
-            "params_final": round(b_T * sum(self.costs) / n),
+            "params_final": round(self.b_T * sum(self.costs) / n),
         }
         if options.params is None:
             return plan
-        return plan | {"params_min": sum(every[:b_T]), "params_max": sum(every[-b_T:])}
+        return plan | {"params_min": sum(every[: self.b_T]), "params_max": sum(every[-self.b_T :])}
 
     # -- training ------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, total_steps: int) -> None:
         self.config.total_step = total_steps
+        self.tuner.rankallocator.target_bgt = self.b_T
         self.masks = {f"{path}.lora_E.{peft.ADAPTER}": self.init_r for path in self.sites}
 
     def regularizer(self) -> Tensor | None:

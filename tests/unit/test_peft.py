@@ -245,7 +245,7 @@ def test_the_largest_size_that_has_no_more_than_a_number_of_parameters(method: s
     words = ["budget.match=params", "budget.params=5000"]
     run = built(tmp_path, "task=sst2", f"method={method}", *words)
     assert inject.count_trained(run.model)["method"] == run.plan.params["at_init"]
-    step_of_size = {"vera": 12, "loha": 1792, "oft": 224 * 16}.get(method, 920)
+    step_of_size = {"vera": 12, "loha": 1792, "oft": 224 * 16, "peft_adalora": 97}.get(method, 920)
     assert 5000 - step_of_size < run.plan.params["method"] <= 5000
 
 
@@ -355,11 +355,42 @@ def test_without_peft_there_is_one_line_and_nothing_else_imports_it(monkeypatch:
     ("words", "message"),
     [
         (["+method.score=magnitude"], r"method\.score: AdaLoRA of HF PEFT has importance only"),
-        (["method.init_r=2", "method.target_r=2"], r"method\.init_r=2: AdaLoRA of HF PEFT needs one above 2, target_r"),
+        (["method.init_r=2", "method.target_r=2"], r"method\.init_r=2: AdaLoRA of HF PEFT needs more than target_r=2"),
         (["method.schedule=absolute"], r"T=10 must exceed t_i \+ t_f"),
-        (["budget.match=params", "budget.params=500"], r"budget\.params must be at least 908"),
+        (["budget.match=params", "budget.params=50"], r"budget\.params must be at least 97"),
     ],
 )
 def test_what_adalora_of_peft_refuses(words: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         built(tmp_path, "task=sst2", "method=peft_adalora", *words)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_mixed_precision_trains_and_is_kept(method: str, tmp_path: Path) -> None:
+    """Frozen weights are stored in bf16, what is trained is not; the kept model is of the backbone's own weights."""
+    run = run_of(method, tmp_path, "train.precision=bf16", "optim.lr=0.01", "optim.warmup_steps=0")
+    initialize(run)
+    before = {name: p.detach().clone() for name, p in inject.trained(run.model).items()}
+    losses = trained_for(run, 4)
+    assert all(0 < loss < 2 for loss in losses)
+    after = inject.trained(run.model)
+    assert {p.dtype for p in after.values()} == {torch.float32}
+    assert any(p.dtype == torch.bfloat16 for p in run.model.parameters())
+    assert sum(not torch.equal(p, before[name]) for name, p in after.items()) > len(after) / 2
+    kept.keep(run.model, run.plan.cfg, tmp_path / "model", "adapter", run.method)
+    model, _ = kept.load(tmp_path)
+    inputs = inputs_of(run)
+    with run.processes.accelerator.autocast():
+        rounded = logits(run.model, inputs).float()
+    assert torch.allclose(logits(model, inputs), rounded, atol=0.02)
+
+
+def test_adalora_of_peft_has_the_triplets_of_ours_at_a_number_of_parameters(tmp_path: Path) -> None:
+    words = ["budget.match=params", "budget.params=3000", "optim.lr=0.01", "optim.warmup_steps=0"]
+    ours, run = (built(tmp_path, "task=sst2", f"method={name}", *words) for name in ("adalora", "peft_adalora"))
+    for name in ("n", "b_0", "b_T", "alpha_over_r"):
+        assert run.plan.method[name] == ours.plan.method[name]
+    trained_for(run, 10)
+    summary, plan = run.method.summary(), run.plan.method
+    assert sum(summary["rank_pattern"].values()) == plan["b_T"] == 39
+    assert plan["params_min"] <= summary["params"] <= plan["params_max"]
