@@ -50,7 +50,7 @@ from adalora_repro.config.plan import Plan
 from adalora_repro.config.resolve import already_done, count, failed_since, finished, resolve
 from adalora_repro.config.schema import Config
 from adalora_repro.config.sweep import Words
-from adalora_repro.config.words import override_value
+from adalora_repro.config.words import again, override_value
 from adalora_repro.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -101,6 +101,10 @@ def one_of_many(words: Sequence[str]) -> Outcome:
 @guarded()
 def _main(ledger: Ledger) -> int:
     tolerate_any_locale()
+    try:
+        sys.argv[1:] = again(sys.argv[1:])
+    except InputError as error:
+        return _refuse(str(error))
     register(sys.argv[1:])
     inside = False  # what a single run raises beyond wrong input is its own failure, not Hydra's
 

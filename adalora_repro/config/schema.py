@@ -18,6 +18,7 @@ from adalora_repro.settings import setting
 from adalora_repro.tasks import families
 
 LAUNCHES = ("wait", "detach")
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 SAVES = ("auto", "adapter", "merged", "none")
 MOST_STEPS = 2**40  # ten thousand years of them
 
@@ -310,5 +311,7 @@ class Config:
     save: str = setting("auto", identity=False, choices=SAVES)
     """The model that a finished run keeps in its folder. adapter: what was trained (low-rank methods: in the format of
     HF PEFT); merged: a checkpoint of transformers; auto: adapter, but nothing where the whole backbone was trained."""
+    track: list[str] = setting(factory=list, identity=False)
+    "Experiment trackers beside log.jsonl: tensorboard, wandb (offline unless WANDB_MODE is set), trackio, mlflow."
     launch: str = setting("wait", identity=False, choices=LAUNCHES)
     "Of a sweep on a cluster: wait for its jobs, or detach."

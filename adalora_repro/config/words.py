@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from adalora_repro.errors import InputError, first_line
 
 #: text that Hydra reads without quotes, unless it is ``_is_literal``, which Hydra would read as another type
 UNQUOTED = re.compile(r"[\w/.%@+-]+", re.ASCII)
@@ -52,3 +56,38 @@ def lr_text(lr: float) -> str:
     """5e-4, 1.2e-3: as the paper and the configuration write learning rates."""
     mantissa, _, exponent = f"{lr:.6e}".partition("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+COMMAND = "# adalora-run "  # the first line of a run's config.yaml, from which ``--config`` starts it again
+
+
+def command_line(words: Sequence[str]) -> str:
+    """The comment that says how a run was started."""
+    return COMMAND + shlex.join(" ".join(word.split()) for word in words)
+
+
+def again(words: Sequence[str]) -> list[str]:
+    """Replaces ``--config FILE`` by the words with which that run was started; words typed beside it win.
+
+    Raises:
+        InputError: there is no such file, or no command in it.
+    """
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if "--config" not in words:
+        return words
+    place = words.index("--config")
+    if place + 1 == len(words):
+        raise InputError("--config: name the config.yaml of a run")
+    path, own = Path(words[place + 1]), words[:place] + words[place + 2 :]
+    try:
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config: cannot read '{path}': {first_line(error)}") from None
+    if not first.startswith(COMMAND):
+        raise InputError(f"--config: '{path}' does not begin with '{COMMAND}…', as the config.yaml of a run does")
+    typed = {key_of(word) for word in own}
+    return [*(word for word in shlex.split(first.removeprefix(COMMAND)) if key_of(word) not in typed), *own]
+
+
+def key_of(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from adalora_repro.config.words import command_line
 from adalora_repro.errors import InputError
 from adalora_repro.records import provenance, run_record
 from adalora_repro.records.lock import Lock
@@ -98,7 +99,8 @@ def write_settings(run: RunState) -> None:
     nested = OmegaConf.create()
     for name, value in run_record.stated(run.plan.settings).items():
         OmegaConf.update(nested, name, value)
-    run_record.write_atomic(run.plan.folder / CONFIG, OmegaConf.to_yaml(nested).encode())
+    text = f"{command_line(run.plan.overrides)}\n{OmegaConf.to_yaml(nested)}"
+    run_record.write_atomic(run.plan.folder / CONFIG, text.encode())
     if run.data.skipped:
         run_record.write_files(run.plan.folder, {SKIPPED: run.data.skipped})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,17 @@ from adalora_repro.records.lock import LostFolderError
 class Log:
     """``log.jsonl`` of a run; processes other than the main one write to ``os.devnull``."""
 
-    def __init__(self, path: Path, length: int, main: bool) -> None:
+    def __init__(
+        self, path: Path, length: int, main: bool, also: Callable[[dict[str, Any]], None] = lambda line: None
+    ) -> None:
         """Opens the file and cuts off the lines after the checkpoint, which will be written again.
 
         Args:
             length: bytes of the lines before the checkpoint.
             main: whether this process writes.
+            also: gets each line of the main process too.
         """
-        self._path = path
+        self._path, self._also = path, also if main else lambda line: None
         self._file = (path if main else Path(os.devnull)).open("a+b")
         if main:
             self._file.truncate(min(length, path.stat().st_size))
@@ -40,8 +43,10 @@ class Log:
         """
         if os.fstat(self._file.fileno()).st_nlink == 0:
             raise LostFolderError(f"{self._path} was removed while the run was training")
-        self._file.write(validation.dump(_finite(line)))
+        line = _finite(line)
+        self._file.write(validation.dump(line))
         self._file.flush()
+        self._also(line)
 
     def close(self) -> None:
         self._file.close()

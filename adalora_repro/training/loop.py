@@ -44,7 +44,7 @@ def run_loop(run: RunState, stop: StopSignal, publish: Callable[[], None]) -> No
     cfg, key, total = run.plan.cfg.train, run.plan.key, run.plan.total_steps
     progress = Progress(f"{key['task']} {key['method']} {key['budget']}", run.t, total)
     try:
-        with closing(Log(run.plan.folder / "log.jsonl", run.log_bytes, run.processes.main)) as log:
+        with closing(Log(run.plan.folder / "log.jsonl", run.log_bytes, run.processes.main, run.on_log)) as log:
             watch = Watch(progress, stop, publish, run.processes)
             evaluate_before(run, log, watch)
             began = time.perf_counter()

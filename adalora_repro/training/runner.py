@@ -6,7 +6,8 @@ import errno
 import gc
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from signal import SIGUSR2
 from typing import Any
@@ -26,7 +27,7 @@ from adalora_repro.models import backbones, inject, sites, speedups
 from adalora_repro.records import provenance, run_record
 from adalora_repro.records.lock import Lock, LostFolderError
 from adalora_repro.tasks import load_family
-from adalora_repro.training import checkpoint, folder, kept
+from adalora_repro.training import checkpoint, folder, kept, trackers
 from adalora_repro.training.batches import first_batches
 from adalora_repro.training.distributed import LostError, Processes, check_rendezvous, launched
 from adalora_repro.training.log import figures
@@ -98,7 +99,8 @@ def _execute_leased(plan: Plan, stop: StopSignal, processes: Processes, lock: Lo
     together = True  # whether all processes of the run are at this point
     try:
         with stop.deferred():
-            run_loop(run, stop, publish=lambda: folder.write_record(run, record, "running"))
+            with _tracked(run):
+                run_loop(run, stop, publish=lambda: folder.write_record(run, record, "running"))
             processes.on_main(lambda: _keep_model(run))
         status, error, code = "ok", None, stop.exit_code or EXIT_OK  # a signal in the last step ends a sweep, too
     except Interrupted as signal:
@@ -186,6 +188,20 @@ def _report_failure(run: RunState, error: str, trace: str, together: bool) -> No
         complain(line, trace)
 
 
+@contextmanager
+def _tracked(run: RunState) -> Iterator[None]:
+    """Inside, every line of the log goes to the trackers, too."""
+    if not run.plan.cfg.track or not run.processes.main:
+        yield
+        return
+    following = trackers.start(run.plan, run.t)
+    run.on_log = following.log
+    try:
+        yield
+    finally:
+        following.finish()
+
+
 def _keep_model(run: RunState) -> None:
     if run.plan.keeps != "none":
         run.check_folder()
@@ -220,6 +236,7 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
     """
     cfg = plan.cfg
     speedups.require_compiler(cfg.train.compile)
+    trackers.check(list(cfg.track))
     processes = processes or Processes(_accelerator(cfg))
     device = processes.accelerator.device
     free_device(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import Outcome, only_run
+from conftest import ROOT, Outcome, only_run
 
 import adalora_repro
 from adalora_repro.cli import model
@@ -157,3 +158,47 @@ def test_runs_from_python(tiny: Cli, tmp_path: Path) -> None:
         adalora_repro.run("task=sst3")
     with pytest.raises(InputError, match=r"optim\.lr"):
         adalora_repro.run(*words, "optim.lr=-1")
+
+
+@pytest.mark.parametrize("page", ["python.md", "lowrank.md"])
+def test_the_pages_programs_run(page: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    """Block after block, as in a notebook; ``cli`` stands in an empty folder."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        exec(compile(block, page, "exec"), names)
+    said = capsys.readouterr().out
+    assert ("adalora" if page == "python.md" else "'bert.encoder.layer.0.attention.self.query'") in said
+
+
+def test_a_runs_own_config_runs_again(tiny: Cli, cli: Cli) -> None:
+    done = tiny(
+        "task=sst2", "method=lora", "task.head={num_labels: 2, problem_type: single_label_classification}", *FEW
+    )
+    assert done.code == EXIT_OK, done.err
+    run = only_run()
+    config = run.folder / "config.yaml"
+    first = config.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# adalora-run backbone=tiny-bert ")
+    assert cli("--config", str(config)).out.startswith(f"already done: {run.folder}")
+    again = cli(f"--config={config}", "results.dir=elsewhere", "seed=1")
+    assert again.code == EXIT_OK, again.err
+    record = only_run("elsewhere").record
+    assert record.settings | {"seed": 0} == run.record.settings
+    other = cli("--config", str(config), "method=bitfit", "dry_run=true")
+    assert (other.code, "method=bitfit" in other.out) == (EXIT_OK, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--config",), "--config: name the config.yaml of a run"),
+        (("--config", "missing.yaml"), "cannot read 'missing.yaml': "),
+        (("--config=own.yaml",), "'own.yaml' does not begin with '# adalora-run …'"),
+    ],
+)
+def test_a_wrong_config_is_one_line(words: tuple[str, ...], message: str, cli: Cli) -> None:
+    Path("own.yaml").write_text("task: {name: cola}\n", encoding="utf-8")
+    said = cli(*words)
+    assert (said.code, said.err.count("\n")) == (EXIT_BAD_INPUT, 1)
+    assert message in said.err

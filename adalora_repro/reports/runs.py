@@ -1,0 +1,84 @@
+"""Any runs as a table, also of tasks that are in no table of the paper: grouped by keys or settings of one's choice."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from adalora_repro.errors import InputError, one_of
+from adalora_repro.reports.frame import COLUMNS, frame_of
+from adalora_repro.reports.output import add_format, form_of
+from adalora_repro.reports.render import FORMATS, Sheet, render_sheet, texts_sheet, to_csv
+from adalora_repro.reports.spec import CHECKPOINTS, Report, Request
+from adalora_repro.reports.text import fixed, number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TITLE = "Runs"
+BY = "backbone,task,method,protocol,budget,lr"
+NOTE = (
+    "Mean over the finished runs of a line ± sample standard deviation (number of runs), in percent: the primary "
+    "metric of the task at the checkpoint on the reported split, and its mean on the held-out split. Runs of one line "
+    "may differ in whatever --by does not name."
+)
+
+
+def runs_table(request: Request, by: list[str], select: str) -> pd.DataFrame:
+    """A row a group of finished runs: the values of ``by``, metric, mean, sd, n and the held-out mean.
+
+    Raises:
+        InputError: a name that is neither a column of ``frame`` nor a setting of a run.
+    """
+    runs = frame_of(request.read[0])
+    runs = runs[(runs.status == "ok") & (runs.checkpoint == select)].reset_index(drop=True)
+    settings = {name for run in runs.run for name in run.record.settings}
+    for name in by:
+        if name not in COLUMNS and name not in settings:
+            raise one_of("name in --by", name, sorted({*COLUMNS, *settings}))
+    for name in by:
+        if name not in COLUMNS:
+            runs[name] = [run.record.settings.get(name) for run in runs.run]
+        runs[name] = runs[name].map(lambda value: value if number_or_text(value) else str(value))
+    groups = runs.groupby([*by, "metric"], dropna=False, sort=True)
+    table = groups.agg(mean=("score", "mean"), sd=("score", "std"), n=("score", "size"), held_out=("held_out", "mean"))
+    return table.reset_index()
+
+
+def number_or_text(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def sheet_of(table: pd.DataFrame, by: list[str], checkpoint: str) -> Sheet:
+    import pandas as pd
+
+    lines = []
+    for row in table.to_dict("records"):
+        names = [f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in by]
+        spread = "" if number(row["sd"]) is None else f" ± {fixed(row['sd'])}"
+        lines.append([*names, row["metric"], f"{fixed(row['mean'])}{spread} ({row['n']})", fixed(row["held_out"])])
+    frame = pd.DataFrame(lines, columns=[*by, "metric", "score", "held out"])
+    caption = f"{TITLE} by {', '.join(by)}; checkpoint {checkpoint}; {table.n.sum()} finished runs."
+    return Sheet("runs", TITLE, caption, frame, [""] * len(frame), notes=[NOTE], names=len(by))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--by", default=BY, metavar="NAME,…", help="keys or settings, train.epochs say (%(default)s)")
+    parser.add_argument("--select", choices=CHECKPOINTS, default="final", help="checkpoint (default: %(default)s)")
+    add_format(parser, FORMATS)
+    parser.add_argument("--notes", action="store_true", help="the note in a terminal too")
+
+
+def make(request: Request) -> tuple[str, list[str]]:
+    args = request.args
+    form = form_of(args.format, args.out, FORMATS)
+    by = [name.strip() for name in args.by.split(",") if name.strip()]
+    if not by:
+        raise InputError("--by: name at least one key or setting")
+    table = runs_table(request, by, args.select)
+    if form == "csv":
+        return to_csv(table), request.read[1]
+    return render_sheet(texts_sheet(sheet_of(table, by, args.select), form), form, args.notes), request.read[1]
+
+
+REPORT = Report("runs", "any runs, grouped by keys or settings", add_arguments, make, reads="results")

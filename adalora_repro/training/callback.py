@@ -1,0 +1,115 @@
+"""AdaLoRA in the Trainer of transformers: the allocator is called and the regularizer is trained.
+
+``Trainer`` with a model of PEFT's AdaLoRA does neither by itself: ``update_and_allocate`` is the user's to call, and
+without it no triplet is ever pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from adalora_repro.lowrank import BudgetSchedule, RankAllocator, SVDLinear, orthogonality_penalty
+
+STATE = "adalora.pt"  # in each checkpoint of the Trainer
+
+
+class AdaLoRACallback(TrainerCallback):
+    """Algorithm 1 with ``protocol="paper"``, one optimizer step of the Trainer being one step t.
+
+    In step t: gradient of gamma R added to the task loss's, clipping, ``observe(t)``, the optimizer's step,
+    ``allocate(t)``. The Trainer clips before a callback can add a gradient: give ``TrainingArguments(max_grad_norm=0)``
+    and the norm here. An evaluation sees the model at its budget. Every checkpoint gets ``adalora.pt``, from which a
+    resumed training goes on.
+
+    Args:
+        layers: name -> layer, as ``lowrank.adapt`` returns them.
+        target_r: mean rank at the end; b_T = n target_r, b_0 is what the layers have.
+        t_i, t_f: optimizer steps before the first mask, and at the end with fixed ranks.
+        delta_t: optimizer steps between masks.
+        gamma: weight of R, eq. (4).
+        max_grad_norm: of all gradients together; 0: no clipping.
+        options: further arguments of ``RankAllocator`` (``beta1``, ``beta2``, ``score``, …).
+
+    Attributes:
+        allocator: from the start of the training on; ``rank_pattern()`` has the ranks.
+
+    Raises:
+        ValueError: from ``BudgetSchedule`` or ``RankAllocator``, when training starts.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, SVDLinear],
+        target_r: int,
+        t_i: int,
+        t_f: int,
+        delta_t: int = 1,
+        gamma: float = 0.1,
+        max_grad_norm: float = 1.0,
+        **options: Any,
+    ) -> None:
+        self.layers = dict(layers)
+        self.target_r, self.t_i, self.t_f, self.delta_t = target_r, t_i, t_f, delta_t
+        self.gamma, self.max_grad_norm, self.options = gamma, max_grad_norm, options
+        self.allocator: RankAllocator | None = None
+        self._masked = ExitStack()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.max_grad_norm:
+            raise ValueError(
+                "the Trainer clips before the regularizer's gradient is added: TrainingArguments(max_grad_norm=0) and "
+                f"AdaLoRACallback(max_grad_norm={args.max_grad_norm:g})"
+            )
+        schedule = BudgetSchedule(
+            b_0=sum(layer.r for layer in self.layers.values()),
+            b_T=len(self.layers) * self.target_r,
+            t_i=self.t_i,
+            t_f=self.t_f,
+            total_steps=state.max_steps,
+        )
+        self.allocator = RankAllocator(self.layers, schedule, self.delta_t, **self.options)
+        if state.global_step:
+            self.allocator.load_state_dict(torch.load(_path(args, state), weights_only=True))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Gradients are whole: of all micro-batches and processes, unscaled."""
+        assert self.allocator is not None
+        penalty = self.gamma * orthogonality_penalty(list(self.layers.values()))
+        if self.gamma:
+            penalty.backward()
+        if self.max_grad_norm:
+            parameters = [p for p in kwargs["model"].parameters() if p.grad is not None]
+            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        self.allocator.observe(state.global_step)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self.allocator is not None
+        self.allocator.allocate(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_evaluate:
+            assert self.allocator is not None
+            self._masked.enter_context(self.allocator.masked())
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._masked.close()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self.allocator is not None
+        torch.save(self.allocator.state_dict(), _path(args, state))
+
+
+def _path(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / STATE

@@ -1,0 +1,151 @@
+"""training/callback.py: AdaLoRA in a real Trainer, step for step like our own loop; lowrank.adapt."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+from adalora_repro.lowrank import BudgetSchedule, RankAllocator, SVDLinear, adapt, orthogonality_penalty
+from adalora_repro.training.callback import STATE, AdaLoRACallback
+
+T, LR, CLIP, GAMMA = 12, 0.05, 0.5, 0.1
+SCHEDULE = {"target_r": 2, "t_i": 2, "t_f": 4, "delta_t": 2}
+
+
+def model_of() -> tuple[BertForSequenceClassification, dict[str, SVDLinear]]:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = BertForSequenceClassification(config)
+    return model, adapt(model, ["*.query", "*.value", "*.dense"][:2], r=4, alpha=8.0, trained=["classifier"])
+
+
+def data() -> Dataset:
+    torch.manual_seed(1)
+    rows = torch.randint(5, 50, (8 * T, 6))
+    return Dataset.from_dict({"input_ids": rows.tolist(), "labels": (rows[:, 0] % 2).tolist()})
+
+
+def trainer(folder: Path, model: Any, callback: AdaLoRACallback, **changes: Any) -> Trainer:
+    options: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": T,
+        "per_device_train_batch_size": 8,
+        "learning_rate": LR,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": 0.0,
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 0,
+        "optim": "sgd",
+    }
+    args = TrainingArguments(**options | changes)
+    return Trainer(model=model, args=args, train_dataset=data(), eval_dataset=data(), callbacks=[callback])
+
+
+def ours(model: Any, layers: dict[str, SVDLinear], batches: list[dict[str, Any]]) -> RankAllocator:
+    """Algorithm 1 written out."""
+    schedule = BudgetSchedule(b_0=4 * len(layers), b_T=2 * len(layers), t_i=2, t_f=4, total_steps=T)
+    allocator = RankAllocator(layers, schedule, delta_t=2)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=LR)
+    model.train()
+    for t, batch in enumerate(batches):
+        (model(**batch).loss + GAMMA * orthogonality_penalty(list(layers.values()))).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        allocator.observe(t)
+        optimizer.step()
+        allocator.allocate(t)
+        optimizer.zero_grad()
+    return allocator
+
+
+def test_the_trainer_prunes_as_the_equations_do(tmp_path: Path) -> None:
+    model, layers = model_of()
+    other = copy.deepcopy(model)
+    callback = AdaLoRACallback(layers, **SCHEDULE, gamma=GAMMA, max_grad_norm=CLIP)
+    run = trainer(tmp_path, model, callback)
+    batches = [{name: value.clone() for name, value in batch.items()} for batch in run.get_train_dataloader()]
+    run.train()
+    assert callback.allocator is not None
+    ranks = callback.allocator.rank_pattern()
+    assert (sum(ranks.values()), callback.allocator.budget) == (2 * len(layers), 2 * len(layers))
+    assert len(set(ranks.values())) > 1  # not the same everywhere
+    written = ours(other, {name: other.get_submodule(name) for name in layers}, batches)  # type: ignore[misc]
+    assert written.rank_pattern() == ranks
+    for (name, theirs), own in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.allclose(theirs, own, atol=1e-6), name
+
+
+def test_a_checkpoint_goes_on_with_the_averages(tmp_path: Path) -> None:
+    results = []
+    for folder, stop in (("whole", None), ("resumed", 6)):
+        model, layers = model_of()
+        callback = AdaLoRACallback(layers, **SCHEDULE)
+        trainer(tmp_path / folder, model, callback, save_steps=6, save_strategy="steps").train()
+        if stop:
+            assert (tmp_path / folder / f"checkpoint-{stop}" / STATE).exists()
+            model, layers = model_of()
+            callback = AdaLoRACallback(layers, **SCHEDULE)
+            again = trainer(tmp_path / folder, model, callback, save_steps=6, save_strategy="steps")
+            again.train(resume_from_checkpoint=str(tmp_path / folder / f"checkpoint-{stop}"))
+        assert callback.allocator is not None
+        results.append(
+            (callback.allocator.rank_pattern(), [layer.lora_E.detach().clone() for layer in layers.values()])
+        )
+    (ranks, expected), (resumed_ranks, resumed) = results
+    assert ranks == resumed_ranks
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(expected, resumed, strict=True))
+
+
+def test_an_evaluation_sees_the_budget_and_training_goes_on_unmasked(tmp_path: Path) -> None:
+    model, layers = model_of()
+    callback = AdaLoRACallback(layers, **SCHEDULE | {"delta_t": 4})
+    run = trainer(tmp_path, model, callback, eval_strategy="steps", eval_steps=1)
+    seen: list[int] = []
+    evaluate = run.evaluate
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(sum(int((layer.lora_E != 0).sum()) for layer in layers.values()))
+        return evaluate(*args, **kwargs)
+
+    run.evaluate = watched  # type: ignore[method-assign]
+    run.train()
+    assert callback.allocator is not None
+    assert seen[-1] == callback.allocator.budget == 2 * len(layers)
+    assert sorted(seen, reverse=True) == seen  # never more than an earlier mask left
+
+
+def test_the_trainers_own_clipping_is_refused(tmp_path: Path) -> None:
+    model, layers = model_of()
+    with pytest.raises(ValueError, match=r"max_grad_norm=0\) and AdaLoRACallback\(max_grad_norm=1\)"):
+        trainer(tmp_path, model, AdaLoRACallback(layers, **SCHEDULE), max_grad_norm=1.0).train()
+
+
+def test_adapt_replaces_what_matches_and_freezes_the_rest() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    before = model(torch.ones(1, 4))
+    layers = adapt(model, ["0"], r=2, alpha=4.0, trained=["2"])
+    assert list(layers) == ["0"]
+    assert torch.equal(model(torch.ones(1, 4)), before)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == {"0.lora_A", "0.lora_B", "0.lora_E", "2.weight", "2.bias"}
+    for layers_, trained, what in ((["1"], [], "linear layer"), (["0.base"], ["9"], "module")):
+        with pytest.raises(ValueError, match=f"no {what} matches"):
+            adapt(model, layers_, r=2, alpha=4.0, trained=trained)
