@@ -325,7 +325,7 @@ def read_text(name: str) -> str:
     except OSError as error:
         raise InputError(f"--file: cannot read '{name}': {error.strerror}") from None
     except UnicodeDecodeError:
-        raise InputError(f"--file: '{name}' is no text in UTF-8") from None
+        raise InputError(f"--file: '{name}' is not text in UTF-8") from None
 
 
 def run_export(args: Namespace) -> int:

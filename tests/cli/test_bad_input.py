@@ -51,6 +51,7 @@ task.family=nope => unknown task.family of 'sst2' 'nope'; valid: glue, squad, su
 task=xsum budget=0.13% backbone=tiny-bart task.num_beams=null => task.num_beams is not set, xsum needs a value
 optim.lrr=1 => no setting 'optim.lrr' | did you mean optim.lr? | valid: optim.lr, optim.warmup_steps
 method.gama=1 => no setting 'method.gama' | did you mean method.gamma?
+track=[tensorbord] dry_run=true => unknown track 'tensorbord' | did you mean tensorboard?
 sed=1 => no setting 'sed' | did you mean seed?
 +foo=1 => no setting 'foo' | valid: task, method
 +optim.lrr=1 => no setting 'optim.lrr' | did you mean optim.lr?
@@ -139,7 +140,7 @@ def test_the_plan_names_the_files_of_config_dir(tiny: Cli) -> None:
     assert origins["optim.weight_decay"] == "own/experiment/e1.yaml:3"
     assert origins["optim.lr"].startswith("conf/method/lora.yaml:")
     assert "adalora, adalora_gamma0" in (line := refused(tiny("--config-dir=own", "task=sst2", "method=nope")))
-    assert "lora_regu, mine, pfeiffer" in line
+    assert "lora_regu, mine, oft" in line
     assert "mine" not in refused(tiny("task=sst2", "method=nope"))  # of another command line
 
 

@@ -146,6 +146,26 @@ def test_adapt_replaces_what_matches_and_freezes_the_rest() -> None:
     assert torch.equal(model(torch.ones(1, 4)), before)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trainable == {"0.lora_A", "0.lora_B", "0.lora_E", "2.weight", "2.bias"}
-    for layers_, trained, what in ((["1"], [], "linear layer"), (["0.base"], ["9"], "module")):
-        with pytest.raises(ValueError, match=f"no {what} matches"):
-            adapt(model, layers_, r=2, alpha=4.0, trained=trained)
+    with pytest.raises(ValueError, match="adapted already"):
+        adapt(model, ["2"], r=2, alpha=4.0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "trained", "message"),
+    [
+        (["1"], [], "no linear layer matches '1'"),
+        (["0"], ["9"], "no module matches '9'"),
+        ([], [], "layers needs one"),
+        ("0", [], "lists of patterns"),
+    ],
+)
+def test_adapt_refuses_patterns_without_a_match(layers: Any, trained: list[str], message: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    with pytest.raises(ValueError, match=message):
+        adapt(model, layers, r=2, alpha=4.0, trained=trained)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_adapt_cannot_replace_the_model_itself() -> None:
+    with pytest.raises(ValueError, match="no linear layer matches"):
+        adapt(nn.Linear(4, 4), ["*"], r=2, alpha=4.0)
