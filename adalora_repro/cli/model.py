@@ -252,22 +252,25 @@ def parser() -> Parser:
     program = Parser(prog="adalora-model", description="Work with a finished run.", allow_abbrev=False)
     program.add_argument("--version", action="version", version=f"adalora-model {__version__}")
     commands = program.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
-    words = "compute a run's figures again from its stored predictions and compare them with its record"
+    words = "recompute a run's metrics from its stored predictions and compare them with its record"
     command = commands.add_parser("score", help=words, description=words, allow_abbrev=False)
     command.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run, or its metrics.json")
     command.add_argument("--select", choices=CHECKPOINTS, default="final", help="checkpoint (default: %(default)s)")
     command.add_argument("--hub", action="store_true", help="use the hub's own glue, squad, squad_v2 or rouge module")
     command.add_argument("--data-dir", metavar="DIR", help="data.dir of a run on local SQuAD or summarization data")
-    words = "answer texts with a run's model, as JSON Lines"
+    words = "predict on texts with a run's model; prints JSON Lines"
     command = commands.add_parser("predict", help=words, description=words, allow_abbrev=False)
     command.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run, or of an exported model")
     command.add_argument(
-        "texts", metavar="TEXT", nargs="*", help="as many for each row as the task reads, in its order"
+        "texts",
+        metavar="TEXT",
+        nargs="*",
+        help="the texts of each row, in the order of the task's columns: question, then context",
     )
     command.add_argument(
         "--file", metavar="FILE", help="rows: .jsonl, .csv, .tsv, or lines of text; - is standard input"
     )
-    command.add_argument("--batch-size", metavar="N", type=int, default=32, help="default: %(default)s")
+    command.add_argument("--batch-size", metavar="N", type=int, default=32, help="rows at once (default: %(default)s)")
     command.add_argument("--device", default="cpu", help="default: %(default)s")
     words = "write a run's model to a new folder, to be loaded without this program"
     exporting = commands.add_parser("export", help=words, description=words, allow_abbrev=False)
@@ -275,7 +278,7 @@ def parser() -> Parser:
     exporting.add_argument("--to", metavar="DIR", type=Path, required=True, help="the new folder")
     exporting.add_argument("--as", dest="form", choices=FORMS, default="peft", help="default: %(default)s")
     for each in (command, exporting):
-        each.add_argument("--backbone", metavar="DIR", help="folder of the backbone, if it is not where the run had it")
+        each.add_argument("--backbone", metavar="DIR", help="folder of the backbone, if it has moved since the run")
     return program
 
 

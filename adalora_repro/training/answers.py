@@ -65,7 +65,9 @@ def rows_of(texts: Sequence[str], columns: Sequence[str]) -> list[dict[str, str]
         InputError: one is missing or empty.
     """
     if len(texts) % len(columns):
-        raise InputError(f"{len(texts)} texts, but each row has {len(columns)}: {', '.join(columns)}")
+        raise InputError(
+            f"{len(texts)} text{'s' * (len(texts) != 1)}, but each row has {len(columns)}: {', '.join(columns)}"
+        )
     rows = [dict(zip(columns, texts[i : i + len(columns)], strict=True)) for i in range(0, len(texts), len(columns))]
     return [checked(row, columns, f"text {number}") for number, row in enumerate(rows, 1)]
 

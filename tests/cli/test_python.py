@@ -114,7 +114,7 @@ def test_export_is_loaded_without_the_run(tiny: Cli, ask: Callable[..., Outcome]
     [
         ((), "give texts, or --file FILE"),
         (("one", "--file", "-"), "give texts, or --file FILE"),
-        (("one",), "1 texts, but each row has 2: premise, hypothesis"),
+        (("one",), "1 text, but each row has 2: premise, hypothesis"),
         (("one", " "), "text 1: no text 'hypothesis'"),
         (("one", "two", "--batch-size", "0"), "--batch-size 0 must be 1 or more"),
         (("--file", "missing.jsonl"), "cannot read 'missing.jsonl': No such file"),

@@ -138,6 +138,21 @@ def test_the_trainers_own_clipping_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, model, AdaLoRACallback(layers, **SCHEDULE), max_grad_norm=1.0).train()
 
 
+def test_what_the_callback_cannot_do_is_refused(tmp_path: Path) -> None:
+    model, layers = model_of()
+    with pytest.raises(ValueError, match="max_grad_norm must be 0"):
+        AdaLoRACallback(layers, **SCHEDULE, max_grad_norm=-1.0)
+    saving = {"save_strategy": "steps", "save_steps": 6}
+    best = {**saving, "eval_strategy": "steps", "eval_steps": 6, "load_best_model_at_end": True}
+    with pytest.raises(ValueError, match="load_best_model_at_end"):
+        trainer(tmp_path, model, AdaLoRACallback(layers, **SCHEDULE), **best).train()
+    trainer(tmp_path / "a", model, AdaLoRACallback(layers, **SCHEDULE), **saving).train()
+    model, layers = model_of()
+    elsewhere = trainer(tmp_path / "b", model, AdaLoRACallback(layers, **SCHEDULE), **saving)
+    with pytest.raises(ValueError, match="the output_dir in which the training began"):
+        elsewhere.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"))
+
+
 def test_adapt_replaces_what_matches_and_freezes_the_rest() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     before = model(torch.ones(1, 4))
