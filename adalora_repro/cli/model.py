@@ -5,7 +5,7 @@ its own, for HF PEFT or as a checkpoint of transformers. ``score`` computes the 
 predictions, through ``evaluate``, and compares them with the record: with the metrics of this package, or with
 ``--hub`` with the hub's own modules.
 
-Exit codes: 0 done (score: equal), 1 score: not equal, 2 wrong input (no run, an unfinished one, nothing stored; one
+Exit codes: 0 done (score: equal), 1 score: not equal, 130 Ctrl-C, 2 wrong input (no run, an unfinished one, nothing stored; one
 line on stderr).
 """
 
@@ -25,7 +25,17 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro import __version__
 from adalora_repro.cli.arguments import Parser
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, clean, first_line, guarded
+from adalora_repro.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    InputError,
+    clean,
+    first_line,
+    guarded,
+    mute,
+)
 from adalora_repro.records import run_record, validation
 from adalora_repro.records.run_record import RecordError, RunRecord
 from adalora_repro.tasks.held_out import HOLDOUT
@@ -291,6 +301,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, RecordError) as error:
         print(f"adalora-model: error: {clean(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except BrokenPipeError:  # the reader, head say, has seen enough
+        mute()
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def run_score(args: Namespace) -> int:
@@ -314,8 +329,14 @@ def run_predict(args: Namespace) -> int:
     else:
         rows = answers.read_rows(args.file, read_text(args.file), columns)
     for answer in answers.answers(args.run, rows, args.batch_size, args.backbone, args.device):
-        print(json.dumps(answer, ensure_ascii=False), flush=True)
+        print(json_line(answer), flush=True)
     return EXIT_OK
+
+
+def json_line(value: Any) -> str:
+    """JSON that a terminal shows: what cannot be printed is escaped, since ``guarded`` would put a question mark."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def read_text(name: str) -> str:
@@ -323,6 +344,8 @@ def read_text(name: str) -> str:
     Raises:
         InputError: the file cannot be read, or is no UTF-8.
     """
+    if name == "-" and sys.stdin is None:
+        raise InputError("--file -: standard input is closed")
     try:
         return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except OSError as error:

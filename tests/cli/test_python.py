@@ -195,3 +195,32 @@ def test_a_wrong_config_is_one_line(words: tuple[str, ...], message: str, cli: C
     said = cli(*words)
     assert (said.code, said.err.count("\n")) == (EXIT_BAD_INPUT, 1)
     assert message in said.err
+
+
+def test_answers_are_exact_though_a_terminal_is_protected() -> None:
+    answer = {"answer": "a\u200db\u2028c\x1b[31m\U000e0001é漢"}
+    line = model.json_line(answer)
+    assert line.isprintable()
+    assert json.loads(line) == answer
+    assert "é漢" in line
+
+
+def test_a_closed_reader_a_closed_input_and_ctrl_c_are_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, code in ((BrokenPipeError, EXIT_OK), (KeyboardInterrupt, 130)):
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "run_predict", raising(error))
+            patch.setattr(model, "mute", lambda: None)
+            assert model.main(["predict", "RUN", "a"]) == code
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(InputError, match="standard input is closed"):
+        model.read_text("-")
+
+
+def raising(error: type[BaseException]) -> Callable[..., int]:
+    def run(_: object) -> int:
+        raise error
+
+    return run
