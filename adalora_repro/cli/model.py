@@ -5,8 +5,8 @@ its own, for HF PEFT or as a checkpoint of transformers. ``score`` computes the 
 predictions, through ``evaluate``, and compares them with the record: with the metrics of this package, or with
 ``--hub`` with the hub's own modules.
 
-Exit codes: 0 done (score: equal), 1 score: not equal, 130 Ctrl-C, 2 wrong input (no run, an unfinished one, nothing stored; one
-line on stderr).
+Exit codes: 0 done (score: equal), 1 score: not equal, 2 wrong input (no run, an unfinished one, nothing stored; one
+line on stderr), 130 Ctrl-C.
 """
 
 from __future__ import annotations
