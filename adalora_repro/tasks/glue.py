@@ -111,15 +111,17 @@ class Task(BaseTask):
         return functional.cross_entropy(logits, labels), len(labels)
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """``prediction``: the score, or the most likely class and -1 where a logit is not finite; ``label``."""
+        """``prediction``: the score, or the most likely class and -1 where a logit is not finite; ``label``; for
+        classes ``logits`` (rows, classes)."""
         logits = self._logits(model, batch)
         if self.regression:
             return {"prediction": logits[:, 0], "label": batch["labels"]}
-        best = logits.argmax(-1)
-        return {"prediction": best.where(logits.isfinite().all(-1), -1), "label": batch["labels"]}
+        best = logits.argmax(-1).where(logits.isfinite().all(-1), -1)
+        return {"prediction": best, "label": batch["labels"], "logits": logits}
 
     def score(self, split: str, name: str, batches: Iterable[dict[str, Any]]) -> Scores:
-        """Every metric of the task, and ``predictions.<split>.jsonl.gz`` with the label and prediction of each example.
+        """Every metric of the task, and ``predictions.<split>.jsonl.gz``, by example: ``index`` (its row in the split),
+        ``label``, ``prediction``; for classes ``logits`` to six digits, and both names where the classes have names.
 
         Raises:
             FloatingPointError: a prediction is not finite; names the split.
@@ -136,8 +138,15 @@ class Task(BaseTask):
             raise FloatingPointError(f"{int(broken.sum())} of {len(broken)} predictions on {split} are not finite")
         figures = {metric: METRICS[metric](labels, predicted) for metric in self.cfg.task.metrics}
         order = np.argsort(index)
-        pairs = zip(labels[order].tolist(), predicted[order].tolist(), strict=True)
-        rows = [{"label": label, "prediction": prediction} for label, prediction in pairs]
+        columns = {"index": index, "label": labels, "prediction": predicted}
+        values = zip(*(column[order].tolist() for column in columns.values()), strict=True)
+        rows: list[dict[str, Any]] = [dict(zip(columns, row, strict=True)) for row in values]
+        if not self.regression:
+            logits = np.concatenate([np.asarray(batch["logits"]) for batch in made])[order]
+            for row, own in zip(rows, logits.tolist(), strict=True):
+                row["logits"] = [float(f"{logit:.6g}") for logit in own]
+                if classes := self.cfg.task.class_names:
+                    row |= {f"{name}_name": classes[row[name]] for name in ("label", "prediction")}
         return Scores(figures, {f"predictions.{split}.jsonl.gz": rows}, self._constant(predicted))
 
     def answers(self, model: nn.Module, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
