@@ -22,7 +22,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.methods import equal_counts
 from adalora_repro.records import revisions, run_record
 from adalora_repro.settings import settings_of
-from adalora_repro.tasks import held_out, load_family, own, sources
+from adalora_repro.tasks import held_out, load_family, own_files, sources
 
 if TYPE_CHECKING:
     from adalora_repro.methods.base import BaseMethod
@@ -45,7 +45,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         InputError: a value out of range, a budget of another task family, missing data.
     """
     checks.check_words(overrides, choices or {})
-    cfg, filled = own.filled(cfg)
+    cfg, filled = own_files.filled(cfg)
     checks.check_values(cfg)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
     label = budget.apply_budget(cfg, any(word.startswith("budget=") for word in overrides))

@@ -52,7 +52,7 @@ class TaskFields:
     num_labels: int | None = setting(2, minimum=1)
     "Number of classes; 1: regression; null: of the classes in files of your own."
     class_names: list[str] = setting(factory=list, identity=False)
-    "Names of the classes, in the order of their numbers; empty: the numbers."
+    "Names of the classes, in the order of their numbers; empty: the numbers, of files of your own the sorted labels."
     label_range: list[float] = field(default_factory=list)
     "Regression only: the smallest and the largest label."
     metrics: list[str] = field(default_factory=list)

@@ -73,7 +73,7 @@ class Task(BaseTask):
                 raise InputError(f"task.class_names={classes}: a name is there twice")
             if task.num_labels not in (None, len(classes)):
                 raise InputError(
-                    f"task.num_labels={task.num_labels}, but there are {len(classes)}: {', '.join(classes)}"
+                    f"task.num_labels={task.num_labels}, but the data have {len(classes)} classes: {', '.join(classes)}"
                 )
             head = {"num_labels": len(classes), "problem_type": "single_label_classification"}
             metrics = ["accuracy", "matthews_correlation", *["f1"] * (len(classes) == 2)]
@@ -109,9 +109,9 @@ class Task(BaseTask):
         if isinstance(label, bool) or not isinstance(label, int | float):
             return f"column '{name}' must be a number, is {shown(label)}"
         if self.regression:
-            if not math.isfinite(label):
-                return f"{name} {label} is not finite"
-            low, high = task.label_range or (-math.inf, math.inf)
+            if not task.label_range:
+                return None if math.isfinite(label) else f"{name} {label} is not finite"
+            low, high = task.label_range
             return None if low <= label <= high else f"{name} {label} is out of range, must be {low:g} to {high:g}"
         if not isinstance(label, int):
             return f"{name} {label} is not an integer"

@@ -20,8 +20,8 @@ from adalora_repro.errors import InputError, first_line, one_of
 from adalora_repro.models import hub
 from adalora_repro.records import run_record, validation
 from adalora_repro.records.validation import not_a_file, shown
-from adalora_repro.tasks import files, held_out, toy_text
-from adalora_repro.tasks.files import FORMAT, BrokenLine
+from adalora_repro.tasks import held_out, row_files, toy_text
+from adalora_repro.tasks.row_files import FORMAT, BrokenLine
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SOURCES = ("hub", "local", "sample")
 TRAIN = "train"
-JSON_LINES = files.SUFFIXES[:2]  # of the tasks that are on the hub
+JSON_LINES = row_files.SUFFIXES[:2]  # of the tasks that are on the hub
 SHARE = "task.validation_share"
 MOST_LABELS = 1_000  # distinct ones that are looked at before a file is loaded
 LARGE = 2**20  # bytes; the fingerprint of a larger local file is cached, because parsing it takes seconds
@@ -296,7 +296,7 @@ def _rows_of_hub(dataset: Dataset, where: str) -> Iterator[tuple[str, dict[str, 
 
 def present(cfg: DictConfig, split: str) -> tuple[list[Path], list[Path]]:
     """Files that may hold a split, and those that are there: ``<split>.jsonl.gz``, … in data.dir/<task>; of a task
-    that is not on the hub in data.dir too, and in any format of ``files``.
+    that is not on the hub in data.dir too, and in any format of ``row_files``.
 
     Raises:
         InputError: data.dir is not given or no folder.
@@ -309,7 +309,7 @@ def present(cfg: DictConfig, split: str) -> tuple[list[Path], list[Path]]:
     if not os.path.isdir(root):
         raise InputError(f"data.dir={cfg.data.dir}: no such folder")
     folders = [root / cfg.task.name, root] if own else [root / cfg.task.name]
-    suffixes = files.SUFFIXES if own else JSON_LINES
+    suffixes = row_files.SUFFIXES if own else JSON_LINES
     paths = [folder / f"{split}{suffix}" for folder in folders for suffix in suffixes]
     return paths, [path for path in paths if os.path.exists(path)]
 
@@ -340,10 +340,10 @@ def _rows(cfg: DictConfig, path: Path, rules: BaseTask) -> Iterator[tuple[str, A
     """(place, row) of a file. Of a task that is not on the hub rows without an id take their number, and labels are
     those that ``rules`` make of what the file has."""
     if cfg.task.hub is not None:
-        yield from files.rows(path)
+        yield from row_files.rows(path)
         return
     label = cfg.task.label_column
-    for number, (where, row) in enumerate(files.rows(path)):
+    for number, (where, row) in enumerate(row_files.rows(path)):
         if isinstance(row, dict):
             if "id" in rules.columns:
                 row["id"] = str(number if row.get("id") is None else row["id"])
@@ -411,7 +411,7 @@ def _content_of(path: Path, sha256: str, folder: Path, own: tuple[str, ...] | No
 
 
 def _json_lines(path: Path) -> Iterator[bytes]:
-    for _, line in files.lines(path):
+    for _, line in row_files.lines(path):
         with suppress(ValueError, RecursionError):
             line = json.dumps(json.loads(line), sort_keys=True, separators=(",", ":")).encode()
         yield line
@@ -420,7 +420,7 @@ def _json_lines(path: Path) -> Iterator[bytes]:
 def _own_lines(path: Path, columns: tuple[str, ...], labels: dict[str, str]) -> Iterator[bytes]:
     """Rows with ``columns`` alone, of which the last is the label, each as JSON; fills ``labels``."""
     label = columns[-1]
-    for where, row in files.rows(path):
+    for where, row in row_files.rows(path):
         if isinstance(row, dict):
             if label in row and len(labels) < MOST_LABELS:
                 labels.setdefault(_json(row[label]), where)

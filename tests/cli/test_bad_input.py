@@ -18,7 +18,10 @@ from task_configs import write_jsonl
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
 Cli = Callable[..., Outcome]
-TASKS = "valid: cnn_dailymail, cola, mnli, mrpc, qnli, qqp, rte, squad, squad_v2, sst2, stsb, xsum"
+TASKS = (
+    "valid: cnn_dailymail, cola, custom, custom_qa, custom_summarization, mnli, mrpc, qnli, qqp, rte, squad, squad_v2, "
+    "sst2, stsb, xsum"
+)
 XSUM = "task=xsum budget=0.13% backbone=tiny-bart"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig, OmegaConf
 
 from adalora_repro.errors import InputError
-from adalora_repro.tasks import families, files, sources
+from adalora_repro.tasks import families, row_files, sources
 
 SHOWN = 8  # classes in a note
 
@@ -53,15 +53,13 @@ def filled(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
     if list(task.class_names) != named:
         classes = ", ".join(f"{number} {name}" for number, name in enumerate(task.class_names[:SHOWN]))
         more = f", … ({len(task.class_names)})" if len(task.class_names) > SHOWN else ""
-        notes.append(
-            f"classes: {classes}{more}: the sorted labels of train; task.class_names=[…] chooses another order"
-        )
+        notes.append(f"classes: {classes}{more}: the sorted labels of train (task.class_names is not set)")
     return cfg, notes
 
 
 def _check_columns(cfg: DictConfig, split: str) -> None:
     path = sources.file_of(cfg, split)
-    where, row = next(files.rows(path), (str(path), None))
+    where, row = next(row_files.rows(path), (str(path), None))
     if row is None:
         raise sources.nothing_left(str(path), cfg, split, sources.BadRows(False))
     for column in (*cfg.task.text_columns, cfg.task.label_column):
