@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 from task_configs import task_config, write_jsonl
@@ -31,7 +31,7 @@ def write_table(path: Path, rows: list[Row], delimiter: str = ",") -> None:
         table = csv.writer(file, delimiter=delimiter)
         table.writerow(rows[0])
         for row in rows:
-            cells = row.values()
+            cells = [row[name] for name in rows[0]]
             table.writerow([json.dumps(cell) if isinstance(cell, dict) else cell for cell in cells])
 
 
@@ -57,7 +57,7 @@ def rows_of(cfg: DictConfig, split: str) -> list[Row]:
 LABELS = {"names": st.sampled_from("ab"), "numbers": st.sampled_from([3, 12]), "scores": st.floats(-9, 9)}
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(st.data())
 def test_the_same_rows_are_the_same_data_in_every_format(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(sorted(LABELS)))
@@ -97,7 +97,7 @@ def test_answers_are_an_object_or_its_json(tmp_path: Path, name: str) -> None:
 def test_a_class_is_its_name_or_its_number(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": label} for label in ("pos", 0, "neg", "1")]
     for split in ("train", "validation"):
-        write_jsonl(tmp_path / "reviews" / f"{split}.jsonl", rows)
+        write_jsonl(tmp_path / "reviews" / f"{split}.jsonl", rows, compress=False)
     cfg = config("custom", tmp_path, task__name="reviews", task__class_names=["neg", "pos"])
     assert [row["label"] for row in rows_of(cfg, "train")] == [1, 0, 0, 1]
     assert (cfg.task.num_labels, cfg.task.validation_share, cfg.task.primary_metric) == (2, None, "accuracy")
@@ -114,15 +114,13 @@ def test_a_part_of_train_is_the_validation_split(tmp_path: Path) -> None:
     assert [row["label"] for row in held].count(0) == 2 == len(held) / 2
     assert len(trained) == 36 == sources.train_rows(cfg)
     assert not {row["text"] for row in held} & {row["text"] for row in trained}
+    before = {sources.fingerprint(config("custom", tmp_path, task__validation_share=share)) for share in (0.1, 0.2, 4)}
+    assert len(before) == 3
     write_table(tmp_path / "train.csv", rows[::-1])
     again = config("custom", tmp_path)
     assert rows_of(again, "validation") == held[::-1]
-    assert (
-        sources.fingerprint(again)
-        != sources.fingerprint(cfg)
-        != sources.fingerprint(config("custom", tmp_path, task__validation_share=0.2))
-    )
-    with pytest.raises(InputError, match=r"makes one validation split, custom has one, two"):
+    assert sources.fingerprint(again) not in before
+    with pytest.raises(InputError, match=r"makes one validation split, custom has validation, one, two"):
         config("custom", tmp_path, task__validation={"_a": "one", "_b": "two"})
 
 
