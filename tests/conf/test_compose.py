@@ -189,6 +189,9 @@ def changed(name: str, value: Any) -> str:
         "method.allocation": "uniform",
         "recipe": "{optim: {lr: 9}}",
         "task.more_budgets": "[nlg]",
+        "task.class_names": "[no,yes]",
+        "save": "none",
+        "track": "[tensorboard]",
         "eval.max_examples": 9,
         "data.dir": "elsewhere",
         "results.dir": "elsewhere",
@@ -334,8 +337,8 @@ LATER_VALUES = {
 
 
 def test_later_settings_are_all_tried() -> None:
-    # tested in test_transplant.py, test_budgets.py and below
-    elsewhere = {"method.rank_pattern", "method.initial_rank", "train.group_by_length"}
+    # tested in test_transplant.py, test_budgets.py, test_own_files.py and below
+    elsewhere = {"method.rank_pattern", "method.initial_rank", "train.group_by_length", "task.validation_share"}
     assert set(LATER_VALUES) | elsewhere == set(LATER)
 
 
