@@ -13,33 +13,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 
 from adalora_repro import methods
 from adalora_repro.errors import InputError, first_line
 from adalora_repro.models import backbones, export
-from adalora_repro.models.inject import trained
+from adalora_repro.models.export import OWN_WEIGHTS
 from adalora_repro.models.sites import find_sites
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from adalora_repro.methods.base import BaseMethod
     from adalora_repro.records.run_record import RunRecord
 
 FOLDER = "model"
 CONFIG = "run.yaml"  # the run's whole configuration, with the sizes that its budget gave
-OWN_WEIGHTS = "trained.safetensors"
 CARD, RECORD = "README.md", "record.json"
 
 
 # --- to the disk ------------------------------------------------------------------------------------------------------
 
 
-def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str) -> None:
+def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str, method: BaseMethod | None = None) -> None:
     """Writes ``folder``, whole or not at all. The model must be at its budget (inside ``method.masked()``).
 
-    Frozen weights may be rounded (``train.precision=bf16``): a merged model is made of the backbone's own.
+    Frozen weights may be rounded (``train.precision=bf16``): a merged model is made of the backbone's own. ``method``
+    is the one that was injected; most can do without.
     """
     from omegaconf import OmegaConf
 
@@ -47,10 +47,7 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str) -> No
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     (part / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
-    if export.expressible(model):
-        export.write_peft(model, cfg, part)
-    else:
-        export.write_tensors(trained(model), part / OWN_WEIGHTS)
+    (method or methods.load(cfg)).write(model, cfg, part)
     if form == "merged":
         export.write_merged(*load(part), part)
         for name in (export.PEFT_CONFIG, export.PEFT_WEIGHTS, OWN_WEIGHTS):
@@ -85,11 +82,7 @@ def load(run: str | Path, backbone: str | None = None) -> tuple[PreTrainedModel,
     tokenizer = backbones.load_tokenizer(cfg)
     transformers.set_seed(cfg.seed)  # random weights are drawn as for the run
     model = backbones.load_model(cfg)
-    if (folder / export.PEFT_CONFIG).exists():
-        export.add_peft(model, folder)
-    else:
-        methods.load(cfg).inject(model, find_sites(model))
-        export.take(model, load_file(folder / OWN_WEIGHTS), folder)
+    model = methods.load(cfg).read(model, find_sites(model), folder)
     return model.requires_grad_(False).eval(), tokenizer
 
 

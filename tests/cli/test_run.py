@@ -99,7 +99,7 @@ def test_one_command_makes_one_record(tiny: Cli, method: str) -> None:
 
     written = OmegaConf.load(run.folder / "config.yaml")
     assert (written.optim.lr, written.seed, written.method.name) == (1e-3, 0, method)
-    beside = ["best", "config.yaml", "final", "log.jsonl", "metrics.json"]
+    beside = ["best", "config.yaml", "final", "log.jsonl", "metrics.json", *(["model"] if method != "full" else [])]
     assert sorted(path.name for path in run.folder.iterdir()) == beside
     for entry, folder in ((record.final, "final"), (record.best, "best")):
         assert sorted(kept(run.folder / folder)) == ["predictions.validation.jsonl.gz"]
@@ -210,13 +210,14 @@ def test_force_sets_the_old_run_aside_and_measures_the_same(tiny: Cli) -> None:
         (folder / "log.jsonl").write_text(f"log {number}", encoding="utf-8")  # all runs measure the same
         assert tiny(*command, *force).code == EXIT_OK
         assert (folder / f"log.old-{number}.jsonl").read_text(encoding="utf-8") == f"log {number}"
-        aside = [(path.parent.name.partition(".")[0], path) for path in folder.glob(f"*.old-{number}/*")]
+        aside = [(name, path) for name in ("best", "final") for path in folder.glob(f"{name}.old-{number}/*")]
         assert {f"{name}/{path.name}": path.read_bytes() for name, path in aside} == files
     assert run_record.read(folder / "metrics.old-2.json").measured() == first.measured()
     assert only_run().record.measured() == first.measured()
     assert only_run().log == log
-    names = ["best", "config.yaml", "final", "log.jsonl", "metrics.json", "metrics.old-2.json"]
-    names += [name for n in (1, 2) for name in (f"best.old-{n}", f"final.old-{n}", f"log.old-{n}.jsonl")]
+    names = ["best", "config.yaml", "final", "log.jsonl", "metrics.json", "metrics.old-2.json", "model"]
+    kinds = ("best.old-{}", "final.old-{}", "model.old-{}", "log.old-{}.jsonl")
+    names += [kind.format(n) for n in (1, 2) for kind in kinds]
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 

@@ -219,6 +219,7 @@ def test_a_run_that_failed_in_another_process_meanwhile_is_not_tried_again(
     assert counts(done) == "1 done, 1 failed"
 
 
+@pytest.mark.slow
 def test_two_processes_share_stages(tmp_path: Path) -> None:
     """Each run is trained once, and both choose the learning rate from all the runs of the first stage."""
     words = [*STAGES, "seed=0,1,2", *TINY, f"data.cache_dir={tmp_path / 'cache'}"]
