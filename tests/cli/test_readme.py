@@ -62,7 +62,7 @@ def is_of_an_example(command: str) -> bool:
     return bool(EXAMPLES & set(re.split(r"[= ]", command)))
 
 
-ALL = [command for page in PAGES if page.name != "own.md" for command in commands(page)]  # test_own_files.py
+ALL = [command for page in PAGES if page.name != "own.md" for command in commands(page)]  # test_own_runs.py
 
 
 def of_program(name: str) -> list[str]:
