@@ -52,6 +52,8 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str, metho
         export.write_merged(*load(part), part)
         for name in (export.PEFT_CONFIG, export.PEFT_WEIGHTS, OWN_WEIGHTS):
             (part / name).unlink(missing_ok=True)
+    for path in part.iterdir():  # safetensors makes files that only their owner can read
+        path.chmod((part / CONFIG).stat().st_mode)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 
