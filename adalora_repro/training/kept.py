@@ -178,7 +178,7 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
         "library_name": library,
         "license": "other",
         "license_name": "see-base-model-and-data",
-        "datasets": [cfg.task.hub],
+        "datasets": [cfg.task.hub] if cfg.task.hub else [],
         "tags": ["adalora-repro", cfg.method.name, cfg.task.name],
     }
     key, params = record.key, record.params
