@@ -1,4 +1,4 @@
-"""Tiny models with random weights, one of each model type, saved with a tokenizer of bytes as a user's folder has them."""
+"""Tiny models with random weights, one of each model type, saved with a tokenizer of bytes like a user's model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTHS: dict[str, Any] = {"vocab_size": 261, "hidden_size": 32, "num_hidden_laye
 WIDTHS |= {"intermediate_size": 64, "max_position_embeddings": 130}
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
 DECODER = WIDTHS | {"num_key_value_heads": 2, "head_dim": 8}
-T5 = {"vocab_size": 261, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
+T5 = {"vocab_size": 261, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4}
 START = {"decoder_start_token_id": 0}
 ENCODER_DECODER = {"vocab_size": 261, "d_model": 32, "max_position_embeddings": 130} | {
     f"{stack}_{name}": value

@@ -63,7 +63,7 @@ def meta_model(cfg: DictConfig) -> PreTrainedModel:
         if model := meta_models.build(architecture, cfg.task.auto_model, cfg.task.num_labels):
             return model
         with torch.device("meta"):
-            return auto_model(cfg).from_config(model_config(cfg))
+            return _auto_model(cfg).from_config(model_config(cfg))
 
 
 @contextmanager
@@ -93,10 +93,9 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
     """
     import torch
 
-    backbone = cfg.backbone
     if _has_random_weights(cfg):
         with _buildable(cfg):
-            return auto_model(cfg).from_config(_padded(cfg, model_config(cfg)))
+            return _auto_model(cfg).from_config(_padded(cfg, model_config(cfg)))
     where = _location(cfg)
     check_published(cfg)
     config = _padded(cfg, saved_config(cfg))
@@ -105,7 +104,7 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
     # DeBERTaV3's checkpoint is stored in half precision, hence dtype; weights of another shape must not raise here:
     # `_check_loaded` reports them with all other problems
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, report = _from_hub(cfg, lambda: auto_model(cfg).from_pretrained(**where, config=config, **options))
+    model, report = _from_hub(cfg, lambda: _auto_model(cfg).from_pretrained(**where, config=config, **options))
     _check_loaded(cfg, model, report)
     return model
 
@@ -328,7 +327,7 @@ def byte_tokenizer(max_length: int = 512) -> PreTrainedTokenizerBase:
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-def auto_model(cfg: DictConfig) -> Any:
+def _auto_model(cfg: DictConfig) -> Any:
     import transformers
 
     return getattr(transformers, cfg.task.auto_model)

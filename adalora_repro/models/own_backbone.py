@@ -28,7 +28,7 @@ DROPOUTS = ("classifier_dropout", "cls_dropout", "seq_classif_dropout")
 
 
 def described(cfg: DictConfig) -> DictConfig:
-    """A copy with name, architecture and revision of a saved model; ``cfg`` itself where a file states the architecture.
+    """A copy with name, architecture and revision of a saved model; ``cfg`` itself if its backbone's file states them.
 
     Raises:
         InputError: no model is given, or its config.json cannot be read or downloaded.
@@ -64,16 +64,20 @@ def described(cfg: DictConfig) -> DictConfig:
 def unknown_type(cfg: DictConfig) -> InputError:
     """The error for a model type without a file in sites/, with a draft of one if transformers can build the model."""
     import torch
-    from transformers import AutoConfig
+    import transformers
+    from transformers.utils import logging
 
     from adalora_repro.models.meta_models import Unfilled
 
+    logging.set_verbosity_error()
     options: dict[str, Any] = OmegaConf.to_container(cfg.backbone.architecture)  # type: ignore[assignment]
     model_type = options.pop("model_type")
     problem = str(one_of("model type", model_type, model_types()))
     try:
         with Unfilled(), torch.device("meta"):
-            model = backbones.auto_model(cfg).from_config(AutoConfig.for_model(model_type, **options))
+            model = getattr(transformers, cfg.task.auto_model).from_config(
+                transformers.AutoConfig.for_model(model_type, **options)
+            )
     except Exception:  # transformers does not know it either, or not for this task
         return InputError(problem)
     text = draft(model)
@@ -97,7 +101,8 @@ def draft(model: Any) -> str:
         inside = any(name.startswith(f"{outer}.") for outer in lists)
         if isinstance(module, nn.ModuleList) and not inside and _linear(module[0] if len(module) else module):
             lists[name] = module
-    stacks, roles = {}, {}
+    stacks: dict[str, str] = {}
+    roles: dict[str, list[str]] = {}
     for name, blocks in lists.items():
         stack = "decoder" if causal or name.startswith("decoder") else "encoder"
         counts = [key for key, value in config.to_dict().items() if "layer" in key and value == len(blocks)]
@@ -105,20 +110,19 @@ def draft(model: Any) -> str:
         for path in _linear(blocks[0]):
             role = _role(path) or f"TODO_{path.replace('.', '_')}"
             roles.setdefault(role, []).append(f"{name}.{{layer}}.{path}")
-    for role, after in (("attn_out", "after_attn"), ("ffn_out", "after_ffn")):
-        if role in roles:
-            roles[after] = roles[role]
+    for after, before in (("after_attn", ("attn_out", "cross_out")), ("after_ffn", ("ffn_out",))):
+        roles[after] = [path for role in before for path in roles.get(role, ())]
     content = {
         "classifier_dropout": next((name for name in DROPOUTS if hasattr(config, name)), None),
         "stacks": stacks,
         **({"special_tokens": ["eos"], "plain_masks": False} if causal else {}),
-        "roles": {role: paths[0] if len(paths) == 1 else paths for role, paths in roles.items()},
+        "roles": {role: paths[0] if len(paths) == 1 else paths for role, paths in roles.items() if paths},
     }
     return (
         f"# {model_type}: a draft from {type(model).__name__}; check it against the files of conf/sites/\n"
-        f"# Roles of matrices: {' '.join(MATRIX_ROLES)}; leave out what no method is to adapt.\n"
-        "# Adapters sit behind after_attn and after_ffn; Pfeiffer's at ffn_norm, the LayerNorm after the feed-forward's\n"
-        "# residual. `head_inside` lists modules inside the base model that belong to the task head, a pooler say.\n"
+        f"# Roles of matrices: {' '.join(MATRIX_ROLES)}\n"
+        "# Adapters sit behind after_attn and after_ffn, Pfeiffer's at ffn_norm, the LayerNorm behind the residual of the\n"
+        "# feed-forward. Modules of the base model that belong to the task head: head_inside: [pooler]\n"
         + yaml.safe_dump(content, sort_keys=False, width=120).rstrip()
     )
 
@@ -136,7 +140,10 @@ def _role(path: str) -> str | None:
         for role, templates in architecture(model_type).roles.items():
             for template in [templates] if isinstance(templates, str) else templates:
                 shared = 0
-                for one, other in zip(reversed(path.split(".")), reversed(template.split(".")), strict=False):
+                inside = f"{{layer}}.{template.partition('{layer}.')[2]}"
+                for one, other in zip(
+                    reversed(f"{{layer}}.{path}".split(".")), reversed(inside.split(".")), strict=False
+                ):
                     if one != other:
                         break
                     shared += 1

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-#: the paper's weight matrices Wq Wk Wv Wo Wf1 Wf2, those of a decoder's cross-attention, one matrix that holds Wq Wk Wv,
-#: and of a gated feed-forward the gate, alone or in one matrix with Wf1
-MATRIX_ROLES = ("q", "k", "v", "attn_out", "ffn_in", "ffn_out", "cross_q", "cross_k", "cross_v", "cross_out")
-MATRIX_ROLES += ("qkv", "ffn_gate", "ffn_in_gate")
+#: the paper's weight matrices Wq Wk Wv Wo Wf1 Wf2, and those of a decoder's cross-attention; then one matrix that holds
+#: Wq Wk Wv, and the gate of a gated feed-forward, alone or in one matrix with Wf1
+MATRIX_ROLES = (
+    *("q", "k", "v", "attn_out", "ffn_in", "ffn_out", "cross_q", "cross_k", "cross_v", "cross_out"),
+    *("qkv", "ffn_gate", "ffn_in_gate"),
+)
 PACKAGE = Path(__file__).parents[1]
 #: inside the package in a wheel, beside it in a checkout
 FOLDER = next((root / "conf" / "sites" for root in (PACKAGE, PACKAGE.parent) if (root / "conf").is_dir()), PACKAGE)
@@ -143,6 +145,8 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
         InputError: there is no file for the model type, or the model lacks a module that it names.
     """
     arch = architecture(model.config.model_type)
+    if unset := [count for count in arch.stacks.values() if not hasattr(model.config, count)]:
+        raise InputError(f"sites/{model.config.model_type}.yaml: the model's configuration has no setting '{unset[0]}'")
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     modules = dict(model.base_model.named_modules())
     sites = [

@@ -8,7 +8,7 @@ from task_configs import CONF, task_config
 from adalora_repro.models import backbones, meta_models
 from adalora_repro.models.sites import find_sites, head_parameters
 
-BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
+BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml") if path.stem != "auto")
 TASKS = {"rte": "two labels", "mnli": "three labels", "stsb": "regression", "squad": "spans", "xsum": "seq2seq"}
 
 
