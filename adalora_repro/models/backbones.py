@@ -378,6 +378,12 @@ def _folder(cfg: DictConfig) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
+def commit(cfg: DictConfig) -> str | None:
+    """The commit of a hub's model in the cache: what a branch or no revision at all stood for when it was loaded."""
+    folder = _folder(cfg)
+    return None if folder is None else folder.name
+
+
 def _from_hub(cfg: DictConfig, load: Any) -> Any:
     """Calls ``load()`` on a saved model's files and turns any exception of a library into one line.
 

@@ -54,7 +54,7 @@ def described(cfg: DictConfig) -> DictConfig:
         raise InputError(f"backbone '{backbone.name}': its config.json has a value with '${{', which is not allowed")
     backbone.architecture = {**values, "model_type": config.model_type}
     if backbone.path is None:
-        backbone.revision = getattr(config, "_commit_hash", None) or backbone.revision
+        backbone.revision = backbones.commit(cfg) or backbone.revision
     return cfg
 
 
@@ -121,8 +121,8 @@ def draft(model: Any) -> str:
     return (
         f"# {model_type}: a draft from {type(model).__name__}; check it against the files of conf/sites/\n"
         f"# Roles of matrices: {' '.join(MATRIX_ROLES)}\n"
-        "# Adapters sit behind after_attn and after_ffn, Pfeiffer's at ffn_norm, the LayerNorm behind the residual of the\n"
-        "# feed-forward. Modules of the base model that belong to the task head: head_inside: [pooler]\n"
+        "# Adapters sit behind after_attn and after_ffn, Pfeiffer's at ffn_norm: the LayerNorm behind the residual of\n"
+        "# the feed-forward. If they apply: head_inside: [pooler]; padding_positions: true (as in RoBERTa).\n"
         + yaml.safe_dump(content, sort_keys=False, width=120).rstrip()
     )
 
