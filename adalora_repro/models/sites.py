@@ -109,6 +109,11 @@ def _files() -> dict[str, Path]:
     return {path.stem: path for folder in (*_added, FOLDER) for path in folder.glob("*.yaml")}
 
 
+def added_files() -> list[Path]:
+    """The files of the folder that was added."""
+    return [path for folder in _added for path in sorted(folder.glob("*.yaml"))]
+
+
 def model_types() -> list[str]:
     """The model types that have a file in conf/sites/."""
     return sorted(_files())

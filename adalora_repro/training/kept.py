@@ -17,9 +17,8 @@ from safetensors.torch import load_file
 
 from adalora_repro import methods
 from adalora_repro.errors import InputError, first_line
-from adalora_repro.models import backbones, export
+from adalora_repro.models import backbones, export, sites
 from adalora_repro.models.inject import trained
-from adalora_repro.models.sites import find_sites
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,6 +30,7 @@ FOLDER = "model"
 CONFIG = "run.yaml"  # the run's whole configuration, with the sizes that its budget gave
 OWN_WEIGHTS = "trained.safetensors"
 CARD, RECORD = "README.md", "record.json"
+SITES = "sites"  # the user's files of model types, if there are any
 
 
 # --- to the disk ------------------------------------------------------------------------------------------------------
@@ -47,6 +47,9 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str) -> No
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     (part / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    for path in sites.added_files():
+        (part / SITES).mkdir(exist_ok=True)
+        shutil.copy(path, part / SITES)
     if export.expressible(model):
         export.write_peft(model, cfg, part)
     else:
@@ -88,7 +91,7 @@ def load(run: str | Path, backbone: str | None = None) -> tuple[PreTrainedModel,
     if (folder / export.PEFT_CONFIG).exists():
         export.add_peft(model, folder)
     else:
-        methods.load(cfg).inject(model, find_sites(model))
+        methods.load(cfg).inject(model, sites.find_sites(model))
         export.take(model, load_file(folder / OWN_WEIGHTS), folder)
     return model.requires_grad_(False).eval(), tokenizer
 
@@ -130,6 +133,8 @@ def configuration(folder: Path, backbone: str | None = None) -> DictConfig:
         raise InputError(f"{folder / CONFIG} cannot be read: {first_line(error)}") from None
     if backbone is not None:
         cfg.backbone.path = backbone
+    if cfg.backbone.architecture.get("model_type") not in sites.model_types():
+        sites.add_folder(folder / SITES)
     OmegaConf.set_readonly(cfg, True)
     return cfg
 

@@ -11,8 +11,7 @@ from huggingface_hub import constants
 from own_models import DECODER, IDS, MODELS, config_of, save
 from transformers import AutoConfig
 
-from adalora_repro.models import backbones
-from adalora_repro.models.sites import find_sites
+from adalora_repro.models import backbones, sites
 from adalora_repro.training import kept
 
 RUN = ("method=lora", "task=rte", "train.max_steps=3", "data.sample_rows=16", "data.sample_validation_rows=8")
@@ -95,12 +94,16 @@ def test_an_unknown_model_type_gets_a_draft_that_works(tiny, models, tmp_path):
     assert line.startswith("unknown model type 'mistral'; valid: bart, bert, ")
     assert "a draft of sites/mistral.yaml in the folder of --config-dir is on standard output" in line
     roles = yaml.safe_load(done.out)["roles"]
-    assert roles == yaml.safe_load(Path(find_sites.__globals__["FOLDER"], "llama.yaml").read_text("utf-8"))["roles"]
+    assert roles == yaml.safe_load(Path(sites.FOLDER, "llama.yaml").read_text("utf-8"))["roles"]
     (tmp_path / "own" / "sites").mkdir(parents=True)
     (tmp_path / "own" / "sites" / "mistral.yaml").write_text(done.out, encoding="utf-8")
     done = tiny(f"--config-dir={tmp_path / 'own'}", *words, "method=adalora", f"data.cache_dir={tmp_path / 'cache'}")
     assert done.code == 0, done.err
-    assert len(record()[1]["rank_pattern"]) == 14
+    folder, written = record()
+    assert len(written["rank_pattern"]) == 14
+    sites.add_folder(None)  # as in another process
+    assert kept.load(folder)[0].config.model_type == "mistral"
+    sites.add_folder(None)
 
 
 def test_a_shipped_name_never_stands_for_another_model(tiny, models, tmp_path):
@@ -156,6 +159,4 @@ def config_folder(tmp_path):
 
 
 def test_every_shipped_type_has_a_tiny_model():
-    from adalora_repro.models.sites import model_types
-
-    assert {model_type for model_type, _ in MODELS.values()} == set(model_types())
+    assert {model_type for model_type, _ in MODELS.values()} == set(sites.model_types())

@@ -69,6 +69,15 @@ def batch(name):
     return {"input_ids": tokens, "attention_mask": mask} | labels
 
 
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - set(NEW)))
+def test_a_saved_model_of_a_type_in_conf_backbone_is_the_one_that_was_counted(name, folder):
+    plan = count(plans.resolved(*words(name, "lora", folder)))
+    model = backbones.load_model(plan.cfg)
+    assert plan.params["backbone"] == inject.count(model.base_model.parameters())
+    methods.load(plan.cfg).inject(model, find_sites(model))
+    assert inject.count_trained(model) == {"method": plan.params["at_init"], "head": plan.params["head"]}
+
+
 @pytest.mark.parametrize("name", NEW)
 @pytest.mark.parametrize("method", METHODS)
 def test_three_steps(name, method, folder):
