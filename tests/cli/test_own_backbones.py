@@ -160,3 +160,24 @@ def config_folder(tmp_path):
 
 def test_every_shipped_type_has_a_tiny_model():
     assert {model_type for model_type, _ in MODELS.values()} == set(sites.model_types())
+
+
+def test_the_plan_that_the_documents_show(cli, tmp_path):
+    """The class's defaults are ModernBERT-base's."""
+    folder = tmp_path / "ModernBERT-base"
+    AutoConfig.for_model("modernbert").save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    page = (Path(backbones.__file__).parents[2] / "docs" / "own-backbone.md").read_text(encoding="utf-8")
+    lines = page.partition("```text\n")[2].partition("```")[0].splitlines()
+    words = ("task=rte", "method=adalora", "budget=0.3M", "backbone=auto", f"backbone.path={folder}", "dry_run=true")
+    printed = cli(*words).out.splitlines()
+    assert [line for line in lines if line not in ("", "…", *printed)] == []
+
+
+def test_a_model_with_a_file_that_names_it(tiny, models, tmp_path):
+    (tmp_path / "own" / "backbone").mkdir(parents=True)
+    text = f"name: mine\nsource: hub\npath: {models / 'bert'}\ntokenizer: hub\n"
+    (tmp_path / "own" / "backbone" / "mine.yaml").write_text(text, encoding="utf-8")
+    plan = tiny(f"--config-dir={tmp_path / 'own'}", *RUN, "backbone=mine", "dry_run=true")
+    assert plan.out.startswith("plan: task=rte method=lora budget=0.3M backbone=mine "), plan.err
+    assert "note: backbone.path" not in plan.out
