@@ -65,7 +65,6 @@ class ArrayLauncher(SlurmLauncher):
         from adalora_repro.cli.run import one_of_many
 
         os.chdir(cwd)
-        os.environ.pop("HYDRA_FULL_ERROR", None)  # of the sweep's own process, which had it for another reason
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, and the run is not there yet
         if int(os.environ.get("SLURM_RESTART_COUNT", 0)):  # force=true starts over once, not at every requeue
             words = [word for word in words if word.lstrip("+").partition("=")[0] != "force"]
@@ -86,6 +85,7 @@ class ArrayLauncher(SlurmLauncher):
         outcomes: dict[Words, Outcome] = self.ledger.outcomes
         for words in jobs:
             folder = self.plans[words].folder
+            outcomes[words] = SUBMITTED, EXIT_OK
             if self.plans[words].cfg.measure == "cost":
                 print("refused: measure=cost measures where it is started; leave out hydra/launcher")
                 outcomes[words] = REFUSED, EXIT_BAD_INPUT
@@ -93,8 +93,6 @@ class ArrayLauncher(SlurmLauncher):
                 print(f"in the queue already: {folder} (task {queued.get(folder, 'of this sweep')})")
                 outcomes[words] = QUEUED, EXIT_OK
                 tasks |= {words: queued[folder]} if folder in queued else {}
-            else:
-                outcomes[words] = SUBMITTED, EXIT_OK
         tasks |= self.submit(list(new.values()))
         if self.config.launch != "detach":
             try:
@@ -130,8 +128,6 @@ class ArrayLauncher(SlurmLauncher):
         except submitit.core.utils.FailedJobError as error:
             lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in str(error).splitlines()]
             raise InputError(f"sbatch refused: {'; '.join(filter(None, lines))}") from None
-        except UnicodeError as error:  # submitit writes the script in the locale's encoding, in which sbatch reads it
-            raise InputError(f"cannot write the job's script in this locale ({error}); set LC_ALL=C.UTF-8") from None
         ids = {job: task.job_id for job, task in zip(jobs, tasks, strict=True)}
         number = tasks[0].job_id.partition("_")[0]
         keys = {task: self.plans[job].key for job, task in ids.items()}

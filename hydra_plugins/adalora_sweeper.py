@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,8 @@ from adalora_repro.training.distributed import launched
 from adalora_repro.training.progress import complain, prefixed
 from hydra_plugins.adalora_launcher import ArrayLauncher
 
-#: settings with one value for all runs, and what to type instead of a list: {0} is the list, {1} a word that quotes it
-ONE_FOR_ALL = {
-    "sweep": "several sweeps in one are a list, '+sweep=[{0}]'",
-    "results.dir": "put a name with a comma in quotes: {1}",
-    "launch": "valid: " + ", ".join(LAUNCHES),
-}
-
-
 ConfigStore.instance().store(group="hydra/sweeper", name="cells_types", node=sweeps.SweeperConfig)
+ONE_FOR_ALL = ("sweep", "results.dir", "launch")  # settings with one value for all runs
 
 
 class CellSweeper(Sweeper):
@@ -90,8 +83,6 @@ class CellSweeper(Sweeper):
                 of a run cannot be composed; no job has begun.
         """
         self.ledger.begun = True
-        if not all(isinstance(stage, Mapping) for stage in self.stages):
-            raise InputError("hydra.sweeper.stages must be a list of settings and their values")
         given = self.values(self.params) | self.values(arguments)
         tables = {table: [self.values(lists) for lists in cells] for table, cells in self.cells.items()}
         stages = [self.values(stage) for stage in self.stages] or [{}]
@@ -101,23 +92,9 @@ class CellSweeper(Sweeper):
             jobs = sweeps.jobs_of(given | stage, tables)
             rate = stage.get(LR, [""])[0]
             if rate in (CHOSEN, WIDENED):
-                cells, jobs, left = sweeps.wanted(jobs, stage, given) if rate == CHOSEN else jobs, [], []
-                self.plan(earlier)  # also those that the command line leaves out: they are chosen from
-                for ready in self.once_free(cells, earlier, number):
-                    tried = [(job, self.plans[words_of(job)].folder) for job in earlier if words_of(job) in self.plans]
-                    derived, choices = sweeps.derived(rate, ready, tried)
-                    for cell, choice in choices.items():
-                        if choice.lr or not self.config.dry_run:
-                            print(f"stage {number}, {sweeps.name_of(cell)}: {choice.why}")
-                    without = len(ready) - len(derived) if rate == CHOSEN else 0
-                    if self.config.dry_run:
-                        self.dry_run.later += without
-                    else:
-                        self.ledger.left_out += without
-                    left += self.launch(sweeps.wanted(derived, stage, given))
-                    jobs += derived
-            else:
-                left = self.launch(sweeps.wanted(jobs, stage, given))
+                asked = sweeps.wanted(jobs, stage, given) if rate == CHOSEN else jobs
+                jobs = self.at_chosen_rates(number, rate, asked, earlier)
+            left = self.launch(sweeps.wanted(jobs, stage, given))
             unfinished = any(state_of(self.plans[words_of(job)].folder) != "failed" for job in left)
             if self.config.launch == "detach" and unfinished and number < len(stages):
                 print(f"stage {number} of {len(stages)}: when its runs have ended, repeat the command for the next")
@@ -125,10 +102,6 @@ class CellSweeper(Sweeper):
             earlier += jobs
         if self.config.dry_run:
             print(self.dry_run.total())
-
-    def parse(self, words: Sequence[str]) -> list[Override]:
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        return list(parser.parse_overrides(list(words)))
 
     def values(self, lists: Sequence[str] | Mapping[str, Any]) -> Values:
         """Key -> values in the order given, of words or of a mapping; the last word for a key wins."""
@@ -141,14 +114,17 @@ class CellSweeper(Sweeper):
                 raise HydraException(f"{override.input_line}: a range without steps is no list of runs")
             if several and name in ONE_FOR_ALL:
                 typed = override.input_line.partition("=")[2]
-                raise InputError(
-                    f"{name} must be one for all runs; {ONE_FOR_ALL[name].format(typed, word(name, typed))}"
-                )
+                quoted = f"'+sweep=[{typed}]'" if name == "sweep" else word(name, typed)
+                raise InputError(f"{name} must be one for all runs; a comma in it needs quotes: {quoted}")
             if several:
                 values[key] = list(itertools.islice(override.sweep_string_iterator(), sweeps.MOST_JOBS + 1))
             elif name not in ("sweep", "launch"):  # of the sweep, not of its runs
                 values[key] = [override.get_value_element_as_str()]
         return values
+
+    def parse(self, words: Sequence[str]) -> list[Override]:
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        return list(parser.parse_overrides(list(words)))
 
     # -- jobs -> runs ----------------------------------------------------------------------------------------------
 
@@ -163,22 +139,22 @@ class CellSweeper(Sweeper):
             self.ledger.sweep[words] = run
             if plan is None:
                 self.refuse(words)
-            elif self.config.dry_run:
+                continue
+            if self.config.dry_run:
                 self.ledger.outcomes[words] = PLANNED, EXIT_OK
                 try:
                     print(f"{run.label}: {self.dry_run.line(plan)}")
                 except InputError as error:
                     self.ledger.refusals[words] = str(error)
                     self.refuse(words)
-            elif score := finished(plan):
+                continue
+            tables = ["table15"] if self.config.measure == "cost" else self.cells
+            self.ledger.report = report_command(tables, plan.key, Path(self.config.results.dir).expanduser())
+            if score := finished(plan):
                 self.ledger.outcomes[words] = ALREADY, EXIT_OK
                 print(f"{run.label} {planning.already_done(plan, score)}")
             else:
                 left.append(job)
-            if plan is not None and not self.config.dry_run:
-                results = Path(self.config.results.dir).expanduser()
-                tables = ["table15"] if self.config.measure == "cost" else self.cells
-                self.ledger.report = self.ledger.report or report_command(tables, plan.key, results)
         if left:
             folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -193,8 +169,7 @@ class CellSweeper(Sweeper):
 
     def refuse(self, words: Words) -> None:
         self.ledger.outcomes[words] = REFUSED, EXIT_BAD_INPUT
-        which = f" (run: {shlex.join(words)})" if words else ""
-        complain(f"error: {self.ledger.refusals[words]}{which}")
+        complain(f"error: {self.ledger.refusals[words]} (run: {shlex.join(words)})")
 
     def launch_batch(self, batch: Sequence[Words]) -> None:
         assert self.launcher is not None
@@ -244,33 +219,45 @@ class CellSweeper(Sweeper):
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
-    def once_free(self, jobs: list[Job], earlier: Sequence[Job], number: int) -> Iterator[list[Job]]:
-        """Yields ``jobs`` cell by cell, each cell once no other process is training one of its ``earlier`` runs.
+    def at_chosen_rates(self, number: int, rate: str, jobs: Sequence[Job], earlier: Sequence[Job]) -> list[Job]:
+        """The jobs at the rate that ``rate`` stands for in their cell; without those of a cell that has no choice."""
+        self.plan(earlier)  # also those that the command line leaves out: they are chosen from
+        earlier = [job for job in earlier if words_of(job) in self.plans]
+        cells = {cell_of(job) for job in jobs}
+        self.wait([job for job in earlier if cell_of(job) in cells], number)
+        tried = [(job, self.plans[words_of(job)].folder) for job in earlier]
+        derived, choices = sweeps.derived(rate, jobs, tried)
+        for cell, choice in choices.items():
+            if choice.lr or not self.config.dry_run:
+                print(f"stage {number}, {sweeps.name_of(cell)}: {choice.why}")
+        without = len(jobs) - len(derived) if rate == CHOSEN else 0
+        if self.config.dry_run:
+            self.dry_run.later += without
+        else:
+            self.ledger.left_out += without
+        return derived
 
-        Processes with the same command share its runs: each skips those that another is training. A learning rate is
-        chosen only when the others have finished their runs; a run that another left unfinished is trained here.
+    def wait(self, jobs: Sequence[Job], number: int) -> None:
+        """Until no other process is training one of the jobs, of which a learning rate is to be chosen.
+
+        Processes with the same command share its runs: each skips those that another is training. A run that another
+        left unfinished is trained here.
         """
         # a cluster's queue may take days; processes of one distributed run must not decide at different moments
         if self.config.dry_run or isinstance(self.launcher, ArrayLauncher) or launched()[1] > 1:
-            yield jobs
             return
-        cells = {cell_of(job) for job in jobs}
-        candidates = [job for job in earlier if cell_of(job) in cells and words_of(job) in self.plans]
-        waited = False
-        while jobs:
-            states = {words_of(job): state_of(self.plans[words_of(job)].folder) for job in candidates}
+        told = False
+        while True:
+            states = {words_of(job): state_of(self.plans[words_of(job)].folder) for job in jobs}
             skipped = [words for words, (outcome, _) in self.ledger.outcomes.items() if outcome == SKIPPED]
             ended = [words for words, state in states.items() if state not in ("held", "ok", "failed")]
-            self.launch([job for job in candidates if words_of(job) in ended and words_of(job) in skipped])
-            held = [cell_of(job) for job in candidates if states[words_of(job)] == "held"]
-            ready = [job for job in jobs if cell_of(job) not in held]
-            jobs = [job for job in jobs if cell_of(job) in held]
-            if ready:
-                yield ready
-                continue
-            if not waited:
-                print(f"stage {number}: waiting for {len(held)} runs that other processes are training", flush=True)
-            waited = True
+            self.launch([job for job in jobs if words_of(job) in ended and words_of(job) in skipped])
+            held = list(states.values()).count("held")
+            if not held:
+                return
+            if not told:
+                print(f"stage {number}: waiting for {held} runs that other processes are training", flush=True)
+            told = True
             time.sleep(lock.LOOK_S)
 
 

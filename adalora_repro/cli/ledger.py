@@ -54,7 +54,7 @@ class Ledger:
         sweep: the runs of a sweep, in their order; ``refusals``: why some of them are refused.
         left_out: runs of a later stage that have no learning rate to go on with.
         report: the command that shows the runs of a sweep.
-        begun: a configuration is composed: later errors may not be the user's fault.
+        begun: a configuration is composed: later errors may not be the user's fault; ``inside``: a run has begun.
         apart: this is one run of a sweep whose others are in other processes.
     """
 
@@ -64,6 +64,7 @@ class Ledger:
     left_out: int = 0
     report: str = ""
     begun: bool = False
+    inside: bool = False
     apart: bool = False
     began: float = field(default_factory=time.time)
 

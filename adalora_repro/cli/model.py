@@ -38,14 +38,9 @@ FORMS = ("peft", "merged")
 TOLERANCE = 1e-9  # relative; the same sums over the same numbers
 HUB_TOLERANCE = 1e-6  # the hub's modules hold numbers in 32 bits
 NOT_STORED = ("written_tokens",)  # figures of what is not among the predictions
-#: hub module and configuration that compute a figure of GLUE, and their name of it
-HUB_GLUE = {
-    "accuracy": ("sst2", "accuracy"),
-    "f1": ("mrpc", "f1"),
-    "matthews_correlation": ("cola", "matthews_correlation"),
-    "pearson": ("stsb", "pearson"),
-    "spearman": ("stsb", "spearmanr"),
-}
+#: figure of GLUE -> configuration of the hub's module that computes it
+HUB_GLUE = {"accuracy": "sst2", "f1": "mrpc", "matthews_correlation": "cola", "pearson": "stsb", "spearman": "stsb"}
+OURS = {"exact_match": "exact", "spearmanr": "spearman"}  # the hub's names of figures -> this package's
 
 
 @dataclass(frozen=True)
@@ -105,28 +100,41 @@ class Stored:
         return [labels[key] for key in ids]
 
 
-def glue(stored: Stored, split: str, name: str) -> dict[str, float]:
-    """Figures of ``predictions.<split>.jsonl.gz``, which holds the labels too."""
+def computed(stored: Stored, ours: str, theirs: tuple[str, str | None], **inputs: Any) -> dict[str, float]:
+    """Figures by this package's metric, or by the hub's (module and configuration) under this package's names.
+
+    Raises:
+        InputError: the hub's can neither be loaded from there nor from the cache of an earlier time.
+    """
+    import evaluate
+
     from adalora_repro.metrics import metric
 
-    del name
+    if not stored.hub:
+        return dict(metric(ours).compute(**inputs) or {})
+    try:
+        loaded = evaluate.load(*theirs)
+    except (OSError, ImportError) as error:  # no connection is an OSError
+        raise InputError(
+            f"--hub: cannot load the metric '{theirs[0]}' ({first_line(error)}); it needs a connection to the hub, or "
+            "the cache of an earlier time"
+        ) from None
+    return {OURS.get(name, name): float(value) for name, value in (loaded.compute(**inputs) or {}).items()}
+
+
+def glue(stored: Stored, split: str, name: str) -> dict[str, float]:
+    """Figures of ``predictions.<split>.jsonl.gz``, which holds the labels too."""
     rows = stored.rows(f"predictions.{split}.jsonl.gz")
     inputs = {"predictions": [row["prediction"] for row in rows], "references": [row["label"] for row in rows]}
     names = list(stored.cfg.task.metrics)
     if not stored.hub:
-        return dict(metric("+".join(names)).compute(**inputs) or {})
-    figures = {}
-    for figure in names:
-        if figure in HUB_GLUE:
-            configuration, hub_name = HUB_GLUE[figure]
-            figures[figure] = from_hub("glue", configuration, **inputs)[hub_name]
-    return figures
+        return computed(stored, "+".join(names), ("glue", None), **inputs)
+    figures = [figure for figure in names if figure in HUB_GLUE]
+    return {figure: computed(stored, figure, ("glue", HUB_GLUE[figure]), **inputs)[figure] for figure in figures}
 
 
 def squad(stored: Stored, split: str, name: str) -> dict[str, float]:
     """Figures of ``nbest<name>.jsonl.gz``; 2.0: of the best answers and the odds that there is none."""
-    from adalora_repro.metrics import metric
-
     rows = stored.rows(f"nbest{name}.jsonl.gz")
     ids = [row["id"] for row in rows]
     references = [
@@ -135,33 +143,29 @@ def squad(stored: Stored, split: str, name: str) -> dict[str, float]:
     threshold = stored.cfg.task.null_threshold
     if threshold is None:
         predictions = [{"id": row["id"], "prediction_text": row["prediction"]} for row in rows]
-        if not stored.hub:
-            return dict(metric("squad").compute(predictions=predictions, references=references) or {})
-        figures = from_hub("squad", None, predictions=predictions, references=references)
-        return {"exact": figures["exact_match"], "f1": figures["f1"]}
+        return computed(stored, "squad", ("squad", None), predictions=predictions, references=references)
     answers = [next(answer["text"] for answer in row["n_best"] if answer["start"] is not None) for row in rows]
-    inputs = {
-        "predictions": [
-            {"id": row["id"], "prediction_text": text, "no_answer_probability": row["null_odds"]}
-            for row, text in zip(rows, answers, strict=True)
-        ],
-        "references": references,
-        "no_answer_threshold": threshold,
-    }
-    return from_hub("squad_v2", None, **inputs) if stored.hub else dict(metric("squad_v2").compute(**inputs) or {})
+    predictions = [
+        {"id": row["id"], "prediction_text": text, "no_answer_probability": row["null_odds"]}
+        for row, text in zip(rows, answers, strict=True)
+    ]
+    inputs = {"predictions": predictions, "references": references, "no_answer_threshold": threshold}
+    return computed(stored, "squad_v2", ("squad_v2", None), **inputs)
 
 
 def summarization(stored: Stored, split: str, name: str) -> dict[str, float]:
     """Figures of ``predictions<name>.jsonl.gz``."""
-    from adalora_repro.metrics import metric, rouge
+    from adalora_repro.metrics import rouge
 
     rows = stored.rows(f"predictions{name}.jsonl.gz")
-    texts = [row["prediction"] for row in rows]
-    references = stored.references(split, [row["id"] for row in rows])
+    texts = {
+        "predictions": [row["prediction"] for row in rows],
+        "references": stored.references(split, [row["id"] for row in rows]),
+    }
     if not stored.hub:
-        return dict(metric("rouge").compute(predictions=texts, references=references) or {})
-    lines = {"predictions": map(rouge.sentence_lines, texts), "references": map(rouge.sentence_lines, references)}
-    figures = from_hub("rouge", None, **{key: list(values) for key, values in lines.items()}, use_stemmer=True)
+        return computed(stored, "rouge", ("rouge", None), **texts)
+    lines = {key: list(map(rouge.sentence_lines, values)) for key, values in texts.items()}
+    figures = computed(stored, "rouge", ("rouge", None), **lines, use_stemmer=True)
     return {figure: 100 * value for figure, value in figures.items()}
 
 
@@ -170,37 +174,6 @@ FAMILIES: dict[str, Callable[[Stored, str, str], dict[str, float]]] = {
     "squad": squad,
     "summarization": summarization,
 }
-
-
-def again(stored: Stored, family: str, split: str, name: str) -> dict[str, float]:
-    """The figures of one split, by the function of the task family.
-
-    Raises:
-        InputError: as the function, or for predictions that are not of the form in which a run stores them.
-    """
-    try:
-        return FAMILIES[family](stored, split, name)
-    except (LookupError, TypeError, ValueError, StopIteration) as error:
-        problem = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{stored.folder}: no predictions of {stored.cfg.task.name} ({problem})") from None
-
-
-def from_hub(module: str, configuration: str | None, **inputs: Any) -> dict[str, float]:
-    """Figures of the hub's own metric.
-
-    Raises:
-        InputError: it can neither be loaded from the hub nor from the cache of an earlier time.
-    """
-    import evaluate
-
-    try:
-        loaded = evaluate.load(module, configuration)
-    except (OSError, ImportError) as error:  # no connection is an OSError
-        raise InputError(
-            f"--hub: cannot load the metric '{module}' ({first_line(error)}); it needs a connection to the hub, or the "
-            "cache of an earlier time"
-        ) from None
-    return {name: float(value) for name, value in (loaded.compute(**inputs) or {}).items()}
 
 
 def configuration(record: RunRecord, data_dir: str | None) -> DictConfig:
@@ -234,21 +207,22 @@ def score(record: RunRecord, run: Path, select: str, hub: bool, data_dir: str | 
     from tabulate import tabulate
 
     family = record.settings.get("task.family")
-    if family not in FAMILIES:
-        raise InputError(f"{run}: no figures are computed again for the task family '{family}'")
     entry = record.final if select == "final" else record.best
-    if entry is None:
-        raise InputError(f"{run}: the run has no checkpoint '{select}'")
-    folder = (run if run.is_dir() else run.parent) / select
-    stored = Stored(folder, record, configuration(record, data_dir), hub)
+    if family not in FAMILIES or entry is None:
+        raise InputError(f"{run}: no checkpoint '{select}' of a task family that can be computed again")
+    stored = Stored((run if run.is_dir() else run.parent) / select, record, configuration(record, data_dir), hub)
     splits = dict(stored.cfg.task.validation)
     rows = []
-    for suffix, split in splits.items():
-        rows += compared(again(stored, family, split, suffix), entry["metrics"], suffix, hub, "")
-    if HOLDOUT in entry:
-        figures = again(stored, family, HOLDOUT, f".{HOLDOUT}")
-        primary = next(suffix for suffix in splits if any(f"{f}{suffix}" == record.primary_metric for f in figures))
-        rows += compared(figures, entry[HOLDOUT], primary, hub, f"{HOLDOUT} ")
+    try:
+        for suffix, split in splits.items():
+            rows += compared(FAMILIES[family](stored, split, suffix), entry["metrics"], suffix, hub, "")
+        if HOLDOUT in entry:
+            figures = FAMILIES[family](stored, HOLDOUT, f".{HOLDOUT}")
+            primary = next(suffix for suffix in splits if any(f"{f}{suffix}" == record.primary_metric for f in figures))
+            rows += compared(figures, entry[HOLDOUT], primary, hub, f"{HOLDOUT} ")
+    except (LookupError, TypeError, ValueError, StopIteration) as error:
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{stored.folder}: no predictions of {stored.cfg.task.name} ({problem})") from None
     if not rows:
         raise InputError(f"{run}: the {'hub' if hub else 'record'} has none of the figures computed again")
     table = tabulate(rows, ("figure", "record", "computed again", ""), floatfmt=".10g")

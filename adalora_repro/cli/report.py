@@ -108,7 +108,8 @@ def parser_of(reports: dict[str, Report]) -> Parser:
     parser.add_argument("--version", action="version", version=f"adalora-report {__version__}")
     commands = parser.add_subparsers(dest="report", metavar="REPORT", title="reports")
     for report in reports.values():
-        command = commands.add_parser(report.name, help=report.title, description=report.title, allow_abbrev=False)
+        title = report.title.replace("%", "%%")
+        command = commands.add_parser(report.name, help=title, description=title, allow_abbrev=False)
         report.add_arguments(command)
         if report.reads == "scope":
             command.add_argument("--backbone", metavar="NAME", help="default: the paper's, or the only one with runs")

@@ -103,61 +103,13 @@ def _main(ledger: Ledger) -> int:
     tolerate_any_locale()
     try:
         sys.argv[1:] = again(sys.argv[1:])
-    except InputError as error:
-        return _refuse(str(error))
-    register(sys.argv[1:])
-    inside = False  # what a single run raises beyond wrong input is its own failure, not Hydra's
-
-    def job(cfg: DictConfig) -> Outcome:
-        nonlocal inside
-        inside = ledger.begun = True
-        together = HydraConfig.get().mode == RunMode.MULTIRUN
-        many = together or ledger.apart
-        typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # ${…} may lead nowhere
-        words: Words = tuple(typed)
-        try:
-            outcome = run(cfg, many, ledger)
-        except (InputError, OmegaConfBaseException) as error:
-            reason = ledger.refusals[words] = str(error) if isinstance(error, InputError) else explain(error)
-            outcome = REFUSED, _refuse(reason + (f" (run: {shlex.join(words)})" if many else ""))
-            if isinstance(error, InputError) and error.draft:
-                print(error.draft)
-        except BrokenPipeError:
-            mute()  # its record was written before
-            outcome = DONE, EXIT_OK
-        except Exception:
-            if not many:
-                raise
-            traceback.print_exc()  # the other runs of a sweep go on
-            outcome = FAILED, EXIT_FAILED
-        inside = False
-        ledger.outcomes[words] = outcome
-        if outcome[1] in (EXIT_INTERRUPTED, EXIT_TERMINATED):
-            raise KeyboardInterrupt  # or Hydra would begin the next job of a sweep
-        if outcome[1] == EXIT_BAD_INPUT and launched()[1] > 1:
-            raise SystemExit(EXIT_BAD_INPUT)  # perhaps in this process alone: the others would be in another job
-        return outcome
-
-    vars(job)["ledger"] = ledger  # for the sweeper
-    try:
-        if sys.argv[1:] == ["--version"]:  # Hydra has a version of its own
-            print(f"adalora-run {__version__}")
-        elif "list" in sys.argv[1:]:
-            print_choices([text for text in sys.argv[1:] if text != "list"])
-        elif sys.argv[1:] == ["settings"]:
-            from adalora_repro.config.settings_table import markdown
-
-            print(markdown())
-        else:
-            prepare_words()
-            with raising_hydra():
-                hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")(job)()
+        _command(sys.argv[1:], ledger)
     except InputError as error:
         return _refuse(str(error))
     except BrokenPipeError:
         mute()
-    except Exception as error:
-        if inside or not (isinstance(error, WRONG_INPUT) or not ledger.begun) or os.environ.get("HYDRA_FULL_ERROR"):
+    except Exception as error:  # what a run raises beyond wrong input is its own failure, not Hydra's
+        if ledger.inside or not (isinstance(error, WRONG_INPUT) or not ledger.begun):
             raise
         return _refuse(explain(error))
     except KeyboardInterrupt:
@@ -172,12 +124,63 @@ def _main(ledger: Ledger) -> int:
     return ledger.code
 
 
+def _command(words: Sequence[str], ledger: Ledger) -> None:
+    register(words)
+    if words == ["--version"]:  # Hydra has a version of its own
+        print(f"adalora-run {__version__}")
+    elif words == ["settings"]:
+        from adalora_repro.config.settings_table import markdown
+
+        print(markdown())
+    elif "list" in words:
+        print_choices([text for text in words if text != "list"])
+    else:
+        prepare_words()
+
+        def job(cfg: DictConfig) -> Outcome:
+            return _job(cfg, ledger)
+
+        vars(job)["ledger"] = ledger  # for the sweeper
+        with raising_hydra():
+            hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")(job)()
+
+
+def _job(cfg: DictConfig, ledger: Ledger) -> Outcome:
+    """What Hydra calls for a run, alone or of a sweep: in a sweep an error ends that run alone."""
+    ledger.inside = ledger.begun = True
+    many = ledger.apart or HydraConfig.get().mode == RunMode.MULTIRUN
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # ${…} may lead nowhere
+    words: Words = tuple(typed)
+    try:
+        outcome = run(cfg, words, many, ledger)
+    except (InputError, OmegaConfBaseException) as error:
+        reason = ledger.refusals[words] = str(error) if isinstance(error, InputError) else explain(error)
+        outcome = REFUSED, _refuse(reason + (f" (run: {shlex.join(words)})" if many else ""))
+        if isinstance(error, InputError) and error.draft:
+            print(error.draft)
+    except BrokenPipeError:
+        mute()  # its record was written before
+        outcome = DONE, EXIT_OK
+    except Exception:
+        if not many:
+            raise
+        traceback.print_exc()
+        outcome = FAILED, EXIT_FAILED
+    ledger.inside = False
+    ledger.outcomes[words] = outcome
+    if outcome[1] in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+        raise KeyboardInterrupt  # or Hydra would begin the next job of a sweep
+    if outcome[1] == EXIT_BAD_INPUT and launched()[1] > 1:
+        raise SystemExit(EXIT_BAD_INPUT)  # perhaps in this process alone: the others would be in another job
+    return outcome
+
+
 def _refuse(problem: str) -> int:
     complain(f"error: {problem}")
     return EXIT_BAD_INPUT
 
 
-def run(cfg: DictConfig, many: bool, ledger: Ledger) -> Outcome:
+def run(cfg: DictConfig, words: Words, many: bool, ledger: Ledger) -> Outcome:
     """One configuration -> how it ended. A finished run is recognized before torch is imported.
 
     Args:
@@ -187,20 +190,15 @@ def run(cfg: DictConfig, many: bool, ledger: Ledger) -> Outcome:
     Raises:
         InputError: wrong input; nothing was trained.
     """
-    hydra_cfg = HydraConfig.get()
-    if not many and "sweep" in hydra_cfg.runtime.choices:
-        raise InputError("+sweep=… stands for several runs: adalora-run -m +sweep=…")
-    launcher = hydra_cfg.runtime.choices["hydra/launcher"]
-    if not many and launcher in choices_of("hydra/launcher"):  # else it would train here, on a login node perhaps
-        raise InputError(f"hydra/launcher={launcher} submits a sweep: adalora-run -m … hydra/launcher={launcher}")
-    if not many and cfg.launch == "detach":
-        raise InputError("launch=detach submits a sweep: adalora-run -m … hydra/launcher=slurm launch=detach")
+    choices = HydraConfig.get().runtime.choices
+    if not many and (choices["hydra/launcher"] in choices_of("hydra/launcher") or cfg.launch == "detach"):
+        raise InputError("hydra/launcher and launch=detach submit a sweep: adalora-run -m … hydra/launcher=slurm")
     # +key=value goes past Hydra's own check of names
     OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
-    words = OmegaConf.to_container(hydra_cfg.overrides.task)  # as typed: ${…} is looked up where it stands
-    assert isinstance(words, list)
+    if Path(cfg.results.dir).expanduser().is_file():
+        raise InputError(f"results.dir={cfg.results.dir} is not a folder")
     with file_problems():
-        plan = resolve(cfg, hydra_cfg.runtime.choices, words)
+        plan = resolve(cfg, choices, words)
         two = cfg.measure == "cost" and reference(cfg) is not None
         beside = [resolve(_beside(cfg, words), overrides=words)] if two else []
     if cfg.dry_run:
@@ -208,15 +206,11 @@ def run(cfg: DictConfig, many: bool, ledger: Ledger) -> Outcome:
         for other in beside:
             print(dry_run.describe_beside(count(other), cfg.cost))
         return PLANNED, EXIT_OK
-    existing = next(path for path in plan.folder.parents if os.path.exists(path))
-    if not existing.is_dir():
-        raise InputError(f"results.dir={cfg.results.dir}: {existing} is not a folder")
     if cfg.measure == "cost":
         plans = [count(each) for each in (plan, *beside)]
         from adalora_repro.training import cost
 
-        code = cost.execute(plans)
-        return ENDS.get(code, INTERRUPTED), code
+        return _ended(cost.execute(plans))
     alone = launched()[1] == 1  # several processes look together, in ``execute``: each would see another moment
     if alone and not cfg.force and (score := finished(plan)):
         print(already_done(plan, score))
@@ -232,12 +226,20 @@ def run(cfg: DictConfig, many: bool, ledger: Ledger) -> Outcome:
     from adalora_repro.training.runner import execute
 
     try:
-        code = execute(plan)
+        return _ended(execute(plan))
     except InputError:
         if alone and many and lock.held(plan.folder):  # taken since we looked
             return _skipped(plan)
         raise
+
+
+def _ended(code: int) -> Outcome:
     return ENDS.get(code, INTERRUPTED), code
+
+
+def _skipped(plan: Plan) -> Outcome:
+    print(f"skipped: another process is training {plan.folder}")
+    return SKIPPED, EXIT_OK
 
 
 def _beside(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
@@ -263,11 +265,6 @@ def _beside(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
     for node in ("method", "optim"):
         OmegaConf.update(cfg, node, composed[node], merge=False)
     return cfg
-
-
-def _skipped(plan: Plan) -> Outcome:
-    print(f"skipped: another process is training {plan.folder}")
-    return SKIPPED, EXIT_OK
 
 
 # -- what there is to choose ---------------------------------------------------------------------------------------
@@ -313,11 +310,19 @@ def register(words: Sequence[str] = ("sweep",)) -> None:
 
 
 def _choices_help() -> str:
+    if not wants_help():  # Hydra resolves the text whenever it merges configurations
+        return ""
     groups = [group for group in catalog.GROUPS if group != "tuned"]  # which follows from the task and the method
     return "\n".join(f"{group}: {', '.join(catalog.entries(group))}" for group in [*groups, "sweep"])
 
 
+def wants_help() -> bool:
+    return bool({"--help", "-h"} & set(sys.argv))
+
+
 def _settings_help() -> str:
+    if not wants_help():
+        return ""
     from adalora_repro.config.settings_table import help_text
 
     return help_text()

@@ -63,17 +63,12 @@ def read_all(results: Path) -> tuple[list[Submission], list[str]]:
 
 
 def _submission(values: Any, where: str) -> Submission:
-    def refuse(why: str) -> RecordError:
-        return RecordError(f"{where}: not a submission of adalora-run: {why}")
-
-    if not isinstance(values, dict):
-        raise refuse("not a JSON object")
-    FIELDS(values, "", refuse)
-    for task, key in values["runs"].items():
-        try:
+    try:
+        FIELDS(values, "")
+        for key in values["runs"].values():
             run_record.run_folder(Path(), key)
-        except RecordError as error:
-            raise refuse(f"runs.{task}: {error}") from None
+    except ValueError as error:
+        raise RecordError(f"{where}: not a submission of adalora-run: {error}") from None
     return Submission(values["job"], values["submitted"], values["runs"])
 
 

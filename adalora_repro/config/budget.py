@@ -31,14 +31,18 @@ def apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
     """
     sizes, families = cfg.method.get("sizes"), [cfg.task.budgets, *cfg.task.more_budgets]
     if not budget_typed and cfg.budget.params is None and cfg.budget.family not in families:
-        _take_default(cfg)
+        # the default budget is GLUE's; a task of another family takes the smallest of its own
+        own = [label for label, family in budget_families().items() if family == cfg.task.budgets]
+        if own:
+            cfg.budget.label, cfg.budget.family = own[0], cfg.task.budgets
+    if (number := cfg.budget.params) is not None:  # it replaces a label, and only where sizes are to match it
+        if cfg.budget.match != "params":
+            raise InputError(f"budget.params={number} needs budget.match=params")
+        if budget_typed:
+            raise InputError(f"budget={cfg.budget.label} and budget.params={number} both say a size; leave one out")
     if cfg.method.get("rank_pattern") is not None or ("rank_pattern" in cfg.method and sizes is None):
         return _take_ranks(cfg, budget_typed)
-    if cfg.budget.params is not None:
-        _check_params(cfg, budget_typed)
-    elif sizes is None and not budget_typed:
-        return str(cfg.method.name)
-    elif cfg.budget.family not in families:
+    if number is None and (sizes is not None or budget_typed) and cfg.budget.family not in families:
         valid = [name for name, family in budget_families().items() if family in families]
         raise InputError(
             f"budget '{cfg.budget.label}' does not exist for task '{cfg.task.name}'; valid: {', '.join(valid)}"
@@ -60,13 +64,6 @@ def apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
         return str(label)
     own = [f"{name}{cfg.method[name]}" for name in sizes[label] if name not in MATRICES]
     return "-".join(own + narrowed)
-
-
-def _take_default(cfg: DictConfig) -> None:
-    """The default budget is GLUE's; a task of another family takes the smallest of its own."""
-    own = [label for label, family in budget_families().items() if family == cfg.task.budgets]
-    if own:
-        cfg.budget.label, cfg.budget.family = own[0], cfg.task.budgets
 
 
 def size_option(cfg: DictConfig) -> str:
@@ -91,8 +88,6 @@ def _take_ranks(cfg: DictConfig, budget_typed: bool) -> str:
     behind it, so that such a run never enters the budget's cell.
     """
     where, sizes = cfg.method.rank_pattern, cfg.method.get("sizes")
-    if cfg.budget.params is not None:
-        _check_params(cfg, budget_typed)
     if equal_counts.matched(cfg):
         raise InputError("method.rank_pattern and budget.match=params both choose the ranks; leave one out")
     if sizes is not None and any(name in size for size in sizes.values() for name in MATRICES):
@@ -133,16 +128,6 @@ def _narrowed(cfg: DictConfig, size: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _check_params(cfg: DictConfig, budget_typed: bool) -> None:
-    """A number of parameters replaces a label, and only where sizes are to match it."""
-    if cfg.budget.match != "params":
-        raise InputError(f"budget.params={cfg.budget.params} needs budget.match=params")
-    if budget_typed:
-        raise InputError(
-            f"budget={cfg.budget.label} and budget.params={cfg.budget.params} both say a size; leave one out"
-        )
-
-
 def _matched_name(cfg: DictConfig) -> str:
     """Of a size that fills a number of parameters: 0.3M-params, params300000, and what else was chosen of the size."""
     number = cfg.budget.params
@@ -152,8 +137,5 @@ def _matched_name(cfg: DictConfig) -> str:
         if which in own:
             cfg.method[which] = cfg.method[which] or own[which]
     names = dict.fromkeys(size for sizes in cfg.method.sizes.values() for size in sizes if size not in MATRICES)
-    given = {size: cfg.method[size] for size in names if cfg.method[size] is not None}
-    for size, value in given.items():
-        if value == 0:  # to the method's options the same as not given
-            raise InputError(f"method.{size} must be positive, not 0")
-    return "-".join([name, *(f"{size}{value}" for size, value in given.items()), *_narrowed(cfg, own)])
+    given = [f"{size}{cfg.method[size]}" for size in names if cfg.method[size] is not None]
+    return "-".join([name, *given, *_narrowed(cfg, own)])

@@ -29,6 +29,10 @@ ROLES = {
 PROPOSED = "adalora"  # the method that the paper proposes; the others are what it is compared with
 
 
+#: ten times as fast as ``yaml.safe_load``, where PyYAML was built with libyaml
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One choice of a group: its id on the command line, and its description in one line."""
@@ -110,7 +114,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         InputError: the file is not YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), LOADER)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
     if not isinstance(content or {}, dict):

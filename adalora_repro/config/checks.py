@@ -20,7 +20,6 @@ from adalora_repro.settings import check, settings_of
 #: how model types call the number of their layers
 LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "n_layers", "num_layers", "num_decoder_layers")
 MOST_LAYERS = 1000
-MOST_WIDTH = 2**31 - 1  # of any other integer of an architecture
 #: settings that are the name of a choice, by which a run is filed
 NAMES = {"data.source": "data", "budget.label": "budget"} | {
     f"{group}.name": group for group in ("task", "method", "backbone", "protocol")
@@ -67,20 +66,16 @@ def check_values(cfg: DictConfig) -> None:
     """
     if OmegaConf.is_missing(cfg.task, "name"):
         raise InputError(f"choose a task: task=…; valid: {', '.join(choices_of('task'))}")
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    for name in missing:
-        if choices := settings_of(Config)[name].choices if name in settings_of(Config) else None:
-            raise InputError(f"{name} is not set; valid: {', '.join(choices)}")
-        raise InputError(f"{name} is not set")
+    for name in sorted(OmegaConf.missing_keys(cfg)):
+        choices = settings_of(Config)[name].choices if name in settings_of(Config) else None
+        raise InputError(f"{name} is not set" + (f"; valid: {', '.join(choices)}" if choices else ""))
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
     check(Config, values)
     _check_numbers("", values)
-    for split, rows in cfg.task.rows.items():
-        if rows < 1:
-            raise InputError(f"task.rows.{split} must be positive, not {rows}")
-    _check_architecture(cfg)
-    _check_source(cfg)
-    train = cfg.train
+    if short := [split for split, rows in cfg.task.rows.items() if rows < 1]:
+        raise InputError(f"task.rows.{short[0]} must be positive, not {cfg.task.rows[short[0]]}")
+    _check_backbone_settings(cfg.backbone)
+    train, model_type = cfg.train, cfg.backbone.architecture.model_type
     if cfg.measure == "score" and cfg.backbone.weights == "random":
         raise InputError("backbone.weights=random has no score worth a record: it is for measure=cost")
     if train.grad_accumulation > train.batch_size:
@@ -88,11 +83,6 @@ def check_values(cfg: DictConfig) -> None:
             f"train.grad_accumulation={train.grad_accumulation} splits the {train.batch_size} examples of a "
             "step (train.batch_size) into more parts than there are"
         )
-    if train.group_by_length and train.padding == "max_length":
-        raise InputError(
-            "train.group_by_length=true saves the padding that train.padding=max_length asks for: one of both"
-        )
-    model_type = cfg.backbone.architecture.model_type
     if train.attention == "cropped" and model_type != "deberta-v2":
         raise InputError(f"train.attention=cropped is for deberta-v2, backbone '{cfg.backbone.name}' is {model_type}")
     if cfg.task.primary_metric not in measured(cfg):
@@ -101,35 +91,25 @@ def check_values(cfg: DictConfig) -> None:
 
 def _check_numbers(name: str, value: Any) -> None:
     """Raises InputError for a number that nothing can compute with: infinite, not a number, or beyond 64 bits."""
-    if isinstance(value, dict):
-        for key, each in value.items():
-            _check_numbers(f"{name}.{key}" if name else str(key), each)
-    elif isinstance(value, list):
-        for each in value:
-            _check_numbers(name, each)
+    if isinstance(value, dict | list):
+        for key, each in value.items() if isinstance(value, dict) else ((None, each) for each in value):
+            _check_numbers(".".join(filter(None, (name, key))), each)
     elif isinstance(value, int) and abs(value) >= 2**63:
         raise InputError(f"{name}: whole numbers must be below 2^63 = {2**63}")
     elif isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{name} must be finite, not {value}")
 
 
-def _check_architecture(cfg: DictConfig) -> None:
-    if cfg.backbone.architecture.get("model_type") is None:
+def _check_backbone_settings(backbone: DictConfig) -> None:
+    if backbone.architecture.get("model_type") is None:
         raise InputError(
-            f"backbone '{cfg.backbone.name}': backbone.architecture.model_type is not set; "
+            f"backbone '{backbone.name}': backbone.architecture.model_type is not set; "
             f"valid: {', '.join(sites.model_types())}"
         )
-    for name, value in cfg.backbone.architecture.items():
-        setting = f"backbone.architecture.{name}"
-        if name in LAYERS:
-            if not isinstance(value, int) or not 1 <= value <= MOST_LAYERS:  # the plan builds every layer
-                raise InputError(f"{setting} must be a number of layers from 1 to {MOST_LAYERS}, not {value}")
-        elif isinstance(value, int) and abs(value) > MOST_WIDTH:
-            raise InputError(f"{setting} must be below 2^31, not {value}")
-
-
-def _check_source(cfg: DictConfig) -> None:
-    backbone = cfg.backbone
+    for name in LAYERS:  # the plan builds every layer
+        layers = backbone.architecture.get(name)
+        if layers is not None and not (isinstance(layers, int) and 1 <= layers <= MOST_LAYERS):
+            raise InputError(f"backbone.architecture.{name} must be from 1 to {MOST_LAYERS}, not {layers}")
     where = "package" if backbone.source == "package" else "hub"
     nowhere = backbone[where] is None and backbone.path is None
     if nowhere and (backbone.source, backbone.tokenizer) != ("random", "bytes"):

@@ -19,8 +19,6 @@ from adalora_repro.models import backbone_files
 from adalora_repro.records import cost_record, run_record
 from adalora_repro.settings import Setting, settings_of
 
-Stamp = tuple[tuple[str, int, int], ...]
-
 
 def result_settings(cfg: DictConfig) -> dict[str, Any]:
     """Flat ``group.setting`` -> value of all that changes the result, as the schema's metadata say."""
@@ -116,21 +114,15 @@ def cost_key(cfg: DictConfig, key: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """``backbone_files.fingerprint``; the files are read again only if they changed.
+    """``backbone_files.fingerprint``; a sweep of hundreds of runs reads the files once.
 
     Raises:
         InputError: the folder does not hold a model whose files are complete.
     """
-    return _fingerprint(folder.absolute(), _stamp(folder))
+    paths = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else ()
+    return _fingerprint(folder.absolute(), tuple((path.name, path.stat().st_mtime_ns) for path in paths))
 
 
 @cache
-def _fingerprint(folder: Path, stamp: Stamp) -> str:
-    del stamp  # on which the answer depends
+def _fingerprint(folder: Path, _files: tuple[tuple[str, int], ...]) -> str:
     return backbone_files.fingerprint(folder)
-
-
-def _stamp(folder: Path) -> Stamp:
-    """Names, times and sizes of the files of a folder: a sweep of hundreds of runs hashes them once."""
-    paths = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else ()
-    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from adalora_repro.config import catalog
 from adalora_repro.config.catalog import GROUPS, base_files, resource
 from adalora_repro.config.plan import Plan
 from adalora_repro.methods import DESCRIPTION
@@ -72,7 +73,7 @@ def _line_in_yaml(path: Path, group: str, key: str) -> tuple[str, str] | None:
     parts = key.split(".")
     if parts[: len(parents)] != parents:
         return None
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    node = yaml.compose(text, Loader=catalog.LOADER)
     line = 0
     for part in parts[len(parents) :]:
         children = node.value if isinstance(node, yaml.MappingNode) else []

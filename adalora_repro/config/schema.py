@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from omegaconf import MISSING
 
-from adalora_repro.methods.base import SCHEDULES
+from adalora_repro.methods.base import AllocationOption, BaseOptions, InitOption, RankOptions
 from adalora_repro.settings import setting
 from adalora_repro.tasks import families
 
@@ -91,32 +91,15 @@ else:
 
 
 @dataclass
-class MethodFields:
-    """What the configuration itself reads of a method, and options that are left out of the identity at a value.
+class MethodFields(AllocationOption, InitOption, RankOptions, BaseOptions):
+    """What the configuration itself reads of a method. The rest is in the ``Options`` of the method's module."""
 
-    The rest is in the ``Options`` of the method's module.
-    """
-
-    name: str = MISSING
-    "Id of the method, as in records and tables."
     label: str = setting(MISSING, identity=False)
     "Name in tables; without it the id."
     role: str = setting("other", identity=False)
     "What the method is in a comparison: paper, ablation, control or other."
-    module: str = MISSING
-    "Module with the classes Method and Options: a name in methods/, or any importable one, my_package.my_method."
-    schedule: str = setting("absolute", choices=SCHEDULES)
-    "Whether step counts are taken as they are, or scaled from the paper's T of the task to the run's."
     sizes: dict[str, Any] | None = setting(None, identity=False)
     "Budget -> options; null: the method has one size."
-    allocation: str = setting("global", later="global")
-    "How AdaLoRA's triplets are shared among the matrices: global or uniform."
-    init: str = setting("normal", later="normal")
-    "Initial values of LoRA's A: normal or kaiming."
-    initial_rank: bool = setting(False, later=False)
-    "LoRA with budget.match=params: at the rank from which AdaLoRA starts."
-    rank_pattern: dict[str, int] | None = setting(None, later=None)
-    "The finished run whose final ranks LoRA takes."
 
 
 @dataclass

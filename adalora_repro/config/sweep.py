@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,8 @@ def cells_of(tables: Mapping[str, Sequence[Values]], axes: Values) -> list[Job]:
     if not left:
         typed = " ".join(f"{axis}={','.join(wanted)}" for axis, wanted in axes.items())
         of_tasks = [cell for cell in cells if cell["task"] in axes.get("task", [cell["task"]])]
-        raise InputError(f"no cell of {names} has {typed}; valid: {methods_of(of_tasks)}")
+        near = dict.fromkeys(name_of(words_of(cell)) for cell in of_tasks)
+        raise InputError(f"no cell of {names} has {typed}; valid: {'; '.join(near)}")
     return left
 
 
@@ -141,30 +142,15 @@ def cells_for(method: str, cells: Sequence[Job]) -> list[Job]:
     return own
 
 
-def methods_of(cells: Iterable[Job]) -> str:
-    """ "full; lora 0.3M,1.2M": the methods of these cells with their budgets."""
-    budgets: dict[str, list[str]] = {}
-    for cell in cells:
-        own = budgets.setdefault(cell["method"], [])
-        own += [cell["budget"]] if "budget" in cell and cell["budget"] not in own else []
-    return "; ".join(f"{method} {','.join(own)}".rstrip() for method, own in budgets.items())
-
-
 # -- stages --------------------------------------------------------------------------------------------------------
 
 
 def check_stages(stages: Sequence[Values], given: Values) -> None:
-    """Values typed for a setting of the stages restrict them, like a cell's axes; ``chosen`` and ``widened`` need an
-    earlier stage.
+    """Values typed for a setting of the stages restrict them, like a cell's axes.
 
     Raises:
         InputError: a value that no stage has.
     """
-    for number, stage in enumerate(stages):
-        for key, values in stage.items():
-            for marker in {CHOSEN, WIDENED} & {*values}:
-                if key != LR or values != [marker] or not number:
-                    raise InputError(f"stage {number + 1}, {key}: '{marker}' is a value of {LR} after the first stage")
     for key in {key for stage in stages for key in stage} - {LR}:
         valid = list(dict.fromkeys(value for stage in stages for value in stage.get(key, [])))
         for value in given.get(key, []):

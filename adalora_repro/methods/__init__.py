@@ -61,17 +61,15 @@ def module_of(name: str) -> ModuleType:
         InputError: there is no such module, or it has no classes ``Method`` and ``Options``.
     """
     full = name if "." in name else f"{__name__}.{name}"
+    module = None
     try:
         module = importlib.import_module(full)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{full}.".startswith(f"{error.name}."):
             raise  # the module is there, and something that it imports is not
+    if module is None or not {"Method", "Options"} <= vars(module).keys():
         if "." in name:
-            raise InputError(f"method.module={name}: no module '{error.name}' can be imported") from None
-        raise one_of("method.module", name, modules()) from None
-    if not {"Method", "Options"} <= vars(module).keys():
-        if "." in name:
-            raise InputError(f"method.module={name}: {module.__file__} has no classes Method and Options")
+            raise InputError(f"method.module={name}: no module to import that has classes Method and Options")
         raise one_of("method.module", name, modules())
     return module
 

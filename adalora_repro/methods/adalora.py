@@ -12,11 +12,11 @@ from torch import nn
 
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import BudgetSchedule, RankAllocator
-from adalora_repro.lowrank.allocator import Allocation, Score
+from adalora_repro.lowrank.allocator import Score
 from adalora_repro.lowrank.layers import drop_left_factors
 from adalora_repro.lowrank.schedule import masks_due
 from adalora_repro.methods._svd import SVDMethod, SVDOptions
-from adalora_repro.methods.base import LARGEST, require_size
+from adalora_repro.methods.base import LARGEST, AllocationOption, require_size
 from adalora_repro.methods.equal_counts import initial_rank, mean_triplets, require_at_least
 from adalora_repro.settings import setting
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Options(SVDOptions):
+class Options(AllocationOption, SVDOptions):
     """Ranks from the budget; gamma, t_i, t_f and delta_t from ``conf/tuned/``."""
 
     target_r: int = setting(0, minimum=1, maximum=LARGEST)
@@ -48,8 +48,6 @@ class Options(SVDOptions):
     "Decay of the uncertainty average, eq. (10)."
     score: str = setting("importance", choices=get_args(Score))
     "Score of a triplet; equations in RankAllocator."
-    allocation: str = setting("global", later="global", choices=get_args(Allocation))
-    "global: the best triplets of all matrices are kept; uniform: as many in every matrix."
 
     def __post_init__(self) -> None:
         super().__post_init__()

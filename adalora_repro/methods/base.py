@@ -39,6 +39,31 @@ class BaseOptions:
     the task (task.total_steps) and are scaled to the run's T."""
 
 
+# Options that came later and are left out of a run's identity at their value from before. They stand apart from the
+# methods because the configuration (schema.MethodFields) needs them, too, and imports no torch.
+
+
+@dataclass
+class InitOption:
+    init: str = setting("normal", later="normal", choices=("normal", "kaiming"))
+    "Initial values of A. normal: N(0, init_std^2); kaiming: uniform, with standard deviation 1/sqrt(3 d_in)."
+
+
+@dataclass
+class RankOptions:
+    initial_rank: bool = setting(False, later=False)
+    """With budget.match=params: every matrix has the rank from which AdaLoRA starts at that number of parameters, a
+    control with more parameters than that."""
+    rank_pattern: dict[str, int] | None = setting(None, later=None)
+    "Matrix -> rank, 0 leaves a matrix frozen; on the command line the folder or the record of a finished run."
+
+
+@dataclass
+class AllocationOption:
+    allocation: str = setting("global", later="global", choices=("global", "uniform"))
+    "global: the best triplets of all matrices are kept; uniform: as many in every matrix."
+
+
 @dataclass
 class LowRankOptions(BaseOptions):
     """Options of the methods that adapt weight matrices."""
@@ -59,6 +84,11 @@ class LowRankOptions(BaseOptions):
         for name in ("targets", "layers"):
             if getattr(self, name) == []:
                 raise InputError(f"method.{name} is empty; null stands for all")
+        if getattr(self, "init", "normal") == "kaiming" and self.init_std != LowRankOptions.init_std:
+            raise InputError(
+                f"method.init_std={self.init_std} needs method.init=normal; with method.init=kaiming the standard "
+                "deviation is 1/sqrt(3 d_in)"
+            )
 
     def matrices(self, sites: Sequence[Site]) -> list[Site]:
         """The adapted matrices, in the order of ``sites``."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear
-from adalora_repro.lowrank.layers import Init
-from adalora_repro.methods.base import LARGEST, BaseMethod, LowRankOptions, require_size
+from adalora_repro.methods.base import LARGEST, BaseMethod, InitOption, LowRankOptions, RankOptions, require_size
 from adalora_repro.methods.equal_counts import Slot, fill, initial_rank, require_at_least, wider
 from adalora_repro.models.inject import freeze_backbone, replace
 from adalora_repro.settings import setting
@@ -23,24 +22,16 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Options(LowRankOptions):
+class Options(InitOption, RankOptions, LowRankOptions):
     """The ranks: one for all matrices, ranks that fill a number of parameters, or a given rank for each matrix."""
 
     r: int = setting(0, minimum=1, maximum=LARGEST)
     "Rank of every matrix; left out, the budget sets it."
     params: int | None = None
     "With budget.match=params: the parameters that the ranks, 0 among them, fill."
-    initial_rank: bool = setting(False, later=False)
-    """With budget.match=params: every matrix has the rank from which AdaLoRA starts at that number of parameters, a
-    control with more parameters than that."""
-    rank_pattern: dict[str, int] | None = setting(None, later=None)
-    "Matrix -> rank, 0 leaves a matrix frozen; on the command line the folder or the record of a finished run."
-    init: str = setting("normal", later="normal", choices=get_args(Init))
-    "Initial values of A. normal: N(0, init_std^2); kaiming: uniform, with standard deviation 1/sqrt(3 d_in)."
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_init(self.init, self.init_std)
         if self.rank_pattern is None:
             require_size(self, self.params, "r")
         elif self.r:
@@ -73,15 +64,6 @@ class Options(LowRankOptions):
                 more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
                 raise InputError(f"method.rank_pattern does not fit: {wrong[0]}{more}, {where}")
         return {name: self.rank_pattern[name] for name in names}
-
-
-def check_init(init: str, init_std: float) -> None:
-    """Raises InputError for a standard deviation that ``init`` would ignore."""
-    if init == "kaiming" and init_std != LowRankOptions.init_std:
-        raise InputError(
-            f"method.init_std={init_std} needs method.init=normal; with method.init=kaiming the standard deviation is "
-            "1/sqrt(3 d_in)"
-        )
 
 
 class Method(BaseMethod):

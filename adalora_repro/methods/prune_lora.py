@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 from torch import nn
 
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear
-from adalora_repro.lowrank.layers import Init
 from adalora_repro.methods import adalora
-from adalora_repro.methods.lora import check_init
-from adalora_repro.settings import setting
+from adalora_repro.methods.base import InitOption
 
 
 @dataclass
-class Options(adalora.Options):
+class Options(InitOption, adalora.Options):
     """AdaLoRA's, and the initial values of A."""
-
-    init: str = setting("normal", later="normal", choices=get_args(Init))
-    "Initial values of A. normal: N(0, init_std^2); kaiming: uniform, with standard deviation 1/sqrt(3 d_in)."
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_init(self.init, self.init_std)
         if self.score == "magnitude":
             raise InputError("method.score=magnitude is |λ|, and LoRA's doublets have no λ")
 

@@ -1,8 +1,8 @@
 """The lease on a run's folder: two processes never train the same run, and the lease of a dead one is taken over.
 
-``filelock.SoftFileLease`` writes the file ``.lock``, renews it from a thread, and judges other leases: that of a dead
-process on this host is taken over at once. A lease of another host is watched, and taken over when it has not been
-renewed for ``LEASE_S``. Only this host's clock is read, so clocks that differ do no harm.
+``filelock.SoftFileLease`` writes the file ``.lock``, renews it from a thread, and takes over the lease of a process of
+this host that is dead. A lease of another host is watched, and taken over when it has not been renewed for ``LEASE_S``.
+Only this host's clock is read, so clocks that differ do no harm.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from pathlib import Path
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from adalora_repro.errors import InputError
-from adalora_repro.records.validation import not_a_file
 
 NAME = ".lock"
 LEASE_S = 60.0  # three renewals: a busy file system may delay one
 LOOK_S = 1.0  # between two checks of a lease that is watched
-Seen = tuple[int, int] | None  # inode and modification time of a lease's file
 
 
 class LostFolderError(RuntimeError):
@@ -47,26 +45,20 @@ class Lock:
             InputError: its holder is alive.
             OSError: the folder cannot be written.
         """
-        looks = 0
-        first: Seen = None
-        while not _acquired(self._lease):
-            now = _seen(self._path)
-            if now is None:
-                continue
-            verdict = alive(self._folder) if first is None else None
-            if verdict or (first is not None and now != first):
-                raise InputError(f"{self._folder}: another process is training this run")
-            if verdict is False or looks * LOOK_S > LEASE_S:
-                _remove(self._path, now)  # filelock itself leaves it where two names cannot be exchanged (NFS)
-                first = None
-                continue
-            if first is None:
-                owner = self._lease.owner
-                host = "an unknown host" if owner is None else owner.hostname
-                say(f"{self._folder} is locked by {host}: watching up to {LEASE_S:.0f} s if it is alive")
-                first, looks = now, 0
-            looks += 1
-            time.sleep(LOOK_S)
+        if _acquired(self._lease):
+            return
+        first, living = _seen(self._path), alive(self._folder)
+        if living is None:
+            host = self._lease.owner.hostname if self._lease.owner else "an unknown host"
+            say(f"{self._folder} is locked by {host}: watching up to {LEASE_S:.0f} s if it is alive")
+            for _ in range(1 + round(LEASE_S / LOOK_S)):
+                time.sleep(LOOK_S)
+                if _seen(self._path) != first:
+                    break
+        if not living and first is not None:
+            _remove(self._path, first)  # filelock itself leaves it where two names cannot be exchanged (NFS)
+        if not _acquired(self._lease):
+            raise InputError(f"{self._folder}: another process is training this run")
 
     def check(self) -> None:
         """Raises LostFolderError unless the lease is still this process's."""
@@ -93,14 +85,12 @@ def _lease(path: Path) -> SoftFileLease:
 
 def _acquired(lease: SoftFileLease) -> bool:
     """Tries once; takes over a lease whose holder filelock can prove dead."""
-    try:
+    with suppress(Timeout, LeaseSettingsMismatch):
         lease.acquire(timeout=0)
-    except (Timeout, LeaseSettingsMismatch):
-        return False
-    return True
+    return lease.is_locked
 
 
-def _seen(path: Path) -> Seen:
+def _seen(path: Path) -> tuple[int, int] | None:
     """Changes when a lease is renewed; None without a file."""
     try:
         state = path.lstat()
@@ -109,7 +99,7 @@ def _seen(path: Path) -> Seen:
     return state.st_ino, state.st_mtime_ns
 
 
-def _remove(path: Path, judged: Seen) -> None:
+def _remove(path: Path, judged: tuple[int, int]) -> None:
     """Removes the file if it is the one that was judged; any other is put back."""
     aside = path.with_name(f"{NAME}.{secrets.token_hex(8)}")
     with suppress(FileNotFoundError):
@@ -126,27 +116,20 @@ def alive(folder: Path) -> bool | None:
     filelock judges a holder (its host, its PID namespace, its start time) only when it acquires a lease, so it is given
     a copy: nothing in the folder changes.
     """
-    path = folder / NAME
-    try:
-        if not_a_file(path.stat().st_mode):
-            return None
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    if _seen(folder / NAME) is None:
         return False
-    except OSError:
-        return None
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, suppress(OSError):
         copied = Path(scratch) / NAME
-        copied.write_bytes(content)
+        copied.write_bytes((folder / NAME).read_bytes())
         lease, own = _lease(copied), _lease(Path(scratch) / "own")
-        holder = lease.owner
         with own.acquire(timeout=0):
             here = own.owner
-        if holder is None or here is None or holder.hostname != here.hostname:
+        if lease.owner is None or here is None or lease.owner.hostname != here.hostname:
             return None
-        acquired = _acquired(lease)
+        taken = _acquired(lease)
         lease.release()
-        return not acquired
+        return not taken
+    return None
 
 
 def held(folder: Path, sure: bool = False) -> bool:

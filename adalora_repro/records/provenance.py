@@ -51,16 +51,13 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
 
     if device.type == "cuda":
         return {"peak": torch.cuda.max_memory_allocated(device), "of": "cuda allocator"}
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
-        peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = _value(Path("/proc/self/status"), "VmHWM:")  # in kB, as ru_maxrss is
+    peak = int(status.split()[0]) if status else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"peak": peak * 1024, "of": "resident set"}
 
 
-def _cpuinfo(path: Path, *names: str) -> str | None:
-    """The first value with one of these names in ``/proc/cpuinfo``; None if there is none."""
+def _value(path: Path, *names: str) -> str | None:
+    """The first value with one of these names in a file of ``/proc``; None if there is none."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -70,12 +67,12 @@ def _cpuinfo(path: Path, *names: str) -> str | None:
 
 def _processor() -> str:
     """The model name of the CPU."""
-    return _cpuinfo(CPUINFO, "model name") or platform.processor() or platform.machine()
+    return _value(CPUINFO, "model name") or platform.processor() or platform.machine()
 
 
 def has_bf16_instructions(cpuinfo: Path = CPUINFO) -> bool | None:
     """Whether this CPU multiplies matrices in bf16 (AVX512-BF16, AMX, Arm's BF16); None if Linux does not tell."""
-    features = _cpuinfo(cpuinfo, "flags", "Features")
+    features = _value(cpuinfo, "flags", "Features")
     return None if features is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features.split())
 
 

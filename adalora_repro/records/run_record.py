@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adalora_repro.errors import one_line
 from adalora_repro.records import validation
 from adalora_repro.records.validation import (
     AMOUNT,
@@ -46,7 +45,6 @@ STATUSES = ("running", "ok", "failed", "cancelled")
 RECORD_NAME = "metrics.json"
 WITH_A = ("lora", "lora_regu", "prune_lora")  # modules of the methods that have method.init
 RUN_LEVELS = 5  # of folders below ``runs``, see ``run_folder``
-DEEPEST = 50  # levels of folders that are searched
 LARGEST = 64 << 20  # bytes of a record; usual are a few thousand
 
 # What the parts of a record must look like. Every field that a report reads has a check, so that no report has to check
@@ -173,16 +171,14 @@ def constructed(record: type[T], check: Check, version: int, values: Any, where:
     Raises:
         RecordError: naming ``where`` and the first thing that is wrong.
     """
-
-    def refuse(why: str) -> RecordError:
-        return RecordError(f"{where}: {why}")
-
-    if not isinstance(values, dict):
-        raise refuse("not a JSON object")
-    version_read = values.get("schema_version")
-    if type(version_read) is not int or version_read != version:
-        raise refuse(f"schema_version {validation.shown(version_read)}, this program reads {version}")
-    check(values, "", refuse)
+    try:
+        validation.OBJECT(values, "the file")
+        if type(values.get("schema_version")) is not int or values["schema_version"] != version:
+            found = validation.shown(values.get("schema_version"))
+            raise ValueError(f"schema_version {found}, this program reads {version}")
+        check(values, "")
+    except ValueError as error:
+        raise RecordError(f"{where}: {error}") from None
     return record(**values)
 
 
@@ -228,14 +224,13 @@ def content_of(path: Path, most: int = LARGEST) -> bytes:
             raise RecordError(f"{path}: {kind}, not a file")
         if status.st_size > most:
             raise RecordError(f"{path}: {status.st_size:,} bytes, more than the {most:,} allowed")
-        with path.open("rb") as file:
-            return file.read(most)
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            raise RecordError(f"{path}: {error.strerror or one_line(error)}") from None
+        return path.read_bytes()
+    except FileNotFoundError:
         if path.is_symlink():
             raise RecordError(f"{path}: a broken link") from None
         raise
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror}") from None
 
 
 def read(path: Path) -> RunRecord:
@@ -249,12 +244,7 @@ def read(path: Path) -> RunRecord:
 
 
 def read_json(path: Path, validate: Callable[[Any, str], T]) -> T:
-    """Reads a JSON file; returns ``validate(value, name of the file)``.
-
-    Raises:
-        RecordError: the file cannot be read, is not JSON or is not valid; the message names the file and the reason.
-        FileNotFoundError: there is none.
-    """
+    """Reads a JSON file; returns ``validate(value, name of the file)``. Raises as ``read``."""
     content = content_of(path)
     try:
         return validate(validation.parse(content), str(path))
@@ -262,8 +252,6 @@ def read_json(path: Path, validate: Callable[[Any, str], T]) -> T:
         raise
     except ValueError as error:
         raise RecordError(f"{path}: {error}") from None
-    except Exception as error:  # one foreign file must not end a report
-        raise RecordError(f"{path}: {one_line(error)}") from None
 
 
 def stated(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,14 +279,7 @@ def finished(where: Path) -> tuple[Path, RunRecord]:
 
 
 def ranks(where: Path) -> tuple[dict[str, int], str]:
-    """The final ranks of a finished run, matrix -> rank, and its budget.
-
-    Args:
-        where: its folder or its record.
-
-    Raises:
-        RecordError: there is no record, the run is not finished, or it has no ranks; the message names the file.
-    """
+    """The final ranks of a finished run, matrix -> rank, and its budget. Raises as ``finished``, or without ranks."""
     path, record = finished(where)
     pattern = record.rank_pattern or {}
     if not any(pattern.values()):
@@ -373,11 +354,9 @@ def walk(
     Args:
         name: whether a name matches; the path may also be a folder or a broken link.
         levels: how many levels of folders below ``top`` may hold such names.
-        refuse: is given a line for each folder that cannot be searched: no permission; within these ``levels`` also a
-            link to a folder, or a broken link.
+        refuse: is given a line for each folder that cannot be searched: no permission, or a link within ``levels``.
     """
-
-    if os.path.islink(top) and not os.path.exists(top):
+    if top.is_symlink() and not top.exists():
         refuse(f"{top}: a broken link")
 
     def unreadable(error: OSError) -> None:
@@ -386,20 +365,13 @@ def walk(
 
     for folder, folders, files in os.walk(top, onerror=unreadable):
         level = len(Path(folder).relative_to(top).parts)
-        names = sorted((*folders, *files))
-        yield from (Path(folder, entry) for entry in names if name(entry))
+        for entry in sorted((*folders, *files)):
+            path = Path(folder, entry)
+            if name(entry):
+                yield path
+            elif level < levels and path.is_symlink() and not entry.startswith("."):
+                refuse(f"{path}: a link, which is not followed; records in it are not counted")
         folders[:] = sorted(entry for entry in folders if not name(entry))
-        for entry in names if level < levels else ():
-            path = os.path.join(folder, entry)
-            if name(entry) or entry.startswith(".") or not os.path.islink(path):
-                continue
-            if os.path.isdir(path):
-                refuse(f"{path}: a link to a folder, which is not followed; records in it are not counted")
-            elif not os.path.exists(path):
-                refuse(f"{path}: a broken link")
-        if level == DEEPEST and folders:
-            refuse(f"{folder}: has folders more than {DEEPEST} levels deep; records in them are not counted")
-            folders.clear()
 
 
 def find(results: Path, refuse: Callable[[str], None] = lambda line: None) -> Iterator[Path]:
@@ -416,9 +388,8 @@ def read_all(results: Path) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
     A record counts only in the folder that its key names: a copy elsewhere would be averaged in twice.
     """
     refused: list[str] = []
-    return read_each(
-        find(results, refused.append), validate, lambda record: (run_folder(results, record.key), ""), refused
-    )
+    paths = find(results, refused.append)
+    return read_each(paths, validate, lambda record: (run_folder(results, record.key), ""), refused)
 
 
 def read_each(

@@ -1,9 +1,9 @@
 """JSON files of this program: how they are read, and what their values must be.
 
-A check takes a value, its name and ``refuse``, and raises the error that ``refuse`` makes of the reason:
+A check takes a value and its name, and raises ValueError with the reason:
 
     RUN = fields({"seed": COUNT, "final": optional(each(NUMBER))})
-    RUN(values, "", refuse)  # raises refuse("seed is -1, not a whole number of 0 or more")
+    RUN(values, "")  # ValueError: seed is -1, not a whole number of 0 or more
 
 A dataclass states the check of a field beside it (``checked``); ``schema`` makes one check of them all.
 """
@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import stat
-from collections.abc import Callable, Collection, Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from adalora_repro.errors import shortened
 
 DEPTH = 32  # levels of nesting: a record has five; recursive code can take far more
-Refuse = Callable[[str], Exception]
-Check = Callable[[Any, str, Refuse], None]
+Check = Callable[[Any, str], None]
 
 
 # -- reading -------------------------------------------------------------------------------------------------------
@@ -36,20 +35,19 @@ def parse(content: bytes | str) -> Any:
     """
     try:
         value = json.loads(
-            content, object_pairs_hook=_object, parse_constant=_number, parse_float=_number, parse_int=_integer
+            content, object_pairs_hook=_object, parse_constant=_number, parse_float=_number, parse_int=_number
         )
+        depth = _depth(value)
     except RecursionError:
-        raise ValueError(f"more than {DEPTH} levels of nesting") from None
-    level, depth = [value], 0
-    while level := [child for node in level for child in _children(node)]:
-        depth += 1
-        if depth > DEPTH:
-            raise ValueError(f"more than {DEPTH} levels of nesting")
+        depth = DEPTH + 1
+    if depth > DEPTH:
+        raise ValueError(f"more than {DEPTH} levels of nesting")
     return value
 
 
-def _children(node: Any) -> Collection[Any]:
-    return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+def _depth(value: Any) -> int:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if children is None else 1 + max(map(_depth, children), default=0)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -61,15 +59,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
+    value = int(text) if text.lstrip("-").isdigit() else float(text)
+    if not finite(value):
         raise ValueError(f"{shown(text)} is not a finite number")
-    return value
-
-
-def _integer(text: str) -> int:
-    if len(text) > 400 or not finite(value := int(text)):  # Python itself refuses thousands of digits
-        raise ValueError(f"a number of {len(text.lstrip('-')):,} digits")
     return value
 
 
@@ -82,21 +74,13 @@ def dump(value: Any, indent: int | None = None) -> bytes:
     return json.dumps(value, indent=indent, allow_nan=False).encode() + b"\n"
 
 
-KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-
-
 def not_a_file(mode: int) -> str | None:
     """What has this ``os.stat_result.st_mode``, "a named pipe" say; None for a regular file.
 
     Ask before a file is opened: opening a named pipe waits for ever, and a device may never end.
     """
-    return None if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "something else")
+    kinds = {stat.S_IFREG: None, stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 # -- checking ------------------------------------------------------------------------------------------------------
@@ -104,21 +88,12 @@ def not_a_file(mode: int) -> str | None:
 
 def shown(value: Any) -> str:
     """The value for a message, cut to a reasonable length."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits; deep nesting
-        text = f"a {type(value).__name__} beyond reason"
-    return shortened(text, 80)
+    return shortened(repr(value), 80)
 
 
 def finite(value: Any) -> bool:
     """Whether it is a usable number: not NaN, infinite, an integer too large for a float, or a bool."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def whole(value: Any) -> bool:
@@ -128,9 +103,9 @@ def whole(value: Any) -> bool:
 def a(what: str, test: Callable[[Any], bool]) -> Check:
     """A value that passes ``test``; ``what`` describes such a value."""
 
-    def check(value: Any, name: str, refuse: Refuse) -> None:
+    def check(value: Any, name: str) -> None:
         if not test(value):
-            raise refuse(f"{name} is {shown(value)}, not {what}")
+            raise ValueError(f"{name} is {shown(value)}, not {what}")
 
     return check
 
@@ -141,21 +116,16 @@ def one_of(*choices: str) -> Check:
 
 def optional(check: Check) -> Check:
     """The same, or null."""
-
-    def checked(value: Any, name: str, refuse: Refuse) -> None:
-        if value is not None:
-            check(value, name, refuse)
-
-    return checked
+    return lambda value, name: None if value is None else check(value, name)
 
 
 def each(check: Check) -> Check:
     """An object with any names whose values all pass ``check``."""
 
-    def checked(value: Any, name: str, refuse: Refuse) -> None:
-        OBJECT(value, name, refuse)
+    def checked(value: Any, name: str) -> None:
+        OBJECT(value, name)
         for key, item in value.items():
-            check(item, f"{name}.{key}", refuse)
+            check(item, f"{name}.{key}")
 
     return checked
 
@@ -163,10 +133,10 @@ def each(check: Check) -> Check:
 def items(check: Check) -> Check:
     """A list whose items all pass ``check``."""
 
-    def checked(value: Any, name: str, refuse: Refuse) -> None:
-        LIST(value, name, refuse)
+    def checked(value: Any, name: str) -> None:
+        LIST(value, name)
         for i, item in enumerate(value):
-            check(item, f"{name}[{i}]", refuse)
+            check(item, f"{name}[{i}]")
 
     return checked
 
@@ -179,23 +149,20 @@ def fields(required: Mapping[str, Check], others: Mapping[str, Check] | None = N
         others: fields that may be present; a name that ends in ``*`` stands for all names with that beginning.
         closed: no other field is allowed.
     """
-    exact = dict(required) | {name: check for name, check in (others or {}).items() if not name.endswith("*")}
-    starts = {name[:-1]: check for name, check in (others or {}).items() if name.endswith("*")}
+    checks = {**required, **(others or {})}
+    starts = {name[:-1]: check for name, check in checks.items() if name.endswith("*")}
 
-    def checked(value: Any, name: str, refuse: Refuse) -> None:
-        OBJECT(value, name or "it", refuse)
+    def checked(value: Any, name: str) -> None:
+        OBJECT(value, name or "it")
         dot = f"{name}." if name else ""
-        for key in required:
-            if key not in value:
-                raise refuse(f"{dot}{key} is missing")
+        if missing := [key for key in required if key not in value]:
+            raise ValueError(f"{dot}{missing[0]} is missing")
         for key, item in value.items():
-            check = exact.get(key)
-            if check is None and starts:
-                check = next((check for start, check in starts.items() if key.startswith(start)), None)
+            check = checks.get(key) or next((starts[start] for start in starts if key.startswith(start)), None)
             if check is not None:
-                check(item, f"{dot}{key}", refuse)
+                check(item, f"{dot}{key}")
             elif closed:
-                raise refuse(f"unknown field '{dot}{key}'")
+                raise ValueError(f"unknown field '{dot}{key}'")
 
     return checked
 

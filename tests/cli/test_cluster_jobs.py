@@ -13,7 +13,7 @@ from test_sweep import STAGES, counts, save
 
 from adalora_repro.cli import slurm as slurm_queue
 from adalora_repro.config.plan import Plan
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.records import run_record
 
 Cli = Callable[..., Outcome]
@@ -58,8 +58,8 @@ def submission() -> slurm_queue.Submission:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ("task=rte launch=detach", "launch=detach submits a sweep: adalora-run -m …"),
-        ("task=rte hydra/launcher=slurm", "hydra/launcher=slurm submits a sweep: adalora-run -m …"),
+        ("task=rte launch=detach", "launch=detach submit a sweep: adalora-run -m …"),
+        ("task=rte hydra/launcher=slurm", "submit a sweep: adalora-run -m …"),
         ("-m task=rte launch=detach", "launch=detach leaves the runs to a cluster: add hydra/launcher=slurm"),
         ("-m task=rte launch=later", "unknown launch 'later'; valid: wait, detach"),
         ("-m task=rte launch=wait,detach", "launch must be one for all runs"),
@@ -185,19 +185,3 @@ def test_what_became_of_a_task_that_left_the_queue_is_in_its_record(
     done = tiny(*WORDS, "seed=0,1,2,3,4")
     assert done.code == EXIT_TERMINATED, done.err
     assert counts(done) == "1 done, 2 failed, 2 interrupted"
-
-
-def test_ctrl_c_leaves_the_runs_in_the_queue(tiny: Cli, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nap = time.sleep
-
-    def interrupted(seconds: float) -> None:
-        if seconds < 0.1:  # subprocess naps so while it waits for SLURM's commands to end
-            return nap(seconds)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("time.sleep", interrupted)
-        done = tiny(*WORDS, "seed=0,1")
-    assert done.code == EXIT_INTERRUPTED
-    assert "the runs go on without this process\n" in done.out
-    assert counts(done) == "2 submitted"

@@ -107,23 +107,3 @@ def test_a_run_that_fails_is_not_requeued(
     assert done.code == EXIT_FAILED, done.err
     assert only_run().record.status == "failed"
     assert handed == []
-
-
-def test_sigterm_is_not_handed_on(tiny: Cli, monkeypatch: pytest.MonkeyPatch, handed: list[dict[str, Any]]) -> None:
-    signalled(monkeypatch, training_loop, "step", 2, (signal.SIGTERM,))
-    assert tiny(*COMMAND).code == EXIT_TERMINATED
-    assert only_run().record.error == "SIGTERM: the same command resumes it"
-    assert handed == []
-
-
-def test_without_a_handler_it_is_left_alone(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
-    seen, step = [], training_loop.step
-
-    def look(*args: Any) -> Any:
-        seen.append(signal.getsignal(signal.SIGUSR2))
-        return step(*args)
-
-    monkeypatch.setattr(training_loop, "step", look)
-    assert tiny(*COMMAND).code == EXIT_OK
-    assert set(seen) == {signal.SIG_DFL}

@@ -126,7 +126,7 @@ def test_a_shipped_name_never_stands_for_another_model(tiny, models, tmp_path):
         ('{"model_type": "nope"}', "cannot load backbone 'other'"),
         ("{", "cannot load backbone 'other'"),
         ('{"model_type": "bert", "hidden_act": "${oc.env:HOME}"}', "its config.json has a value with '${'"),
-        ('{"model_type": "bert", "num_hidden_layers": 100000}', "must be a number of layers from 1 to 1000"),
+        ('{"model_type": "bert", "num_hidden_layers": 100000}', "num_hidden_layers must be from 1 to 1000"),
     ],
 )
 def test_a_config_that_cannot_be_used_is_one_line(tiny, models, tmp_path, config, problem):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import ROOT, Outcome, only_run
+from conftest import Outcome, only_run
 
 import adalora_repro
 from adalora_repro.cli import model
@@ -158,17 +157,6 @@ def test_runs_from_python(tiny: Cli, tmp_path: Path) -> None:
         adalora_repro.run("task=sst3")
     with pytest.raises(InputError, match=r"optim\.lr"):
         adalora_repro.run(*words, "optim.lr=-1")
-
-
-@pytest.mark.parametrize("page", ["python.md", "lowrank.md"])
-def test_the_pages_programs_run(page: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
-    """Block after block, as in a notebook; ``cli`` stands in an empty folder."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    names: dict[str, Any] = {}
-    for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        exec(compile(block, page, "exec"), names)
-    said = capsys.readouterr().out
-    assert ("adalora" if page == "python.md" else "'bert.encoder.layer.0.attention.self.query'") in said
 
 
 def test_a_runs_own_config_runs_again(tiny: Cli, cli: Cli) -> None:

@@ -184,14 +184,21 @@ def test_examples_of_what_can_be_added(tmp_path: Path) -> None:
         assert linted.returncode == EXIT_OK, linted.stdout
 
 
-def test_python_blocks_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    texts = [page.read_text(encoding="utf-8") for page in PAGES]
-    files = {content for text in texts for _, content in FILE_BLOCK.findall(text)}
-    blocks = [body for text in texts for kind, body in BLOCK.findall(text) if kind == "python" and body not in files]
-    assert blocks
-    for body in blocks:
-        exec(compile(body, "a block of the documents", "exec"), {})
+def python_blocks(page: Path) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    files = {content for _, content in FILE_BLOCK.findall(text)}
+    return [body for kind, body in BLOCK.findall(text) if kind == "python" and body not in files]
+
+
+@pytest.mark.parametrize("page", list(filter(python_blocks, PAGES)), ids=lambda page: page.name)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block after block, as in a notebook, in a folder with the published records."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "published").symlink_to(ROOT / "results" / "published")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for body in python_blocks(page):
+        exec(compile(body, page.name, "exec"), names)
 
 
 # -- what the pages name -------------------------------------------------------------------------------------------

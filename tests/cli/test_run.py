@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gzip
-import io
 import json
 import os
 import shutil
@@ -31,16 +30,14 @@ from conftest import (
     require_same,
     signal_after_step,
 )
-from filelock import SoftFileLease
 from omegaconf import OmegaConf
 from task_configs import write_jsonl
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
-from adalora_repro.methods import lora
 from adalora_repro.models import inject
-from adalora_repro.records import lock, run_record
+from adalora_repro.records import run_record
 from adalora_repro.tasks import glue, toy_text
-from adalora_repro.training import checkpoint, evaluate, runner
+from adalora_repro.training import checkpoint, evaluate
 
 Cli = Callable[..., Outcome]
 Whole = Callable[..., Run]
@@ -102,7 +99,7 @@ def test_one_command_makes_one_record(tiny: Cli, method: str) -> None:
 
     written = OmegaConf.load(run.folder / "config.yaml")
     assert (written.optim.lr, written.seed, written.method.name) == (1e-3, 0, method)
-    beside = ["best", "config.yaml", "final", "log.jsonl", "metrics.json"]
+    beside = ["best", "config.yaml", "final", "log.jsonl", "metrics.json", *(["model"] if method != "full" else [])]
     assert sorted(path.name for path in run.folder.iterdir()) == beside
     for entry, folder in ((record.final, "final"), (record.best, "best")):
         assert sorted(kept(run.folder / folder)) == ["predictions.validation.jsonl.gz"]
@@ -213,46 +210,15 @@ def test_force_sets_the_old_run_aside_and_measures_the_same(tiny: Cli) -> None:
         (folder / "log.jsonl").write_text(f"log {number}", encoding="utf-8")  # all runs measure the same
         assert tiny(*command, *force).code == EXIT_OK
         assert (folder / f"log.old-{number}.jsonl").read_text(encoding="utf-8") == f"log {number}"
-        aside = [(path.parent.name.partition(".")[0], path) for path in folder.glob(f"*.old-{number}/*")]
+        aside = [(name, path) for name in ("best", "final") for path in folder.glob(f"{name}.old-{number}/*")]
         assert {f"{name}/{path.name}": path.read_bytes() for name, path in aside} == files
     assert run_record.read(folder / "metrics.old-2.json").measured() == first.measured()
     assert only_run().record.measured() == first.measured()
     assert only_run().log == log
-    names = ["best", "config.yaml", "final", "log.jsonl", "metrics.json", "metrics.old-2.json"]
-    names += [name for n in (1, 2) for name in (f"best.old-{n}", f"final.old-{n}", f"log.old-{n}.jsonl")]
+    names = ["best", "config.yaml", "final", "log.jsonl", "metrics.json", "metrics.old-2.json", "model"]
+    kinds = ("best.old-{}", "final.old-{}", "model.old-{}", "log.old-{}.jsonl")
+    names += [kind.format(n) for n in (1, 2) for kind in kinds]
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
-
-
-def test_predictions_belong_to_the_evaluation_that_they_are_named_for(tiny: Cli) -> None:
-    """Labels in the order of the split; the best evaluation's may be of an earlier step."""
-    tiny("task=sst2", "method=lora", "optim.lr=1e-2", "train.eval_steps=1", "train.max_steps=12")
-    run = only_run()
-    rows = toy_text.generate("sst2", "validation", {"train": 64, "validation": 32}, 0)
-    for folder, entry in (("final", run.record.final), ("best", run.record.best)):
-        with gzip.open(run.folder / folder / "predictions.validation.jsonl.gz", "rt", encoding="utf-8") as file:
-            written = [json.loads(line) for line in file]
-        assert [row["label"] for row in written] == [row["label"] for row in rows]
-        assert recomputed(run.folder / folder, "sst2") == entry["metrics"]
-
-
-def test_a_look_before_the_first_step_is_logged_and_changes_nothing(
-    tiny: Cli, undisturbed: Whole, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = ("task=sst2", "method=adalora", "optim.lr=1e-2")
-    plain = undisturbed(*command)
-    with monkeypatch.context() as patch:
-        signal_after_step(patch, 3)
-        done = tiny(*command, "eval.untrained=true")
-        assert done.code == EXIT_TERMINATED
-    assert done.err.splitlines()[0].startswith("step 0/6  accuracy ")
-    assert tiny(*command, "eval.untrained=true").code == EXIT_OK  # and does not look again
-    looked = only_run()
-    first, *rest = looked.log
-    assert (first["t"], set(first), set(first["evaluation"])) == (0, {"t", "evaluation"}, {"accuracy"})
-    assert rest == plain.log
-    assert looked.record.measured() == plain.record.measured()
-    assert looked.folder.name == plain.folder.name  # the same run
-    assert predictions(looked) == predictions(plain)
 
 
 # -- T from the examples that are good ------------------------------------------------------------------------------
@@ -310,31 +276,6 @@ def test_bad_rows_left_out_leave_the_run_of_the_good_ones(
     assert tiny(*broken_data, *SKIP).out.startswith(f"already done: {run.folder} ")
 
 
-def skipped(results: str) -> dict[str, list[str]]:
-    return json.loads((only_run(results).folder / "skipped.json").read_text(encoding="utf-8"))
-
-
-def test_all_bad_rows_are_named_beside_the_record(
-    tiny: Cli, broken_data: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    shutil.copytree("broken", "moved")
-    for results, folder in (("a", "broken"), ("b", "broken"), ("c", "moved")):  # b from the cache
-        caplog.clear()
-        words = (f"data.dir={folder}", "data.skip_invalid=true", "train.max_steps=3", f"results.dir={results}")
-        assert tiny(*broken_data, *words).code == EXIT_OK
-        named = [message for message in caplog.messages if "left out" in message]
-        assert [message.partition(" bad")[0] for message in named] == ["cola train: 36", "cola validation: 3"]
-        rows = skipped(results)
-        assert {split: len(lines) for split, lines in rows.items()} == only_run(results).record.data["skipped"]
-        assert [line.partition(": ")[0] for line in rows["train"]] == [
-            f"{folder}/cola/train.jsonl.gz:{2 * number + 1}" for number in range(36)
-        ]
-        kinds = {line.partition(": ")[2].split(" (")[0] for line in rows["validation"]}
-        assert kinds == {"label 7 is out of range, must be 0 to 1", "not JSON", "column 'sentence' is missing"}
-    assert skipped("a") == skipped("b")
-    assert only_run("a").folder.relative_to("a") == only_run("c").folder.relative_to("c")  # the same rows: the same run
-
-
 def test_the_settings_of_the_record_are_those_the_loop_used(
     tiny: Cli, broken_data: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,15 +297,6 @@ def test_the_settings_of_the_record_are_those_the_loop_used(
     for name in record.settings:
         used = OmegaConf.select(state.plan.cfg, name, default=None)
         assert used == record.settings[name] or name == "data.fingerprint"
-
-
-def test_bad_rows_stop_a_run_that_does_not_skip_them(tiny: Cli, broken_data: list[str]) -> None:
-    done = tiny(*broken_data, "data.dir=broken")
-    assert done.code == EXIT_BAD_INPUT
-    (line,) = done.err.splitlines()
-    assert line.startswith("adalora-run: error: broken/cola/train.jsonl.gz:1: label 7 is out of range")
-    assert line.endswith("; data.skip_invalid=true leaves such rows out")
-    assert not Path("results").exists()
 
 
 # -- other families, other options ----------------------------------------------------------------------------------
@@ -407,18 +339,6 @@ def test_other_families_run_and_resume(
     require_same(only_run(), undisturbed(*command))
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_another_run(tiny: Cli, undisturbed: Whole) -> None:
-    command = ("task=cola", "method=adalora", "optim.lr=1e-2", "train.eval_steps=2")
-    assert tiny("-m", *command, "seed=0,1").code == EXIT_OK
-    first, second = sorted(find_runs(), key=lambda run: run.record.key["seed"])
-    require_same(first, undisturbed(*command))
-    assert first.record.key["variant"] == second.record.key["variant"]
-    assert first.record.key["hash"] != second.record.key["hash"]
-    assert first.log != second.log
-    again = tiny("-m", *command, "seed=0,1")
-    assert again.out.count(" already done: ") == 2
-
-
 @pytest.mark.parametrize(
     ("option", "values"), [("train.precision", ["fp32", "bf16"]), ("protocol", ["paper", "released"])]
 )
@@ -435,56 +355,7 @@ def test_precision_and_protocol_make_another_run_of_the_same_budget(tiny: Cli, o
     assert sum(second.record.rank_pattern.values()) == second.record.budget["b_T"]
 
 
-def test_padding_to_the_maximum_pads_every_batch(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    widths: list[int] = []
-    collate = glue.Task.collate
-
-    def spy(self: Any, rows: Any) -> Any:
-        batch = collate(self, rows)
-        widths.append(batch["input_ids"].shape[1])
-        return batch
-
-    monkeypatch.setattr(glue.Task, "collate", spy)
-    command = ("task=sst2", "method=lora", "task.max_length=160")
-    assert tiny(*command, "train.padding=max_length").code == EXIT_OK
-    assert set(widths) == {160}
-    widths.clear()
-    assert tiny(*command, "eval.max_examples=5").code == EXIT_OK
-    assert max(widths) < 160
-    assert len(set(widths)) > 1
-    quick = next(run.record for run in find_runs() if run.record.key["max_examples"] == 5)
-    assert quick.data["rows"] == {"train": 64, "validation": 5}
-
-
-def test_what_only_changes_how_it_runs_changes_nothing_measured(
-    tiny: Cli, undisturbed: Whole, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("adalora_repro.tasks.tokenized.ROWS", 10)
-    command = ("task=sst2", "method=adalora", "optim.lr=1e-2")
-    options = ("train.save_steps=1", "train.num_workers=1", "data.num_proc=3", "data.cache_dir=elsewhere")
-    assert tiny(*command, *options).code == EXIT_OK
-    require_same(only_run(), undisturbed(*command))
-
-
 # -- several runs ---------------------------------------------------------------------------------------------------
-
-
-def test_a_bad_job_does_not_stop_the_others(tiny: Cli) -> None:
-    done = tiny("-m", "task=sst2", "method=lora", "train.batch_size=8,0,16")
-    assert done.code == EXIT_BAD_INPUT
-    (line,) = (line for line in done.err.splitlines() if "error" in line)
-    assert line.startswith("adalora-run: error: train.batch_size must be positive, not 0 (run: ")
-    assert " train.batch_size=0 " in line
-    assert sorted(run.record.settings["train.batch_size"] for run in find_runs()) == [8, 16]
-
-
-def test_a_sweep_file_is_a_multirun(tiny: Cli) -> None:
-    done = tiny("-m", "+sweep=seeds", "task=sst2", "method=lora", "dry_run=true")
-    assert done.code == EXIT_OK, done.err
-    assert [line.count(f" seed {seed}: T ") for seed, line in enumerate(done.out.splitlines()[:5])] == [1] * 5
-    assert done.out.splitlines()[-1] == "sweep: 5 planned"
-    done = tiny("-m", "+sweep=lr", "task=sst2", "method=lora", "dry_run=true")
-    assert done.out.splitlines()[-1] == "sweep: 10 planned"  # the rates of sweeps/lr.yaml
 
 
 def test_an_interrupted_job_ends_the_sweep(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -527,37 +398,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(
     assert tiny(*command).code == EXIT_OK
     assert only_run().record.measured() == undisturbed(*command).record.measured()
     assert not (run.folder / "error.txt").exists()
-
-
-def test_a_failing_run_keeps_its_reason_where_its_traceback_cannot_be_written(
-    tiny: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The record says failed: text that is not UTF-8, no disk space for error.txt, a device that no longer responds."""
-
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("a file's name: \udcff")
-
-    def write_no_text(path: Path, *args: Any, **kwargs: Any) -> int:
-        raise OSError(errno.EIO, "no", str(path))
-
-    monkeypatch.setattr(runner, "run_loop", fail)
-    assert tiny("task=sst2", "method=lora").code == EXIT_FAILED
-    assert only_run().record.error == "RuntimeError: a file's name: \udcff"
-    assert "\\udcff" in (only_run().folder / "error.txt").read_text(encoding="utf-8")
-    monkeypatch.setattr(Path, "write_text", write_no_text)
-    monkeypatch.setattr(lora.Method, "summary", fail)
-    assert tiny("task=sst2", "method=lora", "seed=1").code == EXIT_FAILED
-    assert [run.record.status for run in find_runs()] == ["failed", "failed"]
-
-
-def test_a_terminal_that_lacks_characters_gets_the_plan(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", terminal)
-    assert tiny("task=sst2", "dry_run=true").code == EXIT_OK
-    terminal.flush()
-    text = terminal.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
-    assert "method" in text
-    assert "?" in text  # for an ellipsis
 
 
 @pytest.mark.parametrize(
@@ -644,15 +484,6 @@ def _no_space(handle: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_while_forcing_leaves_the_old_record(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny("task=sst2", "method=lora")
-    before = (only_run().folder / "metrics.json").read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", _no_space)
-        assert tiny("task=sst2", "method=lora", "force=true").code == EXIT_BAD_INPUT
-    assert [path.read_bytes() for path in Path("results").rglob("metrics*.json")] == [before]
-
-
 # -- interrupted and resumed, in this process; test_kill.py kills real ones -----------------------------------------
 
 
@@ -707,54 +538,8 @@ def test_without_a_readable_checkpoint_it_starts_over(tiny: Cli, undisturbed: Wh
     assert [(stopped / name).read_bytes() for name in aside] == [name.encode() for name in names]
 
 
-def test_a_checkpoint_that_the_disk_does_not_give_is_left_alone(
-    tiny: Cli, stopped: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    newest = stopped / "checkpoint.pt"
-    before = kept_files(stopped)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", _failing(newest.name, OSError(errno.ESTALE, "Stale file handle")))
-        done = tiny(*STOPPED)
-    assert done.code == EXIT_BAD_INPUT
-    (line,) = done.err.splitlines()
-    assert line.startswith(f"adalora-run: error: {newest} cannot be read (Stale file handle) and stays as it is")
-    assert kept_files(stopped) == before
-    assert "at step 5 of 6" in tiny(*STOPPED).err
-
-
 def kept_files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def _failing(name: str, error: Exception) -> Any:
-    read = Path.read_bytes
-
-    def failing(path: Path) -> bytes:
-        if path.name == name:
-            raise error
-        return read(path)
-
-    return failing
-
-
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you …")])
-def test_no_memory_for_a_checkpoint_is_no_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise error
-
-    checkpoint.save(tmp_path, {"hash": "0"})
-    monkeypatch.setattr(torch, "load", full)
-    with pytest.raises(type(error)):
-        checkpoint.load(tmp_path, "0")
-
-
-def test_a_checkpoint_that_went_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for step in (1, 2):
-        checkpoint.save(tmp_path, {"hash": "0", "t": step})
-    monkeypatch.setattr(Path, "read_bytes", _failing("checkpoint.pt", FileNotFoundError()))
-    assert checkpoint.load(tmp_path, "0") == ({"hash": "0", "t": 1}, [])
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tiny: Cli, stopped: Path) -> None:
@@ -770,15 +555,6 @@ def test_a_checkpoint_of_another_configuration_is_refused(tiny: Cli, stopped: Pa
     assert kept_files(stopped) == before
 
 
-def test_a_checkpoint_from_before_there_was_a_format_is_read(tiny: Cli, undisturbed: Whole, stopped: Path) -> None:
-    newest = stopped / "checkpoint.pt"
-    state = torch.load(newest, weights_only=True)
-    assert state.pop("format") == checkpoint.VERSION
-    torch.save(state | {"rng": state["rng"][0]}, newest)
-    assert "at step 5 of 6" in tiny(*STOPPED).err
-    require_same(only_run(), undisturbed(*STOPPED))
-
-
 def test_force_starts_over_and_keeps_what_was_there(tiny: Cli, undisturbed: Whole, stopped: Path) -> None:
     (stopped / "error.txt").write_text("a traceback", encoding="utf-8")  # of a failure before
     names = (*checkpoint.NAMES, "error.txt")
@@ -792,15 +568,6 @@ def test_force_starts_over_and_keeps_what_was_there(tiny: Cli, undisturbed: Whol
     assert [(stopped / name).read_bytes() for name in aside] == before
     assert not [name for name in names if (stopped / name).exists()]
     assert only_run().record.measured() == undisturbed(*STOPPED).record.measured()
-
-
-def test_two_processes_do_not_train_the_same_run(tiny: Cli, stopped: Path) -> None:
-    lease = SoftFileLease(stopped / lock.NAME, lease_duration=lock.LEASE_S)
-    with lease.acquire():
-        done = tiny(*STOPPED)
-        assert done.code == EXIT_BAD_INPUT
-        assert done.err == f"adalora-run: error: {stopped}: another process is training this run\n"
-    assert tiny(*STOPPED).code == EXIT_OK
 
 
 def test_the_record_of_another_run_in_the_folder_is_not_taken_for_this_ones(tiny: Cli) -> None:

@@ -80,6 +80,7 @@ def test_a_run_leaves_record_and_predictions(tiny: Cli, task: str) -> None:
         "final",
         "log.jsonl",
         "metrics.json",
+        "model",
     ]
     data = run.record.data
     assert data["rows"] == sizes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -76,16 +75,6 @@ def test_the_wheel_holds_all_that_is_needed(source: Path, wheel: Path) -> None:
     assert configurations | numbers | assets | files("adalora_repro/**/*.py", "hydra_plugins/*.py") == names
 
 
-def test_an_editable_install_leads_to_the_package_and_the_sweeper(source: Path, tmp_path: Path) -> None:
-    code = "import sys; from hatchling.build import build_editable; build_editable(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=source, capture_output=True, check=True)
-    (built,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(built) as wheel:
-        places = [wheel.read(name).decode().split() for name in wheel.namelist() if name.endswith(".pth")]
-    found = {path.name for lines in places for line in lines for path in Path(line).iterdir()}
-    assert {"adalora_repro", "hydra_plugins"} <= found
-
-
 def test_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
     code = "import adalora_repro; print(adalora_repro.__file__)"
     environment = os.environ | {"PYTHONPATH": str(installed)}
@@ -117,11 +106,3 @@ def test_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
     assert "textContent" in (tmp_path / "page.html").read_text(encoding="utf-8")  # the script came along
     (tmp_path / "page.html").unlink()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_its_version_is_the_package_s(installed: Path) -> None:
-    import adalora_repro
-
-    (distribution,) = importlib.metadata.distributions(path=[str(installed)])
-    assert distribution.name == "adalora-repro"
-    assert distribution.version == adalora_repro.__version__

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hydra import compose
 from omegaconf import OmegaConf
-from plans import counted, resolved
+from plans import resolved
 from task_configs import CONF
 
 from adalora_repro.config import resolve as planning
@@ -89,42 +89,6 @@ def test_a_starts_gaussian_on_deberta_v3_alone(protocol: str) -> None:
         assert plan.cfg.method.init == ("normal" if backbone == "deberta-v3-base" else "kaiming")
         assert plan.settings.get("method.init", "normal") == plan.cfg.method.init
         assert "backbone.lora_init" not in plan.settings
-
-
-def test_the_authors_own_recipe_of_lora_on_squad_v2() -> None:
-    """Two thirds of AdaLoRA's epochs; the variants of LoRA follow it, at AdaLoRA's learning rate too."""
-    names = ("optim.lr", "optim.warmup_steps", "train.epochs", "method.alpha")
-
-    def recipe(method: str, protocol: str) -> list[float]:
-        found = settings(method, "squad_v2", f"protocol={protocol}")
-        return [found[name] for name in names]
-
-    assert recipe("lora", "released") == [8e-5, 1000, 8, 16]
-    assert recipe("adalora", "released") == recipe("adalora", "paper") == [1e-3, 1000, 12, 16]
-    assert recipe("lora", "paper") == [5e-4, 1000, 12, 16]
-    for method in LORA:
-        lr = 1e-3 if method == "lora_at_adalora" else 8e-5
-        assert recipe(method, "released") == [lr, 1000, 8, 16], method
-    words = ("task=squad_v2", "method=lora", "budget=0.16%", "protocol=released", "method.schedule=scaled")
-    plan = resolved(*words)
-    assert plan.cfg.optim.warmup_steps == pytest.approx(1000, rel=0.02)  # of its own 8 epochs
-
-
-def test_scaling_is_alpha_over_r_at_adalora_s_learning_rate_too() -> None:
-    plain, other = (
-        counted("task=rte", f"method={method}", "budget=0.16%").method for method in ("lora", "lora_at_adalora")
-    )
-    assert plain == other
-    assert plain["alpha_over_r"] == 32 / 2
-
-
-def test_what_is_typed_wins_over_the_recipe() -> None:
-    words = ("method.gamma=0.7", "method.t_i=3", "optim.lr=9e-3")
-    assert settings("adalora_uniform", "cola", *words) == settings("adalora_uniform", "cola") | {
-        "method.gamma": 0.7,
-        "method.t_i": 3,
-        "optim.lr": 9e-3,
-    }
 
 
 def test_a_budget_s_own_roles_are_not_fewer_matrices() -> None:

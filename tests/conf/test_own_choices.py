@@ -93,10 +93,9 @@ def test_modules_are_those_that_define_a_method(own_module: str) -> None:
     for name in ("base", "nope"):
         with pytest.raises(InputError, match=f"unknown method.module '{name}'.*; valid: adalora, bitfit"):
             module_of(name)
-    with pytest.raises(InputError, match=r"method\.module=nowhere\.at_all: no module 'nowhere' can be imported"):
-        module_of("nowhere.at_all")
-    with pytest.raises(InputError, match=r"method\.module=json\.decoder: .* has no classes Method and Options"):
-        module_of("json.decoder")
+    for name in ("nowhere.at_all", "json.decoder"):
+        with pytest.raises(InputError, match=f"method.module={name}: no module to import that has classes Method"):
+            module_of(name)
     assert module_of(own_module).__name__ == own_module
 
 
@@ -110,24 +109,6 @@ def test_a_task_of_one_s_own_has_the_smallest_budget_of_its_family() -> None:
     assert resolve(cfg).key["budget"] == "0.13%"
     with pytest.raises(InputError, match=r"budget '0\.3M' does not exist for task 'cola'; valid: 0\.13%"):
         resolve(cfg, overrides=["budget=0.3M"])
-
-
-def test_a_missing_key_of_an_architecture_is_named() -> None:
-    for name, problem in (("model_type", "model_type is not set; valid: "), ("hidden_size", "hidden_size is not set")):
-        cfg = composed("method=lora")
-        OmegaConf.set_struct(cfg, False)
-        del cfg.backbone.architecture[name]
-        with pytest.raises(InputError, match=rf"^backbone 'tiny-bert'.*backbone\.architecture\.{problem}"):
-            count(resolve(cfg))
-
-
-def test_a_plan_cannot_be_changed() -> None:
-    plan = count(resolve(composed("method=lora", "budget=1.2M")))
-    for change in (lambda: setattr(plan, "memory", 1), lambda: setattr(plan.cfg.method, "r", 1)):
-        with pytest.raises(Exception, match=r"read-only|cannot assign"):
-            change()
-    more = plan.with_notes("one", "two")
-    assert (more.notes[-2:], len(more.notes)) == (("one", "two"), len(plan.notes) + 2)
 
 
 def test_a_sweep_counts_each_variant_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 import plans
 import pytest
 from fake_records import make, save
-from hydra import compose
-from omegaconf import OmegaConf
 
 from adalora_repro import methods
 from adalora_repro.config import dry_run
@@ -115,16 +113,3 @@ def test_a_file_that_is_no_record_and_two_sizes_are_refused(tmp_path: Path) -> N
     run = source(tmp_path / "good")
     with pytest.raises(InputError, match=r"method\.r and method\.rank_pattern both set the ranks"):
         planning.count(resolved(run, "method.r=2"))
-
-
-def test_ranks_of_chosen_matrices_fit_the_same_choice(tmp_path: Path) -> None:
-    run = source(tmp_path, {"encoder.0.q": 1, "encoder.1.q": 3}, budget="target_r2-init_r4-q")
-    with pytest.raises(InputError, match="of this model, which the ranks leave out"):
-        planning.count(resolved(run))
-    assert planning.count(resolved(run, "method.targets=[q]")).params["method"] == 4 * 64
-
-
-def test_without_ranks_nothing_changes() -> None:
-    cfg = compose("config", ["task=rte", "method=lora", "data=sample"])
-    assert OmegaConf.select(cfg, "method.rank_pattern") is None
-    assert "method.rank_pattern" not in planning.resolve(cfg).settings

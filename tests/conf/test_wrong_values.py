@@ -23,52 +23,35 @@ XSUM = "task=xsum budget=0.13% backbone=tiny-bart"
 WRONG = """
 data.source=nope => unknown data source 'nope' | valid: hub, local, sample
 budget=1.10% => budget '1.10%' does not exist for task 'sst2' | valid: 0.3M, 0.6M, 1.2M
-method=full budget=1.10% => budget '1.10%' does not exist for task 'sst2' | valid: 0.3M, 0.6M, 1.2M
-task=squad budget=0.3M => does not exist for task 'squad' | valid: 0.08%, 0.16%, 0.32%
-train.padding=max_length train.group_by_length=true => train.group_by_length=true | train.padding=max_length
 method.schedule=nope => method.schedule 'nope' | valid: absolute, scaled
 method.score=nope => method.score 'nope' | valid: importance, sensitivity, gradient
 method=prune_lora method.score=magnitude => method.score=magnitude is |λ|, and LoRA's doublets have no λ
-method=lora_regu method.gamma=-1 => method.gamma must be 0 or more, not -1
 method=prune_lora method.init=5 => unknown method.init '5' | valid: normal, kaiming
 method=lora_regu protocol=released budget=0.08% => (method.r=1) has none; a larger method.r or budget, or
 method=lora_rank_pattern => method.rank_pattern must be the folder or the record of a finished run, not ''
 method=lora method.rank_pattern=7 => must be the folder or the record of a finished run, not '7'
 method=lora method.rank_pattern=nowhere => method.rank_pattern: no record 'nowhere'
-method=lora method.rank_pattern=/ => method.rank_pattern: no record '/metrics.json'
 method.module=base => method.module belongs to the file of a method | chosen with method=NAME
 method=lora method.name=adalora => method.name=adalora: that name belongs to | conf/method: method=adalora
 backbone.name=minilm => backbone.name=minilm: that name belongs to | conf/backbone: backbone=minilm
-data.source=hub => data.source=hub: that name | data=hub
 budget.label=1.2M => budget.label=1.2M: that name | budget=1.2M
 tuned=nope => unknown tuned 'nope' | cola_adalora
 task.primary_metric=nope => task.primary_metric 'nope' | valid: accuracy
 task.metrics=[nope] task.primary_metric=nope => unknown metric 'nope' | valid: accuracy, f1
 backbone=tiny-bart => task=sst2 needs an encoder or a decoder, backbone 'tiny-bart' is an encoder-decoder
-task=squad budget=0.08% task.stride=8 backbone=bart-large => task=squad needs an encoder, backbone 'bart-large' is
 task=xsum budget=0.13% => task=xsum needs an encoder-decoder, backbone 'tiny-bert' is an encoder
-task=cnn_dailymail budget=0.13% backbone=minilm => backbone 'minilm' is an encoder;  | valid: bart-large, tiny-bart
 task=squad budget=0.08% => task.stride=128 must be below task.max_length=32 | a window has to bring
-task=squad budget=0.08% task.stride=32 => task.stride=32 must be below task.max_length=32
 XSUM task.max_target_length=8 task.min_target_length=8 => task.min_target_length=8 must be below | =8
 XSUM task.metrics=[rouge9] task.primary_metric=rouge9 => unknown metric 'rouge9' | rougeLsum
 task.text_columns=[] => task.text_columns: sst2 reads 1 or 2, not 0
-task.text_columns=[sentence,a,b] => task.text_columns: sst2 reads 1 or 2, not 3
 task=squad budget=0.08% task.stride=8 task.text_columns=[context] => task.text_columns: squad reads 2, not 1
 task.text_columns=[label] => task.text_columns, task.label_column: column 'label' cannot be two things
-task=rte task.text_columns=[sentence1,sentence1] => column 'sentence1' cannot be two things at once
-XSUM task.text_columns=[id] => column 'id' cannot be two things at once
 task.num_labels=1 => task.label_range=[] must be two ascending numbers where task.num_labels is 1
-task=stsb task.label_range=[0] => task.label_range=[0.0] must be two ascending numbers
-task=stsb task.label_range=[5,0] dry_run=true => task.label_range=[5.0, 0.0] must be two ascending numbers
 task=stsb task.label_range=[0,inf] => task.label_range must be finite, not inf
 task.label_range=[0,5] => task.label_range=[0.0, 5.0] is for scores (task.num_labels=1)
 task.max_length=2 => task.max_length=2 must be 3 or more: a token of each text
-XSUM task.text_columns=[document,title] => task.text_columns: xsum reads 1, not 2
 task=squad budget=0.08% task.stride=8 task.num_labels=3 => task.num_labels=3: start and end of a span take 2
 task=squad budget=0.08% task.stride=8 task.metrics=[HasAns_f1] task.primary_metric=HasAns_f1 => unknown metric 'HasAns_f
-task=squad budget=0.08% task.stride=8 task.metrics=[best_f1,f1] => unknown metric 'best_f1'; valid: exact, f1
-task=squad_v2 budget=0.08% task.stride=8 task.metrics=[HasAns_f1,f1] => 'HasAns_f1' | best_exact, best_f1
 XSUM task.max_target_length=1 => task.max_target_length=1 must be 3 or more: a token between start and end
 task.auto_model=Nope => backbone 'tiny-bert' cannot be built | Nope
 method.gamma=abc => method.gamma:  | 'abc' | Float
@@ -76,7 +59,6 @@ method.gamma=true => method.gamma:
 method.init_r=1.5 => method.init_r:  | '1.5' | Integer
 method.targets=q => method.targets: 
 method.targets=[foo] => method.targets | 'foo' | valid: q, k, v, attn_out, ffn_in, ffn_out
-method.targets=[cross_q] => method.targets | 'cross_q' | valid: q, k, v, attn_out, ffn_in, ffn_out
 method.targets=[q,q] => method.targets: ['q', 'q'] names something twice
 method.targets=[] => method.targets is empty
 method.layers=[2] => method.layers | no layer 2 | valid: 0 to 1
@@ -86,25 +68,20 @@ method=lora train.max_steps=9999999999999 => train.max_steps | T=9999999999999
 method=lora train.max_steps=null train.epochs=1e23 => train.epochs | 2^40
 train.grad_accumulation=9 => train.grad_accumulation=9 | train.batch_size | 8
 data.holdout=0 => data.holdout= | must be a number of rows
-data.holdout=1.0 => data.holdout= | must be a number of rows
 data.holdout=999999 => data.holdout=999999: the train split has | at least one must be left to train on
 task.holdout_by=[text] => unknown column in task.holdout_by 'text'; valid: sentence
 data=hub task.rows.train=0 => task.rows.train must be positive, not 0
-backbone.architecture.num_hidden_layers=0 => must be a number of layers from 1 to 1000, not 0
-backbone=tiny-bart task=xsum backbone.architecture.decoder_layers=1001 => decoder_layers must be a number of layers from
-backbone.architecture.hidden_size=99999999999 => backbone.architecture.hidden_size must be below 2^31
-XSUM backbone=tiny-bart backbone.architecture.decoder_layers=x => decoder_layers must be a number of layers | not x
+backbone.architecture.num_hidden_layers=0 => must be from 1 to 1000, not 0
+backbone=tiny-bart task=xsum backbone.architecture.decoder_layers=1001 => decoder_layers must be from
 backbone=minilm backbone.source=foo => unknown backbone.source 'foo'; valid: hub, package, random
 backbone=minilm backbone.source=hub => backbone.hub is not set, which backbone.source=hub with
 backbone.tokenizer=hub => backbone.hub is not set, which backbone.source=random with backbone.tokenizer=hub
-backbone.source=package => backbone.package is not set, which backbone.source=package with
 backbone.architecture.model_type=gpt2 => model type 'gpt2' | valid: bart, bert, deberta, | GPT2For
 backbone.architecture.model_type=nope => model type 'nope' | valid: bart, bert, deberta, deberta-v2
 backbone=auto => backbone=auto needs a model: backbone.path=DIR or backbone.hub=ORG/NAME
 method.target_r=-1 => method.target_r must be positive, not -1
 method.target_r=9 => method.target_r=9 exceeds method.init_r=4
 method=lora method.r=0 => method.r must be positive, not 0
-method=houlsby method.d=0 => method.d must be positive, not 0
 method.alpha=0 => method.alpha must be positive
 method.gamma=-1 => method.gamma must be 0 or more
 method.gamma=inf => method.gamma must be finite, not inf
@@ -116,8 +93,6 @@ data=local data.dir=missing => data.dir=missing: no such folder
 backbone=deberta-v3-base backbone.path=missing => missing is not a folder with a model
 task.stride=4 => task.stride is a setting of family squad, not of sst2 (family glue) | valid: classifier_dropout
 task.early_stopping=false => task.early_stopping is a setting of family summarization
-XSUM task.null_threshold=0 => task.null_threshold is a setting of family squad, not of xsum
-task=squad budget=0.08% task.stride=8 task.classifier_dropout=0.1 => task.classifier_dropout is a setting of family glue
 train.epochs=inf => train.epochs must be positive and finite, not inf
 method=lora method.r=99999999999 => method.r must be at most 2^20, not 99999999999
 method.gamma=nan => method.gamma must be finite, not nan

@@ -16,23 +16,24 @@ from tiny_runs import built
 from adalora_repro.config import checks
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import SVDLinear
-from adalora_repro.models import export, inject
+from adalora_repro.models import backbones, export, inject
 from adalora_repro.training import kept
 from adalora_repro.training.state import RunState
 
 LOW_RANK = ("lora", "adalora", "svd_lora", "lora_regu", "prune_lora", "lora_qv")
 OTHERS = ("bitfit", "houlsby", "pfeiffer")
 BACKBONES = {"tiny-bert": "sst2", "tiny-deberta": "sst2", "tiny-bart": "xsum"}
-#: loads PEFT's files where this project cannot be imported; prints the logits
+#: loads PEFT's files where this project cannot be imported, and keeps the logits
 ALONE = """
 import sys
+from pathlib import Path
 sys.modules["adalora_repro"] = None
 import peft, torch, transformers
-base, adapter, auto, inputs = sys.argv[1:]
-model = getattr(transformers, auto).from_pretrained(base)
-model = peft.PeftModel.from_pretrained(model, adapter).eval()
-with torch.no_grad():
-    torch.save(model(**torch.load(inputs)).logits, adapter + "/logits.pt")
+for folder, auto in zip(map(Path, sys.argv[1::2]), sys.argv[2::2]):
+    model = getattr(transformers, auto).from_pretrained(folder / "base")
+    model = peft.PeftModel.from_pretrained(model, folder / "model").eval()
+    with torch.no_grad():
+        torch.save(model(**torch.load(folder / "inputs.pt")).logits, folder / "logits.pt")
 """
 
 
@@ -83,23 +84,22 @@ def test_what_is_kept_is_the_model(backbone: str, method: str, tmp_path: Path) -
     assert names == {kept.CONFIG, *weights}
 
 
-@pytest.mark.parametrize(
-    ("backbone", "method"), [("tiny-bert", "adalora"), ("tiny-bart", "adalora"), ("tiny-bert", "lora")]
-)
-def test_peft_loads_it_without_this_project(backbone: str, method: str, tmp_path: Path) -> None:
-    run = changed(tmp_path, *words_of(backbone, method))
-    cfg, inputs = run.plan.cfg, inputs_of(run)
-    kept.keep(run.model, cfg, tmp_path / "model", "adapter")
-    transformers.set_seed(cfg.seed)
-    from adalora_repro.models import backbones
-
-    backbones.load_model(cfg).save_pretrained(tmp_path / "base")
-    torch.save(inputs, tmp_path / "inputs.pt")
-    paths = [str(tmp_path / name) for name in ("base", "model")]
-    program = [sys.executable, "-c", ALONE, *paths, cfg.task.auto_model, str(tmp_path / "inputs.pt")]
-    subprocess.run(program, check=True, capture_output=True, cwd=tmp_path)
-    theirs = torch.load(tmp_path / "model" / "logits.pt", weights_only=True)
-    assert torch.allclose(theirs, logits(run.model, inputs), atol=1e-5)
+def test_peft_loads_it_without_this_project(tmp_path: Path) -> None:
+    words, expected = [], {}
+    for backbone, method in (("tiny-bert", "adalora"), ("tiny-bart", "adalora"), ("tiny-bert", "lora")):
+        folder = tmp_path / f"{backbone}-{method}"
+        run = changed(folder, *words_of(backbone, method))
+        cfg, inputs = run.plan.cfg, inputs_of(run)
+        kept.keep(run.model, cfg, folder / "model", "adapter")
+        transformers.set_seed(cfg.seed)
+        backbones.load_model(cfg).save_pretrained(folder / "base")
+        torch.save(inputs, folder / "inputs.pt")
+        words += [str(folder), cfg.task.auto_model]
+        expected[folder] = logits(run.model, inputs)
+    subprocess.run([sys.executable, "-c", ALONE, *words], check=True, capture_output=True, cwd=tmp_path)
+    for folder, ours in expected.items():
+        theirs = torch.load(folder / "logits.pt", weights_only=True)
+        assert torch.allclose(theirs, ours, atol=1e-5), folder.name
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "bitfit", "full"])

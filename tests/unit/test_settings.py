@@ -10,7 +10,7 @@ import pytest
 
 from adalora_repro import methods
 from adalora_repro.config.schema import Config
-from adalora_repro.config.settings_table import help_text, markdown
+from adalora_repro.config.settings_table import markdown
 from adalora_repro.errors import InputError
 from adalora_repro.settings import Row, check, meanings, rows, setting, settings_of
 
@@ -19,7 +19,6 @@ RANGES = {
     for name, facts in settings_of(Config).items()
     if any(bound is not None for bound in (facts.minimum, facts.above, facts.maximum, facts.below))
 }
-CHOICES = {name: facts for name, facts in settings_of(Config).items() if facts.choices}
 
 
 @dataclass
@@ -71,11 +70,6 @@ def test_a_value_outside_its_range_is_refused_by_name(name: str, value: Any, pro
         check(Outer, nested(name, value))
 
 
-def test_values_within_their_range_pass() -> None:
-    check(Outer, {"inner": {"share": 0.0, "plain": -7}, "mode": "slow", "many": None})
-    check(Outer, {})
-
-
 @pytest.mark.parametrize("name", RANGES)
 def test_every_range_of_the_schema_is_enforced(name: str) -> None:
     facts = RANGES[name]
@@ -84,12 +78,6 @@ def test_every_range_of_the_schema_is_enforced(name: str) -> None:
     for value in outside:
         with pytest.raises(InputError, match=f"^{name} must be .*, not {value}$"):
             check(Config, nested(name, value))
-
-
-@pytest.mark.parametrize("name", CHOICES)
-def test_every_choice_of_the_schema_is_enforced(name: str) -> None:
-    with pytest.raises(InputError, match=f"^unknown {name} 'nope'.*; valid: "):
-        check(Config, nested(name, "nope"))
 
 
 def test_every_setting_has_a_meaning() -> None:
@@ -102,8 +90,3 @@ def test_every_setting_has_a_meaning() -> None:
 def test_the_page_of_settings_is_up_to_date() -> None:
     page = Path(__file__).parents[2] / "docs" / "settings.md"
     assert page.read_text(encoding="utf-8") == markdown() + "\n", "adalora-run settings > docs/settings.md"
-
-
-def test_help_has_every_setting() -> None:
-    lines = help_text().splitlines()
-    assert {line.split()[0] for line in lines} == {row.name for row in rows(Config)}

@@ -56,22 +56,6 @@ def test_other_values_keep_their_type(value: Any) -> None:
     assert (composed(parsed(word("key", value))), type(composed(parsed(word("key", value))))) == (value, type(value))
 
 
-@given(st.lists(TEXTS, min_size=2, max_size=3))
-def test_several_values_are_a_sweep_over_them(texts: list[str]) -> None:
-    override = parsed(word("key", *texts))
-    assert override.is_sweep_override()
-    words = [f"key={text}" for text in override.sweep_string_iterator()]
-    assert [composed(each) for each in PARSER.parse_overrides(words)] == texts
-
-
-def test_plain_words_have_no_quotes() -> None:
-    assert word("task", "sst2", "cola") == "task=sst2,cola"
-    assert [word("budget", "0.3M", "1.10%"), word("results.dir", "/a-b/c_d.e")] == [
-        "budget=0.3M,1.10%",
-        "results.dir=/a-b/c_d.e",
-    ]
-
-
 @pytest.mark.parametrize("name", ["a,b", "it's", 'a "b"', "${HOME}", "x y", "é", "[a]", "-m", "12"])
 def test_a_report_s_command_goes_through_a_real_shell(name: str) -> None:
     line = command(["sst2"], ["lora"], ["0.3M"], Scope("minilm", "sample", results=Path(name)))
