@@ -85,7 +85,7 @@ def _take_ranks(cfg: DictConfig, budget_typed: bool) -> str:
     """Replaces the path of another run by its ranks: where they were read from is not part of this run's identity.
 
     Returns their budget, the name of this run's: as it is for a method that has no sizes of its own, else with "-ranks"
-    behind it, so that such a run never enters the budget's cell.
+    behind it, so that such a run never enters the budget's cell. Ranks of a plain file: "ranks" and their sum.
     """
     where, sizes = cfg.method.rank_pattern, cfg.method.get("sizes")
     if equal_counts.matched(cfg):
@@ -93,11 +93,15 @@ def _take_ranks(cfg: DictConfig, budget_typed: bool) -> str:
     if sizes is not None and any(name in size for size in sizes.values() for name in MATRICES):
         raise InputError(f"method.rank_pattern is for all matrices, method '{cfg.method.name}' is about some of them")
     if not isinstance(where, str) or not where:
-        raise InputError(f"method.rank_pattern must be the folder or the record of a finished run, not '{where}'")
+        raise InputError(
+            f"method.rank_pattern must be the folder or the record of a finished run, or a JSON file, not '{where}'"
+        )
     try:
         cfg.method.rank_pattern, budget = run_record.ranks(Path(where).expanduser())
     except run_record.RecordError as error:
         raise InputError(f"method.rank_pattern: {error}") from None
+    if budget is None:
+        budget, sizes = f"ranks{sum(cfg.method.rank_pattern.values())}", None
     if budget_typed and cfg.budget.label != budget:
         raise InputError(
             f"method.rank_pattern: the ranks of {where} are of budget '{budget}', not '{cfg.budget.label}'"

@@ -100,7 +100,7 @@ def _matched_text(plan: Plan) -> str:
     if "params_min" not in method:
         return text
     low, high = method["params_min"], method["params_max"]
-    return f"{text} in the mean; the last masks count parameters: {low:,} to {high:,} stay"
+    return f"{text} in the mean; {low:,} to {high:,} stay at the end"
 
 
 def _step_rows(plan: Plan) -> Rows:

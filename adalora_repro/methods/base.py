@@ -6,7 +6,7 @@ in ``conf/method/`` that names the module and sets the options. Nothing else kno
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,14 @@ from adalora_repro.models.sites import MATRIX_ROLES, matching
 from adalora_repro.settings import setting
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from omegaconf import DictConfig
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from adalora_repro.models.sites import Site
+    from adalora_repro.tasks.base import Batch
 
 
 LARGEST = 2**20  # rank or width: far beyond any use, small enough that torch can count the parameters
@@ -55,7 +59,8 @@ class RankOptions:
     """With budget.match=params: every matrix has the rank from which AdaLoRA starts at that number of parameters, a
     control with more parameters than that."""
     rank_pattern: dict[str, int] | None = setting(None, later=None)
-    "Matrix -> rank, 0 leaves a matrix frozen; on the command line the folder or the record of a finished run."
+    """Matrix -> rank, 0 leaves a matrix frozen; on the command line the folder or the record of a finished run, or a
+    JSON file."""
 
 
 @dataclass
@@ -65,13 +70,9 @@ class AllocationOption:
 
 
 @dataclass
-class LowRankOptions(BaseOptions):
+class MatrixOptions(BaseOptions):
     """Options of the methods that adapt weight matrices."""
 
-    alpha: float = setting(16.0, above=0)
-    "The increment of a matrix is scaled by alpha / r, r the rank at the start."
-    init_std: float = setting(0.02, above=0)
-    "Standard deviation of initial values."
     targets: list[str] | None = None
     "Roles of the adapted matrices: q k v attn_out ffn_in ffn_out cross_q …; null: all that the backbone has."
     layers: list[int] | None = None
@@ -84,11 +85,6 @@ class LowRankOptions(BaseOptions):
         for name in ("targets", "layers"):
             if getattr(self, name) == []:
                 raise InputError(f"method.{name} is empty; null stands for all")
-        if getattr(self, "init", "normal") == "kaiming" and self.init_std != LowRankOptions.init_std:
-            raise InputError(
-                f"method.init_std={self.init_std} needs method.init=normal; with method.init=kaiming the standard "
-                "deviation is 1/sqrt(3 d_in)"
-            )
 
     def matrices(self, sites: Sequence[Site]) -> list[Site]:
         """The adapted matrices, in the order of ``sites``."""
@@ -96,6 +92,24 @@ class LowRankOptions(BaseOptions):
         present = {site.role for site in matrices}
         roles = self.targets if self.targets is not None else [role for role in MATRIX_ROLES if role in present]
         return matching(matrices, roles, self.layers)
+
+
+@dataclass
+class LowRankOptions(MatrixOptions):
+    """Options of the methods that add an increment of low rank."""
+
+    alpha: float = setting(16.0, above=0)
+    "The increment of a matrix is scaled by alpha / r, r the rank at the start."
+    init_std: float = setting(0.02, above=0)
+    "Standard deviation of initial values."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if getattr(self, "init", "normal") == "kaiming" and self.init_std != LowRankOptions.init_std:
+            raise InputError(
+                f"method.init_std={self.init_std} needs method.init=normal; with method.init=kaiming the standard "
+                "deviation is 1/sqrt(3 d_in)"
+            )
 
 
 def require_size(options: object, params: int | None, *names: str) -> None:
@@ -140,6 +154,14 @@ class BaseMethod:
         """
         return {}
 
+    def prepare(self, batches: Callable[[], Iterable[Batch]], forward: Callable[[Batch], object]) -> None:
+        """Initial values that depend on data; called once, before step 0, never when a run is resumed.
+
+        Args:
+            batches: yields the batches of the first epoch from its start; the same in every process.
+            forward: runs the model on a batch: no dropout, no gradients.
+        """
+
     def on_train_start(self, total_steps: int) -> None:
         """Called with the loop's T, when the model is on its device."""
 
@@ -172,6 +194,33 @@ class BaseMethod:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state:
             raise ValueError(f"{type(self).__module__} keeps no state, but the checkpoint has {sorted(state)}")
+
+    def write(self, model: PreTrainedModel, cfg: DictConfig, folder: Path) -> None:
+        """Writes what was trained of a model at its budget: in HF PEFT's LoRA format if that can express it, otherwise
+        the trained parameters under their own names."""
+        from adalora_repro.models import export, inject
+
+        if export.expressible(model):
+            export.write_peft(model, cfg, folder)
+        else:
+            export.write_tensors(inject.trained(model), folder / export.OWN_WEIGHTS)
+
+    def read(self, model: PreTrainedModel, sites: Sequence[Site], folder: Path) -> PreTrainedModel:
+        """Puts what ``write`` wrote into a fresh backbone, in fp32; a plain model again where that is possible.
+
+        Raises:
+            InputError: the model is of another backbone.
+        """
+        from safetensors.torch import load_file
+
+        from adalora_repro.models import export
+
+        if (folder / export.PEFT_CONFIG).exists():
+            export.add_peft(model, folder)
+        else:
+            self.inject(model, sites)
+            export.take(model, load_file(folder / export.OWN_WEIGHTS), folder)
+        return model
 
     def summary(self) -> dict[str, Any]:
         """For the record: ``rank_pattern``, and ``params`` where pruning changed the method's parameter count."""

@@ -93,6 +93,22 @@ def fill(slots: Sequence[Slot], params: int) -> dict[str, int]:
     return {slot.name: size + (slot.name in more) for slot in slots}
 
 
+def given_ranks(pattern: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
+    """Matrix -> its rank in ``method.rank_pattern``, in the order of ``names``.
+
+    Raises:
+        InputError: the pattern is not of exactly these matrices.
+    """
+    for ranked, others, where in (
+        (pattern, names, "which this model does not adapt"),
+        (names, pattern, "of this model, which the ranks leave out"),
+    ):
+        if wrong := [name for name in ranked if name not in others]:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise InputError(f"method.rank_pattern does not fit: {wrong[0]}{more}, {where}")
+    return {name: pattern[name] for name in names}
+
+
 def extras(kinds: Mapping[int, int], rest: int) -> dict[int, int]:
     """How many of each kind (cost -> number available) to take, so that their sum is as close to ``rest`` as possible.
 

@@ -11,7 +11,7 @@ from torch import nn
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear
 from adalora_repro.methods.base import LARGEST, BaseMethod, InitOption, LowRankOptions, RankOptions, require_size
-from adalora_repro.methods.equal_counts import Slot, fill, initial_rank, require_at_least, wider
+from adalora_repro.methods.equal_counts import Slot, fill, given_ranks, initial_rank, require_at_least, wider
 from adalora_repro.models.inject import freeze_backbone, replace
 from adalora_repro.settings import setting
 
@@ -56,14 +56,7 @@ class Options(InitOption, RankOptions, LowRankOptions):
             return fill(slots, self.params)
         if self.rank_pattern is None:
             return dict.fromkeys(names, self.r)
-        for ranked, others, where in (
-            (self.rank_pattern, names, "which this model does not adapt"),
-            (names, self.rank_pattern, "of this model, which the ranks leave out"),
-        ):
-            if wrong := [name for name in ranked if name not in others]:
-                more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-                raise InputError(f"method.rank_pattern does not fit: {wrong[0]}{more}, {where}")
-        return {name: self.rank_pattern[name] for name in names}
+        return given_ranks(self.rank_pattern, names)
 
 
 class Method(BaseMethod):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 #: names that PEFT and transformers look for
 PEFT_CONFIG, PEFT_WEIGHTS, MERGED_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "model.safetensors"
+OWN_WEIGHTS = "trained.safetensors"
 PREFIX = "base_model.model."  # of every tensor in PEFT's file
 TASK_TYPES = {
     "AutoModelForSequenceClassification": "SEQ_CLS",

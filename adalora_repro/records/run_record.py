@@ -278,13 +278,30 @@ def finished(where: Path) -> tuple[Path, RunRecord]:
     return path, record
 
 
-def ranks(where: Path) -> tuple[dict[str, int], str]:
-    """The final ranks of a finished run, matrix -> rank, and its budget. Raises as ``finished``, or without ranks."""
+def ranks(where: Path) -> tuple[dict[str, int], str | None]:
+    """Matrix -> rank: the final ranks of a finished run, with its budget; or those of a file, of no budget.
+
+    Args:
+        where: the run's folder or its record; or a JSON file {matrix: rank}.
+
+    Raises:
+        RecordError: there is no such file, the run is not finished, or it has no ranks; the message names the file.
+    """
+    if where.is_file() and (pattern := read_json(where, lambda value, name: _plain_ranks(value))) is not None:
+        return pattern, None
     path, record = finished(where)
     pattern = record.rank_pattern or {}
     if not any(pattern.values()):
         raise RecordError(f"{path}: method '{record.key['method']}' has no ranks")
     return pattern, record.key["budget"]
+
+
+def _plain_ranks(value: Any) -> dict[str, int] | None:
+    """A JSON value as {matrix: rank}; None if it is something else, a record say."""
+    if not isinstance(value, dict) or not value or "schema_version" in value:
+        return None
+    ranks = [rank for rank in value.values() if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 0]
+    return dict(value) if len(ranks) == len(value) and any(ranks) else None
 
 
 def write(record: RunRecord, folder: Path) -> Path:

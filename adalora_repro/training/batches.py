@@ -44,6 +44,13 @@ def training_batches(run: RunState) -> Iterator[list[Batch]]:
             yield [next(ready) for _ in parts]
 
 
+def first_batches(run: RunState) -> Iterator[Batch]:
+    """The batches of the first epoch, the same in every process; a step's in ``train.grad_accumulation`` parts."""
+    steps = steps_of(run, 0, run.data.train["length"][:])
+    parts = [part for rows in steps for part in split(rows, run.plan.cfg.train.grad_accumulation)]
+    return loaded(run.data.train, parts, run.task.collate, run.device, workers=0)
+
+
 def steps_of(run: RunState, epoch: int, lengths: Sequence[int]) -> list[list[int]]:
     """Row numbers of every optimizer step of an epoch; ``lengths`` are the tokens of each row."""
     cfg = run.plan.cfg

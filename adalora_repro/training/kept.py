@@ -13,22 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 
 from adalora_repro import methods
 from adalora_repro.errors import InputError, first_line
 from adalora_repro.models import backbones, export, sites
-from adalora_repro.models.inject import trained
+from adalora_repro.models.export import OWN_WEIGHTS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from adalora_repro.methods.base import BaseMethod
     from adalora_repro.records.run_record import RunRecord
 
 FOLDER = "model"
 CONFIG = "run.yaml"  # the run's whole configuration, with the sizes that its budget gave
-OWN_WEIGHTS = "trained.safetensors"
 CARD, RECORD = "README.md", "record.json"
 SITES = "sites"  # the user's files of model types, if there are any
 
@@ -36,10 +35,11 @@ SITES = "sites"  # the user's files of model types, if there are any
 # --- to the disk ------------------------------------------------------------------------------------------------------
 
 
-def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str) -> None:
+def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str, method: BaseMethod | None = None) -> None:
     """Writes ``folder``, whole or not at all. The model must be at its budget (inside ``method.masked()``).
 
-    Frozen weights may be rounded (``train.precision=bf16``): a merged model is made of the backbone's own.
+    Frozen weights may be rounded (``train.precision=bf16``): a merged model is made of the backbone's own. ``method``
+    is the one that was injected; most can do without.
     """
     from omegaconf import OmegaConf
 
@@ -50,10 +50,7 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str) -> No
     for path in sites.added_files():
         (part / SITES).mkdir(exist_ok=True)
         shutil.copy(path, part / SITES)
-    if export.expressible(model):
-        export.write_peft(model, cfg, part)
-    else:
-        export.write_tensors(trained(model), part / OWN_WEIGHTS)
+    (method or methods.load(cfg)).write(model, cfg, part)
     if form == "merged":
         export.write_merged(*load(part), part)
         for name in (export.PEFT_CONFIG, export.PEFT_WEIGHTS, OWN_WEIGHTS):
@@ -88,11 +85,7 @@ def load(run: str | Path, backbone: str | None = None) -> tuple[PreTrainedModel,
     tokenizer = backbones.load_tokenizer(cfg)
     transformers.set_seed(cfg.seed)  # random weights are drawn as for the run
     model = backbones.load_model(cfg)
-    if (folder / export.PEFT_CONFIG).exists():
-        export.add_peft(model, folder)
-    else:
-        methods.load(cfg).inject(model, sites.find_sites(model))
-        export.take(model, load_file(folder / OWN_WEIGHTS), folder)
+    model = methods.load(cfg).read(model, sites.find_sites(model), folder)
     return model.requires_grad_(False).eval(), tokenizer
 
 

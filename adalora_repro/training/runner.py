@@ -28,6 +28,7 @@ from adalora_repro.records import provenance, run_record
 from adalora_repro.records.lock import Lock, LostFolderError
 from adalora_repro.tasks import load_family
 from adalora_repro.training import checkpoint, folder, kept, trackers
+from adalora_repro.training.batches import first_batches
 from adalora_repro.training.distributed import LostError, Processes, launched
 from adalora_repro.training.folder import figures
 from adalora_repro.training.loop import run_loop
@@ -92,6 +93,8 @@ def _execute_leased(plan: Plan, stop: StopSignal, processes: Processes, lock: Lo
         run.check_folder = lock.check
     resumed = _resume(run)
     record = folder.new_record(run)
+    if not resumed:
+        initialize(run)
     processes.on_main(lambda: _prepare(run, resumed))  # every process has read the checkpoint when the main one is here
     together = True  # whether all processes of the run are at this point
     try:
@@ -155,6 +158,13 @@ def _resume(run: RunState) -> bool:
     return state is not None
 
 
+def initialize(run: RunState) -> None:
+    """Initial values that a method takes from data."""
+    run.model.eval()
+    with torch.no_grad(), run.processes.accelerator.autocast():
+        run.method.prepare(lambda: first_batches(run), lambda batch: run.task.loss(run.model, batch))
+
+
 def _prepare(run: RunState, resumed: bool) -> None:
     """The folder before the first step, in the main process."""
     run.check_folder()
@@ -196,7 +206,7 @@ def _keep_model(run: RunState) -> None:
     if run.plan.keeps != "none":
         run.check_folder()
         with run.method.masked():
-            kept.keep(run.model, run.plan.cfg, run.plan.folder / kept.FOLDER, run.plan.keeps)
+            kept.keep(run.model, run.plan.cfg, run.plan.folder / kept.FOLDER, run.plan.keeps, run.method)
 
 
 def _finish(run: RunState, record: run_record.RunRecord) -> None:

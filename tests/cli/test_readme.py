@@ -34,7 +34,7 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.g
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE_BLOCK = re.compile(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-EXAMPLES = {"rslora", "wnli", "small"}  # what the pages show how to add; their commands run in a copy of the project
+EXAMPLES = {"my_rslora", "wnli", "small"}  # what the pages show how to add; their commands run in a copy of the project
 DIR = "DIR"  # how the documents write a folder of the reader's
 MODULES = {"adalora-run": "run", "adalora-report": "report"}
 #: calls the programs one after the other in one process, as if each had been typed: torch is imported once
@@ -173,10 +173,10 @@ def test_examples_of_what_can_be_added(tmp_path: Path) -> None:
         [sys.executable, "-c", CALLER], input=json.dumps(calls), env=environment, check=False, **options
     )
     assert called.returncode == EXIT_OK, called.stderr
-    for text in ("method=rslora", "331,776", "task=wnli"):  # 331,776 = 165,888 r, as for LoRA
+    for text in ("method=my_rslora", "331,776", "task=wnli"):  # 331,776 = 165,888 r, as for LoRA
         assert text in called.stdout
     table = called.stdout[called.stdout.rindex("task=wnli") :]
-    assert "rslora" in table.lower()
+    assert "my rslora" in table.lower()
     if ruff := shutil.which("ruff"):
         names = [name for name, _ in files if name.endswith(".py")]
         words = [ruff, "check", "--no-cache", "--config", str(ROOT / "pyproject.toml"), *names]

@@ -28,8 +28,8 @@ method.score=nope => method.score 'nope' | valid: importance, sensitivity, gradi
 method=prune_lora method.score=magnitude => method.score=magnitude is |λ|, and LoRA's doublets have no λ
 method=prune_lora method.init=5 => unknown method.init '5' | valid: normal, kaiming
 method=lora_regu protocol=released budget=0.08% => (method.r=1) has none; a larger method.r or budget, or
-method=lora_rank_pattern => method.rank_pattern must be the folder or the record of a finished run, not ''
-method=lora method.rank_pattern=7 => must be the folder or the record of a finished run, not '7'
+method=lora_rank_pattern => method.rank_pattern must be the folder or the record of a | run, or a JSON file, not ''
+method=lora method.rank_pattern=7 => must be the folder or the record of a finished run, or a JSON file, not '7'
 method=lora method.rank_pattern=nowhere => method.rank_pattern: no record 'nowhere'
 method.module=base => method.module belongs to the file of a method | chosen with method=NAME
 method=lora method.name=adalora => method.name=adalora: that name belongs to | conf/method: method=adalora

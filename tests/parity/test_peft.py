@@ -218,3 +218,67 @@ def test_ranks_of_their_own_are_scaled_as_peft_s_patterns_say():
     assert type(ours.bert.encoder.layer[0].attention.self.value) is nn.Linear
     tokens = torch.randint(0, 20, (3, 6))
     torch.testing.assert_close(ours(tokens).logits, model(tokens).logits)
+
+
+# --- whole runs: PEFT's tuner through our loop beside our own method --------------------------------------------------
+
+#: our names of the factors -> PEFT's
+LORA = {"lora_A": "lora_A.default.weight", "lora_B": "lora_B.default.weight"}
+ADALORA = {name: f"{name}.default" for name in ("lora_A", "lora_B", "lora_E")}
+
+
+def pair_of_runs(folder, method: str, factors: dict[str, str], *words: str):
+    """Our method and PEFT's in runs of one configuration, with equal initial values."""
+    from tiny_runs import built
+
+    common = ["task=sst2", "budget=0.3M", "optim.lr=0.01", "optim.warmup_steps=0", "train.max_steps=12", *words]
+    ours, theirs = (built(folder, f"method={name}", *common) for name in (method, f"peft_{method}"))
+    with torch.no_grad():
+        for site, layer in theirs.method.layers().items():
+            for mine, name in factors.items():
+                layer.get_parameter(name).copy_(getattr(ours.method.layers[site], mine))
+    assert theirs.plan.params == ours.plan.params
+    return ours, theirs
+
+
+def steps_of_both(ours, theirs):
+    from adalora_repro.training.batches import training_batches
+    from adalora_repro.training.loop import step
+
+    for one, other in zip(training_batches(ours), training_batches(theirs), strict=True):
+        for run, batches in ((ours, one), (theirs, other)):
+            torch.manual_seed(run.t)  # dropout
+            step(run, batches)
+        yield float(ours.losses[-1]), float(theirs.losses[-1])
+
+
+@pytest.mark.parametrize("words", [(), ("method.r=3", "method.targets=[q,ffn_out]"), ("train.grad_accumulation=2",)])
+def test_lora_of_peft_is_our_lora_step_for_step(words: tuple[str, ...], tmp_path) -> None:
+    size = [word for word in words if word.startswith("method.r")]
+    ours, theirs = pair_of_runs(tmp_path, "lora", LORA, *words)
+    losses = list(steps_of_both(ours, theirs))
+    assert max(abs(one - other) for one, other in losses) < 1e-6
+    for site, layer in theirs.method.layers().items():
+        for mine, name in LORA.items():
+            torch.testing.assert_close(
+                layer.get_parameter(name), getattr(ours.method.layers[site], mine), atol=1e-4, rtol=0
+            )
+    assert len(losses) == 12
+    assert bool(size) == (theirs.plan.method["r"] == 3)
+
+
+def test_adalora_of_peft_is_ours_with_protocol_released(tmp_path) -> None:
+    """Scores, schedule, masks, regularizer and scaling; PEFT divides by the rank plus 1e-5 (fidelity F17)."""
+    words = ["protocol=released", "method.schedule=absolute", "method.t_i=2", "method.t_f=4", "method.delta_t=2"]
+    ours, theirs = pair_of_runs(tmp_path, "adalora", ADALORA, *words)
+    budgets = []
+    for one, other in steps_of_both(ours, theirs):
+        assert abs(one - other) < 1e-4
+        budgets.append(theirs.method.curve(ours.t - 1)["b_t"])
+        for site, layer in theirs.method.layers().items():
+            mine = ours.method.layers[site].lora_E
+            assert torch.equal(mine == 0, layer.lora_E["default"] == 0), (site, ours.t)
+    assert ours.method.summary() == theirs.method.summary()
+    assert budgets[0] == 48
+    assert budgets[-1] == 24
+    torch.testing.assert_close(ours.method.regularizer(), theirs.method.regularizer(), atol=1e-4, rtol=1e-4)

@@ -34,6 +34,7 @@ def test_who_is_a_baseline_follows_from_the_role() -> None:
     assert {entry.role for entry in methods.values()} <= set(catalog.ROLES)
     assert {name for name, entry in methods.items() if entry.baseline} == {
         *("full", "bitfit", "houlsby", "pfeiffer", "lora"),
+        *("peft_lora", "peft_adalora", "dora", "rslora", "pissa", "eva", "vera", "ia3", "loha", "oft"),
     }
     assert methods["adalora"].label == "AdaLoRA"
     assert len({entry.label for entry in methods.values()}) == len(methods)

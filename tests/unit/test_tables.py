@@ -267,7 +267,7 @@ def test_metrics_that_cannot_be_are_refused_by_name(spec: Spec, record: RunRecor
 def test_a_method_that_the_paper_does_not_have_gets_a_row_in_its_budget_group() -> None:
     table = compiled([make(0.5, method="dora", budget="1.2M"), make(0.4, method="lora", budget="0.6M")])
     names = [one.name for one in table.rows]
-    assert names[5:9] == ["AdaLoRA 1.2M", "dora 1.2M", "HAdapter (Houlsby) 0.6M", "PAdapter (Pfeiffer) 0.6M"]
+    assert names[5:9] == ["AdaLoRA 1.2M", "DoRA 1.2M", "HAdapter (Houlsby) 0.6M", "PAdapter (Pfeiffer) 0.6M"]
     assert names[9] == "LoRA 0.6M"
     assert not row(table, "dora", "1.2M").in_paper
     assert not any("dora" in line for line in commands_of(table))
