@@ -15,6 +15,7 @@ import torch
 from adalora_repro.errors import InputError, first_line
 from adalora_repro.tasks import load_family
 from adalora_repro.training import kept
+from adalora_repro.training.progress import stage
 
 
 def answers(
@@ -28,7 +29,8 @@ def answers(
     Raises:
         InputError: as ``kept.load``; or a row cannot be encoded.
     """
-    model, tokenizer = kept.load(run, backbone)
+    with stage("loading the model"):
+        model, tokenizer = kept.load(run, backbone)
     model.to(device)
     task = load_family(kept.configuration(kept.folder_of(run), backbone))
     task.use(tokenizer)

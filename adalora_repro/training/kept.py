@@ -55,6 +55,8 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str, metho
         export.write_merged(*load(part), part)
         for name in (export.PEFT_CONFIG, export.PEFT_WEIGHTS, OWN_WEIGHTS):
             (part / name).unlink(missing_ok=True)
+    for path in part.iterdir():  # safetensors makes files that only their owner can read
+        path.chmod((part / CONFIG).stat().st_mode)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 
@@ -181,7 +183,7 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
         "library_name": library,
         "license": "other",
         "license_name": "see-base-model-and-data",
-        "datasets": [cfg.task.hub],
+        "datasets": [cfg.task.hub] if cfg.task.hub else [],
         "tags": ["adalora-repro", cfg.method.name, cfg.task.name],
     }
     key, params = record.key, record.params
