@@ -20,6 +20,7 @@ from adalora_repro.config.plan import Plan
 from adalora_repro.config.schema import MOST_STEPS, Config
 from adalora_repro.errors import InputError
 from adalora_repro.methods import equal_counts
+from adalora_repro.models import backbones, own_backbone, sites
 from adalora_repro.records import revisions, run_record
 from adalora_repro.settings import settings_of
 from adalora_repro.tasks import held_out, load_family, own_files, sources
@@ -45,12 +46,16 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         InputError: a value out of range, a budget of another task family, missing data.
     """
     checks.check_words(overrides, choices or {})
+    composed, cfg = cfg, own_backbone.described(cfg)
+    own = cfg is not composed
+    if own and OmegaConf.is_missing(composed.backbone, "name"):
+        checks.check_own_name(cfg.backbone.name)
     cfg, filled = own_files.filled(cfg)
     checks.check_values(cfg)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
     label = budget.apply_budget(cfg, any(word.startswith("budget=") for word in overrides))
     task = load_family(cfg)
-    checks.check_backbone(cfg, task.architecture)
+    checks.check_backbone(cfg, task.architectures)
     sources.check(cfg, task)
     rows = sources.train_rows(cfg)
     if cfg.data.holdout is not None:
@@ -65,7 +70,10 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         asked = identity.result_settings(cfg)
     asked |= revisions.present(cfg.method.module)
     asked["data.fingerprint"] = sources.fingerprint(cfg)
+    if own:  # it follows from the files, and transformers may come to state more of it
+        asked = {name: value for name, value in asked.items() if not name.startswith("backbone.architecture.")}
     if cfg.backbone.path is not None:
+        backbones.check_published(cfg)
         asked["backbone.path"] = identity.weights_fingerprint(Path(cfg.backbone.path).expanduser())
     if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
         size = "budget.label" if cfg.budget.params is None else "budget.params"
@@ -104,7 +112,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
             choices=dict(choices or {}),
             overrides=overrides,
             scaled=scaled,
-            notes=(*filled, *_notes(cfg, total_steps, provisional)),
+            notes=(*filled, *_notes(cfg, total_steps, provisional), *_backbone_notes(cfg, own)),
         ),
         cfg,
     )
@@ -234,6 +242,19 @@ def _notes(cfg: DictConfig, total_steps: int, provisional: bool) -> tuple[str, .
             "optim.lr; method.schedule=scaled keeps the paper's fraction"
         )
     return tuple(notes)
+
+
+def _backbone_notes(cfg: DictConfig, own: bool) -> list[str]:
+    backbone, notes = cfg.backbone, []
+    if backbone.path is not None and backbone.source == "hub" and not own:
+        notes.append(
+            f"backbone.path={backbone.path} is taken for {backbone.hub}: its architecture is compared, its weights are "
+            "not; another model has a name of its own with backbone=auto"
+        )
+    model_type = backbone.architecture.model_type
+    if cfg.task.classifier_dropout and sites.architecture(model_type).classifier_dropout is None:
+        notes.append(f"task.classifier_dropout has no effect: {model_type} has no dropout of its own there")
+    return notes
 
 
 # -- finished? -----------------------------------------------------------------------------------------------------

@@ -129,8 +129,8 @@ class BaseTask:
             have, a column with two uses, or ``holdout_by`` names a column that is not a text.
     """
 
-    #: ``encoder`` or ``encoder-decoder``: the backbones that can do it
-    architecture: str
+    #: ``encoder``, ``decoder``, ``encoder-decoder``: the kinds of backbones that can do it
+    architectures: tuple[str, ...]
     #: of the family's tokenization: raise it with every change, and cached data are made again
     code_version: int
     #: rows carry a unique ``id``

@@ -41,7 +41,7 @@ class Task(BaseTask):
             leaves no room for text.
     """
 
-    architecture = "encoder"
+    architectures = ("encoder", "decoder")
     code_version = 2
     options = Options
     measured = tuple(METRICS)

@@ -61,7 +61,7 @@ class Task(BaseTask):
         InputError: as ``BaseTask``; a stride that leaves no room for a context.
     """
 
-    architecture = "encoder"
+    architectures = ("encoder",)
     code_version = 2
     has_ids = True
     texts = (2,)

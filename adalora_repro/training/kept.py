@@ -16,9 +16,8 @@ import torch
 
 from adalora_repro import methods
 from adalora_repro.errors import InputError, first_line
-from adalora_repro.models import backbones, export
+from adalora_repro.models import backbones, export, sites
 from adalora_repro.models.export import OWN_WEIGHTS
-from adalora_repro.models.sites import find_sites
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 FOLDER = "model"
 CONFIG = "run.yaml"  # the run's whole configuration, with the sizes that its budget gave
 CARD, RECORD = "README.md", "record.json"
+SITES = "sites"  # the user's files of model types, if there are any
 
 
 # --- to the disk ------------------------------------------------------------------------------------------------------
@@ -47,6 +47,9 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str, metho
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     (part / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    for path in sites.added_files():
+        (part / SITES).mkdir(exist_ok=True)
+        shutil.copy(path, part / SITES)
     (method or methods.load(cfg)).write(model, cfg, part)
     if form == "merged":
         export.write_merged(*load(part), part)
@@ -84,7 +87,7 @@ def load(run: str | Path, backbone: str | None = None) -> tuple[PreTrainedModel,
     tokenizer = backbones.load_tokenizer(cfg)
     transformers.set_seed(cfg.seed)  # random weights are drawn as for the run
     model = backbones.load_model(cfg)
-    model = methods.load(cfg).read(model, find_sites(model), folder)
+    model = methods.load(cfg).read(model, sites.find_sites(model), folder)
     return model.requires_grad_(False).eval(), tokenizer
 
 
@@ -125,6 +128,8 @@ def configuration(folder: Path, backbone: str | None = None) -> DictConfig:
         raise InputError(f"{folder / CONFIG} cannot be read: {first_line(error)}") from None
     if backbone is not None:
         cfg.backbone.path = backbone
+    if cfg.backbone.architecture.get("model_type") not in sites.model_types():
+        sites.add_folder(folder / SITES)
     OmegaConf.set_readonly(cfg, True)
     return cfg
 

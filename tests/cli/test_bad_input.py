@@ -91,7 +91,7 @@ task=sst-2 => did you mean sst2?
 task=squadv2 => did you mean squad_v2?
 method=LoRA => did you mean lora?
 budget=0.5M => budget.match=params budget.params=500000
-backbone=microsoft/deberta-v3-base => backbone=deberta-v3-base | backbone.path=DIR | valid: bart-large
+backbone=microsoft/deberta-v3-base => backbone=deberta-v3-base | backbone=auto backbone.hub=microsoft/deberta
 seed=0,1 => add -m
 """
 WRONG: list[tuple[str, list[str]]] = [

@@ -74,7 +74,7 @@ def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What stands for DIR: a few rows of each task as docs/own-data.md describes them, and a saved model."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")  # resolved only: never loaded
-    (folder / "config.json").write_text("{}", encoding="utf-8")
+    (folder / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     for path in sorted((ROOT / "conf" / "task").glob("*.yaml")):
         task = yaml.safe_load(path.read_text(encoding="utf-8"))["task"]
         if "hub" not in task:  # no text of ours
