@@ -49,7 +49,7 @@ def test_a_method_of_another_folder_trains(written: Callable[..., Outcome]) -> N
     assert run.record.key["method"] == "lora_fa"
     assert run.record.params["method"] == 2 * 2 * (
         4 * 32 + 64 + 32
-    )  # B alone: two layers, rank 2, d_out of six matrices
+    )  # B alone: layers, rank, d_out
     assert (run.folder / "model" / "adapter_config.json").exists()
 
 
