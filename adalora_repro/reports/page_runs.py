@@ -123,7 +123,7 @@ def row_of(state: State, results: Path) -> dict[str, Any]:
             ("Steps", "" if step is None else f"{step:,.0f}", step),
             ("Setting", f"{key['backbone']}, {key['data']}, {key['protocol']}", None),
         ],
-        "command": command_of(record, results) if record.settings.get("task.hub", "") else again(state.path),
+        "command": command_of(record, results) if record.settings.get("task.hub", True) else again(state.path),
     }
 
 

@@ -142,7 +142,7 @@ def test_the_plan_names_the_files_of_config_dir(tiny: Cli) -> None:
     assert origins["optim.weight_decay"] == "own/experiment/e1.yaml:3"
     assert origins["optim.lr"].startswith("conf/method/lora.yaml:")
     assert "adalora, adalora_gamma0" in (line := refused(tiny("--config-dir=own", "task=sst2", "method=nope")))
-    assert "lora_regu, mine, pfeiffer" in line
+    assert "lora_regu, mine, oft" in line
     assert "mine" not in refused(tiny("task=sst2", "method=nope"))  # of another command line
 
 
