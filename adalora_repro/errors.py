@@ -31,7 +31,14 @@ class InputError(Exception):
 
     The message is one line: what is wrong, where, and the valid choices or the way out. The command-line programs
     print it without a traceback and exit with code 2.
+
+    Attributes:
+        draft: the text of a file that would put it right, which goes to standard output; or nothing.
     """
+
+    def __init__(self, message: str, draft: str = "") -> None:
+        super().__init__(message)
+        self.draft = draft
 
 
 def one_of(what: str, got: object, choices: Iterable[object]) -> InputError:

@@ -18,7 +18,7 @@ from adalora_repro.config.schema import Config
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
+TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml") if OmegaConf.load(path).task.get("hub"))
 GLUE = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
 
 REAL_DATA = Path(os.environ.get("ADALORA_TEST_DATA", ROOT.parent / "shared" / "data"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import NoReturn
 
 from adalora_repro.errors import InputError
@@ -13,3 +14,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
+
+
+def completed(parser: Parser) -> Parser:
+    """The parser; while a shell completes a command line (with argcomplete), prints the choices and exits."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    return parser

@@ -198,7 +198,7 @@ def unknown_choice(group: str, choice: str, options: Sequence[str] | None = None
         hubs = {name: OmegaConf.select(OmegaConf.load(base_files(group, name)[0]), "hub") for name in valid}
         same = [name for name, hub in hubs.items() if hub == choice]
         named = f"on the hub this is backbone={same[0]}; " if same else ""
-        hint = f" ({named}a model in a folder: backbone.path=DIR with the backbone of its architecture)"
+        hint = f" ({named}a model of your own: backbone=auto backbone.hub={choice}, or backbone.path=DIR)"
     return f"unknown {group} '{choice}'{hint}; valid: {', '.join(valid) or 'none'}"
 
 

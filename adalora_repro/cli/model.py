@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro import __version__
-from adalora_repro.cli.arguments import Parser
+from adalora_repro.cli.arguments import Parser, completed
 from adalora_repro.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -296,7 +296,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
     try:
-        args = parser().parse_args(argv)
+        args = completed(parser()).parse_args(argv)
         return {"score": run_score, "predict": run_predict, "export": run_export}[args.command](args)
     except (InputError, RecordError) as error:
         print(f"adalora-model: error: {clean(str(error))}", file=sys.stderr)

@@ -18,7 +18,7 @@ from typing import Any
 
 from adalora_repro import __version__, reports
 from adalora_repro.cli import slurm
-from adalora_repro.cli.arguments import Parser
+from adalora_repro.cli.arguments import Parser, completed
 from adalora_repro.config import catalog
 from adalora_repro.errors import (
     EXIT_BAD_INPUT,
@@ -140,7 +140,7 @@ def report(argv: Sequence[str]) -> None:
     every = every_report()
     if argv and not argv[0].startswith("-") and argv[0] not in every:
         raise one_of("report", argv[0], every)
-    args = parser_of(every).parse_args(argv)
+    args = completed(parser_of(every)).parse_args(argv)
     if args.report is None:
         raise InputError(f"say which report; valid: {', '.join(every)} (--help shows examples)")
     chosen = every[args.report]

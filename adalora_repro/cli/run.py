@@ -156,6 +156,8 @@ def _job(cfg: DictConfig, ledger: Ledger) -> Outcome:
     except (InputError, OmegaConfBaseException) as error:
         reason = ledger.refusals[words] = str(error) if isinstance(error, InputError) else explain(error)
         outcome = REFUSED, _refuse(reason + (f" (run: {shlex.join(words)})" if many else ""))
+        if isinstance(error, InputError) and error.draft:
+            print(error.draft)
     except BrokenPipeError:
         mute()  # its record was written before
         outcome = DONE, EXIT_OK

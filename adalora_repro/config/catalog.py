@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from adalora_repro.errors import InputError, one_of
+from adalora_repro.models import sites
 
 #: groups of which a run chooses one file each
 GROUPS = ("task", "method", "budget", "backbone", "data", "protocol", "tuned")
@@ -127,6 +128,7 @@ _added: list[Path] = []
 def add_folder(folder: str | None) -> None:
     """Stores the folder of ``--config-dir`` and forgets an earlier one; None: there is none."""
     _added[:] = [] if folder is None else [Path(folder)]
+    sites.add_folder(None if folder is None else Path(folder) / "sites")
 
 
 def added_folders() -> list[Path]:

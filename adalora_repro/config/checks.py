@@ -17,6 +17,8 @@ from adalora_repro.errors import InputError, one_of
 from adalora_repro.models import sites
 from adalora_repro.settings import check, settings_of
 
+#: how model types call the number of their layers
+LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "n_layers", "num_layers", "num_decoder_layers")
 MOST_LAYERS = 1000
 #: settings that are the name of a choice, by which a run is filed
 NAMES = {"data.source": "data", "budget.label": "budget"} | {
@@ -38,8 +40,22 @@ def check_words(words: Sequence[str], choices: Mapping[str, Any]) -> None:
             raise one_of(key, value, valid)
         if key in NAMES and value in choices_of(NAMES[key]) and value != choices.get(NAMES[key]):
             raise InputError(f"{word}: that name belongs to a file of conf/{NAMES[key]}: {NAMES[key]}={value}")
+        if key == "backbone.hub" and _model_type(base_files("backbone", str(choices.get("backbone")))):
+            raise InputError(f"{word}: backbone '{choices['backbone']}' is another model; yours: backbone=auto {word}")
         if key in ("method.module", "method.sizes"):
             raise InputError(f"{key} belongs to the file of a method: conf/method/NAME.yaml, chosen with method=NAME")
+
+
+def check_own_name(name: str) -> None:
+    """Refuses the name that a saved model would have by its folder, if it is that of another backbone.
+
+    Raises:
+        InputError: says how to name it.
+    """
+    if name in choices_of("backbone"):
+        raise InputError(
+            f"the model would be filed as '{name}', which is a backbone of conf/backbone: backbone.name=NAME names it"
+        )
 
 
 def check_values(cfg: DictConfig) -> None:
@@ -92,9 +108,9 @@ def _check_backbone_settings(backbone: DictConfig) -> None:
             f"backbone '{backbone.name}': backbone.architecture.model_type is not set; "
             f"valid: {', '.join(sites.model_types())}"
         )
-    for name in ("num_hidden_layers", "encoder_layers", "decoder_layers"):  # the plan builds every layer
-        layers = backbone.architecture.get(name, 1)
-        if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
+    for name in LAYERS:  # the plan builds every layer
+        layers = backbone.architecture.get(name)
+        if layers is not None and not (isinstance(layers, int) and 1 <= layers <= MOST_LAYERS):
             raise InputError(f"backbone.architecture.{name} must be from 1 to {MOST_LAYERS}, not {layers}")
     where = "package" if backbone.source == "package" else "hub"
     nowhere = backbone[where] is None and backbone.path is None
@@ -105,32 +121,39 @@ def _check_backbone_settings(backbone: DictConfig) -> None:
         )
 
 
-def check_backbone(cfg: DictConfig, needed: str) -> None:
-    """Summarization needs an encoder-decoder, every other task an encoder.
+def check_backbone(cfg: DictConfig, needed: Sequence[str]) -> None:
+    """Summarization needs an encoder-decoder, question answering an encoder, classification one of encoder and decoder.
 
     Raises:
-        InputError: names the backbones of the kind that the task needs.
+        InputError: names the backbones of the kind that the task needs; or their model type has no file in sites/.
     """
-    actual = _kind(cfg.backbone.architecture.model_type)
-    if actual == needed:
+    model_type = cfg.backbone.architecture.model_type
+    if model_type not in sites.model_types():
+        from adalora_repro.models import own_backbone
+
+        raise own_backbone.unknown_type(cfg)
+    actual = sites.architecture(model_type).kind
+    if actual in needed:
         return
-    fitting = [name for name in choices_of("backbone") if _kind(_model_type(base_files("backbone", name))) == needed]
+    types = {name: _model_type(base_files("backbone", name)) for name in choices_of("backbone")}
+    fitting = [name for name, each in types.items() if each and sites.architecture(each).kind in needed]
     raise InputError(
-        f"task={cfg.task.name} needs an {needed}, backbone '{cfg.backbone.name}' is an {actual}; "
+        f"task={cfg.task.name} needs {' or '.join(map(_a, needed))}, backbone '{cfg.backbone.name}' is {_a(actual)}; "
         f"valid: {', '.join(fitting)}"
     )
 
 
-def _kind(model_type: str) -> str:
-    return "encoder-decoder" if "decoder" in sites.architecture(model_type).stacks else "encoder"
+def _a(kind: str) -> str:
+    return f"a{'n' if kind.startswith('e') else ''} {kind}"
 
 
-def _model_type(files: Sequence[Path]) -> str:
+def _model_type(files: Sequence[Path]) -> str | None:
+    """What a backbone's file states; None for one of a saved model, or that cannot be used."""
     for path in files:
         architecture = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("architecture", {})
         if "model_type" in architecture:
-            return str(architecture["model_type"])
-    return "bert"  # of no file that can be used: its own run will be refused
+            return str(architecture["model_type"]) if architecture["model_type"] in sites.model_types() else None
+    return None
 
 
 def kept_form(save: str, everything: bool, mergeable: bool) -> str:

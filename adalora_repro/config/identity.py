@@ -38,6 +38,8 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
     walk(OmegaConf.to_container(cfg, resolve=True), "")  # type: ignore[arg-type]
     if cfg.train.padding == "max_length":  # such runs never grouped, before there was the setting or since
         flat.pop("train.group_by_length", None)
+    if cfg.task.hub is None:  # whose labels are names
+        flat["task.class_names"] = list(cfg.task.class_names)
     if cfg.data.holdout is None:
         flat.pop("task.holdout_by", None)
     if not equal_counts.matched(cfg):  # of a rank that is given

@@ -20,15 +20,19 @@ from adalora_repro.config.plan import Plan
 from adalora_repro.config.schema import MOST_STEPS, Config
 from adalora_repro.errors import InputError
 from adalora_repro.methods import equal_counts
+from adalora_repro.models import backbones, own_backbone, sites
 from adalora_repro.records import revisions, run_record
 from adalora_repro.settings import settings_of
-from adalora_repro.tasks import held_out, load_family, sources
+from adalora_repro.tasks import held_out, load_family, own_files, sources
 
 if TYPE_CHECKING:
     from adalora_repro.methods.base import BaseMethod
 
 #: step counts that ``method.schedule=scaled`` scales, and the least they become
 SCALED = {"method.t_i": 0, "method.t_f": 2, "method.delta_t": 1, "optim.warmup_steps": 0}
+#: their shares of T where a task has no T of the paper: 100 masks between t_i and T - t_f; warm-up as in RoBERTa's and
+#: LoRA's recipes for GLUE
+SHARES = {"method.t_i": 0.1, "method.t_f": 0.3, "method.delta_t": 0.006, "optim.warmup_steps": 0.06}
 
 
 def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Plan:
@@ -42,11 +46,16 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         InputError: a value out of range, a budget of another task family, missing data.
     """
     checks.check_words(overrides, choices or {})
+    composed, cfg = cfg, own_backbone.described(cfg)
+    own = cfg is not composed
+    if own and OmegaConf.is_missing(composed.backbone, "name"):
+        checks.check_own_name(cfg.backbone.name)
+    cfg, filled = own_files.filled(cfg)
     checks.check_values(cfg)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
     label = budget.apply_budget(cfg, any(word.startswith("budget=") for word in overrides))
     task = load_family(cfg)
-    checks.check_backbone(cfg, task.architecture)
+    checks.check_backbone(cfg, task.architectures)
     sources.check(cfg, task)
     rows = sources.train_rows(cfg)
     if cfg.data.holdout is not None:
@@ -61,7 +70,10 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         asked = identity.result_settings(cfg)
     asked |= revisions.present(cfg.method.module)
     asked["data.fingerprint"] = sources.fingerprint(cfg)
+    if own:  # it follows from the files, and transformers may come to state more of it
+        asked = {name: value for name, value in asked.items() if not name.startswith("backbone.architecture.")}
     if cfg.backbone.path is not None:
+        backbones.check_published(cfg)
         asked["backbone.path"] = identity.weights_fingerprint(Path(cfg.backbone.path).expanduser())
     if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
         size = "budget.label" if cfg.budget.params is None else "budget.params"
@@ -100,7 +112,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
             choices=dict(choices or {}),
             overrides=overrides,
             scaled=scaled,
-            notes=_notes(cfg, total_steps, provisional),
+            notes=(*filled, *_notes(cfg, total_steps, provisional), *_backbone_notes(cfg, own)),
         ),
         cfg,
     )
@@ -176,15 +188,28 @@ def _steps(cfg: DictConfig, examples: int) -> tuple[int, int]:
 
 
 def _scale_steps(cfg: DictConfig, total_steps: int) -> dict[str, str]:
-    """Step counts at the paper's T of the task -> at this run's T; a phase that exists keeps at least one step.
+    """Step counts at the paper's T of the task -> at this run's T; a phase that exists keeps at least one step. Without
+    such a T those that are not set become ``SHARES`` of this run's.
 
     Returns:
         Setting -> how it was made.
     """
     how: dict[str, str] = {}
+    paper = cfg.task.total_steps
+    if paper is None:
+        for name, share in SHARES.items():
+            if OmegaConf.select(cfg, name, default=0) is None:
+                OmegaConf.update(cfg, name, max(SCALED[name], round(share * total_steps)))
+                how[name] = f"{100 * share:g}% of T = {total_steps}"
+    if cfg.optim.warmup_steps is None:
+        raise InputError("optim.warmup_steps is not set")
     if cfg.method.schedule != "scaled":
         return how
-    paper = cfg.task.total_steps
+    if paper is None:
+        raise InputError(
+            f"method.schedule=scaled scales from task.total_steps, which {cfg.task.name} does not have; without "
+            "method.schedule step counts that are left out are shares of T"
+        )
     for name, least in SCALED.items():
         value = OmegaConf.select(cfg, name)
         if isinstance(value, int) and value > 0:  # the method refuses others
@@ -205,10 +230,11 @@ def _notes(cfg: DictConfig, total_steps: int, provisional: bool) -> tuple[str, .
         notes.append(f"budget.match=params has no effect: method '{cfg.method.name}' has one size")
     if provisional and cfg.train.max_steps is None:
         several = "contexts longer than a window give several examples"
+        paper = "" if cfg.task.total_steps is None else f" (paper: about {cfg.task.total_steps:,})"
         why = several if cfg.task.stride is not None else "bad rows are left out"
         notes.append(
             f"T = {total_steps:,} counts one example for each row; {why}, so the run itself settles T after "
-            f"tokenization (paper: about {cfg.task.total_steps:,})"
+            f"tokenization{paper}"
         )
     if cfg.optim.warmup_steps >= total_steps:
         notes.append(
@@ -216,6 +242,19 @@ def _notes(cfg: DictConfig, total_steps: int, provisional: bool) -> tuple[str, .
             "optim.lr; method.schedule=scaled keeps the paper's fraction"
         )
     return tuple(notes)
+
+
+def _backbone_notes(cfg: DictConfig, own: bool) -> list[str]:
+    backbone, notes = cfg.backbone, []
+    if backbone.path is not None and backbone.source == "hub" and not own:
+        notes.append(
+            f"backbone.path={backbone.path} is taken for {backbone.hub}: its architecture is compared, its weights are "
+            "not; another model has a name of its own with backbone=auto"
+        )
+    model_type = backbone.architecture.model_type
+    if cfg.task.classifier_dropout and sites.architecture(model_type).classifier_dropout is None:
+        notes.append(f"task.classifier_dropout has no effect: {model_type} has no dropout of its own there")
+    return notes
 
 
 # -- finished? -----------------------------------------------------------------------------------------------------

@@ -39,20 +39,20 @@ class TaskFields:
     "Auto class of transformers that carries the right head."
     head: dict[str, Any] = setting(factory=dict, identity=False)
     "What the model's configuration must know of the task."
-    hub: str = MISSING
-    "Data set on the hub."
+    hub: str | None = None
+    "Data set on the hub; null: the task's data are files of your own."
     hub_config: str | None = None
     "Configuration of the data set on the hub."
-    revision: str = MISSING
+    revision: str | None = None
     "Commit of the data set on the hub."
     text_columns: list[str] = field(default_factory=list)
     "Columns with the model's input, in order."
     label_column: str = "label"
     "Column with the label, the answers or the summary."
-    num_labels: int = setting(2, minimum=1)
-    "Number of classes; 1: regression."
+    num_labels: int | None = setting(2, minimum=1)
+    "Number of classes; 1: regression; null: of the classes in files of your own."
     class_names: list[str] = setting(factory=list, identity=False)
-    "Names of the classes, in the order of their numbers; empty: the numbers."
+    "Names of the classes, in the order of their numbers; empty: the numbers, of files of your own the sorted labels."
     label_range: list[float] = field(default_factory=list)
     "Regression only: the smallest and the largest label."
     metrics: list[str] = field(default_factory=list)
@@ -61,14 +61,16 @@ class TaskFields:
     "The metric that chooses checkpoints and learning rates."
     validation: dict[str, str] = field(default_factory=dict)
     "Suffix of the metrics' names -> split that they are computed on."
+    validation_share: int | float | None = setting(None, later=None)
+    "Files of your own without one for validation: rows of train, or a fraction of them, that are that split."
     holdout_by: list[str] = field(default_factory=list)
     "Text columns by which held-out rows are grouped; empty: all of them."
     max_length: int = setting(MISSING, minimum=1)
     "Tokens of an input; longer texts are cut, or give several windows."
     rows: dict[str, int] = setting(factory=dict, identity=False)
     "Official sizes of the splits, from which T follows before any download."
-    total_steps: int = setting(MISSING, minimum=1)
-    "T of the paper, which method.schedule=scaled scales from."
+    total_steps: int | None = setting(None, minimum=1)
+    "T of the paper, which method.schedule=scaled scales from; null: there is none, null step counts are shares of T."
 
 
 def _with_options(fields: type) -> type:
@@ -220,8 +222,8 @@ class OptimConfig:
 
     lr: float = setting(MISSING, above=0)
     "Learning rate at the end of warm-up."
-    warmup_steps: int = setting(0, minimum=0)
-    "Optimizer steps in which the learning rate rises from 0."
+    warmup_steps: int | None = setting(0, minimum=0)
+    "Optimizer steps in which the learning rate rises from 0; null: 6% of T, for a task without task.total_steps."
     weight_decay: float = setting(0.0, minimum=0)
     "Decoupled weight decay of matrices; vectors do not decay."
     max_grad_norm: float = setting(1.0, above=0)

@@ -43,6 +43,11 @@ class LowRankLinear(nn.Module):
         tensor = self.base.weight.new_empty(shape)
         return nn.Parameter(nn.init.normal_(tensor, std=std) if std else nn.init.zeros_(tensor))
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen W: some models (T5) read its dtype."""
+        return self.base.weight
+
     def delta_weight(self) -> Tensor:
         """The increment Δ of the dense weight, (d_out, d_in)."""
         raise NotImplementedError

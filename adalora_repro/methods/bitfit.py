@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from adalora_repro.errors import InputError
 from adalora_repro.methods.base import BaseMethod, BaseOptions
 from adalora_repro.models.inject import freeze_backbone
 
@@ -19,7 +20,11 @@ Options = BaseOptions
 class Method(BaseMethod):
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         freeze_backbone(model)
+        biases = 0
         for module in model.base_model.modules():
             bias = dict(module.named_parameters(recurse=False)).get("bias")
             if bias is not None:
                 bias.requires_grad_(True)
+                biases += 1
+        if not biases:
+            raise InputError(f"BitFit trains biases, and this {model.config.model_type} backbone has none")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,18 @@ LEAST_SHARE = 0.25  # size of the vocabulary / rows of the embedding; below this
 WITHOUT_MAP = "DebertaV2Tokenizer"
 
 
-def check(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any], where: str) -> None:
+def check(
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: Mapping[str, Any],
+    where: str,
+    needed: Sequence[str] = ("pad", "cls", "sep"),
+) -> None:
     """Checks that the tokenizer fits a model of this architecture.
 
     Args:
         architecture: ``backbone.architecture``, with ``vocab_size`` and perhaps some ``*_token_id``.
         where: the folder or the name on the hub, for messages.
+        needed: the special tokens that it must have.
 
     Raises:
         InputError: the vocabulary is too small or too large, special tokens are missing or have other ids, or ordinary
@@ -43,7 +49,7 @@ def check(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any], w
             f"{where} is not this model's: it has {size:,} tokens, the embedding {rows:,} rows; is {files} missing?"
         )
     ids = {key: getattr(tokenizer, f"{key}_token_id") for key in ("pad", "cls", "sep", "unk", "mask", "bos", "eos")}
-    for key in ("pad", "cls", "sep"):
+    for key in needed:
         if ids[key] is None:
             raise InputError(f"{where} has no {key} token")
     largest = max(tokenizer.get_vocab().values())
@@ -51,7 +57,8 @@ def check(tokenizer: PreTrainedTokenizerBase, architecture: Mapping[str, Any], w
         raise InputError(f"{where} has ids up to {largest:,}, the embedding {rows:,} rows")
     for key, value in ids.items():
         stated = architecture.get(f"{key}_token_id")
-        if stated is not None and value is not None and value != stated:
+        several = stated if isinstance(stated, Sequence) else [stated]  # Llama may end with one of several tokens
+        if stated is not None and value is not None and value not in several:
             raise InputError(
                 f"{where} has the {key} token {value}, the model {stated} (backbone.architecture.{key}_token_id)"
             )

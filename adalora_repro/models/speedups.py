@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from adalora_repro.errors import InputError
+from adalora_repro.models.sites import architecture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +43,8 @@ def use_4d_masks(model: PreTrainedModel) -> None:
     has to finish first. It uses a mask of four dimensions as it is. The function is the same; for a batch without
     padding the kernel with a mask is used, whose rounding and dropout may differ.
     """
-    if model.config._attn_implementation != "sdpa":
+    plain = architecture(model.config.model_type).plain_masks
+    if model.config._attn_implementation != "sdpa" or not plain:  # else causal or local attention would be lost
         return
 
     def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -71,6 +73,8 @@ def cache_positions(model: PreTrainedModel) -> None:
         return
     longest = model.config.max_position_embeddings
     table = encoder.get_rel_pos(torch.empty(1, longest, 1, device=model.device))
+    if table is None:  # a DeBERTa without relative positions
+        return
     encoder.register_buffer("relative_positions", table, persistent=False)
 
     def before_forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

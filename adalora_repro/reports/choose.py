@@ -123,8 +123,8 @@ def write(tables: list[Table]) -> list[str]:
         for path in contents:
             if path.exists() and not path.read_bytes().startswith(HEAD.encode()):
                 raise InputError(f"--write: '{path}' was not written by choose --write: left alone, nothing is written")
-        folder.mkdir(parents=True, exist_ok=True)
         for path, content in contents.items():
+            folder.mkdir(parents=True, exist_ok=True)
             write_atomic(path, content.encode())
     except OSError as error:
         raise InputError(f"--write: cannot write to '{folder}': {error.strerror}") from None

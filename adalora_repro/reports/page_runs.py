@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,13 @@ def row_of(state: State, results: Path) -> dict[str, Any]:
             ("Steps", "" if step is None else f"{step:,.0f}", step),
             ("Setting", f"{key['backbone']}, {key['data']}, {key['protocol']}", None),
         ],
-        "command": command_of(record, results),
+        "command": command_of(record, results) if record.settings.get("task.hub", True) else again(state.path),
     }
+
+
+def again(path: Path) -> str:
+    """The command for a run on files of the user's own: its task has no other name than what was typed."""
+    return shlex.join(["adalora-run", "--config", str(path.parent / "config.yaml")])
 
 
 def command_of(record: RunRecord, results: Path) -> str:

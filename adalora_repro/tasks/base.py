@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -129,8 +129,8 @@ class BaseTask:
             have, a column with two uses, or ``holdout_by`` names a column that is not a text.
     """
 
-    #: ``encoder`` or ``encoder-decoder``: the backbones that can do it
-    architecture: str
+    #: ``encoder``, ``decoder``, ``encoder-decoder``: the kinds of backbones that can do it
+    architectures: tuple[str, ...]
     #: of the family's tokenization: raise it with every change, and cached data are made again
     code_version: int
     #: rows carry a unique ``id``
@@ -173,6 +173,27 @@ class BaseTask:
         """What is wrong with the label of a row that has all columns, its texts being texts; None if nothing."""
         del row
         return None
+
+    @classmethod
+    def from_labels(cls, cfg: DictConfig, labels: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+        """Settings of ``cfg.task`` that are not given and follow from the labels in files of the user's own.
+
+        Args:
+            labels: of train, then of each validation file: label as JSON -> where it is first.
+
+        Raises:
+            InputError: the labels contradict each other or the settings.
+        """
+        del cfg, labels
+        return {}
+
+    def read_label(self, value: Any) -> Any:
+        """The label, as a file of the user's own has it -> as the family reads it; cells of CSV are text.
+
+        Raises:
+            ValueError: it can be none; says why.
+        """
+        return value
 
     def features(self) -> Features:
         """Types of ``columns``."""
@@ -349,18 +370,10 @@ class BaseTask:
         Raises:
             InputError: there are too few valid rows, or every group of rows that share a text is too large.
         """
-        columns = list(self.cfg.task.text_columns)
-        by = [columns.index(name) for name in self.cfg.task.holdout_by] or list(range(len(columns)))
-        strata = [self.stratum(label) for label in rows[self.cfg.task.label_column][:]]
-        texts = zip(*(rows[column][:] for column in columns), strict=True)
         count = held_out.size(self.cfg.data.holdout, len(rows))
-        held, trained = held_out.parts(texts, strata, by, count)
+        held, trained = sources.parted(rows, self, count)
         if not held:
-            shared = ", ".join(columns[place] for place in by)
-            raise InputError(
-                f"data.holdout={count}: rows of {self.cfg.task.name} with the same {shared} are held out together, and "
-                "every such group is larger than that; give a larger number"
-            )
+            raise sources.groups_too_large(self, "data.holdout", count)
         return rows.select(held if split == HOLDOUT else trained)
 
 

@@ -23,7 +23,7 @@ SEED = "holdout 1"  # another string selects other rows
 _WORDS = re.compile(r"\w+")
 
 
-def size(wanted: int | float, rows: int) -> int:
+def size(wanted: int | float, rows: int, name: str = "data.holdout") -> int:
     """Held-out rows of ``rows``: ``wanted`` itself, or that fraction (0 < f < 1) of them, rounded.
 
     Raises:
@@ -31,15 +31,15 @@ def size(wanted: int | float, rows: int) -> int:
     """
     if not 0 < wanted < (1 if isinstance(wanted, float) else math.inf):
         raise InputError(
-            f"data.holdout={wanted} must be a number of rows of the train split (500) or a fraction of them between "
+            f"{name}={wanted} must be a number of rows of the train split (500) or a fraction of them between "
             "0 and 1 (0.1)"
         )
     count = round(wanted * rows) if isinstance(wanted, float) else wanted
     if count == 0:
-        raise InputError(f"data.holdout={wanted}: less than one of the {rows:,} rows of the train split")
+        raise InputError(f"{name}={wanted}: less than one of the {rows:,} rows of the train split")
     if count >= rows:
         raise InputError(
-            f"data.holdout={wanted}: the train split has {rows:,} rows, and at least one must be left to train on"
+            f"{name}={wanted}: the train split has {rows:,} rows, and at least one must be left to train on"
         )
     return count
 

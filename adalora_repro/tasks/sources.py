@@ -7,22 +7,21 @@ imported. Every function takes the whole composed configuration.
 from __future__ import annotations
 
 import functools
-import gzip
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adalora_repro.errors import InputError, first_line, one_of
 from adalora_repro.models import hub
 from adalora_repro.records import run_record, validation
 from adalora_repro.records.validation import not_a_file, shown
-from adalora_repro.tasks import toy_text
+from adalora_repro.tasks import held_out, row_files, toy_text
+from adalora_repro.tasks.row_files import FORMAT, BrokenLine
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,9 +31,10 @@ if TYPE_CHECKING:
 
 SOURCES = ("hub", "local", "sample")
 TRAIN = "train"
-SUFFIXES = (".jsonl.gz", ".jsonl")
+JSON_LINES = row_files.SUFFIXES[:2]  # of the tasks that are on the hub
+SHARE = "task.validation_share"
+MOST_LABELS = 1_000  # distinct ones that are looked at before a file is loaded
 LARGE = 2**20  # bytes; the fingerprint of a larger local file is cached, because parsing it takes seconds
-FORMAT = "one JSON object a line, UTF-8, gzip-compressed (.jsonl.gz) or plain (.jsonl)"
 
 
 def splits(cfg: DictConfig) -> list[str]:
@@ -71,14 +71,21 @@ def check(cfg: DictConfig, rules: BaseTask) -> None:
     source = cfg.data.source
     if source == "local":
         for split in splits(cfg):
-            path = _file(cfg, split)
+            path = file_of(cfg, split)
             bad = BadRows(cfg.data.skip_invalid)
-            if next(_checked(_rows_of_file(path), rules, bad), None) is None:
+            if next(_checked(_rows(cfg, path, rules), rules, bad), None) is None:
                 raise nothing_left(str(path), cfg, split, bad)
     elif source == "sample":
         toy_text.check(cfg.task.name, _sizes(cfg))
     elif source != "hub":
         raise one_of("data source", source, SOURCES)
+    elif cfg.task.hub is None:
+        raise not_on_the_hub(cfg)
+
+
+def not_on_the_hub(cfg: DictConfig) -> InputError:
+    """The error for another source of a task that only files of the user can have."""
+    return InputError(f"task={cfg.task.name} has no data set on the hub: data=local data.dir=DIR reads your files")
 
 
 def train_rows(cfg: DictConfig) -> int:
@@ -88,7 +95,8 @@ def train_rows(cfg: DictConfig) -> int:
         InputError: as ``check``.
     """
     if cfg.data.source == "local":
-        return _content(cfg, TRAIN)[0]
+        rows = content(cfg, TRAIN).rows
+        return rows if cfg.task.validation_share is None else rows - _share(cfg, rows)
     if cfg.data.source == "sample":
         return int(cfg.data.sample_rows)
     return int(cfg.task.rows[TRAIN])
@@ -103,7 +111,9 @@ def split_fingerprint(cfg: DictConfig, split: str) -> str:
     """16 hex digits for one split: a local file's rows, the hub's pinned revision, the generator and its settings."""
     task, source = cfg.task, cfg.data.source
     if source == "local":
-        return _content(cfg, split)[1][:16]
+        rows = content(cfg, split).sha256
+        share = task.validation_share
+        return rows[:16] if share is None else _short([rows, held_out.SEED, share, list(task.holdout_by), split])
     if source == "sample":
         return _short([toy_text.VERSION, task.name, split, _sizes(cfg), cfg.data.sample_seed])
     return _short([task.hub, task.hub_config, task.revision, split])
@@ -111,14 +121,14 @@ def split_fingerprint(cfg: DictConfig, split: str) -> str:
 
 def byte_fingerprint(cfg: DictConfig) -> str:
     """The former ``fingerprint`` of local files: a hash of their bytes instead of their rows."""
-    return _short([_sha256(_file(cfg, split))[:16] for split in splits(cfg)])
+    return _short([_sha256(file_of(cfg, split))[:16] for split in splits(cfg)])
 
 
 def place(cfg: DictConfig, split: str) -> str:
     """What the messages about bad rows depend on: the path of a local file and its bytes, which decide line numbers."""
     if cfg.data.source != "local":
         return ""
-    path = _file(cfg, split)
+    path = file_of(cfg, split)
     return f"{path} {_sha256(path)}"
 
 
@@ -136,16 +146,43 @@ def load_split(cfg: DictConfig, split: str, rules: BaseTask, bad: BadRows) -> Da
         dataset = dataset if len(good) == len(dataset) else dataset.select(good)
     else:
         if cfg.data.source == "local":
-            where = str(_file(cfg, split))
-            rows = _rows_of_file(Path(where))
+            where = str(file_of(cfg, split))
+            rows = _rows(cfg, Path(where), rules)
         else:
             where = f"data=sample, {split}"
             made = toy_text.generate(cfg.task.name, split, _sizes(cfg), cfg.data.sample_seed)
             rows = ((f"{where}, row {i}", row) for i, row in enumerate(made))
         dataset = _dataset((row for _, row in _checked(rows, rules, bad)), rules)
+        if cfg.task.validation_share is not None and len(dataset):
+            count = _share(cfg, len(dataset))
+            held, trained = parted(dataset, rules, count)
+            if not held:
+                raise groups_too_large(rules, SHARE, count)
+            dataset = dataset.select(trained if split == TRAIN else held)
     if not len(dataset):
         raise nothing_left(where, cfg, split, bad)
     return dataset
+
+
+def parted(rows: Dataset, rules: BaseTask, count: int) -> tuple[list[int], list[int]]:
+    """Indices of the rows of train to evaluate on, and of those to train on: all but ``count``, as ``held_out.parts``.
+
+    The first list is empty if every group of rows that share a text is larger than ``count``.
+    """
+    task = rules.cfg.task
+    columns = list(task.text_columns)
+    by = [columns.index(name) for name in task.holdout_by] or list(range(len(columns)))
+    strata = [rules.stratum(label) for label in rows[task.label_column][:]]
+    return held_out.parts(zip(*(rows[column][:] for column in columns), strict=True), strata, by, count)
+
+
+def groups_too_large(rules: BaseTask, name: str, count: int) -> InputError:
+    """The error for a part of train that is smaller than every group of rows that share a text."""
+    shared = ", ".join(rules.cfg.task.holdout_by or rules.cfg.task.text_columns)
+    return InputError(
+        f"{name}={count}: rows of {rules.cfg.task.name} with the same {shared} are held out together, and every such "
+        "group is larger than that; give a larger number"
+    )
 
 
 def nothing_left(where: str, cfg: DictConfig, split: str, bad: BadRows) -> InputError:
@@ -160,18 +197,14 @@ def provenance(cfg: DictConfig, rows: dict[str, int]) -> dict[str, Any]:
     if cfg.data.source == "hub":
         origin |= {"hub": cfg.task.hub, "hub_config": cfg.task.hub_config, "revision": cfg.task.revision}
     elif cfg.data.source == "local":
-        origin["sha256"] = {split: _sha256(_file(cfg, split)) for split in splits(cfg)}
-        origin["rows_sha256"] = {split: _content(cfg, split)[1] for split in splits(cfg)}
+        origin["sha256"] = {split: _sha256(file_of(cfg, split)) for split in splits(cfg)}
+        origin["rows_sha256"] = {split: content(cfg, split).sha256 for split in splits(cfg)}
     else:
         origin |= {"generator": toy_text.VERSION, "seed": cfg.data.sample_seed}
     return origin
 
 
 # -- rows and what must hold of them --------------------------------------------------------------------------------
-
-
-class BrokenLine(str):
-    """In the place of a row: why a line is none."""
 
 
 def _checked(rows: Iterable[tuple[str, Any]], rules: BaseTask, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -190,6 +223,10 @@ def _checked(rows: Iterable[tuple[str, Any]], rules: BaseTask, bad: BadRows) -> 
             bad.add(f"{where}: {problem}")
 
 
+def missing_column(column: str, found: Iterable[str]) -> str:
+    return f"column '{column}' is missing (found: {', '.join(map(str, found)) or 'none'})"
+
+
 def row_problem(rules: BaseTask, row: Any) -> str | None:
     """What is wrong with one row, or None."""
     if isinstance(row, BrokenLine):
@@ -198,7 +235,7 @@ def row_problem(rules: BaseTask, row: Any) -> str | None:
         return f"not an object but {shown(row)}"
     for column in rules.columns:
         if column not in row:
-            return f"column '{column}' is missing (found: {', '.join(map(str, row)) or 'none'})"
+            return missing_column(column, row)
         value = row[column]
         if column == rules.cfg.task.label_column and not rules.text_label:
             continue
@@ -242,7 +279,7 @@ def _from_hub(cfg: DictConfig, split: str, rules: BaseTask) -> tuple[Dataset, st
             "or data=sample, or run once with a network: later runs use the cache in HF_HOME"
         ) from None
     if missing := [name for name in rules.columns if name not in dataset.column_names]:
-        raise InputError(f"{where}: column '{missing[0]}' is missing (found: {', '.join(dataset.column_names)})")
+        raise InputError(f"{where}: {missing_column(missing[0], dataset.column_names)}")
     return dataset.select_columns(rules.columns), where
 
 
@@ -257,45 +294,64 @@ def _rows_of_hub(dataset: Dataset, where: str) -> Iterator[tuple[str, dict[str, 
 # -- files of the user ----------------------------------------------------------------------------------------------
 
 
-def _file(cfg: DictConfig, split: str) -> Path:
-    """The file of one split: data.dir/<task>/<split>.jsonl.gz or .jsonl."""
+def present(cfg: DictConfig, split: str) -> tuple[list[Path], list[Path]]:
+    """Files that may hold a split, and those that are there: ``<split>.jsonl.gz``, … in data.dir/<task>; of a task
+    that is not on the hub in data.dir too, and in any format of ``row_files``.
+
+    Raises:
+        InputError: data.dir is not given or no folder.
+    """
+    own = cfg.task.hub is None
     if not cfg.data.dir:
-        raise InputError(f"data=local needs data.dir=DIR, a folder with {cfg.task.name}/{split}.jsonl.gz: {FORMAT}")
+        where = f"{split}.jsonl, .csv, .tsv or .parquet" if own else f"{cfg.task.name}/{split}.jsonl.gz: {FORMAT}"
+        raise InputError(f"data=local needs data.dir=DIR, a folder with {where}")
     root = Path(cfg.data.dir).expanduser()
     if not os.path.isdir(root):
         raise InputError(f"data.dir={cfg.data.dir}: no such folder")
-    paths = [root / cfg.task.name / f"{split}{suffix}" for suffix in SUFFIXES]
-    found = [path for path in paths if os.path.exists(path)]
+    folders = [root / cfg.task.name, root] if own else [root / cfg.task.name]
+    suffixes = row_files.SUFFIXES if own else JSON_LINES
+    paths = [folder / f"{split}{suffix}" for folder in folders for suffix in suffixes]
+    return paths, [path for path in paths if os.path.exists(path)]
+
+
+def file_of(cfg: DictConfig, split: str) -> Path:
+    """The file with the rows of one split: its own, or train's if the split is a part of train's."""
+    paths, found = present(cfg, split if cfg.task.validation_share is None else TRAIN)
     if not found:
+        if cfg.task.hub is None:
+            raise InputError(
+                f"{paths[-1].parent}: no file {split}.jsonl, .csv, .tsv or .parquet for the {split} split of "
+                f"{cfg.task.name}"
+            )
         raise InputError(f"{paths[0]}: no such file; it must hold {FORMAT}")
     if len(found) > 1:  # one of them may be older
         raise InputError(f"{' and '.join(map(str, found))} both hold the {split} split; move one away")
     if other := not_a_file(found[0].stat().st_mode):
-        raise InputError(f"{found[0]}: {other}, not a file; it must hold {FORMAT}")
+        raise InputError(f"{found[0]}: {other}, not a file; it must hold {'rows' if cfg.task.hub is None else FORMAT}")
     return found[0]
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(file and line number, line) of a file, blank lines left out.
-
-    Raises:
-        InputError: the file cannot be read or is damaged.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line := line.strip():
-                    yield f"{path}:{number}", line
-    except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError
-        raise InputError(f"{path}: cannot be read ({first_line(error)}); expected {FORMAT}") from None
+def _share(cfg: DictConfig, rows: int) -> int:
+    """Rows of train's file that are the validation split."""
+    return held_out.size(cfg.task.validation_share, rows, SHARE)
 
 
-def _rows_of_file(path: Path) -> Iterator[tuple[str, Any]]:
-    for where, line in _lines(path):
-        try:
-            yield where, json.loads(line)
-        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-            yield where, BrokenLine(f"not JSON ({first_line(error)}); expected {FORMAT}")
+def _rows(cfg: DictConfig, path: Path, rules: BaseTask) -> Iterator[tuple[str, Any]]:
+    """(place, row) of a file. Of a task that is not on the hub rows without an id take their number, and labels are
+    those that ``rules`` make of what the file has."""
+    if cfg.task.hub is not None:
+        yield from row_files.rows(path)
+        return
+    label = cfg.task.label_column
+    for number, (where, row) in enumerate(row_files.rows(path)):
+        if isinstance(row, dict):
+            if "id" in rules.columns:
+                row["id"] = str(number if row.get("id") is None else row["id"])
+            try:
+                row |= {label: rules.read_label(row[label])} if label in row else {}
+            except ValueError as error:
+                row = BrokenLine(str(error))
+        yield where, row
 
 
 def _sha256(path: Path) -> str:
@@ -311,34 +367,80 @@ def _sha256_of(path: Path, modified: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _content(cfg: DictConfig, split: str) -> tuple[int, str]:
-    """The number of rows of a local file, and their SHA-256.
+class Content(NamedTuple):
+    """What is to be known of a file before it is loaded.
 
-    The hash is of the rows in order, each as JSON with sorted keys, or unchanged if not JSON; it does not depend on
-    line ends, spacing, escapes, compression or a byte order mark.
+    Attributes:
+        rows: their number.
+        sha256: of the rows in order, each as JSON with sorted keys, or unchanged if not JSON; it does not depend on
+            line ends, spacing, escapes, compression or a byte order mark. Of a task that is not on the hub only texts,
+            label and id count, the last two whether they are numbers or their text.
+        labels: of such a task with classes: each label as JSON, up to ``MOST_LABELS``, and where it is first.
     """
-    path = _file(cfg, split)
-    return _content_of(path, _sha256(path), Path(cfg.data.cache_dir).expanduser() / "rows")
+
+    rows: int
+    sha256: str
+    labels: dict[str, str]
+
+
+def content(cfg: DictConfig, split: str) -> Content:
+    """The content of the file with a split's rows."""
+    path, task = file_of(cfg, split), cfg.task
+    own = None if task.hub is not None else (*task.text_columns, "id", task.label_column)
+    return _content_of(path, _sha256(path), Path(cfg.data.cache_dir).expanduser() / "rows", own)
 
 
 @functools.lru_cache(maxsize=256)
-def _content_of(path: Path, sha256: str, folder: Path) -> tuple[int, str]:
-    kept = folder / f"{sha256}.json"
+def _content_of(path: Path, sha256: str, folder: Path, own: tuple[str, ...] | None) -> Content:
+    kept = folder / f"{sha256 if own is None else _short([sha256, str(path), *own])}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
-        content = json.loads(kept.read_bytes())
-        return int(content["rows"]), str(content["fingerprint"])
+        known = json.loads(kept.read_bytes())
+        return Content(int(known["rows"]), str(known["fingerprint"]), dict(known.get("labels", {})))
     total, rows = hashlib.sha256(), 0
-    for _, line in _lines(path):
-        with suppress(ValueError, RecursionError):
-            line = json.dumps(json.loads(line), sort_keys=True, separators=(",", ":")).encode()
+    labels: dict[str, str] = {}
+    for line in _json_lines(path) if own is None else _own_lines(path, own, labels):
         total.update(line + b"\n")
         rows += 1
-    content = {"rows": rows, "fingerprint": total.hexdigest()}
+    made = Content(rows, total.hexdigest(), labels)
     if path.stat().st_size >= LARGE:
         with suppress(OSError):  # without the cache the next command takes as long
             folder.mkdir(parents=True, exist_ok=True)
-            run_record.write_atomic(kept, validation.dump(content))
-    return rows, total.hexdigest()
+            entry = {"rows": rows, "fingerprint": made.sha256} | ({} if own is None else {"labels": labels})
+            run_record.write_atomic(kept, validation.dump(entry))
+    return made
+
+
+def _json_lines(path: Path) -> Iterator[bytes]:
+    for _, line in row_files.lines(path):
+        with suppress(ValueError, RecursionError):
+            line = json.dumps(json.loads(line), sort_keys=True, separators=(",", ":")).encode()
+        yield line
+
+
+def _own_lines(path: Path, columns: tuple[str, ...], labels: dict[str, str]) -> Iterator[bytes]:
+    """Rows with ``columns`` alone, of which the last is the label, each as JSON; fills ``labels``."""
+    label = columns[-1]
+    for where, row in row_files.rows(path):
+        if isinstance(row, dict):
+            if label in row and len(labels) < MOST_LABELS:
+                labels.setdefault(_json(row[label]), where)
+            row = {name: row[name] for name in columns if name in row}
+            row |= {name: _value(row[name]) for name in ("id", label) if name in row}
+        yield _json(row).encode()
+
+
+def _value(value: Any) -> Any:
+    """A number for its text, an object for its JSON: what CSV has of them."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    with suppress(OverflowError):
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)  # Parquet has dates
 
 
 def _sizes(cfg: DictConfig) -> dict[str, int]:

@@ -13,6 +13,7 @@ the answer is the span with the best score, or none (2.0) where null - best > nu
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from bisect import bisect_left, bisect_right
@@ -61,7 +62,7 @@ class Task(BaseTask):
         InputError: as ``BaseTask``; a stride that leaves no room for a context.
     """
 
-    architecture = "encoder"
+    architectures = ("encoder",)
     code_version = 2
     has_ids = True
     texts = (2,)
@@ -89,6 +90,15 @@ class Task(BaseTask):
         return ("exact", "f1", *(("best_exact", "best_f1") if self.nullable else ()))
 
     # -- rows and windows ------------------------------------------------------------------------------------------
+
+    def read_label(self, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                return json.loads(value)
+            except (ValueError, RecursionError):
+                form = 'must be the JSON {"text": [text, …], "answer_start": [integer, …]}'
+                raise ValueError(f"column '{self.cfg.task.label_column}' {form}, is {shown(value)}") from None
+        return value
 
     def label_problem(self, row: dict[str, Any]) -> str | None:
         """``answers`` are {text: [text, …], answer_start: [characters, …]}, each text found at its offset."""

@@ -61,7 +61,7 @@ class Task(BaseTask):
         InputError: as ``BaseTask``; lengths that contradict each other.
     """
 
-    architecture = "encoder-decoder"
+    architectures = ("encoder-decoder",)
     code_version = 1
     has_ids = True
     text_label = True

@@ -19,9 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from adalora_repro import methods
 from adalora_repro.errors import InputError, first_line
-from adalora_repro.models import backbones, export
+from adalora_repro.models import backbones, export, sites
 from adalora_repro.models.export import OWN_WEIGHTS
-from adalora_repro.models.sites import find_sites
 from adalora_repro.records.run_record import RECORD_NAME
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 FOLDER = "model"
 CONFIG = "run.yaml"  # the run's whole configuration, with the sizes that its budget gave
 CARD, RECORD = "README.md", "record.json"
+SITES = "sites"  # the user's files of model types, if there are any
 
 
 # --- to the disk ------------------------------------------------------------------------------------------------------
@@ -51,6 +51,9 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str, metho
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     (part / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    for path in sites.added_files():
+        (part / SITES).mkdir(exist_ok=True)
+        shutil.copy(path, part / SITES)
     (method or methods.load(cfg)).write(model, cfg, part)
     if form == "merged":
         export.write_merged(*load(part), part)
@@ -90,7 +93,7 @@ def load(run: str | Path, backbone: str | None = None) -> tuple[PreTrainedModel,
     transformers.set_seed(cfg.seed)  # random weights are drawn as for the run
     model = backbones.load_model(cfg)
     with readable(folder):
-        model = methods.load(cfg).read(model, find_sites(model), folder)
+        model = methods.load(cfg).read(model, sites.find_sites(model), folder)
     return model.requires_grad_(False).eval(), tokenizer
 
 
@@ -145,6 +148,8 @@ def configuration(folder: Path, backbone: str | None = None) -> DictConfig:
         if not Path(backbone).expanduser().is_dir():
             raise InputError(f"backbone: no folder '{backbone}'")
         cfg.backbone.path = backbone
+    if cfg.backbone.architecture.get("model_type") not in sites.model_types():
+        sites.add_folder(folder / SITES)
     OmegaConf.set_readonly(cfg, True)
     return cfg
 
@@ -184,6 +189,8 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
         for name in names:
             if (folder / name).exists():
                 shutil.copy(folder / name, part / name)
+        if (folder / SITES).is_dir():
+            shutil.copytree(folder / SITES, part / SITES)
         part.replace(to)  # an empty folder may be there
     except OSError as error:
         raise InputError(f"--to: cannot write '{to}': {error.strerror or first_line(error)}") from None
@@ -215,7 +222,7 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
         "library_name": library,
         "license": "other",
         "license_name": "see-base-model-and-data",
-        "datasets": [cfg.task.hub],
+        "datasets": [cfg.task.hub] if cfg.task.hub else [],
         "tags": ["adalora-repro", cfg.method.name, cfg.task.name],
     }
     key, params = record.key, record.params

@@ -18,7 +18,10 @@ from task_configs import write_jsonl
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
 Cli = Callable[..., Outcome]
-TASKS = "valid: cnn_dailymail, cola, mnli, mrpc, qnli, qqp, rte, squad, squad_v2, sst2, stsb, xsum"
+TASKS = (
+    "valid: cnn_dailymail, cola, custom, custom_qa, custom_summarization, mnli, mrpc, qnli, qqp, rte, squad, squad_v2, "
+    "sst2, stsb, xsum"
+)
 XSUM = "task=xsum budget=0.13% backbone=tiny-bart"
 
 
@@ -39,7 +42,7 @@ def on_disk() -> list[str]:
 
 #: arguments (after task=sst2, unless a task is given) => what the line must say
 WRONG_WORDS = """
-task=nope => unknown task 'nope' | valid: cnn_dailymail, cola, mnli
+task=nope => unknown task 'nope' | valid: cnn_dailymail, cola, custom
 method=nope => unknown method 'nope' | valid: adalora, adalora_gamma0, adalora_gradient
 budget=nope => unknown budget 'nope' | valid: 0.08%, 0.13%, 0.16%
 backbone=nope => unknown backbone 'nope' | bart-large, deberta-v3-base, minilm, tiny-bart, tiny-bert
@@ -89,7 +92,7 @@ task=sst-2 => did you mean sst2?
 task=squadv2 => did you mean squad_v2?
 method=LoRA => did you mean lora?
 budget=0.5M => budget.match=params budget.params=500000
-backbone=microsoft/deberta-v3-base => backbone=deberta-v3-base | backbone.path=DIR | valid: bart-large
+backbone=microsoft/deberta-v3-base => backbone=deberta-v3-base | backbone=auto backbone.hub=microsoft/deberta
 seed=0,1 => add -m
 """
 WRONG: list[tuple[str, list[str]]] = [
@@ -169,7 +172,7 @@ def test_every_choice_is_listed_in_one_line(cli: Cli) -> None:
     assert (tasks.code, tasks.err) == (EXIT_OK, "")
     lines = tasks.out.splitlines()
     assert [line.split()[0] for line in lines] == TASKS.removeprefix("valid: ").split(", ")
-    assert lines[1] == "cola           CoLA: is a sentence acceptable English?"
+    assert lines[1] == "cola                  CoLA: is a sentence acceptable English?"
     everything = cli("list").out
     for heading in ("task", "method", "budget", "backbone", "sweep", "protocol"):
         assert f"\n{heading}\n" in everything

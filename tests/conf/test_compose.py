@@ -18,7 +18,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 from plans import composed, counted, resolved
-from task_configs import REAL_DATA, needs_real_data
+from task_configs import REAL_DATA, needs_real_data, write_jsonl
 
 from adalora_repro.cli import run
 from adalora_repro.config import identity
@@ -106,6 +106,12 @@ def test_every_command_in_a_header_has_a_plan(command: str, tmp_path: Path) -> N
     assert program == "adalora-run"
     own_files = ("data=local", "data.dir=DIR")  # with the hub's number of rows instead
     words = [word for word in words if word not in ("-m", *own_files)]
+    if words[0] in ("task=custom", "task=custom_qa", "task=custom_summarization"):  # which the hub does not have
+        row = {"text": "a", "question": "a", "context": "a b", "answers": {"text": ["b"], "answer_start": [2]}}
+        rows = [row | {"label": label, "document": "a b", "summary": "a"} for label in ("no", "yes") * 40]
+        write_jsonl(tmp_path / "train.jsonl", rows, compress=False)
+        write_jsonl(tmp_path / "validation.jsonl", rows, compress=False)
+        words += ["data=local", f"data.dir={tmp_path}"]
     assert counted(*words).params["total"] > 0
 
 
@@ -331,8 +337,8 @@ LATER_VALUES = {
 
 
 def test_later_settings_are_all_tried() -> None:
-    # tested in test_transplant.py, test_budgets.py and below
-    elsewhere = {"method.rank_pattern", "method.initial_rank", "train.group_by_length"}
+    # tested in test_transplant.py, test_budgets.py, test_own_files.py and below
+    elsewhere = {"method.rank_pattern", "method.initial_rank", "train.group_by_length", "task.validation_share"}
     assert set(LATER_VALUES) | elsewhere == set(LATER)
 
 

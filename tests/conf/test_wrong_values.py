@@ -38,7 +38,7 @@ budget.label=1.2M => budget.label=1.2M: that name | budget=1.2M
 tuned=nope => unknown tuned 'nope' | cola_adalora
 task.primary_metric=nope => task.primary_metric 'nope' | valid: accuracy
 task.metrics=[nope] task.primary_metric=nope => unknown metric 'nope' | valid: accuracy, f1
-backbone=tiny-bart => task=sst2 needs an encoder, backbone 'tiny-bart' is an encoder-decoder
+backbone=tiny-bart => task=sst2 needs an encoder or a decoder, backbone 'tiny-bart' is an encoder-decoder
 task=xsum budget=0.13% => task=xsum needs an encoder-decoder, backbone 'tiny-bert' is an encoder
 task=squad budget=0.08% => task.stride=128 must be below task.max_length=32 | a window has to bring
 XSUM task.max_target_length=8 task.min_target_length=8 => task.min_target_length=8 must be below | =8
@@ -76,7 +76,9 @@ backbone=tiny-bart task=xsum backbone.architecture.decoder_layers=1001 => decode
 backbone=minilm backbone.source=foo => unknown backbone.source 'foo'; valid: hub, package, random
 backbone=minilm backbone.source=hub => backbone.hub is not set, which backbone.source=hub with
 backbone.tokenizer=hub => backbone.hub is not set, which backbone.source=random with backbone.tokenizer=hub
-backbone.architecture.model_type=gpt2 => model type 'gpt2' | valid: bart, bert, deberta-v2, roberta
+backbone.architecture.model_type=gpt2 => model type 'gpt2' | valid: bart, bert, deberta, | GPT2For
+backbone.architecture.model_type=nope => model type 'nope' | valid: bart, bert, deberta, deberta-v2
+backbone=auto => backbone=auto needs a model: backbone.path=DIR or backbone.hub=ORG/NAME
 method.target_r=-1 => method.target_r must be positive, not -1
 method.target_r=9 => method.target_r=9 exceeds method.init_r=4
 method=lora method.r=0 => method.r must be positive, not 0

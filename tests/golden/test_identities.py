@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import pytest
+from task_configs import TASKS
 
 from adalora_repro.reports.spec import role_of
 from golden.conftest import Golden
@@ -53,7 +54,7 @@ EXPLAINED = (
 
 def combinations() -> Iterator[tuple[str, str, str, list[str]]]:
     """(task, method, protocol, budgets)."""
-    for task, method, protocol in itertools.product(names("task"), METHODS, names("protocol")):
+    for task, method, protocol in itertools.product(TASKS, METHODS, names("protocol")):
         budgets = budgets_of(task)
         yield task, method, protocol, budgets[:1] if method in FIXED else budgets
 

@@ -48,6 +48,10 @@ def loaded(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase | None = None) ->
 # Metrics
 
 
+def logits_of(predicted: list[int], classes: int) -> np.ndarray[Any, Any]:
+    return np.float32(np.arange(classes) == np.array(predicted)[:, None]) / 3
+
+
 def evaluation(
     task: str, labels: list[Any], predicted: list[Any], batch: int = 7, order: list[int] | None = None
 ) -> Evaluation:
@@ -55,9 +59,10 @@ def evaluation(
     cfg = task_config(task)
     order = list(range(len(labels))) if order is None else order
     parts = [order[start : start + batch] for start in range(0, len(labels), batch)]
-    batches = [
-        {"label": np.array(labels)[part], "prediction": np.array(predicted)[part], "index": part} for part in parts
-    ]
+    columns = {"label": np.array(labels), "prediction": np.array(predicted)}
+    if cfg.task.num_labels > 1:
+        columns["logits"] = logits_of(predicted, cfg.task.num_labels)
+    batches = [{name: column[part] for name, column in columns.items()} | {"index": part} for part in parts]
     return glue.Task(cfg).metrics({split: iter(batches) for split in cfg.task.validation.values()})
 
 
@@ -86,9 +91,8 @@ def test_the_same_prediction_for_all_examples_is_noticed(task: str, predicted: l
 def test_the_held_out_split_has_the_primary_metric_s_name() -> None:
     """MNLI's primary metric is of the matched split, so accuracy_m; both others are as they are without it."""
     cfg = task_config("mnli", data__holdout=3)
-    right, wrong = (
-        [{"label": np.array([0, 1, 2]), "prediction": np.array(p), "index": [0, 1, 2]}] for p in ([0, 1, 2], [1, 1, 1])
-    )
+    common = {"label": np.array([0, 1, 2]), "index": [0, 1, 2]}
+    right, wrong = ([common | {"prediction": np.array(p), "logits": logits_of(p, 3)}] for p in ([0, 1, 2], [1, 1, 1]))
     found = glue.Task(cfg).metrics({"validation_matched": wrong, "validation_mismatched": right, "holdout": wrong})
     assert found.metrics == {"accuracy_m": 1 / 3, "accuracy_mm": 1.0}
     assert found.holdout == {"accuracy_m": 1 / 3}
@@ -106,7 +110,13 @@ def test_predictions_are_kept_in_the_order_of_the_split(data: st.DataObject) -> 
     labels, predicted = map(list, zip(*cases, strict=True))
     order = data.draw(st.permutations(range(len(cases))))
     found = evaluation("mnli", labels, predicted, data.draw(st.integers(1, 9)), order)
-    rows = [{"label": label, "prediction": prediction} for label, prediction in cases]
+    classes = task_config("mnli").task.class_names
+    rows = [
+        {"index": index, "label": label, "prediction": prediction}
+        | {"logits": [0.333333 * (number == prediction) for number in range(3)]}  # six digits
+        | {"label_name": classes[label], "prediction_name": classes[prediction]}
+        for index, (label, prediction) in enumerate(cases)
+    ]
     names = [f"predictions.validation_{name}.jsonl.gz" for name in ("matched", "mismatched")]
     assert found.files == dict.fromkeys(names, rows)
     assert json.loads(json.dumps(found.files)) == found.files  # plain integers, not NumPy's
@@ -158,9 +168,11 @@ def test_predictions() -> None:
     logits = torch.tensor([[0.0, 2.0], [3.0, 1.0], [float("nan"), 0.0], [float("inf"), 0.0]])
     found = glue.Task(task_config("rte")).predict(Fixed(logits), batch_of([1, 1, 0, 0]))
     assert found["prediction"].tolist() == [1, 0, -1, -1]
+    assert found["logits"][:2].tolist() == [[0.0, 2.0], [3.0, 1.0]]
     assert found["label"].tolist() == [1, 1, 0, 0]
     found = glue.Task(task_config("stsb")).predict(Fixed(torch.tensor([[1.5], [2.5]])), batch_of([1.0, 2.0]))
     assert found["prediction"].tolist() == [1.5, 2.5]
+    assert "logits" not in found
 
 
 def test_rows_are_those_of_the_tokenizer(tmp_path: Path) -> None:

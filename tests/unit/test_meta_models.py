@@ -8,7 +8,7 @@ from task_configs import CONF, task_config
 from adalora_repro.models import backbones, meta_models
 from adalora_repro.models.sites import find_sites, head_parameters
 
-BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
+BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml") if path.stem != "auto")
 TASKS = {"rte": "two labels", "mnli": "three labels", "stsb": "regression", "squad": "spans", "xsum": "seq2seq"}
 
 
@@ -42,5 +42,19 @@ def test_a_meta_model_is_the_model_of_transformers(backbone, task, monkeypatch):
         assert type(mine).__name__ == type(yours).__name__
 
 
-def test_an_architecture_that_is_not_spelled_out_is_left_to_transformers():
-    assert meta_models.build({"model_type": "t5"}, "AutoModelForSeq2SeqLM", 2) is None
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "t5"},
+        {"conv_kernel_size": 3},
+        {"share_att_key": False},
+        {"relative_attention": False},
+        {"norm_rel_ebd": "none"},
+        {"position_buckets": -1},
+        {"embedding_size": 16},
+    ],
+)
+def test_an_architecture_that_is_not_spelled_out_is_left_to_transformers(change):
+    architecture = OmegaConf.to_container(configured("tiny-deberta", "rte").backbone.architecture)
+    assert meta_models.build(architecture, "AutoModelForSequenceClassification", 2) is not None
+    assert meta_models.build(architecture | change, "AutoModelForSequenceClassification", 2) is None

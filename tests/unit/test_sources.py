@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from task_configs import ROOT, task_config, write_jsonl
 
 from adalora_repro.errors import InputError
-from adalora_repro.tasks import families, load_family, sources
+from adalora_repro.tasks import families, load_family, row_files, sources
 from adalora_repro.tasks.base import BaseTask
 
 GOOD_ROWS: dict[str, dict[str, Any]] = {
@@ -228,12 +228,12 @@ def test_a_large_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     before = sources.fingerprint(cfg)
     kept = list((tmp_path / "cache" / "rows").glob("*.json"))
     assert len(kept) == 2  # of the train and the validation split
-    read = sources._lines
+    read = row_files.lines
     for damage in (None, b"", b"{}", b"[1]"):
         sources._content_of.cache_clear()
         for path in kept:
             path.write_bytes(path.read_bytes() if damage is None else damage)
-        monkeypatch.setattr(sources, "_lines", None if damage is None else read)
+        monkeypatch.setattr(row_files, "lines", None if damage is None else read)
         assert (sources.fingerprint(cfg), sources.train_rows(cfg)) == (before, 5)
     cfg.data.cache_dir = str(tmp_path / "sst2" / "train.jsonl.gz")  # no folder, so nothing can be kept
     sources._content_of.cache_clear()

@@ -1,0 +1,65 @@
+"""docs/adding.md: its files and commands, and what completes a command line."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Outcome, only_run
+
+from adalora_repro.errors import EXIT_OK
+
+PAGE = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
+FILES = re.findall(r"`(my_\w+/[\w/.]+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+COMMANDS = re.findall(r"^PYTHONPATH=\. adalora-run (.*)$", PAGE, re.MULTILINE)
+SMALL = ("backbone=tiny-bert", "data=sample", "data.sample_rows=16", "data.sample_validation_rows=8")
+SMALL += ("train.max_steps=3", "train.batch_size=4", "train.device=cpu", "method.schedule=scaled")
+
+
+@pytest.fixture
+def written(cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """``cli`` in a folder with the page's files, which can be imported."""
+    for name, text in FILES:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.delitem(sys.modules, "my_package", raising=False)
+    return cli
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_prints_its_plan(command: str, written: Callable[..., Outcome]) -> None:
+    done = written(*shlex.split(command))
+    assert done.code == EXIT_OK, done.err
+    assert (
+        "method=lora_fa" if "-m" not in command else "rte lora_fa"
+    ) in done.out or "experiment/mine.yaml" in done.out
+
+
+def test_a_method_of_another_folder_trains(written: Callable[..., Outcome]) -> None:
+    done = written("--config-dir=my_conf", "task=rte", "method=lora_fa", "budget=0.3M", *SMALL)
+    assert done.code == EXIT_OK, done.err
+    run = only_run()
+    assert run.record.key["method"] == "lora_fa"
+    assert run.record.params["method"] == 2 * 2 * (4 * 32 + 64 + 32)  # B alone: layers, rank, d_out
+    assert (run.folder / "model" / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "choice"),
+    [("report", "adalora-report clai", "claims"), ("model", "adalora-model pre", "predict")],
+)
+def test_a_shell_completes(module: str, line: str, choice: str, tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete")
+    out = tmp_path / "completions"
+    more = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    more |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(out), "_ARGCOMPLETE_SHELL": "bash"}
+    program = f"import sys; sys.argv = [{module!r}]; from adalora_repro.cli.{module} import main; main()"
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, **more}, check=True, capture_output=True)
+    assert out.read_text(encoding="utf-8").split() == [choice]

