@@ -6,7 +6,7 @@ predictions, through ``evaluate``, and compares them with the record: with the m
 ``--hub`` with the hub's own modules.
 
 Exit codes: 0 done (score: equal), 1 score: not equal, 2 wrong input (no run, an unfinished one, nothing stored; one
-line on stderr).
+line on stderr), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,7 +25,17 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro import __version__
 from adalora_repro.cli.arguments import Parser, completed
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, clean, first_line, guarded
+from adalora_repro.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    InputError,
+    clean,
+    first_line,
+    guarded,
+    mute,
+)
 from adalora_repro.records import run_record, validation
 from adalora_repro.records.run_record import RecordError, RunRecord
 from adalora_repro.tasks.held_out import HOLDOUT
@@ -252,22 +262,25 @@ def parser() -> Parser:
     program = Parser(prog="adalora-model", description="Work with a finished run.", allow_abbrev=False)
     program.add_argument("--version", action="version", version=f"adalora-model {__version__}")
     commands = program.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
-    words = "compute a run's figures again from its stored predictions and compare them with its record"
+    words = "recompute a run's metrics from its stored predictions and compare them with its record"
     command = commands.add_parser("score", help=words, description=words, allow_abbrev=False)
     command.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run, or its metrics.json")
     command.add_argument("--select", choices=CHECKPOINTS, default="final", help="checkpoint (default: %(default)s)")
     command.add_argument("--hub", action="store_true", help="use the hub's own glue, squad, squad_v2 or rouge module")
     command.add_argument("--data-dir", metavar="DIR", help="data.dir of a run on local SQuAD or summarization data")
-    words = "answer texts with a run's model, as JSON Lines"
+    words = "predict on texts with a run's model; prints JSON Lines"
     command = commands.add_parser("predict", help=words, description=words, allow_abbrev=False)
     command.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run, or of an exported model")
     command.add_argument(
-        "texts", metavar="TEXT", nargs="*", help="as many for each row as the task reads, in its order"
+        "texts",
+        metavar="TEXT",
+        nargs="*",
+        help="the texts of each row, in the order of the task's columns: question, then context",
     )
     command.add_argument(
         "--file", metavar="FILE", help="rows: .jsonl, .csv, .tsv, or lines of text; - is standard input"
     )
-    command.add_argument("--batch-size", metavar="N", type=int, default=32, help="default: %(default)s")
+    command.add_argument("--batch-size", metavar="N", type=int, default=32, help="rows at once (default: %(default)s)")
     command.add_argument("--device", default="cpu", help="default: %(default)s")
     words = "write a run's model to a new folder, to be loaded without this program"
     exporting = commands.add_parser("export", help=words, description=words, allow_abbrev=False)
@@ -275,7 +288,7 @@ def parser() -> Parser:
     exporting.add_argument("--to", metavar="DIR", type=Path, required=True, help="the new folder")
     exporting.add_argument("--as", dest="form", choices=FORMS, default="peft", help="default: %(default)s")
     for each in (command, exporting):
-        each.add_argument("--backbone", metavar="DIR", help="folder of the backbone, if it is not where the run had it")
+        each.add_argument("--backbone", metavar="DIR", help="folder of the backbone, if it has moved since the run")
     return program
 
 
@@ -288,6 +301,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, RecordError) as error:
         print(f"adalora-model: error: {clean(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except BrokenPipeError:  # the reader, head say, has seen enough
+        mute()
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def run_score(args: Namespace) -> int:
@@ -311,8 +329,14 @@ def run_predict(args: Namespace) -> int:
     else:
         rows = answers.read_rows(args.file, read_text(args.file), columns)
     for answer in answers.answers(args.run, rows, args.batch_size, args.backbone, args.device):
-        print(json.dumps(answer, ensure_ascii=False), flush=True)
+        print(json_line(answer), flush=True)
     return EXIT_OK
+
+
+def json_line(value: Any) -> str:
+    """JSON that a terminal shows: what cannot be printed is escaped, since ``guarded`` would put a question mark."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def read_text(name: str) -> str:
@@ -320,12 +344,14 @@ def read_text(name: str) -> str:
     Raises:
         InputError: the file cannot be read, or is no UTF-8.
     """
+    if name == "-" and sys.stdin is None:
+        raise InputError("--file -: standard input is closed")
     try:
         return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"--file: cannot read '{name}': {error.strerror}") from None
     except UnicodeDecodeError:
-        raise InputError(f"--file: '{name}' is no text in UTF-8") from None
+        raise InputError(f"--file: '{name}' is not text in UTF-8") from None
 
 
 def run_export(args: Namespace) -> int:

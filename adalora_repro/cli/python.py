@@ -49,6 +49,8 @@ def plan_of(*words: str) -> Plan:
     Raises:
         InputError: wrong input.
     """
+    if wrong := [word for word in words if not isinstance(word, str)]:
+        raise InputError(f"run: each word is a text of its own, run('task=cola', 'method=lora'), not {wrong[0]!r}")
     with _own_hydra():
         try:
             cfg = compose("config", list(words), return_hydra_config=True)

@@ -146,7 +146,7 @@ def report(argv: Sequence[str]) -> None:
     chosen = every[args.report]
     results = results_folder(getattr(args, "results", None))
     request = Request(args, discover(), results, discover_reports(), slurm.queued)
-    if chosen.reads == "scope" and args.backbone is not None:
+    if chosen.reads in ("scope", "results") and getattr(args, "backbone", None) is not None:
         check_backbone(args.backbone, request)
     content, refused = chosen.make(request)
     for line in dict.fromkeys(refused):

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from adalora_repro.config.catalog import base_files, choices_of
 from adalora_repro.config.plan import measured
-from adalora_repro.config.schema import Config
+from adalora_repro.config.schema import TRACKERS, Config
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.models import sites
 from adalora_repro.settings import check, settings_of
@@ -74,6 +74,8 @@ def check_values(cfg: DictConfig) -> None:
     _check_numbers("", values)
     if short := [split for split, rows in cfg.task.rows.items() if rows < 1]:
         raise InputError(f"task.rows.{short[0]} must be positive, not {cfg.task.rows[short[0]]}")
+    if unknown := [name for name in cfg.track if name not in TRACKERS]:
+        raise one_of("track", unknown[0], TRACKERS)
     _check_backbone_settings(cfg.backbone)
     train, model_type = cfg.train, cfg.backbone.architecture.model_type
     if cfg.measure == "score" and cfg.backbone.weights == "random":

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from adalora_repro.errors import InputError, first_line
+from adalora_repro.errors import InputError
 
 #: text that Hydra reads without quotes, unless it is ``_is_literal``, which Hydra would read as another type
 UNQUOTED = re.compile(r"[\w/.%@+-]+", re.ASCII)
@@ -81,12 +81,16 @@ def again(words: Sequence[str]) -> list[str]:
     path, own = Path(words[place + 1]), words[:place] + words[place + 2 :]
     try:
         first = path.read_text(encoding="utf-8").partition("\n")[0]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config: cannot read '{path}': {first_line(error)}") from None
+    except OSError as error:
+        raise InputError(f"--config: cannot read '{path}': {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"--config: '{path}' is not text in UTF-8") from None
     if not first.startswith(COMMAND):
         raise InputError(f"--config: '{path}' does not begin with '{COMMAND}…', as the config.yaml of a run does")
     typed = {key_of(word) for word in own}
-    return [*(word for word in shlex.split(first.removeprefix(COMMAND)) if key_of(word) not in typed), *own]
+    kept = [word for word in shlex.split(first.removeprefix(COMMAND)) if key_of(word) not in typed]
+    first_setting = next((i for i, word in enumerate(own) if "=" in word and not word.startswith("-")), len(own))
+    return [*own[:first_setting], *kept, *own[first_setting:]]  # options, -m say, come before settings
 
 
 def key_of(word: str) -> str:

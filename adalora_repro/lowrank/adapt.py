@@ -24,9 +24,13 @@ def adapt(
         Module name -> its layer, in the model's order: what ``RankAllocator`` takes.
 
     Raises:
-        ValueError: a pattern matches no linear layer, or no module.
+        ValueError: no pattern, or one that matches no linear layer, or no module; ``model`` is adapted already.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if isinstance(layers, str) or isinstance(trained, str) or not layers:
+        raise ValueError('layers and trained are lists of patterns, ["*.q_proj", "*.v_proj"] say; layers needs one')
+    if any(isinstance(module, SVDLinear) for module in model.modules()):
+        raise ValueError("the model is adapted already; name all layers in one call")
+    linear = [name for name, module in model.named_modules() if name and isinstance(module, nn.Linear)]
     every = [name for name, _ in model.named_modules() if name]
     for pattern, names, what in [(p, linear, "linear layer") for p in layers] + [(p, every, "module") for p in trained]:
         if not fnmatch.filter(names, pattern):

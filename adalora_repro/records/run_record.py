@@ -287,7 +287,7 @@ def ranks(where: Path) -> tuple[dict[str, int], str | None]:
     Raises:
         RecordError: there is no such file, the run is not finished, or it has no ranks; the message names the file.
     """
-    if where.is_file() and (pattern := read_json(where, lambda value, name: _plain_ranks(value))) is not None:
+    if where.is_file() and (pattern := read_json(where, lambda value, name: _plain_ranks(value, where))) is not None:
         return pattern, None
     path, record = finished(where)
     pattern = record.rank_pattern or {}
@@ -296,12 +296,20 @@ def ranks(where: Path) -> tuple[dict[str, int], str | None]:
     return pattern, record.key["budget"]
 
 
-def _plain_ranks(value: Any) -> dict[str, int] | None:
-    """A JSON value as {matrix: rank}; None if it is something else, a record say."""
+def _plain_ranks(value: Any, where: Path) -> dict[str, int] | None:
+    """A JSON value as {matrix: rank}; None if it is something else, a record say.
+
+    Raises:
+        RecordError: a rank is no whole number, or all are 0.
+    """
     if not isinstance(value, dict) or not value or "schema_version" in value:
         return None
-    ranks = [rank for rank in value.values() if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 0]
-    return dict(value) if len(ranks) == len(value) and any(ranks) else None
+    wrong = [name for name, rank in value.items() if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0]
+    if wrong:
+        raise RecordError(f"{where}: the rank of '{wrong[0]}' is {value[wrong[0]]!r}, not a whole number of 0 or more")
+    if not any(value.values()):
+        raise RecordError(f"{where}: every rank is 0")
+    return dict(value)
 
 
 def write(record: RunRecord, folder: Path) -> Path:

@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def make(request: Request) -> tuple[str, list[str]]:
     args = request.args
     form = form_of(args.format, args.out, FORMATS)
-    by = [name.strip() for name in args.by.split(",") if name.strip()]
+    by = list(dict.fromkeys(name.strip() for name in args.by.split(",") if name.strip()))
     if not by:
         raise InputError("--by: name at least one key or setting")
     table = runs_table(request, by, args.select)

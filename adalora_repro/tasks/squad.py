@@ -21,7 +21,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, shortened
 from adalora_repro.metrics.squad import best_thresholds, score_all, squad_metrics
 from adalora_repro.records.validation import shown
 from adalora_repro.settings import setting
@@ -38,6 +38,7 @@ __all__ = ["Task", "squad_metrics"]
 
 
 INPUT = "input"  # the split of texts that are no data set's
+WINDOWS = 32  # of long contexts at once, when texts are answered
 
 
 @dataclass
@@ -332,23 +333,27 @@ class Task(BaseTask):
                         question.add(starts[i], ends[j], score)
         return [questions[example] for example in sorted(questions)]
 
+    def _predicted(self, model: nn.Module, windows: list[dict[str, Any]], index: list[int]) -> dict[str, Any]:
+        spans = self.predict(model, to_device_of(model, self.collate([windows[i] for i in index])))
+        return {name: value.cpu().numpy() for name, value in spans.items()} | {"index": index}
+
     def answers(self, model: nn.Module, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
         """``answer``, ``start`` (its first character in the context), ``score`` s_i + e_j and ``probability`` among the
         best answers; "" and null where there is none (2.0)."""
         from datasets import Dataset
 
         batch: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in self.cfg.task.text_columns}
-        batch |= {"id": [str(i) for i in range(len(rows))]}
+        batch |= {"id": [shortened(row[self.cfg.task.text_columns[0]], 40) for row in rows]}  # for messages alone
         batch[self.cfg.task.label_column] = [{"text": [], "answer_start": []} for _ in rows]
         encoded = self.encode(batch, list(range(len(rows))), INPUT)
         if problem := next(filter(None, encoded[tokenized.PROBLEM]), None):
             raise InputError(problem)
         windows = [{name: values[i] for name, values in encoded.items()} for i in range(len(encoded["id"]))]
         self.side[INPUT] = Dataset.from_dict({name: encoded[name] for name in self.side_columns})
-        spans = self.predict(model, to_device_of(model, self.collate(windows)))
-        predicted = {name: value.cpu().numpy() for name, value in spans.items()}
+        size = max(WINDOWS, len(rows))
+        batches = [range(len(windows))[i : i + size] for i in range(0, len(windows), size)]
         given = []
-        for question in self._questions(INPUT, [predicted | {"index": list(range(len(windows)))}]):
+        for question in self._questions(INPUT, (self._predicted(model, windows, list(index)) for index in batches)):
             best = question.best(self.cfg.task.n_best)
             none: list[dict[str, Any]] = [{"text": "", "start": None, "score": question.null}] * self.nullable
             empty = self.nullable and question.null - best[0]["score"] > self.cfg.task.null_threshold

@@ -40,7 +40,8 @@ class AdaLoRACallback(TrainerCallback):
         allocator: from the start of the training on; ``rank_pattern()`` has the ranks.
 
     Raises:
-        ValueError: from ``BudgetSchedule`` or ``RankAllocator``, when training starts.
+        ValueError: a negative ``max_grad_norm``; when training starts: from ``BudgetSchedule`` or ``RankAllocator``,
+            arguments of the Trainer that do not go with the allocator, or no ``adalora.pt`` to resume from.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class AdaLoRACallback(TrainerCallback):
         max_grad_norm: float = 1.0,
         **options: Any,
     ) -> None:
+        if not max_grad_norm >= 0:  # a negative norm would turn the gradients round
+            raise ValueError(f"max_grad_norm must be 0 (no clipping) or more, not {max_grad_norm}")
         self.layers = dict(layers)
         self.target_r, self.t_i, self.t_f, self.delta_t = target_r, t_i, t_f, delta_t
         self.gamma, self.max_grad_norm, self.options = gamma, max_grad_norm, options
@@ -68,6 +71,11 @@ class AdaLoRACallback(TrainerCallback):
                 "the Trainer clips before the regularizer's gradient is added: TrainingArguments(max_grad_norm=0) and "
                 f"AdaLoRACallback(max_grad_norm={args.max_grad_norm:g})"
             )
+        if args.load_best_model_at_end:
+            raise ValueError(
+                "load_best_model_at_end=True would bring back a checkpoint from before the final phase, with triplets "
+                "beyond the budget: leave it False"
+            )
         schedule = BudgetSchedule(
             b_0=sum(layer.r for layer in self.layers.values()),
             b_T=len(self.layers) * self.target_r,
@@ -77,7 +85,10 @@ class AdaLoRACallback(TrainerCallback):
         )
         self.allocator = RankAllocator(self.layers, schedule, self.delta_t, **self.options)
         if state.global_step:
-            self.allocator.load_state_dict(torch.load(_path(args, state), weights_only=True))
+            path = _path(args, state)
+            if not path.exists():
+                raise ValueError(f"no {path}: resume with the output_dir in which the training began")
+            self.allocator.load_state_dict(torch.load(path, weights_only=True))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -7,17 +7,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from adalora_repro import methods
 from adalora_repro.errors import InputError, first_line
 from adalora_repro.models import backbones, export, sites
 from adalora_repro.models.export import OWN_WEIGHTS
+from adalora_repro.records.run_record import RECORD_NAME
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -74,7 +78,7 @@ def load(run: str | Path, backbone: str | None = None) -> tuple[PreTrainedModel,
         backbone: a folder with the backbone, where it is no longer where the run had it.
 
     Raises:
-        InputError: the run kept no model, or its backbone cannot be loaded.
+        InputError: the run kept no model, a file of it is damaged, or its backbone cannot be loaded.
     """
     import transformers
 
@@ -82,13 +86,25 @@ def load(run: str | Path, backbone: str | None = None) -> tuple[PreTrainedModel,
     cfg = configuration(folder, backbone)
     transformers.utils.logging.disable_progress_bar()
     if (folder / export.MERGED_WEIGHTS).exists():
-        merged = getattr(transformers, cfg.task.auto_model).from_pretrained(folder, dtype=torch.float32)
-        return merged.eval(), transformers.AutoTokenizer.from_pretrained(folder)
+        with readable(folder):
+            merged = getattr(transformers, cfg.task.auto_model).from_pretrained(folder, dtype=torch.float32)
+            return merged.eval(), transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer = backbones.load_tokenizer(cfg)
     transformers.set_seed(cfg.seed)  # random weights are drawn as for the run
     model = backbones.load_model(cfg)
-    model = methods.load(cfg).read(model, sites.find_sites(model), folder)
+    with readable(folder):
+        model = methods.load(cfg).read(model, sites.find_sites(model), folder)
     return model.requires_grad_(False).eval(), tokenizer
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Inside, what the libraries raise for a missing or damaged file becomes an ``InputError``."""
+    try:
+        yield
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{folder}: the model cannot be read, a file is missing or damaged ({problem})") from None
 
 
 def folder_of(run: str | Path) -> Path:
@@ -124,9 +140,13 @@ def configuration(folder: Path, backbone: str | None = None) -> DictConfig:
 
     try:
         cfg: Any = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder / CONFIG))
-    except (OmegaConfBaseException, YAMLError, OSError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{folder / CONFIG} cannot be read: {first_line(error)}") from None
+    if missing := [group for group in ("task", "method", "backbone") if not cfg[group].get("name")]:
+        raise InputError(f"{folder / CONFIG} is incomplete: it names no {missing[0]}")
     if backbone is not None:
+        if not Path(backbone).expanduser().is_dir():
+            raise InputError(f"backbone: no folder '{backbone}'")
         cfg.backbone.path = backbone
     if cfg.backbone.architecture.get("model_type") not in sites.model_types():
         sites.add_folder(folder / SITES)
@@ -135,28 +155,47 @@ def configuration(folder: Path, backbone: str | None = None) -> DictConfig:
 
 
 def write_export(run: Path, to: Path, form: str, backbone: str | None = None) -> None:
-    """Writes a finished run's model and its tokenizer to a new folder: ``peft`` or ``merged``.
+    """Writes a finished run's model and its tokenizer to a new folder, whole or not at all: ``peft`` or ``merged``.
 
     Raises:
-        InputError: something is in ``to`` already, or the model has no such form.
+        InputError: ``to`` is not new or cannot be written; the model is damaged or has no such form.
     """
     folder = folder_of(run)
-    if to.is_file() or (to.is_dir() and any(to.iterdir())):
+    if os.path.lexists(to) and not (to.is_dir() and not any(to.iterdir())):
         raise InputError(f"--to: '{to}' is there already; name a new folder")
+    base = folder.parent if (folder.parent / RECORD_NAME).exists() else folder
+    if to.resolve().is_relative_to(base.resolve()):
+        raise InputError(f"--to: '{to}' is inside '{base}'; name a folder elsewhere")
     cfg = configuration(folder, backbone)
-    if form == "peft":
-        if not (folder / export.PEFT_CONFIG).exists():
-            raise InputError(f"{folder} is not in PEFT's format, which low-rank methods have; --as merged")
-        shutil.copytree(folder, to, dirs_exist_ok=True)
-        backbones.load_tokenizer(cfg).save_pretrained(to)
-        return
-    if not methods.load(cfg).mergeable:
+    if form == "peft" and not (folder / export.PEFT_CONFIG).exists():
+        raise InputError(f"{folder} is not in PEFT's format, which low-rank methods have; --as merged")
+    if form == "merged" and not methods.load(cfg).mergeable:
         raise InputError(f"{folder}: adapters cannot be merged into the backbone's weights")
-    to.mkdir(parents=True, exist_ok=True)
-    export.write_merged(*load(folder, backbone), to)
-    for name in (CONFIG, CARD, RECORD):
-        if (folder / name).exists():
-            shutil.copy(folder / name, to / name)
+    part = to.with_name(f"{to.name}.part")
+    try:
+        part.mkdir(parents=True)
+    except FileExistsError:
+        raise InputError(f"--to: '{part}' is there, of an export under way or cut off; remove it first") from None
+    except OSError as error:
+        raise InputError(f"--to: cannot write '{to}': {error.strerror}") from None
+    try:
+        if form == "peft":
+            with readable(folder), safe_open(folder / export.PEFT_WEIGHTS, "pt"):
+                json.loads((folder / export.PEFT_CONFIG).read_text(encoding="utf-8"))
+            backbones.load_tokenizer(cfg).save_pretrained(part)
+        else:
+            export.write_merged(*load(folder, backbone), part)
+        names = [CONFIG, CARD, RECORD, *([export.PEFT_CONFIG, export.PEFT_WEIGHTS] if form == "peft" else [])]
+        for name in names:
+            if (folder / name).exists():
+                shutil.copy(folder / name, part / name)
+        if (folder / SITES).is_dir():
+            shutil.copytree(folder / SITES, part / SITES)
+        part.replace(to)  # an empty folder may be there
+    except OSError as error:
+        raise InputError(f"--to: cannot write '{to}': {error.strerror or first_line(error)}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 # --- the model card ---------------------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from adalora_repro.config.plan import Plan
-from adalora_repro.config.schema import TRACKERS
-from adalora_repro.errors import InputError, one_line, one_of
+from adalora_repro.errors import InputError, one_line
 from adalora_repro.training.progress import say
 
 PROJECT = "adalora-repro"
@@ -21,11 +20,9 @@ PROJECT = "adalora-repro"
 def check(names: list[str]) -> None:
     """
     Raises:
-        InputError: an unknown tracker, or one whose package is not installed.
+        InputError: the package of a tracker is not installed.
     """
     for name in names:
-        if name not in TRACKERS:
-            raise one_of("track", name, TRACKERS)
         if find_spec(name) is None:
             raise InputError(f"track={name}: the package is not installed: pip install 'adalora-repro[{name}]'")
 

@@ -47,9 +47,7 @@ def test_a_method_of_another_folder_trains(written: Callable[..., Outcome]) -> N
     assert done.code == EXIT_OK, done.err
     run = only_run()
     assert run.record.key["method"] == "lora_fa"
-    assert run.record.params["method"] == 2 * 2 * (
-        4 * 32 + 64 + 32
-    )  # B alone: layers, rank, d_out
+    assert run.record.params["method"] == 2 * 2 * (4 * 32 + 64 + 32)  # B alone: layers, rank, d_out
     assert (run.folder / "model" / "adapter_config.json").exists()
 
 

@@ -54,6 +54,7 @@ task.family=nope => unknown task.family of 'sst2' 'nope'; valid: glue, squad, su
 task=xsum budget=0.13% backbone=tiny-bart task.num_beams=null => task.num_beams is not set, xsum needs a value
 optim.lrr=1 => no setting 'optim.lrr' | did you mean optim.lr? | valid: optim.lr, optim.warmup_steps
 method.gama=1 => no setting 'method.gama' | did you mean method.gamma?
+track=[tensorbord] dry_run=true => unknown track 'tensorbord' | did you mean tensorboard?
 sed=1 => no setting 'sed' | did you mean seed?
 +foo=1 => no setting 'foo' | valid: task, method
 +optim.lrr=1 => no setting 'optim.lrr' | did you mean optim.lr?

@@ -114,11 +114,11 @@ def test_export_is_loaded_without_the_run(tiny: Cli, ask: Callable[..., Outcome]
     [
         ((), "give texts, or --file FILE"),
         (("one", "--file", "-"), "give texts, or --file FILE"),
-        (("one",), "1 texts, but each row has 2: premise, hypothesis"),
+        (("one",), "1 text, but each row has 2: premise, hypothesis"),
         (("one", " "), "text 1: no text 'hypothesis'"),
         (("one", "two", "--batch-size", "0"), "--batch-size 0 must be 1 or more"),
         (("--file", "missing.jsonl"), "cannot read 'missing.jsonl': No such file"),
-        (("--file", "rows.jsonl"), "rows.jsonl:2: no JSON"),
+        (("--file", "rows.jsonl"), "rows.jsonl:2: not valid JSON"),
         (("--file", "rows.csv"), "rows.csv:3: no text 'hypothesis'; each row has premise, hypothesis"),
     ],
 )
@@ -126,7 +126,8 @@ def test_wrong_input_is_one_line(words: tuple[str, ...], message: str, tiny: Cli
     Path("rows.jsonl").write_text('{"premise": "a", "hypothesis": "b"}\n{"premise"\n', encoding="utf-8")
     Path("rows.csv").write_text("premise,hypothesis\na,b\nc,\n", encoding="utf-8")
     Path("model").mkdir()
-    Path("model/run.yaml").write_text("task: {text_columns: [premise, hypothesis]}\n", encoding="utf-8")
+    task = "task: {name: mnli, text_columns: [premise, hypothesis]}"
+    Path("model/run.yaml").write_text(f"{task}\nmethod: {{name: lora}}\nbackbone: {{name: own}}\n", encoding="utf-8")
     said = ask("predict", ".", *words)
     assert (said.code, said.err.count("\n")) == (EXIT_BAD_INPUT, 1)
     assert message in said.err
@@ -153,6 +154,8 @@ def test_runs_from_python(tiny: Cli, tmp_path: Path) -> None:
     (row,) = adalora_repro.frame(tmp_path / "runs").query("checkpoint == 'final'").to_dict("records")
     loaded, tokenizer = adalora_repro.load(Path(row["record"]).parent)
     assert loaded(**tokenizer("a film", return_tensors="pt")).logits.shape == (1, 2)
+    with pytest.raises(InputError, match=r"each word is a text of its own"):
+        adalora_repro.run(["task=sst2"])  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"did you mean sst2"):
         adalora_repro.run("task=sst3")
     with pytest.raises(InputError, match=r"optim\.lr"):
@@ -173,6 +176,8 @@ def test_a_runs_own_config_runs_again(tiny: Cli, cli: Cli) -> None:
     assert again.code == EXIT_OK, again.err
     record = only_run("elsewhere").record
     assert record.settings | {"seed": 0} == run.record.settings
+    two = cli("-m", "--config", str(config), "seed=1,2", "dry_run=true")
+    assert two.code == EXIT_OK, two.err
     other = cli("--config", str(config), "method=bitfit", "dry_run=true")
     assert (other.code, "method=bitfit" in other.out) == (EXIT_OK, True)
 
@@ -190,3 +195,32 @@ def test_a_wrong_config_is_one_line(words: tuple[str, ...], message: str, cli: C
     said = cli(*words)
     assert (said.code, said.err.count("\n")) == (EXIT_BAD_INPUT, 1)
     assert message in said.err
+
+
+def test_answers_are_exact_though_a_terminal_is_protected() -> None:
+    answer = {"answer": "a\u200db\u2028c\x1b[31m\U000e0001é漢"}
+    line = model.json_line(answer)
+    assert line.isprintable()
+    assert json.loads(line) == answer
+    assert "é漢" in line
+
+
+def test_a_closed_reader_a_closed_input_and_ctrl_c_are_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, code in ((BrokenPipeError, EXIT_OK), (KeyboardInterrupt, 130)):
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "run_predict", raising(error))
+            patch.setattr(model, "mute", lambda: None)
+            assert model.main(["predict", "RUN", "a"]) == code
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(InputError, match="standard input is closed"):
+        model.read_text("-")
+
+
+def raising(error: type[BaseException]) -> Callable[..., int]:
+    def run(_: object) -> int:
+        raise error
+
+    return run

@@ -18,6 +18,8 @@ from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear
 from adalora_repro.models import backbones, inject
 from adalora_repro.models.sites import find_sites
+from adalora_repro.records import run_record
+from adalora_repro.records.run_record import RecordError
 
 pytestmark = pytest.mark.usefixtures("hydra")
 
@@ -113,3 +115,17 @@ def test_a_file_that_is_no_record_and_two_sizes_are_refused(tmp_path: Path) -> N
     run = source(tmp_path / "good")
     with pytest.raises(InputError, match=r"method\.r and method\.rank_pattern both set the ranks"):
         planning.count(resolved(run, "method.r=2"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"encoder.0.q": "2"}', "the rank of 'encoder.0.q' is '2', not a whole number"),
+        ('{"encoder.0.q": 0}', "every rank is 0"),
+    ],
+)
+def test_wrong_ranks_of_a_file_are_named(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "ranks.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(RecordError, match=message):
+        run_record.ranks(path)

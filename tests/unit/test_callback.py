@@ -138,6 +138,21 @@ def test_the_trainers_own_clipping_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, model, AdaLoRACallback(layers, **SCHEDULE), max_grad_norm=1.0).train()
 
 
+def test_what_the_callback_cannot_do_is_refused(tmp_path: Path) -> None:
+    model, layers = model_of()
+    with pytest.raises(ValueError, match="max_grad_norm must be 0"):
+        AdaLoRACallback(layers, **SCHEDULE, max_grad_norm=-1.0)
+    saving = {"save_strategy": "steps", "save_steps": 6}
+    best = {**saving, "eval_strategy": "steps", "eval_steps": 6, "load_best_model_at_end": True}
+    with pytest.raises(ValueError, match="load_best_model_at_end"):
+        trainer(tmp_path, model, AdaLoRACallback(layers, **SCHEDULE), **best).train()
+    trainer(tmp_path / "a", model, AdaLoRACallback(layers, **SCHEDULE), **saving).train()
+    model, layers = model_of()
+    elsewhere = trainer(tmp_path / "b", model, AdaLoRACallback(layers, **SCHEDULE), **saving)
+    with pytest.raises(ValueError, match="the output_dir in which the training began"):
+        elsewhere.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"))
+
+
 def test_adapt_replaces_what_matches_and_freezes_the_rest() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     before = model(torch.ones(1, 4))
@@ -146,6 +161,26 @@ def test_adapt_replaces_what_matches_and_freezes_the_rest() -> None:
     assert torch.equal(model(torch.ones(1, 4)), before)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trainable == {"0.lora_A", "0.lora_B", "0.lora_E", "2.weight", "2.bias"}
-    for layers_, trained, what in ((["1"], [], "linear layer"), (["0.base"], ["9"], "module")):
-        with pytest.raises(ValueError, match=f"no {what} matches"):
-            adapt(model, layers_, r=2, alpha=4.0, trained=trained)
+    with pytest.raises(ValueError, match="adapted already"):
+        adapt(model, ["2"], r=2, alpha=4.0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "trained", "message"),
+    [
+        (["1"], [], "no linear layer matches '1'"),
+        (["0"], ["9"], "no module matches '9'"),
+        ([], [], "layers needs one"),
+        ("0", [], "lists of patterns"),
+    ],
+)
+def test_adapt_refuses_patterns_without_a_match(layers: Any, trained: list[str], message: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    with pytest.raises(ValueError, match=message):
+        adapt(model, layers, r=2, alpha=4.0, trained=trained)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_adapt_cannot_replace_the_model_itself() -> None:
+    with pytest.raises(ValueError, match="no linear layer matches"):
+        adapt(nn.Linear(4, 4), ["*"], r=2, alpha=4.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from adalora_repro.config import checks
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import SVDLinear
 from adalora_repro.models import backbones, export, inject
-from adalora_repro.training import kept
+from adalora_repro.training import answers, kept
 from adalora_repro.training.state import RunState
 
 LOW_RANK = ("lora", "adalora", "svd_lora", "lora_regu", "prune_lora", "lora_qv")
@@ -184,6 +185,97 @@ def test_export_refuses_what_is_there_and_forms_that_are_not(tmp_path: Path) -> 
     assert not (tmp_path / "new").exists()
     with pytest.raises(InputError, match="is there already"):
         kept.write_export(tmp_path, tmp_path / "model", "merged")
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = changed(tmp_path, *words_of("tiny-bert", "lora"))
+    folder = tmp_path / "run"
+    kept.keep(run.model, run.plan.cfg, folder / "model", "adapter")
+    (folder / "metrics.json").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for to, message in (
+        (folder / "model" / "new", "is inside"),
+        (folder / "new", "is inside"),
+        (tmp_path / "link", "is there already"),
+        (tmp_path / "file" / "new", "cannot write"),
+    ):
+        for form in ("peft", "merged"):
+            with pytest.raises(InputError, match=message):
+                kept.write_export(folder, to, form)
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_merged", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kept.write_export(folder, tmp_path / "new", "merged")
+    assert not list(tmp_path.glob("new*"))
+    (tmp_path / "new").mkdir()
+    kept.write_export(folder, tmp_path / "new", "peft")
+    assert {path.name for path in (tmp_path / "new").iterdir()} >= {export.PEFT_CONFIG, kept.CONFIG, "tokenizer.json"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (export.PEFT_WEIGHTS, b"", "SafetensorError"),
+        (export.PEFT_WEIGHTS, None, "FileNotFoundError"),
+        (export.PEFT_CONFIG, b"[}", "JSONDecodeError"),
+        (kept.CONFIG, b"\xff\xfe", "cannot be read"),
+        (kept.CONFIG, b"{}", "names no task"),
+    ],
+)
+def test_a_damaged_model_is_one_line(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+    run = changed(tmp_path, *words_of("tiny-bert", "lora"))
+    kept.keep(run.model, run.plan.cfg, tmp_path / "model", "adapter")
+    if content is None:
+        (tmp_path / "model" / name).unlink()
+    else:
+        (tmp_path / "model" / name).write_bytes(content)
+    for action in (kept.load, lambda folder: kept.write_export(folder, tmp_path / "new", "peft")):
+        with pytest.raises(InputError, match=message) as raised:
+            action(tmp_path / "model")
+        assert "\n" not in str(raised.value)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.jsonl", '\ufeff{"sentence": "a\u2028b"}\r\n\n{"sentence": "c"}\n', ["a\u2028b", "c"]),
+        ("a.csv", "\ufeffsentence\na\n", ["a"]),
+        ("A.CSV", 'id,sentence\n1,"a\nb"\n', ["a\nb"]),
+        ("long.csv", f"sentence\n{'x' * 200_000}\n", ["x" * 200_000]),
+        ("a.txt", '[a]\n{"sentence": "b"}\n', ["[a]", "b"]),
+    ],
+)
+def test_rows_of_files(name: str, content: str, texts: list[str]) -> None:
+    assert [row["sentence"] for row in answers.read_rows(name, content, ["sentence"])] == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", "no rows in 'a.jsonl'"),
+        ("a.csv", "sentence\n", "no rows in 'a.csv'"),
+        ("a.json", '[{"sentence": "a"}]', "a.json:1: not a JSON object"),
+        ("a.jsonl", '{"sentence": ' + "[" * 100_000, "a.jsonl:1: not valid JSON"),
+        ("a.csv", 'sentence\n"a\nb\n', "unexpected end of data"),
+        ("a.csv", 'sentence\n"a\nb"\n" "\n', "a.csv:4: no text 'sentence'"),
+        ("a.txt", "a\udcff\n", "a.txt:1: 'sentence' is not valid UTF-8"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_named(name: str, content: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        answers.read_rows(name, content, ["sentence"])
+
+
+@pytest.mark.parametrize("name", ["foo", "meta", "cuda:99"])
+def test_a_device_that_is_not_there(name: str) -> None:
+    with pytest.raises(InputError, match=f"--device {name} cannot be used here"):
+        answers.checked_device(name)
 
 
 def test_the_config_of_peft_is_what_peft_writes(tmp_path: Path) -> None:

@@ -40,3 +40,8 @@ def test_an_unknown_name_is_one_line(results: str, capsys: pytest.CaptureFixture
     assert main(["runs", "--results", results, "--by", "train.epoch"]) == EXIT_BAD_INPUT
     assert "did you mean 'train.epochs'" in capsys.readouterr().err.replace("train.epochs?", "'train.epochs'?")
     assert main(["runs", "--results", results, "--by", ","]) == EXIT_BAD_INPUT
+
+
+def test_a_name_given_twice_counts_once(results: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "--results", results, "--by", "method,method", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.startswith("method,metric,mean")
