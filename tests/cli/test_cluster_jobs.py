@@ -19,12 +19,13 @@ from adalora_repro.records import run_record
 Cli = Callable[..., Outcome]
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.partition=gpu")
 WORDS = ("-m", "task=rte", "method=lora", "budget=0.3M", *SLURM)
-#: job 7, whose tasks wait in the queue
+#: job 7, and 8 after it, whose tasks wait in the queue
 SBATCH = """#!/bin/bash
 [ ! -e {state}/refuse ] || { echo "sbatch: error: no such partition" >&2; exit 1; }
 count=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
-[ -z "$count" ] && echo 7 >{state}/queue || seq -f 7_%g 0 "$count" >{state}/queue
-cp "$1" {state}/script; echo "Submitted batch job 7"
+echo >>{state}/jobs; job=$((6 + $(wc -l <{state}/jobs)))
+[ -z "$count" ] && echo $job >>{state}/queue || seq -f ${job}_%g 0 "$count" >>{state}/queue
+cp "$1" {state}/script; echo "Submitted batch job $job"
 """
 SQUEUE = """#!/bin/bash
 [ ! -e {state}/queue ] || cat {state}/queue
@@ -135,7 +136,7 @@ def test_detached_runs_are_submitted_once(tiny: Cli, slurm: Path) -> None:
     assert counts(again) == "2 in the queue already"
     more = tiny(*words, "method=bitfit", "budget=0.3M,1.2M")  # which is one run
     assert counts(more) == "1 submitted, 1 in the queue already"
-    assert list(submission().runs) == ["7"]  # one run is no array
+    assert list(submission().runs) == ["8"]  # one run is no array
 
 
 def test_detached_stages_wait_for_each_other(tiny: Cli, slurm: Path) -> None:
