@@ -68,7 +68,7 @@ def _methods(added: tuple[Path, ...]) -> dict[str, MethodEntry]:
     del added  # of which the answer depends
     methods = {}
     for name, entry in entries("method").items():
-        keys = _read(base_files("method", name)[0]).get("method") or {}  # a variant is not what it builds on
+        keys = read(base_files("method", name)[0]).get("method") or {}  # a variant is not what it builds on
         role = keys.get("role", "other")
         if role not in ROLES:
             raise one_of(f"method.role of '{name}'", role, ROLES)
@@ -92,9 +92,19 @@ def entries(group: str) -> dict[str, Entry]:
 @cache
 def budget_families() -> dict[str, str]:
     """Budget label -> family of tasks, from ``conf/budget``, smallest first."""
-    files = [_read(path) for path in (resource("conf") / "budget").glob("*.yaml")]
+    files = [read(path) for path in (resource("conf") / "budget").glob("*.yaml")]
     files.sort(key=lambda budget: (budget["family"], float(budget["label"].rstrip("%M"))))
     return {budget["label"]: budget["family"] for budget in files}
+
+
+def sizes_of(method: str) -> Mapping[str, Mapping[str, Any]] | None:
+    """Budget -> options of a method, from its file or the nearest one that it builds on; None: it has one size.
+
+    Raises:
+        InputError: a file is not YAML, or not a mapping.
+    """
+    files = (read(path).get("method") or {} for path in base_files("method", method))
+    return next((keys["sizes"] for keys in files if keys.get("sizes")), None)
 
 
 def description(path: Path) -> str:
@@ -108,8 +118,9 @@ def description(path: Path) -> str:
     return re.split(r"(?<=[.?])(?<!eq\.)(?<!al\.)\s", " ".join(words), maxsplit=1)[0]
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    """
+def read(path: Path) -> Mapping[str, Any]:
+    """The settings of a file.
+
     Raises:
         InputError: the file is not YAML, or not a mapping.
     """
@@ -145,7 +156,7 @@ def base_files(group: str, choice: str) -> list[Path]:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return []
-    bases = [base for base in _read(path).get("defaults", []) if isinstance(base, str)]
+    bases = [base for base in read(path).get("defaults", []) if isinstance(base, str)]
     return [path, *(file for base in bases if base not in ("_self_", choice) for file in base_files(group, base))]
 
 

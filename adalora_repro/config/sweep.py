@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from adalora_repro.config.catalog import base_files, choices_of
+from adalora_repro.config.catalog import choices_of, sizes_of
 from adalora_repro.config.resolve import record_in
 from adalora_repro.config.words import lr_text
 from adalora_repro.errors import InputError, one_of
@@ -126,10 +124,7 @@ def cells_of(tables: Mapping[str, Sequence[Values]], axes: Values) -> list[Job]:
 
 def cells_for(method: str, cells: Sequence[Job]) -> list[Job]:
     """The cells with ``method`` instead of their methods, at each budget of a task for which its file has a size."""
-    sizes = None
-    for path in base_files("method", method):
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")).get("method") or {}
-        sizes = sizes or settings.get("sizes")
+    sizes = sizes_of(method)
     own: list[Job] = []
     for cell in cells:
         if sizes is None:

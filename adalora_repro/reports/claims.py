@@ -9,18 +9,15 @@ import argparse
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from adalora_repro.config import catalog
 from adalora_repro.records.selection import RULE as SELECTION
-from adalora_repro.reports.frame import frame_of
+from adalora_repro.reports.frame import frame_of, of_one_seed
 from adalora_repro.reports.notes import UNEQUAL
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_notes, html_table, render_sheet, texts_sheet, to_csv
-from adalora_repro.reports.significance import LEVEL, TINY, NoTest, holm, paired_t, same_examples
+from adalora_repro.reports.significance import LEVEL, TINY, NoTest, half_width, holm, paired_t, same_examples
 from adalora_repro.reports.spec import Record, Report, Request, Scope, is_baseline, label_of, paper_rows
 from adalora_repro.reports.tables import table1, table2, table3
 from adalora_repro.reports.text import NONE, lr_of_tried, number, plural, seeds_text, signed
@@ -110,15 +107,15 @@ def compared(ours: Side, cell: pd.DataFrame, method: str, protocol: str) -> dict
     """The test of one claim; ``cell`` has the shown runs of the same task and budget."""
     released = " (released)" * (protocol != "paper")
     against = method if method == BEST else f"{label_of(method)}{released}"
-    label, family = paper_budget(str(ours.first.budget), cell), ours.first.task
+    label, metric = paper_budget(str(ours.first.budget), cell), ours.first.metric
     line: dict[str, Any] = {
         "against": against,
         "against_id": f"{method}{released}",
         "against_method": method,
         "against_protocol": protocol,
-        "metric": ours.first.metric,
+        "metric": metric,
         "paper_budget": label,
-        "paper_difference": paper_difference(family, label, method) if protocol == "paper" else None,
+        "paper_difference": paper_difference(ours.first.task, metric, label, method) if protocol == "paper" else None,
         **{"lr": ours.first.lr, "lrs_tried": int(ours.first.lrs_tried), "chosen_on": ours.first.chosen_on},
         "params": ours.first["params.method"],
     }
@@ -141,15 +138,8 @@ def compared(ours: Side, cell: pd.DataFrame, method: str, protocol: str) -> dict
     except NoTest as reason:
         return line | {"reason": str(reason)}
     sd = statistics.stdev(differences)
-    half = t_quantile(len(seeds)) * sd / len(seeds) ** 0.5
+    half = half_width(sd, len(seeds))
     return line | {"sd": sd, "low": line["difference"] - half, "high": line["difference"] + half, "p": p}
-
-
-def t_quantile(n: int) -> float:
-    """Of Student's distribution with n - 1 degrees of freedom, for a two-sided interval of level 1 - ``LEVEL``."""
-    from scipy.stats import t
-
-    return float(t.ppf(1 - LEVEL / 2, n - 1))
 
 
 def side_of(cell: pd.DataFrame, method: str, protocol: str = "paper") -> Side | None:
@@ -213,43 +203,30 @@ def seeds_needed(difference: float, sd: float, tests: int) -> int | None:
 def paper_budget(budget: str, cell: pd.DataFrame) -> str:
     """The paper's label of a budget: itself, or the one of the task's family at which LoRA has the rank that it has
     in these runs (``budget.match=params``); "" if there is none."""
-    families = catalog.budget_families()
+    families, sizes = catalog.budget_families(), catalog.sizes_of("lora") or {}
     if budget in families:
         return budget
     for run in cell[cell.method == "lora"].run:
         rank, family = (run.record.budget or {}).get("r"), run.record.settings.get("task.budgets")
         for label, of in families.items():
-            if of == family and sizes_of_lora().get(label, {}).get("r") == rank:
+            if of == family and sizes.get(label, {}).get("r") == rank:
                 return label
     return ""
 
 
-@cache
-def sizes_of_lora() -> dict[str, dict[str, int]]:
-    """Budget -> size, from LoRA's YAML."""
-    (path,) = catalog.base_files("method", "lora")
-    sizes: dict[str, dict[str, int]] = yaml.safe_load(path.read_text(encoding="utf-8"))["method"]["sizes"]
-    return sizes
-
-
-def paper_difference(task: str, budget: str, method: str) -> float | None:
-    """AdaLoRA minus ``method`` in the paper's table of the task, in the primary metric; None where it has none."""
+def paper_difference(task: str, metric: str, budget: str, method: str) -> float | None:
+    """AdaLoRA minus ``method`` in the paper's table of the task, in its primary ``metric``; None where it has none."""
     for spec in PRINTED:
         column = next((column for column in spec.columns if column.task == task), None)
-        if column is None:
+        if column is None or metric not in column.metrics:
             continue
-        name = column.paper[column.metrics.index(primary_of(column.metrics))]
+        name = column.paper[column.metrics.index(metric)]
         scores = {row["method"]: number(row[name]) for row in paper_rows(spec.paper_file) if row["budget"] == budget}
         baselines = [value for other, value in scores.items() if is_baseline(other) and value is not None]
         theirs = max(baselines, default=None) if method == BEST else scores.get(method)
         ours = scores.get(METHOD)
         return None if ours is None or theirs is None else ours - theirs
     return None
-
-
-def primary_of(metrics: Sequence[str]) -> str:
-    """Of a column's metrics the one by which runs are chosen: F1 of SQuAD, ROUGE-2, the first of GLUE."""
-    return next((name for name in metrics if name in ("f1", "rouge2") and metrics[0] != "accuracy"), metrics[0])
 
 
 # --- the choice of the learning rate ----------------------------------------------------------------------------------
@@ -265,9 +242,8 @@ def optimism_measured(records: Iterable[Record]) -> list[tuple[str, float]]:
     runs = frame_of(records)
     runs = runs[(runs.status == "ok") & (runs.chosen_on == "held-out") & (runs.checkpoint == "final")]
     gains = []
-    for key, cell in runs.groupby(["backbone", "data", "protocol", "task", "method", "budget"]):
-        seed = cell.groupby("seed").lr.nunique().idxmax()
-        tried = cell[cell.seed == seed].sort_values("lr")
+    names = ["backbone", "data", "protocol", "task", "method", "budget"]
+    for key, tried in of_one_seed(runs, names).sort_values("lr").groupby(names):
         if len(tried) > 1:
             gain = tried.score.max() - tried.score.loc[tried.held_out.idxmax()]
             gains.append((f"{key[3]} {label_of(key[4])}{' (released)' * (key[2] != 'paper')}", float(gain)))

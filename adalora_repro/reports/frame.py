@@ -173,6 +173,14 @@ def row_of(path: Path, record: RunRecord, checkpoint: str) -> dict[str, Any]:
     }
 
 
+def of_one_seed(runs: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
+    """Of each cell, named by the columns ``cell``, the runs of the seed that tried most learning rates, the smallest of
+    such seeds: what compares rates on equal terms."""
+    rates = runs.groupby([*cell, "seed"]).lr.transform("nunique")
+    runs = runs[rates == rates.groupby([runs[name] for name in cell]).transform("max")]
+    return runs[runs.seed == runs.groupby(cell).seed.transform("min")]
+
+
 def rank_entropy(ranks: Mapping[str, int]) -> float | None:
     """See ``frame``; None where it has no value: without ranks, or for one matrix."""
     total = sum(ranks.values())

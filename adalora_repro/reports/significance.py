@@ -67,6 +67,16 @@ def paired_t(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return float(ttest_rel(ours, theirs).pvalue)
 
 
+def half_width(sd: Any, n: Any) -> Any:
+    """Half of Student's interval of level 1 - ``LEVEL`` of a mean, in the unit of ``sd``; NaN for n = 1.
+
+    t(1 - LEVEL / 2, n - 1) sd / sqrt(n), for a number or a column.
+    """
+    from scipy.stats import t
+
+    return t.ppf(1 - LEVEL / 2, n - 1) * sd / n**0.5
+
+
 def mcnemar(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> float:
     """p of McNemar's exact test of H0: both runs are right equally often; bool (examples,): right or wrong.
 

@@ -15,8 +15,6 @@ from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
-
 from adalora_repro.config import catalog
 from adalora_repro.config.words import word
 from adalora_repro.records.run_record import RunRecord, read_all
@@ -189,7 +187,7 @@ def official_rows(task: str) -> dict[str, int]:
     """Rows of each split of a shipped task, as the paper used it; empty for other tasks."""
     rows: dict[str, int] = {}
     for path in reversed(catalog.base_files("task", task)):
-        rows |= (yaml.safe_load(path.read_text(encoding="utf-8")).get("task") or {}).get("rows") or {}
+        rows |= (catalog.read(path).get("task") or {}).get("rows") or {}
     return rows
 
 

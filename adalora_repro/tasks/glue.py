@@ -34,7 +34,7 @@ class Options:
 
 
 class Task(BaseTask):
-    """One task of the family, as its YAML in conf/task/ describes it .
+    """One task of the family, as its YAML in conf/task/ describes it.
 
     Raises:
         InputError: as ``BaseTask``; labels that are neither classes nor scores of a range; a maximum length that

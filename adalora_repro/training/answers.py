@@ -84,9 +84,8 @@ def read_rows(name: str, content: str, columns: Sequence[str]) -> list[dict[str,
         rows = read_table(name, content, columns, "\t" if ending == ".tsv" else ",")
     else:
         rows = []
-        for number, line in enumerate(
-            content.split("\n"), 1
-        ):  # splitlines() would split at U+2028, which JSON may hold
+        # splitlines() would split at U+2028, which JSON may hold
+        for number, line in enumerate(content.split("\n"), 1):
             if line.strip():
                 row = parsed(line, columns, f"{name}:{number}", only_json=ending in (".jsonl", ".json"))
                 rows.append(checked(row, columns, f"{name}:{number}"))

@@ -203,9 +203,7 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
 
 def write_card(folder: Path, record: RunRecord, cfg: DictConfig, words: Sequence[str]) -> None:
     """README.md with what others need to know, and the record beside it."""
-    import dataclasses
-
-    (folder / RECORD).write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n", encoding="utf-8")
+    (folder / RECORD).write_text(json.dumps(record.to_json(), indent=1) + "\n", encoding="utf-8")
     (folder / CARD).write_text(card(folder, record, cfg, " ".join(["adalora-run", *words])), encoding="utf-8")
 
 

@@ -63,7 +63,7 @@ class Trackers:
         try:
             self._trackers[name] = getattr(tracking, kind)(**options)
         except Exception as error:
-            say(f"adalora-run: note: track={name} is switched off: {one_line(error)}")
+            self._switch_off(name, error)
         self._each(begin, [name])
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -80,8 +80,11 @@ class Trackers:
                 if name in self._trackers:
                     call(self._trackers[name])
             except Exception as error:
-                del self._trackers[name]
-                say(f"adalora-run: note: track={name} is switched off: {one_line(error)}")
+                self._switch_off(name, error)
+
+    def _switch_off(self, name: str, error: Exception) -> None:
+        self._trackers.pop(name, None)
+        say(f"adalora-run: note: track={name} is switched off: {one_line(error)}")
 
 
 def scalars(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

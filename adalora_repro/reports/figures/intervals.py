@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from adalora_repro.reports.figures import data, drawing
+from adalora_repro.reports.significance import half_width
 from adalora_repro.reports.spec import Scope
 from adalora_repro.reports.text import fixed
 
@@ -48,9 +49,7 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
 
 def with_interval(cells: pd.DataFrame) -> pd.DataFrame:
     """``cells_of`` with ``low`` and ``high``, NaN for one seed; the best cell of a task last."""
-    from scipy.stats import t
-
-    half = t.ppf(0.975, cells.n - 1) * cells.sd / cells.n**0.5
+    half = half_width(cells.sd, cells.n)
     cells = cells.assign(low=cells.score - half, high=cells.score + half)
     return cells.sort_values(["task", "score"], ignore_index=True)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from adalora_repro.config.words import lr_text
 from adalora_repro.reports.cells import in_scope
 from adalora_repro.reports.figures import data, drawing
-from adalora_repro.reports.frame import frame_of
+from adalora_repro.reports.frame import frame_of, of_one_seed
 from adalora_repro.reports.spec import Scope
 
 if TYPE_CHECKING:
@@ -53,12 +53,8 @@ def tried(records: data.Records, scope: Scope) -> pd.DataFrame:
     runs = runs[(runs.checkpoint == "final") & (runs.lrs_tried > 1)]
     cell = ["task", "method", "budget"]
     chosen = runs[runs.shown].groupby(cell).lr.first()
-    rates = runs.groupby([*cell, "seed"]).lr.transform("nunique")
-    most = rates == rates.groupby([runs[name] for name in cell]).transform("max")
-    runs = runs[most]
-    runs = runs[runs.seed == runs.groupby(cell).seed.transform("min")]
     names = [*cell, "label", "seed", "lr", "metric", "held_out", "score", "degenerate", "record"]
-    runs = runs[names].sort_values([*cell, "lr"], ignore_index=True)
+    runs = of_one_seed(runs, cell)[names].sort_values([*cell, "lr"], ignore_index=True)
     wanted = runs[cell].apply(lambda row: chosen.get(tuple(row)), axis=1) if len(runs) else runs.lr
     return runs.assign(chosen=runs.lr == wanted)
 
