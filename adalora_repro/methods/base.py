@@ -54,13 +54,17 @@ class InitOption:
 
 
 @dataclass
-class RankOptions:
-    initial_rank: bool = setting(False, later=False)
-    """With budget.match=params: every matrix has the rank from which AdaLoRA starts at that number of parameters, a
-    control with more parameters than that."""
+class PatternOption:
     rank_pattern: dict[str, int] | None = setting(None, later=None)
     """Matrix -> rank, 0 leaves a matrix frozen; on the command line the folder or the record of a finished run, or a
     JSON file."""
+
+
+@dataclass
+class RankOptions(PatternOption):
+    initial_rank: bool = setting(False, later=False)
+    """With budget.match=params: every matrix has the rank from which AdaLoRA starts at that number of parameters, a
+    control with more parameters than that."""
 
 
 @dataclass

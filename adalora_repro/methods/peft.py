@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from adalora_repro.errors import InputError, did_you_mean, first_line, one_of
-from adalora_repro.methods.base import LARGEST, BaseMethod, MatrixOptions, require_size
+from adalora_repro.methods.base import LARGEST, BaseMethod, MatrixOptions, PatternOption, require_size
 from adalora_repro.methods.equal_counts import given_ranks
 from adalora_repro.models import export
 from adalora_repro.models.sites import head_parameters
@@ -60,7 +60,7 @@ OURS = {
 
 
 @dataclass
-class Options(MatrixOptions):
+class Options(PatternOption, MatrixOptions):
     """What of PEFT, of which size."""
 
     tuner: str = ""
@@ -74,9 +74,6 @@ class Options(MatrixOptions):
     "Field of that class that method.r sets: r, oft_block_size …; null: the method has one size."
     r: int = setting(0, minimum=1, maximum=LARGEST)
     "The size: a rank, or what method.size names (OFT: the block size); left out, the budget sets it."
-    rank_pattern: dict[str, int] | None = setting(None, later=None)
-    """Matrix -> rank, 0 leaves a matrix frozen; on the command line the folder or the record of a finished run, or a
-    JSON file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
