@@ -15,7 +15,7 @@ from adalora_repro.config.catalog import resource
 from adalora_repro.methods import adalora, lora
 from adalora_repro.methods.base import BaseMethod
 from adalora_repro.models import speedups
-from adalora_repro.models.sites import find_sites, head_parameters
+from adalora_repro.models.sites import find_sites, has_relative_positions, head_parameters
 from adalora_repro.training.cost import wait_for
 from adalora_repro.training.loop import add_gradient
 from benchmarks.lengths import VOCABULARY, Tensors, tensors
@@ -33,7 +33,7 @@ def architecture(shape: str) -> dict[str, Any]:
 
 def can_crop(shape: str) -> bool:
     """Whether ``train.attention=cropped`` applies to it."""
-    return bool(architecture(shape)["model_type"] == "deberta-v2")
+    return has_relative_positions(architecture(shape))
 
 
 def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULARY) -> Any:
@@ -45,7 +45,8 @@ def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULA
 
     sizes = architecture(shape) | ({} if vocabulary is None else {"vocab_size": vocabulary})
     torch.manual_seed(0)
-    config = AutoConfig.for_model(sizes.pop("model_type"), **sizes, num_labels=2)
+    kind = "single_label_classification"  # transformers would look for it in the labels at every step of PEFT's
+    config = AutoConfig.for_model(sizes.pop("model_type"), **sizes, num_labels=2, problem_type=kind)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForSequenceClassification
     return auto.from_config(config)
 
@@ -85,14 +86,14 @@ class Contender:
     Attributes:
         who: ``ours`` or ``peft``; ``name``: ``lora`` or ``adalora``.
         bf16: autocast; ours then also keeps its frozen weights in bf16.
-        cropped: ``train.attention=cropped``.
+        eager: ``train.attention=eager``.
         as_on_device: apply the runner's changes for accelerators on a CPU, too.
     """
 
     who: str
     name: str
     bf16: bool = False
-    cropped: bool = False
+    eager: bool = False
     shape: str = "deberta-v3-base"
     delta_t: int = 1
     rank: int = RANK
@@ -109,7 +110,7 @@ class Contender:
         if self.who == "ours":
             self.method = our_method(self.name, self.rank, self.delta_t)
             self.method.inject(model, find_sites(model))
-            if self.cropped:
+            if not self.eager and can_crop(self.shape):
                 speedups.crop_positions(model)
             if self.device != "cpu" or self.as_on_device:
                 speedups.use_4d_masks(model)
@@ -126,7 +127,7 @@ class Contender:
 
     @property
     def label(self) -> str:
-        return f"{self.who} {self.name}{' cropped' * self.cropped} {'bf16' if self.bf16 else 'fp32'}"
+        return f"{self.who} {self.name}{' eager' * self.eager} {'bf16' if self.bf16 else 'fp32'}"
 
     def batch(self, lengths: Sequence[int], seed: int) -> Tensors:
         """A batch with examples of these lengths, on the model's device."""

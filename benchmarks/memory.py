@@ -2,49 +2,87 @@
 
     python -m benchmarks.memory                     # --tokens 48,128,256
 
-Bytes of tensors as the allocator counts them (on a CPU: from its events in torch's profiler), without the reserves of
-the allocator and the operating system: a property of the code and the shapes. The vocabulary has its true size.
+Bytes of tensors, without the reserves of the allocator and the operating system: a property of the code and the shapes.
+The vocabulary has its true size. On a CPU nothing is computed: tensors have shapes and no values, so the figures do not
+depend on the machine. On a GPU they are those of its allocator.
 """
 
 from __future__ import annotations
 
 import gc
 import sys
+import weakref
+from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.contenders import Contender, can_crop
-from benchmarks.lengths import Tensors
 from benchmarks.results import parser, print_table, start, write
 
-WAYS: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"bf16": True}, "bf16 cropped": {"bf16": True, "cropped": True}}
+WAYS: dict[str, dict[str, bool]] = {
+    f"{precision}{' eager' * eager}": {"bf16": precision == "bf16", "eager": eager}
+    for precision in ("fp32", "bf16")
+    for eager in (False, True)
+}
 
 
-def living() -> int:
-    """Bytes of all tensors of this process, each storage once."""
-    # exact types: subclasses, such as a compiler's fake tensors, hold no memory
-    tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
-    return sum({item.untyped_storage().data_ptr(): item.untyped_storage().nbytes() for item in tensors}.values())
+class CountBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make, until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive: set[int] = set()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor.untyped_storage())
+        return result
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.alive:
+            self.alive.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.free, key, size)
+
+    def free(self, key: int, size: int) -> None:
+        self.alive.discard(key)
+        self.now -= size
 
 
-def added(contender: Contender, batch: Tensors) -> int:
-    """Peak of the bytes allocated during a step, beyond those allocated before it."""
-    if contender.device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        contender.timed(batch)
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        contender.step(batch)
-    assert profiled.profiler is not None
-    events: Any = profiled.profiler.kineto_results.events()
-    now = peak = 0
-    for _, size in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
-        now += size
-        peak = max(peak, now)
-    return peak
+def measure(batch: int, lengths: list[int], device: str, who: str, name: str, **options: Any) -> dict[str, int]:
+    """``between_steps``, and length -> the peak during a step, in bytes."""
+    with ExitStack() as stack:
+        counted = None
+        if device == "cpu":
+            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            stack.enter_context(patch.object(torch.nn.Module, "to", lambda module, *args, **kwargs: module))  # can't move
+            counted = stack.enter_context(CountBytes())
+        # no mask between the measured steps: PEFT's needs values, and its bytes are far below the peak
+        contender = Contender(who, name, vocabulary=None, device=device, delta_t=100, **options)
+        for seed in range(2):  # the first step creates the optimizer's state
+            contender.step(contender.batch([8] * batch, seed))
+        gc.collect()
+        figures = {"between_steps": counted.now if counted else torch.cuda.memory_allocated()}
+        for tokens in lengths:
+            inputs = contender.batch([tokens] * batch, 0)
+            if counted:
+                counted.peak = counted.now
+            else:
+                torch.cuda.reset_peak_memory_stats()
+            contender.timed(inputs)
+            figures[str(tokens)] = counted.peak if counted else torch.cuda.max_memory_allocated()
+            del inputs
+    return figures
 
 
 def main() -> int:
@@ -61,19 +99,11 @@ def main() -> int:
         if args.precision not in ("both", way.split()[0]):
             continue
         for who, name in kinds:
-            if options.get("cropped") and (who == "peft" or not can_crop(args.shape)):
+            if options["eager"] and (who == "peft" or not can_crop(args.shape)):
                 continue
-            contender = Contender(who, name, shape=args.shape, vocabulary=None, device=args.device, **options)
-            for seed in range(2):  # the first step creates the optimizer's state
-                contender.step(contender.batch([8] * args.batch, seed))
-            gc.collect()
-            figures: dict[str, Any] = {"between_steps": living()}
-            for tokens in lengths:
-                batch = contender.batch([tokens] * args.batch, 0)
-                figures[str(tokens)] = figures["between_steps"] + added(contender, batch)
+            figures = measure(args.batch, lengths, args.device, who, name, shape=args.shape, **options)
             measured[f"{who} {name} {way}"] = figures
             print(f"{who} {name} {way}: done", file=sys.stderr, flush=True)
-            del contender
             gc.collect()
     write(args, "memory", {"bytes": measured})
     rows = []

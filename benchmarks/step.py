@@ -40,9 +40,9 @@ def make_contenders(args: argparse.Namespace) -> list[Contender]:
     common = {"delta_t": args.delta_t, "device": args.device, "shape": args.shape}
     ways = [("ours", False), *[("ours", True)] * can_crop(args.shape), *[("peft", False)] * (args.only != "ours")]
     return [
-        Contender(who, name, bf16, cropped, **common)
+        Contender(who, name, bf16, eager, **common)
         for bf16 in PRECISIONS[args.precision]
-        for who, cropped in ways
+        for who, eager in ways
         for name in METHODS
     ]
 

@@ -77,7 +77,7 @@ def check_values(cfg: DictConfig) -> None:
     if unknown := [name for name in cfg.track if name not in TRACKERS]:
         raise one_of("track", unknown[0], TRACKERS)
     _check_backbone_settings(cfg.backbone)
-    train, model_type = cfg.train, cfg.backbone.architecture.model_type
+    train = cfg.train
     if cfg.measure == "score" and cfg.backbone.weights == "random":
         raise InputError("backbone.weights=random has no score worth a record: it is for measure=cost")
     if train.grad_accumulation > train.batch_size:
@@ -85,8 +85,6 @@ def check_values(cfg: DictConfig) -> None:
             f"train.grad_accumulation={train.grad_accumulation} splits the {train.batch_size} examples of a "
             "step (train.batch_size) into more parts than there are"
         )
-    if train.attention == "cropped" and model_type != "deberta-v2":
-        raise InputError(f"train.attention=cropped is for deberta-v2, backbone '{cfg.backbone.name}' is {model_type}")
     if cfg.task.primary_metric not in measured(cfg):
         raise one_of("task.primary_metric", cfg.task.primary_metric, measured(cfg))
 

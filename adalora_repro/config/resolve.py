@@ -53,6 +53,8 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     cfg, filled = own_files.filled(cfg)
     checks.check_values(cfg)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[assignment]
+    if not sites.has_relative_positions(cfg.backbone.architecture):  # nothing to crop: the same run
+        cfg.train.attention = "eager"
     label = budget.apply_budget(cfg, any(word.startswith("budget=") for word in overrides))
     task = load_family(cfg)
     checks.check_backbone(cfg, task.architectures)

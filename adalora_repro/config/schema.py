@@ -206,8 +206,8 @@ class TrainConfig:
     "Batches of rows of similar length; false: drawn at random, as the released scripts."
     pass_tokens: int = setting(128, later=128, minimum=1, below=2**31)
     "On a CPU: the cost of one forward and backward pass beside its tokens, in tokens. It decides how a step is split."
-    attention: str = setting("eager", later="eager", choices=("eager", "cropped"))
-    "eager: transformers' code; cropped: DeBERTa with only the relative positions that occur."
+    attention: str = setting("cropped", later="eager", choices=("cropped", "eager"))
+    "cropped: DeBERTa with only the relative positions that occur, other models as they are; eager: transformers' code."
     compile: str = setting("none", later="none", choices=("none", "inductor", "aot_eager"))
     "Compiler of training steps; aot_eager only traces, to see that it can be done."
     num_workers: int | None = setting(None, identity=False, minimum=0)

@@ -26,11 +26,17 @@ def gradient_size(grads: Tensors) -> list[Tensor]:
 
 
 def update_averages_(average: Tensors, uncertainty: Tensors, current: Tensors, beta1: float, beta2: float) -> None:
-    """Ī ← β1 Ī + (1 - β1) I, eq. (9); then Ū ← β2 Ū + (1 - β2) |I - Ī| with the new Ī, eq. (10). In place."""
+    """Ī ← β1 Ī + (1 - β1) I, eq. (9); then Ū ← β2 Ū + (1 - β2) |I - Ī| with the new Ī, eq. (10). In place.
+
+    Ū may be stored in bf16: it is computed in the precision of Ī and rounded once.
+    """
     torch._foreach_lerp_(average, current, 1 - beta1)
     deviation = torch._foreach_sub(current, average)
     torch._foreach_abs_(deviation)
-    torch._foreach_lerp_(uncertainty, deviation, 1 - beta2)
+    computed = [old.to(new.dtype) for old, new in zip(uncertainty, deviation, strict=True)]  # itself, if not bf16
+    torch._foreach_lerp_(computed, deviation, 1 - beta2)
+    if computed[0] is not uncertainty[0]:
+        torch._foreach_copy_(uncertainty, computed)
 
 
 def smoothed_importance(average: Tensors, uncertainty: Tensors) -> list[Tensor]:

@@ -163,7 +163,7 @@ def stack_by_shape(layers: Sequence[Layer]) -> list[list[Layer]]:
 
 
 class _LeftFactors(torch.autograd.Function):
-    """(P_1 … P_n, Λ_1 … Λ_n) -> s P_k Λ_k for layers of one shape, as one node of the graph.
+    """(P_1 … P_n, Λ_1 … Λ_n) -> s P_k Λ_k in ``dtype`` for layers of one shape, as one node of the graph.
 
     With G_k the gradient of s P_k Λ_k:  ∂P_k = s G_k Λ_k,  ∂λ_k,i = s Σ_j (P_k)_ji (G_k)_ji.
 
@@ -172,10 +172,10 @@ class _LeftFactors(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, scaling: float, n: int, *parameters: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, scaling: float, dtype: torch.dtype, n: int, *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.P, ctx.scaling = parameters[:n], scaling  # each (d_out, r)
         ctx.scaled = torch.stack(parameters[n:]).transpose(1, 2) * scaling  # s Λ as a row, (n, 1, r)
-        return torch.stack(ctx.P).mul_(ctx.scaled).unbind()
+        return torch.stack(ctx.P).mul_(ctx.scaled).to(dtype).unbind()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -183,7 +183,7 @@ class _LeftFactors(torch.autograd.Function):
         grad_P = grad * ctx.scaled
         # stacked anew: the copy would live as long as the factors, between steps too
         grad_E = torch.stack(ctx.P).mul_(grad).sum(1, keepdim=True).mul_(ctx.scaling).transpose(1, 2)
-        return None, None, *grad_P.unbind(), *grad_E.unbind()
+        return None, None, None, *grad_P.unbind(), *grad_E.unbind()
 
 
 def share_left_factors(layers: Sequence[SVDLinear]) -> None:
@@ -192,11 +192,14 @@ def share_left_factors(layers: Sequence[SVDLinear]) -> None:
     Without it each layer forms its own product; with it a handful of operations serve all layers of a model, and the
     forward and backward of an ``SVDLinear`` dispatch no more operations than those of a ``LoRALinear``. Call it after
     every parameter update, in train mode (a gradient must be wanted). A change through ``.data`` goes unnoticed.
+
+    The products have the precision of the frozen weights. Where these are kept in bf16, under autocast, a product is
+    cast once, not in every forward pass.
     """
     for group in stack_by_shape(layers):
-        factors = _LeftFactors.apply(  # type: ignore[no-untyped-call]
-            group[0].scaling, len(group), *(layer.lora_B for layer in group), *(layer.lora_E for layer in group)
-        )
+        P, E = [layer.lora_B for layer in group], [layer.lora_E for layer in group]
+        dtype = group[0].base.weight.dtype
+        factors = _LeftFactors.apply(group[0].scaling, dtype, len(group), *P, *E)  # type: ignore[no-untyped-call]
         for layer, factor in zip(group, factors, strict=True):
             layer._shared = factor, layer._versions()
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -195,6 +195,11 @@ def _without(role: str, sites: Sequence[Site], valid_roles: Sequence[str]) -> In
     if role in MATRIX_ROLES:
         return one_of("role in method.targets", role, valid_roles)
     return InputError(f"this method needs a module for role '{role}', and sites/{model_type}.yaml names none")
+
+
+def has_relative_positions(architecture: Mapping[str, Any]) -> bool:
+    """Whether a model of this architecture, as in ``conf/backbone``, has DeBERTa's relative positions."""
+    return architecture["model_type"] == "deberta-v2" and bool(architecture.get("relative_attention"))
 
 
 def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:

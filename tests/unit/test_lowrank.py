@@ -112,6 +112,33 @@ def test_shared_left_factors_change_no_output_and_no_gradient():
         torch.testing.assert_close(one, other)
 
 
+def frozen_in_bf16(layers: dict[str, SVDLinear]) -> None:
+    """As ``train.precision=bf16`` keeps them: the frozen weights in bf16, what is trained in fp32."""
+    for layer in layers.values():
+        layer.base.bfloat16()
+
+
+def test_shared_left_factors_in_bf16_are_those_that_autocast_makes():
+    layers = layers_of()
+    frozen_in_bf16(layers)
+    x = torch.randn(4, 6)
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.lora_E.normal_()
+
+    def results() -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = [layer(x) for layer in layers.values()]
+        trained = [p for layer in layers.values() for p in (layer.lora_A, layer.lora_E, layer.lora_B)]
+        return [*outputs, *torch.autograd.grad(sum(y.float().square().sum() for y in outputs), trained)]
+
+    alone = results()
+    share_left_factors(list(layers.values()))
+    assert {layer.left_factor().dtype for layer in layers.values()} == {torch.bfloat16}
+    for shared, expected in zip(results(), alone, strict=True):
+        torch.testing.assert_close(shared, expected, rtol=1e-6, atol=1e-6)  # ∂Λ is summed in another order
+
+
 def test_shared_left_factors_are_not_used_after_a_change():
     layers = layers_of(1)
     (layer,) = layers.values()
@@ -350,6 +377,22 @@ def test_a_layer_without_gradient_is_named():
     layers["m1"].lora_B.grad = None
     with pytest.raises(RuntimeError, match="m1"):
         allocator.observe(0)
+
+
+def test_an_uncertainty_in_bf16_changes_scores_by_no_more_than_its_rounding():
+    """Ū is rounded once a step, to 2^-9 of itself at most, and forgets with β2: in all 2^-9 / (1 - β2) = 1.3%."""
+    scores = []
+    for frozen in (lambda layers: None, frozen_in_bf16):
+        layers = layers_of()
+        frozen(layers)
+        allocator = RankAllocator(layers, BudgetSchedule(12, 6, 0, 1, 40), delta_t=1)
+        for t in range(30):
+            give_gradients(layers, seed=t)
+            allocator.observe(t)
+        scores.append(allocator._scores)
+    exact, rounded = scores
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=2**-9 / 0.15, atol=0)
 
 
 def test_allocating_without_observing_is_an_error():
