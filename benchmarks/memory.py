@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contenders import Contender, can_crop
 from benchmarks.lengths import Tensors
-from benchmarks.results import parser, print_table, start, write
+from benchmarks.results import parser, print_goal, print_table, start, write
 
 WAYS: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"bf16": True}, "bf16 cropped": {"bf16": True, "cropped": True}}
 
@@ -83,6 +83,10 @@ def main() -> int:
         rows.append([name, *cells])
     columns = [f"peak, {args.batch} x {tokens} tokens" for tokens in lengths]
     print_table(["contender", "between steps, GB (x our LoRA)", *columns], rows)
+    for way in (name.removeprefix("ours lora ") for name in measured if name.startswith("ours lora ")):
+        for tokens in map(str, lengths):
+            share = measured[f"ours adalora {way}"][tokens] / measured[f"ours lora {way}"][tokens]
+            print_goal(f"peak memory, ours, AdaLoRA / LoRA, {way}, {args.batch} x {tokens} tokens", share, "<= 1.01")
     return 0
 
 

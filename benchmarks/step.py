@@ -28,9 +28,15 @@ from adalora_repro.lowrank.layers import LowRankLinear
 from adalora_repro.training.cost import ratio_text, wait_for
 from benchmarks.contenders import Contender, can_crop
 from benchmarks.lengths import TASKS, Tensors, lengths_of, sampled_epoch
-from benchmarks.results import parser, print_table, ratio, start, write
+from benchmarks.results import parser, print_goal, print_table, ratio, start, write
 
 METHODS = ("lora", "adalora")
+GOALS = {
+    "ours adalora / ours lora": "<= 1.03",
+    "ours adalora cropped / ours lora cropped": "<= 1.03",
+    "peft adalora / ours adalora": ">= 1.3",
+    "peft lora / ours lora": ">= 1",
+}
 SQUARE = 8192
 REPEATS = {"cpu": 1, "cuda": 50}  # a single product would measure its launch
 PRECISIONS = {"fp32": [False], "bf16": [True], "both": [False, True]}
@@ -148,6 +154,11 @@ def main() -> int:
     )
     print()
     print_table(["ratio of step times", "median [95%]"], [[name, ratio_text(value)] for name, value in ratios.items()])
+    for bf16, rate in peaks.items():
+        print(f"peak rate, {names[bf16]}: {rate / 1e12:.0f} TFLOP/s, measured: {SQUARE} x {SQUARE} matrices")
+    for name, value in ratios.items():
+        if goal := GOALS.get(name.replace(" fp32", "").replace(" bf16", "")):
+            print_goal(f"{args.shape}, {args.task}, step, {name}", value, goal)
     return 0
 
 
