@@ -170,3 +170,10 @@ class Contender:
         self.step(batch)
         wait_for(device)
         return time.perf_counter() - began
+
+
+def in_turn(contenders: Sequence[Contender], number: int) -> list[Contender]:
+    """The order of the contenders in round ``number``."""
+    first = number % len(contenders)
+    order = [*contenders[first:], *contenders[:first]]
+    return order if number % 2 else order[::-1]

@@ -84,8 +84,8 @@ def main() -> int:
     columns = [f"peak, {args.batch} x {tokens} tokens" for tokens in lengths]
     print_table(["contender", "between steps, GB (x our LoRA)", *columns], rows)
     for way in (name.removeprefix("ours lora ") for name in measured if name.startswith("ours lora ")):
-        for tokens in map(str, lengths):
-            share = measured[f"ours adalora {way}"][tokens] / measured[f"ours lora {way}"][tokens]
+        for tokens in lengths:
+            share = measured[f"ours adalora {way}"][str(tokens)] / measured[f"ours lora {way}"][str(tokens)]
             print_goal(f"peak memory, ours, AdaLoRA / LoRA, {way}, {args.batch} x {tokens} tokens", share, "<= 1.01")
     return 0
 
