@@ -71,12 +71,12 @@ benchmark step 110 step --shape "$backbone" "${step[@]}"
 benchmark flex 80 flex --shape "$backbone" "${flex[@]}"
 benchmark bart 45 step --shape "$bart" --task xsum --precision bf16 "${bart_step[@]}"
 benchmark generation 45 generation --shape "$bart" "${generation[@]}"
-part tests 75 "$PYTHON" -m pytest -m gpu tests/gpu -n 0 -rf --tb=short &  # neither of the two measures time
-benchmark memory 75 memory --shape "$backbone" "${memory[@]}"
+part tests 90 "$PYTHON" -m pytest -m gpu tests/gpu -n 0 -rf --tb=short &  # neither of the two measures time
+benchmark memory 90 memory --shape "$backbone" "${memory[@]}"
 wait
 part cost "$seconds" "$PYTHON" -m adalora_repro.cli.run -m +sweep=table15 "backbone=$backbone" "${cost[@]}" "${data[@]}" \
   method.schedule=scaled "train.device=$device" "results.dir=$OUT" "data.cache_dir=$OUT/cache"
-[[ -d $OUT/cost ]] && COLUMNS=160 "$PYTHON" -m adalora_repro.cli.report table15 --backbone "$backbone" --only-filled \
+[[ -d $OUT/cost ]] && "$PYTHON" -m adalora_repro.cli.report table15 --backbone "$backbone" --only-filled --format markdown \
   --results "$OUT" 2>&1 | tee -a "$OUT/summary.txt"
 
 {

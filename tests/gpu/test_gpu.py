@@ -186,4 +186,4 @@ def test_peak_memory_after_other_runs_is_that_of_a_new_process(tmp_path: Path) -
     alone = subprocess.run(
         [sys.executable, "-c", script], input=pickle.dumps((plan, batches)), capture_output=True, check=True
     )
-    assert here["peak"] == pytest.approx(json.loads(alone.stdout.splitlines()[-1])["peak"], rel=0.02)
+    assert here["peak"] == pytest.approx(json.loads(alone.stdout.splitlines()[-1])["peak"], rel=0.05)
