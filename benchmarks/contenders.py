@@ -36,7 +36,7 @@ def can_crop(shape: str) -> bool:
     return has_relative_positions(architecture(shape))
 
 
-def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULARY) -> Any:
+def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULARY, device: str = "cpu") -> Any:
     """The backbone with random weights: a classifier of two classes, or an encoder-decoder that writes text.
 
     ``vocabulary``: size of the vocabulary, which costs a step no time; None: the true one.
@@ -48,7 +48,8 @@ def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULA
     kind = "single_label_classification"  # transformers would look for it in the labels at every step of PEFT's
     config = AutoConfig.for_model(sizes.pop("model_type"), **sizes, num_labels=2, problem_type=kind)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForSequenceClassification
-    return auto.from_config(config)
+    with torch.device(device):  # a GPU draws the weights in no time
+        return auto.from_config(config)
 
 
 def final_rank(rank: int) -> int:
@@ -104,7 +105,7 @@ class Contender:
     times: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        model = make_model(self.shape, self.vocabulary)
+        model = make_model(self.shape, self.vocabulary, self.device)
         self.method = BaseMethod(None, "paper")  # PEFT's models need none
         self.peft: Any = None
         if self.who == "ours":
@@ -170,3 +171,10 @@ class Contender:
         self.step(batch)
         wait_for(device)
         return time.perf_counter() - began
+
+
+def in_turn(contenders: Sequence[Contender], number: int) -> list[Contender]:
+    """The order of the contenders in round ``number``."""
+    first = number % len(contenders)
+    order = [*contenders[first:], *contenders[:first]]
+    return order if number % 2 else order[::-1]

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.contenders import Contender, can_crop
-from benchmarks.results import parser, print_table, start, write
+from benchmarks.results import parser, print_goal, print_table, start, write
 
 WAYS: dict[str, dict[str, bool]] = {
     f"{precision}{' eager' * eager}": {"bf16": precision == "bf16", "eager": eager}
@@ -65,7 +65,8 @@ def measure(batch: int, lengths: list[int], device: str, who: str, name: str, **
         counted = None
         if device == "cpu":
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-            stack.enter_context(patch.object(torch.nn.Module, "to", lambda module, *args, **kwargs: module))  # can't move
+            # such tensors cannot be moved
+            stack.enter_context(patch.object(torch.nn.Module, "to", lambda module, *args, **kwargs: module))
             counted = stack.enter_context(CountBytes())
         # no mask between the measured steps: PEFT's needs values, and its bytes are far below the peak
         contender = Contender(who, name, vocabulary=None, device=device, delta_t=100, **options)
@@ -113,6 +114,10 @@ def main() -> int:
         rows.append([name, *cells])
     columns = [f"peak, {args.batch} x {tokens} tokens" for tokens in lengths]
     print_table(["contender", "between steps, GB (x our LoRA)", *columns], rows)
+    for way in (name.removeprefix("ours lora ") for name in measured if name.startswith("ours lora ")):
+        for tokens in lengths:
+            share = measured[f"ours adalora {way}"][str(tokens)] / measured[f"ours lora {way}"][str(tokens)]
+            print_goal(f"peak memory, ours, AdaLoRA / LoRA, {way}, {args.batch} x {tokens} tokens", share, "<= 1.01")
     return 0
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from adalora_repro.records import provenance, run_record
-from adalora_repro.training.cost import interval, median_of_ratios
+from adalora_repro.training.cost import interval, median_of_ratios, ratio_text
 
 FOLDER = Path(__file__).parents[1] / "results" / "benchmarks"
 
@@ -64,3 +64,11 @@ def write(args: argparse.Namespace, name: str, figures: dict[str, Any]) -> None:
 def print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in (heading, ["---"] * len(heading), *rows):
         print(f"| {' | '.join(row)} |")
+
+
+def print_goal(what: str, figure: float | Mapping[str, Any], goal: str) -> None:
+    """A figure, or a ratio with its interval, beside a goal such as ``<= 1.03``; of a ratio the median decides."""
+    value, text = (figure["value"], ratio_text(figure)) if isinstance(figure, Mapping) else (figure, f"{figure:.3g}")
+    relation, bound = goal.split()
+    met = value <= float(bound) if relation == "<=" else value >= float(bound)
+    print(f"goal: {what}: {text}, goal {goal}: {'met' if met else 'missed'}")

@@ -26,11 +26,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adalora_repro.lowrank.layers import LowRankLinear
 from adalora_repro.training.cost import ratio_text, wait_for
-from benchmarks.contenders import Contender, can_crop
+from benchmarks.contenders import Contender, can_crop, in_turn
 from benchmarks.lengths import TASKS, Tensors, lengths_of, sampled_epoch
-from benchmarks.results import parser, print_table, ratio, start, write
+from benchmarks.results import parser, print_goal, print_table, ratio, start, write
 
 METHODS = ("lora", "adalora")
+GOALS = {
+    "ours adalora / ours lora": "<= 1.03",
+    "ours adalora eager / ours lora eager": "<= 1.03",
+    "peft adalora / ours adalora": ">= 1.3",
+    "peft adalora / ours adalora eager": ">= 1.3",
+    "peft lora / ours lora": ">= 1",
+    "peft lora / ours lora eager": ">= 1",
+}
 SQUARE = 8192
 REPEATS = {"cpu": 1, "cuda": 50}  # a single product would measure its launch
 PRECISIONS = {"fp32": [False], "bf16": [True], "both": [False, True]}
@@ -100,9 +108,7 @@ def main() -> int:
     shapes = sorted({(layer.out_features, layer.in_features) for layer in layers})
     for number, lengths in enumerate(batches):
         batch = contenders[0].batch(lengths, number)
-        first = number % len(contenders)
-        order = contenders[first:] + contenders[:first]
-        for contender in order if number % 2 else order[::-1]:
+        for contender in in_turn(contenders, number):
             contender.times.append(contender.timed(batch))
         for bf16 in precisions:
             rates[bf16].append(matrix_rate(shapes, batch["input_ids"].numel(), bf16, args.device))
@@ -146,8 +152,11 @@ def main() -> int:
     print_table(
         ["contender", "s / step", "x our LoRA, same precision [95%]", "matrix rate", "peak rate", "tokens / s"], rows
     )
-    print()
-    print_table(["ratio of step times", "median [95%]"], [[name, ratio_text(value)] for name, value in ratios.items()])
+    for bf16, rate in peaks.items():
+        print(f"peak rate, {names[bf16]}: {rate / 1e12:.0f} TFLOP/s, measured: {SQUARE} x {SQUARE} matrices")
+    for name, value in ratios.items():
+        if goal := GOALS.get(name.replace(" fp32", "").replace(" bf16", "")):
+            print_goal(f"{args.shape}, {args.task}, step, {name}", value, goal)
     return 0
 
 

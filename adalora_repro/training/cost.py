@@ -8,7 +8,8 @@ on the same batches, one right after the other, and take turns at being first, s
 - The steps represent a run: step k of K is made as step t = (2k + 1) T / 2K of its T steps, so that each phase of a
   schedule has its share.
 - Peak memory is that of a process that trains the method alone: one step on the smallest batch, which creates the
-  optimizer's state, and one on the largest batch of the epoch.
+  optimizer's state, and one on the largest batch of the epoch. On a GPU the allocator counts it in this process; on a
+  CPU it takes a process of its own.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def execute(plans: Sequence[Plan]) -> int:
 
 
 def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
-    """The whole measurement: times in this process, memory in one for each method."""
+    """The whole measurement."""
     first = runner.build(plans[0])
     for note in first.plan.notes:  # not earlier: an input error is one line
         say(f"adalora-run: note: {note}")
@@ -100,11 +101,11 @@ def measure(plans: Sequence[Plan]) -> cost_record.CostRecord:
     environment = provenance.environment(device)
     tokenizer = backbones.tokenizer_name(cfg, first.task.tokenizer)
     pairs = measure_pairs(loops, chosen, lengths)
-    del loops, first  # frees the GPU for the processes that measure memory
+    del loops, first  # frees the GPU's memory, whose peak is measured next
     runner.free_device(device)
     peaks = [max(parts) for parts in sizes]
     ends = [steps[peaks.index(min(peaks))], steps[peaks.index(max(peaks))]]
-    memory = [peak_alone(plan, ends) for plan in settled]
+    memory = [peak_of(plan, ends, device) for plan in settled]
     epoch = official_epoch(settled[0], len(lengths), data["rows"])
     names = [plan.key["method"] for plan in settled]
     return cost_record.CostRecord(
@@ -230,12 +231,17 @@ def wait_for(device: torch.device) -> None:
 # -- memory --------------------------------------------------------------------------------------------------------
 
 
-def peak_alone(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]:
-    """``provenance.peak_memory`` of a new process that makes a step on each of ``batches``.
+def peak_of(plan: Plan, batches: Sequence[list[list[int]]], device: torch.device) -> dict[str, Any]:
+    """``provenance.peak_memory`` of a step of the plan's method on each of ``batches``.
 
-    ``peak`` is None if that process fails (the largest batch may not fit); the times measured are kept.
+    ``peak`` is None if that fails (the largest batch may not fit); the times measured are kept.
     """
     name = plan.key["method"]
+    if device.type == "cuda":
+        try:
+            return peak_here(plan, batches)
+        except torch.OutOfMemoryError as error:
+            return no_peak(name, str(error))
     with stage(f"peak memory of {name}, in a process of its own"):
         done = subprocess.run(
             [sys.executable, "-m", __name__],
@@ -246,21 +252,27 @@ def peak_alone(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]
         )
     if done.returncode != EXIT_OK:
         reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        why = " ".join([f"its process ended with code {done.returncode}", *reason])
-        say(f"adalora-run: note: peak memory of {name} is not measured: {why}")
-        return {"peak": None, "of": None}
+        return no_peak(name, " ".join([f"its process ended with code {done.returncode}", *reason]))
     peak: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return peak
 
 
-def answer() -> None:
-    """The child process of ``peak_alone``."""
-    plan, batches = pickle.load(sys.stdin.buffer)
+def no_peak(name: str, why: str) -> dict[str, Any]:
+    say(f"adalora-run: note: peak memory of {name} is not measured: {why}")
+    return {"peak": None, "of": None}
+
+
+def peak_here(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]:
     run = runner.build(plan)
     provenance.reset_peak_memory()
     for parts in batches:
         timed(run, list(on_device(run, run.data.train, parts, 0)))
-    print(json.dumps(provenance.peak_memory(run.device), allow_nan=False))
+    return provenance.peak_memory(run.device)
+
+
+def answer() -> None:
+    """The child process of ``peak_of``."""
+    print(json.dumps(peak_here(*pickle.load(sys.stdin.buffer)), allow_nan=False))
 
 
 # -- figures -------------------------------------------------------------------------------------------------------

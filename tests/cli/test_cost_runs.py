@@ -26,7 +26,7 @@ COST = ["measure=cost", "task=sst2", "method=adalora", "budget=0.3M", "train.max
 @pytest.fixture
 def quick(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Tiny:
     """``tiny`` without the processes that measure memory."""
-    monkeypatch.setattr(cost, "peak_alone", lambda plan, batches: {"peak": 10**9, "of": "resident set"})
+    monkeypatch.setattr(cost, "peak_of", lambda plan, batches, device: {"peak": 10**9, "of": "resident set"})
 
     def call(*words: str) -> Any:
         keys = {word.partition("=")[0] for word in words}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,8 @@ from torch import nn
 from adalora_repro.lowrank.allocator import RankAllocator
 from adalora_repro.lowrank.layers import LoRALinear, LowRankLinear, SVDLinear
 from adalora_repro.lowrank.schedule import BudgetSchedule
+from adalora_repro.training import cost, runner
 from adalora_repro.training import loop as training_loop
-from adalora_repro.training import runner
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 
@@ -88,6 +92,7 @@ def test_a_profile_of_a_step_has_no_wait(tmp_path: Path, method: str) -> None:
     if not any(call.startswith("cudaLaunchKernel") for call in calls):
         pytest.skip("the profiler sees no call of the CUDA runtime here")
     assert calls.isdisjoint(WAITS)
+    assert not [call for call in calls if call.startswith("Memcpy DtoH")], "a value is copied to the host"
 
 
 # -- the same as on a CPU ------------------------------------------------------------------------------------------
@@ -170,3 +175,15 @@ def test_memory_is_given_back_between_the_runs_of_a_sweep(tmp_path: Path) -> Non
         train_one()
         runner.free_device(torch.device("cuda"))
     assert torch.cuda.memory_allocated() <= first
+
+
+def test_peak_memory_after_other_runs_is_that_of_a_new_process(tmp_path: Path) -> None:
+    """``measure=cost`` measures it in the process in which other models lived before."""
+    plan = built(tmp_path, *words_of("sst2", "tiny-deberta", "0.3M", "adalora", "bf16"), "train.device=cuda").plan
+    batches = [[[0, 1, 2, 3]], [[4, 5, 6, 7]]]
+    here = cost.peak_here(plan, batches)
+    script = "from adalora_repro.training import cost; cost.answer()"
+    alone = subprocess.run(
+        [sys.executable, "-c", script], input=pickle.dumps((plan, batches)), capture_output=True, check=True
+    )
+    assert here["peak"] == pytest.approx(json.loads(alone.stdout.splitlines()[-1])["peak"], rel=0.05)

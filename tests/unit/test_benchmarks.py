@@ -10,22 +10,27 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from adalora_repro.training.batches import epoch_order
+from benchmarks import flex
 from benchmarks.contenders import Contender
 from benchmarks.lengths import lengths_of, padded, sampled_epoch, tensors
-from benchmarks.results import ratio, write
+from benchmarks.results import print_goal, ratio, write
 
 ROOT = Path(__file__).parents[2]
 QUICK: dict[str, list[str]] = {
     "step": ["--shape", "tiny-deberta", "--rounds", "2", "--batch", "2", "--precision", "bf16"],
     "memory": ["--shape", "tiny-deberta", "--tokens", "8", "--batch", "2", "--only", "ours", "--precision", "fp32"],
     "operations": ["--shape", "tiny-bert"],
+    "flex": ["--shape", "tiny-deberta", "--tokens", "8", "--batch", "2", "--rounds", "2"],
+    "generation": ["--shape", "tiny-bart", "--batch", "2", "--written", "4", "--rounds", "2"],
 }
 
 
@@ -58,11 +63,15 @@ def test_the_accelerator_s_script_runs_every_part(tmp_path: Path) -> None:
     assert done.returncode == 0, summary + done.stderr
     assert summary in done.stdout
     parts = re.findall(r"^== (\w+): (\w+), \d+ s$", summary, re.M)
-    names = ["step", "cost", "memory", "tests", "bart", "cost_bf16"]
-    assert parts == [(name, "done") for name in names]
-    assert {path.stem for path in (tmp_path / "out").glob("*.json")} >= {"memory", "step_mnli_cpu", "step_xsum_cpu"}
-    assert summary.count("AdaLoRA") >= 2, "Table 15 in both precisions"
-    assert len(list((tmp_path / "out").glob("cost*/cost/**/*.json"))) == 2
+    names = ["step", "flex", "bart", "generation", "tests", "memory", "cost"]
+    assert sorted(parts) == sorted((name, "done") for name in names)
+    written = {path.stem for path in (tmp_path / "out").glob("*.json")}
+    assert written == {"step_mnli_cpu", "flex_cpu", "step_xsum_cpu", "generation_cpu", "memory"}
+    assert len(list((tmp_path / "out").glob("cost/**/cost.json"))) == 1
+    assert re.search(r"AdaLoRA +\| ours", summary), "Table 15"
+    assert re.search(r"\d+ skipped", summary), "the tests marked gpu"
+    for goal in ("tiny-deberta, mnli, step", "tiny-bart, xsum, step", "dense, fp32, error of gradient", "peak memory"):
+        assert re.search(rf"^goal: {goal}.*: (met|missed)$", summary, re.M), goal
 
 
 def test_a_run_with_other_options_does_not_replace_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +80,29 @@ def test_a_run_with_other_options_does_not_replace_the_figures(tmp_path: Path, m
         write(Namespace(out=tmp_path, device="cpu"), "step", {"words": words})
     written = {path.name: json.loads(path.read_text(encoding="utf-8"))["words"] for path in tmp_path.iterdir()}
     assert written == {"step.json": [], "step_task_qqp.json": ["--task", "qqp"]}
+
+
+@pytest.mark.parametrize(
+    ("figure", "goal", "outcome"),
+    [(1.03, "<= 1.03", "met"), (1.04, "<= 1.03", "missed"), (1.3, ">= 1.3", "met"), (1.2, ">= 1.3", "missed")],
+)
+def test_a_goal_is_met_or_missed(figure: float, goal: str, outcome: str, capsys: pytest.CaptureFixture[str]) -> None:
+    print_goal("time", figure, goal)
+    print_goal("time", {"value": figure, "low": 1.0, "high": 2.0}, goal)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"goal: time: {figure}, goal {goal}: {outcome}"
+    assert second == f"goal: time: {figure:.3f} [1.000, 2.000], goal {goal}: {outcome}"
+
+
+def test_relative_positions_as_a_score_modification_are_deberta_s() -> None:
+    def other_head(*qkv: torch.Tensor, score_mod: Callable[..., torch.Tensor], scale: float) -> torch.Tensor:
+        return flex.dense(*qkv, lambda score, row, head, i, j: score_mod(score, row, head.flip(1), i, j), scale)
+
+    args = Namespace(shape="tiny-deberta", device="cpu", batch=3)
+    errors = flex.errors_of({"eager": None, "dense": flex.dense, "other": other_head}, args, tokens=40)
+    assert set(errors["dense fp32"]) == {"logits", "gradient"}
+    assert max(errors["dense fp32"].values()) < 1e-6
+    assert min(errors["other fp32"].values()) > 1e-3
 
 
 def numbers(content: Any) -> list[float]:
