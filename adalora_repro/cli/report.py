@@ -18,7 +18,7 @@ from typing import Any
 
 from adalora_repro import __version__, reports
 from adalora_repro.cli import slurm
-from adalora_repro.cli.arguments import Parser, completed
+from adalora_repro.cli.arguments import Parser, add_config_dir, completed, use_config_dir
 from adalora_repro.config import catalog
 from adalora_repro.errors import (
     EXIT_BAD_INPUT,
@@ -117,6 +117,7 @@ def parser_of(reports: dict[str, Report]) -> Parser:
             command.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="default: %(default)s")
         if report.reads != "nothing":
             command.add_argument("--results", metavar="DIR", help="folder with runs/ in it (default: results)")
+            add_config_dir(command)
         if report.writes:
             add_out(command)
     return parser
@@ -143,6 +144,7 @@ def report(argv: Sequence[str]) -> None:
     args = completed(parser_of(every)).parse_args(argv)
     if args.report is None:
         raise InputError(f"say which report; valid: {', '.join(every)} (--help shows examples)")
+    use_config_dir(getattr(args, "config_dir", None))
     chosen = every[args.report]
     results = results_folder(getattr(args, "results", None))
     request = Request(args, discover(), results, discover_reports(), slurm.queued)

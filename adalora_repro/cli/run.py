@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adalora_repro import __version__
-from adalora_repro.cli.arguments import Parser
+from adalora_repro.cli.arguments import Parser, add_config_dir, use_config_dir
 from adalora_repro.cli.hydra_errors import (
     WRONG_INPUT,
     explain,
@@ -44,7 +44,7 @@ from adalora_repro.cli.ledger import (
     Outcome,
 )
 from adalora_repro.config import catalog, dry_run
-from adalora_repro.config.catalog import add_folder, base_files, choices_of, resource
+from adalora_repro.config.catalog import base_files, choices_of, resource
 from adalora_repro.config.identity import reference
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.resolve import already_done, count, failed_since, finished, resolve
@@ -277,12 +277,10 @@ def print_choices(words: Sequence[str]) -> None:
         InputError: there is no such group, folder or option.
     """
     parser = Parser(prog="adalora-run list", description="Describes every choice in one line.", allow_abbrev=False)
-    parser.add_argument("--config-dir", metavar="DIR", help="a folder with files of your own, as adalora-run takes it")
+    add_config_dir(parser)
     parser.add_argument("groups", metavar="GROUP", nargs="*", help=f"only these of: {', '.join(LISTS)}")
     args = parser.parse_args(words)
-    if args.config_dir is not None and not Path(args.config_dir).is_dir():
-        raise InputError(f"--config-dir: no folder '{args.config_dir}'")
-    add_folder(args.config_dir)
+    use_config_dir(args.config_dir)
     for group in args.groups:
         if group not in LISTS:
             raise one_of("list", group, LISTS)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Outcome, only_run
 
-from adalora_repro.errors import EXIT_OK
+from adalora_repro.cli import report
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
 PAGE = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
 FILES = re.findall(r"`(my_\w+/[\w/.]+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -42,13 +43,19 @@ def test_a_command_prints_its_plan(command: str, written: Callable[..., Outcome]
     ) in done.out or "experiment/mine.yaml" in done.out
 
 
-def test_a_method_of_another_folder_trains(written: Callable[..., Outcome]) -> None:
+def test_a_method_of_another_folder_trains_and_is_reported(
+    written: Callable[..., Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
     done = written("--config-dir=my_conf", "task=rte", "method=lora_fa", "budget=0.3M", *SMALL)
     assert done.code == EXIT_OK, done.err
     run = only_run()
     assert run.record.key["method"] == "lora_fa"
     assert run.record.params["method"] == 2 * 2 * (4 * 32 + 64 + 32)  # B alone: layers, rank, d_out
     assert (run.folder / "model" / "adapter_config.json").exists()
+    capsys.readouterr()
+    assert report.main(["table1", "--only-filled", "--format", "csv", "--config-dir", "my_conf"]) == EXIT_OK
+    assert ",lora_fa,LoRA-FA," in capsys.readouterr().out
+    assert report.main(["table1", "--config-dir", "nowhere"]) == EXIT_BAD_INPUT
 
 
 @pytest.mark.parametrize(
