@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config.catalog import resource
-from adalora_repro.config.plan import Plan
 from adalora_repro.records import cost_record, run_record
 from adalora_repro.records.cost_record import CostRecord
 from adalora_repro.records.selection import device_text
+
+if TYPE_CHECKING:
+    from adalora_repro.config.plan import Plan
 
 #: settings on which the time of a step depends, beside backbone, task and method; on the budget it depends little
 STEP = (
@@ -43,8 +45,8 @@ class Measured:
     evaluated: bool
     peak: float | None
 
-    def hours(self, total_steps: int) -> float:
-        """Of a run of ``total_steps``."""
+    def hours(self, total_steps: float) -> float:
+        """Of a run of T steps."""
         return self.seconds * total_steps / 3600
 
     def __str__(self) -> str:
@@ -103,10 +105,8 @@ def _of_run(path: Path, _: str) -> Iterator[tuple[Measured, list[Any]]]:
 def _of_cost(path: Path, method: str) -> Iterator[tuple[Measured, list[Any]]]:
     record = run_record.read_json(path, cost_record.validate)
     if own := record.methods.get(method):
-        yield (
-            of_cost(path, record, method),
-            _work(record.key, own.get("settings", {}), own.get("params", {}), evaluated=False),
-        )
+        work = _work(record.key, own.get("settings", {}), own.get("params", {}), evaluated=False)
+        yield of_cost(path, record, method), work
 
 
 def _work(key: Mapping[str, Any], settings: Mapping[str, Any], params: Mapping[str, int], evaluated: bool) -> list[Any]:
