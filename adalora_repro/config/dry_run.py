@@ -48,7 +48,7 @@ def describe(plan: Plan) -> str:
     sections = {
         "trainable parameters": _parameter_rows(plan),
         "steps": _step_rows(plan),
-        "hours": _hour_rows(plan),
+        "hours, estimated from measured steps": _hour_rows(plan),
         "settings and where they come from": settings,
     }
     lines = [head, ""]
@@ -183,7 +183,7 @@ class SweepPlan:
         text = f"total: {self.runs} runs, {self.done} done, {left} to do"
         text += f", and {self.later} of later stages, whose learning rates are not chosen yet" * bool(self.later)
         if not self.hours:
-            return f"{text}; no estimate of the time: no such run is measured, measure=cost measures it"
+            return f"{text}; no estimate of the time: no such steps were measured (measure=cost)"
         for device, hours in self.hours.items():
             some = "" if len(hours) == left else f" for the {len(hours)} of them with a measurement"
             text += f"; about {_hours(sum(hours))} on {device}{some}"

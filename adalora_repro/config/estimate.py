@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from adalora_repro.config.catalog import resource
 from adalora_repro.records import cost_record, run_record
 from adalora_repro.records.cost_record import CostRecord
-from adalora_repro.records.selection import device_text
+from adalora_repro.records.selection import device_of, device_text
 
 if TYPE_CHECKING:
     from adalora_repro.config.plan import Plan
@@ -95,7 +95,7 @@ def _of_run(path: Path, _: str) -> Iterator[tuple[Measured, list[Any]]]:
     record = run_record.read(path)
     if record.status != "ok" or not record.final or not {"train_s", "eval_s"} <= record.time.keys():
         return
-    device, steps = device_text(record.environment, record.memory.get("of")), max(1, record.final["step"])
+    device, steps = device_of(record), max(1, record.final["step"])
     for evaluated in (False, True):
         seconds = (record.time["train_s"] + evaluated * record.time["eval_s"]) / steps
         one = Measured(path, record.key["budget"], device, seconds, steps, evaluated, record.memory.get("peak"))

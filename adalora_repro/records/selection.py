@@ -156,6 +156,10 @@ def device_text(environment: Mapping[str, Any], memory_of: str | None) -> str:
     return text if memory_of == GPU_MEMORY or threads is None else f"{text} ({threads} thread{'s' * (threads != 1)})"
 
 
+def device_of(record: RunRecord) -> str:
+    return device_text(record.environment, record.memory.get("of"))
+
+
 def setting_rank(by_lr: ByLr) -> tuple[bool, int, int, bool, int]:
     """The order of settings. It uses no score: choosing the better of two settings would bias the estimate."""
     key = next(iter(by_lr.values()))[0].key
