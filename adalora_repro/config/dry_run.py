@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping
-from contextlib import suppress
+import shlex
+from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from adalora_repro.config.estimate import Measured, estimates
 from adalora_repro.config.origins import origins
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.resolve import count, finished
+from adalora_repro.config.words import key_of
 from adalora_repro.errors import InputError
-from adalora_repro.records import run_record
 
 #: entries of the method's plan (``BaseMethod.plan``), and their meaning
 METHOD_ROWS = {
@@ -49,11 +48,12 @@ def describe(plan: Plan) -> str:
     sections = {
         "trainable parameters": _parameter_rows(plan),
         "steps": _step_rows(plan),
+        "hours, estimated from measured steps": _hour_rows(plan),
         "settings and where they come from": settings,
     }
     lines = [head, ""]
     for title, rows in sections.items():
-        lines += [title, *_table(rows), ""]
+        lines += [title, *_table(rows), ""] if rows else []
     return "\n".join([*lines, f"folder: {plan.folder}", *(f"note: {note}" for note in plan.notes)])
 
 
@@ -125,6 +125,16 @@ def _step_rows(plan: Plan) -> Rows:
     return rows
 
 
+def _hour_rows(plan: Plan) -> Rows:
+    """Of each device on which such steps were measured; a measurement of cost is itself one."""
+    if plan.cfg.measure == "cost":
+        return []
+    words = [word for word in plan.overrides if key_of(word) != "dry_run"]
+    how = f"to measure steps here: {shlex.join(['adalora-run', *words, 'measure=cost'])}"
+    rows = [(one.device, f"about {_hours(one.hours(plan.total_steps))}", str(one)) for one in estimates(plan)]
+    return rows or [("no estimate", "", how)]
+
+
 def _short(value: Any) -> str:
     """Ranks of a hundred matrices are not for a line."""
     return f"of {len(value)} matrices" if isinstance(value, DictConfig) else str(value)
@@ -142,15 +152,15 @@ def _table(rows: Rows) -> list[str]:
 class SweepPlan:
     """The dry run of a sweep: ``line`` for each run, then ``total``.
 
-    The model of a variant is built once, whatever its learning rates and seeds.
+    The model of a variant is built and its measurements are read once, whatever its learning rates and seeds.
     """
 
     runs: int = 0
     done: int = 0
     later: int = 0  # runs of stages whose learning rates are not chosen yet
-    hours: list[float] = field(default_factory=list)  # of the runs to do for which there is an estimate
-    _counted: dict[str, Plan] = field(default_factory=dict)  # variant -> plan
-    _speeds: dict[Path, dict[tuple[Any, ...], list[float]]] = field(default_factory=dict)  # results folder -> …
+    hours: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # device -> of the runs to do
+    measured: dict[Measured, None] = field(default_factory=dict)  # where ``hours`` come from, in order
+    _counted: dict[str, tuple[Plan, list[Measured]]] = field(default_factory=dict)  # of a variant
 
     def line(self, plan: Plan) -> str:
         """One run: T, trainable parameters, whether it is finished, and the hours it may take.
@@ -160,21 +170,25 @@ class SweepPlan:
         """
         variant = str(plan.key["variant"])
         if variant not in self._counted:
-            self._counted[variant] = count(plan)
-        params = self._counted[variant].params
+            counted = count(plan)
+            self._counted[variant] = counted, estimates(counted) if plan.cfg.measure == "score" else []
+        params = self._counted[variant][0].params
         self.runs += 1
         size = f"{params['method']:,} trainable parameters and a head of {params['head']:,}"
         return f"T {plan.total_steps:,}, {size}, {self._state(plan)}"
 
     def total(self) -> str:
-        """The sum of all runs."""
+        """The sum of all runs, of the hours for each device, and a line for each record that they come from."""
         left = self.runs - self.done
         text = f"total: {self.runs} runs, {self.done} done, {left} to do"
         text += f", and {self.later} of later stages, whose learning rates are not chosen yet" * bool(self.later)
         if not self.hours:
-            return f"{text}; no estimate of the time: no such run is finished in the results folder"
-        measured = "" if len(self.hours) == left else f" for the {len(self.hours)} of them with a measurement"
-        return f"{text}; about {_hours(sum(self.hours))}{measured}, one after the other"
+            return f"{text}; no estimate of the time: no such steps were measured (measure=cost)"
+        for device, hours in self.hours.items():
+            some = "" if len(hours) == left else f" for the {len(hours)} of them with a measurement"
+            text += f"; about {_hours(sum(hours))} on {device}{some}"
+        sources = (f"on {one.device}: {one}" for one in self.measured)
+        return "\n".join([f"{text}; one after the other", *sources])
 
     def _state(self, plan: Plan) -> str:
         try:
@@ -184,34 +198,12 @@ class SweepPlan:
         if score:
             self.done += 1
             return f"done ({score})"
-        results = Path(plan.cfg.results.dir).expanduser()
-        if results not in self._speeds:
-            self._speeds[results] = _seconds_per_step(results)
-        seconds = self._speeds[results].get(_speed_key(plan.key, plan.settings))
-        if seconds is None:
-            return "to do"
-        hours = statistics.median(seconds) * plan.total_steps / 3600
-        self.hours.append(hours)
-        return f"to do, about {_hours(hours)}"
-
-
-def _speed_key(key: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What the time of a step depends on, beside the machine."""
-    names = ("train.batch_size", "train.precision", "train.padding", "train.eval_steps", "task.max_length")
-    return (*(key[name] for name in ("backbone", "task", "method")), *(settings.get(name) for name in names))
-
-
-def _seconds_per_step(results: Path) -> dict[tuple[Any, ...], list[float]]:
-    """Seconds per optimizer step, evaluations included, of the finished runs below a results folder."""
-    speeds: dict[tuple[Any, ...], list[float]] = {}
-    for path in run_record.find(results):
-        with suppress(run_record.RecordError, OSError):
-            record = run_record.read(path)
-            steps = record.progress.get("step") or record.key.get("total_steps")
-            if record.status == "ok" and steps and record.time:
-                seconds = (record.time["train_s"] + record.time["eval_s"]) / steps
-                speeds.setdefault(_speed_key(record.key, record.settings), []).append(seconds)
-    return speeds
+        text = "to do"
+        for one in self._counted[str(plan.key["variant"])][1]:
+            self.hours[one.device].append(one.hours(plan.total_steps))
+            self.measured[one] = None
+            text += f", about {_hours(one.hours(plan.total_steps))} on {one.device}"
+        return text
 
 
 def _hours(hours: float) -> str:

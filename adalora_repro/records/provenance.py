@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro import __version__
+from adalora_repro.records.run_record import GPU_MEMORY
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
     import torch
 
     if device.type == "cuda":
-        return {"peak": torch.cuda.max_memory_allocated(device), "of": "cuda allocator"}
+        return {"peak": torch.cuda.max_memory_allocated(device), "of": GPU_MEMORY}
     status = _value(Path("/proc/self/status"), "VmHWM:")  # in kB, as ru_maxrss is
     peak = int(status.split()[0]) if status else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"peak": peak * 1024, "of": "resident set"}

@@ -44,6 +44,7 @@ SCHEMA_VERSION = 1
 STATUSES = ("running", "ok", "failed", "cancelled")
 RECORD_NAME = "metrics.json"
 WITH_A = ("lora", "lora_regu", "prune_lora")  # modules of the methods that have method.init
+GPU_MEMORY = "cuda allocator"  # what the peak memory of a run on a GPU is of
 RUN_LEVELS = 5  # of folders below ``runs``, see ``run_folder``
 LARGEST = 64 << 20  # bytes of a record; usual are a few thousand
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adalora_repro.records.run_record import RunRecord
+from adalora_repro.records.run_record import GPU_MEMORY, RunRecord
 
 PERCENTAGES = ("squad", "summarization")  # families of tasks whose records hold percentages
 HOLDOUT = "data.holdout"  # the setting that holds out rows of the training split
@@ -146,7 +146,18 @@ def by_setting(runs: Iterable[Run]) -> dict[Setting, ByLr]:
 
 def device_kind(record: RunRecord) -> str:
     """CPU or GPU, by the source of the peak memory. The two round differently, so no mean covers both."""
-    return "GPU" if record.memory.get("of") == "cuda allocator" else "CPU"
+    return "GPU" if record.memory.get("of") == GPU_MEMORY else "CPU"
+
+
+def device_text(environment: Mapping[str, Any], memory_of: str | None) -> str:
+    """What a time was measured on: "NVIDIA H100", "AMD EPYC (2 threads)", with several processes "4 x NVIDIA H100"."""
+    processes, threads = environment.get("processes", 1), environment.get("threads")
+    text = f"{processes} x " * (processes > 1) + str(environment.get("device", "device not recorded"))
+    return text if memory_of == GPU_MEMORY or threads is None else f"{text} ({threads} thread{'s' * (threads != 1)})"
+
+
+def device_of(record: RunRecord) -> str:
+    return device_text(record.environment, record.memory.get("of"))
 
 
 def setting_rank(by_lr: ByLr) -> tuple[bool, int, int, bool, int]:

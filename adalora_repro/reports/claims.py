@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config import catalog
 from adalora_repro.records.selection import RULE as SELECTION
+from adalora_repro.records.selection import Run, device_of
 from adalora_repro.reports.frame import frame_of, of_one_seed
 from adalora_repro.reports.notes import UNEQUAL
 from adalora_repro.reports.output import add_format, form_of
@@ -20,7 +21,7 @@ from adalora_repro.reports.render import FORMATS, Sheet, html_notes, html_table,
 from adalora_repro.reports.significance import LEVEL, TINY, NoTest, half_width, holm, paired_t, same_examples
 from adalora_repro.reports.spec import Record, Report, Request, Scope, is_baseline, label_of, paper_rows
 from adalora_repro.reports.tables import table1, table2, table3
-from adalora_repro.reports.text import NONE, lr_of_tried, number, plural, seeds_text, signed
+from adalora_repro.reports.text import NONE, fixed, lr_of_tried, number, plural, seeds_text, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,7 @@ FIELDS = [
     *("seeds_needed", "reason"),
     *("paper_budget", "paper_difference", "lr", "lrs_tried", "chosen_on"),
     *("against_lr", "against_lrs_tried", "against_chosen_on", "params", "against_params"),
+    "time_ratio",
 ]
 NOTES = (
     "Points: AdaLoRA minus the other method in the task's primary metric in percent, on the reported split; mean over "
@@ -61,6 +63,11 @@ NOTES = (
     f"Rates: how many learning rates were tried for AdaLoRA and for the other method; {UNEQUAL} marks unequal numbers.",
     "LoRA at the initial rank has more parameters than the budget, as many as AdaLoRA has at its start. Released: "
     "AdaLoRA as the authors' code trains it (protocol=released).",
+)
+TIMES = (
+    "Time: AdaLoRA's seconds of training over the other method's, summed over the common seeds, where all ran on "
+    "one device. Evaluations are left out. Other work on a machine changes it; measure=cost compares steps one "
+    "right after the other."
 )
 
 
@@ -131,6 +138,7 @@ def compared(ours: Side, cell: pd.DataFrame, method: str, protocol: str) -> dict
     line |= {"n_seeds": len(seeds), "seeds": " ".join(map(str, seeds))}
     differences = [ours.scores[seed] - theirs.scores[seed] for seed in seeds]
     line |= {"difference": statistics.fmean(differences)} if seeds else {}
+    line |= {"time_ratio": time_ratio(*(list(side.rows.run[seeds]) for side in (ours, theirs)))}
     if not all(same_examples(ours.rows.run[seed].record, theirs.rows.run[seed].record) for seed in seeds):
         return line | {"difference": None, "reason": "evaluated on different examples"}
     try:
@@ -140,6 +148,13 @@ def compared(ours: Side, cell: pd.DataFrame, method: str, protocol: str) -> dict
     sd = statistics.stdev(differences)
     half = half_width(sd, len(seeds))
     return line | {"sd": sd, "low": line["difference"] - half, "high": line["difference"] + half, "p": p}
+
+
+def time_ratio(ours: Sequence[Run], theirs: Sequence[Run]) -> float | None:
+    """See ``TIMES``; None if a time is missing or the devices differ."""
+    times, others = ([run.record.time.get("train_s", 0.0) for run in runs] for runs in (ours, theirs))
+    one_device = len({device_of(run.record) for run in (*ours, *theirs)}) == 1
+    return sum(times) / sum(others) if one_device and all(times + others) else None
 
 
 def side_of(cell: pd.DataFrame, method: str, protocol: str = "paper") -> Side | None:
@@ -267,8 +282,8 @@ def optimism_notes(records: Sequence[Record]) -> list[str]:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def sheet_of(claims: pd.DataFrame, form: str, more: Sequence[str] = ()) -> Sheet:
-    """The claims as plain texts; in a terminal with one decimal and the ids of methods."""
+def sheet_of(claims: pd.DataFrame, form: str, more: Sequence[str] = (), times: bool = False) -> Sheet:
+    """The claims as plain texts, with ``times`` in a column; in a terminal with one decimal and the ids of methods."""
     import pandas as pd
 
     narrow = form == "text"
@@ -279,6 +294,7 @@ def sheet_of(claims: pd.DataFrame, form: str, more: Sequence[str] = ()) -> Sheet
             f"Points [{1 - LEVEL:.0%}] (seeds)": difference_text(line, 1 if narrow else 2),
             "p": NONE if number(line.p_holm) is None else f"{line.p_holm:.1g}",
             "Paper": signed(number(line.paper_difference), 1 if narrow else 2),
+            **({"Time": fixed(line.time_ratio)} if times else {}),
             "Rates": rates_text(line),
             "Verdict": verdict_text(line),
         }
@@ -289,8 +305,17 @@ def sheet_of(claims: pd.DataFrame, form: str, more: Sequence[str] = ()) -> Sheet
     summary = ", ".join(f"{counts[name]} {name}" for name in (SUPPORTED, CONTRADICTED, UNDECIDED) if name in counts)
     caption = f"{TITLE}. {'; '.join(where)}: {summary or 'no test yet'}." if where else f"{TITLE}: no finished run yet."
     frame = pd.DataFrame(texts, columns=None if texts else ["Cell", "AdaLoRA minus", "Verdict"])
-    notes = [*NOTES, *reasons(claims), *settings(claims), *more, SELECTION]
-    return Sheet("claims", TITLE, caption, frame, list(frame.Cell), notes, warnings=[NOTES[1]], names=2)
+    notes = [*NOTES, *[TIMES] * times, *reasons(claims), *settings(claims), *more, SELECTION]
+    return Sheet(
+        "claims",
+        TITLE,
+        caption,
+        frame,
+        list(frame.Cell),
+        notes,
+        warnings=[NOTES[1], *[TIMES] * times],
+        names=2,
+    )
 
 
 def difference_text(line: Any, decimals: int) -> str:
@@ -349,6 +374,7 @@ def settings(claims: pd.DataFrame) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_format(parser, FORMATS)
     parser.add_argument("--backbone", metavar="NAME", help="default: all with runs of AdaLoRA")
+    parser.add_argument("--times", action="store_true", help="a column with AdaLoRA's training time over the other's")
     parser.add_argument("--notes", action="store_true", help="all notes in a terminal too")
 
 
@@ -360,7 +386,8 @@ def make(request: Request) -> tuple[str, list[str]]:
     claims = claims_of(records)
     if form == "csv":
         return to_csv(claims), refused
-    return render_sheet(texts_sheet(sheet_of(claims, form, optimism_notes(records)), form), form, args.notes), refused
+    sheet = sheet_of(claims, form, optimism_notes(records), args.times)
+    return render_sheet(texts_sheet(sheet, form), form, args.notes), refused
 
 
 def section(records: Sequence[Record], scope: Scope) -> str:

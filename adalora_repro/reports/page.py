@@ -36,7 +36,7 @@ from adalora_repro.reports.text import plural
 
 FILE = "report.html"
 OPENING = "claims"
-FIRST = ("scores", "curves")  # above the tables
+FIRST = ("scores", "hours", "curves")  # above the tables
 
 
 def make(request: Request) -> tuple[str, list[str]]:

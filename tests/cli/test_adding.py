@@ -54,7 +54,7 @@ def test_a_method_of_another_folder_trains_and_is_reported(
     assert (run.folder / "model" / "adapter_config.json").exists()
     capsys.readouterr()
     assert report.main(["table1", "--only-filled", "--format", "csv", "--config-dir", "my_conf"]) == EXIT_OK
-    assert ",lora_fa,LoRA-FA," in capsys.readouterr().out
+    assert "LoRA-FA" in capsys.readouterr().out
     assert report.main(["table1", "--config-dir", "nowhere"]) == EXIT_BAD_INPUT
 
 

@@ -18,6 +18,7 @@ from adalora_repro.cli.report import main
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.reports import claims
 from adalora_repro.reports.tables import table1
+from adalora_repro.reports.text import number
 
 MCC = "matthews_correlation"
 ADALORA = (0.50, 0.52, 0.51, 0.53, 0.54)
@@ -99,6 +100,18 @@ def test_the_best_baseline_is_chosen_on_the_held_out_split() -> None:
     records += [*runs({"lora": LORA}, held_out=0.6), *runs({"pfeiffer": ADALORA}, held_out=0.5)]
     line = lines(records)["best baseline"]
     assert (line.against_method, line.against) == ("lora", "best baseline: LoRA")  # full has another size
+
+
+def test_time_is_compared_over_the_common_seeds_of_one_device() -> None:
+    """Not where the device is another, nor where a run has no time."""
+    h100, h200 = ({"environment": {"device": name}, "memory": {"of": "cuda allocator"}} for name in ("H100", "H200"))
+    records = runs({"adalora": ADALORA[:2]}, time={"train_s": 30.0}, **h100)
+    records += runs({"lora": LORA}, time={"train_s": 20.0}, **h100)
+    records += runs({"adalora_uniform": LORA}, time={"train_s": 30.0}, **h200) + runs({"adalora_random": LORA}, **h100)
+    records[3][1].time = {"train_s": 60.0}
+    ratios = {name: number(line.time_ratio) for name, line in lines(records).items()}
+    assert ratios["lora"] == pytest.approx((30 + 30) / (20 + 60))
+    assert ratios["adalora_uniform"] is ratios["adalora_random"] is None
 
 
 def test_the_released_protocol_is_a_line_of_its_own() -> None:

@@ -25,14 +25,14 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.selection import Run
 from adalora_repro.reports.curves import curve, evaluations, evenly, orthogonality
-from adalora_repro.reports.figures import curves, data, drawing, figure1, figure2, figure3, figure4, scores
+from adalora_repro.reports.figures import curves, data, drawing, figure1, figure2, figure3, figure4, hours, scores
 from adalora_repro.reports.spec import Scope, paper_rows
 
 ROOT = Path(adalora_repro.__file__).parent.parent
 SCOPE = Scope("minilm", "local")
 ENCODER = ("q", "k", "v", "attn_out", "ffn_in", "ffn_out")
 DECODER = (*ENCODER[:4], "cross_q", "cross_k", "cross_v", "cross_out", *ENCODER[4:])
-FIGURES = ("figure1", "figure2", "figure3", "figure4", "scores", "curves")
+FIGURES = ("figure1", "figure2", "figure3", "figure4", "scores", "hours", "curves")
 Captured = pytest.CaptureFixture[str]
 
 
@@ -157,6 +157,18 @@ def test_scores_are_one_point_a_cell_and_a_constant_prediction_is_flagged(tmp_pa
     assert [panel.title for panel in figure.panels] == ["cola: matthews_correlation (%)", "mnli: accuracy_m (%)"]
 
 
+def test_hours_of_two_devices_are_never_in_one_panel(tmp_path: Path) -> None:
+    """A cell with seeds on two GPUs is a point of each; the hours are the mean over the seeds there."""
+    for seed, (seconds, device) in enumerate(((3600.0, "H100"), (10800.0, "H100"), (32400.0, "V100"))):
+        of_gpu = {"memory": {"of": "cuda allocator"}, "environment": {"device": device, "threads": seed}}
+        save(tmp_path, make(0.8, seed=seed, time={"train_s": seconds}, **of_gpu))
+    save(tmp_path, make(0.8, task="rte"))  # without a time
+    figure = hours.figure(records(tmp_path), SCOPE)
+    titles = [f"cola: matthews_correlation (%)\n{device}" for device in ("H100", "V100")]
+    assert [panel.title for panel in figure.panels] == titles
+    assert list(zip(figure.points.hours, figure.points.seeds, strict=True)) == [(2.0, "0, 1"), (9.0, "2")]
+
+
 def test_curves_are_means_over_seeds(tmp_path: Path) -> None:
     for seed, kept in enumerate((0.2, 0.4)):
         write_log(save(tmp_path, adalora(task="rte", seed=seed)).parent, 12, (10, 20), kept)
@@ -207,7 +219,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = Path("results")
     save(folder, make(0.8, task="mnli", budget="r15-q", settings={"method.targets": ["q"]}))
-    save(folder, make(0.7, task="mnli", seed=1))
+    save(folder, make(0.7, task="mnli", seed=1, time={"train_s": 60.0}))
     write_log(save(folder, adalora(task="mnli", progress={"updated": 2.0})).parent, len(pattern()), (10, 20))
     save(folder, adalora(task="rte", progress={"updated": 1.0}))
     return folder

@@ -55,11 +55,16 @@ def shown_runs(records: Records, scope: Scope) -> pd.DataFrame:
     return frame[frame.shown & (frame.checkpoint == "final")]
 
 
-def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell of ``shown_runs``: mean and sample standard deviation over seeds of the primary metric."""
+def cells_of(runs: pd.DataFrame, *apart: str, **more: tuple[str, str]) -> pd.DataFrame:
+    """One row a cell of ``shown_runs``: mean and sample standard deviation over seeds of the primary metric.
+
+    Args:
+        apart: columns whose values divide a cell into several rows.
+        more: further columns, as pandas's ``agg`` takes them.
+    """
     return (
         runs.sort_values("seed")
-        .groupby(["task", "method", "budget"], sort=False)
+        .groupby(["task", "method", "budget", *apart], sort=False)
         .agg(
             label=("label", "first"),
             metric=("metric", "first"),
@@ -73,6 +78,7 @@ def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
             params=("params.method", "mean"),
             share=("params.share", "mean"),
             record=("record", "first"),
+            **more,
         )
         .reset_index()
     )

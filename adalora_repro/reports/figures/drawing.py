@@ -51,6 +51,7 @@ SYMBOLS |= {"cross_q": "Wq cross", "cross_k": "Wk cross", "cross_v": "Wv cross",
 
 #: how a person reads the numbers of these columns
 FORMS: dict[Any, Callable[[float], str]] = {"score": fixed, "sd": fixed, "params": count_text, "lr": lr_text}
+FORMS |= {"hours": "{:.3g}".format}
 
 
 @dataclass(frozen=True)

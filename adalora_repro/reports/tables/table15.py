@@ -7,19 +7,21 @@ half SST-2, but its text and its times are those of SQuADv2: both readings are s
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config import catalog
+from adalora_repro.config.estimate import of_cost
 from adalora_repro.errors import one_of
 from adalora_repro.records import cost_record
 from adalora_repro.records.cost_record import CostRecord
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_notes, html_table, render_sheet, texts_sheet, to_csv
-from adalora_repro.reports.spec import Report, Request, Scope, command, commands, label_of, paper_rows
-from adalora_repro.reports.text import NONE, number, plural
+from adalora_repro.reports.spec import Report, Request, Scope, command, commands, label_of, official_rows, paper_rows
+from adalora_repro.reports.text import NONE, fixed, number, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +41,7 @@ ROW = ["task", "budget", "method"]
 ENDS = ("value", "low", "high")
 FIELDS = [
     *("table", "backbone", *ROW, "against", *CONDITION, "batch_size", "pairs", "measurements"),
-    *(*cost_record.TIMES, "peak_memory", "memory_of", "epoch_steps", "epoch_examples"),
+    *(*cost_record.TIMES, "hours_per_cell", "peak_memory", "memory_of", "epoch_steps", "epoch_examples"),
     *(f"ratio_{of}_{end}" for of in cost_record.RATIOS for end in ENDS),
     *("paper_label", "paper_gpu_mem_gb", "paper_time_per_epoch_min", "paper_ratio", "record", "command"),
 ]
@@ -48,9 +50,10 @@ NOTES = (
     "after the other and in turn first. Intervals: percentile bootstrap over these pairs of steps.",
     "Ours: training steps alone, warm-up steps left out, batches on the device already; batches stand for an epoch's "
     "lengths, steps for the phases of the whole run. Time/epoch: the mean step times the steps of the official "
-    "training split. Memory (1 GB = 10^9 bytes): peak of a process that trains the method alone, over the epoch's "
-    "smallest and largest micro-batch. Tokens: without padding. Padding: longest: batches grouped by length; drawn: at "
-    "random, in parts of similar length on a CPU.",
+    "training split. Hours/cell: the paper's number of such epochs, one run that fills a cell; evaluations come on "
+    "top. Memory (1 GB = 10^9 bytes): peak of a process that trains the method alone, over the epoch's smallest and "
+    "largest micro-batch. Tokens: without padding. Padding: longest: batches grouped by length; drawn: at random, in "
+    "parts of similar length on a CPU.",
     "Paper: one V100 GPU; its padding and precision are not stated. It prints whole minutes: the ratios made of them "
     "here are good to about 0.01 on MNLI and 0.02 below.",
     "The paper labels the lower half SST-2. Its text says SQuADv2, and 60 minutes an epoch against 105 of MNLI do not "
@@ -122,12 +125,22 @@ def measured(path: Path, record: CostRecord, method: str) -> dict[str, Any]:
     key, own = record.key, method == record.key["method"]
     line = {name: key[name] for name in (*CONDITION, "task", "budget", "batch_size")}
     line |= {name: record.methods[method][name] for name in (*cost_record.TIMES, "peak_memory")}
+    line |= {"hours_per_cell": of_cost(path, record, method).hours(paper_steps(key["task"], record.epoch["steps"]))}
     line |= {f"epoch_{name}": record.epoch[name] for name in ("steps", "examples")}
     line |= {"method": method, "memory_of": record.memory_of, "record": str(path), "pairs": len(record.pairs)}
     ratio = record.ratio if own else None
     for of in cost_record.RATIOS if ratio else ():
         line |= {"against": key["against"]} | {f"ratio_{of}_{end}": ratio[of][end] for end in ENDS}  # type: ignore[index]
     return line | {"own": own, "created": record.created}
+
+
+@cache
+def paper_steps(task: str, epoch_steps: int) -> float:
+    """T in the paper's setting, with this many steps in an epoch; NaN for a task that the paper does not have."""
+    if not official_rows(task):
+        return math.nan
+    settings = (catalog.read(path).get("train", {}) for path in catalog.base_files("task", task))
+    return math.ceil(next(train["epochs"] for train in settings if "epochs" in train) * epoch_steps)
 
 
 def lines_of(records: Sequence[Record], backbone: str, results: Path, only_filled: bool) -> pd.DataFrame:
@@ -197,15 +210,15 @@ def sheet_of(lines: pd.DataFrame, backbone: str, commands: Sequence[str]) -> She
         if number(paper.paper_gpu_mem_gb) is not None:
             ratio = "" if number(paper.paper_ratio) is None else f"{paper.paper_ratio:.3f}"
             minutes = f"{paper.paper_time_per_epoch_min:.0f}"
-            shown.append([name, "paper", f"{paper.paper_gpu_mem_gb:.3f}", "", minutes, "", ratio, ""])
+            shown.append([name, "paper", f"{paper.paper_gpu_mem_gb:.3f}", "", minutes, "", "", ratio, ""])
         group += [f"{task} {budget}"] * (len(shown) - len(group))
     setting = f"{len(settings)} settings, listed in the notes" if len(settings) > 1 else "".join(settings)
-    headings = ["Method", "", "Memory GB", "s/step mean", "Time/epoch min", "Tokens/s", "Time/epoch ratio [95%]"]
+    headings = ["Method", "", "Memory GB", "s/step mean", "Time/epoch min", "Hours/cell", "Tokens/s"]
     return Sheet(
         REPORT.name,
         TITLE,
         f"{TITLE}. Backbone {backbone}; {setting or 'not measured yet'}",
-        pd.DataFrame(shown, columns=[*headings, "Step median ratio [95%]"]),
+        pd.DataFrame(shown, columns=[*headings, "Time/epoch ratio [95%]", "Step median ratio [95%]"]),
         group,
         notes=[*NOTES, *notes],
         warnings=warnings,
@@ -228,6 +241,7 @@ def figures_of(line: pd.Series[Any]) -> list[str]:
         NONE if memory is None else f"{memory / 1e9:.3f}",
         f"{line.mean_s:.4g}",
         f"{line.epoch_s / 60:,.1f}",
+        fixed(line.hours_per_cell, 1),
         f"{line.tokens_per_s:,.0f}",
         *(ratio_text(line, of) for of in ("epoch", "median")),
     ]
