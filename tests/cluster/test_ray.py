@@ -60,6 +60,12 @@ def test_a_killed_process_a_lost_node_and_a_failing_run(shell: Shell, monkeypatc
     assert len(list(max(shell.folder.glob("results/sweeps/*")).glob("ray/*.err"))) == 1  # finished runs are no tasks
 
 
+def test_a_machine_without_room_for_a_run(shell: Shell) -> None:
+    code, out, err = shell.run(*WORDS, "hydra.launcher.num_gpus=1000")
+    assert (code, out) == (2, "")
+    assert err.startswith("adalora-run: error: hydra.launcher.num_gpus=1000: this machine has ")
+
+
 def test_ctrl_c_leaves_all_runs_to_the_same_command(shell: Shell) -> None:
     cache = f"data.cache_dir={shell.folder / 'cache'}"
     seeds = "seed=0,1,2,4"
