@@ -50,8 +50,9 @@ test: $(VENV)/.installed-dev  ## the default test suite
 test-all: $(VENV)/.installed-dev  ## the slow tests too
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not net and not cluster"
 
-test-cluster: $(VENV)/.installed-dev  ## sweeps on a SLURM cluster of its own (root, Debian; else skipped)
-	@tests/cluster/run.sh $(BIN)/python -m pytest -m cluster tests/cluster
+test-cluster: $(VENV)/.installed-dev  ## sweeps on a Ray and on a SLURM cluster of their own (SLURM: root, Debian; else skipped)
+	@$(BIN)/python -m pytest -m cluster tests/cluster/test_ray.py
+	@tests/cluster/run.sh $(BIN)/python -m pytest -m cluster tests/cluster/test_slurm.py
 
 # Both ends of pyproject.toml's version ranges, each in its own environment. pip installs the torch of constraints.txt
 # (TORCH_INDEX as above), because its builds come from several indexes; uv then resolves everything else.

@@ -24,12 +24,11 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import DictConfig, OmegaConf
 
 from adalora_repro.cli import slurm
-from adalora_repro.cli.ledger import DONE, FAILED, INTERRUPTED, QUEUED, REFUSED, SUBMITTED, Outcome
+from adalora_repro.cli.ledger import DONE, QUEUED, SUBMITTED, Outcome, outcome_on_disk, without_force
 from adalora_repro.config.catalog import added_folders
 from adalora_repro.config.plan import Plan
-from adalora_repro.config.resolve import record_in
 from adalora_repro.config.sweep import Words
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_TERMINATED, InputError
+from adalora_repro.errors import EXIT_OK, InputError
 
 POLL_S = 5.0  # between two looks at the queue
 LATE_S = 15.0  # how long the record of a task that left the queue may take to be seen over a network file system
@@ -66,9 +65,8 @@ class ArrayLauncher(SlurmLauncher):
 
         os.chdir(cwd)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, and the run is not there yet
-        if int(os.environ.get("SLURM_RESTART_COUNT", 0)):  # force=true starts over once, not at every requeue
-            words = [word for word in words if word.lstrip("+").partition("=")[0] != "force"]
-        _, code = one_of_many(words)
+        requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        _, code = one_of_many(without_force(words) if requeued else words)
         if code != EXIT_OK:
             raise SystemExit(code)
 
@@ -86,10 +84,7 @@ class ArrayLauncher(SlurmLauncher):
         for words in jobs:
             folder = self.plans[words].folder
             outcomes[words] = SUBMITTED, EXIT_OK
-            if self.plans[words].cfg.measure == "cost":
-                print("refused: measure=cost measures where it is started; leave out hydra/launcher")
-                outcomes[words] = REFUSED, EXIT_BAD_INPUT
-            elif folder in queued or new.setdefault(folder, words) != words:
+            if folder in queued or new.setdefault(folder, words) != words:
                 print(f"in the queue already: {folder} (task {queued.get(folder, 'of this sweep')})")
                 outcomes[words] = QUEUED, EXIT_OK
                 tasks |= {words: queued[folder]} if folder in queued else {}
@@ -155,11 +150,3 @@ class ArrayLauncher(SlurmLauncher):
                         outcomes[words] = outcome
                         print(f"{self.ledger.sweep[words].label} {outcome[0]} (task {tasks[words]})", flush=True)
                         del seen[words]
-
-
-def outcome_on_disk(folder: Path) -> Outcome:
-    """Of a run whose task left the queue: it ended, was refused or killed, or its node is gone."""
-    record = record_in(folder)
-    if record is None or record.status == "failed":
-        return FAILED, EXIT_FAILED
-    return (DONE, EXIT_OK) if record.status == "ok" else (INTERRUPTED, EXIT_TERMINATED)

@@ -73,7 +73,7 @@ class CellSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
         if config.launch == "detach" and not isinstance(self.launcher, ArrayLauncher):
-            raise InputError("launch=detach leaves the runs to a cluster: add hydra/launcher=slurm")
+            raise InputError("launch=detach leaves the runs to the queue of a cluster: hydra/launcher=slurm")
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs everything; the outcomes are in the ledger.
@@ -84,6 +84,8 @@ class CellSweeper(Sweeper):
         """
         self.ledger.begun = True
         given = self.values(self.params) | self.values(arguments)
+        if "cost" in given.get("measure", ()) and not self.one_by_one:
+            raise InputError("measure=cost measures where it is started; leave out hydra/launcher")
         tables = {table: [self.values(lists) for lists in cells] for table, cells in self.cells.items()}
         stages = [self.values(stage) for stage in self.stages] or [{}]
         sweeps.check_stages(stages, given)
@@ -126,6 +128,11 @@ class CellSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         return list(parser.parse_overrides(list(words)))
 
+    @property
+    def one_by_one(self) -> bool:
+        """The runs are trained in this process."""
+        return str(self.config.hydra.runtime.choices["hydra/launcher"]) == "basic"
+
     # -- jobs -> runs ----------------------------------------------------------------------------------------------
 
     def launch(self, jobs: Sequence[Job]) -> list[Job]:
@@ -159,11 +166,10 @@ class CellSweeper(Sweeper):
             folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
-        one_by_one = self.config.hydra.runtime.choices["hydra/launcher"] == "basic"  # in this process
-        size = 1 if one_by_one else self.batch_size or len(jobs)
+        size = 1 if self.one_by_one else self.batch_size or len(jobs)
         for start in range(0, len(left), size):
             batch = [words_of(job) for job in left[start : start + size]]
-            with prefixed(self.ledger.sweep[batch[0]].label) if one_by_one else nullcontext():
+            with prefixed(self.ledger.sweep[batch[0]].label) if self.one_by_one else nullcontext():
                 self.launch_batch(batch)
         return left
 

@@ -18,7 +18,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adalora_repro.config.catalog import GROUPS, add_folder, base_files, choices_of, resource
+from adalora_repro.config.catalog import GROUPS, add_folder, base_files, choices_of, read, resource
 from adalora_repro.config.checks import OPTIONAL
 from adalora_repro.config.schema import Config
 from adalora_repro.config.words import word
@@ -188,7 +188,7 @@ def unknown_choice(group: str, choice: str, options: Sequence[str] | None = None
     Args:
         options: Hydra's list, which includes files of installed packages.
     """
-    valid = sorted({*choices_of(group), *(options or ())})
+    valid = sorted({*choices_of(group), *(name for name in options or () if not name.endswith("_types"))})
     hint = did_you_mean(choice, valid)
     number = re.fullmatch(r"(\d+(?:\.\d+)?)([kM])", choice)
     if group == "budget" and number:
@@ -210,7 +210,9 @@ def unknown_setting(key: str, typed: Sequence[str]) -> str:
     known += [group for group in GROUPS if group not in known] + _options_of("method", typed)
     beside = [path for path in known if path.rpartition(".")[0] == parent]
     if parent == "hydra.launcher":
-        beside = [f"{parent}.{option!s}" for option in OmegaConf.load(resource("conf") / "hydra/launcher/slurm.yaml")]
+        chosen = ["slurm", *(text.partition("=")[2] for text in typed if text.startswith("hydra/launcher="))][-1]
+        options = dict.fromkeys(str(name) for file in base_files("hydra/launcher", chosen) for name in read(file))
+        beside = [f"{parent}.{name}" for name in options if name not in ("defaults", "_target_")]
     elif group in GROUPS and (group == "method" or not beside):  # an open node: each file has its own options
         beside, of = _options_of(parent, typed), f" for {group}={_choice(group, typed)}"
     same_name = [] if parent else [path for path in known if path.endswith(f".{name}")]

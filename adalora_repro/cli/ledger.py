@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 
 from adalora_repro.config.resolve import record_in
 from adalora_repro.config.sweep import Words
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
+from adalora_repro.config.words import key_of
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
 
 Outcome = tuple[str, int]  # a word for the summary, the exit code
 DONE, ALREADY, PLANNED, FAILED, REFUSED = "done", "already done", "planned", "failed", "refused"
@@ -35,6 +36,19 @@ class SweepRun:
         record = record_in(self.folder) if self.folder else None
         error = record.error if record is not None and record.status == "failed" else None
         return "; ".join(str(part) for part in (error, self.folder) if part)
+
+
+def outcome_on_disk(folder: Path | None) -> Outcome:
+    """Of a run whose process is gone: it ended, was refused or killed, or its node is gone."""
+    record = record_in(folder) if folder else None
+    if record is None or record.status == "failed":
+        return FAILED, EXIT_FAILED
+    return (DONE, EXIT_OK) if record.status == "ok" else (INTERRUPTED, EXIT_TERMINATED)
+
+
+def without_force(words: Sequence[str]) -> list[str]:
+    """For a run that a cluster starts again: force=true starts over once, not every time."""
+    return [word for word in words if key_of(word) != "force"]
 
 
 def report_command(tables: Iterable[str], key: Mapping[str, Any], results: Path) -> str:

@@ -299,4 +299,4 @@ class Config:
     track: list[str] = setting(factory=list, identity=False)
     "Experiment trackers beside log.jsonl: tensorboard, wandb (offline unless WANDB_MODE is set), trackio, mlflow."
     launch: str = setting("wait", identity=False, choices=LAUNCHES)
-    "Of a sweep on a cluster: wait for its jobs, or detach."
+    "Of a sweep on SLURM: wait for its jobs, or detach."

@@ -42,6 +42,17 @@ class SweeperConfig:
     stages: list[Any] = field(default_factory=list)  # of mappings; OmegaConf's error for such a type names no setting
 
 
+@dataclass
+class RayConfig:
+    """The types of conf/hydra/launcher/ray.yaml."""
+
+    _target_: str
+    address: str
+    num_gpus: float
+    num_cpus: float
+    max_retries: int
+
+
 def words_of(job: Job) -> Words:
     return tuple(f"{key}={value}" for key, value in job.items())
 

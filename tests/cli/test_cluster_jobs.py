@@ -1,10 +1,11 @@
-"""hydra/launcher=slurm, launch=detach: scripts in the place of SLURM's commands; tests/cluster has a real one."""
+"""hydra/launcher=slurm and ray: scripts in the place of SLURM's commands; tests/cluster has real clusters."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -59,12 +60,13 @@ def submission() -> slurm_queue.Submission:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ("task=rte launch=detach", "launch=detach submit a sweep: adalora-run -m …"),
-        ("task=rte hydra/launcher=slurm", "submit a sweep: adalora-run -m …"),
-        ("-m task=rte launch=detach", "launch=detach leaves the runs to a cluster: add hydra/launcher=slurm"),
+        ("task=rte launch=detach", "launch=detach are for a sweep: adalora-run -m …"),
+        ("task=rte hydra/launcher=slurm", "are for a sweep: adalora-run -m …"),
+        ("-m task=rte launch=detach", "launch=detach leaves the runs to the queue of a cluster: hydra/launcher=slurm"),
+        ("-m task=rte,cola hydra/launcher=slurm measure=cost", "measure=cost measures where it is started"),
         ("-m task=rte launch=later", "unknown launch 'later'; valid: wait, detach"),
         ("-m task=rte launch=wait,detach", "launch must be one for all runs"),
-        ("-m task=rte hydra/launcher=pbs", "unknown hydra/launcher 'pbs'; valid: basic, slurm, submitit_local, "),
+        ("-m task=rte hydra/launcher=pbs", "unknown hydra/launcher 'pbs'; valid: basic, ray, slurm, submitit_local, "),
         ("-m task=rte hydra/launcher=slurm hydra.launcher.time=9", "no setting 'hydra.launcher.time'"),
         ("-m task=rte hydra/launcher=slurm hydra.launcher.timeout_min=2h", "'2h' of type 'str' could not be converted"),
     ],
@@ -91,24 +93,63 @@ def test_without_slurm_or_its_consent_nothing_is_recorded(
     assert done.code == EXIT_BAD_INPUT
     assert done.err == "adalora-run: error: sbatch refused: no such partition\n"
     assert not list(Path("results").rglob("submitted-*"))
-    done = tiny(*WORDS, "measure=cost")
-    assert (done.code, counts(done)) == (EXIT_BAD_INPUT, "1 refused")
-    assert "measure=cost measures where it is started" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("launch=detach", "launch=detach leaves the runs to the queue of a cluster: hydra/launcher=slurm"),
+        ("hydra.launcher.gpus=1", "(did you mean hydra.launcher.num_gpus?); valid: hydra.launcher.address, "),
+        ("hydra.launcher.num_cpus=few", "hydra.launcher.num_cpus: Value 'few' of type 'str' could not be converted"),
+        ("hydra.launcher.num_gpus=1.5", "hydra.launcher: num_gpus is a part of one GPU or a whole number"),
+        ("hydra.launcher.num_gpus=-1", "hydra.launcher: The quantity of resource num_gpus cannot be negative"),
+    ],
+)
+def test_one_line_before_ray_is_started(tiny: Cli, words: str, problem: str) -> None:
+    pytest.importorskip("ray")
+    done = tiny("-m", "task=rte", "hydra/launcher=ray", words)
+    assert (done.code, done.out) == (EXIT_BAD_INPUT, "")
+    (line,) = done.err.splitlines()
+    assert problem in line
+    assert not Path("results").exists()
+
+
+def test_an_address_where_nothing_answers(tiny: Cli) -> None:
+    pytest.importorskip("ray")
+    done = tiny("-m", "task=rte", "hydra/launcher=ray", "hydra.launcher.address=127.0.0.1:1")
+    assert done.code == EXIT_BAD_INPUT
+    assert done.err == "adalora-run: error: hydra.launcher.address=127.0.0.1:1: [Errno 111] Connection refused\n"
+    assert not list(Path("results").rglob("metrics.json"))
+
+
+def test_without_ray(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = tiny("-m", "task=rte", "hydra/launcher=ray")
+    assert done.code == EXIT_BAD_INPUT
+    assert done.err == "adalora-run: error: hydra/launcher=ray needs Ray: pip install 'adalora-repro[ray]'\n"
 
 
 def test_force_starts_over_once_and_not_at_every_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from adalora_repro.cli import run
-    from hydra_plugins import adalora_launcher
+    from hydra_plugins import adalora_launcher, adalora_ray
 
     seen: list[list[str]] = []
-    monkeypatch.setattr(run, "one_of_many", lambda words: (seen.append(list(words)), ("done", EXIT_OK))[1])
+
+    def one_of_many(words: Sequence[str]) -> tuple[str, int]:
+        seen.append(list(words))
+        print("loading weights", file=sys.stderr)
+        return "done", EXIT_OK
+
+    monkeypatch.setattr(run, "one_of_many", one_of_many)
     monkeypatch.setattr(adalora_launcher.signal, "signal", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     task = adalora_launcher.ArrayLauncher()
     task(("task=cola", "force=true"), str(tmp_path))
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     task(("task=cola", "force=true"), str(tmp_path))
-    assert seen == [["task=cola", "force=true"], ["task=cola"]]
+    for _ in range(2):
+        adalora_ray.run_one(("task=cola", "force=true"), str(tmp_path), sys.path, tmp_path / "1")
+    assert seen == [["task=cola", "force=true"], ["task=cola"]] * 2
 
 
 # launch=detach

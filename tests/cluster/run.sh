@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# run.sh COMMAND…: installs SLURM where it is missing (root, apt) and runs the command, the tests of this folder.
+# run.sh COMMAND…: installs SLURM where it is missing (root, apt) and runs the command, test_slurm.py.
 # Where it cannot be installed, says why and ends with 0.
 set -euo pipefail
 
-skip() { echo "skipped: the tests on a cluster need $*"; exit 0; }
+skip() { echo "skipped: the tests on SLURM need $*"; exit 0; }
 
 [ "$(id -u)" = 0 ] || skip "root, to start a SLURM of their own"
 missing=

@@ -1,4 +1,4 @@
-"""conf/hydra/launcher: the file composes, and says what hydra-submitit-launcher and sbatch understand."""
+"""conf/hydra/launcher: the files compose, and say what hydra-submitit-launcher, sbatch and Ray understand."""
 
 from __future__ import annotations
 
@@ -12,23 +12,29 @@ from omegaconf import OmegaConf
 from adalora_repro.config.catalog import resource
 
 pytestmark = pytest.mark.usefixtures("hydra")
-TEXT = (resource("conf") / "hydra" / "launcher" / "slurm.yaml").read_text(encoding="utf-8")
+FOLDER = resource("conf") / "hydra" / "launcher"
+TEXTS = {name: (FOLDER / f"{name}.yaml").read_text(encoding="utf-8") for name in ("slurm", "ray")}
 
 
-def test_the_command_in_the_header_composes_with_the_types_of_the_plugin() -> None:
-    (command,) = re.findall(r"^#   (.+)$", TEXT, re.MULTILINE)
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_command_in_the_header_composes_with_the_types_of_the_plugin(name: str) -> None:
+    (command,) = re.findall(r"^#   (.+)$", TEXTS[name], re.MULTILINE)
     words = [word for word in shlex.split(command) if "hydra" in word]
     cfg = compose("config", ["task=rte", *words], return_hydra_config=True)
     launcher = OmegaConf.to_container(cfg.hydra.launcher, resolve=False)
-    assert launcher["_target_"] == "hydra_plugins.adalora_launcher.ArrayLauncher"  # type: ignore[index,call-overload]
-    own = OmegaConf.create(TEXT)
-    own.partition = "gpu"
+    typed = OmegaConf.from_dotlist([word.removeprefix("hydra.launcher.") for word in words[1:]])
+    own = OmegaConf.merge(OmegaConf.create(TEXTS[name]), typed)
     del own["defaults"]
     assert {name: launcher[name] for name in own} == OmegaConf.to_container(own, resolve=False)  # type: ignore[index,call-overload]
-    assert own.max_num_timeout >= 10  # at a time limit a run goes on
+
+
+def test_slurm_starts_a_run_again_at_its_time_limit_and_after_a_preemption() -> None:
+    own = OmegaConf.create(TEXTS["slurm"])
+    assert own.max_num_timeout >= 10
     assert own.additional_parameters.requeue
 
 
-def test_every_setting_has_a_comment() -> None:
-    lines = [line for line in TEXT.splitlines() if re.match(r" *\w+:", line) and "  # " not in line]
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_every_setting_has_a_comment(text: str) -> None:
+    lines = [line for line in text.splitlines() if re.match(r" *\w+:", line) and "  # " not in line]
     assert [line.partition(":")[0] for line in lines] == ["defaults", "_target_"]

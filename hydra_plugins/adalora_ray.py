@@ -1,0 +1,149 @@
+"""The launcher behind ``hydra/launcher=ray``: the runs of a sweep as Ray tasks, on this machine or a running cluster.
+
+hydra-ray-launcher 1.2.2 stands in the way: it cannot be installed beside this project's cloudpickle and dateutil, loses
+all outcomes with the first worker that dies, and cancels nothing: a subclass would replace all that it does.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from adalora_repro.cli.ledger import Outcome, outcome_on_disk, without_force
+from adalora_repro.config.catalog import added_folders
+from adalora_repro.config.sweep import RayConfig, Words
+from adalora_repro.errors import InputError, first_line
+from adalora_repro.training.progress import Prefixed, complain, say
+from adalora_repro.training.signals import Interrupted, StopSignal
+
+ConfigStore.instance().store(group="hydra/launcher", name="ray_types", node=RayConfig)
+
+
+class RayLauncher(Launcher):
+    """See conf/hydra/launcher/ray.yaml."""
+
+    def __init__(self, address: str, **options: float) -> None:
+        self.address, self.options = address, options
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Raises InputError if Ray is not installed or refuses a setting, before a run is looked at."""
+        try:
+            import ray
+
+            if self.options["num_gpus"] > 1 and self.options["num_gpus"] % 1:
+                raise ValueError("num_gpus is a part of one GPU or a whole number")
+            self.task = ray.remote(max_calls=1, **self.options)(run_one)  # a process of its own for each run
+        except ModuleNotFoundError:
+            raise InputError("hydra/launcher=ray needs Ray: pip install 'adalora-repro[ray]'") from None
+        except (ValueError, ArithmeticError) as error:
+            raise InputError(f"hydra.launcher: {first_line(error)}") from None
+        self.logs = Path(config.hydra.sweep.dir).absolute() / "ray"
+        self.ray, self.ledger = ray, vars(task_function)["ledger"]
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Trains the jobs, each as soon as a node has room for it.
+
+        Raises:
+            InputError: there is no such cluster, or no room for a run on this machine.
+            SystemExit: a signal asked this process to stop; the runs that had begun are saved.
+        """
+        self.connect()
+        self.logs.mkdir(parents=True, exist_ok=True)
+        options = [f"--config-dir={folder.absolute()}" for folder in added_folders()]
+        tasks: dict[Any, tuple[Words, list[Output]]] = {}
+        jobs = [tuple(words) for words in job_overrides]
+        for number, words in enumerate(jobs, initial_job_idx + 1):
+            label, log = self.ledger.sweep[words].label, self.logs / str(number)
+            task = self.task.options(name=label).remote([*options, *words], os.getcwd(), sys.path, log)
+            streams = {".out": sys.stdout, ".err": sys.stderr}
+            tasks[task] = words, [Output(log.with_suffix(name), to, label) for name, to in streams.items()]
+        stop, told = StopSignal(), False
+        with suppress(Interrupted), stop.installed(), stop.deferred():  # a second signal ends the waiting
+            while tasks:
+                ended, _ = self.ray.wait(list(tasks), timeout=0.5)
+                for output in (output for _, outputs in tasks.values() for output in outputs):
+                    output.copy()
+                for task in ended:
+                    self.enter(task, tasks.pop(task)[0])
+                if stop.signum and not told:
+                    told = True
+                    say("adalora-run: stopping; every run saves a checkpoint after its step")
+                    for task in tasks:
+                        self.ray.cancel(task)  # SIGINT for a run that has begun
+        if stop.signum:
+            raise SystemExit(stop.exit_code)
+        return [JobReturn(_return_value=self.ledger.outcomes[job], status=JobStatus.COMPLETED) for job in jobs]
+
+    def connect(self) -> None:
+        """Starts Ray on this machine, for as long as this process lives, or joins a cluster.
+
+        Raises:
+            InputError: nothing answers, or this machine has no room for a run.
+            ConnectionError: no cluster is running.
+        """
+        if self.ray.is_initialized():  # by an earlier stage
+            return
+        host, colon, port = self.address.rpartition(":")
+        if colon:  # Ray itself would wait for hours
+            try:
+                socket.create_connection((host, int(port)), timeout=10).close()
+            except (OSError, ValueError) as error:
+                raise InputError(f"hydra.launcher.address={self.address}: {error}") from None
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+        own = {"include_dashboard": False, "object_store_memory": 80 * 2**20} if self.address == "local" else {}
+        self.ray.init(self.address, log_to_driver=False, logging_level="ERROR", **own)
+        here = self.ray.cluster_resources()
+        for unit in ("GPU", "CPU") if own else ():  # a cluster may grow
+            if here.get(unit, 0) < (need := self.options[f"num_{unit.lower()}s"]):
+                raise InputError(f"hydra.launcher.num_{unit.lower()}s={need:g}: this machine has {here.get(unit, 0):g}")
+
+    def enter(self, task: Any, words: Words) -> None:
+        """Enters the outcome of a task that has ended into the ledger; one cancelled before it began has none."""
+        try:
+            self.ledger.outcomes[words] = self.ray.get(task)
+        except self.ray.exceptions.TaskCancelledError:
+            pass
+        except self.ray.exceptions.RayError as error:
+            run = self.ledger.sweep[words]
+            complain(f"{run.label}: {str(error).splitlines()[-1]}")
+            self.ledger.outcomes[words] = outcome_on_disk(run.folder)
+
+
+class Output:
+    """A file of a run's output, copied to a stream of this process while it grows."""
+
+    def __init__(self, path: Path, stream: Any, label: str) -> None:
+        self.path, self.stream, self.copied = path, Prefixed(stream, f"{label} "), 0
+
+    def copy(self) -> None:
+        with suppress(FileNotFoundError), open(self.path, encoding="utf-8", errors="replace") as file:
+            file.seek(self.copied)
+            self.stream.write(file.read())
+            self.stream.flush()
+            self.copied = file.tell()
+
+
+def run_one(words: Sequence[str], folder: str, path: Sequence[str], log: Path) -> Outcome:
+    """One run in a process of its own: what Ray calls, and again when that process or its node has died."""
+    os.chdir(folder)
+    sys.path[:] = path
+    from adalora_repro.cli.run import one_of_many
+
+    with (
+        open(log.with_suffix(".out"), "a", buffering=1, encoding="utf-8") as out,
+        open(log.with_suffix(".err"), "a", buffering=1, encoding="utf-8") as err,
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        return one_of_many(without_force(words) if err.tell() else words)  # it has begun before
