@@ -1,7 +1,7 @@
 """The launcher behind ``hydra/launcher=ray``: the runs of a sweep as Ray tasks, on this machine or a running cluster.
 
-hydra-ray-launcher 1.2.2 stands in the way: it cannot be installed beside this project's cloudpickle and dateutil, loses
-all outcomes with the first worker that dies, and cancels nothing: a subclass would replace all that it does.
+hydra-ray-launcher 1.2.2 cannot be installed beside this project's cloudpickle and dateutil, loses all outcomes with the
+first worker that dies, and cancels nothing: a subclass would replace all that it does.
 """
 
 from __future__ import annotations
@@ -54,9 +54,8 @@ class RayLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Trains the jobs, each as soon as a node has room for it.
 
-        Raises:
-            InputError: there is no such cluster, or no room for a run on this machine.
-            SystemExit: a signal asked this process to stop; the runs that had begun are saved.
+        Raises InputError or ConnectionError if there is no such cluster, or no room for a run on this machine;
+        SystemExit if a signal asked this process to stop: the runs that had begun are saved.
         """
         self.connect()
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -65,9 +64,10 @@ class RayLauncher(Launcher):
         jobs = [tuple(words) for words in job_overrides]
         for number, words in enumerate(jobs, initial_job_idx + 1):
             label, log = self.ledger.sweep[words].label, self.logs / str(number)
+            streams = {".err": sys.stderr, ".out": sys.stdout}  # in this order: a run prints its result last
+            outputs = [Output(log.with_suffix(name), to, label) for name, to in streams.items()]
             task = self.task.options(name=label).remote([*options, *words], os.getcwd(), sys.path, log)
-            streams = {".out": sys.stdout, ".err": sys.stderr}
-            tasks[task] = words, [Output(log.with_suffix(name), to, label) for name, to in streams.items()]
+            tasks[task] = words, outputs
         stop, told = StopSignal(), False
         with suppress(Interrupted), stop.installed(), stop.deferred():  # a second signal ends the waiting
             while tasks:
@@ -86,12 +86,7 @@ class RayLauncher(Launcher):
         return [JobReturn(_return_value=self.ledger.outcomes[job], status=JobStatus.COMPLETED) for job in jobs]
 
     def connect(self) -> None:
-        """Starts Ray on this machine, for as long as this process lives, or joins a cluster.
-
-        Raises:
-            InputError: nothing answers, or this machine has no room for a run.
-            ConnectionError: no cluster is running.
-        """
+        """Starts Ray here, until this process ends, or joins a cluster; raises InputError or ConnectionError if not."""
         if self.ray.is_initialized():  # by an earlier stage
             return
         host, colon, port = self.address.rpartition(":")
@@ -101,12 +96,15 @@ class RayLauncher(Launcher):
             except (OSError, ValueError) as error:
                 raise InputError(f"hydra.launcher.address={self.address}: {error}") from None
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+        os.environ.setdefault("RAY_task_oom_retries", str(self.options["max_retries"]))  # Ray's default: without end
         own = {"include_dashboard": False, "object_store_memory": 80 * 2**20} if self.address == "local" else {}
         self.ray.init(self.address, log_to_driver=False, logging_level="ERROR", **own)
-        here = self.ray.cluster_resources()
-        for unit in ("GPU", "CPU") if own else ():  # a cluster may grow
-            if here.get(unit, 0) < (need := self.options[f"num_{unit.lower()}s"]):
-                raise InputError(f"hydra.launcher.num_{unit.lower()}s={need:g}: this machine has {here.get(unit, 0):g}")
+        for name, unit, hint in (("num_gpus", "GPU", " (num_gpus=0 trains on CPUs)"), ("num_cpus", "CPU", "")):
+            need, there = self.options[name], self.ray.cluster_resources().get(unit, 0)
+            if need > there and own:
+                raise InputError(f"hydra.launcher.{name}={need:g}: this machine has {there:g}{hint}")
+            if need > there:
+                say(f"adalora-run: hydra.launcher.{name}={need:g}: the cluster has {there:g}{hint}; runs wait for more")
 
     def enter(self, task: Any, words: Words) -> None:
         """Enters the outcome of a task that has ended into the ledger; one cancelled before it began has none."""
@@ -116,7 +114,7 @@ class RayLauncher(Launcher):
             pass
         except self.ray.exceptions.RayError as error:
             run = self.ledger.sweep[words]
-            complain(f"{run.label}: {str(error).splitlines()[-1]}")
+            complain(f"{run.label}: {first_line(getattr(error, 'cause', error))}")
             self.ledger.outcomes[words] = outcome_on_disk(run.folder)
 
 
@@ -124,6 +122,7 @@ class Output:
     """A file of a run's output, copied to a stream of this process while it grows."""
 
     def __init__(self, path: Path, stream: Any, label: str) -> None:
+        path.unlink(missing_ok=True)  # of an earlier command with the same hydra.sweep.dir
         self.path, self.stream, self.copied = path, Prefixed(stream, f"{label} "), 0
 
     def copy(self) -> None:
