@@ -264,6 +264,7 @@ def no_peak(name: str, why: str) -> dict[str, Any]:
 
 def peak_here(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]:
     run = runner.build(plan)
+    runner.free_device(run.device)  # from the model of an earlier call
     provenance.reset_peak_memory()
     for parts in batches:
         timed(run, list(on_device(run, run.data.train, parts, 0)))
