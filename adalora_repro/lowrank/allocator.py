@@ -48,8 +48,8 @@ class RankAllocator:
     optimizer remembers still moves it, and it hardly comes back, which is the paper's point. B = 0 at the start gives
     every doublet the score 0 at t = 0, so a mask there keeps the first ones; the warm-up t_i is for that.
 
-    All work is done on tensors stacked by shape; no value is copied to the host in a step. Ū is stored in the precision
-    of the frozen weights (bf16 with ``train.precision=bf16``), Ī in that of the parameters.
+    All work is done on tensors stacked by shape; no value is copied to the host in a step. Where the
+    frozen weights are in bf16 (``train.precision=bf16``), so is Ū; Ī has the precision of the parameters.
 
     Args:
         layers: name -> layer; the order breaks ties and names the ranks.
@@ -109,8 +109,9 @@ class RankAllocator:
         stacked = [start[id(layer)] + i for group in self._groups for layer in group for i in range(layer.r)]
         # per group one tensor each for Λ (n, r, 1), P (n, d_out, r) and Q (n, r, d_in), in this order; B and A in LoRA
         self._average = [torch.zeros_like(weights) for weights in self._weights()]
-        # with frozen weights in bf16 gradients have 8 significant bits; Ū needs no more: eq. (7) averages its rounding
-        precision = self._groups[0][0].base.weight.dtype
+        # with frozen weights in bf16 gradients have 8 significant bits; Ū needs no more: eq. (7) averages its rounding.
+        # Promoted, because in fp16 it would underflow.
+        precision = torch.promote_types(self._groups[0][0].base.weight.dtype, torch.bfloat16)
         self._uncertainty = [torch.zeros_like(average, dtype=precision) for average in self._average]
         device = self._average[0].device
         self._from_stacks = torch.argsort(torch.tensor(stacked)).to(device)
