@@ -99,7 +99,7 @@ class RayLauncher(Launcher):
         os.environ.setdefault("RAY_task_oom_retries", str(self.options["max_retries"]))  # Ray's default: without end
         own = {"include_dashboard": False, "object_store_memory": 80 * 2**20} if self.address == "local" else {}
         self.ray.init(self.address, log_to_driver=False, logging_level="ERROR", **own)
-        for name, unit, hint in (("num_gpus", "GPU", " (num_gpus=0 trains on CPUs)"), ("num_cpus", "CPU", "")):
+        for name, unit, hint in (("num_gpus", "GPU", " (without a GPU: num_gpus=0)"), ("num_cpus", "CPU", "")):
             need, there = self.options[name], self.ray.cluster_resources().get(unit, 0)
             if need > there and own:
                 raise InputError(f"hydra.launcher.{name}={need:g}: this machine has {there:g}{hint}")

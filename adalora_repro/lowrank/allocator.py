@@ -48,8 +48,8 @@ class RankAllocator:
     optimizer remembers still moves it, and it hardly comes back, which is the paper's point. B = 0 at the start gives
     every doublet the score 0 at t = 0, so a mask there keeps the first ones; the warm-up t_i is for that.
 
-    All work is done on tensors stacked by shape; no value is copied to the host in a step. Where the
-    frozen weights are in bf16 (``train.precision=bf16``), so is Ū; Ī has the precision of the parameters.
+    All work is done on tensors stacked by shape; no value is copied to the host in a step. Where the frozen
+    weights are in bf16 (``train.precision=bf16``), so is Ū; Ī has the precision of the parameters.
 
     Args:
         layers: name -> layer; the order breaks ties and names the ranks.

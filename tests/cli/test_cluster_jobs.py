@@ -63,7 +63,7 @@ def submission() -> slurm_queue.Submission:
         ("task=rte launch=detach", "launch=detach are for a sweep: adalora-run -m …"),
         ("task=rte hydra/launcher=slurm", "are for a sweep: adalora-run -m …"),
         ("-m task=rte launch=detach", "launch=detach leaves the runs to the queue of a cluster: hydra/launcher=slurm"),
-        ("-m task=rte,cola hydra/launcher=slurm measure=cost", "measure=cost measures where it is started"),
+        ("-m task=rte,cola hydra/launcher=slurm measure=cost", "measure=cost measures the machine"),
         ("-m task=rte launch=later", "unknown launch 'later'; valid: wait, detach"),
         ("-m task=rte launch=wait,detach", "launch must be one for all runs"),
         ("-m task=rte hydra/launcher=pbs", "unknown hydra/launcher 'pbs'; valid: basic, ray, slurm, submitit_local, "),
