@@ -65,9 +65,9 @@ NOTES = (
     "AdaLoRA as the authors' code trains it (protocol=released).",
 )
 TIMES = (
-    "Time: AdaLoRA's seconds of training over the other method's, summed over the common seeds, where all ran on "
-    "one device. Evaluations are left out. Other work on a machine changes it; measure=cost compares steps one "
-    "right after the other."
+    "Time: AdaLoRA's seconds of training divided by the other method's, summed over the common seeds, where all ran "
+    "on one device; without evaluations. Other work on the machine changes it: measure=cost compares the two methods "
+    "step by step."
 )
 
 
@@ -305,17 +305,9 @@ def sheet_of(claims: pd.DataFrame, form: str, more: Sequence[str] = (), times: b
     summary = ", ".join(f"{counts[name]} {name}" for name in (SUPPORTED, CONTRADICTED, UNDECIDED) if name in counts)
     caption = f"{TITLE}. {'; '.join(where)}: {summary or 'no test yet'}." if where else f"{TITLE}: no finished run yet."
     frame = pd.DataFrame(texts, columns=None if texts else ["Cell", "AdaLoRA minus", "Verdict"])
-    notes = [*NOTES, *[TIMES] * times, *reasons(claims), *settings(claims), *more, SELECTION]
-    return Sheet(
-        "claims",
-        TITLE,
-        caption,
-        frame,
-        list(frame.Cell),
-        notes,
-        warnings=[NOTES[1], *[TIMES] * times],
-        names=2,
-    )
+    timed = [TIMES] if times else []
+    notes = [*NOTES, *timed, *reasons(claims), *settings(claims), *more, SELECTION]
+    return Sheet("claims", TITLE, caption, frame, list(frame.Cell), notes, warnings=[NOTES[1], *timed], names=2)
 
 
 def difference_text(line: Any, decimals: int) -> str:
@@ -374,7 +366,7 @@ def settings(claims: pd.DataFrame) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_format(parser, FORMATS)
     parser.add_argument("--backbone", metavar="NAME", help="default: all with runs of AdaLoRA")
-    parser.add_argument("--times", action="store_true", help="a column with AdaLoRA's training time over the other's")
+    parser.add_argument("--times", action="store_true", help="AdaLoRA's training time divided by the other method's")
     parser.add_argument("--notes", action="store_true", help="all notes in a terminal too")
 
 

@@ -50,10 +50,10 @@ NOTES = (
     "after the other and in turn first. Intervals: percentile bootstrap over these pairs of steps.",
     "Ours: training steps alone, warm-up steps left out, batches on the device already; batches stand for an epoch's "
     "lengths, steps for the phases of the whole run. Time/epoch: the mean step times the steps of the official "
-    "training split. Hours/cell: the paper's number of such epochs, one run that fills a cell; evaluations come on "
-    "top. Memory (1 GB = 10^9 bytes): peak of a process that trains the method alone, over the epoch's smallest and "
-    "largest micro-batch. Tokens: without padding. Padding: longest: batches grouped by length; drawn: at random, in "
-    "parts of similar length on a CPU.",
+    "training split. Hours/cell: the mean step times the steps of one run in the paper's setting, without "
+    "evaluations. Memory (1 GB = 10^9 bytes): peak of a process that trains the method alone, over the epoch's "
+    "smallest and largest micro-batch. Tokens: without padding. Padding: longest: batches grouped by length; drawn: at "
+    "random, in parts of similar length on a CPU.",
     "Paper: one V100 GPU; its padding and precision are not stated. It prints whole minutes: the ratios made of them "
     "here are good to about 0.01 on MNLI and 0.02 below.",
     "The paper labels the lower half SST-2. Its text says SQuADv2, and 60 minutes an epoch against 105 of MNLI do not "
