@@ -192,7 +192,7 @@ def run(cfg: DictConfig, words: Words, many: bool, ledger: Ledger) -> Outcome:
     """
     choices = HydraConfig.get().runtime.choices
     if not many and (choices["hydra/launcher"] in choices_of("hydra/launcher") or cfg.launch == "detach"):
-        raise InputError("hydra/launcher and launch=detach are for a sweep: adalora-run -m … hydra/launcher=slurm")
+        raise InputError("hydra/launcher and launch=detach are for a sweep: adalora-run -m …")
     # +key=value goes past Hydra's own check of names
     OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
     if Path(cfg.results.dir).expanduser().is_file():

@@ -7,9 +7,8 @@ on the same batches, one right after the other, and take turns at being first, s
   each part the middle one.
 - The steps represent a run: step k of K is made as step t = (2k + 1) T / 2K of its T steps, so that each phase of a
   schedule has its share.
-- Peak memory is that of a process that trains the method alone: one step on the smallest batch, which creates the
-  optimizer's state, and one on the largest batch of the epoch. On a GPU the allocator counts it in this process; on a
-  CPU it takes a process of its own.
+- Peak memory is that of the method alone: one step on the smallest batch, which creates the optimizer's state, and one
+  on the largest batch of the epoch. On a GPU the allocator counts it in this process; a CPU needs a process of its own.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ HOURS = Against(
     "hours",
     "hours of training",
     None,
-    "hours as recorded, without evaluations: other work on a machine makes them longer.",
+    "hours as recorded, without evaluations; other work on the machine makes them longer.",
     apart=("task", "device"),
 )
 

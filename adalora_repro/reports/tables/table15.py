@@ -51,7 +51,7 @@ NOTES = (
     "Ours: training steps alone, warm-up steps left out, batches on the device already; batches stand for an epoch's "
     "lengths, steps for the phases of the whole run. Time/epoch: the mean step times the steps of the official "
     "training split. Hours/cell: the mean step times the steps of one run in the paper's setting, without "
-    "evaluations. Memory (1 GB = 10^9 bytes): peak of a process that trains the method alone, over the epoch's "
+    "evaluations. Memory (1 GB = 10^9 bytes): peak while the method trains alone, over the epoch's "
     "smallest and largest micro-batch. Tokens: without padding. Padding: longest: batches grouped by length; drawn: at "
     "random, in parts of similar length on a CPU.",
     "Paper: one V100 GPU; its padding and precision are not stated. It prints whole minutes: the ratios made of them "
