@@ -321,7 +321,6 @@ LATER_VALUES = {
     "data.skip_invalid": ("cola", "true"),
     "method.allocation": ("cola", "uniform"),
     "method.init": ("cola", "kaiming"),
-    "train.attention": ("cola", "cropped"),
     "train.compile": ("cola", "inductor"),
     "train.pass_tokens": ("cola", "64"),
     "task.n_best": ("squad", "7"),
@@ -339,6 +338,7 @@ LATER_VALUES = {
 def test_later_settings_are_all_tried() -> None:
     # tested in test_transplant.py, test_budgets.py, test_own_files.py and below
     elsewhere = {"method.rank_pattern", "method.initial_rank", "train.group_by_length", "task.validation_share"}
+    elsewhere |= {"train.attention"}
     assert set(LATER_VALUES) | elsewhere == set(LATER)
 
 
@@ -353,6 +353,16 @@ def test_a_later_setting_is_part_of_the_identity_only_at_another_value(name: str
     assert other.settings[name] == yaml.safe_load(value)
     assert other.key["hash"] != plan.key["hash"]
     assert other.key["variant"] != plan.key["variant"]
+
+
+def test_positions_are_cropped_where_there_are_some_and_only_then_part_of_the_identity() -> None:
+    words = ("task=cola", "method=lora", "budget=0.3M")
+    default, eager = resolved(*words), resolved(*words, "train.attention=eager")
+    assert default.settings["train.attention"] == "cropped"
+    assert "train.attention" not in eager.settings
+    asked, bert = (resolved(*words, "backbone=minilm", *more) for more in (("train.attention=cropped",), ()))
+    assert asked.key == bert.key
+    assert (asked.cfg.train.attention, "train.attention" in asked.settings) == ("eager", False)
 
 
 # Which backbone for which task
