@@ -84,7 +84,7 @@ class CellSweeper(Sweeper):
         """
         self.ledger.begun = True
         given = self.values(self.params) | self.values(arguments)
-        if "cost" in given.get("measure", ()) and not self.one_by_one:
+        if "cost" in (self.config.measure, *given.get("measure", ())) and not self.one_by_one:
             raise InputError("measure=cost measures the machine on which it is started; leave out hydra/launcher")
         tables = {table: [self.values(lists) for lists in cells] for table, cells in self.cells.items()}
         stages = [self.values(stage) for stage in self.stages] or [{}]
