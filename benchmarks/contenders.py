@@ -45,7 +45,7 @@ def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULA
 
     sizes = architecture(shape) | ({} if vocabulary is None else {"vocab_size": vocabulary})
     torch.manual_seed(0)
-    kind = "single_label_classification"  # transformers would look for it in the labels at every step of PEFT's
+    kind = "single_label_classification"  # else transformers infers it from the labels, in every step
     config = AutoConfig.for_model(sizes.pop("model_type"), **sizes, num_labels=2, problem_type=kind)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForSequenceClassification
     with torch.device(device):  # a GPU draws the weights in no time

@@ -65,7 +65,7 @@ def measure(batch: int, lengths: list[int], device: str, who: str, name: str, **
         counted = None
         if device == "cpu":
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-            # such tensors cannot be moved
+            # tensors without values cannot be moved
             stack.enter_context(patch.object(torch.nn.Module, "to", lambda module, *args, **kwargs: module))
             counted = stack.enter_context(CountBytes())
         contender = Contender(who, name, vocabulary=None, device=device, **options)
