@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_words
 from huggingface_hub import constants
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -26,7 +25,18 @@ from adalora_repro.training import loop
 ROOT = Path(run.__file__).parents[2]
 
 #: settings of a run that takes a second; T = 6 optimizer steps
-TINY = [*tiny_words.TINY, "train.max_steps=6"]
+TINY = [
+    "backbone=tiny-bert",
+    "task.max_length=32",
+    "data=sample",
+    "data.sample_rows=64",
+    "data.sample_validation_rows=32",
+    "train.batch_size=8",
+    "train.max_steps=6",
+    "train.log_steps=2",
+    "train.device=cpu",
+    "method.schedule=scaled",
+]
 
 
 @dataclass
