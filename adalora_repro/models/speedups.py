@@ -8,7 +8,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from adalora_repro.errors import InputError
 from adalora_repro.models.sites import architecture
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # inductor's default without CXX
+aten = torch.ops.aten
+#: every operation of PyTorch that multiplies matrices in a transformer, forward and backward
+PRODUCTS = {
+    *(aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default),
+    *(aten.linear.default, aten.matmul.default),  # in inference mode these are not divided into the four above
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+    aten.scaled_dot_product_attention.default,
+}
 CROP_STEP = 16  # spans are multiples of it, so that few shapes occur, which compiler and allocator can reuse
 
 
@@ -33,6 +44,30 @@ def store_frozen(model: nn.Module, dtype: torch.dtype) -> None:
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad and id(parameter) not in elsewhere:
                 parameter.data = parameter.data.to(dtype)
+
+
+class Bf16ProductsInFp32(TorchDispatchMode):
+    """Inside, products of bf16 matrices are computed in fp32 and rounded to bf16, for CPUs without bf16 instructions.
+
+    There PyTorch multiplies bf16 matrices one number at a time: a training step of MiniLM takes 17 times as long. The
+    result is what a CPU with these instructions computes, up to the order of sums: it, too, multiplies exactly, adds in
+    fp32 and rounds once.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in PRODUCTS or args[0].dtype is not torch.bfloat16:
+            return func(*args, **kwargs)
+        args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
+        return tree_map_only(Tensor, _rounded, func(*args, **kwargs))
+
+
+def _widened(operand: Tensor) -> Tensor:
+    return operand.float() if operand.dtype is torch.bfloat16 else operand  # a mask may be Boolean
+
+
+def _rounded(result: Tensor) -> Tensor:
+    return result.bfloat16() if result.dtype is torch.float32 else result  # attention returns random states, too
 
 
 def use_4d_masks(model: PreTrainedModel) -> None:

@@ -35,7 +35,8 @@ def evaluate(run: RunState, watch: Watch) -> Evaluation:
     """
     run.check_weights()
     run.model.eval()
-    with run.method.masked(), torch.inference_mode(), run.processes.accelerator.autocast():
+    autocast = run.processes.accelerator.autocast()
+    with run.method.masked(), torch.inference_mode(), run.products(), autocast:
         predictions = {name: run.processes.gathered(_predictions(run, name, watch)) for name in run.data.evaluation}
         files: dict[str, Any] = {}  # kept in the main process, which writes them
 

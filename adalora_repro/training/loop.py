@@ -120,10 +120,11 @@ def backward(run: RunState, batches: list[Batch], parameters: Sequence[torch.nn.
     losses: list[Tensor] = []
     terms = 0
     for batch in batches:
-        with accelerator.autocast():
-            loss, n = run.task.loss(called, batch)
-        # the mean over all examples of the step: a micro-batch is weighted by its number of terms
-        accelerator.backward(loss if whole else loss * n)
+        with run.products():
+            with accelerator.autocast():
+                loss, n = run.task.loss(called, batch)
+            # the mean over all examples of the step: a micro-batch is weighted by its number of terms
+            accelerator.backward(loss if whole else loss * n)
         losses.append(loss.detach() if whole else loss.detach() * n)
         terms += n
     if whole:

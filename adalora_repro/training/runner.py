@@ -39,7 +39,8 @@ from adalora_repro.training.state import NonFiniteLossError, RunState
 #: how long a process waits for another: the main one may be tokenizing the data
 PATIENCE = timedelta(hours=3)
 SLOW_BF16 = (
-    "this CPU has no bf16 instructions: train.precision=bf16 is far slower than fp32 here (16 times, measured once)"
+    "this CPU has no bf16 instructions: train.precision=bf16 with train.compile is far slower than fp32 here "
+    "(16 times, measured once); train.compile=none is not"
 )
 
 
@@ -161,7 +162,7 @@ def _resume(run: RunState) -> bool:
 def initialize(run: RunState) -> None:
     """Initial values that a method takes from data."""
     run.model.eval()
-    with torch.no_grad(), run.processes.accelerator.autocast():
+    with torch.no_grad(), run.products(), run.processes.accelerator.autocast():
         run.method.prepare(lambda: first_batches(run), lambda batch: run.task.loss(run.model, batch))
 
 
@@ -250,8 +251,9 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
         tokenizer = backbones.load_tokenizer(cfg)
         backbones.check_lengths(cfg, tokenizer)
         data = processes.main_first(lambda: task.load(tokenizer))
-    slow = device.type == "cpu" and cfg.train.precision == "bf16" and provenance.has_bf16_instructions() is False
-    plan = plan.with_notes(*backbones.tokenizer_notes(cfg, tokenizer), *[SLOW_BF16] * slow)
+    compiling = cfg.train.compile != "none"
+    emulated = device.type == "cpu" and cfg.train.precision == "bf16" and provenance.has_bf16_instructions() is False
+    plan = plan.with_notes(*backbones.tokenizer_notes(cfg, tokenizer), *[SLOW_BF16] * (emulated and compiling))
     plan = settle(plan, len(data.train))
     cfg = plan.cfg
 
@@ -282,15 +284,18 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
     model = processes.accelerator.prepare_model(model, evaluation_mode=True)
     optimizer = processes.accelerator.prepare(optimizer)
     scheduler = get_linear_schedule_with_warmup(optimizer, cfg.optim.warmup_steps, plan.total_steps)
-    method.compiled = cfg.train.compile != "none"
+    method.compiled = compiling
     method.on_train_start(plan.total_steps)
     if processes.rank:
         torch.manual_seed(cfg.seed + processes.rank)  # dropout differs; the initial weights were the same for all
     compiled = None
-    if cfg.train.compile != "none":
+    if compiling:
         torch.compiler.reset()  # programs of a sweep's earlier runs count towards torch's recompile limit
         compiled = speedups.compiled(model, cfg.train.compile)
-    return RunState(plan, model, method, task, data, optimizer, scheduler, processes, compiled)
+    run = RunState(plan, model, method, task, data, optimizer, scheduler, processes, compiled)
+    if emulated and not compiling:  # a compiled program is not seen operation by operation
+        run.products = speedups.Bf16ProductsInFp32
+    return run
 
 
 def make_optimizer(model: torch.nn.Module, optim: Any) -> torch.optim.AdamW:

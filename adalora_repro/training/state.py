@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class RunState:
 
     Attributes:
         compiled: the compiled ``model``, for training steps; None without train.compile.
+        products: entered wherever the model is called: how its products are computed.
         t: the next step, from 0.
         losses: of the steps since the last ``look``, on the device.
         looked: losses of the steps since the last log line, on the host.
@@ -57,6 +59,7 @@ class RunState:
     scheduler: Any
     processes: Processes
     compiled: Any = None
+    products: Callable[[], AbstractContextManager[Any]] = nullcontext
     t: int = 0
     losses: list[Tensor] = field(default_factory=list)
     looked: list[float] = field(default_factory=list)
