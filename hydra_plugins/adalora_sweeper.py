@@ -166,7 +166,7 @@ class CellSweeper(Sweeper):
             folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
-        size = 1 if self.one_by_one else self.batch_size or len(jobs)
+        size = 1 if self.one_by_one else self.batch_size or max(len(left), 1)  # a stage may have none
         for start in range(0, len(left), size):
             batch = [words_of(job) for job in left[start : start + size]]
             with prefixed(self.ledger.sweep[batch[0]].label) if self.one_by_one else nullcontext():
