@@ -199,7 +199,7 @@ class TrainConfig:
     log_steps: int = setting(50, identity=False, minimum=1)
     "Optimizer steps from one line of log.jsonl to the next."
     precision: str = setting("fp32", choices=("fp32", "bf16"))
-    "bf16: mixed precision, frozen weights stored in bf16."
+    "bf16: mixed precision, frozen weights stored in bf16; a CPU without bf16 instructions multiplies in fp32."
     padding: str = setting("longest", choices=("longest", "max_length"))
     "longest: to the longest example that goes through the model at once; max_length: as the released scripts."
     group_by_length: bool = setting(False, later=True)
