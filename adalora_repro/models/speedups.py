@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from adalora_repro.errors import InputError
 from adalora_repro.models.sites import architecture
@@ -58,16 +57,16 @@ class Bf16ProductsInFp32(TorchDispatchMode):
         kwargs = kwargs or {}
         if func not in PRODUCTS or args[0].dtype is not torch.bfloat16:
             return func(*args, **kwargs)
-        args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs))
-        return tree_map_only(Tensor, _rounded, func(*args, **kwargs))
+        result = func(*map(_widened, args), **{name: _widened(value) for name, value in kwargs.items()})
+        return tuple(map(_rounded, result)) if isinstance(result, tuple) else _rounded(result)
 
 
-def _widened(operand: Tensor) -> Tensor:
-    return operand.float() if operand.dtype is torch.bfloat16 else operand  # a mask may be Boolean
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value
 
 
-def _rounded(result: Tensor) -> Tensor:
-    return result.bfloat16() if result.dtype is torch.float32 else result  # attention returns random states, too
+def _rounded(value: Any) -> Any:
+    return value.bfloat16() if isinstance(value, Tensor) and value.dtype is torch.float32 else value
 
 
 def use_4d_masks(model: PreTrainedModel) -> None:
