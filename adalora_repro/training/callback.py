@@ -114,6 +114,8 @@ class AdaLoRACallback(TrainerCallback):
             assert self.allocator is not None
             self._masked.enter_context(self.allocator.masked())
 
+    on_epoch_end = on_step_end  # with eval_strategy="epoch" the Trainer asks for the evaluation only then
+
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._masked.close()
 
