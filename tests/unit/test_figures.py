@@ -132,6 +132,11 @@ def test_figure3_reads_encoders_and_decoders(tmp_path: Path) -> None:
         figure3.figure([], SCOPE, [run_of(tmp_path, adalora(rank_pattern=None, task="rte"))])
 
 
+def test_figure3_draws_matrices_that_the_paper_has_no_name_for(tmp_path: Path) -> None:
+    run = run_of(tmp_path, adalora(rank_pattern=pattern(roles=("qkv", "ffn_in_gate"))))
+    assert "qkv" in str(drawing.render(figure3.figure([], SCOPE, [run]), "svg"))
+
+
 def test_figure4_sets_the_newest_run_beside_one_with_another_gamma(tmp_path: Path) -> None:
     for i, (method, gamma) in enumerate((("adalora_gamma0", 0.0), ("adalora", 0.1), ("adalora", 0.1))):
         record = adalora(seed=i, settings={"method.gamma": gamma}, progress={"updated": float(i)}, variant=str(gamma))

@@ -91,7 +91,7 @@ def draw(axes: Axes, cells: pd.DataFrame, most: int) -> None:
     layers = cells.layer.max() + 1
     axes.set(xlim=(-0.5, layers - 0.5), ylim=(-0.5, len(roles) - 0.5), aspect="equal", xlabel="layer")
     axes.set_xticks(range(layers))
-    axes.set_yticks(range(len(roles)), [drawing.SYMBOLS[role] for role in roles])
+    axes.set_yticks(range(len(roles)), [drawing.SYMBOLS.get(role, role) for role in roles])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
