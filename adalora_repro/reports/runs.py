@@ -32,10 +32,10 @@ def runs_table(request: Request, by: list[str], select: str) -> pd.DataFrame:
     """
     runs = frame_of(request.read[0])
     runs = runs[(runs.status == "ok") & (runs.checkpoint == select)].reset_index(drop=True)
-    settings = {name for run in runs.run for name in run.record.settings}
+    valid = {*COLUMNS, *(name for run in runs.run for name in run.record.settings)} - {"metric", "held_out"}  # its own
     for name in by:
-        if name not in COLUMNS and name not in settings:
-            raise one_of("name in --by", name, sorted({*COLUMNS, *settings}))
+        if name not in valid:
+            raise one_of("name in --by", name, sorted(valid))
     for name in by:
         if name not in COLUMNS:
             runs[name] = [run.record.settings.get(name) for run in runs.run]

@@ -39,7 +39,8 @@ def test_runs_are_grouped(results: str, capsys: pytest.CaptureFixture[str]) -> N
 def test_an_unknown_name_is_one_line(results: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "--results", results, "--by", "train.epoch"]) == EXIT_BAD_INPUT
     assert "did you mean 'train.epochs'" in capsys.readouterr().err.replace("train.epochs?", "'train.epochs'?")
-    assert main(["runs", "--results", results, "--by", ","]) == EXIT_BAD_INPUT
+    for names in (",", "metric", "method,held_out"):
+        assert main(["runs", "--results", results, "--by", names]) == EXIT_BAD_INPUT
 
 
 def test_a_name_given_twice_counts_once(results: str, capsys: pytest.CaptureFixture[str]) -> None:
