@@ -55,7 +55,7 @@ def report_command(tables: Iterable[str], key: Mapping[str, Any], results: Path)
     """The command that shows the runs of a sweep, by the key of one: its table's, or the state of all tables."""
     report = next((name for name in tables if find_spec(f"adalora_repro.reports.tables.{name}")), "status")
     words = ["adalora-report", report, "--backbone", key["backbone"]]
-    words += ["--data", key["data"]] if key["data"] != "hub" else []
+    words += ["--data", key["data"]] if key["data"] != "hub" and report != "table15" else []  # which shows all data
     words += [f"--results={results}"] if results != Path("results") else []
     return shlex.join(words)
 

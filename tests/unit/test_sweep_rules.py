@@ -128,6 +128,10 @@ def test_a_label_names_the_run_and_what_else_differs() -> None:
     assert sweep.label_of(key, run, [run, other]) == "cola lora 0.3M lr 1.2e-3 seed 3 method.alpha=8"
 
 
+def test_the_report_of_measurements_takes_no_data_source() -> None:
+    assert report_command(["table15"], make().key, Path("results")) == "adalora-report table15 --backbone minilm"
+
+
 def test_a_summary_names_each_failure_its_folder_and_the_report(tmp_path: Path) -> None:
     failed = make(seed=1, status="failed")
     failed.error = "NonFiniteLossError: the loss is nan at step 3"
