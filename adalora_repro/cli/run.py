@@ -300,6 +300,7 @@ def register(words: Sequence[str] = ("sweep",)) -> None:
     """The typed schema, the texts of ``--help``, and the files of ``sweeps/`` where a word asks for one."""
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
+    OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)
     OmegaConf.register_new_resolver("choices_help", _choices_help, replace=True)
     OmegaConf.register_new_resolver("settings_help", _settings_help, replace=True)
     if any("sweep" in word for word in words):
