@@ -192,7 +192,7 @@ class SweepPlan:
 
     def _state(self, plan: Plan) -> str:
         try:
-            score = finished(plan) if plan.cfg.measure == "score" else None
+            score = None if plan.cfg.force or plan.cfg.measure == "cost" else finished(plan)
         except InputError as error:
             return f"cannot run: {error}"
         if score:

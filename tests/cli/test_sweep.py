@@ -291,6 +291,7 @@ def test_stages_choose_a_learning_rate_from_the_first(tiny: Cli, trainer: Traine
     assert trainer.trained == [("lora", 1e-3, 3)]
     assert counts(tiny(*STAGES, "seed=2,4")) == "2 already done"  # the choice is still the first stage's
     assert counts(tiny(*STAGES, "seed=0")) == "3 already done"
+    assert "total: 3 runs, 0 done, 3 to do" in tiny(*STAGES, "seed=0", "force=true", "dry_run=true").out
 
 
 def test_a_stage_goes_one_rate_beyond_an_edge_for_the_methods_whose_best_is_there(
