@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Outcome
-from test_sweep import STAGES, counts, save
+from test_sweep import GRID, STAGES, counts, save
 
 from adalora_repro.cli import slurm as slurm_queue
 from adalora_repro.config.plan import Plan
@@ -195,6 +195,33 @@ def test_detached_stages_wait_for_each_other(tiny: Cli, slurm: Path) -> None:
     done = tiny(*words)
     assert "stage 2, rte lora 0.3M: optim.lr=1e-3, the best of 2 (2 of 3 runs finished)" in done.out
     assert counts(done) == "2 already done, 5 submitted"  # the failed one again, and four seeds
+
+
+def test_a_stage_without_a_run_goes_on_to_the_next(tiny: Cli, slurm: Path, tmp_path: Path) -> None:
+    """The best rate is inside its grid, which is not widened; in the end every stage is finished."""
+    stages = '[{seed: "0"}, {seed: "0", optim.lr: widened}, {seed: "1", optim.lr: chosen}]'
+    (tmp_path / "sweep").mkdir()
+    text = f"# @package _global_\nhydra: {{sweeper: {{stages: {stages}}}}}\n"
+    (tmp_path / "sweep" / "small.yaml").write_text(text, encoding="utf-8")
+    words = (f"--config-dir={tmp_path}", *WORDS, "+sweep=small", GRID, "launch=detach")
+    for summary in ("3 submitted", "3 already done, 1 submitted"):
+        done = tiny(*words)
+        assert (done.code, counts(done)) == (EXIT_OK, summary), done.err
+        for key in submission().runs.values():
+            folder = run_record.run_folder(Path("results"), key)
+            save(Plan(None, key, {}, folder, 6, 6), 0.6 if key["lr"] == 1e-3 else 0.5)  # type: ignore[arg-type]
+        (slurm / "queue").unlink()
+    assert counts(tiny(*words)) == "4 already done"
+
+
+def test_runs_and_submissions_share_a_folder_below_home(
+    tiny: Cli, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    words = (*WORDS, 'results.dir="~/r"', "launch=detach")
+    assert counts(tiny(*words)) == "1 submitted"
+    assert counts(tiny(*words)) == "1 in the queue already"
+    assert not Path("~").exists()
 
 
 # waiting
