@@ -59,7 +59,7 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str, metho
         export.write_merged(*load(part), part)
         for name in (export.PEFT_CONFIG, export.PEFT_WEIGHTS, OWN_WEIGHTS):
             (part / name).unlink(missing_ok=True)
-    for path in part.iterdir():  # safetensors makes files that only their owner can read
+    for path in part.glob("*.safetensors"):  # which its library makes for their owner's eyes alone
         path.chmod((part / CONFIG).stat().st_mode)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
@@ -161,7 +161,7 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
         InputError: ``to`` is not new or cannot be written; the model is damaged or has no such form.
     """
     folder = folder_of(run)
-    if os.path.lexists(to) and not (to.is_dir() and not any(to.iterdir())):
+    if not to.name or (os.path.lexists(to) and not (to.is_dir() and not any(to.iterdir()))):  # "." has no name
         raise InputError(f"--to: '{to}' is there already; name a new folder")
     base = folder.parent if (folder.parent / RECORD_NAME).exists() else folder
     if to.resolve().is_relative_to(base.resolve()):

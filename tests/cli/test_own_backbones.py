@@ -101,6 +101,7 @@ def test_an_unknown_model_type_gets_a_draft_that_works(tiny, models, tmp_path):
     assert done.code == 0, done.err
     folder, written = record()
     assert len(written["rank_pattern"]) == 14
+    assert (folder / "model" / "sites").stat().st_mode & 0o700 == 0o700  # or nobody but root reads the file in it
     sites.add_folder(None)  # as in another process
     assert kept.load(folder)[0].config.model_type == "mistral"
     sites.add_folder(None)

@@ -87,7 +87,9 @@ def check(task: str, answer: dict[str, Any]) -> None:
         assert 0 < answer["probability"] <= 1
 
 
-def test_export_is_loaded_without_the_run(tiny: Cli, ask: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_export_is_loaded_without_the_run(
+    tiny: Cli, ask: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert tiny("task=sst2", "method=adalora", *FEW).code == EXIT_OK
     folder = only_run().folder
     card = (folder / "model" / "README.md").read_text(encoding="utf-8")
@@ -102,11 +104,15 @@ def test_export_is_loaded_without_the_run(tiny: Cli, ask: Callable[..., Outcome]
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(whole)(**tokens).logits
     ours = adalora_repro.load(folder)[0](**tokens).logits
     assert torch.allclose(theirs, ours, atol=1e-5)
-    again = ask("export", folder, "--to", whole)
-    assert (again.code, again.err) == (
-        EXIT_BAD_INPUT,
-        f"adalora-model: error: --to: '{whole}' is there already; name a new folder\n",
-    )
+    folder = folder.absolute()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for there in (whole, "."):
+        again = ask("export", folder, "--to", there)
+        assert (again.code, again.err) == (
+            EXIT_BAD_INPUT,
+            f"adalora-model: error: --to: '{there}' is there already; name a new folder\n",
+        )
 
 
 @pytest.mark.parametrize(
