@@ -33,6 +33,8 @@ def run(*words: str) -> RunRecord:
         RuntimeError: the run failed or was interrupted; the message is its record's error.
     """
     plan = plan_of(*words)
+    if plan.cfg.dry_run or plan.cfg.measure == "cost":
+        raise InputError("run trains; dry_run=true and measure=cost are for adalora-run")
     if plan.cfg.force or finished(plan) is None:
         plan = count(plan)
         banner(plan)

@@ -166,14 +166,16 @@ def test_runs_from_python(tiny: Cli, tmp_path: Path) -> None:
         adalora_repro.run("task=sst3")
     with pytest.raises(InputError, match=r"optim\.lr"):
         adalora_repro.run(*words, "optim.lr=-1")
+    for word in ("dry_run=true", "measure=cost"):
+        with pytest.raises(InputError, match="run trains"):
+            adalora_repro.run(*words, word, "seed=1")
 
 
 def test_a_runs_own_config_runs_again(tiny: Cli, cli: Cli) -> None:
-    done = tiny(
-        "task=sst2", "method=lora", "task.head={num_labels: 2, problem_type: single_label_classification}", *FEW
-    )
+    head = "task.head={num_labels: 2, problem_type: single_label_classification}"
+    done = tiny("task=sst2", "method=lora", head, 'results.dir="two  blanks"', "force=true", *FEW)
     assert done.code == EXIT_OK, done.err
-    run = only_run()
+    run = only_run("two  blanks")
     config = run.folder / "config.yaml"
     first = config.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# adalora-run backbone=tiny-bert ")
