@@ -63,7 +63,7 @@ COMMAND = "# adalora-run "  # the first line of a run's config.yaml, from which 
 
 def command_line(words: Sequence[str]) -> str:
     """The comment that says how a run was started."""
-    return COMMAND + shlex.join(" ".join(word.split()) for word in words)
+    return COMMAND + shlex.join(" ".join(word.splitlines()) for word in words)
 
 
 def again(words: Sequence[str]) -> list[str]:
@@ -87,7 +87,7 @@ def again(words: Sequence[str]) -> list[str]:
         raise InputError(f"--config: '{path}' is not text in UTF-8") from None
     if not first.startswith(COMMAND):
         raise InputError(f"--config: '{path}' does not begin with '{COMMAND}…', as the config.yaml of a run does")
-    typed = {key_of(word) for word in own}
+    typed = {"force", *map(key_of, own)}  # force=true started over once: what is there now goes on
     kept = [word for word in shlex.split(first.removeprefix(COMMAND)) if key_of(word) not in typed]
     first_setting = next((i for i, word in enumerate(own) if "=" in word and not word.startswith("-")), len(own))
     return [*own[:first_setting], *kept, *own[first_setting:]]  # options, -m say, come before settings
