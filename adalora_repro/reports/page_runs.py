@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from adalora_repro.config.catalog import choices_of
 from adalora_repro.config.words import lr_text, word
 from adalora_repro.errors import clean, duration
 from adalora_repro.records.run_record import RunRecord, stated
@@ -123,12 +124,18 @@ def row_of(state: State, results: Path) -> dict[str, Any]:
             ("Steps", "" if step is None else f"{step:,.0f}", step),
             ("Setting", f"{key['backbone']}, {key['data']}, {key['protocol']}", None),
         ],
-        "command": command_of(record, results) if record.settings.get("task.hub", True) else again(state.path),
+        "command": again(state.path) if of_own_files(record) else command_of(record, results),
     }
 
 
+def of_own_files(record: RunRecord) -> bool:
+    """Whether a task, a backbone or ranks are the user's own: they have no other name than what was typed."""
+    settings = record.settings
+    own = settings.get("task.hub", "") is None or settings.get("method.rank_pattern") is not None
+    return own or record.key["backbone"] not in choices_of("backbone")
+
+
 def again(path: Path) -> str:
-    """The command for a run on files of the user's own: its task has no other name than what was typed."""
     return shlex.join(["adalora-run", "--config", str(path.parent / "config.yaml")])
 
 

@@ -19,7 +19,7 @@ from fake_records import make, save
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 from adalora_repro.reports import output, page, tables
-from adalora_repro.reports.page_runs import command_of
+from adalora_repro.reports.page_runs import command_of, of_own_files
 
 Captured = pytest.CaptureFixture[str]
 EVIL = "<script>alert(1)</script>\u202e\"'&</title>"
@@ -234,6 +234,12 @@ def test_a_report_with_a_section_is_on_the_page(results: Path, tmp_path: Path, m
         sys.modules.pop("adalora_repro.reports.tables.cost99", None)
     assert "<p>1 deberta-v3-base</p>" in text
     assert [name for name in seen.ids if "cost99" in name] == ["s1-cost99"]
+
+
+def test_a_run_with_something_of_the_users_own_is_repeated_by_its_config() -> None:
+    own = [{"backbone": "my-bert"}, {"settings": {"method.rank_pattern": {"encoder.0.q": 3}}}]
+    for changes in ({}, *own, {"settings": {"task.hub": None}}):
+        assert of_own_files(make(**changes)) is bool(changes)
 
 
 def test_the_command_of_a_run_states_what_its_record_states() -> None:
