@@ -145,7 +145,7 @@ class ArrayLauncher(SlurmLauncher):
                 queue = slurm.in_queue()
                 seen |= {words: time.monotonic() for words in seen if tasks[words] in queue}
                 for words in [words for words in seen if tasks[words] not in queue]:
-                    outcome = outcome_on_disk(self.plans[words].folder)
+                    outcome = outcome_on_disk(self.plans[words].folder, self.ledger.began)
                     if outcome[0] == DONE or time.monotonic() - seen[words] > LATE_S:
                         outcomes[words] = outcome
                         print(f"{self.ledger.sweep[words].label} {outcome[0]} (task {tasks[words]})", flush=True)

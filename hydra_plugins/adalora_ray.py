@@ -115,7 +115,7 @@ class RayLauncher(Launcher):
         except self.ray.exceptions.RayError as error:
             run = self.ledger.sweep[words]
             complain(f"{run.label}: {first_line(getattr(error, 'cause', error))}")
-            self.ledger.outcomes[words] = outcome_on_disk(run.folder)
+            self.ledger.outcomes[words] = outcome_on_disk(run.folder, self.ledger.began)
 
 
 class Output:

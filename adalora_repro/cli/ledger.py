@@ -38,12 +38,18 @@ class SweepRun:
         return "; ".join(str(part) for part in (error, self.folder) if part)
 
 
-def outcome_on_disk(folder: Path | None) -> Outcome:
-    """Of a run whose process is gone: it ended, was refused or killed, or its node is gone."""
+def outcome_on_disk(folder: Path | None, since: float) -> Outcome:
+    """Of a run whose process is gone: it ended, was refused or killed, or its node is gone.
+
+    Args:
+        since: Unix time; a record finished before is of an earlier run, and this one (``force=true``) never began.
+    """
     record = record_in(folder) if folder else None
     if record is None or record.status == "failed":
         return FAILED, EXIT_FAILED
-    return (DONE, EXIT_OK) if record.status == "ok" else (INTERRUPTED, EXIT_TERMINATED)
+    if record.status != "ok":
+        return INTERRUPTED, EXIT_TERMINATED
+    return (FAILED, EXIT_FAILED) if record.progress.get("updated", since) < since else (DONE, EXIT_OK)
 
 
 def without_force(words: Sequence[str]) -> list[str]:

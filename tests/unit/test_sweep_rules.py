@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_records import make
 
-from adalora_repro.cli.ledger import DONE, FAILED, REFUSED, Ledger, SweepRun, report_command
+from adalora_repro.cli.ledger import DONE, FAILED, REFUSED, Ledger, SweepRun, outcome_on_disk, report_command
 from adalora_repro.config import sweep
 from adalora_repro.config.sweep import Choice, Job
 from adalora_repro.errors import InputError
@@ -126,6 +126,11 @@ def test_a_label_names_the_run_and_what_else_differs() -> None:
     run, other = {"task": "cola", "seed": "3", "method.alpha": "8"}, {"task": "rte", "seed": "1", "method.alpha": "16"}
     assert sweep.label_of(key, run, [run]) == "cola lora 0.3M lr 1.2e-3 seed 3"
     assert sweep.label_of(key, run, [run, other]) == "cola lora 0.3M lr 1.2e-3 seed 3 method.alpha=8"
+
+
+def test_a_record_from_before_is_not_what_became_of_a_forced_run(tmp_path: Path) -> None:
+    run_record.write(make(progress={"updated": 5.0}), tmp_path)
+    assert [outcome_on_disk(tmp_path, since)[0] for since in (4.0, 6.0)] == [DONE, FAILED]
 
 
 def test_the_report_of_measurements_takes_no_data_source() -> None:
