@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # inductor's default without CXX
 aten = torch.ops.aten
+ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu.default
 #: every operation of PyTorch that multiplies matrices in a transformer, forward and backward
 PRODUCTS = {
     *(aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default),
     *(aten.linear.default, aten.matmul.default),  # in inference mode these are not divided into the four above
-    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    ATTENTION,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
     aten.scaled_dot_product_attention.default,
 }
@@ -58,15 +59,13 @@ class Bf16ProductsInFp32(TorchDispatchMode):
         if func not in PRODUCTS or args[0].dtype is not torch.bfloat16:
             return func(*args, **kwargs)
         result = func(*map(_widened, args), **{name: _widened(value) for name, value in kwargs.items()})
-        return tuple(map(_rounded, result)) if isinstance(result, tuple) else _rounded(result)
+        if func is ATTENTION:  # its log-sums of exponentials, for the backward pass, are in fp32 on any CPU
+            return result[0].bfloat16(), result[1]
+        return tuple(map(Tensor.bfloat16, result)) if isinstance(result, tuple) else result.bfloat16()
 
 
 def _widened(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value
-
-
-def _rounded(value: Any) -> Any:
-    return value.bfloat16() if isinstance(value, Tensor) and value.dtype is torch.float32 else value
 
 
 def use_4d_masks(model: PreTrainedModel) -> None:

@@ -68,6 +68,21 @@ def test_gradients_are_rounded_products_too() -> None:
         assert (ours.grad.double() - theirs.grad).norm() < 0.02 * theirs.grad.norm()
 
 
+def test_gradients_of_attention_are_as_exact_as_pytorchs_own() -> None:
+    *operands, received = (numbers(1, 2, 128, 16, seed=seed) for seed in range(4))
+
+    def gradients(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [operand.to(dtype, copy=True).requires_grad_() for operand in operands]
+        F.scaled_dot_product_attention(*leaves).backward(received.to(dtype))
+        return [leaf.grad.double() for leaf in leaves if leaf.grad is not None]
+
+    exact, theirs = gradients(torch.float64), gradients(torch.bfloat16)
+    with speedups.Bf16ProductsInFp32():
+        ours = gradients(torch.bfloat16)
+    for own, other, true in zip(ours, theirs, exact, strict=True):
+        assert (own - true).norm() < 1.2 * (other - true).norm()
+
+
 def test_other_precisions_are_left_alone() -> None:
     x, weight = torch.randn(7, 33), torch.randn(5, 33)
     with speedups.Bf16ProductsInFp32():
