@@ -76,6 +76,11 @@ class AdaLoRACallback(TrainerCallback):
                 "load_best_model_at_end=True would bring back a checkpoint from before the final phase, with triplets "
                 "beyond the budget: leave it False"
             )
+        if args.fp16:
+            raise ValueError(
+                "with fp16=True a step may overflow; the Trainer skips it, but the averages of the scores would stay "
+                "infinite: bf16=True, or neither"
+            )
         schedule = BudgetSchedule(
             b_0=sum(layer.r for layer in self.layers.values()),
             b_T=len(self.layers) * self.target_r,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,6 +151,10 @@ def test_what_the_callback_cannot_do_is_refused(tmp_path: Path) -> None:
     best = {**saving, "eval_strategy": "steps", "eval_steps": 6, "load_best_model_at_end": True}
     with pytest.raises(ValueError, match="load_best_model_at_end"):
         trainer(tmp_path, model, AdaLoRACallback(layers, **SCHEDULE), **best).train()
+    fp16 = SimpleNamespace(max_grad_norm=0.0, load_best_model_at_end=False, fp16=True)  # of a Trainer on a GPU
+    arguments: list[Any] = [fp16, None, None]
+    with pytest.raises(ValueError, match="fp16=True"):
+        AdaLoRACallback(layers, **SCHEDULE).on_train_begin(*arguments)
     trainer(tmp_path / "a", model, AdaLoRACallback(layers, **SCHEDULE), **saving).train()
     model, layers = model_of()
     elsewhere = trainer(tmp_path / "b", model, AdaLoRACallback(layers, **SCHEDULE), **saving)
