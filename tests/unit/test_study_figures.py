@@ -9,7 +9,7 @@ import pytest
 from fake_records import make
 from scipy import stats
 
-from adalora_repro.reports.figures import agreement, drawing, intervals, rates
+from adalora_repro.reports.figures import agreement, drawing, figure3, intervals, rates
 from adalora_repro.reports.spec import Scope
 
 SCOPE = Scope("minilm", "local")
@@ -67,6 +67,14 @@ def test_agreement_is_the_mean_of_spearmans_correlations() -> None:
     assert (line.n_seeds, line.agreement) == (3, pytest.approx(sum(pairs) / 3))
     assert figure.points.index.is_unique
     assert len(figure.points) == 12
+
+
+def test_ranks_by_names_of_a_methods_own_are_in_no_figure() -> None:
+    runs = [{"score": 0.5, "seed": seed, "method": "adalora"} for seed in (0, 1)]
+    for names in ({"bert.encoder.layer.0.query": 3}, {"query": 3}):
+        made = records(*({**run, "rank_pattern": names} for run in runs))
+        assert agreement.figure(made, SCOPE).points.empty
+        assert figure3.figure(made, SCOPE).points.empty
 
 
 @pytest.mark.parametrize("module", [intervals, rates, agreement])

@@ -25,7 +25,7 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     no agreement beyond chance.
     """
     runs = data.shown_runs(records, scope)
-    runs = runs[runs.run.map(lambda run: bool(run.record.rank_pattern)).astype(bool)]
+    runs = runs[runs.run.map(data.has_ranks).astype(bool)]
     cells = [cell for _, cell in drawing.groups(runs, ["task", "method", "budget"]) if len(cell) > 1]
     panels, lines, parts = [], [], [points_of([])]
     for cell in cells:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,9 +91,15 @@ def cell_notes(runs: pd.DataFrame) -> list[str]:
     return [RULE, *optimism(zip(cells.lrs_tried, cells.chosen_on == "held-out", strict=True))]
 
 
+def has_ranks(run: Run) -> bool:
+    """Whether it has ranks by the names of ``models.sites``, ``encoder.0.q``: a method of one's own may have others."""
+    pattern = run.record.rank_pattern or {}
+    return bool(pattern) and all(re.fullmatch(r"\w+\.\d+\.\w+", name, re.ASCII) for name in pattern)
+
+
 def newest_with_ranks(records: Records, scope: Scope) -> list[Run]:
     """Runs with ranks that the tables show, the one that ended last first; AdaLoRA's own before the others."""
-    runs = [run for run in shown_runs(records, scope).run if run.record.rank_pattern]
+    runs = [run for run in shown_runs(records, scope).run if has_ranks(run)]
     runs.sort(key=lambda run: (-(real(run.record.progress.get("updated")) or 0.0), str(run.path)))
     return sorted(runs, key=lambda run: run.key["method"] != PROPOSED)
 

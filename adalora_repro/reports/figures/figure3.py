@@ -64,9 +64,9 @@ def points_of(runs: Sequence[Run]) -> pd.DataFrame:
 
     rows = []
     for run in runs:
-        if not run.record.rank_pattern:
-            raise InputError(f"{run.path}: no rank_pattern: method '{run.key['method']}' has no ranks")
-        for matrix, rank in run.record.rank_pattern.items():
+        if not data.has_ranks(run):
+            raise InputError(f"{run.path}: method '{run.key['method']}' has no ranks of matrices such as encoder.0.q")
+        for matrix, rank in (run.record.rank_pattern or {}).items():
             stack, layer, role = matrix.split(".")
             rows.append((data.label(run), matrix, stack, int(layer), role, rank, str(run.path)))
     return pd.DataFrame(rows, columns=["run", "matrix", "stack", "layer", "role", "rank", "record"])
