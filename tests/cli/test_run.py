@@ -323,7 +323,6 @@ def test_other_families_run_and_resume(
     metrics: set[str],
     files: set[str],
 ) -> None:
-    """test_squad_runs.py and test_summaries.py kill real processes."""
     command = (*words, "method=adalora", "optim.lr=1e-2", "train.grad_accumulation=2")
     with monkeypatch.context() as patch:
         signal_after_step(patch, 3)
@@ -484,7 +483,7 @@ def _no_space(handle: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-# -- interrupted and resumed, in this process; test_kill.py kills real ones -----------------------------------------
+# -- interrupted and resumed, in this process; test_faults.py kills real ones ---------------------------------------
 
 
 STOPPED = ("task=cola", "method=adalora", "optim.lr=1e-2", "train.eval_steps=2")
