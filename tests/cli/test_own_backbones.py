@@ -66,6 +66,8 @@ def test_t5_writes_summaries(tiny, models):
     words = ("task=xsum", "budget=0.26%", "backbone=auto", f"backbone.path={models / 't5'}", *lengths)
     done = tiny("method=adalora", *words, "train.max_steps=3", "data.sample_rows=16", "data.sample_validation_rows=4")
     assert done.code == 0, done.err
+    assert done.out.startswith("done: rouge1 ")
+    assert "rouge1_low" not in done.out  # the intervals are in the record
     written = record()[1]
     assert written["key"]["backbone"] == "t5"
     assert set(written["rank_pattern"]) >= {"encoder.2.q", "decoder.1.cross_out"}
