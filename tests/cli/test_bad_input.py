@@ -22,7 +22,6 @@ TASKS = (
     "valid: cnn_dailymail, cola, custom, custom_qa, custom_summarization, mnli, mrpc, qnli, qqp, rte, squad, squad_v2, "
     "sst2, stsb, xsum"
 )
-XSUM = "task=xsum budget=0.13% backbone=tiny-bart"
 
 
 def refused(done: Outcome) -> str:
@@ -218,37 +217,6 @@ def test_data_are_refused_by_file_and_line(tiny: Cli, train: Any, validation: An
     line = refused(tiny("task=sst2", "method=lora", "data=local", "data.dir=data"))
     for word in words:
         assert word in line
-    assert on_disk() == before
-
-
-ANSWER = {"text": ["France"], "answer_start": [12]}
-QUESTION = {"id": "1", "context": "Paris is in France.", "question": "Where is Paris?", "answers": ANSWER}
-SUMMARY = {"id": "1", "document": "a long text", "summary": "short"}
-
-
-@pytest.mark.parametrize(
-    ("words", "good", "bad", "message"),
-    [
-        ("task=squad budget=0.08%", QUESTION, QUESTION, "id '1': the id is also that of"),
-        ("task=squad budget=0.08%", QUESTION, QUESTION | {"id": "2", "question": "x" * 99}, "id '2': the question has"),
-        (XSUM, SUMMARY, SUMMARY | {"id": "2", "summary": " "}, "id '2': the summary is empty"),
-    ],
-)
-def test_rows_of_other_families_are_refused_by_their_id_before_anything_is_written(
-    tiny: Cli, words: str, good: dict[str, Any], bad: dict[str, Any], message: str
-) -> None:
-    task = words.split()[0].removeprefix("task=")
-    for split, rows in (("train", [good, bad]), ("validation", [good])):
-        write_jsonl(Path("data") / task / f"{split}.jsonl.gz", rows)
-    before = on_disk()
-    options = ["task.max_length=96", "task.stride=16"] if task == "squad" else []
-    options += ["method.schedule=absolute"]  # which has a note of the warm-up
-    done = tiny(*words.split(), "method=lora", "data=local", "data.dir=data", *options)
-    assert done.code == EXIT_BAD_INPUT
-    (line,) = done.err.splitlines()  # and no note
-    assert line.startswith("adalora-run: error: ")
-    assert message in line
-    assert line.endswith("; data.skip_invalid=true leaves such rows out")
     assert on_disk() == before
 
 
