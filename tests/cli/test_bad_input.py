@@ -50,7 +50,6 @@ method=svd_lora method.t_i=5 => no setting 'method.t_i' | valid: method.name
 method=lora method.sizes={0.3M:{r:99}} => method.sizes belongs to the file of a method
 ~method => '~method': settings are given other values
 task.family=nope => unknown task.family of 'sst2' 'nope'; valid: glue, squad, summarization
-task=xsum budget=0.13% backbone=tiny-bart task.num_beams=null => task.num_beams is not set, xsum needs a value
 optim.lrr=1 => no setting 'optim.lrr' | did you mean optim.lr? | valid: optim.lr, optim.warmup_steps
 method.gama=1 => no setting 'method.gama' | did you mean method.gamma?
 track=[tensorbord] dry_run=true => unknown track 'tensorbord' | did you mean tensorboard?
