@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, TINY, Outcome, Run, after_step, find_runs, only_run, require_same, signal_after_step
+from programs import python
 from spoilt import SignalInStep, SignalInWrite, in_child, unspoilt
 
 from adalora_repro.cli import report
@@ -290,11 +290,7 @@ sys.exit(any(process.exitcode for process in writers + readers))
 
 def test_two_hundred_records_in_one_moment(tmp_path: Path) -> None:
     """Forty processes write them, two read all the while: tables and status."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", MANY, str(ROOT / "tests")]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, encoding="utf-8"
-    )
+    done = python("-c", MANY, str(ROOT / "tests"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     found, refused = run_record.read_all(tmp_path / "results")

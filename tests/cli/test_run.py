@@ -6,8 +6,6 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import (
-    ROOT,
     TINY,
     Outcome,
     Run,
@@ -26,6 +23,7 @@ from conftest import (
     signal_after_step,
 )
 from omegaconf import OmegaConf
+from programs import python
 from task_configs import write_jsonl
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
@@ -98,11 +96,7 @@ def test_a_finished_run_is_not_run_again(tiny: Cli) -> None:
         "code = main()\n"
         "print(sorted({'torch._dynamo', 'datasets', 'accelerate'} & set(sys.modules)), code)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    child = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, encoding="utf-8"
-    )
-    printed = child.stdout.splitlines()
+    printed = python("-c", code).stdout.splitlines()
     assert (printed[:2], printed[-1]) == ([line, "[] 0"], "[] 0")
     assert (path.stat().st_mtime_ns, path.read_bytes()) == before
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import shlex
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 from plans import composed, counted, resolved
+from programs import python
 from task_configs import REAL_DATA, needs_real_data, write_jsonl
 
 from adalora_repro.cli import run
@@ -100,9 +98,9 @@ def test_every_command_in_a_header_has_a_plan(command: str, tmp_path: Path) -> N
 # What the command line prints
 
 
-def adalora_run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def test_help_shows_groups_choices_and_examples(tmp_path: Path) -> None:
     code = (
-        f"import sys; sys.argv = ['adalora-run', *{list(words)!r}]\n"
+        "import sys; sys.argv = ['adalora-run', '--help']\n"
         "from adalora_repro.cli.run import main\n"
         "try:\n"
         "    code = main()\n"
@@ -110,20 +108,7 @@ def adalora_run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         "    code = end.code\n"
         "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)), code, file=sys.stderr)"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=True,
-        encoding="utf-8",
-    )
-
-
-def test_help_shows_groups_choices_and_examples(tmp_path: Path) -> None:
-    done = adalora_run("--help", cwd=tmp_path)
+    done = python("-c", code, cwd=tmp_path)
     assert done.stderr == "[] 0\n"  # no torch, exit code 0
     for group in ("task", "method", "budget", "backbone", "data", "protocol"):
         (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"{group}: "))
