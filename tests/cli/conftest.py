@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from adalora_repro.cli import run
+from adalora_repro.errors import EXIT_BAD_INPUT
 from adalora_repro.records import run_record
 from adalora_repro.training import loop
 
@@ -47,6 +48,15 @@ class Outcome:
     out: str
     err: str  # without ``beginning``
     beginning: str = ""
+
+
+def refused(done: Outcome) -> str:
+    """The one line of wrong input, without its beginning; nothing was filed."""
+    assert done.code == EXIT_BAD_INPUT, (done.out, done.err)
+    (line,) = done.err.splitlines()
+    assert line.startswith("adalora-run: error: ")
+    assert not Path("results").exists()
+    return line.removeprefix("adalora-run: error: ")
 
 
 @dataclass

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import refused
 from huggingface_hub import constants
 from own_models import DECODER, IDS, MODELS, config_of, save
 from transformers import AutoConfig
@@ -33,13 +34,6 @@ def models(tmp_path_factory):
 def record():
     (path,) = Path("results").rglob("metrics.json")
     return path.parent, json.loads(path.read_text(encoding="utf-8"))
-
-
-def refused(done):
-    assert done.code == 2, done.err
-    assert not Path("results").exists()
-    (line,) = done.err.strip().splitlines()
-    return line.removeprefix("adalora-run: error: ")
 
 
 def test_a_decoder_without_a_padding_token_classifies_by_its_last_token(tiny, models):
