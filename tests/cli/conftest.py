@@ -164,10 +164,13 @@ def undisturbed(
     return run_of
 
 
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def predictions(run: Run) -> dict[str, bytes]:
     """The files in ``final/`` and ``best/``."""
-    folders = [run.folder / name for name in ("final", "best")]
-    return {f"{path.parent.name}/{path.name}": path.read_bytes() for folder in folders for path in folder.glob("*")}
+    return {name: content for name, content in files_below(run.folder).items() if name.startswith(("final/", "best/"))}
 
 
 def require_same(run: Run, expected: Run) -> None:

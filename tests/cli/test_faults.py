@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TINY, Outcome, Run, after_step, find_runs, only_run, require_same, signal_after_step
+from conftest import (
+    ROOT,
+    TINY,
+    Outcome,
+    Run,
+    after_step,
+    files_below,
+    find_runs,
+    only_run,
+    require_same,
+    signal_after_step,
+)
 from programs import python
 from spoilt import SignalInStep, SignalInWrite, in_child, unspoilt
 
@@ -176,17 +187,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 # -- removed, taken ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["run", "lock"])
-def test_a_folder_that_is_removed_ends_the_run(tiny: Cli, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """With one line, and nothing is made again: who removed it meant it."""
+def test_a_folder_that_is_removed_ends_the_run(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one line, and nothing is made again: who removed it meant it. Its lock alone: tests/unit/test_lock.py."""
     removed: list[Path] = []
 
     def remove(run: Any) -> None:
-        removed.append(run.plan.folder if what == "run" else run.plan.folder / lock.NAME)
-        if what == "run":
-            shutil.rmtree(run.plan.folder)
-        else:
-            removed[0].unlink()
+        removed.append(run.plan.folder)
+        shutil.rmtree(run.plan.folder)
 
     after_step(monkeypatch, 3, remove)
     done = tiny(*COMMAND)
@@ -197,19 +204,15 @@ def test_a_folder_that_is_removed_ends_the_run(tiny: Cli, monkeypatch: pytest.Mo
     )
     assert "Traceback" not in done.err
     assert not removed[0].exists()
-    assert what == "run" or only_run().record.status == "running"
 
 
 def test_a_run_that_another_process_took_over_is_left_to_it(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, bytes] = {}
 
-    def everything(folder: Path) -> dict[str, bytes]:
-        return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
     def take(run: Any) -> None:
         (run.plan.folder / lock.NAME).unlink()
         (run.plan.folder / lock.NAME).write_text(ELSEWHERE.format(lock.LEASE_S), encoding="utf-8")
-        seen.update(everything(run.plan.folder))
+        seen.update(files_below(run.plan.folder))
 
     after_step(monkeypatch, 3, take)
     done = tiny(*COMMAND)
@@ -217,7 +220,7 @@ def test_a_run_that_another_process_took_over_is_left_to_it(tiny: Cli, monkeypat
     folder = only_run().folder
     assert done.err.splitlines()[-1].startswith(f"adalora-run: failed: another process took over {folder}; ")
     assert "Traceback" not in done.err
-    assert everything(folder) == seen
+    assert files_below(folder) == seen
 
 
 # -- shared --------------------------------------------------------------------------------------------------------

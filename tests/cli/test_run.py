@@ -17,6 +17,7 @@ from conftest import (
     Outcome,
     Run,
     after_step,
+    files_below,
     only_run,
     predictions,
     require_same,
@@ -50,10 +51,6 @@ def test_one_command_makes_one_record(tiny: Cli, precision: str) -> None:
     assert record.time["train_s"] > 0
     assert record.memory["peak"] > 0
     assert [path.name for path in Path().iterdir()] == ["results"]
-
-
-def kept(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_a_run_speaks_in_plain_lines(tiny: Cli) -> None:
@@ -174,7 +171,7 @@ def test_bad_rows_left_out_leave_the_run_of_the_good_ones(
     assert "skipped" not in good.record.data
     assert without_identity(run) == without_identity(good)
     assert run.log == good.log
-    assert kept(run.folder / "final") == kept(good.folder / "final")
+    assert files_below(run.folder / "final") == files_below(good.folder / "final")
     assert tiny(*broken_data, *SKIP).out.startswith(f"already done: {run.folder} ")
 
 
@@ -234,9 +231,9 @@ def test_other_families_run_and_resume(
     assert done.code == EXIT_OK, done.err
     record = only_run().record
     assert metrics <= set(record.final["metrics"])
-    written = kept(only_run().folder / "final")
+    written = files_below(only_run().folder / "final")
     assert files <= set(written) != set()
-    assert written == kept(only_run().folder / "best")
+    assert written == files_below(only_run().folder / "best")
     require_same(only_run(), undisturbed(*command))
 
 
@@ -423,21 +420,17 @@ def test_without_a_readable_checkpoint_it_starts_over(tiny: Cli, undisturbed: Wh
     assert [(stopped / name).read_bytes() for name in aside] == [name.encode() for name in names]
 
 
-def kept_files(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_a_checkpoint_of_another_configuration_is_refused(tiny: Cli, stopped: Path) -> None:
     newest = stopped / "checkpoint.pt"
     state = torch.load(newest, weights_only=True)
     torch.save(state | {"hash": "0123456789"}, newest)
-    before = kept_files(stopped)
+    before = files_below(stopped)
     done = tiny(*STOPPED)
     assert done.code == EXIT_BAD_INPUT
     assert done.err.startswith(
         f"adalora-run: error: {newest} is from another configuration (0123456789, this one is {state['hash']}); "
     )
-    assert kept_files(stopped) == before
+    assert files_below(stopped) == before
 
 
 def test_force_starts_over_and_keeps_what_was_there(tiny: Cli, undisturbed: Whole, stopped: Path) -> None:
