@@ -187,13 +187,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 # -- removed, taken ------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_removed_ends_the_run(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["", "log.jsonl"], ids=["folder", "log"])
+def test_what_is_removed_ends_the_run(tiny: Cli, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """With one line, and nothing is made again: who removed it meant it. Its lock alone: tests/unit/test_lock.py."""
     removed: list[Path] = []
 
     def remove(run: Any) -> None:
-        removed.append(run.plan.folder)
-        shutil.rmtree(run.plan.folder)
+        removed.append(run.plan.folder / name)
+        if name:
+            removed[0].unlink()
+        else:
+            shutil.rmtree(removed[0])
 
     after_step(monkeypatch, 3, remove)
     done = tiny(*COMMAND)
