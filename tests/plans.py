@@ -1,5 +1,5 @@
 """Plans of runs by their words. Files are composed once; single values are set afterwards, which takes a tenth of the
-time (that the plan is the same: tests/conf/test_sweeps.py). Needs the fixture ``hydra``."""
+time. Needs the fixture ``hydra``."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from adalora_repro.cli import run
+from adalora_repro.errors import EXIT_BAD_INPUT
 from adalora_repro.records import run_record
 from adalora_repro.training import loop
 
@@ -47,6 +48,15 @@ class Outcome:
     out: str
     err: str  # without ``beginning``
     beginning: str = ""
+
+
+def refused(done: Outcome) -> str:
+    """The one line of wrong input, without its beginning; nothing was filed."""
+    assert done.code == EXIT_BAD_INPUT, (done.out, done.err)
+    (line,) = done.err.splitlines()
+    assert line.startswith("adalora-run: error: ")
+    assert not Path("results").exists()
+    return line.removeprefix("adalora-run: error: ")
 
 
 @dataclass
@@ -154,10 +164,13 @@ def undisturbed(
     return run_of
 
 
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def predictions(run: Run) -> dict[str, bytes]:
     """The files in ``final/`` and ``best/``."""
-    folders = [run.folder / name for name in ("final", "best")]
-    return {f"{path.parent.name}/{path.name}": path.read_bytes() for folder in folders for path in folder.glob("*")}
+    return {name: content for name, content in files_below(run.folder).items() if name.startswith(("final/", "best/"))}
 
 
 def require_same(run: Run, expected: Run) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from conftest import Outcome, only_run
+from conftest import Outcome, only_run, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from task_configs import write_jsonl
@@ -22,18 +22,6 @@ TASKS = (
     "valid: cnn_dailymail, cola, custom, custom_qa, custom_summarization, mnli, mrpc, qnli, qqp, rte, squad, squad_v2, "
     "sst2, stsb, xsum"
 )
-XSUM = "task=xsum budget=0.13% backbone=tiny-bart"
-
-
-def refused(done: Outcome) -> str:
-    """The one line, without its beginning."""
-    assert done.code == EXIT_BAD_INPUT, (done.out, done.err)
-    assert done.out == ""
-    (line,) = done.err.splitlines()
-    beginning = "adalora-run: error: "
-    assert line.startswith(beginning)
-    assert "Traceback" not in line
-    return line.removeprefix(beginning)
 
 
 def on_disk() -> list[str]:
@@ -51,7 +39,6 @@ method=svd_lora method.t_i=5 => no setting 'method.t_i' | valid: method.name
 method=lora method.sizes={0.3M:{r:99}} => method.sizes belongs to the file of a method
 ~method => '~method': settings are given other values
 task.family=nope => unknown task.family of 'sst2' 'nope'; valid: glue, squad, summarization
-task=xsum budget=0.13% backbone=tiny-bart task.num_beams=null => task.num_beams is not set, xsum needs a value
 optim.lrr=1 => no setting 'optim.lrr' | did you mean optim.lr? | valid: optim.lr, optim.warmup_steps
 method.gama=1 => no setting 'method.gama' | did you mean method.gamma?
 track=[tensorbord] dry_run=true => unknown track 'tensorbord' | did you mean tensorboard?
@@ -107,7 +94,9 @@ WRONG: list[tuple[str, list[str]]] = [
 @pytest.mark.parametrize(("arguments", "words"), WRONG, ids=[arguments[:80] for arguments, _ in WRONG])
 def test_wrong_input_is_one_line(tiny: Cli, arguments: str, words: list[str]) -> None:
     task = [] if arguments.startswith(("task=", "task ", "--task")) else ["task=sst2"]
-    line = refused(tiny(*task, *arguments.split()))
+    done = tiny(*task, *arguments.split())
+    line = refused(done)
+    assert done.out == ""
     for word in words:
         assert word in line
     assert on_disk() == []
@@ -196,59 +185,21 @@ def test_a_gpu_that_is_not_there(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> 
 
 # The user's data
 
-GOOD = {"sentence": "a fine film", "label": 1}
-FILES: list[tuple[str, list[Any] | None, list[Any] | None, list[str]]] = [
-    ("a split without a file", [GOOD], None, ["data/sst2/validation.jsonl.gz: no such file"]),
-    ("a column missing later", [GOOD, {"sentence": "x"}], [GOOD], ["train.jsonl.gz:2", "column 'label' is missing"]),
-    ("a label out of range", [GOOD, GOOD | {"label": 2}], [GOOD], ["train.jsonl.gz:2", "label 2", "0 to 1"]),
-    ("an empty split", [GOOD], [], ["validation.jsonl.gz: empty"]),
-    ("a broken line", [GOOD, '{"sentence": "x"'], [GOOD], ["train.jsonl.gz:2", "not JSON"]),
-    ("the way out", [GOOD, "{"], [GOOD], ["train.jsonl.gz:2", "; data.skip_invalid=true leaves such rows out"]),
-]
-
 
 @pytest.mark.parametrize(
-    ("train", "validation", "words"), [case[1:] for case in FILES], ids=[case[0] for case in FILES]
+    ("validation", "problem"),
+    [
+        (None, "data/sst2/validation.jsonl.gz: no such file"),
+        (["{"], "data/sst2/validation.jsonl.gz:1: not JSON"),
+    ],
 )
-def test_data_are_refused_by_file_and_line(tiny: Cli, train: Any, validation: Any, words: list[str]) -> None:
-    for split, rows in (("train", train), ("validation", validation)):
+def test_data_are_refused_by_file_and_line(tiny: Cli, validation: list[str] | None, problem: str) -> None:
+    """Everything that a row may be: tests/unit/test_sources.py."""
+    for split, rows in (("train", [{"sentence": "a fine film", "label": 1}]), ("validation", validation)):
         if rows is not None:
             write_jsonl(Path("data") / "sst2" / f"{split}.jsonl.gz", rows)
     before = on_disk()
-    line = refused(tiny("task=sst2", "method=lora", "data=local", "data.dir=data"))
-    for word in words:
-        assert word in line
-    assert on_disk() == before
-
-
-ANSWER = {"text": ["France"], "answer_start": [12]}
-QUESTION = {"id": "1", "context": "Paris is in France.", "question": "Where is Paris?", "answers": ANSWER}
-SUMMARY = {"id": "1", "document": "a long text", "summary": "short"}
-
-
-@pytest.mark.parametrize(
-    ("words", "good", "bad", "message"),
-    [
-        ("task=squad budget=0.08%", QUESTION, QUESTION, "id '1': the id is also that of"),
-        ("task=squad budget=0.08%", QUESTION, QUESTION | {"id": "2", "question": "x" * 99}, "id '2': the question has"),
-        (XSUM, SUMMARY, SUMMARY | {"id": "2", "summary": " "}, "id '2': the summary is empty"),
-    ],
-)
-def test_rows_of_other_families_are_refused_by_their_id_before_anything_is_written(
-    tiny: Cli, words: str, good: dict[str, Any], bad: dict[str, Any], message: str
-) -> None:
-    task = words.split()[0].removeprefix("task=")
-    for split, rows in (("train", [good, bad]), ("validation", [good])):
-        write_jsonl(Path("data") / task / f"{split}.jsonl.gz", rows)
-    before = on_disk()
-    options = ["task.max_length=96", "task.stride=16"] if task == "squad" else []
-    options += ["method.schedule=absolute"]  # which has a note of the warm-up
-    done = tiny(*words.split(), "method=lora", "data=local", "data.dir=data", *options)
-    assert done.code == EXIT_BAD_INPUT
-    (line,) = done.err.splitlines()  # and no note
-    assert line.startswith("adalora-run: error: ")
-    assert message in line
-    assert line.endswith("; data.skip_invalid=true leaves such rows out")
+    assert refused(tiny("task=sst2", "method=lora", "data=local", "data.dir=data")).startswith(problem)
     assert on_disk() == before
 
 
@@ -281,9 +232,10 @@ def test_a_damaged_record_is_not_overwritten(tiny: Cli) -> None:
     tiny(*command)
     path = only_run().folder / "metrics.json"
     path.write_text(content, encoding="utf-8")
-    line = refused(tiny(*command))
-    assert line.startswith(f"{path}: ")
-    assert "move it away, or force=true keeps it beside the new one" in line
+    done = tiny(*command)
+    assert (done.code, done.err.count("\n")) == (EXIT_BAD_INPUT, 1)
+    assert done.err.startswith(f"adalora-run: error: {path}: ")
+    assert "move it away, or force=true keeps it beside the new one" in done.err
     assert path.read_text(encoding="utf-8") == content
     assert tiny(*command, "force=true").code == EXIT_OK
     assert path.with_name("metrics.old-1.json").read_text(encoding="utf-8") == content

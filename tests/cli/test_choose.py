@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from fake_records import make, save
 from omegaconf import OmegaConf
+from programs import copy_project, printed
 
-import adalora_repro
 from adalora_repro.cli import report
 from adalora_repro.config import catalog
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 from adalora_repro.records.selection import RULE
 
-ROOT = Path(adalora_repro.__file__).parents[1]
 LORA = {2e-4: (0.2, 0.3), 1e-3: (0.4, 0.5), 5e-3: (0.1,)}
 Captured = pytest.CaptureFixture[str]
 
@@ -28,8 +22,7 @@ Captured = pytest.CaptureFixture[str]
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the project that may be written to; in its folder, results/ of a few runs."""
-    for name in ("adalora_repro", "hydra_plugins", "conf", "sweeps"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(catalog, "resource", lambda name: tmp_path / name)
     for lr, scores in LORA.items():
@@ -45,32 +38,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.yaml")}
-
-
-PROGRAM = """
-import json, sys
-from hydra.core.global_hydra import GlobalHydra
-from adalora_repro.cli import run
-
-for words in json.loads(sys.argv[1]):
-    GlobalHydra.instance().clear()
-    sys.argv = ["adalora-run", *words]
-    code = run.main()
-    print(chr(0))
-    if code:
-        sys.exit(code)
-"""
-
-
-def adalora_run(project: Path, *commands: list[str]) -> list[str]:
-    """What each command prints with the copied project, all in one process."""
-    environment = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM, json.dumps(commands)]
-    done = subprocess.run(
-        command, cwd=project, env=environment, capture_output=True, text=True, check=False, encoding="utf-8"
-    )
-    assert done.returncode == EXIT_OK, done.stderr
-    return done.stdout.split("\0\n")
 
 
 def test_choose_prints_each_cell_with_its_runs(project: Path, capsys: Captured) -> None:
@@ -120,9 +87,8 @@ def test_written_choices_compose_and_say_where_they_come_from(project: Path, cap
         "method=adalora backbone=minilm": 5e-4,  # the paper's
         "method=lora budget=0.3M backbone=tiny-bert": 5e-4,  # not for another backbone
     }
-    commands = [["--cfg", "job", "task=cola", *words.split()] for words in composed]
-    configurations = adalora_run(project, *commands)
-    for configuration, lr in zip(configurations, composed.values(), strict=False):
+    commands = [["run", "--cfg", "job", "task=cola", *words.split()] for words in composed]
+    for configuration, lr in zip(printed(project, commands), composed.values(), strict=True):
         assert OmegaConf.create(configuration).optim.lr == lr
 
 

@@ -69,9 +69,20 @@ def submission() -> slurm_queue.Submission:
         ("-m task=rte hydra/launcher=pbs", "unknown hydra/launcher 'pbs'; valid: basic, ray, slurm, submitit_local, "),
         ("-m task=rte hydra/launcher=slurm hydra.launcher.time=9", "no setting 'hydra.launcher.time'"),
         ("-m task=rte hydra/launcher=slurm hydra.launcher.timeout_min=2h", "'2h' of type 'str' could not be converted"),
+        ("-m RAY launch=detach", "launch=detach leaves the runs to the queue of a cluster: hydra/launcher=slurm"),
+        ("-m RAY hydra.launcher.gpus=1", "(did you mean hydra.launcher.num_gpus?); valid: hydra.launcher.address, "),
+        (
+            "-m RAY hydra.launcher.num_cpus=few",
+            "hydra.launcher.num_cpus: Value 'few' of type 'str'",
+        ),
+        ("-m RAY hydra.launcher.num_gpus=1.5", "hydra.launcher: num_gpus is a part of one GPU or a whole number"),
+        ("-m RAY hydra.launcher.num_gpus=-1", "hydra.launcher: The quantity of resource num_gpus cannot be negative"),
     ],
 )
 def test_one_line_before_anything_is_submitted(slurm: Path, tiny: Cli, words: str, problem: str) -> None:
+    if "RAY" in words:
+        pytest.importorskip("ray")
+        words = words.replace("RAY", "task=rte hydra/launcher=ray")
     done = tiny(*words.split())
     assert (done.code, done.out) == (EXIT_BAD_INPUT, "")
     (line,) = done.err.splitlines()
@@ -93,25 +104,6 @@ def test_without_slurm_or_its_consent_nothing_is_recorded(
     assert done.code == EXIT_BAD_INPUT
     assert done.err == "adalora-run: error: sbatch refused: no such partition\n"
     assert not list(Path("results").rglob("submitted-*"))
-
-
-@pytest.mark.parametrize(
-    ("words", "problem"),
-    [
-        ("launch=detach", "launch=detach leaves the runs to the queue of a cluster: hydra/launcher=slurm"),
-        ("hydra.launcher.gpus=1", "(did you mean hydra.launcher.num_gpus?); valid: hydra.launcher.address, "),
-        ("hydra.launcher.num_cpus=few", "hydra.launcher.num_cpus: Value 'few' of type 'str' could not be converted"),
-        ("hydra.launcher.num_gpus=1.5", "hydra.launcher: num_gpus is a part of one GPU or a whole number"),
-        ("hydra.launcher.num_gpus=-1", "hydra.launcher: The quantity of resource num_gpus cannot be negative"),
-    ],
-)
-def test_one_line_before_ray_is_started(tiny: Cli, words: str, problem: str) -> None:
-    pytest.importorskip("ray")
-    done = tiny("-m", "task=rte", "hydra/launcher=ray", words)
-    assert (done.code, done.out) == (EXIT_BAD_INPUT, "")
-    (line,) = done.err.splitlines()
-    assert problem in line
-    assert not Path("results").exists()
 
 
 def test_an_address_where_nothing_answers(tiny: Cli) -> None:

@@ -42,17 +42,14 @@ def handed() -> Iterator[list[dict[str, Any]]]:
     signal.signal(signal.SIGUSR2, before)
 
 
-def signalled(
-    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, signals: tuple[int, ...] = (signal.SIGUSR2,)
-) -> None:
-    """The signals at the beginning of one call of ``owner.name``."""
+def signalled(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
+    """SIGUSR2 at the beginning of one call of ``owner.name``."""
     original, calls = getattr(owner, name), [0]
 
     def function(*args: Any) -> Any:
         calls[0] += 1
         if calls[0] == call:
-            for signum in signals:
-                os.kill(os.getpid(), signum)
+            os.kill(os.getpid(), signal.SIGUSR2)
         return original(*args)
 
     monkeypatch.setattr(owner, name, function)

@@ -13,9 +13,10 @@ import pytest
 from conftest import Outcome, Run, only_run
 from task_configs import write_jsonl
 
-from adalora_repro.cli import model
+from adalora_repro.cli import model, report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
 from adalora_repro.metrics import metric
+from adalora_repro.reports.compare import BOOTSTRAP, MCNEMAR
 from adalora_repro.tasks import toy_text
 
 Cli = Callable[..., Outcome]
@@ -86,7 +87,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
 
 
 @pytest.mark.parametrize("task", RUNS)
-def test_figures_are_computed_again(task: str, tiny: Cli, score: Score, hub: list[Any]) -> None:
+def test_figures_are_computed_again(
+    task: str, tiny: Cli, score: Score, hub: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By ``score``, and by ``adalora-report compare``, which reads the same files."""
     done = tiny(*RUNS[task], *FEW)
     assert done.code == EXIT_OK, done.err
     run = only_run()
@@ -103,6 +107,11 @@ def test_figures_are_computed_again(task: str, tiny: Cli, score: Score, hub: lis
     assert len(hub) >= 1
     if task == "stsb":
         assert score(run.folder, "--select", "best").code == EXIT_OK
+    capsys.readouterr()
+    assert report.main(["compare", str(run.folder), str(run.folder)]) == EXIT_OK
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    tests = {row[1].strip(): row[2].strip() for row in rows}
+    assert tests[run.record.primary_metric] in (MCNEMAR, BOOTSTRAP), tests
     spoilt(run, task)
     differs = score(run.folder)
     assert differs.code == EXIT_FAILED

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import refused
 from huggingface_hub import constants
 from own_models import DECODER, IDS, MODELS, config_of, save
 from transformers import AutoConfig
@@ -35,13 +36,6 @@ def record():
     return path.parent, json.loads(path.read_text(encoding="utf-8"))
 
 
-def refused(done):
-    assert done.code == 2, done.err
-    assert not Path("results").exists()
-    (line,) = done.err.strip().splitlines()
-    return line.removeprefix("adalora-run: error: ")
-
-
 def test_a_decoder_without_a_padding_token_classifies_by_its_last_token(tiny, models):
     done = tiny(*AUTO, f"backbone.path={models / 'llama'}")
     assert done.code == 0, done.err
@@ -66,6 +60,8 @@ def test_t5_writes_summaries(tiny, models):
     words = ("task=xsum", "budget=0.26%", "backbone=auto", f"backbone.path={models / 't5'}", *lengths)
     done = tiny("method=adalora", *words, "train.max_steps=3", "data.sample_rows=16", "data.sample_validation_rows=4")
     assert done.code == 0, done.err
+    assert done.out.startswith("done: rouge1 ")
+    assert "rouge1_low" not in done.out  # the intervals are in the record
     written = record()[1]
     assert written["key"]["backbone"] == "t5"
     assert set(written["rank_pattern"]) >= {"encoder.2.q", "decoder.1.cross_out"}

@@ -18,24 +18,18 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 
 Cli = Callable[..., Outcome]
 FEW = ("data.sample_rows=12", "data.sample_validation_rows=8", "train.max_steps=6", "optim.lr=1e-2")
-BART = ("backbone=tiny-bart", "task.max_length=64", "task.max_target_length=16", "task.num_beams=2", "budget=0.26%")
-SQUAD = ("task.max_length=112", "task.stride=16", "budget=0.08%")
 WORDS = {
     "sst2": ("method=adalora",),
     "mnli": ("method=lora",),
     "stsb": ("method=bitfit",),
-    "squad": ("method=houlsby", *SQUAD),
-    "squad_v2": ("method=lora", *SQUAD),
-    "xsum": ("method=pfeiffer", *BART),
+    "squad_v2": ("method=houlsby", "task.max_length=112", "task.stride=16", "budget=0.08%"),
 }
 CONTEXT = "The Rhine rises in the Alps. It flows into the North Sea near Rotterdam."
 TEXTS = {
     "sst2": ["a fine film", "a bad film", "a film"],
     "mnli": ["A man eats.", "Somebody eats.", "A man eats.", "Nobody eats."],
     "stsb": ["A man eats.", "Somebody eats."],
-    "squad": ["Where does the Rhine rise?", CONTEXT],
     "squad_v2": ["Where does the Rhine rise?", CONTEXT],
-    "xsum": [CONTEXT],
 }
 
 
@@ -56,7 +50,7 @@ def test_a_run_answers_texts(task: str, tiny: Cli, ask: Callable[..., Outcome], 
     said = ask("predict", folder, *TEXTS[task], "--batch-size", "2")
     assert said.code == EXIT_OK, said.err
     answers = [json.loads(line) for line in said.out.splitlines()]
-    assert len(answers) == len(TEXTS[task]) // (1 if task in ("sst2", "xsum") else 2)
+    assert len(answers) == len(TEXTS[task]) // (1 if task == "sst2" else 2)
     for answer in answers:
         check(task, answer)
     # a file with the same rows says the same
@@ -78,10 +72,8 @@ def check(task: str, answer: dict[str, Any]) -> None:
         assert answer["label"] == max(names, key=answer["probabilities"].__getitem__)
     elif task == "stsb":
         assert isinstance(answer["score"], float)
-    elif task == "xsum":
-        assert isinstance(answer["summary"], str)
     elif answer["start"] is None:
-        assert (task, answer["answer"]) == ("squad_v2", "")
+        assert answer["answer"] == ""
     else:
         assert CONTEXT[answer["start"] :].startswith(answer["answer"])
         assert 0 < answer["probability"] <= 1

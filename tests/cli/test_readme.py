@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra.core.plugins import Plugins
+from programs import copy_project, printed
 
 import adalora_repro
 from adalora_repro.cli import report
@@ -37,16 +36,6 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 EXAMPLES = {"my_rslora", "wnli", "small"}  # what the pages show how to add; their commands run in a copy of the project
 DIR = "DIR"  # how the documents write a folder of the reader's
 MODULES = {"adalora-run": "run", "adalora-report": "report"}
-#: calls the programs one after the other in one process, as if each had been typed: torch is imported once
-CALLER = """
-import importlib, json, sys
-from hydra.core.global_hydra import GlobalHydra
-for module, *words in json.load(sys.stdin):
-    GlobalHydra.instance().clear()
-    sys.argv = [module, *words]
-    if code := importlib.import_module(f"adalora_repro.cli.{module}").main():
-        sys.exit(f"{sys.argv}: exit code {code}")
-"""
 
 Cli = Callable[..., Any]
 
@@ -156,8 +145,7 @@ def test_printed_plan_is_the_programs(cli: Cli) -> None:
 
 def test_examples_of_what_can_be_added(tmp_path: Path) -> None:
     """The files of the pages in a copy of the project, linted, and their commands in the order of the pages."""
-    for folder in ("adalora_repro", "hydra_plugins", "conf", "sweeps"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_project(tmp_path)
     pages = [page for page in PAGES if page.name != "adding.md"]  # whose files are outside the project: test_adding.py
     files = [file for page in pages for file in FILE_BLOCK.findall(page.read_text(encoding="utf-8"))]
     assert {Path(name).stem for name, _ in files} == EXAMPLES
@@ -170,20 +158,14 @@ def test_examples_of_what_can_be_added(tmp_path: Path) -> None:
         trains = program == "adalora-run" and "dry_run=true" not in words
         calls.append([MODULES[program], *words, *(small if trains else [])])
     calls.append(["report", "table1", "--backbone", "tiny-bert", "--only-filled"])
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True, "encoding": "utf-8"}
-    called = subprocess.run(
-        [sys.executable, "-c", CALLER], input=json.dumps(calls), env=environment, check=False, **options
-    )
-    assert called.returncode == EXIT_OK, called.stderr
+    *plans, table = printed(tmp_path, calls)
     for text in ("method=my_rslora", "331,776", "task=wnli"):  # 331,776 = 165,888 r, as for LoRA
-        assert text in called.stdout
-    table = called.stdout[called.stdout.rindex("task=wnli") :]
+        assert text in "".join(plans)
     assert "my rslora" in table.lower()
     if ruff := shutil.which("ruff"):
         names = [name for name, _ in files if name.endswith(".py")]
         words = [ruff, "check", "--no-cache", "--config", str(ROOT / "pyproject.toml"), *names]
-        linted = subprocess.run(words, check=False, **options)
+        linted = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True, encoding="utf-8")
         assert linted.returncode == EXIT_OK, linted.stdout
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_records import make, save
+from programs import python
 
 import adalora_repro
 from adalora_repro.cli import report
@@ -38,14 +39,6 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*words: str) -> int:
     return report.main(list(words))
-
-
-def subprocess_report(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "adalora_repro.cli.report", *words]
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False, encoding="utf-8"
-    )
 
 
 def test_without_results_the_paper_speaks_alone(
@@ -225,13 +218,14 @@ def test_a_module_with_a_spec_or_a_report_is_a_report(
 
 
 def test_runs_as_a_program_and_leaves_a_closed_pipe_alone(results: Path, tmp_path: Path) -> None:
-    done = subprocess_report("table1", cwd=tmp_path)
+    program = ("-m", "adalora_repro.cli.report")
+    done = python(*program, "table1", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (EXIT_OK, "")
     assert "4 records" in done.stdout
-    assert subprocess_report("nonsense", cwd=tmp_path).returncode == EXIT_BAD_INPUT
+    assert python(*program, "nonsense", cwd=tmp_path).returncode == EXIT_BAD_INPUT
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "adalora_repro.cli.report", "table1"]
+    command = [sys.executable, *program, "table1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with os.fdopen(writer, "wb") as pipe:
         broken = subprocess.run(
@@ -246,17 +240,7 @@ def test_imports_nothing_heavy(results: Path, tmp_path: Path) -> None:
         "code = sum(report.main([name]) for name in report.discover()) or report.main(['status']); "
         "print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-        encoding="utf-8",
-    )
+    done = python("-c", code, cwd=tmp_path)
     exit_code, modules = json.loads(done.stderr)
     assert exit_code == EXIT_OK
     heavy = {"torch", "transformers", "hydra", "datasets", "matplotlib", "evaluate"}

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import errno
-import gzip
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import scipy.stats
-import sklearn.metrics
 import torch
 from conftest import (
-    ROOT,
     TINY,
     Outcome,
     Run,
     after_step,
-    find_runs,
+    files_below,
     only_run,
     predictions,
     require_same,
     signal_after_step,
 )
 from omegaconf import OmegaConf
+from programs import python
 from task_configs import write_jsonl
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
@@ -41,98 +35,22 @@ from adalora_repro.training import checkpoint, evaluate
 
 Cli = Callable[..., Outcome]
 Whole = Callable[..., Run]
-#: the golden runs have every method too
-METHODS = (
-    "full",
-    "lora",
-    "adalora",
-    *(pytest.param(m, marks=pytest.mark.slow) for m in ("bitfit", "houlsby", "pfeiffer")),
-)
-
 
 # -- one run --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_one_command_makes_one_record(tiny: Cli, method: str) -> None:
-    done = tiny("task=cola", f"method={method}", "optim.lr=1e-3", "train.eval_steps=3")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_one_command_makes_one_record(tiny: Cli, precision: str) -> None:
+    """With what tests/golden leaves out of the records it keeps."""
+    done = tiny("task=cola", "method=adalora", f"train.precision={precision}")
     assert done.code == EXIT_OK, done.err
     run = only_run()
     record = run.record
-    assert (record.status, record.error) == ("ok", None)
     score = record.final["metrics"]["matthews_correlation"]
     assert done.out == f"done: matthews_correlation {score:.4f}  ({run.folder / 'metrics.json'})\n"
-    assert record.key | {"variant": "", "hash": ""} == {
-        "backbone": "tiny-bert",
-        "task": "cola",
-        "method": method,
-        "budget": method if method in ("full", "bitfit") else "0.3M",
-        "protocol": "paper",
-        "data": "sample",
-        "lr": 1e-3,
-        "seed": 0,
-        "total_steps": 6,
-        "max_examples": None,
-        "variant": "",
-        "hash": "",
-    }
-    assert run.folder == run_record.run_folder(Path("results"), record.key)
-    assert record.final["step"] == record.progress["step"] == 6
-    assert record.best is not None
-    assert record.best["step"] in (3, 6)
-    assert record.params["total"] == record.params["method"] + record.params["head"]
-    assert record.data["rows"] == {"train": 64, "validation": 32}
-    assert record.data["max_length"] == 32
     assert record.time["train_s"] > 0
     assert record.memory["peak"] > 0
-    ranks = record.rank_pattern and sum(record.rank_pattern.values())
-    assert ranks == (12 * 2 if method in ("lora", "adalora") else None)
-    assert (record.budget or {}).get("b_T") == (12 * 2 if method == "adalora" else None)
-
-    assert [line["t"] for line in run.steps] == [2, 4, 6]
-    assert [line["t"] for line in run.log if "evaluation" in line] == [3, 6]
-    assert run.log[-1]["evaluation"] == record.final["metrics"]
-    for line in run.steps:
-        assert set(line) >= {"t", "loss", "regularizer", "lr", "grad_norm"}
-        assert (line["regularizer"] is not None) == ("b_t" in line) == (method == "adalora")
-    assert run.steps[-1]["lr"] == 0  # linear decay ends at T
-
-    written = OmegaConf.load(run.folder / "config.yaml")
-    assert (written.optim.lr, written.seed, written.method.name) == (1e-3, 0, method)
-    beside = ["best", "config.yaml", "final", "log.jsonl", "metrics.json", *(["model"] if method != "full" else [])]
-    assert sorted(path.name for path in run.folder.iterdir()) == beside
-    for entry, folder in ((record.final, "final"), (record.best, "best")):
-        assert sorted(kept(run.folder / folder)) == ["predictions.validation.jsonl.gz"]
-        assert recomputed(run.folder / folder, "cola") == entry["metrics"]
     assert [path.name for path in Path().iterdir()] == ["results"]
-
-
-def kept(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def recomputed(folder: Path, task: str) -> dict[str, float]:
-    """The task's figures from the predictions that lie beside a record, in plain arithmetic where that is short."""
-    figures = {}
-    for suffix, split in {"mnli": {"_m": "validation_matched", "_mm": "validation_mismatched"}}.get(
-        task, {"": "validation"}
-    ).items():
-        with gzip.open(folder / f"predictions.{split}.jsonl.gz", "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        labels, predicted = [row["label"] for row in rows], [row["prediction"] for row in rows]
-        assert len(rows) == 32
-        if task == "cola":
-            figures["matthews_correlation"] = float(sklearn.metrics.matthews_corrcoef(labels, predicted))
-        elif task == "stsb":
-            figures["pearson"] = float(scipy.stats.pearsonr(labels, predicted)[0])
-            figures["spearman"] = float(scipy.stats.spearmanr(labels, predicted)[0])
-            figures["corr"] = (figures["pearson"] + figures["spearman"]) / 2
-        else:
-            figures[f"accuracy{suffix}"] = sum(a == b for a, b in zip(labels, predicted, strict=True)) / len(rows)
-        if task == "mrpc":
-            hits = sum(a == b == 1 for a, b in zip(labels, predicted, strict=True))
-            figures["f1"] = 2 * hits / (sum(labels) + sum(predicted))
-    return figures
 
 
 def test_a_run_speaks_in_plain_lines(tiny: Cli) -> None:
@@ -147,21 +65,6 @@ def test_a_run_speaks_in_plain_lines(tiny: Cli) -> None:
     positions = [line.partition("  ")[0] for line in steps]
     assert positions == ["step 2/6", "step 4/6", "step 6/6", "step 6/6"]  # the last one is the evaluation's
     assert not {"\r", "\x1b"} & set(done.err)
-
-
-@pytest.mark.parametrize(
-    ("task", "metrics"),
-    [
-        ("mnli", {"accuracy_m", "accuracy_mm"}),
-        ("stsb", {"pearson", "spearman", "corr"}),
-        ("mrpc", {"accuracy", "f1"}),
-    ],
-)
-def test_other_kinds_of_task_run(tiny: Cli, task: str, metrics: set[str]) -> None:
-    assert tiny(f"task={task}", "method=adalora", "train.max_steps=4").code == EXIT_OK
-    record = only_run().record
-    assert set(record.final["metrics"]) == metrics
-    assert record.final["metrics"] == pytest.approx(recomputed(only_run().folder / "final", task), abs=1e-6)
 
 
 # -- the same command again -----------------------------------------------------------------------------------------
@@ -190,11 +93,7 @@ def test_a_finished_run_is_not_run_again(tiny: Cli) -> None:
         "code = main()\n"
         "print(sorted({'torch._dynamo', 'datasets', 'accelerate'} & set(sys.modules)), code)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    child = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, encoding="utf-8"
-    )
-    printed = child.stdout.splitlines()
+    printed = python("-c", code).stdout.splitlines()
     assert (printed[:2], printed[-1]) == ([line, "[] 0"], "[] 0")
     assert (path.stat().st_mtime_ns, path.read_bytes()) == before
 
@@ -272,7 +171,7 @@ def test_bad_rows_left_out_leave_the_run_of_the_good_ones(
     assert "skipped" not in good.record.data
     assert without_identity(run) == without_identity(good)
     assert run.log == good.log
-    assert kept(run.folder / "final") == kept(good.folder / "final")
+    assert files_below(run.folder / "final") == files_below(good.folder / "final")
     assert tiny(*broken_data, *SKIP).out.startswith(f"already done: {run.folder} ")
 
 
@@ -302,7 +201,7 @@ def test_the_settings_of_the_record_are_those_the_loop_used(
 # -- other families, other options ----------------------------------------------------------------------------------
 
 
-SQUAD = ["task=squad", "budget=0.08%", "task.max_length=192", "task.stride=32", "data.sample_validation_rows=8"]
+SQUAD = ["task=squad", "budget=0.08%", "task.max_length=192", "task.stride=32", "data.holdout=8"]
 XSUM = ["task=xsum", "budget=0.13%", "backbone=tiny-bart", "task.max_length=128", "task.max_target_length=12"]
 XSUM += ["task.num_beams=2"]
 ROUGE = {"rouge1", "rouge2", "rougeL", "rougeLsum"}
@@ -312,7 +211,7 @@ ROUGE = {"rouge1", "rouge2", "rougeL", "rougeLsum"}
     ("words", "metrics", "files"),
     [
         pytest.param(SQUAD, {"exact", "f1"}, {"predictions.json", "nbest.jsonl.gz"}, id="squad"),
-        pytest.param([*XSUM, "data.sample_validation_rows=8"], ROUGE, set(), id="xsum", marks=pytest.mark.slow),
+        pytest.param(XSUM, ROUGE, set(), id="xsum", marks=pytest.mark.slow),
     ],
 )
 def test_other_families_run_and_resume(
@@ -323,8 +222,8 @@ def test_other_families_run_and_resume(
     metrics: set[str],
     files: set[str],
 ) -> None:
-    """test_squad_runs.py and test_summaries.py kill real processes."""
-    command = (*words, "method=adalora", "optim.lr=1e-2", "train.grad_accumulation=2")
+    more = ("optim.lr=1e-2", "train.grad_accumulation=2", "data.sample_validation_rows=8")
+    command = (*words, "method=adalora", *more)
     with monkeypatch.context() as patch:
         signal_after_step(patch, 3)
         assert tiny(*command).code == EXIT_TERMINATED
@@ -332,27 +231,10 @@ def test_other_families_run_and_resume(
     assert done.code == EXIT_OK, done.err
     record = only_run().record
     assert metrics <= set(record.final["metrics"])
-    assert record.data["rows"] == {"train": 64, "validation": 8}
-    written = kept(only_run().folder / "final")
+    written = files_below(only_run().folder / "final")
     assert files <= set(written) != set()
-    assert written == kept(only_run().folder / "best")
+    assert written == files_below(only_run().folder / "best")
     require_same(only_run(), undisturbed(*command))
-
-
-@pytest.mark.parametrize(
-    ("option", "values"), [("train.precision", ["fp32", "bf16"]), ("protocol", ["paper", "released"])]
-)
-def test_precision_and_protocol_make_another_run_of_the_same_budget(tiny: Cli, option: str, values: list[str]) -> None:
-    done = tiny(
-        "-m", "task=cola", "method=adalora", "optim.lr=1e-2", "method.gamma=0.5", f"{option}={','.join(values)}"
-    )
-    assert done.code == EXIT_OK, done.err
-    runs = {(run.record.key | run.record.settings)[option]: run for run in find_runs()}
-    assert sorted(runs) == sorted(values)
-    first, second = (runs[value] for value in values)
-    assert [x["regularizer"] for x in first.steps] != [x["regularizer"] for x in second.steps]
-    assert [x["loss"] for x in first.steps] == pytest.approx([x["loss"] for x in second.steps], abs=0.1)
-    assert sum(second.record.rank_pattern.values()) == second.record.budget["b_T"]
 
 
 # -- several runs ---------------------------------------------------------------------------------------------------
@@ -484,7 +366,7 @@ def _no_space(handle: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-# -- interrupted and resumed, in this process; test_kill.py kills real ones -----------------------------------------
+# -- interrupted and resumed, in this process; test_faults.py kills real ones ---------------------------------------
 
 
 STOPPED = ("task=cola", "method=adalora", "optim.lr=1e-2", "train.eval_steps=2")
@@ -538,21 +420,28 @@ def test_without_a_readable_checkpoint_it_starts_over(tiny: Cli, undisturbed: Wh
     assert [(stopped / name).read_bytes() for name in aside] == [name.encode() for name in names]
 
 
-def kept_files(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_a_checkpoint_of_another_configuration_is_refused(tiny: Cli, stopped: Path) -> None:
     newest = stopped / "checkpoint.pt"
     state = torch.load(newest, weights_only=True)
     torch.save(state | {"hash": "0123456789"}, newest)
-    before = kept_files(stopped)
+    before = files_below(stopped)
     done = tiny(*STOPPED)
     assert done.code == EXIT_BAD_INPUT
     assert done.err.startswith(
         f"adalora-run: error: {newest} is from another configuration (0123456789, this one is {state['hash']}); "
     )
-    assert kept_files(stopped) == before
+    assert files_below(stopped) == before
+
+
+def test_a_checkpoint_that_cannot_be_read_is_left_as_it_is(tiny: Cli, stopped: Path) -> None:
+    newest = stopped / "checkpoint.pt"
+    newest.unlink()
+    newest.mkdir()  # also root cannot read it
+    before = files_below(stopped)
+    done = tiny(*STOPPED)
+    assert done.code == EXIT_BAD_INPUT
+    assert done.err.startswith(f"adalora-run: error: {newest} cannot be read (Is a directory) and stays as it is: ")
+    assert files_below(stopped) == before
 
 
 def test_force_starts_over_and_keeps_what_was_there(tiny: Cli, undisturbed: Whole, stopped: Path) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from programs import python
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is in the dev extra")
 SOURCES = ("adalora_repro", "hydra_plugins", "conf", "sweeps", "pyproject.toml", "README.md", "LICENSE")
@@ -46,17 +44,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pip(*words: str) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
+    done = python("-m", "pip", "--disable-pip-version-check", *words)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def program(target: Path, cwd: Path, name: str, *words: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(target / "bin" / name), *words]
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, encoding="utf-8"
-    )
+    done = python(str(target / "bin" / name), *words, project=target, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -77,16 +70,7 @@ def test_the_wheel_holds_all_that_is_needed(source: Path, wheel: Path) -> None:
 
 def test_its_programs_run_anywhere(installed: Path, tmp_path: Path) -> None:
     code = "import adalora_repro; print(adalora_repro.__file__)"
-    environment = os.environ | {"PYTHONPATH": str(installed)}
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        encoding="utf-8",
-    )
+    found = python("-c", code, project=installed, cwd=tmp_path)
     assert Path(found.stdout.strip()).is_relative_to(installed)  # and not the checkout
     text = program(installed, tmp_path, "adalora-run", "--help")
     assert text.startswith("adalora-run trains one cell of the AdaLoRA paper's tables")

@@ -1,4 +1,4 @@
-"""The files of sweeps/ against the paper's tables, what the command line makes of them, the sweeper's short cuts."""
+"""The files of sweeps/ against the paper's tables, and what the command line makes of them."""
 
 from __future__ import annotations
 
@@ -215,24 +215,6 @@ def test_every_command_in_a_header_is_a_sweep(name: str, command: str, tmp_path:
 # What the command line makes of them
 
 
-def test_what_is_given_restricts_the_cells_and_is_set_in_every_run(tmp_path: Path) -> None:
-    words = ("task=rte,mrpc", "method=lora", "seed=0,1", "backbone=minilm", *NO_FILES, "train.max_steps=5")
-    jobs = launched("table1", *words, folder=tmp_path)
-    assert [(job["task"], job["budget"], job["seed"]) for job in jobs] == [
-        (task, budget, seed) for task in ("rte", "mrpc") for budget in ("1.2M", "0.3M") for seed in ("0", "1")
-    ]
-    common = {
-        "method": "lora",
-        "backbone": "minilm",
-        "data": "sample",
-        "data.sample_rows": "64",
-        "train.max_steps": "5",
-    }
-    assert all(common.items() <= job.items() for job in jobs)
-    assert all(len(job) == len(common) + 3 for job in jobs)  # and nothing else
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["multirun.yaml", "sweep"]
-
-
 @pytest.mark.parametrize(("launcher", "batches"), [("basic", [1] * 5), ("slurm", [2, 2, 1])])
 def test_jobs_are_launched_in_batches_or_one_by_one(launcher: str, batches: list[int], tmp_path: Path) -> None:
     made = sweeper("seeds")
@@ -261,6 +243,3 @@ def test_what_no_sweep_can_mean_is_refused(tmp_path: Path) -> None:
     for setting in ("hydra.sweeper.cells.mine=3", "hydra.sweeper.stages=a", "hydra.sweeper.max_batch_size=a"):
         with pytest.raises(HydraException):
             compose("config", [setting])
-
-
-# The short cuts
