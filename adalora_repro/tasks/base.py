@@ -171,7 +171,6 @@ class BaseTask:
 
     def label_problem(self, row: dict[str, Any]) -> str | None:
         """What is wrong with the label of a row that has all columns, its texts being texts; None if nothing."""
-        del row
         return None
 
     @classmethod
@@ -184,7 +183,6 @@ class BaseTask:
         Raises:
             InputError: the labels contradict each other or the settings.
         """
-        del cfg, labels
         return {}
 
     def read_label(self, value: Any) -> Any:
@@ -240,12 +238,10 @@ class BaseTask:
 
     def types(self, split: str) -> Features | None:
         """Types of the columns that ``encode`` makes; None: as its first batch has them."""
-        del split
         return None
 
     def stratum(self, label: Any) -> Hashable:
         """The class of a row with this label; the held-out split keeps the classes' shares. None: no classes."""
-        del label
         return None
 
     def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> Evaluation:

@@ -362,7 +362,6 @@ def _sha256(path: Path) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _sha256_of(path: Path, modified: int, size: int) -> str:
-    del modified, size
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -101,7 +101,6 @@ class Task(BaseTask):
     def encode(self, batch: dict[str, list[Any]], numbers: list[int], split: str) -> dict[str, list[Any]]:
         """Rows -> input_ids, attention_mask cut to ``max_length``, length; for training labels, cut to
         ``max_target_length``, for evaluation id and reference."""
-        del numbers
         text, label = batch[self.cfg.task.text_columns[0]], batch[self.cfg.task.label_column]
         encoded = self.tokenizer(text, truncation=True, max_length=self.max_length)
         columns = {name: encoded[name] for name in INPUTS} | {"length": [len(ids) for ids in encoded["input_ids"]]}
