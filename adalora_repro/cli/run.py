@@ -300,27 +300,20 @@ def register(words: Sequence[str] = ("sweep",)) -> None:
     """The typed schema, the texts of ``--help``, and the files of ``sweeps/`` where a word asks for one."""
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
-    OmegaConf.register_new_resolver("choices_help", _choices_help, replace=True)
-    OmegaConf.register_new_resolver("settings_help", _settings_help, replace=True)
+    wanted = not {"--help", "-h"}.isdisjoint(sys.argv)  # Hydra resolves the texts whenever it merges configurations
+    for name, text in (("choices_help", _choices_help), ("settings_help", _settings_help)):
+        OmegaConf.register_new_resolver(name, text if wanted else lambda: "", replace=True)
     if any("sweep" in word for word in words):
         for path in sorted(resource("sweeps").glob("*.yaml")):
             store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
 
 
 def _choices_help() -> str:
-    if not wants_help():  # Hydra resolves the text whenever it merges configurations
-        return ""
     groups = [group for group in catalog.GROUPS if group != "tuned"]  # which follows from the task and the method
     return "\n".join(f"{group}: {', '.join(catalog.entries(group))}" for group in [*groups, "sweep"])
 
 
-def wants_help() -> bool:
-    return bool({"--help", "-h"} & set(sys.argv))
-
-
 def _settings_help() -> str:
-    if not wants_help():
-        return ""
     from adalora_repro.config.settings_table import help_text
 
     return help_text()
