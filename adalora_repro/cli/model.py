@@ -324,10 +324,7 @@ def run_predict(args: Namespace) -> int:
     from adalora_repro.training import answers
 
     columns = answers.columns_of(args.run)
-    if args.file is None:
-        rows = answers.rows_of(args.texts, columns)
-    else:
-        rows = answers.read_rows(args.file, read_text(args.file), columns)
+    rows = answers.rows_of(args.texts, columns) if args.file is None else answers.read_rows(args.file, columns)
     for answer in answers.answers(args.run, rows, args.batch_size, args.backbone, args.device):
         print(json_line(answer), flush=True)
     return EXIT_OK
@@ -337,21 +334,6 @@ def json_line(value: Any) -> str:
     """JSON that a terminal shows: what cannot be printed is escaped, since ``guarded`` would put a question mark."""
     text = json.dumps(value, ensure_ascii=False)
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
-
-
-def read_text(name: str) -> str:
-    """
-    Raises:
-        InputError: the file cannot be read, or is no UTF-8.
-    """
-    if name == "-" and sys.stdin is None:
-        raise InputError("--file -: standard input is closed")
-    try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--file: cannot read '{name}': {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"--file: '{name}' is not text in UTF-8") from None
 
 
 def run_export(args: Namespace) -> int:

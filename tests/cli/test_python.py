@@ -15,6 +15,7 @@ from conftest import Outcome, only_run
 import adalora_repro
 from adalora_repro.cli import model
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
+from adalora_repro.training import answers
 
 Cli = Callable[..., Outcome]
 FEW = ("data.sample_rows=12", "data.sample_validation_rows=8", "train.max_steps=6", "optim.lr=1e-2")
@@ -117,8 +118,8 @@ def test_export_is_loaded_without_the_run(tiny: Cli, ask: Callable[..., Outcome]
         (("one",), "1 text, but each row has 2: premise, hypothesis"),
         (("one", " "), "text 1: no text 'hypothesis'"),
         (("one", "two", "--batch-size", "0"), "--batch-size 0 must be 1 or more"),
-        (("--file", "missing.jsonl"), "cannot read 'missing.jsonl': No such file"),
-        (("--file", "rows.jsonl"), "rows.jsonl:2: not valid JSON"),
+        (("--file", "missing.jsonl"), "missing.jsonl: cannot be read ([Errno 2] No such file"),
+        (("--file", "rows.jsonl"), "rows.jsonl:2: not JSON"),
         (("--file", "rows.csv"), "rows.csv:3: no text 'hypothesis'; each row has premise, hypothesis"),
     ],
 )
@@ -216,7 +217,7 @@ def test_a_closed_reader_a_closed_input_and_ctrl_c_are_no_traceback(
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(InputError, match="standard input is closed"):
-        model.read_text("-")
+        answers.read_rows("-", ["sentence"])
 
 
 def raising(error: type[BaseException]) -> Callable[..., int]:
