@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
+from adalora_repro.records import digests
 from adalora_repro.tasks import held_out, processes, sources, tokenized
 from adalora_repro.tasks.held_out import HOLDOUT
 
@@ -329,7 +330,7 @@ class BaseTask:
         skip = bool(self.cfg.data.skip_invalid)
         origin = sources.TRAIN if split == HOLDOUT else split
         held = self.cfg.data.holdout if origin == sources.TRAIN else None
-        key = tokenized.key(
+        parts = [
             sources.split_fingerprint(self.cfg, origin),
             tokenized.tokenizer_hash(self.tokenizer),
             {package: importlib.metadata.version(package) for package in ROW_MAKERS},
@@ -339,7 +340,8 @@ class BaseTask:
             self.max_length,
             self.recipe(),
             *([] if held is None else [[held_out.SEED, held, list(self.cfg.task.holdout_by), split]]),
-        )
+        ]
+        key = digests.of_values(parts, tokenized.KEY_DIGITS)
 
         def build(path: Path | None) -> tokenized.Entry:
             bad = sources.BadRows(skip)
