@@ -182,10 +182,7 @@ def results_folder(name: str | None) -> Path:
 
 
 def check_backbone(name: str, request: Request) -> None:
-    """
-    Raises:
-        InputError: the backbone has neither records nor a configuration: that must not look like an empty table.
-    """
+    """Raises InputError for a backbone without records or configuration: that must not look like an empty table."""
     names = {record.key["backbone"] for _, record in request.read[0]} | set(catalog.choices_of("backbone"))
     if name not in names:
         raise one_of("backbone", name, sorted(names))

@@ -464,5 +464,4 @@ def answer_span(
 
 def _short(text: str) -> str:
     """For a message of one line."""
-    text = re.sub(r"\s", " ", text)
-    return text if len(text) <= 40 else text[:39] + "…"
+    return shortened(re.sub(r"\s", " ", text), 40)

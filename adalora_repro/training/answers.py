@@ -39,10 +39,7 @@ def answers(
 
 
 def checked_device(name: str) -> torch.device:
-    """
-    Raises:
-        InputError: there is no such device here.
-    """
+    """Raises InputError if there is no such device here."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()  # not on "meta", which holds no values

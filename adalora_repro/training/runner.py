@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from signal import SIGUSR2
 from typing import Any
@@ -253,8 +254,8 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
         data = processes.main_first(lambda: task.load(tokenizer))
     compiling = cfg.train.compile != "none"
     emulated = device.type == "cpu" and cfg.train.precision == "bf16" and provenance.has_bf16_instructions() is False
-    plan = plan.with_notes(*backbones.tokenizer_notes(cfg, tokenizer), *[SLOW_BF16] * (emulated and compiling))
-    plan = settle(plan, len(data.train))
+    notes = (*plan.notes, *backbones.tokenizer_notes(cfg, tokenizer), *[SLOW_BF16] * (emulated and compiling))
+    plan = settle(replace(plan, notes=notes), len(data.train))
     cfg = plan.cfg
 
     # -- model and method -------------------------------------------------------------------------------------------

@@ -18,10 +18,7 @@ PROJECT = "adalora-repro"
 
 
 def check(names: list[str]) -> None:
-    """
-    Raises:
-        InputError: the package of a tracker is not installed.
-    """
+    """Raises InputError if the package of a tracker is not installed."""
     for name in names:
         if find_spec(name) is None:
             raise InputError(f"track={name}: the package is not installed: pip install 'adalora-repro[{name}]'")
