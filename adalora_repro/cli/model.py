@@ -24,18 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro import __version__
-from adalora_repro.cli.arguments import Parser, completed
-from adalora_repro.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    InputError,
-    clean,
-    first_line,
-    guarded,
-    mute,
-)
+from adalora_repro.cli.arguments import Parser, completed, exit_code
+from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError, clean, first_line
 from adalora_repro.records import run_record, validation
 from adalora_repro.records.run_record import RecordError, RunRecord
 from adalora_repro.tasks.held_out import HOLDOUT
@@ -292,20 +282,14 @@ def parser() -> Parser:
     return program
 
 
-@guarded()
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
-    try:
+
+    def command() -> int:
         args = completed(parser()).parse_args(argv)
         return {"score": run_score, "predict": run_predict, "export": run_export}[args.command](args)
-    except (InputError, RecordError) as error:
-        print(f"adalora-model: error: {clean(str(error))}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except BrokenPipeError:  # the reader, head say, has seen enough
-        mute()
-        return EXIT_OK
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+
+    return exit_code("adalora-model", command)
 
 
 def run_score(args: Namespace) -> int:

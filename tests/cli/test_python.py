@@ -13,7 +13,7 @@ import transformers
 from conftest import Outcome, only_run
 
 import adalora_repro
-from adalora_repro.cli import model
+from adalora_repro.cli import arguments, model
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 from adalora_repro.training import answers
 
@@ -212,7 +212,7 @@ def test_a_closed_reader_a_closed_input_and_ctrl_c_are_no_traceback(
     for error, code in ((BrokenPipeError, EXIT_OK), (KeyboardInterrupt, 130)):
         with monkeypatch.context() as patch:
             patch.setattr(model, "run_predict", raising(error))
-            patch.setattr(model, "mute", lambda: None)
+            patch.setattr(arguments, "mute", lambda: None)
             assert model.main(["predict", "RUN", "a"]) == code
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stdin", None)
