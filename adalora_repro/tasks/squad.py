@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Task", "squad_metrics"]
-
-
 INPUT = "input"  # the split of texts that are no data set's
 WINDOWS = 32  # of long contexts at once, when texts are answered
 

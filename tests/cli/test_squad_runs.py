@@ -14,7 +14,7 @@ from conftest import ROOT, Outcome, Run, only_run
 from task_configs import REAL_DATA, needs_real_data, write_jsonl
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
-from adalora_repro.tasks.squad import squad_metrics
+from adalora_repro.metrics.squad import squad_metrics
 
 Cli = Callable[..., Outcome]
 WINDOWS = ["task.max_length=112", "task.stride=16"]
