@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # label of padding: what torch's cross entropy leaves out
 SHORTEST = 3
-#: what of generation belongs to the model: it was pretrained with them
-TOKEN_IDS = (
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "decoder_start_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-)
 INPUTS = ["input_ids", "attention_mask"]
 
 
@@ -157,7 +148,8 @@ class Task(BaseTask):
         if self._generation is not None:
             return self._generation
         task = self.cfg.task
-        ids = {name: getattr(model.generation_config, name) for name in TOKEN_IDS}
+        settings = model.generation_config.to_dict()
+        ids = {name: value for name, value in settings.items() if name.endswith("_token_id")}
         search = {name: task[name] for name in ("length_penalty", "early_stopping") if task[name] is not None}
         self._generation = model.generation_config = GenerationConfig(
             max_length=self.max_target_length,
