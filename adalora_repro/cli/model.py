@@ -268,7 +268,7 @@ def parser() -> Parser:
         help="the texts of each row, in the order of the task's columns: question, then context",
     )
     command.add_argument(
-        "--file", metavar="FILE", help="rows: .jsonl, .csv, .tsv, or lines of text; - is standard input"
+        "--file", metavar="FILE", help="rows: .jsonl, .csv, .tsv, .parquet, or lines of text; - is standard input"
     )
     command.add_argument("--batch-size", metavar="N", type=int, default=32, help="rows at once (default: %(default)s)")
     command.add_argument("--device", default="cpu", help="default: %(default)s")
