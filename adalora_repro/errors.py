@@ -140,7 +140,7 @@ def raw(stream: Any) -> Any:
 def tolerate_any_locale() -> None:
     """Makes standard streams write a question mark for a character that the terminal's encoding lacks.
 
-    Without this, printing such a character would raise an error and end the program. Both programs call it first.
+    Without this, printing such a character would raise an error and end the program, which therefore calls it first.
     """
     for stream in map(raw, (sys.stdout, sys.stderr)):
         if isinstance(stream, io.TextIOWrapper):  # tests and notebooks replace the streams

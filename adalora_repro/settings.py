@@ -67,10 +67,7 @@ class Setting:
         return ", ".join(f"{BOUNDS[name][0]} {_short(bound)}" for name, bound in self.bounds.items())
 
     def check(self, name: str, value: Any) -> None:
-        """
-        Raises:
-            InputError: the value is not one of ``choices``, or outside the range.
-        """
+        """Raises InputError if the value is not one of ``choices``, or outside the range."""
         if self.choices is not None and value not in self.choices:
             raise one_of(name, value, self.choices)
         if isinstance(value, bool) or not isinstance(value, int | float):

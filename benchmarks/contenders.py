@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from adalora_repro.config.catalog import resource
+from adalora_repro.config.catalog import read, resource
 from adalora_repro.methods import adalora, lora
 from adalora_repro.methods.base import BaseMethod
 from adalora_repro.models import speedups
@@ -26,9 +24,7 @@ TARGET = 32  # length of the summaries of an encoder-decoder, in tokens
 
 def architecture(shape: str) -> dict[str, Any]:
     """The architecture in ``conf/backbone/SHAPE.yaml``."""
-    backbone = yaml.safe_load(Path(resource("conf") / "backbone" / f"{shape}.yaml").read_text(encoding="utf-8"))
-    sizes: dict[str, Any] = backbone["architecture"]
-    return sizes
+    return dict(read(resource("conf") / "backbone" / f"{shape}.yaml")["architecture"])
 
 
 def can_crop(shape: str) -> bool:

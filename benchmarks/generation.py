@@ -12,13 +12,11 @@ import random
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import torch
-import yaml
 from transformers import GenerationConfig
 
-from adalora_repro.config.catalog import resource
+from adalora_repro.config.catalog import read, resource
 from adalora_repro.training.cost import ratio_text, wait_for
 from benchmarks.contenders import Contender, in_turn
 from benchmarks.lengths import Tensors, lengths_of
@@ -41,7 +39,7 @@ def seconds_of(contender: Contender, batch: Tensors, search: GenerationConfig) -
 
 
 def main() -> int:
-    xsum = yaml.safe_load(Path(resource("conf") / "task" / "xsum.yaml").read_text(encoding="utf-8"))
+    xsum = read(resource("conf") / "task" / "xsum.yaml")
     arguments = parser(__doc__)
     arguments.set_defaults(shape="bart-large")
     arguments.add_argument("--batch", type=int, default=xsum["eval"]["batch_size"], help="documents")

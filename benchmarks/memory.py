@@ -89,16 +89,12 @@ def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--batch", type=int, default=32)
     arguments.add_argument("--tokens", default="48,128", help="padded lengths of the batches (default: %(default)s)")
-    arguments.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both")
-    arguments.add_argument("--only", choices=("ours",))
     args = start(arguments)
     lengths = [int(tokens) for tokens in args.tokens.split(",")]
-    ours_alone = args.only or args.device == "cpu"
-    kinds = [(who, name) for who in ("ours", *([] if ours_alone else ["peft"])) for name in ("lora", "adalora")]
+    contestants = ("ours",) if args.device == "cpu" else ("ours", "peft")
+    kinds = [(who, name) for who in contestants for name in ("lora", "adalora")]
     measured: dict[str, dict[str, Any]] = {}
     for way, options in WAYS.items():
-        if args.precision not in ("both", way.split()[0]):
-            continue
         for who, name in kinds:
             if options["eager"] and (who == "peft" or not can_crop(args.shape)):
                 continue

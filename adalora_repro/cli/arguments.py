@@ -1,14 +1,42 @@
-"""Command lines read with argparse: their complaints are one line, like every other wrong input."""
+"""Programs whose command line argparse reads: wrong input is one line."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from adalora_repro.config import catalog
-from adalora_repro.errors import InputError
+from adalora_repro.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    InputError,
+    clean,
+    guarded,
+    mute,
+    tolerate_any_locale,
+)
+from adalora_repro.records.run_record import RecordError
+
+
+@guarded()
+def exit_code(program: str, command: Callable[[], int]) -> int:
+    """Runs a command; its exit code, or that of wrong input, of which it prints one line, or of Ctrl-C."""
+    tolerate_any_locale()
+    try:
+        return command()
+    except (InputError, RecordError) as error:
+        print(f"{program}: error: {clean(str(error))}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except BrokenPipeError:  # the reader, head say, has seen enough
+        mute()
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 class Parser(argparse.ArgumentParser):

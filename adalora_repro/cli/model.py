@@ -24,18 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro import __version__
-from adalora_repro.cli.arguments import Parser, completed
-from adalora_repro.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    InputError,
-    clean,
-    first_line,
-    guarded,
-    mute,
-)
+from adalora_repro.cli.arguments import Parser, completed, exit_code
+from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError, clean, first_line
 from adalora_repro.records import run_record, validation
 from adalora_repro.records.run_record import RecordError, RunRecord
 from adalora_repro.tasks.held_out import HOLDOUT
@@ -278,7 +268,7 @@ def parser() -> Parser:
         help="the texts of each row, in the order of the task's columns: question, then context",
     )
     command.add_argument(
-        "--file", metavar="FILE", help="rows: .jsonl, .csv, .tsv, or lines of text; - is standard input"
+        "--file", metavar="FILE", help="rows: .jsonl, .csv, .tsv, .parquet, or lines of text; - is standard input"
     )
     command.add_argument("--batch-size", metavar="N", type=int, default=32, help="rows at once (default: %(default)s)")
     command.add_argument("--device", default="cpu", help="default: %(default)s")
@@ -292,20 +282,14 @@ def parser() -> Parser:
     return program
 
 
-@guarded()
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
-    try:
+
+    def command() -> int:
         args = completed(parser()).parse_args(argv)
         return {"score": run_score, "predict": run_predict, "export": run_export}[args.command](args)
-    except (InputError, RecordError) as error:
-        print(f"adalora-model: error: {clean(str(error))}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except BrokenPipeError:  # the reader, head say, has seen enough
-        mute()
-        return EXIT_OK
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+
+    return exit_code("adalora-model", command)
 
 
 def run_score(args: Namespace) -> int:
@@ -324,10 +308,7 @@ def run_predict(args: Namespace) -> int:
     from adalora_repro.training import answers
 
     columns = answers.columns_of(args.run)
-    if args.file is None:
-        rows = answers.rows_of(args.texts, columns)
-    else:
-        rows = answers.read_rows(args.file, read_text(args.file), columns)
+    rows = answers.rows_of(args.texts, columns) if args.file is None else answers.read_rows(args.file, columns)
     for answer in answers.answers(args.run, rows, args.batch_size, args.backbone, args.device):
         print(json_line(answer), flush=True)
     return EXIT_OK
@@ -337,21 +318,6 @@ def json_line(value: Any) -> str:
     """JSON that a terminal shows: what cannot be printed is escaped, since ``guarded`` would put a question mark."""
     text = json.dumps(value, ensure_ascii=False)
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
-
-
-def read_text(name: str) -> str:
-    """
-    Raises:
-        InputError: the file cannot be read, or is no UTF-8.
-    """
-    if name == "-" and sys.stdin is None:
-        raise InputError("--file -: standard input is closed")
-    try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--file: cannot read '{name}': {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"--file: '{name}' is not text in UTF-8") from None
 
 
 def run_export(args: Namespace) -> int:

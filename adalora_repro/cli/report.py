@@ -3,7 +3,7 @@
 Reads only records, imports neither torch nor Hydra, and pandas only for what it prints. A table is a module of
 ``reports/`` with a ``SPEC``, another report one with a ``REPORT``: each becomes a subcommand by being there.
 
-Exit codes: 0 printed (refused files are named on stderr), 2 wrong input (one line on stderr).
+Exit codes: 0 printed (refused files are named on stderr), 2 wrong input (one line on stderr), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,18 +18,9 @@ from typing import Any
 
 from adalora_repro import __version__, reports
 from adalora_repro.cli import slurm
-from adalora_repro.cli.arguments import Parser, add_config_dir, completed, use_config_dir
+from adalora_repro.cli.arguments import Parser, add_config_dir, completed, exit_code, use_config_dir
 from adalora_repro.config import catalog
-from adalora_repro.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_OK,
-    InputError,
-    clean,
-    guarded,
-    mute,
-    one_of,
-    tolerate_any_locale,
-)
+from adalora_repro.errors import EXIT_OK, InputError, clean, one_of
 from adalora_repro.reports.cells import compile_scoped
 from adalora_repro.reports.output import add_format, add_out, form_of, write
 from adalora_repro.reports.render import FORMATS, PAPER, paper_style, render
@@ -123,21 +114,12 @@ def parser_of(reports: dict[str, Report]) -> Parser:
     return parser
 
 
-@guarded()
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
-    tolerate_any_locale()
-    try:
-        report(sys.argv[1:] if argv is None else argv)
-    except InputError as error:
-        print(f"adalora-report: error: {clean(str(error))}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        mute()
-    return EXIT_OK
+    return exit_code("adalora-report", lambda: report(sys.argv[1:] if argv is None else argv))
 
 
-def report(argv: Sequence[str]) -> None:
+def report(argv: Sequence[str]) -> int:
     every = every_report()
     if argv and not argv[0].startswith("-") and argv[0] not in every:
         raise one_of("report", argv[0], every)
@@ -162,6 +144,7 @@ def report(argv: Sequence[str]) -> None:
     else:
         sys.stdout.write(content)
         sys.stdout.flush()
+    return EXIT_OK
 
 
 def results_folder(name: str | None) -> Path:
@@ -182,10 +165,7 @@ def results_folder(name: str | None) -> Path:
 
 
 def check_backbone(name: str, request: Request) -> None:
-    """
-    Raises:
-        InputError: the backbone has neither records nor a configuration: that must not look like an empty table.
-    """
+    """Raises InputError for a backbone without records or configuration: that must not look like an empty table."""
     names = {record.key["backbone"] for _, record in request.read[0]} | set(catalog.choices_of("backbone"))
     if name not in names:
         raise one_of("backbone", name, sorted(names))

@@ -43,7 +43,7 @@ from adalora_repro.cli.ledger import (
     Ledger,
     Outcome,
 )
-from adalora_repro.config import catalog, dry_run
+from adalora_repro.config import catalog, dry_run, settings_table
 from adalora_repro.config.catalog import base_files, choices_of, resource
 from adalora_repro.config.identity import reference
 from adalora_repro.config.plan import Plan
@@ -129,9 +129,7 @@ def _command(words: Sequence[str], ledger: Ledger) -> None:
     if words == ["--version"]:  # Hydra has a version of its own
         print(f"adalora-run {__version__}")
     elif words == ["settings"]:
-        from adalora_repro.config.settings_table import markdown
-
-        print(markdown())
+        print(settings_table.markdown())
     elif "list" in words:
         print_choices([text for text in words if text != "list"])
     else:
@@ -301,30 +299,17 @@ def register(words: Sequence[str] = ("sweep",)) -> None:
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
     OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)
-    OmegaConf.register_new_resolver("choices_help", _choices_help, replace=True)
-    OmegaConf.register_new_resolver("settings_help", _settings_help, replace=True)
+    wanted = not {"--help", "-h"}.isdisjoint(sys.argv)  # Hydra resolves the texts whenever it merges configurations
+    for name, text in (("choices_help", _choices_help), ("settings_help", settings_table.help_text)):
+        OmegaConf.register_new_resolver(name, text if wanted else lambda: "", replace=True)
     if any("sweep" in word for word in words):
         for path in sorted(resource("sweeps").glob("*.yaml")):
             store.store(group="sweep", name=path.stem, node=OmegaConf.load(path), package="_global_")
 
 
 def _choices_help() -> str:
-    if not wants_help():  # Hydra resolves the text whenever it merges configurations
-        return ""
     groups = [group for group in catalog.GROUPS if group != "tuned"]  # which follows from the task and the method
     return "\n".join(f"{group}: {', '.join(catalog.entries(group))}" for group in [*groups, "sweep"])
-
-
-def wants_help() -> bool:
-    return bool({"--help", "-h"} & set(sys.argv))
-
-
-def _settings_help() -> str:
-    if not wants_help():
-        return ""
-    from adalora_repro.config.settings_table import help_text
-
-    return help_text()
 
 
 if __name__ == "__main__":

@@ -15,18 +15,11 @@ from typing import Any
 from adalora_repro.errors import InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.run_record import KEY_FIELDS, RecordError, RunRecord
-from adalora_repro.records.validation import AMOUNT, a, dump, each, fields
+from adalora_repro.records.validation import AMOUNT, a, checked, dump, each, fields, schema
 
 PREFIX = "submitted-"  # results/sweeps/<time>/submitted-<job>.json
 ASK_S = 20.0  # squeue itself gives up after 9 s if the controller is down, and never if its answers get lost
-#: what a submission must look like
-FIELDS = fields(
-    {
-        "job": a("a job's id", lambda value: isinstance(value, str) and value.isdecimal()),
-        "submitted": AMOUNT,
-        "runs": each(fields(KEY_FIELDS)),
-    }
-)
+JOB = a("a job's id", lambda value: isinstance(value, str) and value.isdecimal())
 
 
 @dataclass
@@ -39,9 +32,9 @@ class Submission:
         runs: id of the task ("12_3"; "12" where there is no array) -> the key of its run, as in its record.
     """
 
-    job: str
-    submitted: float
-    runs: dict[str, dict[str, Any]]
+    job: str = checked(JOB)
+    submitted: float = checked(AMOUNT)
+    runs: dict[str, dict[str, Any]] = checked(each(fields(KEY_FIELDS)))
 
 
 def write(submission: Submission, folder: Path) -> None:
@@ -64,12 +57,12 @@ def read_all(results: Path) -> tuple[list[Submission], list[str]]:
 
 def _submission(values: Any, where: str) -> Submission:
     try:
-        FIELDS(values, "")
+        schema(Submission)(values, "")
         for key in values["runs"].values():
             run_record.run_folder(Path(), key)
     except ValueError as error:
         raise RecordError(f"{where}: not a submission of adalora-run: {error}") from None
-    return Submission(values["job"], values["submitted"], values["runs"])
+    return Submission(**values)
 
 
 def in_queue() -> frozenset[str]:

@@ -54,18 +54,13 @@ class MethodEntry(Entry):
         return self.role in ("paper", "other") and self.id != PROPOSED
 
 
-def methods() -> dict[str, MethodEntry]:
+@cache
+def methods() -> Mapping[str, MethodEntry]:
     """Every method, by its id.
 
     Raises:
         InputError: a method's file has a role that does not exist.
     """
-    return dict(_methods(tuple(_added)))
-
-
-@cache
-def _methods(added: tuple[Path, ...]) -> dict[str, MethodEntry]:
-    del added  # of which the answer depends
     methods = {}
     for name, entry in entries("method").items():
         keys = read(base_files("method", name)[0]).get("method") or {}  # a variant is not what it builds on
@@ -139,6 +134,7 @@ _added: list[Path] = []
 def add_folder(folder: str | None) -> None:
     """Stores the folder of ``--config-dir`` and forgets an earlier one; None: there is none."""
     _added[:] = [] if folder is None else [Path(folder)]
+    methods.cache_clear()
     sites.add_folder(None if folder is None else Path(folder) / "sites")
 
 

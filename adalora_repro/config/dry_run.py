@@ -77,20 +77,14 @@ def _parameter_rows(plan: Plan) -> Rows:
     if "params" in method:
         rows.append(("matched to", f"{method['params']:,}", _matched_text(plan)))
     gib = plan.memory / 2**30
+    kept = {"none": 0, "adapter": params["total"], "merged": params["backbone"] + params["head"]}[plan.keeps]
     return [
         *rows,
         ("head", f"{params['head']:,}", "the task head; trained by every method, not part of the budget"),
         ("total", f"{params['total']:,}", ""),
         ("memory", f"{gib:.2f} GiB", "weights, gradients and AdamW's averages; activations come on top"),
-        ("kept on disk", f"{kept_megabytes(plan):,.1f} MB", KEPT[plan.keeps]),
+        ("kept on disk", f"{kept * 4 / 1e6:,.1f} MB", KEPT[plan.keeps]),  # fp32
     ]
-
-
-def kept_megabytes(plan: Plan) -> float:
-    """Size of the model that the finished run keeps, in 10^6 bytes of fp32 weights."""
-    params = plan.params
-    weights = {"none": 0, "adapter": params["total"], "merged": params["backbone"] + params["head"]}[plan.keeps]
-    return weights * 4 / 1e6
 
 
 def _matched_text(plan: Plan) -> str:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from adalora_repro.config.schema import Config
 from adalora_repro.errors import InputError
 from adalora_repro.methods import equal_counts
-from adalora_repro.models import backbone_files
-from adalora_repro.records import cost_record, run_record
+from adalora_repro.records import cost_record, digests, run_record
 from adalora_repro.settings import Setting, settings_of
 
 
@@ -55,8 +51,7 @@ def digest(settings: Mapping[str, Any]) -> str:
             return float(value)
         return [plain(item) for item in value] if isinstance(value, list) else value
 
-    content = json.dumps({name: plain(value) for name, value in settings.items()}, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(content.encode()).hexdigest()[:10]
+    return digests.of_values({name: plain(value) for name, value in settings.items()}, 10)
 
 
 def variant(asked: Mapping[str, Any]) -> str:
@@ -113,18 +108,3 @@ def cost_key(cfg: DictConfig, key: Mapping[str, Any]) -> dict[str, Any]:
         "weights": "random" if cfg.backbone.source == "random" else cfg.backbone.weights,
         "batch_size": cfg.train.batch_size,
     }
-
-
-def weights_fingerprint(folder: Path) -> str:
-    """``backbone_files.fingerprint``; a sweep of hundreds of runs reads the files once.
-
-    Raises:
-        InputError: the folder does not hold a model whose files are complete.
-    """
-    paths = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else ()
-    return _fingerprint(folder.absolute(), tuple((path.name, path.stat().st_mtime_ns) for path in paths))
-
-
-@cache
-def _fingerprint(folder: Path, _files: tuple[tuple[str, int], ...]) -> str:
-    return backbone_files.fingerprint(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,6 @@ class Plan:
         """Optimizer steps from one evaluation to the next; the last step is evaluated too."""
         asked: int | None = self.cfg.train.eval_steps
         return asked or self.steps_per_epoch
-
-    def with_notes(self, *notes: str) -> Plan:
-        """The plan with more notes."""
-        return replace(self, notes=(*self.notes, *notes))
 
 
 def measured(cfg: DictConfig) -> list[str]:

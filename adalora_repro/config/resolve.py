@@ -20,7 +20,7 @@ from adalora_repro.config.plan import Plan
 from adalora_repro.config.schema import MOST_STEPS, Config
 from adalora_repro.errors import InputError
 from adalora_repro.methods import equal_counts
-from adalora_repro.models import backbones, own_backbone, sites
+from adalora_repro.models import backbone_files, backbones, own_backbone, sites
 from adalora_repro.records import revisions, run_record
 from adalora_repro.settings import settings_of
 from adalora_repro.tasks import held_out, load_family, own_files, sources
@@ -76,7 +76,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         asked = {name: value for name, value in asked.items() if not name.startswith("backbone.architecture.")}
     if cfg.backbone.path is not None:
         backbones.check_published(cfg)
-        asked["backbone.path"] = identity.weights_fingerprint(Path(cfg.backbone.path).expanduser())
+        asked["backbone.path"] = backbone_files.fingerprint(Path(cfg.backbone.path).expanduser())
     if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
         size = "budget.label" if cfg.budget.params is None else "budget.params"
         kept = ("budget.match", size) if equal_counts.matched(cfg) else ()

@@ -19,7 +19,6 @@ from adalora_repro.tasks import families
 
 LAUNCHES = ("wait", "detach")
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
-SAVES = ("auto", "adapter", "merged", "none")
 MOST_STEPS = 2**40  # ten thousand years of them
 
 
@@ -293,7 +292,7 @@ class Config:
     "Print the plan and stop: no download, nothing on disk."
     force: bool = setting(False, identity=False)
     "Run again although the run is finished; the earlier record is kept under another name."
-    save: str = setting("auto", identity=False, choices=SAVES)
+    save: str = setting("auto", identity=False, choices=("auto", "adapter", "merged", "none"))
     """The model that a finished run keeps in its folder. adapter: what was trained (low-rank methods: in the format of
     HF PEFT); merged: a checkpoint of transformers; auto: adapter, but nothing where the whole backbone was trained."""
     track: list[str] = setting(factory=list, identity=False)

@@ -66,6 +66,58 @@ class Options(AllocationOption, SVDOptions):
                 "task.total_steps, from which they are scaled to this run's T"
             )
 
+    def ranks(self, costs: Sequence[int]) -> tuple[int, int]:
+        """b_T and the rank at the start; ``costs`` are parameters of a triplet of each matrix.
+
+        With ``budget.match=params`` the schedule's b_T is N over the mean cost of a triplet; the final masks count
+        parameters exactly (``RankAllocator.max_params``). b_0 is 1.5 b_T, as in the paper, rounded up to a rank.
+
+        Raises:
+            InputError: N is less than the most expensive triplet costs, or ``init_r`` is too small for b_T.
+        """
+        n = len(costs)
+        if self.params is None:
+            return n * self.target_r, self.init_r
+        require_at_least(max(costs), self.params)
+        b_T, rank = mean_triplets(self.params, costs), self.init_r or initial_rank(self.params, costs)
+        if n * rank < b_T:
+            raise InputError(
+                f"method.init_r={rank} makes {n * rank} triplets in {n} matrices, fewer than the {b_T} that "
+                f"{self.params:,} parameters pay for; raise it or leave it out"
+            )
+        return b_T, rank
+
+    def schedule_of(self, costs: Sequence[int], total_steps: int) -> BudgetSchedule:
+        """b(t) for matrices with these costs of a triplet, and T.
+
+        Raises:
+            InputError: T is too short for t_i + t_f.
+        """
+        b_T, rank = self.ranks(costs)
+        try:
+            return BudgetSchedule(len(costs) * rank, b_T, self.t_i, self.t_f, total_steps)
+        except ValueError as error:
+            raise InputError(
+                f"{error}; train longer (train.epochs, train.max_steps), set method.t_i and method.t_f, or keep the "
+                "paper's fractions of T with method.schedule=scaled"
+            ) from None
+
+    def plan(self, costs: Sequence[int], schedule: BudgetSchedule) -> dict[str, Any]:
+        """Entries of a method's plan."""
+        n = len(costs)
+        return {
+            "n": n,
+            "b_0": schedule.b_0,
+            "b_T": schedule.b_T,
+            "t_i": schedule.t_i,
+            "t_f": schedule.t_f,
+            "delta_t": self.delta_t,
+            "alpha": self.alpha,
+            "alpha_over_r": self.alpha / (schedule.b_0 // n),
+            "gamma": self.gamma,
+            "params_final": round(schedule.b_T * sum(costs) / n),
+        }
+
 
 class Method(SVDMethod):
     """``protocol=paper`` scores before the update with the sum of squared norms as R, ``released`` after it with the
@@ -75,79 +127,24 @@ class Method(SVDMethod):
 
     def __init__(self, options: Options, protocol: str) -> None:
         super().__init__(options, options.init_r, protocol)
-        self.b_T = 0
         self._allocator: RankAllocator | None = None
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         matrices = [cast(nn.Linear, model.get_submodule(site.path)) for site in self.options.matrices(sites)]
-        self._choose([self.triplet(matrix) for matrix in matrices])
+        self.costs = [self.triplet(matrix) for matrix in matrices]
+        self.rank = self.options.ranks(self.costs)[1]
         super().inject(model, sites)
 
     def triplet(self, base: nn.Linear) -> int:
         """Parameters of one triplet: a column of P, a λ, a row of Q."""
         return base.out_features + 1 + base.in_features
 
-    def _choose(self, costs: Sequence[int]) -> None:
-        """Sets b_T and the rank at the start; ``costs`` are parameters of a triplet of each matrix.
-
-        With ``budget.match=params`` the schedule's b_T is N over the mean cost of a triplet; the final masks count
-        parameters exactly (``RankAllocator.max_params``). b_0 is 1.5 b_T, as in the paper, rounded up to a rank.
-
-        Raises:
-            InputError: N is less than the most expensive triplet costs, or ``init_r`` is too small for b_T.
-        """
-        n, options = len(costs), self.options
-        if options.params is None:
-            self.b_T = n * options.target_r
-            return
-        require_at_least(max(costs), options.params)
-        self.b_T = mean_triplets(options.params, costs)
-        self.rank = options.init_r or initial_rank(options.params, costs)
-        if n * self.rank < self.b_T:
-            raise InputError(
-                f"method.init_r={self.rank} makes {n * self.rank} triplets in {n} matrices, fewer than the "
-                f"{self.b_T} that {options.params:,} parameters pay for; raise it or leave it out"
-            )
-
-    def schedule(self, total_steps: int) -> BudgetSchedule:
-        """b(t) for this model and T.
-
-        Raises:
-            InputError: T is too short for t_i + t_f.
-        """
-        n, options = len(self.layers), self.options
+    def plan(self, total_steps: int) -> dict[str, Any]:
+        options, costs = self.options, self.costs
         if self.protocol == "released" and options.t_f < 2:
             raise InputError("method.t_f must be at least 2 with protocol=released, which masks only after T - t_f")
-        try:
-            return BudgetSchedule(
-                b_0=n * self.rank,
-                b_T=self.b_T,
-                t_i=options.t_i,
-                t_f=options.t_f,
-                total_steps=total_steps,
-            )
-        except ValueError as error:
-            raise InputError(
-                f"{error}; train longer (train.epochs, train.max_steps), set method.t_i and method.t_f, or keep the "
-                "paper's fractions of T with method.schedule=scaled"
-            ) from None
-
-    def plan(self, total_steps: int) -> dict[str, Any]:
-        schedule, options = self.schedule(total_steps), self.options
-        costs = [self.triplet(layer.base) for layer in self.layers.values()]
-        plan = {
-            "n": len(self.layers),
-            "b_0": schedule.b_0,
-            "b_T": schedule.b_T,
-            "t_i": schedule.t_i,
-            "t_f": schedule.t_f,
-            "delta_t": options.delta_t,
-            "mask_events": masks_due(schedule, options.delta_t, self.protocol),
-            "alpha": options.alpha,
-            "alpha_over_r": options.alpha / self.rank,
-            "gamma": options.gamma,
-            "params_final": round(schedule.b_T * sum(costs) / len(costs)),
-        }
+        schedule = options.schedule_of(costs, total_steps)
+        plan = options.plan(costs, schedule) | {"mask_events": masks_due(schedule, options.delta_t, self.protocol)}
         if options.params is None:
             return plan
         at_init = self.rank * sum(costs)
@@ -159,7 +156,7 @@ class Method(SVDMethod):
         options = self.options
         self._allocator = RankAllocator(
             self.layers,
-            self.schedule(total_steps),
+            options.schedule_of(self.costs, total_steps),
             options.delta_t,
             options.beta1,
             options.beta2,

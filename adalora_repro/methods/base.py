@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 
 LARGEST = 2**20  # rank or width: far beyond any use, small enough that torch can count the parameters
-SCHEDULES = ("absolute", "scaled")
 
 
 @dataclass
@@ -38,7 +37,7 @@ class BaseOptions:
     "Id of the method, as in records and tables."
     module: str
     "Module with the classes Method and Options: a name in methods/, or any importable one, my_package.my_method."
-    schedule: str = setting("absolute", choices=SCHEDULES)
+    schedule: str = setting("absolute", choices=("absolute", "scaled"))
     """absolute: t_i, t_f, delta_t and warm-up steps are taken as they are; scaled: they are counts at the paper's T of
     the task (task.total_steps) and are scaled to the run's T."""
 

@@ -170,10 +170,7 @@ class Method(BaseMethod):
     # -- injection -----------------------------------------------------------------------------------------------------
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
-        """
-        Raises:
-            InputError: PEFT refuses the options, or cannot make this tuner without weights, which a plan needs.
-        """
+        """Raises InputError if PEFT refuses the options, or cannot make this tuner without the weights (for a plan)."""
         matrices = self.options.matrices(sites)
         self.n = len(matrices)
         values = self.values(model, matrices)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from adalora_repro.errors import InputError
 from adalora_repro.methods import adalora, peft
-from adalora_repro.methods.equal_counts import initial_rank, mean_triplets, require_at_least
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,12 +54,8 @@ class Method(peft.Method):
         options = self.options
         modules: list[Any] = [model.get_submodule(site.path) for site in matrices]
         self.costs = [module.out_features + 1 + module.in_features for module in modules]
-        n, self.init_r = len(matrices), options.init_r
-        self.b_T = n * options.target_r
-        if options.params is not None:
-            require_at_least(max(self.costs), options.params)
-            self.b_T = mean_triplets(options.params, self.costs)
-            self.init_r = options.init_r or initial_rank(options.params, self.costs)
+        n = len(matrices)
+        self.b_T, self.init_r = options.ranks(self.costs)
         if n * self.init_r <= self.b_T:
             raise InputError(
                 f"method.init_r={self.init_r}: AdaLoRA of HF PEFT needs more than target_r={self.b_T / n:g}"
@@ -80,27 +75,10 @@ class Method(peft.Method):
         }
 
     def plan(self, total_steps: int) -> dict[str, Any]:
-        options, n = self.options, self.n
-        if total_steps <= options.t_i + options.t_f:
-            raise InputError(
-                f"T={total_steps} must exceed t_i + t_f = {options.t_i} + {options.t_f}; train longer (train.epochs, "
-                "train.max_steps), or keep the paper's fractions of T with method.schedule=scaled"
-            )
-        every = sorted(cost for cost in self.costs for _ in range(self.init_r))
-        plan = {
-            "n": n,
-            "b_0": n * self.init_r,
-            "b_T": self.b_T,
-            "t_i": options.t_i,
-            "t_f": options.t_f,
-            "delta_t": options.delta_t,
-            "alpha": options.alpha,
-            "alpha_over_r": options.alpha / self.init_r,
-            "gamma": options.gamma,
-            "params_final": round(self.b_T * sum(self.costs) / n),
-        }
-        if options.params is None:
+        plan: dict[str, Any] = self.options.plan(self.costs, self.options.schedule_of(self.costs, total_steps))
+        if self.options.params is None:
             return plan
+        every = sorted(cost for cost in self.costs for _ in range(self.init_r))
         return plan | {"params_min": sum(every[: self.b_T]), "params_max": sum(every[-self.b_T :])}
 
     # -- training ------------------------------------------------------------------------------------------------------

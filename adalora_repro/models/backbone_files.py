@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 from adalora_repro.errors import InputError, first_line
+from adalora_repro.records import digests
 from adalora_repro.records.validation import not_a_file
 
 #: where transformers looks for weights, in order: it reads the first that exists
@@ -28,11 +29,9 @@ def fingerprint(folder: Path) -> str:
         InputError: as in ``check``.
     """
     check(folder)
-    digests = []
-    for path in sorted(path for pattern in PATTERNS for path in folder.glob(pattern) if not path.is_dir()):
-        with path.open("rb") as file:
-            digests.append(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+    paths = sorted(path for pattern in PATTERNS for path in folder.glob(pattern) if not path.is_dir())
+    files = "\n".join(f"{path.name} {digests.of_file(path)}" for path in paths)
+    return hashlib.sha256(files.encode()).hexdigest()[:16]
 
 
 def check(folder: Path) -> None:

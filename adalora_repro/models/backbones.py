@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from adalora_repro.errors import InputError, first_line
 from adalora_repro.models import backbone_files, backbone_tokenizer, hub
 from adalora_repro.models.sites import architecture, head_parameters
+from adalora_repro.records import digests
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -131,8 +131,7 @@ def check_published(cfg: DictConfig) -> None:
     if backbone.path is not None:
         own = f"its files; another model has a name of its own: backbone=auto backbone.path={backbone.path}"
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = digests.of_file(path)
     except OSError as error:
         raise InputError(f"backbone '{backbone.name}': {path}: {error.strerror}; repair {own}") from None
     if digest != backbone.sha256:

@@ -36,7 +36,6 @@ def _reachable(endpoint: str, when: int) -> bool:
     """
     from huggingface_hub import get_session
 
-    del when
     for _ in range(2):  # a working network may lose one request
         try:
             get_session().head(endpoint, timeout=TIMEOUT_S)

@@ -76,11 +76,11 @@ def _usual(c: SimpleNamespace) -> bool:
     if c.model_type != "deberta-v2":
         return True
     parts = {"relative_attention": True, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
-    has = (
-        all(getattr(c, name, None) == value for name, value in parts.items()) and getattr(c, "position_buckets", -1) > 0
-    )
     return (
-        has and not getattr(c, "conv_kernel_size", 0) and getattr(c, "embedding_size", c.hidden_size) == c.hidden_size
+        all(getattr(c, name, None) == value for name, value in parts.items())
+        and getattr(c, "position_buckets", -1) > 0
+        and not getattr(c, "conv_kernel_size", 0)
+        and getattr(c, "embedding_size", c.hidden_size) == c.hidden_size
     )
 
 

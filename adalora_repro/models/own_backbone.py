@@ -6,6 +6,7 @@ For a model type without a file in conf/sites/ there is a draft of one, made of 
 from __future__ import annotations
 
 import os
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,19 +136,14 @@ def _linear(block: nn.Module) -> list[str]:
 
 def _role(path: str) -> str | None:
     """The role of the path in shipped files that shares most components at the end; None if two roles share as many."""
-    best: dict[int, set[str]] = {}
+    backwards = ["{layer}", *path.split(".")][::-1]
+    best: dict[int, set[str]] = {0: set()}
     for model_type in model_types():
         for role, templates in architecture(model_type).roles.items():
             for template in [templates] if isinstance(templates, str) else templates:
-                shared = 0
-                inside = f"{{layer}}.{template.partition('{layer}.')[2]}"
-                for one, other in zip(
-                    reversed(f"{{layer}}.{path}".split(".")), reversed(inside.split(".")), strict=False
-                ):
-                    if one != other:
-                        break
-                    shared += 1
+                inside = ["{layer}", *template.partition("{layer}.")[2].split(".")][::-1]
+                shared = len([*takewhile(lambda pair: pair[0] == pair[1], zip(backwards, inside, strict=False))])
                 if role in MATRIX_ROLES and shared:
                     best.setdefault(shared, set()).add(role)
-    roles = best[max(best)] if best else set()
+    roles = best[max(best)]
     return roles.pop() if len(roles) == 1 else None

@@ -27,10 +27,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     ours = _git("ls-files", "--error-unmatch", "__init__.py") is not None  # not one that merely contains .venv
     commit = _git("rev-parse", "HEAD") if ours else None
     dirty = _git("status", "--porcelain", "--", ".", "../conf", "../sweeps") if ours else None  # records do not count
+    processor = _value(CPUINFO, "model name") or platform.processor() or platform.machine()
     return {
         "versions": {"adalora-repro": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
         "threads": torch.get_num_threads(),
         "git": {"commit": commit, "dirty": None if dirty is None else bool(dirty)},
     }
@@ -64,11 +65,6 @@ def _value(path: Path, *names: str) -> str | None:
     except OSError:
         return None
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(names)), None)
-
-
-def _processor() -> str:
-    """The model name of the CPU."""
-    return _value(CPUINFO, "model name") or platform.processor() or platform.machine()
 
 
 def has_bf16_instructions(cpuinfo: Path = CPUINFO) -> bool | None:

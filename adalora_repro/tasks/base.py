@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import InputError, one_of
+from adalora_repro.records import digests
 from adalora_repro.tasks import held_out, processes, sources, tokenized
 from adalora_repro.tasks.held_out import HOLDOUT
 
@@ -171,7 +172,6 @@ class BaseTask:
 
     def label_problem(self, row: dict[str, Any]) -> str | None:
         """What is wrong with the label of a row that has all columns, its texts being texts; None if nothing."""
-        del row
         return None
 
     @classmethod
@@ -184,7 +184,6 @@ class BaseTask:
         Raises:
             InputError: the labels contradict each other or the settings.
         """
-        del cfg, labels
         return {}
 
     def read_label(self, value: Any) -> Any:
@@ -240,12 +239,10 @@ class BaseTask:
 
     def types(self, split: str) -> Features | None:
         """Types of the columns that ``encode`` makes; None: as its first batch has them."""
-        del split
         return None
 
     def stratum(self, label: Any) -> Hashable:
         """The class of a row with this label; the held-out split keeps the classes' shares. None: no classes."""
-        del label
         return None
 
     def metrics(self, predictions: Mapping[str, Iterable[dict[str, Any]]]) -> Evaluation:
@@ -333,7 +330,7 @@ class BaseTask:
         skip = bool(self.cfg.data.skip_invalid)
         origin = sources.TRAIN if split == HOLDOUT else split
         held = self.cfg.data.holdout if origin == sources.TRAIN else None
-        key = tokenized.key(
+        parts = [
             sources.split_fingerprint(self.cfg, origin),
             tokenized.tokenizer_hash(self.tokenizer),
             {package: importlib.metadata.version(package) for package in ROW_MAKERS},
@@ -343,7 +340,8 @@ class BaseTask:
             self.max_length,
             self.recipe(),
             *([] if held is None else [[held_out.SEED, held, list(self.cfg.task.holdout_by), split]]),
-        )
+        ]
+        key = digests.of_values(parts, tokenized.KEY_DIGITS)
 
         def build(path: Path | None) -> tokenized.Entry:
             bad = sources.BadRows(skip)

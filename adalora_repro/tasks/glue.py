@@ -134,7 +134,6 @@ class Task(BaseTask):
 
     def encode(self, batch: dict[str, list[Any]], numbers: list[int], split: str) -> dict[str, list[Any]]:
         """One or two text columns -> input_ids, … cut to ``max_length`` (longest text first), labels, length."""
-        del numbers, split
         texts = (batch[column] for column in self.cfg.task.text_columns)
         encoded = dict(self.tokenizer(*texts, truncation=True, max_length=self.max_length))
         lengths = [len(ids) for ids in encoded["input_ids"]]
@@ -180,7 +179,6 @@ class Task(BaseTask):
         """
         import numpy as np
 
-        del name
         made = list(batches)
         predicted, labels, index = (
             np.concatenate([np.asarray(batch[column]) for batch in made]) for column in ("prediction", "label", "index")

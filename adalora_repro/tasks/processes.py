@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-#: what asks a run to stop: it reaches a whole group of processes, of which the parent decides for all
+#: what asks a run to stop (with the last one a scheduler announces the end of a job): it reaches a whole group of
+#: processes, of which the parent decides for all
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"
 

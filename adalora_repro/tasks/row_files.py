@@ -10,7 +10,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,12 @@ def rows(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         InputError: the file cannot be read or is damaged.
     """
-    ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    ending = (path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix).lower()
     if ending == ".parquet":
         return _parquet(path)
-    return _table(path, DELIMITERS[ending]) if ending in DELIMITERS else _json_lines(path)
+    if ending in DELIMITERS:
+        return _table(path, DELIMITERS[ending])
+    return ((where, row_of(line)) for where, line in lines(path))
 
 
 def lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -48,19 +50,24 @@ def lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line := line.strip():
-                    yield f"{path}:{number}", line
+            yield from numbered(file, path)
     except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError
         raise InputError(f"{path}: cannot be read ({first_line(error)}); expected {FORMAT}") from None
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    for where, line in lines(path):
-        try:
-            yield where, json.loads(line)
-        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-            yield where, BrokenLine(f"not JSON ({first_line(error)}); expected {FORMAT}")
+def numbered(file: Iterable[bytes], name: object) -> Iterator[tuple[str, bytes]]:
+    """As ``lines``, of a file that is open."""
+    for number, line in enumerate(file, 1):
+        if line := line.strip():
+            yield f"{name}:{number}", line
+
+
+def row_of(line: bytes | str) -> Any:
+    """The JSON value of a line, or a ``BrokenLine``."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        return BrokenLine(f"not JSON ({first_line(error)}); expected {FORMAT}")
 
 
 def _table(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adalora_repro.errors import InputError, first_line, one_of
 from adalora_repro.models import hub
-from adalora_repro.records import run_record, validation
+from adalora_repro.records import digests, run_record, validation
 from adalora_repro.records.validation import not_a_file, shown
 from adalora_repro.tasks import held_out, row_files, toy_text
 from adalora_repro.tasks.row_files import FORMAT, BrokenLine
@@ -104,24 +104,25 @@ def train_rows(cfg: DictConfig) -> int:
 
 def fingerprint(cfg: DictConfig) -> str:
     """16 hex digits that change whenever the rows of any split could."""
-    return _short([split_fingerprint(cfg, split) for split in splits(cfg)])
+    return digests.of_values([split_fingerprint(cfg, split) for split in splits(cfg)])
 
 
 def split_fingerprint(cfg: DictConfig, split: str) -> str:
     """16 hex digits for one split: a local file's rows, the hub's pinned revision, the generator and its settings."""
     task, source = cfg.task, cfg.data.source
     if source == "local":
-        rows = content(cfg, split).sha256
-        share = task.validation_share
-        return rows[:16] if share is None else _short([rows, held_out.SEED, share, list(task.holdout_by), split])
+        rows, share = content(cfg, split).sha256, task.validation_share
+        if share is None:
+            return rows[:16]
+        return digests.of_values([rows, held_out.SEED, share, list(task.holdout_by), split])
     if source == "sample":
-        return _short([toy_text.VERSION, task.name, split, _sizes(cfg), cfg.data.sample_seed])
-    return _short([task.hub, task.hub_config, task.revision, split])
+        return digests.of_values([toy_text.VERSION, task.name, split, _sizes(cfg), cfg.data.sample_seed])
+    return digests.of_values([task.hub, task.hub_config, task.revision, split])
 
 
 def byte_fingerprint(cfg: DictConfig) -> str:
     """The former ``fingerprint`` of local files: a hash of their bytes instead of their rows."""
-    return _short([_sha256(file_of(cfg, split))[:16] for split in splits(cfg)])
+    return digests.of_values([digests.of_file(file_of(cfg, split))[:16] for split in splits(cfg)])
 
 
 def place(cfg: DictConfig, split: str) -> str:
@@ -129,7 +130,7 @@ def place(cfg: DictConfig, split: str) -> str:
     if cfg.data.source != "local":
         return ""
     path = file_of(cfg, split)
-    return f"{path} {_sha256(path)}"
+    return f"{path} {digests.of_file(path)}"
 
 
 def load_split(cfg: DictConfig, split: str, rules: BaseTask, bad: BadRows) -> Dataset:
@@ -197,7 +198,7 @@ def provenance(cfg: DictConfig, rows: dict[str, int]) -> dict[str, Any]:
     if cfg.data.source == "hub":
         origin |= {"hub": cfg.task.hub, "hub_config": cfg.task.hub_config, "revision": cfg.task.revision}
     elif cfg.data.source == "local":
-        origin["sha256"] = {split: _sha256(file_of(cfg, split)) for split in splits(cfg)}
+        origin["sha256"] = {split: digests.of_file(file_of(cfg, split)) for split in splits(cfg)}
         origin["rows_sha256"] = {split: content(cfg, split).sha256 for split in splits(cfg)}
     else:
         origin |= {"generator": toy_text.VERSION, "seed": cfg.data.sample_seed}
@@ -354,19 +355,6 @@ def _rows(cfg: DictConfig, path: Path, rules: BaseTask) -> Iterator[tuple[str, A
         yield where, row
 
 
-def _sha256(path: Path) -> str:
-    """SHA-256 of the bytes; a sweep of hundreds of runs reads them once, and again if time or size changes."""
-    stat = path.stat()
-    return _sha256_of(path.absolute(), stat.st_mtime_ns, stat.st_size)
-
-
-@functools.lru_cache(maxsize=256)
-def _sha256_of(path: Path, modified: int, size: int) -> str:
-    del modified, size
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class Content(NamedTuple):
     """What is to be known of a file before it is loaded.
 
@@ -387,12 +375,12 @@ def content(cfg: DictConfig, split: str) -> Content:
     """The content of the file with a split's rows."""
     path, task = file_of(cfg, split), cfg.task
     own = None if task.hub is not None else (*task.text_columns, "id", task.label_column)
-    return _content_of(path, _sha256(path), Path(cfg.data.cache_dir).expanduser() / "rows", own)
+    return _content_of(path, digests.of_file(path), Path(cfg.data.cache_dir).expanduser() / "rows", own)
 
 
 @functools.lru_cache(maxsize=256)
 def _content_of(path: Path, sha256: str, folder: Path, own: tuple[str, ...] | None) -> Content:
-    kept = folder / f"{sha256 if own is None else _short([sha256, str(path), *own])}.json"
+    kept = folder / f"{sha256 if own is None else digests.of_values([sha256, str(path), *own])}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(kept.read_bytes())
         return Content(int(known["rows"]), str(known["fingerprint"]), dict(known.get("labels", {})))
@@ -446,7 +434,3 @@ def _json(value: Any) -> str:
 def _sizes(cfg: DictConfig) -> dict[str, int]:
     evaluation = dict.fromkeys(splits(cfg)[1:], int(cfg.data.sample_validation_rows))
     return {TRAIN: int(cfg.data.sample_rows)} | evaluation
-
-
-def _short(parts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]

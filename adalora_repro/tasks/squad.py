@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Task", "squad_metrics"]
-
-
 INPUT = "input"  # the split of texts that are no data set's
 WINDOWS = 32  # of long contexts at once, when texts are answered
 
@@ -464,5 +461,4 @@ def answer_span(
 
 def _short(text: str) -> str:
     """For a message of one line."""
-    text = re.sub(r"\s", " ", text)
-    return text if len(text) <= 40 else text[:39] + "…"
+    return shortened(re.sub(r"\s", " ", text), 40)

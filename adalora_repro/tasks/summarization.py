@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # label of padding: what torch's cross entropy leaves out
 SHORTEST = 3
-#: what of generation belongs to the model: it was pretrained with them
-TOKEN_IDS = (
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "decoder_start_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-)
 INPUTS = ["input_ids", "attention_mask"]
 
 
@@ -101,7 +92,6 @@ class Task(BaseTask):
     def encode(self, batch: dict[str, list[Any]], numbers: list[int], split: str) -> dict[str, list[Any]]:
         """Rows -> input_ids, attention_mask cut to ``max_length``, length; for training labels, cut to
         ``max_target_length``, for evaluation id and reference."""
-        del numbers
         text, label = batch[self.cfg.task.text_columns[0]], batch[self.cfg.task.label_column]
         encoded = self.tokenizer(text, truncation=True, max_length=self.max_length)
         columns = {name: encoded[name] for name in INPUTS} | {"length": [len(ids) for ids in encoded["input_ids"]]}
@@ -158,7 +148,8 @@ class Task(BaseTask):
         if self._generation is not None:
             return self._generation
         task = self.cfg.task
-        ids = {name: getattr(model.generation_config, name) for name in TOKEN_IDS}
+        settings = model.generation_config.to_dict()
+        ids = {name: value for name, value in settings.items() if name.endswith("_token_id")}
         search = {name: task[name] for name in ("length_penalty", "early_stopping") if task[name] is not None}
         self._generation = model.generation_config = GenerationConfig(
             max_length=self.max_target_length,

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adalora_repro.records import digests
 from adalora_repro.tasks import processes
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NOTES = "notes.json"
+KEY_DIGITS = 32  # of an entry's name, a hash of everything that its content depends on
 PROBLEM = "problem"  # a column: what is wrong with a row that shows itself bad only when it is tokenized, else null
 ROWS = 1000  # tokenized at once
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # pyarrow's are among them
@@ -42,11 +44,6 @@ class Entry:
 
     dataset: Dataset
     notes: dict[str, Any] = field(default_factory=dict)
-
-
-def key(*parts: Any) -> str:
-    """32 hex digits of everything that the content depends on (JSON types)."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -65,7 +62,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     else:
         special = {name: str(token) for name, token in dict(tokenizer.special_tokens_map).items()}
         content |= {"vocabulary": tokenizer.get_vocab(), "special": special}
-    return key(content)
+    return digests.of_values([content], KEY_DIGITS)
 
 
 def cached(folder: Path, build: Callable[[Path | None], Entry]) -> Entry:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import torch
 
 from adalora_repro.errors import InputError, first_line
-from adalora_repro.tasks import load_family
+from adalora_repro.tasks import load_family, row_files
 from adalora_repro.training import kept
 from adalora_repro.training.progress import stage
 
@@ -41,10 +39,7 @@ def answers(
 
 
 def checked_device(name: str) -> torch.device:
-    """
-    Raises:
-        InputError: there is no such device here.
-    """
+    """Raises InputError if there is no such device here."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()  # not on "meta", which holds no values
@@ -72,52 +67,33 @@ def rows_of(texts: Sequence[str], columns: Sequence[str]) -> list[dict[str, str]
     return [checked(row, columns, f"text {number}") for number, row in enumerate(rows, 1)]
 
 
-def read_rows(name: str, content: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a file: by its ending CSV with a line of names, or JSON Lines; otherwise lines, each a JSON object or the
-    one text of its row.
+def read_rows(name: str, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a file that ``row_files`` reads by its ending; in any other, and in standard input (``-``), each line
+    is a JSON object or the one text of its row.
 
     Raises:
-        InputError: names the line; or there is no row.
+        InputError: the file cannot be read; names the line; or there is no row.
     """
-    content, ending = content.removeprefix("\ufeff"), Path(name).suffix.lower()
-    if ending in (".csv", ".tsv"):
-        rows = read_table(name, content, columns, "\t" if ending == ".tsv" else ",")
-    else:
-        rows = []
-        # splitlines() would split at U+2028, which JSON may hold
-        for number, line in enumerate(content.split("\n"), 1):
-            if line.strip():
-                row = parsed(line, columns, f"{name}:{number}", only_json=ending in (".jsonl", ".json"))
-                rows.append(checked(row, columns, f"{name}:{number}"))
+    by_ending = name.lower().endswith((*row_files.SUFFIXES, ".json"))
+    found = row_files.rows(Path(name)) if by_ending else _lines(name, columns[0])
+    rows = [checked(row, columns, where) for where, row in found]
     if not rows:
         raise InputError(f"--file: no rows in '{name}'")
     return rows
 
 
-def read_table(name: str, content: str, columns: Sequence[str], delimiter: str) -> list[dict[str, str]]:
-    before = csv.field_size_limit(max(len(content), 1))
-    reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
-    try:
-        return [checked(row, columns, f"{name}:{reader.line_num}") for row in reader]
-    except csv.Error as error:
-        raise InputError(f"{name}:{reader.line_num}: {first_line(error)}") from None
-    finally:
-        csv.field_size_limit(before)
+def _lines(name: str, column: str) -> Iterator[tuple[str, Any]]:
+    if name == "-" and sys.stdin is None:
+        raise InputError("--file -: standard input is closed")
+    for where, line in row_files.numbered(sys.stdin.buffer, name) if name == "-" else row_files.lines(Path(name)):
+        text = line.decode("utf-8-sig", "surrogateescape")
+        yield where, row_files.row_of(text) if text.startswith("{") else {column: text}
 
 
-def parsed(line: str, columns: Sequence[str], where: str, only_json: bool) -> dict[str, Any]:
-    if not (only_json or line.lstrip().startswith("{")):
-        return {columns[0]: line.strip()}
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON: {first_line(error)}") from None
+def checked(row: Any, columns: Sequence[str], where: str) -> dict[str, str]:
     if not isinstance(row, dict):
-        raise InputError(f"{where}: not a JSON object; each line is one, with {', '.join(columns)}")
-    return row
-
-
-def checked(row: dict[str, Any], columns: Sequence[str], where: str) -> dict[str, str]:
+        problem = row if isinstance(row, row_files.BrokenLine) else "not a JSON object"
+        raise InputError(f"{where}: {problem}; each row has {', '.join(columns)}")
     for column in columns:
         text = row.get(column)
         if not isinstance(text, str) or not text.strip():

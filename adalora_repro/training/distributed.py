@@ -17,7 +17,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adalora_repro.errors import EXIT_BAD_INPUT, clean
-from adalora_repro.training.signals import SIGNALS
+from adalora_repro.tasks.processes import SIGNALS
 
 if TYPE_CHECKING:
     import torch

@@ -165,9 +165,7 @@ def _measure(run: RunState, record: run_record.RunRecord) -> None:
 class Log:
     """``log.jsonl`` of a run; processes other than the main one write to ``os.devnull``."""
 
-    def __init__(
-        self, path: Path, length: int, main: bool, also: Callable[[dict[str, Any]], None] = lambda line: None
-    ) -> None:
+    def __init__(self, path: Path, length: int, main: bool, also: Callable[[dict[str, Any]], None]) -> None:
         """Opens the file and cuts off the lines after the checkpoint, which will be written again.
 
         Args:

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from signal import SIGUSR2
 from typing import Any
@@ -253,8 +254,8 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
     compiling = cfg.train.compile != "none"
     emulated = device.type == "cpu" and cfg.train.precision == "bf16" and provenance.has_bf16_instructions() is False
     about_bf16 = [SLOW_BF16 if compiling else BF16_IN_FP32] if emulated else []
-    plan = plan.with_notes(*backbones.tokenizer_notes(cfg, tokenizer), *about_bf16)
-    plan = settle(plan, len(data.train))
+    notes = (*plan.notes, *backbones.tokenizer_notes(cfg, tokenizer), *about_bf16)
+    plan = settle(replace(plan, notes=notes), len(data.train))
     cfg = plan.cfg
 
     # -- model and method -------------------------------------------------------------------------------------------

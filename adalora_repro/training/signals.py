@@ -9,9 +9,6 @@ from typing import Any
 
 from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
-#: the signals that ask a run to stop; with the last one a scheduler announces the end of a job
-SIGNALS = (int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGUSR2))
-
 
 class Interrupted(BaseException):
     """Ctrl-C, SIGTERM or SIGUSR2; ``exit_code`` is 130 or 143.
@@ -30,19 +27,22 @@ class StopSignal:
 
     A second signal raises at once; one that another process received first does not count as the first. SIGUSR2 is
     handled likewise if a handler for it was installed before (submitit's); ``hand_on`` passes it on to that handler.
+
+    Attributes:
+        signum: the first signal that a process of this run received; 0: none.
     """
 
     def __init__(self) -> None:
-        self._received: int | None = None
+        self.signum = 0
         self._deferred = self._own = False
         self._others = callable(signal.getsignal(signal.SIGUSR2))
 
     @contextmanager
-    def installed(self) -> Iterator[StopSignal]:
+    def installed(self) -> Iterator[None]:
         signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR2] if self._others else [])]
         before = {s: signal.signal(s, self._handle) for s in signals}
         try:
-            yield self
+            yield
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
@@ -58,21 +58,14 @@ class StopSignal:
     @property
     def exit_code(self) -> int:
         """The exit code for the signal received; 0 without one."""
-        return 0 if self._received is None else Interrupted(self._received).exit_code
-
-    @property
-    def signum(self) -> int:
-        """The signal received; 0 without one."""
-        return self._received or 0
+        return Interrupted(self.signum).exit_code if self.signum else 0
 
     def adopt(self, signum: int) -> None:
-        """Remembers the first signal that a process of this run received (0: none)."""
-        if signum and self._received is None:
-            self._received = signum
+        self.signum = self.signum or signum
 
     def check(self) -> None:
-        if self._received is not None:
-            raise Interrupted(self._received, agreed=True)
+        if self.signum:
+            raise Interrupted(self.signum, agreed=True)
 
     def hand_on(self) -> None:
         """Passes a SIGUSR2 on to its original handler; call it after the run is saved, outside ``installed``.
@@ -80,7 +73,7 @@ class StopSignal:
         Raises:
             BaseException: what that handler raises; submitit's requeues the job and ends the process.
         """
-        if self._received == signal.SIGUSR2 and self._others:
+        if self.signum == signal.SIGUSR2 and self._others:
             signal.raise_signal(signal.SIGUSR2)
 
     def _handle(self, signum: int, frame: Any) -> None:

@@ -18,10 +18,7 @@ PROJECT = "adalora-repro"
 
 
 def check(names: list[str]) -> None:
-    """
-    Raises:
-        InputError: the package of a tracker is not installed.
-    """
+    """Raises InputError if the package of a tracker is not installed."""
     for name in names:
         if find_spec(name) is None:
             raise InputError(f"track={name}: the package is not installed: pip install 'adalora-repro[{name}]'")
@@ -56,15 +53,13 @@ class Trackers:
     def add(self, name: str, kind: str, options: Mapping[str, Any], settings: dict[str, Any]) -> None:
         from accelerate import tracking
 
-        def begin(tracker: Any) -> None:
+        try:
+            tracker = getattr(tracking, kind)(**options)
             tracker.start()
             tracker.store_init_configuration(settings)
-
-        try:
-            self._trackers[name] = getattr(tracking, kind)(**options)
+            self._trackers[name] = tracker
         except Exception as error:
             self._switch_off(name, error)
-        self._each(begin, [name])
 
     def log(self, line: Mapping[str, Any]) -> None:
         """A line of ``log.jsonl``; its numbers, those of evaluations as ``evaluation/NAME``."""
@@ -74,11 +69,10 @@ class Trackers:
     def finish(self) -> None:
         self._each(lambda tracker: tracker.finish())
 
-    def _each(self, call: Callable[[Any], None], names: list[str] | None = None) -> None:
-        for name in list(self._trackers) if names is None else names:
+    def _each(self, call: Callable[[Any], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
             try:
-                if name in self._trackers:
-                    call(self._trackers[name])
+                call(tracker)
             except Exception as error:
                 self._switch_off(name, error)
 

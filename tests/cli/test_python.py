@@ -13,8 +13,9 @@ import transformers
 from conftest import Outcome, only_run
 
 import adalora_repro
-from adalora_repro.cli import model
+from adalora_repro.cli import arguments, model
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
+from adalora_repro.training import answers
 
 Cli = Callable[..., Outcome]
 FEW = ("data.sample_rows=12", "data.sample_validation_rows=8", "train.max_steps=6", "optim.lr=1e-2")
@@ -115,8 +116,8 @@ def test_export_is_loaded_without_the_run(
         (("one",), "1 text, but each row has 2: premise, hypothesis"),
         (("one", " "), "text 1: no text 'hypothesis'"),
         (("one", "two", "--batch-size", "0"), "--batch-size 0 must be 1 or more"),
-        (("--file", "missing.jsonl"), "cannot read 'missing.jsonl': No such file"),
-        (("--file", "rows.jsonl"), "rows.jsonl:2: not valid JSON"),
+        (("--file", "missing.jsonl"), "missing.jsonl: cannot be read ([Errno 2] No such file"),
+        (("--file", "rows.jsonl"), "rows.jsonl:2: not JSON"),
         (("--file", "rows.csv"), "rows.csv:3: no text 'hypothesis'; each row has premise, hypothesis"),
     ],
 )
@@ -211,12 +212,12 @@ def test_a_closed_reader_a_closed_input_and_ctrl_c_are_no_traceback(
     for error, code in ((BrokenPipeError, EXIT_OK), (KeyboardInterrupt, 130)):
         with monkeypatch.context() as patch:
             patch.setattr(model, "run_predict", raising(error))
-            patch.setattr(model, "mute", lambda: None)
+            patch.setattr(arguments, "mute", lambda: None)
             assert model.main(["predict", "RUN", "a"]) == code
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(InputError, match="standard input is closed"):
-        model.read_text("-")
+        answers.read_rows("-", ["sentence"])
 
 
 def raising(error: type[BaseException]) -> Callable[..., int]:

@@ -27,7 +27,7 @@ from benchmarks.results import print_goal, ratio, write
 ROOT = Path(__file__).parents[2]
 QUICK: dict[str, list[str]] = {
     "step": ["--shape", "tiny-deberta", "--rounds", "2", "--batch", "2", "--precision", "bf16"],
-    "memory": ["--shape", "tiny-deberta", "--tokens", "8", "--batch", "2", "--only", "ours", "--precision", "fp32"],
+    "memory": ["--shape", "tiny-deberta", "--tokens", "8", "--batch", "2"],
     "operations": ["--shape", "tiny-bert"],
     "flex": ["--shape", "tiny-deberta", "--tokens", "8", "--batch", "2", "--rounds", "2"],
     "generation": ["--shape", "tiny-bart", "--batch", "2", "--written", "4", "--rounds", "2"],

@@ -251,8 +251,9 @@ def test_a_damaged_model_is_one_line(name: str, content: bytes | None, message: 
         ("a.txt", '[a]\n{"sentence": "b"}\n', ["[a]", "b"]),
     ],
 )
-def test_rows_of_files(name: str, content: str, texts: list[str]) -> None:
-    assert [row["sentence"] for row in answers.read_rows(name, content, ["sentence"])] == texts
+def test_rows_of_files(name: str, content: str, texts: list[str], tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    assert [row["sentence"] for row in answers.read_rows(str(tmp_path / name), ["sentence"])] == texts
 
 
 @pytest.mark.parametrize(
@@ -261,15 +262,19 @@ def test_rows_of_files(name: str, content: str, texts: list[str]) -> None:
         ("a.jsonl", "", "no rows in 'a.jsonl'"),
         ("a.csv", "sentence\n", "no rows in 'a.csv'"),
         ("a.json", '[{"sentence": "a"}]', "a.json:1: not a JSON object"),
-        ("a.jsonl", '{"sentence": ' + "[" * 100_000, "a.jsonl:1: not valid JSON"),
+        ("a.jsonl", '{"sentence": ' + "[" * 100_000, "a.jsonl:1: not JSON"),
         ("a.csv", 'sentence\n"a\nb\n', "unexpected end of data"),
         ("a.csv", 'sentence\n"a\nb"\n" "\n', "a.csv:4: no text 'sentence'"),
         ("a.txt", "a\udcff\n", "a.txt:1: 'sentence' is not valid UTF-8"),
     ],
 )
-def test_rows_that_cannot_be_read_are_named(name: str, content: str, message: str) -> None:
+def test_rows_that_cannot_be_read_are_named(
+    name: str, content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(InputError, match=re.escape(message)):
-        answers.read_rows(name, content, ["sentence"])
+        answers.read_rows(name, ["sentence"])
 
 
 @pytest.mark.parametrize("name", ["foo", "meta", "cuda:99"])

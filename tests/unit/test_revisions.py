@@ -49,7 +49,7 @@ def test_a_run_of_an_earlier_revision_is_another_run(tmp_path: Path, monkeypatch
         return planning.resolve(compose("config", words))
 
     now, other = resolved("pfeiffer"), resolved("houlsby")
-    assert now.settings[SETTING] == CORRECTED["pfeiffer"].revision
+    assert now.settings[SETTING] == CORRECTED["pfeiffer"][0]
     assert SETTING not in other.settings
     with monkeypatch.context() as patch:
         patch.setattr("adalora_repro.records.revisions.CORRECTED", {})
