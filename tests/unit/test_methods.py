@@ -237,25 +237,6 @@ def test_a_renamed_module_is_an_error_not_a_smaller_method():
         find_sites(model)
 
 
-def test_adalora_reports_ranks_and_the_exact_parameter_count():
-    model, _, chosen = injected("tiny-deberta", "adalora", "method.t_i=0", "method.t_f=1341")
-    chosen.on_train_start(40)
-    optimizer = torch.optim.AdamW(inject.trained(model).values(), lr=1e-2)
-    for t in range(40):
-        model(**inputs("tiny-deberta"), labels=labels("tiny-deberta")).loss.backward()
-        chosen.regularizer().backward()
-        chosen.before_update(t)
-        optimizer.step()
-        chosen.after_update(t)
-        optimizer.zero_grad()
-    summary = chosen.summary()
-    assert sum(summary["rank_pattern"].values()) == 24
-    expected = sum(rank * (97 if "ffn" in name else 65) for name, rank in summary["rank_pattern"].items())
-    assert summary["params"] == expected
-    survivors = sum(int((layer.lora_E != 0).sum()) for layer in chosen.layers.values())
-    assert survivors == 24
-
-
 def test_released_protocol_needs_a_final_phase_in_which_it_masks():
     with pytest.raises(InputError, match=r"method\.t_f must be at least 2 with protocol=released"):
         plan.count(resolved("tiny-bert", "adalora", "protocol=released", "method.schedule=absolute", "method.t_f=1"))
