@@ -47,10 +47,6 @@ def test_no_other_cut_costs_less(lengths: list[int], pass_tokens: int) -> None:
     assert padded(cut, lengths) + len(cut) * pass_tokens == least
 
 
-def test_a_batch_of_one_length_is_not_cut() -> None:
-    assert batches.by_length([4, 2, 7], [40] * 8, 1) == [[4, 2, 7]]
-
-
 @pytest.mark.parametrize(("task", "share"), [("mnli", 0.75), ("qqp", 0.7), ("rte", 0.85), ("cola", 0.2)])
 def test_cutting_saves_most_of_the_padding_that_random_batches_have(task: str, share: float) -> None:
     """Not of CoLA's, whose texts are so short that a pass costs what it would save."""

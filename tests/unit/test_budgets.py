@@ -333,6 +333,3 @@ def test_what_does_not_fit_is_refused_in_one_line(words: str, problem: str) -> N
         plan.count(resolved("task=rte", *words.split()))
     assert problem in str(error.value)
     assert "\n" not in str(error.value)
-
-
-# In the tables
