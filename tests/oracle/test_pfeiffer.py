@@ -23,14 +23,14 @@ def with_adapters(backbone: str, protocol: str) -> tuple[nn.Module, list[Site]]:
     words = [*task, f"backbone={backbone}", "method=pfeiffer", f"protocol={protocol}", "data=sample"]
     cfg = planning.resolve(compose("config", words)).cfg
     torch.manual_seed(0)
-    model = backbones.load_model(cfg).double()
+    model = backbones.load_model(cfg)
     sites = find_sites(model)
     methods.load(cfg).inject(model, sites)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".adapter." in name:
                 parameter.normal_(std=0.1)
-    return model.eval(), sites
+    return model.double().eval(), sites
 
 
 def expected_of(place: Any, x: Tensor, z: Tensor) -> Tensor:

@@ -133,24 +133,14 @@ def slow_walk(
 
 ANSWERS = [
     *("Denver Broncos", "the Arab–Israeli conflict", "24–10", "$1,234.50", "a 3.5% share", "St. Louis, Missouri"),
-    *(
-        "“golden anniversary”",
-        "The A Team",
-        "theatre and an anthem",
-        "Éire",
-        "10 AM",
-        "the",
-        ".",
-        "rock–a–bye, the baby",
-    ),
+    *("“golden anniversary”", "The A Team", "theatre and an anthem", "Éire", "10 AM", "the", "."),
+    "rock–a–bye, the baby",
     *("İstanbul", "O'Neill's", "in the 10th and 11th centuries", "The The", "1 000", "A", "a\u0301 la carte", "Straße"),
 ]
 SPACES = ["  ", "\t", "\n", "\u00a0", "\u2003", "\u3000", "\x1c", "\x85", "\u200b", "\u2028"]
 Words = list[str]
-ARTICLES, MARKS = (
-    ["a", "an", "the", "The", "a.", "–a–", "the_"],
-    [".", ",", "-", "–", "'", "’", "$", "_", "%", "«", "^"],
-)
+ARTICLES = ["a", "an", "the", "The", "a.", "–a–", "the_"]
+MARKS = [".", ",", "-", "–", "'", "’", "$", "_", "%", "«", "^"]
 EDITS: dict[str, Callable[[Words, Random], Words]] = {
     "upper": lambda words, draw: [word.upper() for word in words],
     "title": lambda words, draw: [word.title() for word in words],

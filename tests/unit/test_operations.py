@@ -26,29 +26,19 @@ def test_adalora_dispatches_at_most_5_percent_more_operations_than_lora(narrow):
     assert adalora.waits == lora.waits == 0
 
 
-@pytest.mark.parametrize(
-    ("operation", "waits"),
-    [
-        (lambda x: x[x > 0], 1),
-        (lambda x: x.masked_fill(x > 0, 1.0)[torch.tensor([0, 2])], 0),
-        (lambda x: x.sum().item(), 1),
-        (lambda x: x.clone().__setitem__(x > 0, torch.ones(2)), 1),
-        (lambda x: bool((x > 0).any()), 1),
-        (lambda x: x.to(torch.bfloat16), 0),
-        (lambda x: x.to("meta"), 1),
-        (lambda x: torch.empty(3, device="meta").copy_(x), 1),
-    ],
-    ids=[
-        "mask",
-        "positions",
-        "item",
-        "assignment by mask",
-        "truth",
-        "cast",
-        "another device",
-        "copy to another device",
-    ],
-)
+WAITS = {
+    "mask": (lambda x: x[x > 0], 1),
+    "positions": (lambda x: x.masked_fill(x > 0, 1.0)[torch.tensor([0, 2])], 0),
+    "item": (lambda x: x.sum().item(), 1),
+    "assignment by mask": (lambda x: x.clone().__setitem__(x > 0, torch.ones(2)), 1),
+    "truth": (lambda x: bool((x > 0).any()), 1),
+    "cast": (lambda x: x.to(torch.bfloat16), 0),
+    "another device": (lambda x: x.to("meta"), 1),
+    "copy to another device": (lambda x: torch.empty(3, device="meta").copy_(x), 1),
+}
+
+
+@pytest.mark.parametrize(("operation", "waits"), WAITS.values(), ids=WAITS)
 def test_operations_of_which_the_host_needs_a_value_are_waits(operation, waits):
     with CountOperations() as counted:
         operation(torch.tensor([1.0, -1.0, 2.0]))
