@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_runs import built
+from tiny_runs import built, inputs_of, logits
 
 from adalora_repro.config import checks
 from adalora_repro.errors import InputError
@@ -42,19 +42,6 @@ def words_of(backbone: str, method: str) -> list[str]:
     words = [f"task={task}", f"backbone={backbone}", f"method={method}"]
     words += ["budget=0.26%", "task.max_length=32", "task.max_target_length=8"] if task == "xsum" else ["budget=0.6M"]
     return words
-
-
-def inputs_of(run: RunState) -> dict[str, torch.Tensor]:
-    torch.manual_seed(2)
-    ids = torch.randint(5, run.model.config.vocab_size, (3, 12))
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return inputs | ({"decoder_input_ids": ids[:, :4]} if run.model.config.is_encoder_decoder else {})
-
-
-def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model.eval()(**inputs).logits
-    return found
 
 
 @pytest.mark.parametrize("method", [*LOW_RANK, *OTHERS])

@@ -160,16 +160,13 @@ def test_adapters_start_near_the_identity_and_exactly_on_it_without_their_output
     assert torch.equal(model(**batch).logits, plain(**batch).logits)
 
 
-def test_adapters_sit_where_the_papers_put_them():
+def test_houlsby_s_adapters_sit_where_the_paper_put_them():
+    """Pfeiffer's: tests/oracle/test_pfeiffer.py."""
     houlsby, _, _ = injected("tiny-bert", "houlsby")
     layer = houlsby.bert.encoder.layer[0]
     for place in (layer.attention.output.dropout, layer.output.dropout):  # before the residual and LayerNorm
         assert [type(m).__name__ for m in place] == ["Dropout", "Adapter"]
         assert place[1].activation is torch.nn.functional.silu
-    pfeiffer, _, _ = injected("tiny-bert", "pfeiffer")
-    layer = pfeiffer.bert.encoder.layer[0]
-    assert type(layer.output.LayerNorm).__name__ == "NormWithAdapter"  # what it computes: tests/oracle/test_pfeiffer.py
-    assert type(layer.attention.output.LayerNorm).__name__ == "LayerNorm"
 
 
 def test_bitfit_trains_every_bias_of_the_backbone_and_nothing_else_there():

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from omegaconf import OmegaConf
-from tiny_runs import built
+from tiny_runs import built, inputs_of, logits
 
 from adalora_repro import methods
 from adalora_repro.errors import InputError
@@ -68,19 +68,6 @@ def changed(run: RunState) -> RunState:
             noise = 0.1 * torch.randn_like(parameter)
             parameter.add_(noise if parameter.all() else noise * (parameter != 0))
     return run
-
-
-def inputs_of(run: RunState) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(5, run.model.config.vocab_size, (3, 12), generator=generator)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return inputs | ({"decoder_input_ids": ids[:, :4]} if run.model.config.is_encoder_decoder else {})
-
-
-def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    with torch.no_grad():
-        answer: torch.Tensor = model.eval()(**inputs).logits
-    return answer
 
 
 # --- kept and loaded --------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from task_configs import CONF, task_config, write_jsonl
-from tiny_runs import built
+from tiny_runs import built, gradients_of
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -157,17 +157,10 @@ def test_micro_batches_give_the_gradient_of_the_batch(hydra: None, tmp_path: Pat
         with torch.no_grad():  # away from the zero start, where half of the low-rank gradients vanish
             for parameter in inject.trained(loop.model).values():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        found: dict[str, Tensor] = {}
-        before_update = loop.method.before_update
-
-        def look(t: int) -> None:
-            found.update({name: p.grad.clone() for name, p in inject.trained(loop.model).items()})  # type: ignore
-            before_update(t)
-
-        loop.method.before_update = look  # type: ignore[method-assign]
+        found = gradients_of(loop)
         (batches, *_) = training_loop.training_batches(loop)
         training_loop.step(loop, batches)
-        return found, loop.losses[0].item(), [batch["terms"] for batch in batches]
+        return found[0], loop.losses[0].item(), [batch["terms"] for batch in batches]
 
     expected, loss, (total,) = gradients(1)
     for parts in (2, 3):
