@@ -1,4 +1,4 @@
-"""reports/frame.py: one row a run and checkpoint, in percent, with what the rule of a cell chose; and grouped."""
+"""reports/frame.py: one row a run and checkpoint, in percent, with what the rule of a cell chose."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 from fake_records import make, save
 
 import adalora_repro
-from adalora_repro.cli.report import main
-from adalora_repro.errors import EXIT_BAD_INPUT, InputError
+from adalora_repro.errors import InputError
 from adalora_repro.reports.frame import COLUMNS, rank_entropy
 
 
@@ -79,42 +78,3 @@ def test_the_package_is_imported_without_pandas() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="nothing"):
         adalora_repro.nothing  # noqa: B018
-
-
-# adalora-report runs
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> str:
-    for method, scores in (("lora", (0.4, 0.5)), ("mine", (0.6,))):
-        for seed, score in enumerate(scores):
-            record = make(score, method=method, seed=seed, hash=f"{method}{seed}", task="cola")
-            record.settings["train.epochs"] = 3.0 + seed
-            save(tmp_path, record)
-    save(tmp_path, make(status="failed", error="x", final=None, seed=9, hash="f"))
-    return str(tmp_path)
-
-
-def test_runs_are_grouped(results: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["runs", "--results", results, "--by", "method,train.epochs", "--format", "csv"]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "method,train.epochs,metric,mean,sd,n,held_out",
-        "lora,3.0,matthews_correlation,40.0,,1,",
-        "lora,4.0,matthews_correlation,50.0,,1,",
-        "mine,3.0,matthews_correlation,60.0,,1,",
-    ]
-    assert main(["runs", "--results", results, "--by", "method"]) == 0
-    shown = capsys.readouterr().out
-    assert "lora    matthews_correlation  45.00 ± 7.07 (2)" in shown
-    assert "checkpoint final; 3 finished runs" in shown
-
-
-def test_an_unknown_name_is_one_line(results: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["runs", "--results", results, "--by", "train.epoch"]) == EXIT_BAD_INPUT
-    assert "did you mean 'train.epochs'" in capsys.readouterr().err.replace("train.epochs?", "'train.epochs'?")
-    assert main(["runs", "--results", results, "--by", ","]) == EXIT_BAD_INPUT
-
-
-def test_a_name_given_twice_counts_once(results: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["runs", "--results", results, "--by", "method,method", "--format", "csv"]) == 0
-    assert capsys.readouterr().out.startswith("method,metric,mean")
