@@ -18,7 +18,6 @@ import pytest
 from fake_records import make, save
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
 import adalora_repro
 from adalora_repro.cli import report
@@ -26,20 +25,7 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.selection import Run
 from adalora_repro.reports.curves import curve, evaluations, evenly, orthogonality
-from adalora_repro.reports.figures import (
-    agreement,
-    curves,
-    data,
-    drawing,
-    figure1,
-    figure2,
-    figure3,
-    figure4,
-    hours,
-    intervals,
-    rates,
-    scores,
-)
+from adalora_repro.reports.figures import curves, data, drawing, figure1, figure2, figure3, figure4, hours, scores
 from adalora_repro.reports.spec import Scope, paper_rows
 
 ROOT = Path(adalora_repro.__file__).parent.parent
@@ -47,7 +33,6 @@ SCOPE = Scope("minilm", "local")
 ENCODER = ("q", "k", "v", "attn_out", "ffn_in", "ffn_out")
 DECODER = (*ENCODER[:4], "cross_q", "cross_k", "cross_v", "cross_out", *ENCODER[4:])
 FIGURES = ("figure1", "figure2", "figure3", "figure4", "scores", "hours", "curves", "intervals", "rates", "agreement")
-MCC = "matthews_correlation"
 Captured = pytest.CaptureFixture[str]
 
 
@@ -170,48 +155,6 @@ def test_scores_are_one_point_a_cell_and_a_constant_prediction_is_flagged(tmp_pa
     assert list(drawing.texts(figure.table).degenerate) == ["yes", ""]
     assert "Hollow" in figure.caption
     assert [panel.title for panel in figure.panels] == ["cola: matthews_correlation (%)", "mnli: accuracy_m (%)"]
-
-
-def test_the_interval_is_students_t_over_seeds(tmp_path: Path) -> None:
-    reported = (0.40, 0.42, 0.47)
-    for seed, score in enumerate(reported):
-        save(tmp_path, make(score, seed=seed))
-    save(tmp_path, make(0.9, method="full", budget="full"))
-    figure = intervals.figure(records(tmp_path), SCOPE)
-    expected = stats.ttest_1samp([100 * score for score in reported], 0).confidence_interval(0.95)
-    lora, full = figure.table.itertuples()  # the best is drawn on top
-    assert (lora.label, full.label, full.score) == ("LoRA", "Full FT", pytest.approx(90.0))
-    assert (lora.low, lora.high) == pytest.approx((expected.low, expected.high))
-    assert full.low != full.low  # one seed has no interval
-    assert figure.panels[0].title == "cola: matthews_correlation (%) at 0.3M"
-    assert len(figure.points) == 4
-
-
-def test_rates_are_those_of_one_seed_with_the_chosen_one_marked(tmp_path: Path) -> None:
-    tried = {1e-3: (0.3, 0.5), 2e-3: (0.4, 0.6), 5e-3: (0.5, 0.2)}
-    more = [({"lr": 2e-3, "seed": 1}, (0.1, 0.1)), ({"lr": 2e-3, "method": "pfeiffer"}, (0.1, 0.1))]  # of one rate
-    for key, (score, held_out) in [*(({"lr": lr}, pair) for lr, pair in tried.items()), *more]:
-        final = {"metrics": {MCC: score}, "holdout": {MCC: held_out}, "step": 100}
-        save(tmp_path, make(final=final, **key))
-    figure = rates.figure(records(tmp_path), SCOPE)
-    shown = [(point.seed, point.lr, point.chosen) for point in figure.points.itertuples()]
-    assert shown == [(0, 1e-3, False), (0, 2e-3, True), (0, 5e-3, False)]
-    assert [panel.title for panel in figure.panels] == ["cola LoRA\n0.3M"]
-
-
-def test_agreement_is_the_mean_of_spearmans_correlations(tmp_path: Path) -> None:
-    ranks = [[1, 2, 3, 4], [1, 2, 4, 3], [4, 3, 2, 1]]
-    for seed, own in enumerate(ranks):
-        save(
-            tmp_path, adalora(seed=seed, rank_pattern=dict(zip(pattern(layers=1, roles=ENCODER[:4]), own, strict=True)))
-        )
-    save(tmp_path, make(0.5))
-    figure = agreement.figure(records(tmp_path), SCOPE)
-    pairs = [stats.spearmanr(ranks[a], ranks[b]).statistic for a, b in ((0, 1), (0, 2), (1, 2))]
-    (line,) = figure.table.itertuples()
-    assert (line.n_seeds, line.agreement) == (3, pytest.approx(sum(pairs) / 3))
-    assert figure.points.index.is_unique
-    assert len(figure.points) == 12
 
 
 def test_hours_of_two_devices_are_never_in_one_panel(tmp_path: Path) -> None:
