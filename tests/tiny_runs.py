@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from torch import Tensor
 
 from adalora_repro.cli.run import register
 from adalora_repro.config.catalog import resource
 from adalora_repro.config.resolve import count, resolve
+from adalora_repro.models import inject
 from adalora_repro.training import runner
 from adalora_repro.training.state import RunState
 
@@ -30,3 +34,30 @@ def built(folder: Path, *words: str) -> RunState:
     register()
     with initialize_config_dir(str(resource("conf").absolute()), version_base="1.3"):
         return runner.build(count(resolve(compose("config", every), overrides=every)))
+
+
+def gradients_of(run: RunState) -> list[dict[str, Tensor]]:
+    """The gradients of every step to come, as they are before its update."""
+    gradients: list[dict[str, Tensor]] = []
+    before_update = run.method.before_update
+
+    def look(t: int) -> None:
+        trained = inject.trained(run.model).items()
+        gradients.append({name: p.grad.clone() for name, p in trained if p.grad is not None})
+        before_update(t)
+
+    run.method.before_update = look  # type: ignore[method-assign]
+    return gradients
+
+
+def inputs_of(run: RunState) -> dict[str, Tensor]:
+    """What the run's model can be asked."""
+    ids = torch.randint(5, run.model.config.vocab_size, (3, 12), generator=torch.Generator().manual_seed(2))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return inputs | ({"decoder_input_ids": ids[:, :4]} if run.model.config.is_encoder_decoder else {})
+
+
+def logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        answer: Tensor = model.eval()(**inputs).logits
+    return answer

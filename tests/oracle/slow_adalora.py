@@ -1,6 +1,7 @@
 """AdaLoRA's allocation written straight from the equations, entry by entry, with Python floats only.
 
 Shares no code and no data layout with the package: matrices are lists of lists, the model is a list of (P, λ, Q).
+LoRA is the same without a λ: a list of (B, [], A).
 """
 
 from __future__ import annotations
@@ -33,27 +34,24 @@ class SlowAllocator:
             )  # (10)
             self.average[key] = mean
 
+    def s(self, key: tuple) -> float:
+        return self.average[key] * self.uncertainty[key]  # (11)
+
     def scores(self) -> list[list[float]]:
-        out = []
-        for k, (d_out, d_in, r) in enumerate(self.shapes):
+        """(7) of each triplet of each matrix."""
+        return [[self._score(k, i, d_out, d_in) for i in range(r)] for k, (d_out, d_in, r) in enumerate(self.shapes)]
 
-            def s(key: tuple) -> float:
-                return self.average[key] * self.uncertainty[key]  # (11)
-
-            out.append(
-                [
-                    s((k, "E", i))
-                    + sum(s((k, "P", j, i)) for j in range(d_out)) / d_out
-                    + sum(s((k, "Q", i, j)) for j in range(d_in)) / d_in
-                    for i in range(r)
-                ]
-            )  # (7)
-        return out
+    def _score(self, k: int, i: int, d_out: int, d_in: int) -> float:
+        of_E = self.s((k, "E", i)) if (k, "E", i) in self.average else 0.0
+        of_P = sum(self.s((k, "P", j, i)) for j in range(d_out)) / d_out
+        of_Q = sum(self.s((k, "Q", i, j)) for j in range(d_in)) / d_in
+        return of_E + of_P + of_Q
 
     def _entries(self, weights: list, grads: list):
         for k, ((P, E, Q), (gP, gE, gQ)) in enumerate(zip(weights, grads, strict=True)):
-            for i in range(len(E)):
-                yield (k, "E", i), E[i], gE[i]
+            for i in range(len(Q)):
+                if E:
+                    yield (k, "E", i), E[i], gE[i]
                 for j in range(len(P)):
                     yield (k, "P", j, i), P[j][i], gP[j][i]
                 for j in range(len(Q[i])):
@@ -67,22 +65,24 @@ class SlowGradient(SlowAllocator):
         for key, _, g in self._entries(weights, grads):
             self.average[key] = self.beta1 * self.average.get(key, 0.0) + (1 - self.beta1) * abs(g)
 
-    def scores(self) -> list[list[float]]:
-        out = []
-        for k, (d_out, d_in, r) in enumerate(self.shapes):
-            row = []
-            for i in range(r):
-                of_P = [self.average[k, "P", j, i] for j in range(d_out)]
-                of_Q = [self.average[k, "Q", i, j] for j in range(d_in)]
-                row.append(self.average[k, "E", i] + sum(of_P) / d_out + sum(of_Q) / d_in)
-            out.append(row)
-        return out
+    def s(self, key: tuple) -> float:
+        return self.average[key]
 
 
 def keep_exactly(scores: list[list[float]], budget: int) -> list[list[bool]]:
     """(6): the top-b(t) of all triplets; of equal scores the earlier matrix and index."""
     ranked = sorted(((-s, k, i) for k, row in enumerate(scores) for i, s in enumerate(row)))
     kept = {(k, i) for _, k, i in ranked[:budget]}
+    return [[(k, i) in kept for i in range(len(row))] for k, row in enumerate(scores)]
+
+
+def keep_evenly(scores: list[list[float]], budget: int) -> list[list[bool]]:
+    """Round after round the best triplet left of every matrix, the better ones of a round first."""
+    left = [sorted(range(len(row)), key=lambda i: (-row[i], i)) for row in scores]
+    kept: set[tuple[int, int]] = set()
+    while len(kept) < budget:
+        turn = sorted((-scores[k][order[0]], k, order.pop(0)) for k, order in enumerate(left) if order)
+        kept |= {(k, i) for _, k, i in turn[: budget - len(kept)]}
     return [[(k, i) in kept for i in range(len(row))] for k, row in enumerate(scores)]
 
 
@@ -96,41 +96,6 @@ def penalty(P: Matrix, Q: Matrix) -> float:
             total += (sum(row[i] * row[j] for row in P) - eye) ** 2
             total += (sum(a * b for a, b in zip(Q[i], Q[j], strict=True)) - eye) ** 2
     return total
-
-
-class SlowDoublets(SlowAllocator):
-    """The same of LoRA: doublets (B, A) without a λ, shapes (d_out, d_in, r)."""
-
-    def scores(self) -> list[list[float]]:
-        def s(key: tuple) -> float:
-            return self.average[key] * self.uncertainty[key]  # (11)
-
-        return [
-            [
-                sum(s((k, "B", j, i)) for j in range(d_out)) / d_out
-                + sum(s((k, "A", i, j)) for j in range(d_in)) / d_in
-                for i in range(r)
-            ]
-            for k, (d_out, d_in, r) in enumerate(self.shapes)
-        ]
-
-    def _entries(self, weights: list, grads: list):
-        for k, ((B, A), (gB, gA)) in enumerate(zip(weights, grads, strict=True)):
-            for i in range(len(A)):
-                for j in range(len(B)):
-                    yield (k, "B", j, i), B[j][i], gB[j][i]
-                for j in range(len(A[i])):
-                    yield (k, "A", i, j), A[i][j], gA[i][j]
-
-
-def keep_evenly(scores: list[list[float]], budget: int) -> list[list[bool]]:
-    """Round after round the best triplet left of every matrix, the better ones of a round first."""
-    left = [sorted(range(len(row)), key=lambda i: (-row[i], i)) for row in scores]
-    kept: set[tuple[int, int]] = set()
-    while len(kept) < budget:
-        turn = sorted((-scores[k][order[0]], k, order.pop(0)) for k, order in enumerate(left) if order)
-        kept |= {(k, i) for _, k, i in turn[: budget - len(kept)]}
-    return [[(k, i) in kept for i in range(len(row))] for k, row in enumerate(scores)]
 
 
 def mean_cosine(rows: Matrix) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -235,8 +235,6 @@ def slow_best(start: Tensor, end: Tensor, context: Sequence[bool], limit: int) -
 
 # Predictions of whole questions
 
-Logits = Callable[[int], tuple[Tensor, Tensor]]
-
 
 class Noise(nn.Module):
     """A model that gives every window its logits, drawn from its tokens, and nonsense where it is padded."""
@@ -347,18 +345,9 @@ def same_as_slow(task: Task, data: TaskData, rows: list[dict[str, Any]], seed: i
     assert first.files["predictions.json"] == {name: entry["answer"] for name, entry in expected.items()}
     if nullable:
         assert first.files["null_odds.json"] == {name: entry["odds"] for name, entry in expected.items()}
-    context_of = {row["id"]: row["context"] for row in rows}
     for row in first.files["nbest.jsonl.gz"]:
         assert row["n_best"] == expected[row["id"]]["n_best"]
-        scores = [entry["score"] for entry in row["n_best"]]
-        assert scores == sorted(scores, reverse=True)
-        assert sum(entry["probability"] for entry in row["n_best"]) == pytest.approx(1.0, abs=1e-12)
-
-        for entry in row["n_best"]:
-            if entry["start"] is not None:
-                assert context_of[row["id"]].startswith(entry["text"], entry["start"])
-        places = [(entry["start"], entry["text"]) for entry in row["n_best"]]
-        assert len(set(places)) == len(places)
+        assert not nullable or row["null_odds"] == expected[row["id"]]["odds"]
         assert row["prediction"] == first.files["predictions.json"][row["id"]]
 
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import built
+from tiny_runs import built, gradients_of
 
-from adalora_repro.models import inject
 from adalora_repro.tasks.base import MULTIPLE
 from adalora_repro.training import batches
 from adalora_repro.training import loop as training_loop
@@ -45,10 +44,6 @@ def test_no_other_cut_costs_less(lengths: list[int], pass_tokens: int) -> None:
     assert list(chain.from_iterable(cut)) == order
     least = min(padded(way, lengths) + len(way) * pass_tokens for way in ways_to_cut(order))
     assert padded(cut, lengths) + len(cut) * pass_tokens == least
-
-
-def test_a_batch_of_one_length_is_not_cut() -> None:
-    assert batches.by_length([4, 2, 7], [40] * 8, 1) == [[4, 2, 7]]
 
 
 @pytest.mark.parametrize(("task", "share"), [("mnli", 0.75), ("qqp", 0.7), ("rte", 0.85), ("cola", 0.2)])
@@ -86,18 +81,10 @@ def test_only_grouping_changes_which_rows_make_a_step(tmp_path: Path) -> None:
 def test_cut_steps_have_the_gradients_of_padded_ones(tmp_path: Path, method: str) -> None:
     def found(*words: str) -> tuple[list[dict[str, torch.Tensor]], list[int], int]:
         loop = built(tmp_path, *SMALL, f"method={method}", "budget=0.3M", *words)
-        gradients: list[dict[str, torch.Tensor]] = []
-        passes, tokens = [], 0
+        gradients, passes, tokens = gradients_of(loop), [], 0
         for module in loop.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        before_update = loop.method.before_update
-
-        def look(t: int) -> None:
-            gradients.append({name: p.grad.clone() for name, p in inject.trained(loop.model).items()})  # type: ignore
-            before_update(t)
-
-        loop.method.before_update = look  # type: ignore[method-assign]
         for parts in training_loop.training_batches(loop):
             training_loop.step(loop, parts)
             passes.append(len(parts))

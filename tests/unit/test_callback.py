@@ -32,7 +32,7 @@ def model_of() -> tuple[BertForSequenceClassification, dict[str, SVDLinear]]:
         attention_probs_dropout_prob=0.0,
     )
     model = BertForSequenceClassification(config)
-    return model, adapt(model, ["*.query", "*.value", "*.dense"][:2], r=4, alpha=8.0, trained=["classifier"])
+    return model, adapt(model, ["*.query", "*.value"], r=4, alpha=8.0, trained=["classifier"])
 
 
 def data() -> Dataset:

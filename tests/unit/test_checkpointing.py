@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import built
+from tiny_runs import built, gradients_of
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -58,15 +58,7 @@ def trained(loop: training_loop.RunState) -> tuple[dict[str, Any], list[int], Ev
             calls[number] += 1
 
         next(module for module in layer.modules() if isinstance(module, nn.Linear)).register_forward_hook(called)
-    made: dict[str, Any] = {"gradients": [], "budgets": []}
-    before_update = loop.method.before_update
-
-    def look(t: int) -> None:
-        gradients = {name: p.grad for name, p in inject.trained(loop.model).items()}
-        made["gradients"].append({name: value.clone() for name, value in gradients.items() if value is not None})
-        before_update(t)
-
-    loop.method.before_update = look  # type: ignore[method-assign]
+    made: dict[str, Any] = {"gradients": gradients_of(loop), "budgets": []}
     torch.manual_seed(7)
     for batches in training_loop.training_batches(loop):
         training_loop.step(loop, batches)

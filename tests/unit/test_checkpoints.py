@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from tiny_runs import built
-from torch.utils._pytree import tree_leaves
 
 from adalora_repro.errors import InputError
 from adalora_repro.training import checkpoint
@@ -55,15 +54,6 @@ FOREIGN: dict[str, tuple[Spoil, str]] = {
 def saved(loop: training_loop.RunState, folder: Path) -> dict[str, Any]:
     checkpoint.save(folder, loop.state_dict())
     return copy.deepcopy(loop.state_dict())
-
-
-def test_what_was_saved_is_taken_as_it_was(loop: training_loop.RunState, tmp_path: Path) -> None:
-    expected = saved(loop, tmp_path)
-    state, problems = checkpoint.load(tmp_path, loop.plan.key["hash"], loop.load_state_dict)
-    assert problems == []
-    assert state is not None
-    for kept, was in zip(tree_leaves(loop.state_dict()), tree_leaves(expected), strict=True):
-        assert torch.equal(kept, was) if isinstance(was, torch.Tensor) else kept == was
 
 
 @pytest.mark.parametrize(("spoil", "why"), FOREIGN.values(), ids=FOREIGN)

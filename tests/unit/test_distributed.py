@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,24 +144,6 @@ def test_the_main_process_answers_for_all(two: list[dict[str, Any]]) -> None:
 
 def test_a_process_that_is_gone_is_an_error_in_the_others(two: list[dict[str, Any]]) -> None:
     assert two[0]["lost"].startswith("another process of this run ended (")
-
-
-def alone() -> Processes:
-    return Processes(SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu")))  # type: ignore[arg-type]
-
-
-def test_with_one_process_nothing_is_sent_or_collected() -> None:
-    processes = alone()
-    parameter = Parameter(torch.ones(2))
-    assert processes.add_up([parameter], torch.ones(1)).tolist() == [1.0]
-    assert parameter.grad is None
-    items = iter([1, 2])
-    assert processes.gathered(items) is items
-    assert processes.own([1, 2]) == [1, 2]
-    assert processes.largest(3, 1) == [3, 1]
-    assert processes.on_main(lambda: 1) == processes.main_first(lambda: 1) == 1
-    with pytest.raises(KeyError):
-        processes.on_main(lambda: {}["x"])
 
 
 # -- who speaks, and what is agreed ---------------------------------------------------------------------------------

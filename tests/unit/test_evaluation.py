@@ -20,6 +20,7 @@ from adalora_repro.training.distributed import Processes
 from adalora_repro.training.evaluate import evaluate
 
 Rows = list[dict[str, Any]]
+QUIET: Any = SimpleNamespace(evaluating=lambda *_: None)
 
 
 class Counting:
@@ -59,14 +60,6 @@ class Counting:
         return Evaluation({"batches": float(self.given)})
 
 
-class Progress:
-    def __init__(self) -> None:
-        self.told: list[tuple[str, int, int]] = []
-
-    def evaluating(self, *what: Any) -> None:
-        self.told.append(what)
-
-
 def loop_of(task: Counting, splits: dict[str, list[int]], size: int) -> Any:
     """As much of a Loop as an evaluation needs; ``splits`` are lengths of rows."""
 
@@ -86,6 +79,7 @@ def loop_of(task: Counting, splits: dict[str, list[int]], size: int) -> Any:
         plan=SimpleNamespace(cfg=cfg),
         model=model,
         method=SimpleNamespace(masked=masked),
+        products=nullcontext,
         device=torch.device("cpu"),
         check_weights=lambda: None,
         task=task,
@@ -100,7 +94,7 @@ def loop_of(task: Counting, splits: dict[str, list[int]], size: int) -> Any:
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 9))
 def test_each_example_is_predicted_once_the_longest_first(lengths: list[int], size: int) -> None:
     task = Counting()
-    evaluate(loop_of(task, {"a": lengths, "b": lengths[::-1]}, size), Progress())
+    evaluate(loop_of(task, {"a": lengths, "b": lengths[::-1]}, size), QUIET)
     for split, own in (("a", lengths), ("b", lengths[::-1])):
         numbers = [number for index, _ in task.found[split] for number in index]
         assert sorted(numbers) == list(range(len(own)))
@@ -113,7 +107,7 @@ def test_each_example_is_predicted_once_the_longest_first(lengths: list[int], si
 
 def test_at_most_two_batches_of_predictions_are_alive() -> None:
     task = Counting()
-    found = evaluate(loop_of(task, {"a": [3] * 101, "b": [5] * 7}, 10), Progress())
+    found = evaluate(loop_of(task, {"a": [3] * 101, "b": [5] * 7}, 10), QUIET)
     assert found == Evaluation({"batches": 12.0})
     assert task.most == 2
     assert task.alive == 0
@@ -126,6 +120,6 @@ def test_predictions_are_of_the_masked_model_in_evaluation_mode_without_gradient
     task = Counting()
     loop = loop_of(task, {"a": [3] * 5}, 2)
     loop.model.train(training)
-    evaluate(loop, Progress())
+    evaluate(loop, QUIET)
     assert task.modes == [(False, True)] * 3
     assert not task.inside

@@ -32,7 +32,7 @@ ROOT = Path(adalora_repro.__file__).parent.parent
 SCOPE = Scope("minilm", "local")
 ENCODER = ("q", "k", "v", "attn_out", "ffn_in", "ffn_out")
 DECODER = (*ENCODER[:4], "cross_q", "cross_k", "cross_v", "cross_out", *ENCODER[4:])
-FIGURES = ("figure1", "figure2", "figure3", "figure4", "scores", "hours", "curves")
+FIGURES = ("figure1", "figure2", "figure3", "figure4", "scores", "hours", "curves", "intervals", "rates", "agreement")
 Captured = pytest.CaptureFixture[str]
 
 
@@ -225,6 +225,8 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = Path("results")
     save(folder, make(0.8, task="mnli", budget="r15-q", settings={"method.targets": ["q"]}))
     save(folder, make(0.7, task="mnli", seed=1, time={"train_s": 60.0}))
+    save(folder, make(0.6, task="mnli", seed=1, lr=2e-3))
+    save(folder, adalora(task="mnli", seed=1))
     write_log(save(folder, adalora(task="mnli", progress={"updated": 2.0})).parent, len(pattern()), (10, 20))
     save(folder, adalora(task="rte", progress={"updated": 1.0}))
     return folder
@@ -315,7 +317,7 @@ def test_in_a_page_names_are_apart_and_colours_are_the_pages(results: Path) -> N
         assert "currentColor" in text
     link = re.search('<a [^>]*#run=([^"]+)[^>]*><title>([^<]*encoder.1.ffn_out[^<]*)', html)
     assert link is not None
-    assert link[1].startswith("minilm/mnli/adalora/")
+    assert re.match("minilm/(mnli|rte)/adalora/", link[1])
     assert "stack encoder; layer 1; role ffn_out; rank 4" in link[2]
     assert "<b>" not in html
     assert "\u202e" not in html

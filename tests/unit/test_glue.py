@@ -66,10 +66,6 @@ def evaluation(
     return glue.Task(cfg).metrics({split: iter(batches) for split in cfg.task.validation.values()})
 
 
-def evaluate(task: str, labels: list[Any], predicted: list[Any], batch: int = 7) -> dict[str, float]:
-    return evaluation(task, labels, predicted, batch).metrics
-
-
 @pytest.mark.parametrize(
     ("task", "predicted", "constant"),
     [
@@ -125,9 +121,9 @@ def test_predictions_are_kept_in_the_order_of_the_split(data: st.DataObject) -> 
 
 def test_predictions_that_are_not_finite_are_no_result() -> None:
     with pytest.raises(FloatingPointError, match="1 of 3 predictions on validation are not finite"):
-        evaluate("stsb", [0.0, 1.0, 2.0], [0.0, float("nan"), 1.0])
+        evaluation("stsb", [0.0, 1.0, 2.0], [0.0, float("nan"), 1.0])
     with pytest.raises(FloatingPointError, match="1 of 2 predictions"):
-        evaluate("rte", [0, 1], [0, -1])
+        evaluation("rte", [0, 1], [0, -1])
 
 
 # Batches, loss, predictions

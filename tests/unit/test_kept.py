@@ -1,41 +1,27 @@
-"""training/kept.py and models/export.py: what a run keeps of its model is that model, for us and for others."""
+"""training/kept.py and models/export.py: what a run keeps of its model is that model (for PEFT alone: test_peft.py)."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from tiny_runs import built
+from tiny_runs import built, inputs_of, logits
 
 from adalora_repro.config import checks
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import SVDLinear
-from adalora_repro.models import backbones, export, inject
+from adalora_repro.models import export, inject
 from adalora_repro.training import answers, kept
 from adalora_repro.training.state import RunState
 
 LOW_RANK = ("lora", "adalora", "svd_lora", "lora_regu", "prune_lora", "lora_qv")
 OTHERS = ("bitfit", "houlsby", "pfeiffer")
 BACKBONES = {"tiny-bert": "sst2", "tiny-deberta": "sst2", "tiny-bart": "xsum"}
-#: loads PEFT's files where this project cannot be imported, and keeps the logits
-ALONE = """
-import sys
-from pathlib import Path
-sys.modules["adalora_repro"] = None
-import peft, torch, transformers
-for folder, auto in zip(map(Path, sys.argv[1::2]), sys.argv[2::2]):
-    model = getattr(transformers, auto).from_pretrained(folder / "base")
-    model = peft.PeftModel.from_pretrained(model, folder / "model").eval()
-    with torch.no_grad():
-        torch.save(model(**torch.load(folder / "inputs.pt")).logits, folder / "logits.pt")
-"""
 
 
 def changed(folder: Path, *words: str) -> RunState:
@@ -58,19 +44,6 @@ def words_of(backbone: str, method: str) -> list[str]:
     return words
 
 
-def inputs_of(run: RunState) -> dict[str, torch.Tensor]:
-    torch.manual_seed(2)
-    ids = torch.randint(5, run.model.config.vocab_size, (3, 12))
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return inputs | ({"decoder_input_ids": ids[:, :4]} if run.model.config.is_encoder_decoder else {})
-
-
-def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model.eval()(**inputs).logits
-    return found
-
-
 @pytest.mark.parametrize("method", [*LOW_RANK, *OTHERS])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_what_is_kept_is_the_model(backbone: str, method: str, tmp_path: Path) -> None:
@@ -83,24 +56,6 @@ def test_what_is_kept_is_the_model(backbone: str, method: str, tmp_path: Path) -
     names = {path.name for path in (tmp_path / "model").iterdir()}
     weights = {export.PEFT_CONFIG, export.PEFT_WEIGHTS} if method in LOW_RANK else {kept.OWN_WEIGHTS}
     assert names == {kept.CONFIG, *weights}
-
-
-def test_peft_loads_it_without_this_project(tmp_path: Path) -> None:
-    words, expected = [], {}
-    for backbone, method in (("tiny-bert", "adalora"), ("tiny-bart", "adalora"), ("tiny-bert", "lora")):
-        folder = tmp_path / f"{backbone}-{method}"
-        run = changed(folder, *words_of(backbone, method))
-        cfg, inputs = run.plan.cfg, inputs_of(run)
-        kept.keep(run.model, cfg, folder / "model", "adapter")
-        transformers.set_seed(cfg.seed)
-        backbones.load_model(cfg).save_pretrained(folder / "base")
-        torch.save(inputs, folder / "inputs.pt")
-        words += [str(folder), cfg.task.auto_model]
-        expected[folder] = logits(run.model, inputs)
-    subprocess.run([sys.executable, "-c", ALONE, *words], check=True, capture_output=True, cwd=tmp_path)
-    for folder, ours in expected.items():
-        theirs = torch.load(folder / "logits.pt", weights_only=True)
-        assert torch.allclose(theirs, ours, atol=1e-5), folder.name
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "bitfit", "full"])

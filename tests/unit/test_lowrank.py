@@ -1,5 +1,6 @@
 """Layers, schedule, scores, allocator and regularizer: properties and edge cases (equations: tests/oracle)."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -7,30 +8,41 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
+from adalora_repro.errors import InputError
 from adalora_repro.lowrank import BudgetSchedule, LoRALinear, RankAllocator, SVDLinear, orthogonality_penalty
 from adalora_repro.lowrank import importance as imp
 from adalora_repro.lowrank.layers import drop_left_factors, share_left_factors
 from adalora_repro.lowrank.orthogonality import orthogonality_errors
 from adalora_repro.lowrank.schedule import mask_due, masks_due
+from adalora_repro.methods import lora_regu, svd_lora
+from adalora_repro.models.sites import find_sites
+from benchmarks.operations import CountOperations
+
+KINDS = pytest.mark.parametrize("kind", [LoRALinear, SVDLinear])
+PROTOCOLS = pytest.mark.parametrize("protocol", ["paper", "released"])
 
 
-def layers_of(n: int = 3, r: int = 4, seed: int = 0) -> dict[str, SVDLinear]:
+def layers_of(n: int = 3, r: int = 4, seed: int = 0, kind: type = SVDLinear) -> dict[str, LoRALinear | SVDLinear]:
     torch.manual_seed(seed)
-    return {f"m{k}": SVDLinear(nn.Linear(6, 5), r, alpha=8.0) for k in range(n)}
+    return {f"m{k}": kind(nn.Linear(6, 5), r, alpha=8.0) for k in range(n)}
 
 
-def give_gradients(layers: dict[str, SVDLinear], seed: int = 0) -> None:
+def trained(layers: dict[str, LoRALinear | SVDLinear]) -> list[nn.Parameter]:
+    return [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
+
+
+def give_gradients(layers: dict[str, LoRALinear | SVDLinear], seed: int = 0, scale: float = 1.0) -> None:
     generator = torch.Generator().manual_seed(seed)
-    for layer in layers.values():
-        for p in (layer.lora_A, layer.lora_E, layer.lora_B):
-            p.grad = torch.randn(p.shape, generator=generator)
+    for p in trained(layers):
+        p.grad = scale * torch.randn(p.shape, generator=generator)
 
 
 # -- layers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [LoRALinear, SVDLinear])
+@KINDS
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_increment_is_zero_at_the_start_to_the_last_bit(kind, bias, dtype):
@@ -39,7 +51,7 @@ def test_increment_is_zero_at_the_start_to_the_last_bit(kind, bias, dtype):
     assert torch.equal(kind(base, 4, alpha=16.0)(x), base(x))
 
 
-@pytest.mark.parametrize("kind", [LoRALinear, SVDLinear])
+@KINDS
 def test_forward_delta_and_merge_agree(kind):
     torch.manual_seed(0)
     layer = kind(nn.Linear(7, 5), 3, alpha=6.0)
@@ -48,21 +60,14 @@ def test_forward_delta_and_merge_agree(kind):
             if hasattr(layer, name):
                 getattr(layer, name).normal_()
     assert layer.scaling == 2.0
-    x = torch.randn(4, 7)
     delta = layer.delta_weight()
     assert delta.shape == (5, 7)
-    torch.testing.assert_close(layer(x), layer.base(x) + x @ delta.T)
-    torch.testing.assert_close(layer.merge()(x), layer(x))
+    for shape in ((7,), (4, 7), (2, 3, 4, 7)):  # any leading shape, as a linear layer
+        x = torch.randn(shape)
+        torch.testing.assert_close(layer(x), layer.base(x) + x @ delta.T)
+        torch.testing.assert_close(layer.merge()(x), layer(x))
     assert type(layer.merge()) is nn.Linear
     assert not layer.base.weight.requires_grad
-
-
-@pytest.mark.parametrize("kind", [LoRALinear, SVDLinear])
-def test_any_leading_shape_is_accepted_as_by_a_linear_layer(kind):
-    layer = kind(nn.Linear(7, 5), 3, alpha=6.0)
-    x = torch.randn(2, 3, 4, 7)
-    assert layer(x).shape == (2, 3, 4, 5)
-    assert torch.equal(layer(x[0, 0, 0]), layer.base(x[0, 0, 0]))
 
 
 def test_svd_delta_is_p_lambda_q_and_scaling_survives_pruning():
@@ -74,7 +79,7 @@ def test_svd_delta_is_p_lambda_q_and_scaling_survives_pruning():
     assert layer.scaling == 2.0
 
 
-@pytest.mark.parametrize("kind", [LoRALinear, SVDLinear])
+@KINDS
 @pytest.mark.parametrize(("r", "alpha"), [(0, 1.0), (-1, 1.0), (2, 0.0), (2, -1.0)])
 def test_bad_sizes_are_refused(kind, r, alpha):
     with pytest.raises(ValueError, match=r"rank|alpha"):
@@ -129,8 +134,7 @@ def test_shared_left_factors_in_bf16_are_those_that_autocast_makes():
     def results() -> list[torch.Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
             outputs = [layer(x) for layer in layers.values()]
-        trained = [p for layer in layers.values() for p in (layer.lora_A, layer.lora_E, layer.lora_B)]
-        return [*outputs, *torch.autograd.grad(sum(y.float().square().sum() for y in outputs), trained)]
+        return [*outputs, *torch.autograd.grad(sum(y.float().square().sum() for y in outputs), trained(layers))]
 
     alone = results()
     share_left_factors(list(layers.values()))
@@ -184,18 +188,7 @@ def test_schedule_refuses_impossible_budgets(arguments):
         BudgetSchedule(*arguments)
 
 
-def test_masks_are_due_as_each_protocol_says():
-    schedule = BudgetSchedule(12, 6, 3, 5, 20)
-    paper = [t for t in range(20) if mask_due(schedule, 4, "paper", t)]
-    released = [t for t in range(20) if mask_due(schedule, 4, "released", t)]
-    assert paper == [4, 8, 12, 15, 16, 17, 18, 19]
-    assert released == [4, 8, 12, 16, 17, 18, 19]
-    start = BudgetSchedule(12, 6, 4, 5, 20)
-    assert mask_due(start, 4, "paper", 4)
-    assert not mask_due(start, 4, "released", 4)
-
-
-@pytest.mark.parametrize("protocol", ["paper", "released"])
+@PROTOCOLS
 @given(st.integers(0, 30), st.integers(1, 30), st.integers(1, 40), st.integers(1, 50))
 def test_masks_are_counted_without_a_look_at_each_step(protocol, t_i, t_f, between, delta_t):
     schedule = BudgetSchedule(12, 6, t_i, t_f, t_i + between + t_f)
@@ -215,21 +208,7 @@ def test_kaiming_is_how_torch_starts_a_linear_layer(d_in, r):
         LoRALinear(base, r, alpha=8.0, init="zeros")
 
 
-# -- scores and survivors ------------------------------------------------------------------------------------------
-
-
-@given(scores=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=30), data=st.data())
-def test_exactly_the_budget_survives_even_among_equal_scores(scores, data):
-    budget = data.draw(st.integers(0, len(scores)))
-    mask = imp.keep_top(torch.tensor(scores), budget).tolist()
-    assert sum(mask) == budget
-    kept = [s for s, m in zip(scores, mask, strict=True) if m]
-    pruned = [s for s, m in zip(scores, mask, strict=True) if not m]
-    assert not kept or not pruned or min(kept) >= max(pruned)
-
-
-def test_ties_go_to_the_first():
-    assert imp.keep_top(torch.zeros(5), 2).tolist() == [True, True, False, False, False]
+# -- allocator -----------------------------------------------------------------------------------------------------
 
 
 def test_released_threshold_prunes_ties_and_keeps_all_when_nothing_is_to_prune():
@@ -238,31 +217,20 @@ def test_released_threshold_prunes_ties_and_keeps_all_when_nothing_is_to_prune()
     assert imp.keep_above_threshold(scores, 4).all()
 
 
-def test_triplet_score_does_not_grow_with_the_matrix():
-    def ones(d: int) -> torch.Tensor:
-        return imp.triplet_score(torch.ones(2, 1), torch.ones(d, 2), torch.ones(2, d))
-
-    torch.testing.assert_close(ones(3), ones(300))
-
-
-# -- allocator -----------------------------------------------------------------------------------------------------
-
-
-def drive(allocator: RankAllocator, steps: range, lr: float = 0.01) -> None:
+def drive(allocator: RankAllocator, steps: range, lr: float = 0.01, scale: float = 1.0) -> None:
     for t in steps:
-        give_gradients(allocator.layers, seed=t)
+        give_gradients(allocator.layers, t, scale)
         if allocator.protocol == "paper":
             allocator.observe(t)
         with torch.no_grad():
-            for layer in allocator.layers.values():
-                for p in (layer.lora_A, layer.lora_E, layer.lora_B):
-                    p -= lr * p.grad
+            for p in trained(allocator.layers):
+                p -= lr * p.grad
         if allocator.protocol == "released":
             allocator.observe(t)
         allocator.allocate(t)
 
 
-@pytest.mark.parametrize("protocol", ["paper", "released"])
+@PROTOCOLS
 @pytest.mark.parametrize("score", ["importance", "sensitivity", "gradient", "magnitude"])
 @pytest.mark.parametrize("delta_t", [1, 3, 7, 1000])
 def test_ends_at_the_final_budget(protocol, score, delta_t):
@@ -277,67 +245,25 @@ def test_ends_at_the_final_budget(protocol, score, delta_t):
     assert not allocator.at_final_budget(2)
 
 
-def test_paper_protocol_fixes_the_set_at_the_start_of_the_final_phase():
-    allocator = RankAllocator(layers_of(), BudgetSchedule(12, 5, 2, 6, 20), 1)
-    drive(allocator, range(15))
-    fixed = allocator.rank_pattern(), [layer.lora_E != 0 for layer in allocator.layers.values()]
-    drive(allocator, range(15, 20), lr=1.0)  # large steps would reorder any score
-    after = allocator.rank_pattern(), [layer.lora_E != 0 for layer in allocator.layers.values()]
-    assert fixed[0] == after[0]
-    assert all(torch.equal(a, b) for a, b in zip(fixed[1], after[1], strict=True))
-
-
-def test_pruned_values_are_trained_between_masks_and_may_come_back():
-    allocator = RankAllocator(layers_of(), BudgetSchedule(12, 5, 0, 4, 40), 6)
-    came_back = False
-    before = None
-    for t in range(36):
-        drive(allocator, range(t, t + 1), lr=0.1)
-        values = torch.cat([layer.lora_E.detach().flatten() for layer in allocator.layers.values()])
-        if t % 6 == 0:
-            mask = values != 0
-            came_back |= before is not None and bool((mask & ~before).any())
-            before = mask
-        else:
-            assert (values != 0).all()
-    assert came_back
-
-
-def test_matrices_may_lose_all_their_triplets_and_still_work():
-    layers = layers_of()
-    allocator = RankAllocator(layers, BudgetSchedule(12, 0, 2, 6, 20), 1)
-    drive(allocator, range(20))
-    assert allocator.rank_pattern() == {"m0": 0, "m1": 0, "m2": 0}
-    x = torch.randn(2, 6)
-    for layer in layers.values():
-        assert torch.equal(layer(x), layer.base(x))
-        assert torch.equal(layer.merge().weight, layer.base.weight)
-
-
-def test_nothing_is_pruned_when_both_budgets_are_equal():
-    for protocol in ("paper", "released"):
-        allocator = RankAllocator(layers_of(), BudgetSchedule(12, 12, 2, 6, 20), 1, protocol=protocol)
-        drive(allocator, range(20))
-        assert allocator.budget == 12
-
-
-def test_masked_shows_the_model_at_its_budget_and_puts_everything_back():
-    allocator = RankAllocator(layers_of(), BudgetSchedule(12, 5, 0, 4, 40), 6)
+@KINDS
+def test_masked_shows_the_model_at_its_budget_and_puts_everything_back(kind):
+    layers = layers_of(kind=kind)
+    allocator = RankAllocator(layers, BudgetSchedule(12, 5, 0, 4, 40), 6)
     drive(allocator, range(15))  # three steps after the mask at t = 12
-    trained = [layer.lora_E.detach().clone() for layer in allocator.layers.values()]
+    before = [p.detach().clone() for p in trained(layers)]
+    pruned = "lora_E" if kind is SVDLinear else "lora_A"
     with allocator.masked():
-        assert sum(int((layer.lora_E != 0).sum()) for layer in allocator.layers.values()) == allocator.budget
-    assert all(torch.equal(a, layer.lora_E) for a, layer in zip(trained, allocator.layers.values(), strict=True))
+        assert sum(int(getattr(layer, pruned).any(1).sum()) for layer in layers.values()) == allocator.budget < 12
     with pytest.raises(KeyError), allocator.masked():
         raise KeyError
-    assert all(torch.equal(a, layer.lora_E) for a, layer in zip(trained, allocator.layers.values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, trained(layers), strict=True))
 
 
-@pytest.mark.parametrize("protocol", ["paper", "released"])
-@pytest.mark.parametrize("cut", [1, 9, 14, 17])
-def test_state_resumes_exactly(protocol, cut):
+@PROTOCOLS
+@pytest.mark.parametrize(("score", "cut"), [*(("importance", cut) for cut in (1, 9, 14, 17)), ("random", 9)])
+def test_state_resumes_exactly(protocol, score, cut):
     def fresh() -> RankAllocator:
-        return RankAllocator(layers_of(), BudgetSchedule(12, 5, 2, 6, 20), 3, protocol=protocol)
+        return RankAllocator(layers_of(), BudgetSchedule(12, 5, 2, 6, 20), 3, score=score, protocol=protocol)
 
     whole = fresh()
     drive(whole, range(20))
@@ -352,17 +278,14 @@ def test_state_resumes_exactly(protocol, cut):
         assert torch.equal(layer.lora_E, second.layers[name].lora_E)
 
 
-def released_of(schedule: BudgetSchedule) -> RankAllocator:
-    return RankAllocator(layers_of(), schedule, 3, protocol="released")
-
-
 def test_state_of_other_layers_is_refused():
     schedule = BudgetSchedule(12, 5, 2, 6, 20)
     allocator = RankAllocator(layers_of(), schedule, 3)
     renamed = {f"x{name}": layer for name, layer in layers_of().items()}
     with pytest.raises(ValueError, match="other layers"):
         allocator.load_state_dict(RankAllocator(renamed, schedule, 3).state_dict())
-    for other in (RankAllocator(layers_of(), BudgetSchedule(12, 5, 2, 5, 20), 3), released_of(schedule)):
+    for phases, protocol in (((2, 5), "paper"), ((2, 6), "released")):
+        other = RankAllocator(layers_of(), BudgetSchedule(12, 5, *phases, 20), 3, protocol=protocol)
         with pytest.raises(ValueError, match="another schedule or protocol"):
             allocator.load_state_dict(other.state_dict())
     wider = {f"m{k}": SVDLinear(nn.Linear(8, 5), 4, alpha=8.0) for k in range(3)}
@@ -408,6 +331,7 @@ def test_allocating_without_observing_is_an_error():
         ({"delta_t": 1, "beta1": 1.0}, "beta1"),
         ({"delta_t": 1, "score": "size"}, "importance, sensitivity, gradient, magnitude"),
         ({"delta_t": 1, "protocol": "old"}, "paper, released"),
+        ({"delta_t": 1, "allocation": "even"}, "unknown allocation 'even'; valid: global, uniform"),
     ],
 )
 def test_bad_options_are_refused(options, words):
@@ -415,11 +339,13 @@ def test_bad_options_are_refused(options, words):
         RankAllocator(layers_of(), BudgetSchedule(12, 5, 2, 6, 20), **options)
 
 
-def test_no_layers_and_too_much_budget_are_refused():
+def test_what_cannot_be_allocated_is_refused():
     with pytest.raises(ValueError, match="at least one layer"):
         RankAllocator({}, BudgetSchedule(12, 5, 2, 6, 20), 1)
     with pytest.raises(ValueError, match="b_0=13 exceeds the 12"):
         RankAllocator(layers_of(), BudgetSchedule(13, 5, 2, 6, 20), 1)
+    with pytest.raises(ValueError, match="doublets have no λ"):
+        RankAllocator(layers_of(kind=LoRALinear), BudgetSchedule(12, 5, 2, 6, 20), 1, score="magnitude")
 
 
 def test_magnitude_keeps_the_largest_singular_values():
@@ -430,6 +356,61 @@ def test_magnitude_keeps_the_largest_singular_values():
     allocator = RankAllocator(layers, BudgetSchedule(6, 3, 0, 2, 3), 1, score="magnitude")
     drive(allocator, range(3), lr=0.0)
     assert [layer.lora_E.flatten().tolist() for layer in layers.values()] == [[3.0, -9.0, 0.0], [0.0, 0.0, -4.0]]
+
+
+@PROTOCOLS
+def test_a_uniform_allocation_leaves_the_same_rank_everywhere(protocol):
+    schedule, patterns = BudgetSchedule(12, 6, 2, 6, 20), {}
+    for allocation in ("uniform", "global"):
+        layers = layers_of()
+        with torch.no_grad():
+            layers["m2"].lora_B.mul_(50)
+        allocator = RankAllocator(layers, schedule, 1, protocol=protocol, allocation=allocation)
+        for t in range(20):
+            drive(allocator, range(t, t + 1))
+            ranks = allocator.rank_pattern().values()
+            assert allocation == "global" or max(ranks) - min(ranks) <= 1
+        patterns[allocation] = allocator.rank_pattern()
+    assert set(patterns["uniform"].values()) == {2}
+    assert patterns["global"]["m2"] == 4
+
+
+@PROTOCOLS
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"allocation": "uniform"},
+        {"score": "random"},
+        {"score": "gradient"},
+        {"max_params": 50},
+        {"max_params": 50, "allocation": "uniform"},
+    ],
+    ids=str,
+)
+def test_no_step_of_an_allocator_copies_from_the_host(protocol, options):
+    layers = {f"m{k}": SVDLinear(nn.Linear(6, 5 + k), 4, alpha=8.0).to("meta") for k in range(3)}
+    allocator = RankAllocator(layers, BudgetSchedule(12, 6, 2, 6, 20), 1, protocol=protocol, **options)
+    for p in trained(layers):
+        p.grad = torch.empty_like(p)
+    with CountOperations() as counted:
+        for t in range(20):
+            allocator.observe(t)
+            allocator.allocate(t)
+    assert counted.waits == 0, counted.counts
+
+
+@PROTOCOLS
+def test_random_scores_follow_from_the_seed_alone(protocol):
+    def ended(seed: int, scale: float = 1.0) -> list[list[bool]]:
+        schedule = BudgetSchedule(12, 6, 2, 6, 20)
+        allocator = RankAllocator(layers_of(), schedule, 3, score="random", protocol=protocol, seed=seed)
+        drive(allocator, range(20), scale=scale)
+        assert allocator.budget == 6
+        return [(layer.lora_E != 0).flatten().tolist() for layer in allocator.layers.values()]
+
+    assert ended(0) == ended(0, scale=7.0)
+    assert ended(0) != ended(1)
 
 
 # -- regularizer ---------------------------------------------------------------------------------------------------
@@ -462,14 +443,10 @@ def test_penalty_gradient_is_the_analytic_one(seed):
 
 def test_penalty_is_independent_of_how_layers_are_stacked():
     mixed = [*layers_of().values(), SVDLinear(nn.Linear(9, 4), 2, alpha=1.0), *layers_of(seed=1).values()]
-    apart = sum(orthogonality_penalty([layer]) for layer in mixed)
-    torch.testing.assert_close(orthogonality_penalty(mixed), apart)
-    named = {str(i): layer for i, layer in enumerate(mixed)}
-    assert torch.equal(orthogonality_penalty(named), orthogonality_penalty(mixed))
     norms = [orthogonality_penalty([layer], "mean_norm") for layer in mixed]
     torch.testing.assert_close(orthogonality_penalty(mixed, "mean_norm"), sum(norms) / len(mixed))
     left, right = orthogonality_errors(mixed)
-    assert sum(left) + sum(right) == pytest.approx(apart.item(), rel=1e-5)
+    assert sum(left) + sum(right) == pytest.approx(orthogonality_penalty(mixed).item(), rel=1e-5)
 
 
 def test_penalty_refuses_nothing_and_unknown_forms():
@@ -477,3 +454,40 @@ def test_penalty_refuses_nothing_and_unknown_forms():
         orthogonality_penalty([])
     with pytest.raises(ValueError, match="sum_squared, mean_norm"):
         orthogonality_penalty(layers_of().values(), "l1")
+
+
+def test_the_released_penalty_of_lora_is_finite_at_the_start_and_undefined_at_rank_1():
+    layers = layers_of(kind=LoRALinear)
+    value = orthogonality_penalty(layers, "mean_cosine")
+    value.backward()
+    assert math.isfinite(value.item())
+    for layer in layers.values():  # B = 0 is orthogonal to itself, with no direction to turn to
+        assert torch.isfinite(layer.lora_A.grad).all()
+        assert not layer.lora_B.grad.any()
+    with pytest.raises(ValueError, match="rank r of at least 2"):
+        orthogonality_penalty(layers_of(r=1, kind=LoRALinear), "mean_cosine")
+    assert orthogonality_penalty(layers_of(r=1, kind=LoRALinear)).isfinite()  # eq. (4) has no such gap
+
+
+def test_lora_regu_refuses_rank_1_with_the_released_penalty_alone():
+    options = lora_regu.Options("lora_regu", "lora_regu", r=1)
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
+    model = BertForSequenceClassification(config)
+    with pytest.raises(InputError, match=r"\(method\.r=1\) has none"):
+        lora_regu.Method(options, "released").inject(model, find_sites(model))
+    assert lora_regu.Method(options, "paper").form == "sum_squared"
+    without = lora_regu.Options("lora_regu", "lora_regu", r=1, gamma=0.0)
+    assert lora_regu.Method(without, "released").regularizer() is None
+
+
+@pytest.mark.parametrize(("protocol", "form"), [("paper", "sum_squared"), ("released", "mean_norm")])
+def test_svd_lora_regularizes_as_adalora_does_and_never_prunes(protocol, form):
+    method = svd_lora.Method(svd_lora.Options("svd_lora", "svd_lora", r=4, gamma=0.5), protocol)
+    method.layers = layers_of()
+    method.on_train_start(20)
+    assert torch.equal(method.regularizer(), 0.5 * orthogonality_penalty(method.layers, form))
+    assert method.summary() == {"rank_pattern": {"m0": 4, "m1": 4, "m2": 4}}
+    assert method.at_final_budget(0)
+    with pytest.raises(ValueError, match="keeps no state"):
+        method.load_state_dict({"mask": 1})
+    assert set(method.curve(0)) == {"orthogonality_P", "orthogonality_Q"}

@@ -1,10 +1,11 @@
-"""AdaLoRA at the cost of LoRA: operations per step, counted by the benchmark."""
+"""Operations of a training step, counted by the benchmark: AdaLoRA at the cost of LoRA, and none that waits."""
 
 import pytest
 import torch
 from tiny_runs import built
 from transformers import AutoConfig
 
+from adalora_repro.models import speedups
 from adalora_repro.training import loop as training_loop
 from adalora_repro.training.loop import add_gradient
 from benchmarks.operations import CountOperations, count
@@ -26,29 +27,19 @@ def test_adalora_dispatches_at_most_5_percent_more_operations_than_lora(narrow):
     assert adalora.waits == lora.waits == 0
 
 
-@pytest.mark.parametrize(
-    ("operation", "waits"),
-    [
-        (lambda x: x[x > 0], 1),
-        (lambda x: x.masked_fill(x > 0, 1.0)[torch.tensor([0, 2])], 0),
-        (lambda x: x.sum().item(), 1),
-        (lambda x: x.clone().__setitem__(x > 0, torch.ones(2)), 1),
-        (lambda x: bool((x > 0).any()), 1),
-        (lambda x: x.to(torch.bfloat16), 0),
-        (lambda x: x.to("meta"), 1),
-        (lambda x: torch.empty(3, device="meta").copy_(x), 1),
-    ],
-    ids=[
-        "mask",
-        "positions",
-        "item",
-        "assignment by mask",
-        "truth",
-        "cast",
-        "another device",
-        "copy to another device",
-    ],
-)
+WAITS = {
+    "mask": (lambda x: x[x > 0], 1),
+    "positions": (lambda x: x.masked_fill(x > 0, 1.0)[torch.tensor([0, 2])], 0),
+    "item": (lambda x: x.sum().item(), 1),
+    "assignment by mask": (lambda x: x.clone().__setitem__(x > 0, torch.ones(2)), 1),
+    "truth": (lambda x: bool((x > 0).any()), 1),
+    "cast": (lambda x: x.to(torch.bfloat16), 0),
+    "another device": (lambda x: x.to("meta"), 1),
+    "copy to another device": (lambda x: torch.empty(3, device="meta").copy_(x), 1),
+}
+
+
+@pytest.mark.parametrize(("operation", "waits"), WAITS.values(), ids=WAITS)
 def test_operations_of_which_the_host_needs_a_value_are_waits(operation, waits):
     with CountOperations() as counted:
         operation(torch.tensor([1.0, -1.0, 2.0]))
@@ -121,3 +112,60 @@ def test_added_gradient_is_what_backward_would_add_to_the_last_bit():
     assert torch.equal(added[0], first.grad)
     assert torch.equal(added[1], second.grad)
     assert torch.equal(added[2], torch.ones(3))
+
+
+# -- no training step makes the host wait for the device: nothing in it reads a value or a size that depends on one ----
+
+
+@pytest.mark.parametrize(
+    ("task", "backbone", "method"),
+    [
+        ("sst2", "tiny-bert", "lora"),
+        ("sst2", "tiny-bert", "adalora"),
+        ("sst2", "tiny-deberta", "adalora"),
+        ("squad", "tiny-bert", "adalora"),
+        ("xsum", "tiny-bart", "adalora"),
+    ],
+)
+def test_no_step_waits(tmp_path, task, backbone, method):
+    budget = {"sst2": "0.3M", "squad": "0.65%", "xsum": "2.20%"}[task]
+    words = (f"task={task}", f"backbone={backbone}", f"method={method}", f"budget={budget}", "train.precision=bf16")
+    loop = built(tmp_path, *words)
+    speedups.use_4d_masks(loop.model)  # as runner.build does for an accelerator
+    speedups.cache_positions(loop.model)
+    batches = training_loop.training_batches(loop)
+    training_loop.step(loop, next(batches))  # this creates the optimizer's state
+    for _ in range(9):  # of all phases, with and without masks
+        batch = next(batches)
+        with CountOperations() as counted:
+            training_loop.step(loop, batch)
+        assert counted.waits == 0, counted.counts
+
+
+@pytest.mark.parametrize(("task", "backbone"), [("sst2", "tiny-bert"), ("xsum", "tiny-bart")])
+def test_a_mask_that_is_not_looked_at_gives_the_same_gradients(tmp_path, task, backbone):
+    loop = built(tmp_path, f"task={task}", f"backbone={backbone}", "method=full")
+    batches = [
+        batch for parts, _ in zip(training_loop.training_batches(loop), range(3), strict=False) for batch in parts
+    ]
+    assert any(not batch["attention_mask"].all() for batch in batches)
+    loop.model.train()
+    for module in loop.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    loop.model.config.dropout = 0.0
+
+    def found() -> list[torch.Tensor]:
+        tensors = []
+        for batch in batches:
+            torch.manual_seed(0)
+            loss, _ = loop.task.loss(loop.model, batch)
+            tensors += [loss.detach(), *torch.autograd.grad(loss, [*loop.model.parameters()], allow_unused=True)]
+        return [tensor for tensor in tensors if tensor is not None]
+
+    before = found()
+    with CountOperations() as counted:
+        loop.task.loss(loop.model, batches[0])
+    assert counted.waits > 0  # or this speedup has become needless
+    speedups.use_4d_masks(loop.model)
+    torch.testing.assert_close(found(), before)

@@ -115,13 +115,8 @@ def test_csv_is_tidy_exact_and_complete() -> None:
     rows = list(csv.DictReader(io.StringIO(render.render(example(), "csv"))))
     assert len(rows) == 12 * (10 + 1)
     row = next(r for r in rows if (r["method"], r["budget"], r["task"]) == ("lora", "0.3M", "cola"))
-    assert (row["mean"], row["sd"], row["n_seeds"], row["seeds"], row["paper"]) == (
-        "70.0",
-        "1.0",
-        "3",
-        "0 1 2",
-        "68.71",
-    )
+    assert (row["mean"], row["sd"], row["paper"]) == ("70.0", "1.0", "68.71")
+    assert (row["n_seeds"], row["seeds"]) == ("3", "0 1 2")
     assert (row["best"], row["difference"], row["lr"], row["params_total_max"]) == ("true", "", "0.001", "923906")
     assert len(row["records"].split()) == 3
     empty = next(r for r in rows if (r["method"], r["task"]) == ("bitfit", "rte"))

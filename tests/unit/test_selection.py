@@ -19,7 +19,6 @@ from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_OK
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import RULE, Run, run_of, select
-from adalora_repro.reports.cells import Cell, Table
 from adalora_repro.reports.notes import notes_of, optimism
 from adalora_repro.reports.render import render
 from adalora_repro.reports.spec import Scope
@@ -30,10 +29,6 @@ Captured = pytest.CaptureFixture[str]
 
 def runs_of(records: Sequence[RunRecord]) -> list[Run]:
     return [run_of(Path(f"r/{i:03}/metrics.json"), record) for i, record in enumerate(records)]
-
-
-def cola(table: Table, method: str = "lora") -> Cell:
-    return cell(table, method)
 
 
 def with_holdout(reported: float, held_out: float, **key: Any) -> RunRecord:
@@ -144,7 +139,7 @@ def test_five_seeds_are_shown_and_not_a_lucky_one(
 def test_the_held_out_split_chooses_and_the_reported_one_is_shown() -> None:
     records = [with_holdout(0.9, 0.5, lr=1e-3), with_holdout(0.6, 0.7, lr=2e-3)]
     table = compiled(records)
-    shown = cola(table)
+    shown = cell(table)
     assert (shown.runs[0].key["lr"], means(table), shown.held_out) == (2e-3, [pytest.approx(60.0)], True)
     text = render(table, "markdown")
     assert "lr 2e-3, 2 tried, 1e-3 to 2e-3" in text
@@ -160,8 +155,8 @@ def test_runs_on_a_cpu_and_on_a_gpu_share_no_mean() -> None:
     for record in on_gpu:
         record.memory = {"peak": 1, "of": "cuda allocator"}
     table = compiled([*on_cpu, *on_gpu])
-    assert (means(table), cola(table).seeds) == ([pytest.approx(70.0)], (0, 1, 2))
-    assert any("other settings:" in note and "; on a CPU)" in note for note in cola(table).notes)
+    assert (means(table), cell(table).seeds) == ([pytest.approx(70.0)], (0, 1, 2))
+    assert any("other settings:" in note and "; on a CPU)" in note for note in cell(table).notes)
 
 
 def test_cells_with_and_without_a_held_out_split_are_counted_apart() -> None:
@@ -183,7 +178,7 @@ def test_best_is_chosen_by_the_held_out_figures_of_best() -> None:
         records.append(record)
     for select_, lr in (("final", 1e-3), ("best", 2e-3)):
         scope = Scope("minilm", "local", select=select_)
-        assert cola(compiled(records, scope=scope)).runs[0].key["lr"] == lr
+        assert cell(compiled(records, scope=scope)).runs[0].key["lr"] == lr
 
 
 def test_degenerate_runs_are_named_wherever_they_are_shown(

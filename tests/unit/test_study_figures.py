@@ -83,22 +83,3 @@ def test_without_runs_a_command_says_how_to_get_some(module: Any) -> None:
     assert figure.points.empty
     assert figure.commands[0].startswith("adalora-run")
     assert figure.commands[0] in str(drawing.render(figure, "text"))
-
-
-def test_all_of_them_can_be_drawn() -> None:
-    pattern = {"encoder.0.q": 1, "encoder.0.k": 2}
-    runs = [
-        {
-            "score": 0.5 + seed / 100,
-            "held_out": 0.5,
-            "seed": seed,
-            "lr": lr,
-            "method": "adalora",
-            "rank_pattern": pattern,
-        }
-        for seed in (0, 1)
-        for lr in (1e-3, 2e-3)
-    ]
-    for module in (intervals, rates, agreement):
-        drawn = drawing.render(module.figure(records(*[dict(run) for run in runs]), SCOPE), "svg")
-        assert "<svg" in str(drawn)

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from task_configs import CONF, task_config, write_jsonl
-from tiny_runs import built
+from tiny_runs import built, gradients_of
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -30,7 +29,6 @@ from adalora_repro.training import loop as training_loop
 PAD, BOS, EOS = (backbones.BYTE_IDS[f"{name}_token_id"] for name in ("pad", "bos", "eos"))
 START = backbones.BYTE_IDS["decoder_start_token_id"]
 LIMIT = 16  # of a summary, unless a test sets another
-QUIET: Any = SimpleNamespace(evaluating=lambda *_: None)
 
 
 def small(tmp_path: Path, **options: Any) -> DictConfig:
@@ -77,20 +75,11 @@ def varied(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def training_batch(tmp_path: Path, rows: int = 6, **options: Any) -> tuple[Task, dict[str, Any]]:
-    task, data = loaded(varied(small(tmp_path, **options)))
-    return task, task.collate([data.train[i] for i in range(rows)])
-
-
 def written_by(task: Task, model: Any, rows: list[dict[str, Any]]) -> list[list[int]]:
     """Tokens of each row without the padding behind them."""
     with torch.inference_mode():
         tokens = task.predict(model, task.collate(rows))["tokens"].tolist()
     return [row[: max(i for i, token in enumerate(row) if token != PAD) + 1] for row in tokens]
-
-
-def evaluation_rows(data: TaskData) -> list[dict[str, Any]]:
-    return list(data.evaluation["validation"])
 
 
 # Rows
@@ -138,8 +127,8 @@ def test_batches_are_padded_in_eights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("padding", ["longest", "max_length"])
 def test_loss_is_transformers_own(tmp_path: Path, padding: str) -> None:
-    task, batch = training_batch(tmp_path, train__padding=padding)
-    model = bart(task.cfg)
+    task, data = loaded(varied(small(tmp_path, train__padding=padding)))
+    batch, model = task.collate([data.train[i] for i in range(6)]), bart(task.cfg)
     assert (batch["labels"] == IGNORED).any()
     assert not batch["attention_mask"].all()
     expected = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
@@ -168,17 +157,10 @@ def test_micro_batches_give_the_gradient_of_the_batch(hydra: None, tmp_path: Pat
         with torch.no_grad():  # away from the zero start, where half of the low-rank gradients vanish
             for parameter in inject.trained(loop.model).values():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        found: dict[str, Tensor] = {}
-        before_update = loop.method.before_update
-
-        def look(t: int) -> None:
-            found.update({name: p.grad.clone() for name, p in inject.trained(loop.model).items()})  # type: ignore
-            before_update(t)
-
-        loop.method.before_update = look  # type: ignore[method-assign]
+        found = gradients_of(loop)
         (batches, *_) = training_loop.training_batches(loop)
         training_loop.step(loop, batches)
-        return found, loop.losses[0].item(), [batch["terms"] for batch in batches]
+        return found[0], loop.losses[0].item(), [batch["terms"] for batch in batches]
 
     expected, loss, (total,) = gradients(1)
     for parts in (2, 3):
@@ -237,15 +219,9 @@ def test_every_setting_reaches_generate() -> None:
     assert asked() == search | {"max_length": 64, "min_length": 0, "num_beams": 8}
     given = {"max_target_length": 30, "min_target_length": 7, "num_beams": 3, "no_repeat_ngram_size": 2}
     given |= {"length_penalty": 2.5, "early_stopping": False}
-    assert asked(**{f"task__{name}": value for name, value in given.items()}) == {
-        "max_length": 30,
-        "min_length": 7,
-        "num_beams": 3,
-        "no_repeat_ngram_size": 2,
-        "length_penalty": 2.5,
-        "early_stopping": False,
-        "do_sample": False,
-    }
+    expected = {"max_length": 30, "min_length": 7, "num_beams": 3, "no_repeat_ngram_size": 2, "do_sample": False}
+    expected |= {"length_penalty": 2.5, "early_stopping": False}
+    assert asked(**{f"task__{name}": value for name, value in given.items()}) == expected
     unset = dict.fromkeys(("min_target_length", "no_repeat_ngram_size", "length_penalty", "early_stopping"))
     off = {"min_length": 0, "no_repeat_ngram_size": 0, "do_sample": False}
     assert asked(**{f"task__{name}": None for name in unset}) == off | {"max_length": 64, "num_beams": 8}
@@ -256,7 +232,7 @@ def test_every_setting_reaches_generate() -> None:
 def test_a_row_is_written_the_same_in_any_batch_whatever_the_models_files_say(tmp_path: Path, num_beams: int) -> None:
     options = {"task__num_beams": num_beams, "task__no_repeat_ngram_size": 2, "task__min_target_length": 6}
     task, data = loaded(varied(small(tmp_path, **options)))
-    rows, model = evaluation_rows(data), bart(task.cfg)
+    rows, model = list(data.evaluation["validation"]), bart(task.cfg)
     alone = [written_by(task, model, [row])[0] for row in rows]
     assert len(set(map(tuple, alone))) > 3  # the model looks at what it is given
     for row in alone:

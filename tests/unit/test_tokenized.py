@@ -25,9 +25,6 @@ from adalora_repro.models.backbones import byte_tokenizer
 from adalora_repro.tasks import load_family, processes, tokenized
 from adalora_repro.tasks.base import TaskData
 
-CONTEXT = "Rollo led the Normans to France. " * 8
-ANSWERS = {"text": ["Rollo"], "answer_start": [0]}
-
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
