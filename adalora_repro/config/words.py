@@ -66,6 +66,19 @@ def command_line(words: Sequence[str]) -> str:
     return COMMAND + shlex.join(" ".join(word.splitlines()) for word in words)
 
 
+def started_with(config: Path) -> list[str]:
+    """The words with which the run with this ``config.yaml`` was started, without force=true: it has started over.
+
+    Raises:
+        OSError, UnicodeDecodeError: the file cannot be read.
+        ValueError: there is no command in it.
+    """
+    first = config.read_text(encoding="utf-8").partition("\n")[0]
+    if not first.startswith(COMMAND):
+        raise ValueError(f"'{config}' does not begin with '{COMMAND}…', as the config.yaml of a run does")
+    return [word for word in shlex.split(first.removeprefix(COMMAND)) if key_of(word) != "force"]
+
+
 def again(words: Sequence[str]) -> list[str]:
     """Replaces ``--config FILE`` by the words with which that run was started; words typed beside it win.
 
@@ -80,15 +93,15 @@ def again(words: Sequence[str]) -> list[str]:
         raise InputError("--config: name the config.yaml of a run")
     path, own = Path(words[place + 1]), words[:place] + words[place + 2 :]
     try:
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        started = started_with(path)
     except OSError as error:
         raise InputError(f"--config: cannot read '{path}': {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(f"--config: '{path}' is not text in UTF-8") from None
-    if not first.startswith(COMMAND):
-        raise InputError(f"--config: '{path}' does not begin with '{COMMAND}…', as the config.yaml of a run does")
-    typed = {"force", *map(key_of, own)}  # force=true started over once: what is there now goes on
-    kept = [word for word in shlex.split(first.removeprefix(COMMAND)) if key_of(word) not in typed]
+    except ValueError as error:
+        raise InputError(f"--config: {error}") from None
+    typed = {*map(key_of, own)}
+    kept = [word for word in started if key_of(word) not in typed]
     first_setting = next((i for i, word in enumerate(own) if "=" in word and not word.startswith("-")), len(own))
     return [*own[:first_setting], *kept, *own[first_setting:]]  # options, -m say, come before settings
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from adalora_repro.config.catalog import choices_of
-from adalora_repro.config.words import lr_text, word
+from adalora_repro.config.words import lr_text, started_with, word
 from adalora_repro.errors import clean, duration
 from adalora_repro.records.run_record import RunRecord, stated
 from adalora_repro.records.selection import run_of
@@ -124,23 +123,21 @@ def row_of(state: State, results: Path) -> dict[str, Any]:
             ("Steps", "" if step is None else f"{step:,.0f}", step),
             ("Setting", f"{key['backbone']}, {key['data']}, {key['protocol']}", None),
         ],
-        "command": again(state.path) if of_own_files(record) else command_of(record, results),
+        "command": command_of(state.path, record, results),
     }
 
 
-def of_own_files(record: RunRecord) -> bool:
-    """Whether a task, a backbone or ranks are the user's own: they have no other name than what was typed."""
-    settings = record.settings
-    own = settings.get("task.hub", "") is None or settings.get("method.rank_pattern") is not None
-    return own or record.key["backbone"] not in choices_of("backbone")
+def command_of(path: Path, record: RunRecord, results: Path) -> str:
+    """The command that runs this again: the one that was typed or, of a run before this was kept, one made of its
+    record."""
+    try:
+        return clean(shlex.join(["adalora-run", *started_with(path.parent / "config.yaml")]))
+    except (OSError, ValueError):
+        return command_of_record(record, results)
 
 
-def again(path: Path) -> str:
-    return shlex.join(["adalora-run", "--config", str(path.parent / "config.yaml")])
-
-
-def command_of(record: RunRecord, results: Path) -> str:
-    """The command that runs this again. What is scaled with the number of steps (warmup, t_i) follows from it."""
+def command_of_record(record: RunRecord, results: Path) -> str:
+    """What is scaled with the number of steps (warmup, t_i) follows from it."""
     key, settings = record.key, stated(record.settings)
     words = [word("task", key["task"]), word("method", key["method"])]
     named = key["budget"] != key["method"] and settings.get("budget.match") is None and "method.r" not in settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -78,7 +79,8 @@ def test_scores_and_a_run_again(cli: Cli, tmp_path: Path, capsys: pytest.Capture
     assert set(json.loads(capsys.readouterr().out)) == {"score"}
     assert "already done" in cli("--config", str(run.folder / "config.yaml")).out
     assert report.main(["html"]) == EXIT_OK
-    assert f"adalora-run --config {run.folder}/config.yaml" in Path("results/report.html").read_text(encoding="utf-8")
+    typed = (run.folder / "config.yaml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    assert html.escape(typed) in Path("results/report.html").read_text(encoding="utf-8")
 
 
 def test_steps_follow_from_the_run_s_t(cli: Cli, tmp_path: Path) -> None:

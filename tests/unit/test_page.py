@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,9 +18,10 @@ import pytest
 from fake_records import make, save
 
 from adalora_repro.cli import report
+from adalora_repro.config.words import command_line
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 from adalora_repro.reports import output, page, tables
-from adalora_repro.reports.page_runs import command_of, of_own_files
+from adalora_repro.reports.page_runs import command_of, command_of_record
 
 Captured = pytest.CaptureFixture[str]
 EVIL = "<script>alert(1)</script>\u202e\"'&</title>"
@@ -236,22 +238,25 @@ def test_a_report_with_a_section_is_on_the_page(results: Path, tmp_path: Path, m
     assert [name for name in seen.ids if "cost99" in name] == ["s1-cost99"]
 
 
-def test_a_run_with_something_of_the_users_own_is_repeated_by_its_config() -> None:
-    own = [{"backbone": "my-bert"}, {"settings": {"method.rank_pattern": {"encoder.0.q": 3}}}]
-    for changes in ({}, *own, {"settings": {"task.hub": None}}):
-        assert of_own_files(make(**changes)) is bool(changes)
+def test_the_command_of_a_run_is_the_one_that_was_typed(tmp_path: Path) -> None:
+    record = tmp_path / "metrics.json"
+    words = ["task=custom", "data.dir=my data", "method.rank_pattern=ranks.json", "force=true"]
+    (tmp_path / "config.yaml").write_text(f"{command_line(words)}\nseed: 0\n", encoding="utf-8")
+    assert shlex.split(command_of(record, make(), Path("results"))) == ["adalora-run", *words[:3]]
+    (tmp_path / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
+    assert command_of(record, make(), Path("results")) == command_of_record(make(), Path("results"))
 
 
 def test_the_command_of_a_run_states_what_its_record_states() -> None:
     settings = {"train.epochs": 2.0, "train.max_steps": None, "train.eval_steps": None, "method.targets": ["q", "v"]}
     settings |= {"method.schedule": "scaled", "method.t_i": 12, "optim.warmup_steps": 3}
     record = make(budget="r8-q.v", settings=settings | {"method.r": 8}, seed=3, protocol="released", data="hub")
-    words = command_of(record, Path("elsewhere")).split(" ")
+    words = command_of_record(record, Path("elsewhere")).split(" ")
     assert words[:5] == ["adalora-run", "task=cola", "method=lora", "backbone=minilm", "data=hub"]
     assert {"protocol=released", "optim.lr=0.001", "seed=3", "method.r=8", "'method.targets=[q,v]'"} <= set(words)
     assert {"train.epochs=2.0", "train.eval_steps=null", "results.dir=elsewhere"} <= set(words)
     assert not [word for word in words if word.startswith(("method.t_i", "optim.warmup", "train.max_steps", "budget"))]
     fixed = make(settings=settings | {"method.schedule": "fixed"})
     assert {"budget=0.3M", "method.t_i=12", "optim.warmup_steps=3"} <= set(
-        command_of(fixed, Path("results")).split(" ")
+        command_of_record(fixed, Path("results")).split(" ")
     )
