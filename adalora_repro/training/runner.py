@@ -7,7 +7,7 @@ import gc
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from signal import SIGUSR2
@@ -293,10 +293,9 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
     if compiling:
         torch.compiler.reset()  # programs of a sweep's earlier runs count towards torch's recompile limit
         compiled = speedups.compiled(model, cfg.train.compile)
-    run = RunState(plan, model, method, task, data, optimizer, scheduler, processes, compiled)
-    if emulated and not compiling:  # a compiled program is not seen operation by operation
-        run.products = speedups.Bf16ProductsInFp32
-    return run
+    # a compiled program is not seen operation by operation
+    products = speedups.Bf16ProductsInFp32 if emulated and not compiling else nullcontext
+    return RunState(plan, model, method, task, data, optimizer, scheduler, processes, compiled, products)
 
 
 def make_optimizer(model: torch.nn.Module, optim: Any) -> torch.optim.AdamW:
