@@ -162,11 +162,12 @@ class CellSweeper(Sweeper):
                 print(f"{run.label} {planning.already_done(plan, score)}")
             else:
                 left.append(job)
-        if left:
-            folder = Path(self.config.hydra.sweep.dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(self.config, folder / "multirun.yaml")
-        size = 1 if self.one_by_one else self.batch_size or max(len(left), 1)  # a stage may have none
+        if not left:
+            return left
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        size = 1 if self.one_by_one else self.batch_size or len(left)
         for start in range(0, len(left), size):
             batch = [words_of(job) for job in left[start : start + size]]
             with prefixed(self.ledger.sweep[batch[0]].label) if self.one_by_one else nullcontext():
