@@ -49,9 +49,14 @@ class MethodEntry(Entry):
     role: str
 
     @property
+    def variant(self) -> bool:
+        """Whether it is an ablation or a control: only the tables that name it have rows of it."""
+        return self.role in ("ablation", "control")
+
+    @property
     def baseline(self) -> bool:
-        """Whether the proposed method is compared with it: not so for ablations and controls."""
-        return self.role in ("paper", "other") and self.id != PROPOSED
+        """Whether the proposed method is compared with it."""
+        return not self.variant and self.id != PROPOSED
 
 
 @cache
@@ -69,6 +74,11 @@ def methods() -> Mapping[str, MethodEntry]:
             raise one_of(f"method.role of '{name}'", role, ROLES)
         methods[name] = MethodEntry(name, entry.description, str(keys.get("label", name)), role)
     return methods
+
+
+def method(name: str) -> MethodEntry:
+    """The entry of a method; without a file in ``conf/method`` its label is its id, its role ``other``."""
+    return methods().get(name) or MethodEntry(name, "", name, "other")
 
 
 def entries(group: str) -> dict[str, Entry]:

@@ -13,17 +13,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from adalora_repro.config import catalog
 from adalora_repro.config.words import lr_text
 from adalora_repro.records.run_record import RunRecord, stated
-from adalora_repro.records.selection import (
-    Run,
-    Selection,
-    at_edge,
-    device_kind,
-    primary_mean,
-    select,
-)
-from adalora_repro.reports.frame import COLUMNS, rows_of, unusable
+from adalora_repro.records.selection import Run, Selection, at_edge, device_kind, primary_mean
+from adalora_repro.reports.frame import COLUMNS, frame_of, unusable
 from adalora_repro.reports.spec import (
     AVERAGE_COLUMN,
     DATA_SOURCES,
@@ -33,8 +27,6 @@ from adalora_repro.reports.spec import (
     Scope,
     Spec,
     command,
-    is_variant,
-    label_of,
     on_the_papers_data,
     paper_rows,
 )
@@ -144,7 +136,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        return label_of(self.method) if self.fixed_size else f"{label_of(self.method)} {self.budget}"
+        label = catalog.method(self.method).label
+        return label if self.fixed_size else f"{label} {self.budget}"
 
     @property
     def fixed_size(self) -> bool:
@@ -244,11 +237,12 @@ def compile_scoped(request: Request, spec: Spec, more: Sequence[Record] = ()) ->
 def compile_table(spec: Spec, records: Iterable[Record], scope: Scope) -> Table:
     """Records -> the table, by ``selection.RULE``."""
     usable, left_out, refused = sort_in(spec, records, scope)
-    runs = rows_of(usable, [scope.select])
+    runs = frame_of(usable, scope.include_partial)
+    shown = runs[runs.shown & (runs.checkpoint == scope.select)].sort_values("seed")
     cells = {
-        (method, budget, i): cell_of(tried, column)
+        (method, budget, i): cell_of(of_cell, column)
         for i, column in enumerate(spec.columns)
-        for (method, budget), tried in runs[runs.task == column.task].groupby(["method", "budget"])
+        for (method, budget), of_cell in shown[shown.task == column.task].groupby(["method", "budget"])
     }
     rows = tuple(
         Row(method, budget, paper, tuple(cells.get((method, budget, i)) for i in range(len(spec.columns))))
@@ -282,7 +276,7 @@ def rows_wanted(spec: Spec) -> Callable[[Mapping[str, Any]], bool]:
     budgets = {row["budget"] for row in paper_rows(spec.paper_file)}
 
     def wanted(key: Mapping[str, Any]) -> bool:
-        variant = is_variant(key["method"])
+        variant = catalog.method(key["method"]).variant
         named = key["method"] in spec.methods and (key["budget"] in budgets or variant)
         return key["task"] in tasks and (named if spec.methods else not variant)
 
@@ -324,17 +318,14 @@ def row_specs(spec: Spec, cells: Iterable[CellKey]) -> list[tuple[str, str, dict
 # --- one cell ---------------------------------------------------------------------------------------------------------
 
 
-def cell_of(tried: pd.DataFrame, column: Column) -> Cell:
-    """What ``selection.RULE`` chooses among the rows of one cell, with the values of its figures by seed."""
-    chosen = select(tried.run)
-    shown = tried[tried.record.isin([str(run.path) for run in chosen.runs])].set_index("seed").sort_index()
-    return Cell(**vars(chosen), values={name: seed_values(shown, column.mean_of or (name,)) for name in column.metrics})
-
-
-def seed_values(shown: pd.DataFrame, metrics: Sequence[str]) -> dict[int, float]:
-    """Seed -> the mean of these metrics; a run without one of them has no value."""
-    columns = [name if name in COLUMNS else f"metrics.{name}" for name in metrics]
-    return shown.reindex(columns=columns).mean(axis=1, skipna=False).dropna().to_dict()
+def cell_of(shown: pd.DataFrame, column: Column) -> Cell:
+    """The cell of the runs shown; a run without one of the metrics of a figure has no value of it."""
+    values = {}
+    for figure in column.metrics:
+        names = [name if name in COLUMNS else f"metrics.{name}" for name in column.mean_of or (figure,)]
+        means = shown.set_index("seed").reindex(columns=names).mean(axis=1, skipna=False)
+        values[figure] = means.dropna().to_dict()
+    return Cell(**vars(shown.selection.iloc[0]), values=values)
 
 
 # --- the frame of figures ---------------------------------------------------------------------------------------------

@@ -8,18 +8,17 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config import catalog
 from adalora_repro.records.selection import RULE as SELECTION
-from adalora_repro.records.selection import Run, device_of
+from adalora_repro.records.selection import device_of
 from adalora_repro.reports.frame import frame_of, of_one_seed
 from adalora_repro.reports.notes import UNEQUAL
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_notes, html_table, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.significance import LEVEL, TINY, NoTest, half_width, holm, paired_t, same_examples
-from adalora_repro.reports.spec import Record, Report, Request, Scope, is_baseline, label_of, paper_rows
+from adalora_repro.reports.spec import Record, Report, Request, Scope, paper_rows
 from adalora_repro.reports.tables import table1, table2, table3
 from adalora_repro.reports.text import NONE, fixed, lr_of_tried, number, plural, seeds_text, signed
 
@@ -71,24 +70,6 @@ TIMES = (
 )
 
 
-@dataclass(frozen=True)
-class Side:
-    """The shown runs of one method at one size: the rows of ``frame`` by seed."""
-
-    rows: pd.DataFrame
-
-    @property
-    def first(self) -> Any:
-        return self.rows.iloc[0]
-
-    @property
-    def scores(self) -> dict[int, float]:
-        return dict(zip(self.rows.seed, self.rows.score, strict=True))
-
-    def mean(self, held_out: bool) -> float:
-        return float((self.rows.held_out if held_out else self.rows.score).mean())
-
-
 def claims_of(records: Iterable[Record]) -> pd.DataFrame:
     """One row a (backbone, data, task, budget) with finished runs of AdaLoRA and a method of ``AGAINST``.
 
@@ -98,103 +79,107 @@ def claims_of(records: Iterable[Record]) -> pd.DataFrame:
     import pandas as pd
 
     runs = frame_of(records)
-    runs = runs[runs.shown & (runs.checkpoint == "final")]
-    lines: list[dict[str, Any]] = []
-    for key, cell in runs.groupby(["backbone", "data", "task"], sort=True):
-        ours = cell[(cell.method == METHOD) & (cell.protocol == "paper")]
-        for budget, rows in ours.groupby("budget"):
-            side = Side(rows.set_index("seed", drop=False).sort_index())
-            of_budget = cell[cell.budget == budget]
-            name = dict(zip(("backbone", "data", "task"), key, strict=True)) | {"budget": budget}
-            lines += [name | compared(side, of_budget, *against) for against in AGAINST]
+    runs = runs[runs.shown & (runs.checkpoint == "final")].set_index("seed").sort_index()
+    names = ["backbone", "data", "task", "budget"]
+    lines = [
+        dict(zip(names, key, strict=True)) | compared(ours, cell, *against)
+        for key, cell in runs.groupby(names)
+        if len(ours := runs_of(cell, METHOD, "paper"))
+        for against in AGAINST
+    ]
     return with_verdicts(pd.DataFrame(lines, columns=FIELDS, dtype=object))
 
 
-def compared(ours: Side, cell: pd.DataFrame, method: str, protocol: str) -> dict[str, Any]:
-    """The test of one claim; ``cell`` has the shown runs of the same task and budget."""
+def runs_of(cell: pd.DataFrame, method: str, protocol: str) -> pd.DataFrame:
+    """The runs of one side by seed; ``cell`` has the shown runs of a task and budget."""
+    return best_baseline(cell) if method == BEST else cell[(cell.method == method) & (cell.protocol == protocol)]
+
+
+def best_baseline(cell: pd.DataFrame) -> pd.DataFrame:
+    """See ``NOTES``; of the baselines with the most seeds, and of equal ones the first by name."""
+    runs = cell[cell.method.map(lambda name: catalog.method(name).baseline) & (cell.protocol == "paper")]
+    if runs.empty:
+        return runs
+    seeds = runs.groupby("method").method.transform("size")
+    runs = runs[seeds == seeds.max()]
+    means = runs.groupby("method")["held_out" if (runs.chosen_on == "held-out").all() else "score"].mean()
+    return runs[runs.method == means.idxmax()]
+
+
+def compared(ours: pd.DataFrame, cell: pd.DataFrame, method: str, protocol: str) -> dict[str, Any]:
+    """The test of one claim."""
+    first, theirs = ours.iloc[0], runs_of(cell, method, protocol)
     released = " (released)" * (protocol != "paper")
-    against = method if method == BEST else f"{label_of(method)}{released}"
-    label, metric = paper_budget(str(ours.first.budget), cell), ours.first.metric
+    against = method if method == BEST else f"{catalog.method(method).label}{released}"
+    label = paper_budget(first.budget, cell)
     line: dict[str, Any] = {
         "against": against,
         "against_id": f"{method}{released}",
         "against_method": method,
         "against_protocol": protocol,
-        "metric": metric,
+        "metric": first.metric,
         "paper_budget": label,
-        "paper_difference": paper_difference(ours.first.task, metric, label, method) if protocol == "paper" else None,
-        **{"lr": ours.first.lr, "lrs_tried": int(ours.first.lrs_tried), "chosen_on": ours.first.chosen_on},
-        "params": ours.first["params.method"],
+        "paper_difference": None if released else paper_difference(first.task, first.metric, label, method),
+        **facts(first),
     }
-    theirs = best_baseline(cell) if method == BEST else side_of(cell, method, protocol)
-    if theirs is None:
+    if theirs.empty:
         return line | {"reason": f"no finished run of {against}"}
-    first = theirs.first
+    other = theirs.iloc[0]
     if method == BEST:
-        line |= {"against": f"{BEST}: {first.label}", "against_id": f"{BEST}: {first.method}"}
-    line |= {"against_method": first.method, "against_lr": first.lr, "against_lrs_tried": int(first.lrs_tried)}
-    line |= {"against_chosen_on": first.chosen_on, "against_params": first["params.method"]}
-    seeds = sorted(ours.scores.keys() & theirs.scores.keys())
-    line |= {"n_seeds": len(seeds), "seeds": " ".join(map(str, seeds))}
-    differences = [ours.scores[seed] - theirs.scores[seed] for seed in seeds]
-    line |= {"difference": statistics.fmean(differences)} if seeds else {}
-    line |= {"time_ratio": time_ratio(*(list(side.rows.run[seeds]) for side in (ours, theirs)))}
-    if not all(same_examples(ours.rows.run[seed].record, theirs.rows.run[seed].record) for seed in seeds):
+        line |= {"against": f"{BEST}: {other.label}", "against_id": f"{BEST}: {other.method}"}
+    line |= {"against_method": other.method} | {f"against_{name}": value for name, value in facts(other).items()}
+    seeds = ours.index.intersection(theirs.index)
+    ours, theirs = ours.loc[seeds], theirs.loc[seeds]
+    differences = ours.score - theirs.score
+    line |= {"n_seeds": len(seeds), "seeds": " ".join(map(str, seeds)), "difference": differences.mean()}
+    line |= {"time_ratio": time_ratio(ours, theirs)}
+    if not all(same_examples(a.record, b.record) for a, b in zip(ours.run, theirs.run, strict=True)):
         return line | {"difference": None, "reason": "evaluated on different examples"}
     try:
-        p = paired_t([ours.scores[seed] for seed in seeds], [theirs.scores[seed] for seed in seeds])
+        p = paired_t(list(ours.score), list(theirs.score))
     except NoTest as reason:
         return line | {"reason": str(reason)}
-    sd = statistics.stdev(differences)
-    half = half_width(sd, len(seeds))
-    return line | {"sd": sd, "low": line["difference"] - half, "high": line["difference"] + half, "p": p}
+    mean, half = differences.mean(), half_width(differences.std(), len(seeds))
+    return line | {"sd": differences.std(), "low": mean - half, "high": mean + half, "p": p}
 
 
-def time_ratio(ours: Sequence[Run], theirs: Sequence[Run]) -> float | None:
+def facts(first: Any) -> dict[str, Any]:
+    """What all runs of a side share."""
+    tried = int(first.lrs_tried)
+    return {"lr": first.lr, "lrs_tried": tried, "chosen_on": first.chosen_on, "params": first["params.method"]}
+
+
+def time_ratio(ours: pd.DataFrame, theirs: pd.DataFrame) -> float | None:
     """See ``TIMES``; None if a time is missing or the devices differ."""
-    times, others = ([run.record.time.get("train_s", 0.0) for run in runs] for runs in (ours, theirs))
-    one_device = len({device_of(run.record) for run in (*ours, *theirs)}) == 1
-    return sum(times) / sum(others) if one_device and all(times + others) else None
-
-
-def side_of(cell: pd.DataFrame, method: str, protocol: str = "paper") -> Side | None:
-    rows = cell[(cell.method == method) & (cell.protocol == protocol)]
-    return Side(rows.set_index("seed", drop=False).sort_index()) if len(rows) else None
-
-
-def best_baseline(cell: pd.DataFrame) -> Side | None:
-    """See ``NOTES``; of the baselines with the most seeds, and of equal ones the first by name."""
-    sides = [side for method in sorted(set(cell.method)) if is_baseline(method) and (side := side_of(cell, method))]
-    if not sides:
-        return None
-    most = max(len(side.rows) for side in sides)
-    sides = [side for side in sides if len(side.rows) == most]
-    held_out = all(side.first.chosen_on == "held-out" for side in sides)
-    return max(sides, key=lambda side: side.mean(held_out))
+    devices = {device_of(run.record) for run in (*ours.run, *theirs.run)}
+    times, others = (list(side["time.train_s"].fillna(0.0)) for side in (ours, theirs))
+    return sum(times) / sum(others) if len(devices) == 1 and all(times + others) else None
 
 
 def with_verdicts(lines: pd.DataFrame) -> pd.DataFrame:
     """``p_holm``, ``verdict`` and ``seeds_needed``; the best baseline may be a method that has its own line."""
-    tests: dict[tuple[Any, ...], float] = {}
+    import pandas as pd
+
     identity = ["backbone", "data", "task", "budget", "against_method", "against_protocol"]
-    for line in lines[lines.p.notna()].itertuples():
-        tests[tuple(getattr(line, name) for name in identity)] = line.p
-    corrected = dict(zip(tests, holm(list(tests.values())), strict=True))
-    for index, line in lines.iterrows():
-        if line.p != line.p or line.p is None:
-            lines.loc[index, "verdict"] = MISSING if number(line.difference) is None else UNDECIDED
-            continue
-        p_holm = corrected[tuple(line[name] for name in identity)]
-        lines.loc[index, ["p_holm", "verdict"]] = [p_holm, verdict(line.difference, p_holm)]
-        if p_holm >= LEVEL:
-            lines.loc[index, "seeds_needed"] = seeds_needed(line.difference, line.sd, len(tests))
+    tests = list(lines[identity].itertuples(index=False, name=None))
+    p = {test: p for test, p in zip(tests, lines.p, strict=True) if number(p) is not None}
+    corrected = dict(zip(p, holm(list(p.values())), strict=True))
+    lines["p_holm"] = pd.Series(map(corrected.get, tests), dtype=object)
+    lines["verdict"] = [verdict(line) for line in lines.itertuples()]
+    needed = [
+        seeds_needed(line.difference, line.sd, len(p)) if line.verdict == UNDECIDED and number(line.p) else None
+        for line in lines.itertuples()
+    ]
+    lines["seeds_needed"] = pd.Series(needed, dtype=object)
     return lines
 
 
-def verdict(difference: float, p: float) -> str:
-    if p >= LEVEL:
+def verdict(line: Any) -> str:
+    if number(line.p) is None:
+        return MISSING if number(line.difference) is None else UNDECIDED
+    if line.p_holm >= LEVEL:
         return UNDECIDED
-    return SUPPORTED if difference > 0 else CONTRADICTED
+    return SUPPORTED if line.difference > 0 else CONTRADICTED
 
 
 def seeds_needed(difference: float, sd: float, tests: int) -> int | None:
@@ -237,7 +222,7 @@ def paper_difference(task: str, metric: str, budget: str, method: str) -> float 
             continue
         name = column.paper[column.metrics.index(metric)]
         scores = {row["method"]: number(row[name]) for row in paper_rows(spec.paper_file) if row["budget"] == budget}
-        baselines = [value for other, value in scores.items() if is_baseline(other) and value is not None]
+        baselines = [value for other, value in scores.items() if catalog.method(other).baseline and value is not None]
         theirs = max(baselines, default=None) if method == BEST else scores.get(method)
         ours = scores.get(METHOD)
         return None if ours is None or theirs is None else ours - theirs
@@ -261,7 +246,7 @@ def optimism_measured(records: Iterable[Record]) -> list[tuple[str, float]]:
     for key, tried in of_one_seed(runs, names).sort_values("lr").groupby(names):
         if len(tried) > 1:
             gain = tried.score.max() - tried.score.loc[tried.held_out.idxmax()]
-            gains.append((f"{key[3]} {label_of(key[4])}{' (released)' * (key[2] != 'paper')}", float(gain)))
+            gains.append((f"{key[3]} {catalog.method(key[4]).label}{' (released)' * (key[2] != 'paper')}", float(gain)))
     return gains
 
 

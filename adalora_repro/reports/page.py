@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 from adalora_repro import __version__
+from adalora_repro.config import catalog
 from adalora_repro.records.revisions import outdated
 from adalora_repro.reports.cells import AVERAGE, Row, Table, compile_table, in_scope
 from adalora_repro.reports.figures.data import scopes_of
@@ -30,7 +31,7 @@ from adalora_repro.reports.output import GENERATOR, form_of
 from adalora_repro.reports.page_runs import data_of, filter_words, row_of
 from adalora_repro.reports.render import html_table, sheet_of
 from adalora_repro.reports.significance import with_marks
-from adalora_repro.reports.spec import Report, Request, Scope, Spec, add_partial, label_of
+from adalora_repro.reports.spec import Report, Request, Scope, Spec, add_partial
 from adalora_repro.reports.status import PaperState, State, paper_state, state_of, statuses_text
 from adalora_repro.reports.text import plural
 
@@ -183,7 +184,7 @@ def matrix(tables: Sequence[Table], states: Sequence[State]) -> dict[str, Any]:
         "columns": list(columns.values()),
         "rows": [
             (
-                label_of(method),
+                catalog.method(method).label,
                 [
                     (heading, f"task={task} method={method}", *cell_state(counts[method, task], task in wanted[method]))
                     for task, heading in columns.items()

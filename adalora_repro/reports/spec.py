@@ -157,28 +157,6 @@ def paper_rows(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def label_of(method: str) -> str:
-    """A method's name in tables; of a method without a file in ``conf/method`` its id."""
-    entry = catalog.methods().get(method)
-    return method if entry is None else entry.label
-
-
-def role_of(method: str) -> str:
-    entry = catalog.methods().get(method)
-    return "other" if entry is None else entry.role
-
-
-def is_baseline(method: str) -> bool:
-    """Whether AdaLoRA is compared with it: ablations and controls are no baselines."""
-    entry = catalog.methods().get(method)
-    return entry is None or entry.baseline
-
-
-def is_variant(method: str) -> bool:
-    """Ablations and controls have rows in the tables that name them, and in no other."""
-    return role_of(method) in ("ablation", "control")
-
-
 # --- the paper's setting ----------------------------------------------------------------------------------------------
 
 

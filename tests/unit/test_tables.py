@@ -18,7 +18,7 @@ from adalora_repro.records.selection import at_edge
 from adalora_repro.reports import text
 from adalora_repro.reports.cells import AVERAGE, Table, choose_scope
 from adalora_repro.reports.notes import caption_of, commands_of, notes_of, warnings_of
-from adalora_repro.reports.spec import Column, Scope, Spec, is_variant, paper_rows
+from adalora_repro.reports.spec import Column, Scope, Spec, paper_rows
 from adalora_repro.reports.status import paper_state, render_status
 from adalora_repro.reports.tables.controls import SPEC as CONTROLS
 from adalora_repro.reports.tables.table1 import COLUMNS, SPEC, all_average
@@ -252,7 +252,7 @@ def test_rows_are_those_of_the_table_s_methods_and_budgets() -> None:
     assert beyond(CONTROLS, transplant) == [("lora_rank_pattern", "0.3M")]
 
 
-VARIANTS = [method for method in catalog.methods() if is_variant(method)]
+VARIANTS = [name for name, entry in catalog.methods().items() if entry.variant]
 
 
 @pytest.mark.parametrize("method", VARIANTS)

@@ -20,7 +20,7 @@ from adalora_repro.records import cost_record
 from adalora_repro.records.cost_record import CostRecord
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_notes, html_table, render_sheet, texts_sheet, to_csv
-from adalora_repro.reports.spec import Report, Request, Scope, command, commands, label_of, official_rows, paper_rows
+from adalora_repro.reports.spec import Report, Request, Scope, command, commands, official_rows, paper_rows
 from adalora_repro.reports.text import NONE, fixed, number, plural
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def sheet_of(lines: pd.DataFrame, backbone: str, commands: Sequence[str]) -> She
         task, budget, method = map(str, key)
         paper = row.iloc[0]
         reading = READINGS.get(str(paper.paper_label), {}).get(task, "")
-        name = f"{HEADINGS.get(task, task)}{reading} {budget} {label_of(method)}"
+        name = f"{HEADINGS.get(task, task)}{reading} {budget} {catalog.method(method).label}"
         for i, line in row[row.record.notna()].iterrows():
             shown.append([name, labels[texts[i]], *figures_of(line)])
             if line.own:
@@ -253,7 +253,7 @@ def ratio_text(line: pd.Series[Any], of: str) -> str:
     if value is None:
         return ""
     ends = "" if low is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{value:.3f}{ends}" + ("" if line.against == REFERENCE else f" to {label_of(line.against)}")
+    return f"{value:.3f}{ends}" + ("" if line.against == REFERENCE else f" to {catalog.method(line.against).label}")
 
 
 def commands_of(lines: pd.DataFrame, results: Path) -> list[str]:
