@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,7 +25,7 @@ from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.curves import curve, evaluations, evenly, orthogonality
+from adalora_repro.reports.curves import curve, evenly
 from adalora_repro.reports.figures import curves, data, drawing, figure1, figure2, figure3, figure4, hours, scores
 from adalora_repro.reports.spec import Scope, paper_rows
 
@@ -189,18 +190,18 @@ def test_curves_are_means_over_seeds(tmp_path: Path) -> None:
 def test_curves_pass_over_what_is_not_theirs(tmp_path: Path) -> None:
     write_log(tmp_path, 2, (1, 2, 4))
     assert curve(tmp_path, "loss") == [(1, 1.0), (2, 0.5), (4, 0.25)]
-    assert curve(tmp_path, "loss", 2)[0] == (1, 1.0)
+    assert curve(tmp_path, "loss", most=2)[0] == (1, 1.0)
     assert curve(tmp_path, "b_t") == [(1, 99), (2, 98), (4, 96)]
-    assert evaluations(tmp_path, "accuracy_m") == [(4, 0.9)]
-    assert evaluations(tmp_path, "f1") == []
-    assert orthogonality(tmp_path, "P", 1) == [(1, 0.1), (2, 0.05), (4, 0.025)]
-    assert orthogonality(tmp_path, "P", 2) == []
+    assert curve(tmp_path, "evaluation", itemgetter("accuracy_m")) == [(4, 0.9)]
+    assert curve(tmp_path, "evaluation", itemgetter("f1")) == []
+    assert curve(tmp_path, "orthogonality_P", itemgetter(1)) == [(1, 0.1), (2, 0.05), (4, 0.025)]
+    assert curve(tmp_path, "orthogonality_P", itemgetter(2)) == []
     bad = ["[1]", '{"t": "1", "loss": 1}', '{"t": 3, "loss": "x"}', '{"t": 3, "loss": true}', "\xff", '{"t": 3}']
     bad += ['{"t": -1, "loss": 1}', f'{{"t": {"9" * 400}, "loss": 1}}', f'{{"t": 3, "loss": {"9" * 400}}}']
     bad += ['{"t": 3, "loss": NaN}', '{"t": 3, "loss": 1e300}', '{"loss":' + "[" * 100_000]
     bad += ['{"t": 3, "evaluation": 1}', '{"t": 3, "evaluation": {"loss": "x"}}']
     (tmp_path / "log.jsonl").write_text("\n".join(bad), encoding="utf-8")
-    assert curve(tmp_path, "loss") == evaluations(tmp_path, "loss") == []
+    assert curve(tmp_path, "loss") == curve(tmp_path, "evaluation", itemgetter("loss")) == []
     assert curve(tmp_path / "nowhere", "loss") == []
     (tmp_path / "log.jsonl").unlink()
     os.mkfifo(tmp_path / "log.jsonl")  # nothing waits for it

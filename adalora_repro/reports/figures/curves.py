@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.records.selection import percent
-from adalora_repro.reports.curves import curve, evaluations
+from adalora_repro.reports.curves import curve
 from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.spec import Scope
 
@@ -30,9 +31,9 @@ def points_of(runs: pd.DataFrame) -> pd.DataFrame:
     for row in runs.itertuples():
         folder, scale = row.run.path.parent, percent(row.run.record)
         quantities: dict[str, list[Any]] = {
-            SCORE: [(step, scale * value) for step, value in evaluations(folder, row.metric)],
-            BUDGET: curve(folder, "b_t", THIN),
-            LOSS: curve(folder, "loss", THIN),
+            SCORE: [(step, scale * value) for step, value in curve(folder, "evaluation", itemgetter(row.metric))],
+            BUDGET: curve(folder, "b_t", most=THIN),
+            LOSS: curve(folder, "loss", most=THIN),
         }
         cell = (row.task, row.method, row.label, row.budget, row.metric, row.degenerate, str(row.run.path))
         rows += [(*cell, name, step, value) for name, points in quantities.items() for step, value in points]

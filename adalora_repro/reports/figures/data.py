@@ -17,7 +17,6 @@ from adalora_repro.reports.cells import in_scope
 from adalora_repro.reports.frame import frame_of
 from adalora_repro.reports.notes import optimism
 from adalora_repro.reports.spec import DATA_SOURCES, Scope
-from adalora_repro.reports.status import real
 from adalora_repro.reports.text import cell_name, seeds_text
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def has_ranks(run: Run) -> bool:
 def newest_with_ranks(records: Records, scope: Scope) -> list[Run]:
     """Runs with ranks that the tables show, the one that ended last first; AdaLoRA's own before the others."""
     runs = [run for run in shown_runs(records, scope).run if has_ranks(run)]
-    runs.sort(key=lambda run: (-(real(run.record.progress.get("updated")) or 0.0), str(run.path)))
+    runs.sort(key=lambda run: (-run.record.progress.get("updated", 0.0), str(run.path)))
     return sorted(runs, key=lambda run: run.key["method"] != PROPOSED)
 
 

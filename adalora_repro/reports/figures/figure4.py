@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.curves import evenly, orthogonality
+from adalora_repro.reports.curves import curve, evenly
 from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.spec import Scope
 
@@ -85,7 +86,7 @@ def points_of(runs: Sequence[Run]) -> pd.DataFrame:
         for number, matrix in enumerate(run.record.rank_pattern or {})
         if matrix.endswith(ROLES)
         for norm in NORMS
-        for step, value in orthogonality(run.path.parent, norm, number)
+        for step, value in curve(run.path.parent, f"orthogonality_{norm}", itemgetter(number))
         if value > 0
     ]
     return pd.DataFrame(rows, columns=[*CURVE, "step", "value"])
@@ -93,10 +94,10 @@ def points_of(runs: Sequence[Run]) -> pd.DataFrame:
 
 def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], drawing.Look]) -> None:
     """A colour for P and for Q, a dash for each run."""
-    for key, curve in drawing.groups(points, ["record", "norm"]):
+    for key, part in drawing.groups(points, ["record", "norm"]):
         look = legend[key]
-        axes.plot(curve.step, curve.value, color=look.colour, linestyle=look.line)
-        drawing.draw_points(axes, curve.loc[evenly(list(curve.index), MARKED)], "step", "value", look, size=10)
+        axes.plot(part.step, part.value, color=look.colour, linestyle=look.line)
+        drawing.draw_points(axes, part.loc[evenly(list(part.index), MARKED)], "step", "value", look, size=10)
     axes.set_yscale("log")
     drawing.plain_log_axis(axes.yaxis, lambda value: f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e"))
     axes.grid(axis="y")
