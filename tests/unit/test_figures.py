@@ -99,7 +99,7 @@ def test_figure2_has_the_papers_points_and_ours_at_the_share_that_is_trained(tmp
         save(tmp_path, make(0.5, **{"task": "mnli"} | other))
     save(tmp_path, make(70.0, task="squad_v2", budget="0.08%"))
     figure = figure2.figure(records(tmp_path), SCOPE)
-    cells = {name: part.set_index(figure2.CELL) for name, part in figure.points.groupby("of")}
+    cells = {name: part.set_index(data.CELL) for name, part in figure.points.groupby("of")}
     assert cells["ours"].score.to_dict() == {
         ("mnli", "adalora", "0.3M"): pytest.approx(81),
         ("squad_v2", "lora", "0.08%"): 70.0,

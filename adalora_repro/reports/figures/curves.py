@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-TITLE = "Curves over steps"
 SCORE, BUDGET, LOSS = "development score", "b(t)", "training loss"
 AXES = {SCORE: "{metric} (%)", BUDGET: "triplets kept, b(t)", LOSS: "training loss"}
 THIN = 100  # points of a curve; logs can be long
-CURVE = ["quantity", "task", "method", "budget"]
+CURVE = ["quantity", *data.CELL]
 
 
 def points_of(runs: pd.DataFrame) -> pd.DataFrame:
@@ -62,8 +61,6 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
         degenerate=("degenerate", "any"),
     )
     return drawing.Figure(
-        "curves",
-        TITLE,
         f"{data.scope_text(scope)} The runs that the tables show, mean over seeds. The development score is on the "
         "reported split; AdaLoRA's before its final budget is of a model with more parameters.",
         points,
@@ -89,4 +86,4 @@ def draw(axes: Axes, points: pd.DataFrame, style: dict[str, drawing.Look]) -> No
     axes.set_ylabel(AXES[quantity].format(metric=points.metric.iloc[0]))
 
 
-REPORT = drawing.report_of("curves", TITLE, figure)
+REPORT = drawing.report_of("curves", "Curves over steps", figure)

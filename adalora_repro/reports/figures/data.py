@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Records = Sequence[tuple[Path, RunRecord]]
+CELL = ["task", "method", "budget"]  # within a scope
 #: columns of ``cells_of`` that a person reads after those that name the cell
-CELL = ("score", "sd", "seeds", "lr", "lrs_tried", "degenerate")
+SHOWN = ("score", "sd", "seeds", "lr", "lrs_tried", "degenerate")
 
 
 def scopes_of(records: Records, results: Path, **wanted: str | None) -> list[Scope]:
@@ -64,7 +65,7 @@ def cells_of(runs: pd.DataFrame, *apart: str, **more: tuple[str, str]) -> pd.Dat
     """
     return (
         runs.sort_values("seed")
-        .groupby(["task", "method", "budget", *apart], sort=False)
+        .groupby([*CELL, *apart], sort=False)
         .agg(
             label=("label", "first"),
             metric=("metric", "first"),
@@ -86,7 +87,7 @@ def cells_of(runs: pd.DataFrame, *apart: str, **more: tuple[str, str]) -> pd.Dat
 
 def cell_notes(runs: pd.DataFrame) -> list[str]:
     """The rule of a cell, and how many cells chose a learning rate by the scores that they report."""
-    cells = runs.drop_duplicates(["task", "method", "budget"])
+    cells = runs.drop_duplicates(CELL)
     return [RULE, *optimism(zip(cells.lrs_tried, cells.chosen_on == "held-out", strict=True))]
 
 

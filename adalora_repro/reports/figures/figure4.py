@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-TITLE = "Figure 4: how orthogonal P and Q are"
 PAPER_SAYS = (
     "The paper's Figure 4 (SST-2, γ = 0.1) is drawn without numbers. Its text says that both norms fall to about 0.001 "
     "early in training."
@@ -56,8 +55,6 @@ def figure(records: data.Records, scope: Scope, runs: Sequence[Run] = ()) -> dra
         **{"last step": ("step", "last"), "last": ("value", "last"), "smallest": ("value", "min")},
     )
     return drawing.Figure(
-        "figure4",
-        TITLE,
         "; ".join(f"{data.label(run)}, {run.key['backbone']}" for run in runs) + "." if runs else "No AdaLoRA run yet.",
         points,
         table.reset_index().drop(columns="record"),
@@ -68,7 +65,6 @@ def figure(records: data.Records, scope: Scope, runs: Sequence[Run] = ()) -> dra
         list(legend.values()),
         [PAPER_SAYS],
         [] if len(points) else ["adalora-run task=sst2 method=adalora budget=0.3M"],
-        names=3,
     )
 
 
@@ -104,4 +100,4 @@ def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], drawing
     axes.set_xlabel("step")
 
 
-REPORT = drawing.report_of("figure4", TITLE, figure, of_runs=True)
+REPORT = drawing.report_of("figure4", "Figure 4: how orthogonal P and Q are", figure, of_runs=True)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-TITLE = "Scores with 95% intervals"
-
 
 def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     """One point a seed, one line a cell, by the rule of the tables; the interval is Student's t over seeds:
@@ -28,8 +26,6 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     cells = with_interval(data.cells_of(runs))
     style = drawing.looks(cells.method, cells.label)
     return drawing.Figure(
-        "intervals",
-        TITLE,
         f"{data.scope_text(scope)} Points are seeds, lines the 95% interval of the mean over seeds.",
         points,
         cells[["task", "label", "budget", "metric", "score", "low", "high", "seeds", "lr", "lrs_tried"]],
@@ -43,7 +39,6 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
         ],
         notes=data.cell_notes(runs),
         commands=[] if len(points) else ["adalora-run task=cola method=adalora"],
-        names=3,
     )
 
 
@@ -76,4 +71,4 @@ def draw(axes: Axes, cells: pd.DataFrame, points: pd.DataFrame, style: dict[str,
     axes.grid(axis="x")
 
 
-REPORT = drawing.report_of("intervals", TITLE, figure)
+REPORT = drawing.report_of("intervals", "Scores with 95% intervals", figure)
