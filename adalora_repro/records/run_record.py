@@ -52,18 +52,8 @@ LARGEST = 64 << 20  # bytes of a record; usual are a few thousand
 # again; a field without one may hold any JSON value.
 
 KEY_FIELDS: dict[str, Check] = {
-    "backbone": TEXT,
-    "task": TEXT,
-    "method": TEXT,
-    "budget": TEXT,
-    "protocol": TEXT,
-    "data": TEXT,
-    "lr": POSITIVE,
-    "seed": COUNT,
-    "total_steps": COUNT,
-    "max_examples": optional(SIZE),
-    "variant": TEXT,
-    "hash": TEXT,
+    **dict.fromkeys(("backbone", "task", "method", "budget", "protocol", "data", "variant", "hash"), TEXT),
+    **{"lr": POSITIVE, "seed": COUNT, "total_steps": COUNT, "max_examples": optional(SIZE)},
 }
 EVALUATION = fields({"metrics": each(NUMBER), "step": COUNT}, {"holdout": each(NUMBER)})
 BUDGET = dict.fromkeys(

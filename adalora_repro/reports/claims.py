@@ -11,16 +11,17 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config import catalog
+from adalora_repro.config.words import lr_text
 from adalora_repro.records.selection import RULE as SELECTION
 from adalora_repro.records.selection import device_of
 from adalora_repro.reports.frame import frame_of, of_one_seed
 from adalora_repro.reports.notes import UNEQUAL
 from adalora_repro.reports.output import add_format, form_of
-from adalora_repro.reports.render import FORMATS, Sheet, html_notes, html_table, render_sheet, texts_sheet, to_csv
+from adalora_repro.reports.render import FORMATS, Sheet, html_part, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.significance import LEVEL, TINY, NoTest, half_width, holm, paired_t, same_examples
 from adalora_repro.reports.spec import Record, Report, Request, Scope, paper_rows
 from adalora_repro.reports.tables import table1, table2, table3
-from adalora_repro.reports.text import NONE, fixed, lr_of_tried, number, plural, seeds_text, signed
+from adalora_repro.reports.text import NONE, fixed, number, plural, seeds_text, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -340,7 +341,7 @@ def settings(claims: pd.DataFrame) -> list[str]:
             chosen = (line.against_lr, line.against_lrs_tried, line.against_chosen_on, line.against_params)
             sides[line.against.removeprefix(f"{BEST}: ")] = chosen
         texts = [
-            f"{name} lr {lr_of_tried(lr, tried)} ({split} split), {params:,} parameters"
+            f"{name} lr {lr_text(lr)}{f' of {tried}' * (tried > 1)} ({split} split), {params:,} parameters"
             for name, (lr, tried, split, params) in sides.items()
         ]
         seeds = sorted({seed for line in cell.itertuples() for seed in map(int, line.seeds.split())})
@@ -374,8 +375,7 @@ def section(records: Sequence[Record], scope: Scope) -> str:
     claims = claims_of(records)
     if claims.difference.notna().sum() == 0:
         return ""
-    sheet = texts_sheet(sheet_of(claims, "html", optimism_notes(records)), "html")
-    return f"{html_table(sheet)}\n<details><summary>Notes</summary>\n{html_notes(sheet.notes)}\n</details>"
+    return html_part(sheet_of(claims, "html", optimism_notes(records)))
 
 
 REPORT = Report(

@@ -22,6 +22,7 @@ from adalora_repro.records.run_record import RunRecord, read_all
 DATA_SOURCES = ("hub", "local", "sample")  # in the order of preference; never mixed in one table
 PROTOCOLS = ("paper", "released")
 CHECKPOINTS = ("final", "best")
+PAPER_BACKBONE = "deberta-v3-base"  # of the paper's tables but Table 3
 AVERAGE_COLUMN = "avg"
 
 Record = tuple[Path, RunRecord]
@@ -74,8 +75,8 @@ class Spec:
     name: str
     title: str
     paper_file: str
-    backbone: str
     columns: tuple[Column, ...]
+    backbone: str = PAPER_BACKBONE
     printed: bool = True
     methods: tuple[str, ...] = ()
     shares: bool = False

@@ -16,7 +16,7 @@ from adalora_repro.records.selection import RULE, Run
 from adalora_repro.reports.cells import in_scope
 from adalora_repro.reports.frame import frame_of
 from adalora_repro.reports.notes import optimism
-from adalora_repro.reports.spec import DATA_SOURCES, Scope
+from adalora_repro.reports.spec import DATA_SOURCES, PAPER_BACKBONE, Scope
 from adalora_repro.reports.text import cell_name, seeds_text
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def scopes_of(records: Records, results: Path, **wanted: str | None) -> list[Sco
 def scope_of(records: Records, args: argparse.Namespace, results: Path) -> Scope:
     """The fullest scope that the options let in; without one the paper's backbone, data and protocol."""
     scopes = scopes_of(records, results, backbone=args.backbone, data=args.data, protocol=args.protocol)
-    empty = Scope(args.backbone or "deberta-v3-base", args.data or DATA_SOURCES[0], args.protocol, results=results)
+    empty = Scope(args.backbone or PAPER_BACKBONE, args.data or DATA_SOURCES[0], args.protocol, results=results)
     return scopes[0] if scopes else empty
 
 

@@ -23,10 +23,8 @@ from adalora_repro.errors import InputError, clean
 from adalora_repro.reports.compare import read_run
 from adalora_repro.reports.figures.data import Records, run_name, scope_of
 from adalora_repro.reports.frame import unusable
-from adalora_repro.reports.html import markup
-from adalora_repro.reports.html import render as template
 from adalora_repro.reports.output import add_format, form_of
-from adalora_repro.reports.render import Sheet, render_sheet, texts_sheet, to_csv
+from adalora_repro.reports.render import Sheet, markup, render_sheet, template, texts_sheet, to_csv
 from adalora_repro.reports.spec import Report, Request, Scope
 from adalora_repro.reports.text import count_text, fixed
 

@@ -51,7 +51,6 @@ SPEC = Spec(
     name="table1",
     title="Reproduction of Table 1, GLUE development sets",
     paper_file="table1_glue.csv",
-    backbone="deberta-v3-base",
     columns=COLUMNS,
     average=all_average,
     notes=(
