@@ -172,6 +172,7 @@ class Table:
     Attributes:
         figures: one row a figure, with the columns of the report's CSV; beside them ``position`` (number of the column,
             ``AVERAGE`` for the table's own mean), ``second`` and ``values`` (seed -> value).
+        comparable: the paper's numbers may stand beside ours: its backbone, and its data in every run shown.
         left_out: reason -> how many records of the scope are in no cell for it.
         refused: one line for each record that cannot be used.
         tests: notes about the tests of significance.
@@ -181,6 +182,7 @@ class Table:
     scope: Scope
     rows: tuple[Row, ...]
     figures: pd.DataFrame
+    comparable: bool
     left_out: Mapping[str, int]
     refused: tuple[str, ...]
     tests: tuple[str, ...] = ()
@@ -189,10 +191,6 @@ class Table:
     def runs(self) -> tuple[Run, ...]:
         """Each run once, in how many columns it may be."""
         return tuple({run.path: run for row in self.rows for run in row.runs}.values())
-
-    @property
-    def comparable(self) -> bool:
-        return comparable(self.spec, self.scope, self.rows)
 
     @property
     def head(self) -> list[str]:
@@ -221,11 +219,6 @@ class Table:
         return [(row, column, cell) for row, column, cell in self.cells() if cell]
 
 
-def comparable(spec: Spec, scope: Scope, rows: Iterable[Row]) -> bool:
-    """Whether the paper's numbers may stand beside ours: its backbone, and its data in every run shown."""
-    return scope.backbone == spec.backbone and all(on_the_papers_data(run.record) for row in rows for run in row.runs)
-
-
 def compile_scoped(request: Request, spec: Spec, more: Sequence[Record] = ()) -> Table:
     """The table that the command line asks for, of the records below the results and of ``more``."""
     args, records = request.args, [*request.read[0], *more]
@@ -248,7 +241,11 @@ def compile_table(spec: Spec, records: Iterable[Record], scope: Scope) -> Table:
         Row(method, budget, paper, tuple(cells.get((method, budget, i)) for i in range(len(spec.columns))))
         for method, budget, paper in row_specs(spec, cells)
     )
-    return Table(spec, scope, rows, figures_of(spec, scope, rows), left_out, tuple(refused))
+    comparable = scope.backbone == spec.backbone and all(
+        on_the_papers_data(run.record) for row in rows for run in row.runs
+    )
+    figures = figures_of(spec, scope, rows, comparable)
+    return Table(spec, scope, rows, figures, comparable, left_out, tuple(refused))
 
 
 # --- which records count ----------------------------------------------------------------------------------------------
@@ -331,7 +328,7 @@ def cell_of(shown: pd.DataFrame, column: Column) -> Cell:
 # --- the frame of figures ---------------------------------------------------------------------------------------------
 
 
-def figures_of(spec: Spec, scope: Scope, rows: Sequence[Row]) -> pd.DataFrame:
+def figures_of(spec: Spec, scope: Scope, rows: Sequence[Row], comparable: bool) -> pd.DataFrame:
     """Every figure of every row, also of empty cells, with the paper's number and all that is known of its runs."""
     import pandas as pd
 
@@ -358,8 +355,7 @@ def figures_of(spec: Spec, scope: Scope, rows: Sequence[Row]) -> pd.DataFrame:
     figures = pd.DataFrame(lines, columns=[*FIELDS, *INTERNAL], dtype=object)
     figures = figures.where(figures.notna(), None)
     figures = figures.astype(dict.fromkeys(("mean", "sd", "paper"), float) | {"position": int})
-    beside_paper = comparable(spec, scope, rows)
-    figures["difference"] = figures["mean"] - figures["paper"] if beside_paper else float("nan")
+    figures["difference"] = figures["mean"] - figures["paper"] if comparable else float("nan")
     return with_best(spec, figures)
 
 

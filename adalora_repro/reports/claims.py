@@ -372,6 +372,7 @@ def section(records: Sequence[Record], scope: Scope) -> str:
     """For the page: the claims of a backbone and its data; of the paper's protocol alone, which they are about."""
     if scope.protocol != "paper":
         return ""
+    records = [one for one in records if (one[1].key["backbone"], one[1].key["data"]) == (scope.backbone, scope.data)]
     claims = claims_of(records)
     if claims.difference.notna().sum() == 0:
         return ""
@@ -385,5 +386,4 @@ REPORT = Report(
     make,
     reads="results",
     section=section,
-    of_protocols=True,
 )

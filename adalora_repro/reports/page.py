@@ -110,14 +110,12 @@ def part(
 ) -> dict[str, Any]:
     """What the template shows of a scope; ``refused`` gets a line for each record that is in no table."""
     ours = [state for state in states if in_scope(state.record, scope)]
-    records = [(state.path, state.record) for state in ours]
-    here = [(s.path, s.record) for s in states if in_scope(s.record, replace(scope, protocol=s.record.key["protocol"]))]
+    records = [(state.path, state.record) for state in states]
     tables = [with_marks(compile_table(spec, records, scope)) for spec in specs]
     refused += [line for table in tables for line in table.refused]
     sections = {}
     for report in reports:
-        html = report.section(here if report.of_protocols else records, scope) if report.section else ""
-        sections[report.name] = section(report, html)
+        sections[report.name] = section(report, report.section(records, scope) if report.section else "")
     return {
         "id": name,
         "title": f"{scope.backbone}, {scope.data} data, protocol {scope.protocol}",

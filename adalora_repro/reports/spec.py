@@ -129,9 +129,8 @@ class Report:
         reads: what it takes beside its own options: ``results`` (``--results``), ``scope`` (``--backbone``, ``--data``
             and ``--protocol`` too) or ``nothing``.
         file: without ``--out`` it goes to this file in the folder of results, not to the terminal.
-        section: records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing. ``common``:
-            the folder of results -> the same for what belongs to no scope, and a line for each refused file.
-        of_protocols: ``section`` takes the records of all protocols, which it compares.
+        section: all records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing.
+            ``common``: the folder of results -> the same of what belongs to no scope, and a line for each refused file.
         writes: whether it takes ``--out``.
     """
 
@@ -143,7 +142,6 @@ class Report:
     file: str = ""
     section: Callable[[Sequence[Record], Scope], str] | None = None
     common: Callable[[Path], tuple[str, list[str]]] | None = None
-    of_protocols: bool = False
     writes: bool = True
 
 

@@ -125,12 +125,8 @@ def paper_state(specs: Iterable[Spec], records: Iterable[Record]) -> PaperState:
 # --- one table --------------------------------------------------------------------------------------------------------
 
 
-def render_status(
-    tables: Sequence[Table], records: Sequence[Record], now: float | None = None, host: str | None = None
-) -> str:
+def render_status(tables: Sequence[Table], records: Sequence[Record], now: float, host: str) -> str:
     """The state of the paper, then of every table, with the runs that are under way or need a hand."""
-    now = time.time() if now is None else now
-    host = socket.gethostname() if host is None else host
     states = [state_of(path, record, now, host) for path, record in records]
     parts = ["\n".join(wrapped(f"{paper_state([table.spec for table in tables], records)}."))]
     parts += [table_status(table, states, now) for table in tables]
@@ -236,7 +232,8 @@ def make(request: Request) -> tuple[str, list[str]]:
     waiting, more = request.queued(request.results, [path for path, _ in records])
     tables = [compile_scoped(request, spec, waiting) for spec in request.specs.values()]
     unusable = [line for table in tables for line in table.refused]
-    return render_status(tables, [*records, *waiting]), [*refused, *more, *unusable]
+    text = render_status(tables, [*records, *waiting], time.time(), socket.gethostname())
+    return text, [*refused, *more, *unusable]
 
 
 REPORT = Report("status", "what is done, running, failed, missing", add_partial, make, writes=False)

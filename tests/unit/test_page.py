@@ -234,7 +234,7 @@ def test_a_report_with_a_section_is_on_the_page(results: Path, tmp_path: Path, m
         text, seen, _ = built(results)
     finally:
         sys.modules.pop("adalora_repro.reports.tables.cost99", None)
-    assert "<p>1 deberta-v3-base</p>" in text
+    assert "<p>13 deberta-v3-base</p>" in text
     assert [name for name in seen.ids if "cost99" in name] == ["s1-cost99"]
 
 
