@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from adalora_repro.config import catalog
 from adalora_repro.config.words import word
@@ -68,7 +69,8 @@ class Spec:
         shares: the paper's # Params are shares of full fine-tuning, which name its budgets (``paper_file`` then has no
             ``params_label``); the report shows counts and shares. Otherwise both are counts.
         decimals: of the paper's scores, as printed there.
-        average: {paper column: score} -> the table's own mean, ``AVERAGE_COLUMN`` of the CSV.
+        average: scores by the paper's columns (numbers, or a frame of seeds) -> the table's own mean,
+            ``AVERAGE_COLUMN`` of the CSV; only where every column is filled, its sd where all have the same seeds.
         notes: rules of this table alone.
     """
 
@@ -81,7 +83,7 @@ class Spec:
     methods: tuple[str, ...] = ()
     shares: bool = False
     decimals: int = 2
-    average: Callable[[Mapping[str, float]], float] | None = None
+    average: Callable[[Any], Any] | None = None
     notes: tuple[str, ...] = ()
 
 
