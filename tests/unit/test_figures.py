@@ -7,8 +7,6 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -284,19 +282,6 @@ def test_without_records_a_command_is_named(tmp_path: Path, capsys: Captured, na
     (tmp_path / "runs").mkdir()
     assert report.main([name, "--results", str(tmp_path)]) == EXIT_OK
     assert "  adalora-run " in capsys.readouterr().out
-
-
-def test_points_alone_need_no_matplotlib(results: Path) -> None:
-    code = (
-        "import sys; from adalora_repro.cli import report; "
-        f"code = sum(report.main([name, '--format', form]) for name in {FIGURES} for form in ('text', 'csv')); "
-        "sys.exit(code or 'matplotlib' in sys.modules)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, encoding="utf-8"
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_in_a_page_names_are_apart_and_colours_are_the_pages(results: Path) -> None:
