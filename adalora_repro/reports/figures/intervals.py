@@ -23,7 +23,9 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     runs = data.shown_runs(records, scope)
     points = runs[["task", "metric", "method", "label", "budget", "seed", "score", "lr", "degenerate", "record"]]
     points = points.sort_values(["task", "method", "budget", "seed"], ignore_index=True)
-    cells = with_interval(data.cells_of(runs))
+    cells = data.cells_of(runs).sort_values(["task", "score"], ignore_index=True)  # the best of a task on top
+    half = half_width(cells.sd, cells.n)
+    cells = cells.assign(low=cells.score - half, high=cells.score + half)
     style = drawing.looks(cells.method, cells.label)
     return drawing.Figure(
         f"{data.scope_text(scope)} Points are seeds, lines the 95% interval of the mean over seeds.",
@@ -40,13 +42,6 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
         notes=data.cell_notes(runs),
         commands=[] if len(points) else ["adalora-run task=cola method=adalora"],
     )
-
-
-def with_interval(cells: pd.DataFrame) -> pd.DataFrame:
-    """``cells_of`` with ``low`` and ``high``, NaN for one seed; the best cell of a task last."""
-    half = half_width(cells.sd, cells.n)
-    cells = cells.assign(low=cells.score - half, high=cells.score + half)
-    return cells.sort_values(["task", "score"], ignore_index=True)
 
 
 def of_one_budget(cells: pd.DataFrame) -> str:
