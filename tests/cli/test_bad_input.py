@@ -13,7 +13,6 @@ import torch
 from conftest import Outcome, only_run, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from task_configs import write_jsonl
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
@@ -185,26 +184,6 @@ def test_a_gpu_that_is_not_there(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> 
     line = refused(tiny("task=sst2", "method=lora", "train.device=cuda"))
     assert line == "train.device=cuda, but torch finds no GPU here; train.device=auto uses the CPU"
     assert on_disk() == []
-
-
-# The user's data
-
-
-@pytest.mark.parametrize(
-    ("validation", "problem"),
-    [
-        (None, "data/sst2/validation.jsonl.gz: no such file"),
-        (["{"], "data/sst2/validation.jsonl.gz:1: not JSON"),
-    ],
-)
-def test_data_are_refused_by_file_and_line(tiny: Cli, validation: list[str] | None, problem: str) -> None:
-    """Everything that a row may be: tests/unit/test_sources.py."""
-    for split, rows in (("train", [{"sentence": "a fine film", "label": 1}]), ("validation", validation)):
-        if rows is not None:
-            write_jsonl(Path("data") / "sst2" / f"{split}.jsonl.gz", rows)
-    before = on_disk()
-    assert refused(tiny("task=sst2", "method=lora", "data=local", "data.dir=data")).startswith(problem)
-    assert on_disk() == before
 
 
 def test_the_hub_without_a_network(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,13 @@ def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
     assert str(error.value) == f"{other}.gz and {other} both hold the validation split; move one away"
 
 
+SQUAD = GOOD_ROWS["squad"]
+
+
+def answered(*answers: tuple[Any, Any]) -> dict[str, Any]:
+    return SQUAD | {"answers": {"text": [text for text, _ in answers], "answer_start": [start for _, start in answers]}}
+
+
 BAD_LINES = [
     ("sst2", "{broken", "not JSON"),
     ("sst2", b'{"sentence": "\xe9", "label": 0}', "not JSON"),
@@ -89,8 +96,23 @@ BAD_LINES = [
     ("sst2", '{"sentence": "x\\ud800", "label": 0}', "column 'sentence' has half of a surrogate pair"),
     ("stsb", {"sentence1": "a", "sentence2": "b", "label": 5.1}, "label 5.1 is out of range, must be 0 to 5"),
     ("stsb", '{"sentence1": "a", "sentence2": "b", "label": NaN}', "label nan is out of range"),
-    ("squad", GOOD_ROWS["squad"] | {"answers": {"text": ["France"], "answer_start": [11]}}, "not at its offset 11"),
-    ("squad", GOOD_ROWS["squad"] | {"id": 1}, "column 'id' must be text, is 1"),
+    ("squad", answered(("France", 11)), "the answer 'France' is not at its offset 11, there is ' Franc'"),
+    ("squad", answered(("France", 12), ("is", 5)), "the answer 'is' is not at its offset 5"),
+    ("squad", answered(("ce", -2)), "the answer 'ce' is not at its offset -2, there is ''"),
+    ("squad", answered(("France", 10**12)), "is not at its offset 1000000000000, there is ''"),
+    ("squad", answered(("Fr\nance " * 30, 12)), "the answer 'Fr ance Fr ance Fr ance Fr ance Fr ance…' is not"),
+    ("squad", answered(("", 0)), "an answer is empty"),
+    ("squad", SQUAD | {"context": " \n"}, "the context is empty"),
+    ("squad", SQUAD | {"question": "\t "}, "the question is empty"),
+    ("squad", SQUAD | {"answers": None}, "answer_start: [integer, …]} of equal lengths, is None"),
+    ("squad", SQUAD | {"answers": {"text": ["France"], "answer_start": []}}, "of equal lengths"),
+    ("squad", SQUAD | {"answers": {"text": ["France"]}}, "of equal lengths"),
+    ("squad", answered((5, 0)), "of equal lengths"),
+    ("squad", answered(("Paris", False)), "of equal lengths"),
+    ("squad", answered(("Paris", 0.0)), "of equal lengths"),
+    ("squad", SQUAD | {"id": 1}, "column 'id' must be text, is 1"),
+    ("xsum", {"document": " \n\t ", "summary": "short", "id": "1"}, "the document is empty"),
+    ("xsum", {"document": "long", "summary": "\u00a0", "id": "1"}, "the summary is empty"),
     ("xsum", {"document": "x", "summary": 1, "id": "1"}, "column 'summary' must be text, is 1"),
 ]
 

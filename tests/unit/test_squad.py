@@ -1,4 +1,4 @@
-"""The SQuAD family: bad rows, loss against transformers' own, batches, thresholds, the memory of an evaluation."""
+"""The SQuAD family: loss against transformers' own, batches, thresholds, the memory of an evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import ByT5Tokenizer
 
 from adalora_repro.errors import InputError
 from adalora_repro.models import backbones
-from adalora_repro.tasks import sources, tokenized
+from adalora_repro.tasks import tokenized
 from adalora_repro.tasks.base import TaskData
 from adalora_repro.tasks.squad import Task
 
@@ -48,40 +48,6 @@ def loaded(cfg: DictConfig, tokenizer: Any = None) -> tuple[Task, TaskData]:
 
 
 # Rows
-
-
-BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
-    "elsewhere": (
-        {"answers": with_answers(("Rollo", 1))},
-        "the answer 'Rollo' is not at its offset 1, there is 'ollo '",
-    ),
-    "second": ({"answers": with_answers(("Rollo", 0), ("led", 7))}, "the answer 'led' is not at its offset 7"),
-    "before": ({"answers": with_answers((". ", -2))}, "the answer '. ' is not at its offset -2, there is ''"),
-    "beyond": ({"answers": with_answers(("Rollo", 10**12))}, "is not at its offset 1000000000000, there is ''"),
-    "lines": (
-        {"answers": with_answers(("Ro\nllo " * 30, 0))},
-        "the answer 'Ro llo Ro llo Ro llo Ro llo Ro llo Ro l…' is",
-    ),
-    "empty answer": ({"answers": with_answers(("", 0))}, "an answer is empty"),
-    "context": ({"context": " \n"}, "the context is empty"),
-    "question": ({"question": "\t "}, "the question is empty"),
-    "null": ({"answers": None}, "answer_start: [integer, …]} of equal lengths, is None"),
-    "lengths": ({"answers": {"text": ["Rollo"], "answer_start": []}}, "of equal lengths"),
-    "no offsets": ({"answers": {"text": ["Rollo"]}}, "of equal lengths"),
-    "number": ({"answers": with_answers((5, 0))}, "of equal lengths"),
-    "true": ({"answers": with_answers(("Rollo", False))}, "of equal lengths"),
-    "fraction": ({"answers": with_answers(("Rollo", 0.0))}, "of equal lengths"),
-}
-
-
-@pytest.mark.parametrize(("change", "words"), BAD_ROWS.values(), ids=BAD_ROWS)
-def test_bad_rows(change: dict[str, Any], words: str) -> None:
-    task = Task(task_config("squad_v2"))
-    assert sources.row_problem(task, ROW) is None
-    problem = sources.row_problem(task, ROW | change)
-    assert problem is not None
-    assert words in problem
-    assert "\n" not in problem
 
 
 def test_only_squad_2_takes_questions_without_an_answer() -> None:
