@@ -196,5 +196,19 @@ def after_step(patch: pytest.MonkeyPatch, step: int, act: Callable[[Any], object
     patch.setattr(loop, "step", acting)
 
 
+def at_call(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, act: Callable[[], object]) -> list[int]:
+    """``act`` at the beginning of this call of ``owner.name``; returns how many calls there were."""
+    original, calls = getattr(owner, name), [0]
+
+    def acting(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            act()
+        return original(*args)
+
+    patch.setattr(owner, name, acting)
+    return calls
+
+
 def signal_after_step(patch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
     after_step(patch, step, lambda _: os.kill(os.getpid(), signum))
