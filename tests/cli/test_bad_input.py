@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 import torch
-from conftest import Outcome, only_run, refused
+from conftest import Cli, only_run, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
-Cli = Callable[..., Outcome]
 TASKS = (
     "valid: cnn_dailymail, cola, custom, custom_qa, custom_summarization, mnli, mrpc, qnli, qqp, rte, squad, squad_v2, "
     "sst2, stsb, xsum"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Outcome, find_runs, only_run
+from conftest import Cli, find_runs, only_run
 from task_configs import write_jsonl
 
 from adalora_repro.errors import EXIT_OK
@@ -16,8 +15,6 @@ from adalora_repro.tasks import glue
 from adalora_repro.tasks.base import Evaluation
 from adalora_repro.training import evaluate
 from adalora_repro.training import loop as training_loop
-
-Cli = Callable[..., Outcome]
 
 
 def test_the_best_checkpoint_is_that_of_the_held_out_split(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

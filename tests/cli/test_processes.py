@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Outcome, Run, at_call, only_run
+from conftest import ROOT, TINY, Cli, Outcome, Run, at_call, only_run
 from huggingface_hub import constants
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -29,7 +29,6 @@ from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.tasks import glue
 from adalora_repro.training import loop as training_loop
 
-Cli = Callable[..., Outcome]
 PATIENCE_S = 150.0
 SAME = [f"+backbone.architecture.{name}=0" for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")]
 #: without dropout; 43 examples in batches of 7: two processes do not divide 7, and the last batch has one example

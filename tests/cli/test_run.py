@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import pytest
 import torch
 from conftest import (
     TINY,
-    Outcome,
+    Cli,
     Run,
+    Whole,
     after_step,
     files_below,
     only_run,
@@ -32,9 +32,6 @@ from adalora_repro.models import inject
 from adalora_repro.records import run_record
 from adalora_repro.tasks import glue, toy_text
 from adalora_repro.training import checkpoint, evaluate
-
-Cli = Callable[..., Outcome]
-Whole = Callable[..., Run]
 
 # -- one run --------------------------------------------------------------------------------------------------------
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Outcome, only_run
+from conftest import Cli, only_run
 from task_configs import write_jsonl
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
-Cli = Callable[..., Outcome]
 WINDOWS = ["task.max_length=112", "task.stride=16"]
 CONTEXT = "Rollo led the Normans to France. " * 2
 ROW = {"id": "a", "question": "Who led?", "context": CONTEXT, "answers": {"text": ["Rollo"], "answer_start": [0]}}

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Outcome, Run, at_call, only_run, predictions, require_same
+from conftest import Cli, Whole, at_call, only_run, predictions, require_same
 
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.records import lock
@@ -20,8 +20,6 @@ from adalora_repro.tasks import glue
 from adalora_repro.training import checkpoint, evaluate, progress, runner
 from adalora_repro.training import loop as training_loop
 
-Cli = Callable[..., Outcome]
-Whole = Callable[..., Run]
 COMMAND = (
     "task=cola",
     "method=adalora",

@@ -8,18 +8,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.conftest import Outcome
+from cli.conftest import Cli
 
 from golden import rows
 from golden.conftest import HERE, Golden
 from golden.entry import ROOT, RUN, names
-
-Cli = Callable[..., Outcome]
 
 METHODS = names("method")
 #: what processors may differ by in a run of 24 steps; correlations near 0 differ by more of themselves
