@@ -19,8 +19,6 @@ from adalora_repro.config.resolve import resolve
 
 CONF, SWEEPS = resource("conf"), resource("sweeps")
 ROOT = Path(__file__).parents[2]
-#: adalora-run in a process of its own
-RUN = "from adalora_repro.cli.run import main\nraise SystemExit(main())\n"
 
 
 def report_main(words: Iterable[str]) -> int:

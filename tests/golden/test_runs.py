@@ -1,13 +1,9 @@
-"""A tiny run of every method and of every kind of task: its record, its log and its files; and one that was killed."""
+"""A tiny run of every method and of every kind of task: its record, its log and its files."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,7 @@ from cli.conftest import Cli
 
 from golden import rows
 from golden.conftest import HERE, Golden
-from golden.entry import ROOT, RUN, names
+from golden.entry import names
 
 METHODS = names("method")
 #: what processors may differ by in a run of 24 steps; correlations near 0 differ by more of themselves
@@ -45,18 +41,6 @@ TASKS = {
 VOLATILE = ("time", "memory", "environment", "progress")
 #: parts of GLUE's predictions that are newer than the files here (tests/unit/test_glue.py has them)
 NEWER = ("index", "logits", "label_name", "prediction_name")
-#: adalora-run that kills itself right after its fourth checkpoint was put in its place
-KILLED = """
-import os, signal
-replace, checkpoints = os.replace, 0
-def counted(source, target, **options):
-    global checkpoints
-    replace(source, target, **options)
-    checkpoints += os.path.basename(target) == "checkpoint.pt"
-    if checkpoints == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-os.replace = counted
-"""
 
 
 def only_run(results: str = "results") -> Path:
@@ -115,20 +99,6 @@ def test_a_task(name: str, cli: Cli, golden: Golden) -> None:
     words = TASKS[name]
     rows.write(Path("data"), words[0].removeprefix("task="))
     golden(f"runs/{name}.json", ran(cli, *SETTINGS, *words), TOLERANCE)
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_and_went_on(cli: Cli, golden: Golden, tmp_path: Path) -> None:
-    """The same file as that of the undisturbed run."""
-    rows.write(Path("data"), "stsb")
-    words = (*STSB, *LR, "method=adalora", "train.save_steps=3", f"data.cache_dir={tmp_path / 'cache'}")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.run([sys.executable, "-c", KILLED + RUN, *words], env=environment, capture_output=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    record = json.loads((only_run() / "metrics.json").read_text(encoding="utf-8"))
-    assert (record["status"], record["final"]) == ("running", None)
-    assert 0 < record["progress"]["step"] < record["progress"]["total_steps"]
-    golden("runs/adalora.json", ran(cli, *words[:-1]), TOLERANCE)
 
 
 def test_every_file_belongs_to_a_run() -> None:
