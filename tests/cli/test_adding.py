@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Cli, only_run
+from conftest import ROOT, TINY, Cli, only_run
 
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
@@ -18,8 +18,6 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 PAGE = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
 FILES = re.findall(r"`(my_\w+/[\w/.]+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = re.findall(r"^PYTHONPATH=\. adalora-run (.*)$", PAGE, re.MULTILINE)
-SMALL = ("backbone=tiny-bert", "data=sample", "data.sample_rows=16", "data.sample_validation_rows=8")
-SMALL += ("train.max_steps=3", "train.batch_size=4", "train.device=cpu", "method.schedule=scaled")
 
 
 @pytest.fixture
@@ -43,7 +41,7 @@ def test_a_command_prints_its_plan(command: str, written: Cli) -> None:
 
 
 def test_a_method_of_another_folder_trains_and_is_reported(written: Cli, capsys: pytest.CaptureFixture[str]) -> None:
-    done = written("--config-dir=my_conf", "task=rte", "method=lora_fa", "budget=0.3M", *SMALL)
+    done = written("--config-dir=my_conf", "task=rte", "method=lora_fa", "budget=0.3M", *TINY)
     assert done.code == EXIT_OK, done.err
     run = only_run()
     assert run.record.key["method"] == "lora_fa"

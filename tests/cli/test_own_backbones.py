@@ -132,11 +132,6 @@ def test_a_config_that_cannot_be_used_is_one_line(tiny, models, tmp_path, config
     assert problem in refused(tiny(*AUTO, f"backbone.path={other}", "dry_run=true"))
 
 
-def test_what_the_hub_s_cache_lacks_is_one_line(tiny):
-    line = refused(tiny(*AUTO, "backbone.hub=org/nowhere", "dry_run=true"))
-    assert line.startswith("cannot load backbone 'org--nowhere' (org/nowhere): ")
-
-
 def test_a_package_without_its_weights_is_one_line(tiny, tmp_path, monkeypatch):
     shutil.copytree(config_folder(tmp_path), tmp_path / "package")
     monkeypatch.setattr(backbones, "package_folder", lambda _: tmp_path / "package")

@@ -1,7 +1,6 @@
 """Layers, schedule, scores, allocator and regularizer: properties and edge cases (equations: tests/oracle)."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -158,23 +157,6 @@ def test_shared_left_factors_are_not_used_after_a_change():
 
 
 # -- schedule ------------------------------------------------------------------------------------------------------
-
-
-@given(
-    b_T=st.integers(0, 50),
-    extra=st.integers(0, 50),
-    t_i=st.integers(0, 30),
-    t_f=st.integers(0, 30),
-    room=st.integers(1, 60),
-)
-def test_schedule_falls_from_b_0_to_b_T(b_T, extra, t_i, t_f, room):
-    total = t_i + t_f + room
-    schedule = BudgetSchedule(b_T + extra, b_T, t_i, t_f, total)
-    values = [schedule(t) for t in range(total)]
-    assert values[: t_i + 1] == [b_T + extra] * (t_i + 1)
-    assert all(value == b_T for value in values[total - t_f :])
-    assert all(a >= b for a, b in pairwise(values))
-    assert all(isinstance(value, int) and value >= b_T for value in values)
 
 
 def test_schedule_too_short_names_the_three_numbers():

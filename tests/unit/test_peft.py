@@ -172,20 +172,6 @@ def test_eva_starts_from_the_inputs_of_every_matrix_and_other_methods_read_no_ba
         initialize(run_of("eva", tmp_path, "method.options.eva_config.rho=2.0"))
 
 
-def test_pissa_freezes_what_it_does_not_train(tmp_path: Path) -> None:
-    """W = W_res + s B A, B A the r largest singular values."""
-    run, plain = run_of("pissa", tmp_path), run_of("bitfit", tmp_path)
-    for path in run.method.sites:
-        layer, whole = run.model.get_submodule(path), plain.model.get_submodule(path).weight
-        assert not layer.base_layer.weight.requires_grad
-        torch.testing.assert_close(
-            layer.base_layer.weight + layer.get_delta_weight("default"), whole, atol=1e-6, rtol=0
-        )
-        r = layer.r["default"]
-        values = torch.linalg.svdvals(whole)
-        torch.testing.assert_close(torch.linalg.svdvals(layer.base_layer.weight)[:-r], values[r:], atol=1e-5, rtol=0)
-
-
 # --- AdaLoRA of PEFT --------------------------------------------------------------------------------------------------
 
 
@@ -228,15 +214,9 @@ def test_ranks_from_a_json_file_have_the_scaling_of_our_lora(tmp_path: Path) -> 
         assert run.plan.params == ours.plan.params
         for name, layer in run.method.layers().items():
             assert layer.scaling["default"] == pytest.approx(factor * ours.method.layers[name].scaling)
-    for content, message in (
-        ({"encoder.0.q": 2}, "method.rank_pattern does not fit: encoder.0.k and 10 more"),
-        ({**ranks, "encoder.7.q": 1}, "does not fit: encoder.7.q"),
-        ({"encoder.0.q": 0}, "ranks.json"),
-        ({"encoder.0.q": "2"}, "ranks.json"),
-    ):
-        file.write_text(json.dumps(content), encoding="utf-8")
-        with pytest.raises(InputError, match=message):
-            built(tmp_path, "task=sst2", "method=peft_lora", word)
+    file.write_text(json.dumps({"encoder.0.q": 2}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"method\.rank_pattern does not fit: encoder\.0\.k and 10"):
+        built(tmp_path, "task=sst2", "method=peft_lora", word)
     with pytest.raises(InputError, match="VeraConfig has one size for all matrices"):
         loaded("VeraConfig", size="r", rank_pattern=ranks)
 

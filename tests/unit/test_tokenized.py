@@ -18,6 +18,7 @@ import pytest
 import torch
 from datasets import Dataset
 from omegaconf import DictConfig
+from programs import alive
 from task_configs import task_config
 
 from adalora_repro.models.backbones import byte_tokenizer
@@ -119,13 +120,6 @@ try:
 except Interrupted:
     print("interrupted", os.environ.get(processes.TOKENIZER_THREADS) == before)
 """
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
