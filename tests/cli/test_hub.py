@@ -14,7 +14,7 @@ from conftest import refused
 from huggingface_hub import constants
 from omegaconf import OmegaConf
 from small_backbone import SHRINK, SMALL, save_deberta
-from task_configs import CONF, task_config
+from task_configs import CONF, task_config, with_backbone
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import RobertaProcessing
 from transformers import AutoConfig, BartModel
@@ -48,9 +48,7 @@ def test_without_a_connection_the_cache_serves_and_what_it_lacks_is_refused_at_o
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
-    cfg = task_config("rte")
-    cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml"))
-    cfg.backbone.architecture = OmegaConf.merge(cfg.backbone.architecture, SHRINK)
+    cfg = with_backbone(task_config("rte"), "deberta-v3-base", architecture=SHRINK)
     (model,) = hub_cache.rglob("spm.model")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(model)).get_piece_size()
     assert backbones.load_tokenizer(cfg).vocab_size == pieces

@@ -13,6 +13,7 @@ from typing import Any
 import fake_records
 import pytest
 import yaml
+from golden.entry import budgets_of, names
 from omegaconf import OmegaConf
 from plans import composed, counted, resolved
 from programs import python
@@ -21,7 +22,7 @@ from task_configs import REAL_DATA, needs_real_data, write_jsonl
 from adalora_repro.cli import run
 from adalora_repro.config import identity
 from adalora_repro.config import resolve as planning
-from adalora_repro.config.catalog import budget_families, resource
+from adalora_repro.config.catalog import resource
 from adalora_repro.config.origins import origins
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.schema import Config
@@ -36,12 +37,6 @@ CONF, SWEEPS = resource("conf"), resource("sweeps")
 PUBLISHED = ROOT / "results" / "published"
 
 
-def names(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-TASKS = names("task")
-FAMILIES = budget_families()
 #: no file is read and no size is forgotten
 FREE = ("data=sample", "data.sample_rows=64", "data.sample_validation_rows=32")
 
@@ -51,11 +46,6 @@ NOT_RESULT = [name for name, facts in FACTS.items() if not facts.identity]
 LATER = {name: facts.later for name, facts in FACTS.items() if facts.later is not NOTHING}
 
 pytestmark = pytest.mark.usefixtures("hydra")
-
-
-def budgets_of(task: str) -> list[str]:
-    options = OmegaConf.load(CONF / "task" / f"{task}.yaml").task
-    return [label for label, of in FAMILIES.items() if of in (options.budgets, *options.get("more_budgets", ()))]
 
 
 def backbone_of(task: str) -> str:

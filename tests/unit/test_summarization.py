@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
-from task_configs import CONF, task_config, write_jsonl
+from omegaconf import DictConfig
+from task_configs import task_config, with_backbone, write_jsonl
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -32,12 +32,7 @@ def small(tmp_path: Path, **options: Any) -> DictConfig:
     """XSum on tiny-bart, with little of everything."""
     sizes = {"data__sample_rows": 12, "data__sample_validation_rows": 9, "data__cache_dir": str(tmp_path / "cache")}
     limits = {"task__max_length": 64, "task__max_target_length": LIMIT, "task__num_beams": 2}
-    cfg = task_config("xsum", **sizes, **limits)
-    cfg = OmegaConf.merge(cfg, {"backbone": OmegaConf.load(CONF / "backbone" / "tiny-bart.yaml")})
-    for option, value in options.items():
-        OmegaConf.update(cfg, option.replace("__", "."), value)
-    assert isinstance(cfg, DictConfig)
-    return cfg
+    return with_backbone(task_config("xsum", **sizes | limits | options), "tiny-bart")
 
 
 def loaded(cfg: DictConfig) -> tuple[Task, TaskData]:
