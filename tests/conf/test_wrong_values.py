@@ -126,6 +126,15 @@ def test_a_wrong_value_is_one_line(arguments: str, parts: str) -> None:
         assert part in line
 
 
-@pytest.mark.parametrize("words", ["", "method=lora_qv", XSUM, "task=squad budget=0.08% task.stride=8"])
+RANK_1 = "method=lora_regu method.r=1"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("", "method=lora_qv", XSUM, "task=squad budget=0.08% task.stride=8"),
+        *(RANK_1, f"{RANK_1} protocol=released method.gamma=0"),  # rank 1 has a penalty, or needs none
+    ],
+)
 def test_the_same_without_a_wrong_value_is_a_plan(words: str) -> None:
     plan(words)

@@ -276,14 +276,6 @@ def test_a_uniform_allocation_fills_a_number_of_parameters() -> None:
     assert 83_000 - uniform.method["params_min"] < 384 + 1 + 1536
 
 
-def test_a_method_of_one_size_is_the_same_run() -> None:
-    plain = resolved("task=rte", "method=bitfit")
-    matched = resolved("task=rte", "method=bitfit", "budget.match=params")
-    assert matched.key == plain.key
-    assert matched.notes == ("budget.match=params has no effect: method 'bitfit' has one size",)
-    assert plan.count(matched).params == plan.count(plain).params
-
-
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
