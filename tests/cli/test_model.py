@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,12 +39,6 @@ def refused(outcome: Outcome, *parts: str) -> None:
     assert outcome.err.count("\n") == 1
     for part in parts:
         assert part in outcome.err
-
-
-def change(path: Path, edit: Callable[[list[dict[str, Any]]], None]) -> None:
-    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-    edit(rows)
-    write_jsonl(path, rows)
 
 
 @pytest.fixture
@@ -111,24 +104,19 @@ def spoilt(run: Run, task: str) -> None:
     """Predictions that are not those that were scored."""
     name = {"squad": "nbest.jsonl.gz", "squad_v2": "nbest.jsonl.gz", "xsum": "predictions.jsonl.gz"}.get(task)
     path = run.folder / "final" / (name or next((run.folder / "final").glob("predictions.validation*")).name)
-
-    def edit(rows: list[dict[str, Any]]) -> None:
-        references = {
-            row["id"]: row
-            for row in toy_text.generate(task, "validation", {"train": 12, "validation": 8}, 0)
-            if task in ("squad", "squad_v2", "xsum")
-        }
-        for row in rows:
-            if name is None:
-                row["prediction"] = row["label"]
-            elif task == "xsum":
-                row["prediction"] = references[row["id"]]["summary"]
-            else:
-                text = "".join(references[row["id"]]["answers"]["text"][:1])
-                row["prediction"], row["null_odds"] = text, -9.0 if text else 9.0
-                row["n_best"] = [{"text": text, "start": 0, "score": 1.0}]
-
-    change(path, edit)
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    sizes = {"train": 12, "validation": 8}
+    references = {row["id"]: row for row in toy_text.generate(task, "validation", sizes, 0)} if name else {}
+    for row in rows:
+        if name is None:
+            row["prediction"] = row["label"]
+        elif task == "xsum":
+            row["prediction"] = references[row["id"]]["summary"]
+        else:
+            text = "".join(references[row["id"]]["answers"]["text"][:1])
+            row["prediction"], row["null_odds"] = text, -9.0 if text else 9.0
+            row["n_best"] = [{"text": text, "start": 0, "score": 1.0}]
+    write_jsonl(path, rows)
 
 
 def test_local_questions_need_their_data(tiny: Cli, ask: Cli, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.conftest import Cli
+from cli.conftest import Cli, only_run
 
 from golden import rows
 from golden.conftest import HERE, Golden
@@ -43,11 +43,6 @@ VOLATILE = ("time", "memory", "environment", "progress")
 NEWER = ("index", "logits", "label_name", "prediction_name")
 
 
-def only_run(results: str = "results") -> Path:
-    (record,) = Path(results).rglob("metrics.json")
-    return record.parent
-
-
 def kept(folder: Path) -> dict[str, Any]:
     """What a run left behind, without what differs from run to run."""
     record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -73,7 +68,7 @@ def predictions(path: Path) -> Any:
 def ran(cli: Cli, *words: str) -> dict[str, Any]:
     outcome = cli(*words)
     assert outcome.code == 0, outcome.err
-    return kept(only_run())
+    return kept(only_run().folder)
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "lora_rank_pattern"])

@@ -109,17 +109,13 @@ def test_another_backbone_is_refused(tmp_path: Path) -> None:
         kept.load(tmp_path)
 
 
-def test_export_refuses_what_is_there_and_forms_that_are_not(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="keeps no model"):
-        kept.load(tmp_path)
+def test_export_refuses_forms_that_are_not(tmp_path: Path) -> None:
     run = changed(tmp_path, *words_of("tiny-bert", "houlsby"))
     kept.keep(run.model, run.plan.cfg, tmp_path / "model", "adapter")
     for form, message in (("peft", "not in PEFT's format"), ("merged", "adapters cannot be merged")):
         with pytest.raises(InputError, match=message):
             kept.write_export(tmp_path, tmp_path / "new", form)
     assert not (tmp_path / "new").exists()
-    with pytest.raises(InputError, match="is there already"):
-        kept.write_export(tmp_path, tmp_path / "model", "merged")
 
 
 def interrupted(*_: Any) -> None:
