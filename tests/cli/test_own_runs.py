@@ -99,26 +99,11 @@ def test_steps_follow_from_the_run_s_t(cli: Cli, tmp_path: Path) -> None:
 CSV = "text,label\na,no\nb,yes\n"
 #: train, validation, further words, the message
 WRONG = {
-    "column": (
-        CSV,
-        CSV,
-        ["task.text_columns=[review]"],
-        "csv:2: column 'review' is missing (found: text, label)",
-    ),
+    "column": (CSV, CSV, ["task.text_columns=[review]"], "csv:2: column 'review' is missing (found: text, label)"),
     "label": ("text\na\n", CSV, [], "train.csv:2: column 'label' is missing (found: text)"),
-    "class": (
-        CSV,
-        "text,label\na,no\n\nb,yse\n",
-        [],
-        "validation.csv:4: unknown label 'yse' (did you mean yes?)",
-    ),
+    "class": (CSV, "text,label\na,no\n\nb,yse\n", [], "validation.csv:4: unknown label 'yse' (did you mean yes?)"),
     "names": (CSV, CSV, ["task.class_names=[no,maybe]"], "train.csv:3: unknown label 'yes'; valid: no, maybe"),
-    "twice": (
-        CSV,
-        CSV,
-        ["task.class_names=[no,yes,no]"],
-        "class_names=['no', 'yes', 'no']: a name is there twice",
-    ),
+    "twice": (CSV, CSV, ["task.class_names=[no,yes,no]"], "class_names=['no', 'yes', 'no']: a name is there twice"),
     "number": (CSV, CSV, ["task.num_labels=3"], "task.num_labels=3, but the data have 2 classes: no, yes"),
     "empty": ("", CSV, [], "train.csv: empty, the train split of custom needs rows"),
     "header": (CSV, "text,label\n", [], "validation.csv: empty, the validation split of custom needs rows"),
@@ -126,12 +111,7 @@ WRONG = {
     "fraction": ("text,label\na,0.5\nb,1\n", CSV, [], "train.csv:2: the label is 0.5: task.num_labels=1 for a score"),
     "one": ("text,label\na,no\n", CSV, [], "column 'label' of the train split has no alone"),
     "score": (CSV, CSV, ["task.num_labels=1"], "train.csv:2: column 'label' must be a number, is 'no'"),
-    "cells": (
-        'text,label\n"a\nb",no\nb,yes\nc,yes,1\n',
-        CSV,
-        [],
-        "train.csv:5: 3 cells, but the first line names 2",
-    ),
+    "cells": ('text,label\n"a\nb",no\nb,yes\nc,yes,1\n', CSV, [], "train.csv:5: 3 cells, but the first line names 2"),
     "quote": ('text,label\n"a" b,no\n', CSV, [], "train.csv:2: ',' expected after '\"'"),
     "f1": ("text,label\na,1\nb,2\nc,3\n", "text,label\na,1\n", ["task.metrics=[f1]"], "f1 is of two classes"),
     "share": (CSV, None, ["task.validation_share=null"], "no file validation.jsonl, .csv, .tsv or .parquet for the"),
