@@ -104,6 +104,10 @@ task.family=../glue => unknown task.family of 'sst2' '../glue'
 task.family=base => unknown task.family of 'sst2' 'base'; valid: glue, squad, summarization
 task=squad budget=0.08% task.n_best=null => task.n_best is not set, squad needs a value
 XSUM task.num_beams=null => task.num_beams is not set, xsum needs a value
+method=peft_adalora +method.score=magnitude => method.score: AdaLoRA of HF PEFT has importance only
+method=peft_adalora method.init_r=2 method.target_r=2 => method.init_r=2: AdaLoRA of HF PEFT needs more than target_r=2
+method=peft_adalora method.schedule=absolute => T=6 | T must exceed t_i + t_f
+method=peft_adalora budget.match=params budget.params=50 => budget.params must be at least 97
 method.beta1=1 => method.beta1 must be below 1, not 1.0
 """
 CASES = [line.split(" => ") for line in WRONG.replace("XSUM", XSUM).strip().splitlines()]

@@ -296,20 +296,6 @@ def test_without_peft_there_is_one_line_and_nothing_else_imports_it(monkeypatch:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["+method.score=magnitude"], r"method\.score: AdaLoRA of HF PEFT has importance only"),
-        (["method.init_r=2", "method.target_r=2"], r"method\.init_r=2: AdaLoRA of HF PEFT needs more than target_r=2"),
-        (["method.schedule=absolute"], r"T=10 .*: T must exceed t_i \+ t_f"),
-        (["budget.match=params", "budget.params=50"], r"budget\.params must be at least 97"),
-    ],
-)
-def test_what_adalora_of_peft_refuses(words: list[str], message: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=message):
-        built(tmp_path, "task=sst2", "method=peft_adalora", *words)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_mixed_precision_trains_and_is_kept(method: str, tmp_path: Path) -> None:
     """Frozen weights are stored in bf16, what is trained is not; the kept model is of the backbone's own weights."""
