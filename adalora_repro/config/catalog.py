@@ -117,15 +117,17 @@ def read(path: Path) -> Mapping[str, Any]:
     """The settings of a file.
 
     Raises:
-        InputError: the file is not YAML, or not a mapping.
+        InputError: the file is not YAML, or not a mapping, or its ``defaults`` are no list.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), LOADER)
+        content = yaml.load(path.read_text(encoding="utf-8"), LOADER) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
-    if not isinstance(content or {}, dict):
+    if not isinstance(content, dict):
         raise InputError(f"{path}: must hold settings, key: value")
-    return content or {}
+    if not isinstance(content.get("defaults", []), list):
+        raise InputError(f"{path}: defaults must be a list")
+    return content
 
 
 _added: list[Path] = []

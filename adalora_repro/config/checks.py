@@ -147,7 +147,7 @@ def _a(kind: str) -> str:
 def _model_type(files: Sequence[Path]) -> str | None:
     """What a backbone's file states; None for one of a saved model, or that cannot be used."""
     for path in files:
-        architecture = read(path).get("architecture", {})
+        architecture = read(path).get("architecture") or {}
         if "model_type" in architecture:
             return str(architecture["model_type"]) if architecture["model_type"] in sites.model_types() else None
     return None
