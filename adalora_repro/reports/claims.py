@@ -406,15 +406,17 @@ def section(records: Sequence[Record], scope: Scope) -> str:
     if scope.protocol != "paper":
         return ""
     claims = claims_of(records)
-    if claims.difference.notna().sum() == 0:
+    measured = claims[claims.difference.notna()]
+    if measured.empty:
         return ""
-    sheet = texts_sheet(sheet_of(claims, "html", optimism_notes(records)), "html")
+    missing = reasons(claims.drop(measured.index))
+    sheet = texts_sheet(sheet_of(measured, "html", [*missing, *optimism_notes(records)]), "html")
     return f"{html_table(sheet)}\n<details><summary>Notes</summary>\n{html_notes(sheet.notes)}\n</details>"
 
 
 REPORT = Report(
     "claims",
-    "does a method beat LoRA and the best baseline? differences with intervals, p and verdicts",
+    "Does a method beat LoRA and the best baseline?",
     add_arguments,
     make,
     reads="results",
