@@ -122,7 +122,7 @@ def test_dry_run_shows_both_and_leaves_nothing(quick: Tiny) -> None:
 
 
 def test_a_sweep_of_measurements(quick: Tiny) -> None:
-    done = quick("-m", "method=adalora,lora", "cost.steps=1", "cost.warmup_steps=0")
+    done = quick("-m", "method.gamma=0.1,0.2", "cost.steps=1", "cost.warmup_steps=0")
     assert done.code == EXIT_OK, done.err
     assert "sweep: 2 done" in done.out
     assert "report: adalora-report table15 " in done.out

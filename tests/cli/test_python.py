@@ -14,7 +14,7 @@ from conftest import Cli, only_run
 
 import adalora_repro
 from adalora_repro.cli import arguments, model
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
 from adalora_repro.training import answers
 
 FEW = ("data.sample_rows=12", "data.sample_validation_rows=8", "train.max_steps=6", "optim.lr=1e-2")
@@ -148,6 +148,12 @@ def test_runs_from_python(tiny: Cli, tmp_path: Path) -> None:
     for word in ("dry_run=true", "measure=cost"):
         with pytest.raises(InputError, match="run trains"):
             adalora_repro.run(*words, word, "seed=1")
+
+
+def test_a_run_whose_folder_was_removed_is_one_error(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adalora_repro.training.runner.execute", lambda plan: EXIT_FAILED)
+    with pytest.raises(RuntimeError, match=r"^results/runs/.*: exit code 1; standard error says why$"):
+        adalora_repro.run("task=sst2", "method=lora", "backbone=tiny-bert", "data=sample")
 
 
 def test_a_runs_own_config_runs_again(tiny: Cli, cli: Cli) -> None:

@@ -47,7 +47,7 @@ def commands(page: Path) -> list[str]:
 
 
 def is_of_an_example(command: str) -> bool:
-    return bool(EXAMPLES & set(re.split(r"[= ]", command)))
+    return bool(EXAMPLES & set(re.split(r"[=, ]", command)))
 
 
 ALL = [command for page in PAGES if page.name != "own.md" for command in commands(page)]  # test_own_runs.py

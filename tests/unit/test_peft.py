@@ -289,9 +289,10 @@ def test_without_peft_there_is_one_line_and_nothing_else_imports_it(monkeypatch:
     with pytest.raises(InputError, match=r"need peft: pip install 'adalora-repro\[peft\]'"):
         loaded("LoraConfig", size="r", r=2)
     program = (
-        "import sys; sys.modules['peft'] = None\n"
-        "from adalora_repro import methods; from adalora_repro.training import runner\n"
-        "assert {'peft', 'peft_adalora', 'lora'} <= set(methods.modules())"
+        "import sys; from adalora_repro import methods; from adalora_repro.training import runner\n"
+        "from transformers import BertForSequenceClassification\n"
+        "assert {'peft', 'peft_adalora', 'lora'} <= set(methods.modules())\n"
+        "assert 'peft' not in sys.modules"  # a second in every run's start
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
