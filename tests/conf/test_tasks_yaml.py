@@ -13,6 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from task_configs import CONF, ROOT, TASKS, task_config
 
+from adalora_repro.reports.tables import table1, table2, table3
+
 PAPER = ROOT / "adalora_repro" / "reports" / "tables" / "paper"
 OWN = ("custom", "custom_qa", "custom_summarization")  # of data that no paper has
 FILES = (path for group in ("task", "tuned", "script") for path in (CONF / group).glob("*.yaml"))
@@ -132,26 +134,14 @@ def test_headers_and_origins(path: Path) -> None:
     assert {key.partition(".")[2] for key in settings} <= set(named)
 
 
-COLUMNS = {
-    "mnli": ["mnli_m", "mnli_mm"],
-    "sst2": ["sst2_acc"],
-    "cola": ["cola_mcc"],
-    "qqp": ["qqp_acc", "qqp_f1"],
-    "qnli": ["qnli_acc"],
-    "rte": ["rte_acc"],
-    "mrpc": ["mrpc_acc"],
-    "stsb": ["stsb_corr"],
-    "squad": ["squad_em", "squad_f1"],
-    "squad_v2": ["squad_v2_em", "squad_v2_f1"],
-    "xsum": ["xsum_r1", "xsum_r2", "xsum_rl"],
-    "cnn_dailymail": ["cnn_dailymail_r1", "cnn_dailymail_r2", "cnn_dailymail_rl"],
-}
+SPECS = {"glue": table1.SPEC, "qa": table2.SPEC, "nlg": table3.SPEC}
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_scores_to_expect_are_the_paper_s(task: str) -> None:
-    source = {"glue": "table1_glue.csv", "qa": "table2_squad.csv", "nlg": "table3_summarization.csv"}
-    rows = {row["budget"]: row for row in table(source[task_config(task).task.budgets]) if row["method"] == "adalora"}
+    spec = SPECS[task_config(task).task.budgets]
+    (columns,) = (column.paper for column in spec.columns if column.task == task)
+    rows = {row["budget"]: row for row in table(spec.paper_file) if row["method"] == "adalora"}
     for path in (CONF / "task" / f"{task}.yaml", tuned(task)):
         line = next(
             line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# Score to expect")
@@ -159,7 +149,7 @@ def test_scores_to_expect_are_the_paper_s(task: str) -> None:
         found = re.findall(r"([\d.]+(?: / [\d.]+)*) at ([\d.]+[M%])", line)
         assert len(found) == 2
         for scores, budget in found:
-            assert scores.split(" / ") == [rows[budget][column] for column in COLUMNS[task]]
+            assert scores.split(" / ") == [rows[budget][column] for column in columns]
 
 
 def test_budgets_are_those_of_the_paper_s_tables() -> None:

@@ -108,6 +108,18 @@ method=peft_adalora +method.score=magnitude => method.score: AdaLoRA of HF PEFT 
 method=peft_adalora method.init_r=2 method.target_r=2 => method.init_r=2: AdaLoRA of HF PEFT needs more than target_r=2
 method=peft_adalora method.schedule=absolute => T=6 | T must exceed t_i + t_f
 method=peft_adalora budget.match=params budget.params=50 => budget.params must be at least 97
+method=lora budget.params=5000 => budget.params=5000 needs budget.match=params
+method=lora budget.match=rank => unknown budget.match 'rank'; valid: label, params
+method=lora budget=0.6M budget.match=params budget.params=9000 => budget=0.6M and budget.params=9000 both say a size
+method=lora budget.match=params method.r=3 => method.r=3 and budget.match=params both choose the size
+method=pfeiffer budget.match=params method.d=3 => method.d=3 and budget.match=params both choose the size
+budget.match=params method.target_r=3 => method.target_r=3 and budget.match=params both
+budget.match=params method.init_r=-2 => method.init_r must be positive, not -2
+method=lora budget.match=params budget.params=60 => 60 parameters are too few | budget.params must be at least 64
+budget.match=params budget.params=96 => budget.params must be at least 97
+method=houlsby budget.match=params budget.params=96 => budget.params must be at least 97
+budget.match=params budget.params=5000 method.init_r=1 => method.init_r=1 makes 12 triplets in 12 matrices, fewer
+method=lora +method.params=9000 => method.params is not an option of method 'lora'
 method.beta1=1 => method.beta1 must be below 1, not 1.0
 """
 CASES = [line.split(" => ") for line in WRONG.replace("XSUM", XSUM).strip().splitlines()]
