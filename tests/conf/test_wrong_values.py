@@ -104,6 +104,15 @@ task.family=../glue => unknown task.family of 'sst2' '../glue'
 task.family=base => unknown task.family of 'sst2' 'base'; valid: glue, squad, summarization
 task=squad budget=0.08% task.n_best=null => task.n_best is not set, squad needs a value
 XSUM task.num_beams=null => task.num_beams is not set, xsum needs a value
+method=peft_lora method.tuner=LoraConfg => unknown method.tuner 'LoraConfg' (did you mean LoraConfig?); valid: AdaLora
+method=peft_lora method.tuner=PromptTuningConfig => unknown method.tuner 'PromptTuningConfig'
+method=peft_lora method.tuner=AdaLoraConfig => prunes during training, which needs a module: peft_adalora
+method=peft_lora +method.options.use_dorra=true => method.options.use_dorra: LoraConfig has no such option | use_dora?
+method=peft_lora +method.options.target_modules=[q] => method.options.target_modules: method.targets and
+method=peft_lora +method.options.r=3 => method.options.r: LoraConfig has no such option
+method=peft_lora +method.options.bias=some => LoraConfig of HF PEFT:
+method=peft_lora method.size=rank => unknown method.size 'rank'
+method=ia3 +method.r=2 => method.r=2: IA3Config has one size here
 method=peft_adalora +method.score=magnitude => method.score: AdaLoRA of HF PEFT has importance only
 method=peft_adalora method.init_r=2 method.target_r=2 => method.init_r=2: AdaLoRA of HF PEFT needs more than target_r=2
 method=peft_adalora method.schedule=absolute => T=6 | T must exceed t_i + t_f
