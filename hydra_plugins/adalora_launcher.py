@@ -79,16 +79,17 @@ class ArrayLauncher(SlurmLauncher):
         jobs = [tuple(words) for words in job_overrides]
         queued = slurm.waiting(self.results, slurm.in_queue())
         tasks: dict[Words, str] = {}
-        new: dict[Path, Words] = {}  # two jobs may be the same run
+        new: list[Words] = []
         outcomes: dict[Words, Outcome] = self.ledger.outcomes
         for words in jobs:
             folder = self.plans[words].folder
-            outcomes[words] = SUBMITTED, EXIT_OK
-            if folder in queued or new.setdefault(folder, words) != words:
-                print(f"in the queue already: {folder} (task {queued.get(folder, 'of this sweep')})")
-                outcomes[words] = QUEUED, EXIT_OK
-                tasks |= {words: queued[folder]} if folder in queued else {}
-        tasks |= self.submit(list(new.values()))
+            if folder in queued:
+                print(f"in the queue already: {folder} (task {queued[folder]})")
+                outcomes[words], tasks[words] = (QUEUED, EXIT_OK), queued[folder]
+            else:
+                outcomes[words] = SUBMITTED, EXIT_OK
+                new.append(words)
+        tasks |= self.submit(new)
         if self.config.launch != "detach":
             try:
                 self.wait(tasks, outcomes)

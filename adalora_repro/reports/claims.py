@@ -1,4 +1,4 @@
-"""The paper's claims, tested on our runs: AdaLoRA minus each method and control, with interval, p and verdict.
+"""Does a method beat the others? AdaLoRA, or any method, minus each of them, with interval, p and verdict.
 
 Everything is computed from the rows of ``frame`` that the rule of a cell shows, paired over common seeds.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config import catalog
 from adalora_repro.config.words import lr_text
+from adalora_repro.errors import one_of
 from adalora_repro.records.selection import RULE as SELECTION
 from adalora_repro.records.selection import device_of
 from adalora_repro.reports.frame import frame_of, of_one_seed
@@ -26,7 +27,6 @@ from adalora_repro.reports.text import NONE, fixed, number, plural, seeds_text, 
 if TYPE_CHECKING:
     import pandas as pd
 
-TITLE = "Claims: AdaLoRA minus others"
 METHOD = "adalora"
 BEST = "best baseline"
 #: what AdaLoRA is compared with: (method, protocol) or ``BEST``; in the order of the report
@@ -39,40 +39,48 @@ AGAINST: tuple[tuple[str, str], ...] = (
     ("lora_init_r", "paper"),
     (METHOD, "released"),
 )
+#: the same for any other method
+AGAINST_ANY: tuple[tuple[str, str], ...] = (("lora", "paper"), (BEST, "paper"), (METHOD, "paper"))
 PRINTED = (table1.SPEC, table2.SPEC, table3.SPEC)  # where the paper has AdaLoRA beside its baselines
 MOST_SEEDS = 1000
 SUPPORTED, CONTRADICTED, UNDECIDED, MISSING = "supported", "contradicted", "undecided", "not measured"
 FIELDS = [
-    *("backbone", "data", "task", "budget", "against", "against_id", "against_method", "against_protocol"),
+    *("backbone", "data", "task", "budget", "method", "against", "against_id", "against_method", "against_protocol"),
     *("metric", "n_seeds", "seeds", "difference", "low", "high", "sd", "p", "p_holm", "verdict"),
     *("seeds_needed", "reason"),
     *("paper_budget", "paper_difference", "lr", "lrs_tried", "chosen_on"),
     *("against_lr", "against_lrs_tried", "against_chosen_on", "params", "against_params"),
     "time_ratio",
 ]
+VERDICT = (
+    f"Verdict: supported if p < {LEVEL} and {{label}} is higher, contradicted if p < {LEVEL} and it is lower, "
+    "otherwise undecided. In brackets: the fewest seeds with which the same mean difference and the same spread would "
+    f"have p < {LEVEL} (times the number of tests)."
+)
 NOTES = (
-    "Points: AdaLoRA minus the other method in the task's primary metric in percent, on the reported split; mean over "
+    "Points: {label} minus the other method in the task's primary metric in percent, on the reported split; mean over "
     f"the seeds that both have, with the {1 - LEVEL:.0%} interval of a paired t-test. p: of the same test, two-sided, "
     "corrected by Holm's method over all different tests of the table.",
-    f"Verdict: supported if p < {LEVEL} and AdaLoRA is higher, contradicted if p < {LEVEL} and it is lower, otherwise "
-    "undecided. In brackets: the fewest seeds with which the same mean difference and the same spread would have "
-    f"p < {LEVEL} (times the number of tests).",
-    "Best baseline: of the methods at the same budget that are no ablation, no control and not AdaLoRA, the one with "
-    "the best mean, on the held-out split where every run has one, otherwise on the reported split.",
+    VERDICT,
+    "Best baseline: of the other methods at the same budget that are no ablation, no control and not AdaLoRA, the one "
+    "with the best mean, on the held-out split where every run has one, otherwise on the reported split.",
     "Paper: its difference on its own backbone, at the budget with the same rank of LoRA.",
-    f"Rates: how many learning rates were tried for AdaLoRA and for the other method; {UNEQUAL} marks unequal numbers.",
+    "Rates: how many learning rates were tried for {label} and for the other method; "
+    f"{UNEQUAL} marks unequal numbers.",
+)
+ABOUT_ADALORA = (
     "LoRA at the initial rank has more parameters than the budget, as many as AdaLoRA has at its start. Released: "
-    "AdaLoRA as the authors' code trains it (protocol=released).",
+    "AdaLoRA as the authors' code trains it (protocol=released)."
 )
 TIMES = (
-    "Time: AdaLoRA's seconds of training divided by the other method's, summed over the common seeds, where all ran "
+    "Time: {label}'s seconds of training divided by the other method's, summed over the common seeds, where all ran "
     "on one device; without evaluations. Other work on the machine changes it: measure=cost compares the two methods "
     "step by step."
 )
 
 
-def claims_of(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a (backbone, data, task, budget) with finished runs of AdaLoRA and a method of ``AGAINST``.
+def claims_of(records: Iterable[Record], method: str = METHOD) -> pd.DataFrame:
+    """A row for each (backbone, data, task, budget) with finished runs of ``method`` and each that it is compared with.
 
     The columns are ``FIELDS``. ``difference``, ``low``, ``high`` and ``sd`` are points; without a test ``reason`` says
     why there is none.
@@ -83,22 +91,19 @@ def claims_of(records: Iterable[Record]) -> pd.DataFrame:
     runs = runs[runs.shown & (runs.checkpoint == "final")].set_index("seed").sort_index()
     names = ["backbone", "data", "task", "budget"]
     lines = [
-        dict(zip(names, key, strict=True)) | compared(ours, cell, *against)
+        dict(zip(names, key, strict=True)) | {"method": method} | compared(ours, cell, *against)
         for key, cell in runs.groupby(names)
-        if len(ours := runs_of(cell, METHOD, "paper"))
-        for against in AGAINST
+        if len(ours := cell[(cell.method == method) & (cell.protocol == "paper")])
+        for against in (AGAINST if method == METHOD else AGAINST_ANY)
+        if against != (method, "paper")
     ]
     return with_verdicts(pd.DataFrame(lines, columns=FIELDS, dtype=object))
 
 
-def runs_of(cell: pd.DataFrame, method: str, protocol: str) -> pd.DataFrame:
-    """The runs of one side by seed; ``cell`` has the shown runs of a task and budget."""
-    return best_baseline(cell) if method == BEST else cell[(cell.method == method) & (cell.protocol == protocol)]
-
-
-def best_baseline(cell: pd.DataFrame) -> pd.DataFrame:
-    """See ``NOTES``; of the baselines with the most seeds, and of equal ones the first by name."""
-    runs = cell[cell.method.map(lambda name: catalog.method(name).baseline) & (cell.protocol == "paper")]
+def best_baseline(cell: pd.DataFrame, of: str) -> pd.DataFrame:
+    """See ``NOTES``; of the baselines with the most seeds, and of equal ones the first by name; never ``of`` itself."""
+    baseline = cell.method.map(lambda name: name != of and catalog.method(name).baseline)
+    runs = cell[baseline & (cell.protocol == "paper")]
     if runs.empty:
         return runs
     seeds = runs.groupby("method").method.transform("size")
@@ -108,8 +113,8 @@ def best_baseline(cell: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared(ours: pd.DataFrame, cell: pd.DataFrame, method: str, protocol: str) -> dict[str, Any]:
-    """The test of one claim."""
-    first, theirs = ours.iloc[0], runs_of(cell, method, protocol)
+    """The test of one claim, of runs by seed; ``cell`` has the shown runs of the same task and budget."""
+    first = ours.iloc[0]
     released = " (released)" * (protocol != "paper")
     against = method if method == BEST else f"{catalog.method(method).label}{released}"
     label = paper_budget(first.budget, cell)
@@ -120,9 +125,11 @@ def compared(ours: pd.DataFrame, cell: pd.DataFrame, method: str, protocol: str)
         "against_protocol": protocol,
         "metric": first.metric,
         "paper_budget": label,
-        "paper_difference": None if released else paper_difference(first.task, first.metric, label, method),
+        "paper_difference": None if released else paper_difference(first, label, method),
         **facts(first),
     }
+    theirs = cell[(cell.method == method) & (cell.protocol == protocol)]
+    theirs = best_baseline(cell, first.method) if method == BEST else theirs
     if theirs.empty:
         return line | {"reason": f"no finished run of {against}"}
     other = theirs.iloc[0]
@@ -215,17 +222,17 @@ def paper_budget(budget: str, cell: pd.DataFrame) -> str:
     return ""
 
 
-def paper_difference(task: str, metric: str, budget: str, method: str) -> float | None:
-    """AdaLoRA minus ``method`` in the paper's table of the task, in its primary ``metric``; None where it has none."""
+def paper_difference(run: Any, budget: str, method: str) -> float | None:
+    """The method of ``run`` minus ``method`` in the paper's table of its task and metric; None where it has none."""
     for spec in PRINTED:
-        column = next((column for column in spec.columns if column.task == task), None)
-        if column is None or metric not in column.metrics:
+        column = next((column for column in spec.columns if column.task == run.task), None)
+        if column is None or run.metric not in column.metrics:
             continue
-        name = column.paper[column.metrics.index(metric)]
+        name = column.paper[column.metrics.index(run.metric)]
         scores = {row["method"]: number(row[name]) for row in paper_rows(spec.paper_file) if row["budget"] == budget}
+        ours = scores.pop(run.method, None)
         baselines = [value for other, value in scores.items() if catalog.method(other).baseline and value is not None]
         theirs = max(baselines, default=None) if method == BEST else scores.get(method)
-        ours = scores.get(METHOD)
         return None if ours is None or theirs is None else ours - theirs
     return None
 
@@ -268,15 +275,18 @@ def optimism_notes(records: Sequence[Record]) -> list[str]:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def sheet_of(claims: pd.DataFrame, form: str, more: Sequence[str] = (), times: bool = False) -> Sheet:
+def sheet_of(
+    claims: pd.DataFrame, form: str, more: Sequence[str] = (), times: bool = False, method: str = METHOD
+) -> Sheet:
     """The claims as plain texts, with ``times`` in a column; in a terminal with one decimal and the ids of methods."""
     import pandas as pd
 
-    narrow = form == "text"
+    narrow, label = form == "text", catalog.method(method).label
+    title, minus = f"Claims: {label} minus others", f"{method if narrow else label} minus"
     texts = [
         {
             "Cell": f"{line.task} {line.budget}",
-            "AdaLoRA minus": line.against_id if narrow else line.against,
+            minus: line.against_id if narrow else line.against,
             f"Points [{1 - LEVEL:.0%}] (seeds)": difference_text(line, 1 if narrow else 2),
             "p": NONE if number(line.p_holm) is None else f"{line.p_holm:.1g}",
             "Paper": signed(number(line.paper_difference), 1 if narrow else 2),
@@ -289,11 +299,13 @@ def sheet_of(claims: pd.DataFrame, form: str, more: Sequence[str] = (), times: b
     where = sorted(set(claims.backbone + " on " + claims.data + " data"))
     counts = claims.verdict.value_counts()
     summary = ", ".join(f"{counts[name]} {name}" for name in (SUPPORTED, CONTRADICTED, UNDECIDED) if name in counts)
-    caption = f"{TITLE}. {'; '.join(where)}: {summary or 'no test yet'}." if where else f"{TITLE}: no finished run yet."
-    frame = pd.DataFrame(texts, columns=None if texts else ["Cell", "AdaLoRA minus", "Verdict"])
-    timed = [TIMES] if times else []
-    notes = [*NOTES, *timed, *reasons(claims), *settings(claims), *more, SELECTION]
-    return Sheet("claims", TITLE, caption, frame, list(frame.Cell), notes, warnings=[NOTES[1], *timed], names=2)
+    caption = f"{title}. {'; '.join(where)}: {summary or 'no test yet'}." if where else f"{title}: no finished run yet."
+    frame = pd.DataFrame(texts, columns=None if texts else ["Cell", minus, "Verdict"])
+    timed = [TIMES.format(label=label)] if times else []
+    notes = [note.format(label=label) for note in NOTES] + [ABOUT_ADALORA] * (method == METHOD)
+    notes += [*timed, *reasons(claims), *settings(claims), *more, SELECTION]
+    warnings = [VERDICT.format(label=label), *timed]
+    return Sheet("claims", title, caption, frame, list(frame.Cell), notes, warnings, names=2)
 
 
 def difference_text(line: Any, decimals: int) -> str:
@@ -336,7 +348,7 @@ def settings(claims: pd.DataFrame) -> list[str]:
     lines = []
     for (task, budget), cell in claims[claims.difference.notna()].groupby(["task", "budget"], sort=False):
         first = cell.iloc[0]
-        sides = {"AdaLoRA": (first.lr, first.lrs_tried, first.chosen_on, first.params)}
+        sides = {catalog.method(first.method).label: (first.lr, first.lrs_tried, first.chosen_on, first.params)}
         for line in cell.itertuples():
             chosen = (line.against_lr, line.against_lrs_tried, line.against_chosen_on, line.against_params)
             sides[line.against.removeprefix(f"{BEST}: ")] = chosen
@@ -351,8 +363,9 @@ def settings(claims: pd.DataFrame) -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_format(parser, FORMATS)
-    parser.add_argument("--backbone", metavar="NAME", help="default: all with runs of AdaLoRA")
-    parser.add_argument("--times", action="store_true", help="AdaLoRA's training time divided by the other method's")
+    parser.add_argument("--method", metavar="NAME", default=METHOD, help="does it beat the others? (%(default)s)")
+    parser.add_argument("--backbone", metavar="NAME", help="default: all with runs of the method")
+    parser.add_argument("--times", action="store_true", help="its training time divided by the other method's")
     parser.add_argument("--notes", action="store_true", help="all notes in a terminal too")
 
 
@@ -360,11 +373,14 @@ def make(request: Request) -> tuple[str, list[str]]:
     args = request.args
     form = form_of(args.format, args.out, FORMATS)
     records, refused = request.read
+    methods = {record.key["method"] for _, record in records} | set(catalog.choices_of("method"))
+    if args.method not in methods:
+        raise one_of("method", args.method, sorted(methods))
     records = [one for one in records if args.backbone in (None, one[1].key["backbone"])]
-    claims = claims_of(records)
+    claims = claims_of(records, args.method)
     if form == "csv":
         return to_csv(claims), refused
-    sheet = sheet_of(claims, form, optimism_notes(records), args.times)
+    sheet = sheet_of(claims, form, optimism_notes(records), args.times, args.method)
     return render_sheet(texts_sheet(sheet, form), form, args.notes), refused
 
 
@@ -374,14 +390,16 @@ def section(records: Sequence[Record], scope: Scope) -> str:
         return ""
     records = [one for one in records if (one[1].key["backbone"], one[1].key["data"]) == (scope.backbone, scope.data)]
     claims = claims_of(records)
-    if claims.difference.notna().sum() == 0:
+    measured = claims[claims.difference.notna()]
+    if measured.empty:
         return ""
-    return html_part(sheet_of(claims, "html", optimism_notes(records)))
+    missing = reasons(claims.drop(measured.index))
+    return html_part(sheet_of(measured, "html", [*missing, *optimism_notes(records)]))
 
 
 REPORT = Report(
     "claims",
-    "AdaLoRA minus LoRA, baselines and controls, with verdicts",
+    "Does a method beat LoRA and the best baseline?",
     add_arguments,
     make,
     reads="results",

@@ -166,7 +166,7 @@ def official_rows(task: str) -> dict[str, int]:
     """Rows of each split of a shipped task, as the paper used it; empty for other tasks."""
     rows: dict[str, int] = {}
     for path in reversed(catalog.base_files("task", task)):
-        rows |= (catalog.read(path).get("task") or {}).get("rows") or {}
+        rows |= catalog.section(path, "task").get("rows") or {}
     return rows
 
 

@@ -17,8 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
-from task_configs import CONF, REAL_DATA, needs_real_data, task_config, write_jsonl
+from task_configs import REAL_DATA, needs_real_data, task_config, word_pieces, write_jsonl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
@@ -37,15 +36,6 @@ TEXT = [
 
 
 # Three kinds of tokenizer
-
-
-def wordpiece() -> Any:
-    """MiniLM's own, which strips accents and lowers case."""
-    backbone = OmegaConf.load(CONF / "backbone" / "minilm.yaml")
-    try:
-        return backbones.load_tokenizer(OmegaConf.create({"backbone": {"path": None} | dict(backbone)}))
-    except InputError as error:
-        pytest.skip(str(error))
 
 
 def byte_pairs() -> Any:
@@ -70,7 +60,7 @@ def byte_pairs() -> Any:
 
 
 #: DeBERTaV3's: see unit/test_backbone_tokenizer.py
-TOKENIZERS = {"bytes": backbones.byte_tokenizer, "wordpiece": wordpiece, "byte-pairs": byte_pairs}
+TOKENIZERS = {"bytes": backbones.byte_tokenizer, "wordpiece": word_pieces, "byte-pairs": byte_pairs}
 
 
 @cache

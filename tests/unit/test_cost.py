@@ -6,9 +6,11 @@ import argparse
 import copy
 import dataclasses
 import gc
+import io
 import re
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adalora_repro.cli.report import main
+from adalora_repro.config import catalog
 from adalora_repro.config import resolve as planning
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 from adalora_repro.records import cost_record, run_record
@@ -215,6 +218,28 @@ def test_names_cannot_leave_the_results(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="folder name"):
         cost_record.write(make(task="../x"), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# -- memory --------------------------------------------------------------------------------------------------------
+
+
+def test_the_process_that_measures_memory_has_the_folder_of_config_dir(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*_: Any, input: bytes, **__: Any) -> Any:
+        catalog.add_folder(None)  # as in a new process
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(input)))
+        cost.answer()
+        return SimpleNamespace(returncode=0, stdout=capsys.readouterr().out)
+
+    monkeypatch.setattr(cost.subprocess, "run", run)
+    monkeypatch.setattr(cost, "peak_here", lambda *_: {"of": str(*catalog.added_folders())})
+    catalog.add_folder(str(tmp_path))
+    try:
+        plan = SimpleNamespace(key={"method": "lora"})
+        assert cost.peak_of(plan, [], torch.device("cpu")) == {"of": str(tmp_path)}  # type: ignore[arg-type]
+    finally:
+        catalog.add_folder(None)
 
 
 # -- identity of a scoring run -------------------------------------------------------------------------------------

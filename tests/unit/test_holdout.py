@@ -165,9 +165,7 @@ def test_no_group_is_small_enough(tmp_path: Path) -> None:
         loaded(small(tmp_path, "sst2", 3, data__source="local", data__dir=str(tmp_path)))
 
 
-def test_what_is_held_out_by_is_a_text_and_the_name_is_taken() -> None:
-    with pytest.raises(InputError, match=r"column in task\.holdout_by 'label'; valid: sentence"):
-        load_family(task_config("sst2", task__holdout_by=["label"]))
+def test_the_name_of_the_split_is_taken() -> None:
     other = {"task__validation": {"": HOLDOUT}}
     load_family(task_config("sst2", **other))
     with pytest.raises(InputError, match=r"task\.validation: 'holdout' is reserved for the rows that data\.holdout"):

@@ -142,7 +142,7 @@ def paper_steps(task: str, epoch_steps: int) -> float:
     """T in the paper's setting, with this many steps in an epoch; NaN for a task that the paper does not have."""
     if not official_rows(task):
         return math.nan
-    settings = (catalog.read(path).get("train", {}) for path in catalog.base_files("task", task))
+    settings = (catalog.section(path, "train") for path in catalog.base_files("task", task))
     return math.ceil(next(train["epochs"] for train in settings if "epochs" in train) * epoch_steps)
 
 
