@@ -160,6 +160,14 @@ def test_options_choose_the_runs(results: Path, capsys: Captured, words: tuple[s
         (["table1", "--out", "results", "--format", "csv"], ["'results' is no file"]),
         (["table1", "--out", "/dev/null/t.md"], ["cannot write '/dev/null/t.md'"]),
         (["table1", "--colour"], ["--colour"]),
+        (["claims", "--method", "dorra"], ["unknown method 'dorra' (did you mean dora?)"]),
+        (["runs", "--by", "optim.lrr"], ["did you mean optim.lr?"]),
+        (["runs", "--by", ","], ["--by: name at least one"]),
+        (["runs", "--by", "method,held_out"], ["unknown name in --by 'held_out'"]),
+        (["figure1", "--out", "figure.gif"], ["'.gif'", ".svg", ".png", ".pdf", ".csv", "--format"]),
+        (["figure2", "--format", "png"], ["--out FILE"]),
+        (["figure3", "nowhere"], ["'nowhere'", "folder"]),
+        (["figure3", "--backbone", "bart-large", "--format", "svg"], ["nothing to draw", "method=adalora"]),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(

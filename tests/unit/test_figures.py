@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import adalora_repro
 from adalora_repro.cli import report
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
+from adalora_repro.errors import EXIT_OK, InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.selection import Run
 from adalora_repro.reports.curves import curve, evenly
@@ -246,27 +246,6 @@ def test_every_form(results: Path, capsys: Captured, name: str) -> None:
     assert report.main([name, "--out", "again", "--format", "svg"]) == EXIT_OK
     assert Path("again").read_bytes() == Path("drawn.svg").read_bytes()
     ElementTree.parse("drawn.svg")
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["figure1", "--out", "figure.gif"], ["'.gif'", ".svg", ".png", ".pdf", ".csv", "--format"]),
-        (["figure2", "--format", "png"], ["--out FILE"]),
-        (["figure3", "nowhere"], ["'nowhere'", "folder"]),
-        (["figure3", "--backbone", "bart-large", "--format", "svg"], ["nothing to draw", "method=adalora"]),
-    ],
-)
-def test_wrong_input_is_one_line_and_exit_code_2(
-    results: Path, capsys: Captured, words: list[str], says: list[str]
-) -> None:
-    assert report.main(words) == EXIT_BAD_INPUT
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("adalora-report: error: ")
-    assert len(err.splitlines()) == 1
-    for text in says:
-        assert text in err
 
 
 def test_runs_may_be_folders_or_records(results: Path, capsys: Captured) -> None:

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Text = Callable[[float], str]
+CAPTION = "the task head is not counted."
 
 
 def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     runs = data.shown_runs(records, scope)
     cells = data.cells_of(runs[runs["params.method"] > 0])
-    axis = ("params", "trainable parameters", "the task head is not counted.")
-    return against(*axis, cells, runs, scope, text=lambda n: f"{n / 1e6:g}M" if n >= 1e5 else f"{n / 1e3:g}K")
+    return against("params", "trainable parameters", CAPTION, cells, runs, scope, text=in_millions)
+
+
+def in_millions(count: float) -> str:
+    return f"{count / 1e6:g}M" if count >= 1e5 else f"{count / 1e3:g}K"
 
 
 def against(
