@@ -52,7 +52,7 @@ class Sheet:
     title: str
     caption: str
     frame: pd.DataFrame
-    group: Sequence[str]
+    group: Sequence[str] = ()
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     commands: Sequence[str] = ()

@@ -55,7 +55,7 @@ def sheet_of(table: pd.DataFrame, by: list[str], checkpoint: str) -> Sheet:
         lines.append([*names, row["metric"], f"{fixed(row['mean'])}{spread} ({row['n']})", fixed(row["held_out"])])
     frame = pd.DataFrame(lines, columns=[*by, "metric", "score", "held out"])
     caption = f"{TITLE} by {', '.join(by)}; checkpoint {checkpoint}; {table.n.sum()} finished runs."
-    return Sheet("runs", TITLE, caption, frame, [""] * len(frame), notes=[NOTE], names=len(by))
+    return Sheet("runs", TITLE, caption, frame, notes=[NOTE], names=len(by))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

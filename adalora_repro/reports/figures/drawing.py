@@ -168,13 +168,11 @@ def render(figure: Figure, form: str) -> str | bytes:
         InputError: there is not one point to draw; the message has a command that makes some.
     """
     if form == "text":
-        table = texts(figure.table)
         sheet = Sheet(
             figure.name,
             figure.title,
             f"{figure.title}. {figure.caption}",
-            table,
-            [""] * len(table),
+            texts(figure.table),
             notes=figure.notes,
             commands=figure.commands,
             names=figure.names,
