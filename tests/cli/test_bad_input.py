@@ -146,7 +146,7 @@ PAIRS = st.tuples(st.sampled_from(WORDS.split()), st.sampled_from([*VALUES.split
 
 
 @given(st.lists(PAIRS, min_size=1, max_size=3), st.booleans())
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_odd_words_are_a_plan_or_one_line(tiny: Cli, words: list[tuple[str, str]], many: bool) -> None:
     pairs = dict([("task", "sst2"), *words]).items()
     done = tiny(*(["-m"] if many else []), "dry_run=true", *(f"{key}={value}" for key, value in pairs))

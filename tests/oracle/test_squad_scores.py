@@ -200,14 +200,14 @@ def questions(draw: st.DrawFn, size: int = 10) -> tuple[dict[str, list[str]], di
     return references, predictions
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(text=st.one_of(texts, st.text(max_size=15)))
 def test_normalization(text: str) -> None:
     assert normalize_answer(text) == " ".join(slow_tokens(text))
     assert normalize_answer(normalize_answer(text) + " ") == " ".join(slow_tokens(" ".join(slow_tokens(text))))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rows=questions(), gone=st.sets(st.integers(0, 9), max_size=2), extra=st.booleans())
 def test_figures(rows: tuple[dict[str, list[str]], dict[str, str]], gone: set[int], extra: bool) -> None:
     references, predictions = rows
@@ -223,7 +223,7 @@ def test_figures(rows: tuple[dict[str, list[str]], dict[str, str]], gone: set[in
     assert all(0 <= value <= 100 for name, value in figures.items() if not name.endswith("total"))
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(rows=questions(), seed=seeds, step=st.sampled_from([0.2, 30.0]))
 def test_thresholds(rows: tuple[dict[str, list[str]], dict[str, str]], seed: int, step: float) -> None:
     """Odds of which few are equal, and odds of which most are."""

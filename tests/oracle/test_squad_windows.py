@@ -102,7 +102,7 @@ def contexts(draw: st.DrawFn) -> Case:
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(deadline=None, max_examples=50)  # imports, shared processors
+@settings(max_examples=50)  # imports, shared processors
 @given(case=contexts(), stride=st.integers(0, 9), room=st.integers(1, 30))
 def test_windows_are_those_of_a_slow_reading(kind: str, case: Case, stride: int, room: int) -> None:
     tokenizer = tokenizer_of(kind)
@@ -182,7 +182,7 @@ def test_windows_are_those_of_a_slow_reading(kind: str, case: Case, stride: int,
 LOGIT = st.one_of(st.floats(-20, 20, width=32), st.integers(-2, 2).map(float))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data())
 def test_best_spans_are_those_of_all_pairs(data: st.DataObject) -> None:
     windows, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 12))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from plans import counted as planned
 from plans import resolved
@@ -115,7 +115,6 @@ def test_a_label_is_a_number_to_the_parameter() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from([2, 3, 7])), min_size=1, max_size=12), st.integers(0, 60))
-@settings(deadline=None)
 def test_triplets_are_kept_as_a_loop_would(triplets: list[tuple[int, int]], params: int) -> None:
     scores, costs = (torch.tensor(values) for values in zip(*triplets, strict=True))
     left, expected = params, [False] * len(triplets)
@@ -132,7 +131,6 @@ def test_triplets_are_kept_as_a_loop_would(triplets: list[tuple[int, int]], para
     st.integers(7, 60),
     st.randoms(use_true_random=False),
 )
-@settings(deadline=None)
 def test_a_uniform_allocation_of_parameters_keeps_level_after_level(costs, rank, params, random) -> None:
     """The oracle: whole levels while they fit, then the best triplets of one more level that still fit."""
     scores = torch.tensor([random.random() for _ in range(len(costs) * rank)])

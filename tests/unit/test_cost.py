@@ -146,7 +146,7 @@ def test_ratios_by_hand() -> None:
 seconds = st.lists(st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)), min_size=2, max_size=12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seconds, st.floats(0.1, 10))
 def test_interval_lies_among_the_pairs_and_has_no_unit(times: list[tuple[float, float]], unit: float) -> None:
     ours, theirs = np.array(times).T

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 from task_configs import REAL_DATA, needs_real_data, task_config
@@ -99,7 +99,6 @@ def test_the_held_out_split_has_the_primary_metric_s_name() -> None:
     }
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_predictions_are_kept_in_the_order_of_the_split(data: st.DataObject) -> None:
     cases = data.draw(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=40))

@@ -193,7 +193,7 @@ def test_committed_records_are_all_read(original: Path) -> None:
 
 
 @pytest.mark.slow  # by default test_records.py has a value of each kind
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_no_spoilt_file_takes_a_report_with_it(original: Path, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -194,7 +194,7 @@ ROW = st.dictionaries(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROW, min_size=1, max_size=5), st.data())
 def test_the_same_rows_in_other_bytes_are_the_same_data(tmp_path: Path, rows: list[Any], data: st.DataObject) -> None:
     """Other line ends, spacing, escapes, order of keys, blank lines, compression, a byte order mark."""
