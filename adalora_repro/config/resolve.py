@@ -278,7 +278,8 @@ def finished(plan: Plan) -> str | None:
         raise InputError(f"{plan.folder} holds the record of another run ({record.key['hash']}); move it away")
     if record.status != "ok" or record.final is None:
         return None
-    return f"{record.primary_metric} {record.final['metrics'][record.primary_metric]:.4f}"
+    score = f"{record.primary_metric} {record.final['metrics'][record.primary_metric]:.4f}"
+    return f"{score}, degenerate" if record.degenerate else score
 
 
 def failed_since(plan: Plan, moment: float) -> bool:

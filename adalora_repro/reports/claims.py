@@ -16,7 +16,7 @@ from adalora_repro.errors import one_of
 from adalora_repro.records.selection import RULE as SELECTION
 from adalora_repro.records.selection import device_of
 from adalora_repro.reports.frame import frame_of, of_one_seed
-from adalora_repro.reports.notes import UNEQUAL
+from adalora_repro.reports.notes import CONSTANT, DEGENERATE, UNEQUAL
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_part, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.significance import LEVEL, TINY, NoTest, half_width, holm, paired_t, same_examples
@@ -50,7 +50,7 @@ FIELDS = [
     *("seeds_needed", "reason"),
     *("paper_budget", "paper_difference", "lr", "lrs_tried", "chosen_on"),
     *("against_lr", "against_lrs_tried", "against_chosen_on", "params", "against_params"),
-    "time_ratio",
+    *("time_ratio", "degenerate"),
 ]
 VERDICT = (
     f"Verdict: supported if p < {LEVEL} and {{label}} is higher, contradicted if p < {LEVEL} and it is lower, "
@@ -140,7 +140,7 @@ def compared(ours: pd.DataFrame, cell: pd.DataFrame, method: str, protocol: str)
     ours, theirs = ours.loc[seeds], theirs.loc[seeds]
     differences = ours.score - theirs.score
     line |= {"n_seeds": len(seeds), "seeds": " ".join(map(str, seeds)), "difference": differences.mean()}
-    line |= {"time_ratio": time_ratio(ours, theirs)}
+    line |= {"time_ratio": time_ratio(ours, theirs), "degenerate": bool((ours.degenerate | theirs.degenerate).any())}
     if not all(same_examples(a.record, b.record) for a, b in zip(ours.run, theirs.run, strict=True)):
         return line | {"difference": None, "reason": "evaluated on different examples"}
     try:
@@ -302,18 +302,19 @@ def sheet_of(
     caption = f"{title}. {'; '.join(where)}: {summary or 'no test yet'}." if where else f"{title}: no finished run yet."
     frame = pd.DataFrame(texts, columns=None if texts else ["Cell", minus, "Verdict"])
     timed = [TIMES.format(label=label)] if times else []
+    warned = [f"{CONSTANT} {DEGENERATE}."] if claims.degenerate.eq(True).any() else []
     notes = [note.format(label=label) for note in NOTES] + [ABOUT_ADALORA] * (method == METHOD)
-    notes += [*timed, *reasons(claims), *settings(claims), *more, SELECTION]
-    warnings = [VERDICT.format(label=label), *timed]
+    notes += [*warned, *timed, *reasons(claims), *settings(claims), *more, SELECTION]
+    warnings = [VERDICT.format(label=label), *warned, *timed]
     return Sheet("claims", title, caption, frame, list(frame.Cell), notes, warnings, names=2)
 
 
 def difference_text(line: Any, decimals: int) -> str:
-    """ "+0.43 [-0.20, +1.06] (5)"."""
+    """ "+0.43 [-0.20, +1.06] (5)", marked if one of the runs is degenerate."""
     if number(line.difference) is None:
         return NONE
     ends = "" if number(line.low) is None else f" [{signed(line.low, decimals)}, {signed(line.high, decimals)}]"
-    return f"{signed(line.difference, decimals)}{ends} ({line.n_seeds:.0f})"
+    return f"{signed(line.difference, decimals)}{ends} ({line.n_seeds:.0f}){CONSTANT * (line.degenerate is True)}"
 
 
 def rates_text(line: Any) -> str:

@@ -14,7 +14,8 @@ from adalora_repro.reports.spec import commands
 from adalora_repro.reports.text import plural, seed_phrase, short
 
 UNEQUAL = "‡"  # on bold or significant figures: the two sides tried different numbers of learning rates
-CONSTANT = "!"  # on the figures of a cell with a degenerate run
+CONSTANT = "!"  # on the figures of a degenerate run, or of several runs with one among them
+DEGENERATE = "A run gave every example the same prediction"
 CAVEATS = {
     "local": " Scores on subsets of the data are not comparable with the paper's.",
     "sample": " Sample data are generated English, NOT the paper's data.",
@@ -43,7 +44,7 @@ def warnings_of(table: Table) -> list[str]:
         notes.append(f"The paper's numbers are {same}, ours of {scope.backbone} on {scope.data} data: not shown here.")
     constant = [f"{row.name} {column.heading}" for row, column, cell in table.filled() if cell.degenerate]
     if constant:
-        notes.append(f"{CONSTANT} A run gave every example the same prediction: {', '.join(constant)}.")
+        notes.append(f"{CONSTANT} {DEGENERATE}: {', '.join(constant)}.")
     if any(UNEQUAL in marks_of(figure) for figure in table.figures.itertuples()):
         notes.append(
             f"{UNEQUAL} Unequal tuning: the rows compared tried different numbers of learning rates (in --notes), and "

@@ -17,6 +17,7 @@ from adalora_repro.errors import clean
 from adalora_repro.reports.cells import AVERAGE, FIELDS, Cell, Row, Table
 from adalora_repro.reports.notes import (
     CONSTANT,
+    DEGENERATE,
     UNEQUAL,
     caption_of,
     commands_of,
@@ -304,6 +305,7 @@ def paper_style(table: Table) -> str:
     for top, unit in (heading(spec, i) for i in positions):
         headings.append(rf"\shortstack{{\textbf{{{escape_latex(top)}}}\\{escape_latex(unit)}}}")
     legend = "Best in bold, second underlined; subscripts: standard deviation over seeds."
+    legend += f" {CONSTANT} {DEGENERATE}." * any(cell.degenerate for *_, cell in table.filled())
     caption = f"{caption_of(table)} {legend}" if filled else f"{spec.title}: the paper's numbers."
     frame = pd.DataFrame(lines, columns=headings)
     return "\n".join([PREAMBLE, *latex_table(frame, [row.budget for row in rows], caption, spec.name)]) + "\n"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.reports.frame import COLUMNS, frame_of
+from adalora_repro.reports.notes import CONSTANT, DEGENERATE
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.spec import CHECKPOINTS, Report, Request
@@ -25,7 +26,7 @@ NOTE = (
 
 
 def runs_table(request: Request, by: list[str], select: str) -> pd.DataFrame:
-    """A row a group of finished runs: the values of ``by``, metric, mean, sd, n and the held-out mean.
+    """A row a group of finished runs: the values of ``by``, metric, mean, sd, n, the held-out mean, degenerate runs.
 
     Raises:
         InputError: a name that is neither a column of ``frame`` nor a setting of a run.
@@ -41,7 +42,13 @@ def runs_table(request: Request, by: list[str], select: str) -> pd.DataFrame:
             runs[name] = [run.record.settings.get(name) for run in runs.run]
         runs[name] = [value if isinstance(value, str | int | float) else str(value) for value in runs[name]]
     groups = runs.groupby([*by, "metric"], dropna=False, sort=True)
-    table = groups.agg(mean=("score", "mean"), sd=("score", "std"), n=("score", "size"), held_out=("held_out", "mean"))
+    table = groups.agg(
+        mean=("score", "mean"),
+        sd=("score", "std"),
+        n=("score", "size"),
+        held_out=("held_out", "mean"),
+        degenerate=("degenerate", "sum"),
+    )
     return table.reset_index()
 
 
@@ -52,10 +59,12 @@ def sheet_of(table: pd.DataFrame, by: list[str], checkpoint: str) -> Sheet:
     for row in table.to_dict("records"):
         names = [f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in by]
         spread = "" if number(row["sd"]) is None else f" ± {fixed(row['sd'])}"
-        lines.append([*names, row["metric"], f"{fixed(row['mean'])}{spread} ({row['n']})", fixed(row["held_out"])])
+        score = f"{fixed(row['mean'])}{spread} ({row['n']}){CONSTANT * bool(row['degenerate'])}"
+        lines.append([*names, row["metric"], score, fixed(row["held_out"])])
     frame = pd.DataFrame(lines, columns=[*by, "metric", "score", "held out"])
     caption = f"{TITLE} by {', '.join(by)}; checkpoint {checkpoint}; {table.n.sum()} finished runs."
-    return Sheet("runs", TITLE, caption, frame, notes=[NOTE], names=len(by))
+    warnings = [f"{CONSTANT} {DEGENERATE}."] if table.degenerate.any() else []
+    return Sheet("runs", TITLE, caption, frame, notes=[*warnings, NOTE], warnings=warnings, names=len(by))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

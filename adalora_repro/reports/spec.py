@@ -170,6 +170,22 @@ def official_rows(task: str) -> dict[str, int]:
     return rows
 
 
+@cache
+def official_epochs(task: str) -> float | None:
+    """Epochs of a shipped task, as in the paper; None for other tasks."""
+    if not official_rows(task):
+        return None
+    trains = (catalog.section(path, "train") for path in catalog.base_files("task", task))
+    return next((float(train["epochs"]) for train in trains if "epochs" in train), None)
+
+
+def in_the_papers_setting(record: RunRecord) -> bool:
+    """Whether protocol, data and epochs are the paper's; the backbone is the table's to compare."""
+    epochs = record.settings.get("train.epochs")
+    as_printed = record.key["protocol"] == "paper" and epochs == official_epochs(record.key["task"])
+    return as_printed and on_the_papers_data(record)
+
+
 def on_the_papers_data(record: RunRecord) -> bool:
     """Whether the run was trained and evaluated on all of the data that the paper used, and not cut short."""
     key, rows = record.key, dict(record.data.get("rows", {}))

@@ -20,7 +20,7 @@ from adalora_repro.reports.cells import Table, compile_scoped, in_scope, rows_wa
 from adalora_repro.reports.choose import choices
 from adalora_repro.reports.frame import unusable
 from adalora_repro.reports.notes import commands_of, optimism_of
-from adalora_repro.reports.spec import Record, Report, Request, Spec, add_partial, on_the_papers_data, paper_rows
+from adalora_repro.reports.spec import Record, Report, Request, Spec, add_partial, in_the_papers_setting, paper_rows
 from adalora_repro.reports.text import aligned, cell_name, plural, wrapped
 
 STALE_S = 600.0  # a run reports its progress far more often: after this silence it is taken for dead
@@ -89,7 +89,7 @@ class PaperState:
     """How much of the paper is reproduced: ``filled`` of its ``cells``; ``runs`` are finished, ``counted`` of them so.
 
     A cell is a row of one of the paper's tables in one column. It is filled in the paper's setting by a finished run
-    with the table's backbone on all of the data, evaluated whole and not cut short (train.max_steps).
+    with the table's backbone on all of the data for its epochs (``in_the_papers_setting``).
     """
 
     filled: int
@@ -101,14 +101,14 @@ class PaperState:
         others = self.runs - self.counted
         rest = f"; {plural(others, 'finished run')} in other settings" if others else ""
         return (
-            f"{self.filled} of the paper's {self.cells} cells are filled in the paper's setting (its backbone, all of "
-            f"its data){rest}"
+            f"{self.filled} of the paper's {self.cells} cells {'is' if self.filled == 1 else 'are'} filled in the "
+            f"paper's setting (its backbone, data and epochs; one seed or more){rest}"
         )
 
 
 def paper_state(specs: Iterable[Spec], records: Iterable[Record]) -> PaperState:
     finished = [record for _, record in records if record.status == "ok"]
-    whole = [record for record in finished if on_the_papers_data(record) and not unusable(record, "final")]
+    whole = [record for record in finished if in_the_papers_setting(record) and not unusable(record, "final")]
     cells, filled, counted = 0, set(), set()
     for spec in (spec for spec in specs if spec.printed):
         rows = {(row["method"], row["budget"]) for row in paper_rows(spec.paper_file)}

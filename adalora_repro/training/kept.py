@@ -225,6 +225,7 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
     }
     key, params = record.key, record.params
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in record.final["metrics"].items())
+    same = "Degenerate: the last evaluation gave every example the same prediction.\n\n" * record.degenerate
     ranks = f"Ranks of the adapted matrices: {ranks_text(record.rank_pattern)}.\n\n" if record.rank_pattern else ""
     use = {
         "peft": f"model = transformers.{cfg.task.auto_model}.from_pretrained({export.base_name(cfg)!r}"
@@ -241,7 +242,7 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
 {params["method"]:,} trained parameters of the method and {params["head"]:,} of the task head, on a backbone of
 {params["backbone"]:,}; {key["total_steps"]:,} steps, learning rate {key["lr"]:g}, seed {key["seed"]}.
 
-{ranks}| metric (validation split, last step) | value |
+{ranks}{same}| metric (validation split, last step) | value |
 |---|---|
 {metrics}
 

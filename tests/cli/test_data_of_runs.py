@@ -185,13 +185,16 @@ def test_one_class_for_all_examples_is_said_and_recorded(tiny: Cli, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr(glue.Task, "predict", one_class)
-        done = tiny("task=mnli", "method=lora", "data.holdout=15")
+        words = ("task=mnli", "method=lora", "data.holdout=15")
+        done = tiny(*words)
     assert done.code == EXIT_OK
     assert done.err.splitlines()[-1] == (
         "adalora-run: note: degenerate: the last evaluation gave every example the same prediction "
         "(validation_matched: class 1, validation_mismatched: class 1, holdout: class 1)"
     )
     assert only_run().record.degenerate is True
+    assert ", degenerate); force=true" in tiny(*words).out
+    assert "Degenerate: " in (only_run().folder / "model" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_same_rows_in_other_files_are_the_same_run(tiny: Cli) -> None:

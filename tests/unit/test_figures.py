@@ -157,7 +157,6 @@ def test_scores_are_one_point_a_cell_and_a_constant_prediction_is_flagged(tmp_pa
     figure = scores.figure(records(tmp_path), SCOPE)
     assert list(figure.points.score) == [0.0, pytest.approx(81)]
     assert list(drawing.texts(figure.table).degenerate) == ["yes", ""]
-    assert "Hollow" in figure.caption
     assert [panel.title for panel in figure.panels] == ["cola: matthews_correlation (%)", "mnli: accuracy_m (%)"]
 
 

@@ -24,10 +24,10 @@ def results(tmp_path: Path) -> str:
 def test_runs_are_grouped(results: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "--results", results, "--by", "method,train.epochs,method", "--format", "csv"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "method,train.epochs,metric,mean,sd,n,held_out",
-        "lora,3.0,matthews_correlation,40.0,,1,",
-        "lora,4.0,matthews_correlation,50.0,,1,",
-        "mine,3.0,matthews_correlation,60.0,,1,",
+        "method,train.epochs,metric,mean,sd,n,held_out,degenerate",
+        "lora,3.0,matthews_correlation,40.0,,1,,0",
+        "lora,4.0,matthews_correlation,50.0,,1,,0",
+        "mine,3.0,matthews_correlation,60.0,,1,,0",
     ]
     assert main(["runs", "--results", results, "--by", "method"]) == 0
     shown = capsys.readouterr().out

@@ -47,6 +47,8 @@ PAPER_METHODS = ("adalora", "lora", "houlsby", "pfeiffer", "bitfit", "full")
 SYMBOLS = {"q": "Wq", "k": "Wk", "v": "Wv", "attn_out": "Wo", "ffn_in": "Wf1", "ffn_out": "Wf2"}
 SYMBOLS |= {"cross_q": "Wq cross", "cross_k": "Wk cross", "cross_v": "Wv cross", "cross_out": "Wo cross"}
 
+HOLLOW = " Hollow or dashed: a run gave every example the same prediction (degenerate)."
+
 #: how a person reads the numbers of these columns
 FORMS: dict[Any, Callable[[float], str]] = {"score": fixed, "sd": fixed, "params": count_text, "lr": lr_text}
 FORMS |= {"hours": "{:.3g}".format}
@@ -136,7 +138,9 @@ def report_of(name: str, title: str, figure_of: Callable[..., Figure], of_runs: 
     """
 
     def figure(*args: Any) -> Figure:
-        return replace(figure_of(*args), name=name, title=title)
+        made = figure_of(*args)
+        degenerate = "degenerate" in made.points and made.points.degenerate.any()
+        return replace(made, name=name, title=title, caption=made.caption + HOLLOW * bool(degenerate))
 
     def add(parser: argparse.ArgumentParser) -> None:
         if of_runs:

@@ -46,10 +46,8 @@ def against(
     """
     cells = cells.sort_values([*apart, column, "method"], ignore_index=True)
     style = drawing.looks(cells.method, cells.label)
-    hollow = " Hollow: a run's predictions are all the same (degenerate)." if cells.degenerate.any() else ""
     return drawing.Figure(
-        f"{data.scope_text(scope)} Mean over seeds, with one standard deviation where there are several; "
-        f"{caption}{hollow}",
+        f"{data.scope_text(scope)} Mean over seeds, with one standard deviation where there are several; {caption}",
         cells,
         cells[["task", "label", "budget", *apart[1:], column, "metric", *data.SHOWN]],
         [

@@ -26,7 +26,7 @@ from adalora_repro.reports.spec import (
     Scope,
     command,
     commands,
-    official_rows,
+    official_epochs,
     paper_rows,
 )
 from adalora_repro.reports.text import NONE, fixed, number, plural
@@ -140,10 +140,8 @@ def measured(path: Path, record: CostRecord, method: str) -> dict[str, Any]:
 @cache
 def paper_steps(task: str, epoch_steps: int) -> float:
     """T in the paper's setting, with this many steps in an epoch; NaN for a task that the paper does not have."""
-    if not official_rows(task):
-        return math.nan
-    settings = (catalog.section(path, "train") for path in catalog.base_files("task", task))
-    return math.ceil(next(train["epochs"] for train in settings if "epochs" in train) * epoch_steps)
+    epochs = official_epochs(task)
+    return math.nan if epochs is None else math.ceil(epochs * epoch_steps)
 
 
 def lines_of(records: Sequence[Record], backbone: str, results: Path, only_filled: bool) -> pd.DataFrame:
