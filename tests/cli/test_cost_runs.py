@@ -134,7 +134,7 @@ def test_a_sweep_of_measurements(quick: Tiny) -> None:
     [
         (["measure=speed"], "unknown measure 'speed'; valid: score, cost"),
         (["cost.against=lorra"], "cost.against: unknown method 'lorra'"),
-        (["measure=score", "backbone.weights=random"], "backbone.weights=random has no score worth a record"),
+        (["measure=score", "backbone.weights=random"], "backbone.weights=random is only for measure=cost"),
     ],
 )
 def test_wrong_input_is_one_line(quick: Tiny, words: list[str], told: str) -> None:

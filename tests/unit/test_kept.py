@@ -138,7 +138,7 @@ def test_export_refuses_what_is_there_and_forms_that_are_not(tmp_path: Path) -> 
         with pytest.raises(InputError, match=message):
             kept.write_export(tmp_path, tmp_path / "new", form)
     assert not (tmp_path / "new").exists()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         kept.write_export(tmp_path, tmp_path / "model", "merged")
 
 
@@ -156,7 +156,7 @@ def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mon
     for to, message in (
         (folder / "model" / "new", "is inside"),
         (folder / "new", "is inside"),
-        (tmp_path / "link", "is there already"),
+        (tmp_path / "link", "already exists"),
         (tmp_path / "file" / "new", "cannot write"),
     ):
         for form in ("peft", "merged"):

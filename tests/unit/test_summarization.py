@@ -331,7 +331,7 @@ GOOD = {"id": "a", "document": "Rain fell.", "summary": "Rain."}
         (GOOD, None),
         (GOOD | {"document": " \n\t "}, "the document is empty"),
         (GOOD | {"summary": "\u00a0"}, "the summary is empty"),
-        (GOOD | {"summary": None}, "column 'summary' must be text, is None"),
+        (GOOD | {"summary": None}, "column 'summary' must be text, not None"),
     ],
 )
 def test_problems_of_a_row(row: dict[str, Any], problem: str | None) -> None:
