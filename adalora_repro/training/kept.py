@@ -175,7 +175,7 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
     try:
         part.mkdir(parents=True)
     except FileExistsError:
-        raise InputError(f"--to: '{part}' already exists, of an export that runs or was interrupted; remove it first") from None
+        raise InputError(f"--to: '{part}' exists, from an export under way or cut off; remove it first") from None
     except OSError as error:
         raise InputError(f"--to: cannot write '{to}': {error.strerror}") from None
     try:

@@ -122,7 +122,7 @@ WRONG = {
         CSV,
         CSV,
         ["task.class_names=[no,yes,no]"],
-        "class_names=['no', 'yes', 'no']: a name is there twice",
+        "class_names=['no', 'yes', 'no']: a name appears twice",
     ),
     "number": (CSV, CSV, ["task.num_labels=3"], "task.num_labels=3, but the data have 2 classes: no, yes"),
     "empty": ("", CSV, [], "train.csv: empty; the train split of custom must have at least one row"),
