@@ -84,7 +84,7 @@ class ArrayLauncher(SlurmLauncher):
         for words in jobs:
             folder = self.plans[words].folder
             if folder in queued:
-                print(f"in the queue already: {folder} (task {queued[folder]})")
+                print(f"already queued: {folder} (task {queued[folder]})")
                 outcomes[words], tasks[words] = (QUEUED, EXIT_OK), queued[folder]
             else:
                 outcomes[words] = SUBMITTED, EXIT_OK
@@ -94,7 +94,7 @@ class ArrayLauncher(SlurmLauncher):
             try:
                 self.wait(tasks, outcomes)
             except KeyboardInterrupt:
-                print("the runs go on without this process")
+                print("the submitted runs continue")
                 raise
         return [JobReturn(_return_value=outcomes[words], status=JobStatus.COMPLETED) for words in jobs]
 
@@ -131,7 +131,7 @@ class ArrayLauncher(SlurmLauncher):
         where = "" if self.results == Path("results") else " " + shlex.quote(f"--results={self.results}")
         print(f"submitted: job {number}, {len(jobs)} run{'s'[: len(jobs) > 1]}; logs in {tasks[0].paths.folder}")
         print(f"  adalora-report status{where}   shows how far they are")
-        print(f"  scancel {number}   ends them; the same command goes on", flush=True)
+        print(f"  scancel {number}   cancels them; the same command resumes them", flush=True)
         return ids
 
     def wait(self, tasks: Mapping[Words, str], outcomes: dict[Words, Outcome]) -> None:

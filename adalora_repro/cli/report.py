@@ -69,7 +69,7 @@ def table_report(spec: Spec) -> Report:
         parser.add_argument("--style", choices=["notes", PAPER], default="notes", help="paper: LaTeX in its own layout")
         add_partial(parser)
         parser.add_argument("--only-filled", action="store_true", help="leave out rows and columns without a record")
-        parser.add_argument("--notes", action="store_true", help="all notes and commands in a terminal too")
+        parser.add_argument("--notes", action="store_true", help="print all notes and commands in text output too")
 
     def make(request: Request) -> tuple[str, list[str]]:
         args = request.args
@@ -92,7 +92,7 @@ def every_report() -> dict[str, Report]:
 def parser_of(reports: dict[str, Report]) -> Parser:
     parser = Parser(
         prog="adalora-report",
-        description="Compile the paper's tables from the records of adalora-run, ours beside the paper's.",
+        description="Compile the paper's tables from adalora-run's records, with our numbers beside the paper's.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -126,7 +126,7 @@ def report(argv: Sequence[str]) -> int:
         raise one_of("report", argv[0], every)
     args = completed(parser_of(every)).parse_args(argv)
     if args.report is None:
-        raise InputError(f"say which report; valid: {', '.join(every)} (--help shows examples)")
+        raise InputError(f"choose a report; valid: {', '.join(every)} (--help shows examples)")
     use_config_dir(getattr(args, "config_dir", None))
     chosen = every[args.report]
     results = results_folder(getattr(args, "results", None))
@@ -141,7 +141,7 @@ def report(argv: Sequence[str]) -> int:
         write(content, out, args.overwrite)
         print(f"wrote {clean(str(out))}", file=sys.stderr)
     elif isinstance(content, bytes):
-        raise InputError("--out FILE is needed: this is no text for a terminal")
+        raise InputError("--out FILE is needed: this format is binary")
     else:
         sys.stdout.write(content)
         sys.stdout.flush()

@@ -33,7 +33,7 @@ class RankAllocator:
 
     Pruned λ keep being trained between masks and may come back until the set is fixed.
 
-    ``score`` is S of eq. (7): ``importance`` with s = Ī Ū; ``sensitivity`` with s = I (released: its average Ī, F28);
+    ``score`` is S of eq. (7): ``importance`` with s = Ī Ū; ``sensitivity`` with s = I (released: its average Ī);
     ``magnitude`` is S_i = |λ_i|; ``random`` one number for each triplet, drawn once from ``seed``: a control.
     ``gradient``, also a control, is eq. (7) with s = Ḡ, |∇L| smoothed as eq. (9) smooths the sensitivity:
     Ḡ^(t)(w) = β1 Ḡ^(t-1)(w) + (1 - β1) |∇_w L^(t)|, Ḡ^(-1) = 0. It omits the weight of eq. (8) and the
@@ -213,7 +213,7 @@ class RankAllocator:
                 torch._foreach_copy_(values, trained)
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages and mask, and whose they are: all that resuming needs beside the parameters (F40)."""
+        """Averages and mask, and whose they are: all that resuming needs beside the parameters."""
         return {
             "schedule": asdict(self.schedule),
             "protocol": self.protocol,

@@ -136,8 +136,8 @@ def keep_level(levelled: Tensor, costs: Tensor, params: int, kinds: int, most: i
 def keep_above_threshold(scores: Tensor, budget: int) -> Tensor:
     """The released code's rule: all scores above the (N - budget)-th smallest survive.
 
-    Entries that tie with the threshold fall too, so fewer than ``budget`` may survive (fidelity F13). With nothing to
-    prune, where the released code raises, all survive.
+    Entries that tie with the threshold fall too, so fewer than ``budget`` may survive. With nothing to prune, where the
+    released code raises, all survive (docs/deviations.md, row 9).
     """
     pruned = scores.numel() - budget
     if pruned <= 0:

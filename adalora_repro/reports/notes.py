@@ -171,4 +171,4 @@ def commands_of(table: Table) -> list[str]:
 def fill_title(lines: Sequence[str]) -> str:
     """The sentence before the commands, which are the shortest form: settings that a user varied are not in them."""
     where = "DIR is the folder with the data; " if any("data.dir=DIR" in line for line in lines) else ""
-    return f"To fill empty cells ({where}add the overrides that the other runs had)"
+    return f"To fill empty cells ({where}add the settings that the existing runs changed)"

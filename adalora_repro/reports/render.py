@@ -193,7 +193,7 @@ def to_text(sheet: Sheet, notes: bool = False) -> str:
         title = f"{fill_title(shown)}{f'; --notes shows {more} more' * bool(more)}:"
         parts.append([*wrapped(title), *(f"  {clean(line)}" for line in shown)])
     if not notes:
-        parts.append(["--notes: the rule of a cell, tests, settings, commands."])
+        parts.append(["--notes adds the selection rule, tests, settings and commands."])
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 

@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", default=BY, metavar="NAME,…", help="keys or settings, train.epochs say (%(default)s)")
     parser.add_argument("--select", choices=CHECKPOINTS, default="final", help="checkpoint (default: %(default)s)")
     add_format(parser, FORMATS)
-    parser.add_argument("--notes", action="store_true", help="the note in a terminal too")
+    parser.add_argument("--notes", action="store_true", help="print the note in text output too")
 
 
 def make(request: Request) -> tuple[str, list[str]]:

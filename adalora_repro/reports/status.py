@@ -147,7 +147,7 @@ def table_status(table: Table, states: Sequence[State], now: float) -> str:
     lines += attention(states, now)
     lines += notices(states, table)
     gaps = commands_of(table)
-    lines += ["", "Cells without a finished run are filled by:", *(f"  {clean(line)}" for line in gaps)] if gaps else []
+    lines += ["", "Commands for cells without a finished run:", *(f"  {clean(line)}" for line in gaps)] if gaps else []
     return "\n".join(lines)
 
 

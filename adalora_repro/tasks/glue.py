@@ -70,7 +70,7 @@ class Task(BaseTask):
         if task.num_labels != 1:
             classes = list(task.class_names) or distinct_classes(task, labels[0])
             if len(set(classes)) < len(classes):
-                raise InputError(f"task.class_names={classes}: a name is there twice")
+                raise InputError(f"task.class_names={classes}: a name appears twice")
             if task.num_labels not in (None, len(classes)):
                 raise InputError(
                     f"task.num_labels={task.num_labels}, but the data have {len(classes)} classes: {', '.join(classes)}"

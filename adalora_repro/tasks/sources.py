@@ -188,8 +188,8 @@ def groups_too_large(rules: BaseTask, name: str, count: int) -> InputError:
 
 def nothing_left(where: str, cfg: DictConfig, split: str, bad: BadRows) -> InputError:
     """The error for a split without a row."""
-    why = f"no good row ({bad.problems[0]})" if bad.problems else "empty"
-    return InputError(f"{where}: {why}, the {split} split of {cfg.task.name} needs rows")
+    why = f"no valid row ({bad.problems[0]})" if bad.problems else "empty"
+    return InputError(f"{where}: {why}; the {split} split of {cfg.task.name} must have at least one row")
 
 
 def provenance(cfg: DictConfig, rows: dict[str, int]) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def _checked(rows: Iterable[tuple[str, Any]], rules: BaseTask, bad: BadRows) -> 
         name = row.get("id") if isinstance(row, dict) and "id" in rules.columns else None
         if isinstance(name, str):
             if problem is None and seen.setdefault(name, where) != where:
-                problem = f"the id is also that of {seen[name]}"
+                problem = f"duplicate id, first in {seen[name]}"
             where = f"{where}: id {name!r}"
         if problem is None:
             yield number, row
@@ -241,13 +241,13 @@ def row_problem(rules: BaseTask, row: Any) -> str | None:
         if column == rules.cfg.task.label_column and not rules.text_label:
             continue
         if not isinstance(value, str):
-            return f"column '{column}' must be text, is {shown(value)}"
+            return f"column '{column}' must be text, not {shown(value)}"
         if not rules.blank_texts and not value.strip():
             return f"the {column} is empty"
         try:
             value.encode()
         except UnicodeEncodeError:  # JSON can hold halves of surrogate pairs
-            return f"column '{column}' has half of a surrogate pair, which is no text"
+            return f"column '{column}' contains an unpaired surrogate, which is not valid text"
     return rules.label_problem(row)
 
 
@@ -326,7 +326,7 @@ def file_of(cfg: DictConfig, split: str) -> Path:
             )
         raise InputError(f"{paths[0]}: no such file; it must hold {FORMAT}")
     if len(found) > 1:  # one of them may be older
-        raise InputError(f"{' and '.join(map(str, found))} both hold the {split} split; move one away")
+        raise InputError(f"{' and '.join(map(str, found))} each contain the {split} split; keep only one")
     if other := not_a_file(found[0].stat().st_mode):
         raise InputError(f"{found[0]}: {other}, not a file; it must hold {'rows' if cfg.task.hub is None else FORMAT}")
     return found[0]

@@ -45,11 +45,11 @@ class Options:
     stride: int = setting(minimum=0)
     "Tokens that neighbouring windows over a long context share."
     n_best: int = setting(later=None, minimum=1)
-    "Spans kept of each window, and answers kept of each question."
+    "Spans kept per window and answers kept per question."
     max_answer_length: int = setting(later=None, minimum=1)
     "Tokens of the longest answer."
     null_threshold: float | None = setting(None, later=None)
-    "No answer where its score exceeds the best span's by more; null: there always is an answer."
+    "Predict no answer if its score exceeds the best span's by more than this; null: always predict a span."
 
 
 class Task(BaseTask):

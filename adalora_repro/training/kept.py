@@ -162,7 +162,7 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
     """
     folder = folder_of(run)
     if not to.name or (os.path.lexists(to) and not (to.is_dir() and not any(to.iterdir()))):  # "." has no name
-        raise InputError(f"--to: '{to}' is there already; name a new folder")
+        raise InputError(f"--to: '{to}' already exists; name a new folder")
     base = folder.parent if (folder.parent / RECORD_NAME).exists() else folder
     if to.resolve().is_relative_to(base.resolve()):
         raise InputError(f"--to: '{to}' is inside '{base}'; name a folder elsewhere")
@@ -175,7 +175,7 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
     try:
         part.mkdir(parents=True)
     except FileExistsError:
-        raise InputError(f"--to: '{part}' is there, of an export under way or cut off; remove it first") from None
+        raise InputError(f"--to: '{part}' exists, from an export under way or cut off; remove it first") from None
     except OSError as error:
         raise InputError(f"--to: cannot write '{to}': {error.strerror}") from None
     try:

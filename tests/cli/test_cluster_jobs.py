@@ -202,8 +202,8 @@ def test_detached_runs_are_submitted_once(tiny: Cli, slurm: Path) -> None:
 
     again = tiny(*words, "seed=0,1")
     assert again.code == EXIT_OK
-    assert again.out.count("in the queue already: results/runs/") == 2
-    assert counts(again) == "2 in the queue already"
+    assert again.out.count("already queued: results/runs/") == 2
+    assert counts(again) == "2 already queued"
     more = tiny(*words, "method=bitfit", "budget=0.3M,1.2M")  # which is one run
     assert counts(more) == "1 submitted"
     assert list(submission().runs) == ["8"]  # one run is no array
@@ -215,7 +215,7 @@ def test_detached_stages_wait_for_each_other(tiny: Cli, slurm: Path) -> None:
     assert done.code == EXIT_OK, done.err
     assert "stage 1 of 2: when its runs have ended, repeat the command for the next\n" in done.out
     assert counts(done) == "3 submitted"
-    assert counts(tiny(*words)) == "3 in the queue already"
+    assert counts(tiny(*words)) == "3 already queued"
     for number, key in enumerate(submission().runs.values()):  # two finish, one fails
         folder = run_record.run_folder(Path("results"), key)
         plan = Plan(None, key, {}, folder, 6, 6)  # type: ignore[arg-type]
@@ -249,7 +249,7 @@ def test_runs_and_submissions_share_a_folder_below_home(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     words = (*WORDS, 'results.dir="~/r"', "launch=detach")
     assert counts(tiny(*words)) == "1 submitted"
-    assert counts(tiny(*words)) == "1 in the queue already"
+    assert counts(tiny(*words)) == "1 already queued"
     assert not Path("~").exists()
 
 

@@ -99,16 +99,16 @@ def test_an_unknown_model_type_gets_a_draft_that_works(tiny, models, tmp_path):
 
 def test_a_shipped_name_never_stands_for_another_model(tiny, models, tmp_path):
     named = shutil.copytree(models / "bert", tmp_path / "minilm")
-    assert "would be filed as 'minilm'" in refused(tiny(*AUTO, f"backbone.path={named}"))
+    assert "the folder would name the model 'minilm'" in refused(tiny(*AUTO, f"backbone.path={named}"))
     plan = tiny(*AUTO, f"backbone.path={named}", "backbone.name=mine", "dry_run=true")
     assert plan.out.startswith("plan: task=rte method=lora budget=0.3M backbone=mine ")
     line = refused(tiny(*RUN, "backbone=minilm", f"backbone.path={models / 'bert'}", "dry_run=true"))
     assert f"{models / 'bert' / 'model.safetensors'} is not the published file" in line
     assert f"backbone=auto backbone.path={models / 'bert'}" in line
     line = refused(tiny(*RUN, "backbone=deberta-v3-base", "backbone.hub=org/other"))
-    assert line.endswith("backbone 'deberta-v3-base' is another model; yours: backbone=auto backbone.hub=org/other")
+    assert line.endswith("' is a fixed model; for your own use backbone=auto backbone.hub=org/other")
     plan = tiny(*RUN, "backbone=deberta-v3-base", f"backbone.path={models / 'bert'}", "dry_run=true")
-    assert "is taken for microsoft/deberta-v3-base: its architecture is compared, its weights are not" in plan.out
+    assert "is assumed to be microsoft/deberta-v3-base: the architecture is checked, the weights are not" in plan.out
 
 
 @pytest.mark.parametrize(

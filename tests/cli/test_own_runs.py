@@ -93,7 +93,7 @@ def test_steps_follow_from_the_run_s_t(cli: Cli, tmp_path: Path) -> None:
         assert " ".join(line.split()) in " ".join(plan.split())
     refused = cli(*tiny(*words), "method.schedule=scaled")
     assert (refused.code, refused.err.count("\n")) == (EXIT_BAD_INPUT, 1)
-    assert "method.schedule=scaled scales from task.total_steps, which custom does not have" in refused.err
+    assert "method.schedule=scaled needs task.total_steps, which custom does not set" in refused.err
 
 
 CSV = "text,label\na,no\nb,yes\n"
@@ -103,10 +103,10 @@ WRONG = {
     "label": ("text\na\n", CSV, [], "train.csv:2: column 'label' is missing (found: text)"),
     "class": (CSV, "text,label\na,no\n\nb,yse\n", [], "validation.csv:4: unknown label 'yse' (did you mean yes?)"),
     "names": (CSV, CSV, ["task.class_names=[no,maybe]"], "train.csv:3: unknown label 'yes'; valid: no, maybe"),
-    "twice": (CSV, CSV, ["task.class_names=[no,yes,no]"], "class_names=['no', 'yes', 'no']: a name is there twice"),
+    "twice": (CSV, CSV, ["task.class_names=[no,yes,no]"], "class_names=['no', 'yes', 'no']: a name appears twice"),
     "number": (CSV, CSV, ["task.num_labels=3"], "task.num_labels=3, but the data have 2 classes: no, yes"),
-    "empty": ("", CSV, [], "train.csv: empty, the train split of custom needs rows"),
-    "header": (CSV, "text,label\n", [], "validation.csv: empty, the validation split of custom needs rows"),
+    "empty": ("", CSV, [], "train.csv: empty; the train split of custom must have at least one row"),
+    "header": (CSV, "text,label\n", [], "validation.csv: empty; the validation split of custom must have at least one"),
     "mixed": ("text,label\na,0\nb,yes\n", CSV, [], "train.csv:3: the label is the text 'yes', but the number 0 in "),
     "fraction": ("text,label\na,0.5\nb,1\n", CSV, [], "train.csv:2: the label is 0.5: task.num_labels=1 for a score"),
     "one": ("text,label\na,no\n", CSV, [], "column 'label' of the train split has no alone"),

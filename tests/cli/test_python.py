@@ -92,7 +92,7 @@ def test_export_is_loaded_without_the_run(tiny: Cli, ask: Cli, tmp_path: Path, m
         again = ask("export", folder, "--to", there)
         assert (again.code, again.err) == (
             EXIT_BAD_INPUT,
-            f"adalora-model: error: --to: '{there}' is there already; name a new folder\n",
+            f"adalora-model: error: --to: '{there}' already exists; name a new folder\n",
         )
 
 

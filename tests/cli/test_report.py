@@ -82,7 +82,7 @@ def test_a_file_is_replaced_only_when_told_to(results: Path, capsys: Captured, w
     Path("link").symlink_to("mine")
     for name in ("mine", "link"):
         assert run(*words, "--out", name) == EXIT_BAD_INPUT
-        assert f"'{name}' is there already; --overwrite replaces it" in capsys.readouterr().err
+        assert f"'{name}' already exists; --overwrite replaces it" in capsys.readouterr().err
         assert Path("mine").read_text(encoding="utf-8") == "mine"
     assert run(*words, "--out", "link", "--overwrite") == EXIT_OK
     assert Path("mine").read_text(encoding="utf-8") == printed
@@ -143,7 +143,7 @@ def test_options_choose_the_runs(results: Path, capsys: Captured, words: tuple[s
     [
         (
             [],
-            ["say which report", "table1, table2, table3, table4, table5, table14, controls", "compare"],
+            ["choose a report", "table1, table2, table3, table4, table5, table14, controls", "compare"],
         ),
         ([], ["table15", "status", "html", "figure1, figure2, figure3, figure4"]),
         (["compare", "nowhere", "elsewhere"], ["no record 'nowhere'", "metrics.json"]),
@@ -157,7 +157,7 @@ def test_options_choose_the_runs(results: Path, capsys: Captured, words: tuple[s
         (["table1", "--out", "t.svg"], ["'.svg'", ".md, .tex, .csv, .html, .txt"]),
         (["table1", "--format", "csv", "--out", "t.pdf"], ["'t.pdf'; valid: .csv"]),
         (["table1", "--format", "csv", "--out", "cost.json", "--overwrite"], ["'cost.json' is the name of a record"]),
-        (["table1", "--out", "results", "--format", "csv"], ["'results' is no file"]),
+        (["table1", "--out", "results", "--format", "csv"], ["'results' is not a regular file"]),
         (["table1", "--out", "/dev/null/t.md"], ["cannot write '/dev/null/t.md'"]),
         (["table1", "--colour"], ["--colour"]),
         (["claims", "--method", "dorra"], ["unknown method 'dorra' (did you mean dora?)"]),

@@ -74,7 +74,7 @@ LORA = ("lora", "lora_at_adalora", "lora_init_r", "lora_qv", "lora_regu")  # lor
 
 @pytest.mark.parametrize("protocol", ["paper", pytest.param("released", marks=pytest.mark.slow)])
 def test_a_starts_gaussian_on_deberta_v3_alone(protocol: str) -> None:
-    """fidelity F21; a run without the setting keeps the identity it had before the setting existed."""
+    """docs/deviations.md, row 16; a run without the setting keeps the identity it had before the setting existed."""
     runs = {method: ("task=rte", "budget=0.16%", f"method={method}") for method in (*LORA, "prune_lora")}
     cases = [(words, backbone) for words in runs.values() for backbone in ("deberta-v3-base", "minilm")]
     for words, backbone in (*cases, (("task=xsum", "budget=0.26%", "method=lora"), "bart-large")):

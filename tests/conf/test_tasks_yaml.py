@@ -68,7 +68,7 @@ def test_tuned_files_hold_the_paper_s_hyperparameters(row: dict[str, str]) -> No
         assert named[key.partition(".")[2]].startswith(expected), key
 
 
-# fidelity.md, table of script settings: alpha, length, warm-up, weight decay, classifier dropout, evaluations per run
+# settings of the released scripts: alpha, length, warm-up, weight decay, classifier dropout, evaluations per run
 RELEASED = {
     "mnli": (16, 256, 1000, 0, 0.15, 28),
     "rte": (32, 320, 200, 0.01, 0.20, 39),

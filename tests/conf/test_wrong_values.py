@@ -31,10 +31,10 @@ method=lora_regu protocol=released budget=0.08% => (method.r=1) has none; a larg
 method=lora_rank_pattern => method.rank_pattern must be the folder or the record of a | run, or a JSON file, not ''
 method=lora method.rank_pattern=7 => must be the folder or the record of a finished run, or a JSON file, not '7'
 method=lora method.rank_pattern=nowhere => method.rank_pattern: no record 'nowhere'
-method.module=base => method.module belongs to the file of a method | chosen with method=NAME
-method=lora method.name=adalora => method.name=adalora: that name belongs to | conf/method: method=adalora
-backbone.name=minilm => backbone.name=minilm: that name belongs to | conf/backbone: backbone=minilm
-budget.label=1.2M => budget.label=1.2M: that name | budget=1.2M
+method.module=base => method.module is set in a method's file | choose it with method=NAME
+method=lora method.name=adalora => method.name=adalora: conf/method already has this name | with method=adalora
+backbone.name=minilm => backbone.name=minilm: conf/backbone already has this name | with backbone=minilm
+budget.label=1.2M => budget.label=1.2M: conf/budget already has this name | with budget=1.2M
 tuned=nope => unknown tuned 'nope' | cola_adalora
 task.primary_metric=nope => task.primary_metric 'nope' | valid: accuracy
 task.metrics=[nope] task.primary_metric=nope => unknown metric 'nope' | valid: accuracy, f1
@@ -75,8 +75,8 @@ data=hub task.rows.train=0 => task.rows.train must be positive, not 0
 backbone.architecture.num_hidden_layers=0 => must be from 1 to 1000, not 0
 backbone=tiny-bart task=xsum backbone.architecture.decoder_layers=1001 => decoder_layers must be from
 backbone=minilm backbone.source=foo => unknown backbone.source 'foo'; valid: hub, package, random
-backbone=minilm backbone.source=hub => backbone.hub is not set, which backbone.source=hub with
-backbone.tokenizer=hub => backbone.hub is not set, which backbone.source=random with backbone.tokenizer=hub
+backbone=minilm backbone.source=hub => backbone.source=hub with | needs backbone.hub, or backbone.path=DIR
+backbone.tokenizer=hub => backbone.source=random with backbone.tokenizer=hub needs backbone.hub
 backbone.architecture.model_type=gpt2 => model type 'gpt2' | valid: bart, bert, deberta, | GPT2For
 backbone.architecture.model_type=nope => model type 'nope' | valid: bart, bert, deberta, deberta-v2
 backbone=auto => backbone=auto needs a model: backbone.path=DIR or backbone.hub=ORG/NAME

@@ -187,7 +187,7 @@ def test_the_command(form: str, text: str, tmp_path: Path, capsys: pytest.Captur
     shown = capsys.readouterr().out
     assert text in shown
     assert "supported" in shown
-    assert form == "csv" or "Rule of a cell" in shown
+    assert form == "csv" or "Selection rule" in shown
 
 
 def test_without_runs_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,7 +132,7 @@ def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mon
     for to, message in (
         (folder / "model" / "new", "is inside"),
         (folder / "new", "is inside"),
-        (tmp_path / "link", "is there already"),
+        (tmp_path / "link", "already exists"),
         (tmp_path / "file" / "new", "cannot write"),
     ):
         for form in ("peft", "merged"):

@@ -191,7 +191,7 @@ def test_it_replaces_its_own_page_and_no_other_file(
     built(Path("results"))
     built(Path("results"))
     Path("notes.html").write_text("mine", encoding="utf-8")
-    wrong = {"notes.html": "--overwrite", "results": "is no file", "page.pdf": ".html"}
+    wrong = {"notes.html": "--overwrite", "results": "is not a regular file", "page.pdf": ".html"}
     for out, says in wrong.items():
         capsys.readouterr()
         assert report.main(["html", "--out", out]) == EXIT_BAD_INPUT

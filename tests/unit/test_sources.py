@@ -71,7 +71,7 @@ def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
     other = write_jsonl(tmp_path / "sst2" / "validation.jsonl", [GOOD_ROWS["sst2"]], compress=False)
     with pytest.raises(InputError) as error:
         check(cfg)
-    assert str(error.value) == f"{other}.gz and {other} both hold the validation split; move one away"
+    assert str(error.value) == f"{other}.gz and {other} each contain the validation split; keep only one"
 
 
 SQUAD = GOOD_ROWS["squad"]
@@ -88,12 +88,12 @@ BAD_LINES = [
     ("sst2", '"text"', "not an object but 'text'"),
     ("sst2", {"text": "x", "label": 0}, "column 'sentence' is missing (found: text, label)"),
     ("sst2", "{}", "column 'sentence' is missing (found: none)"),
-    ("sst2", {"sentence": 3, "label": 0}, "column 'sentence' must be text, is 3"),
+    ("sst2", {"sentence": 3, "label": 0}, "column 'sentence' must be text, not 3"),
     ("sst2", {"sentence": "x", "label": 2}, "label 2 is out of range, must be 0 to 1"),
     ("sst2", {"sentence": "x", "label": -1}, "label -1 is out of range, must be 0 to 1"),
     ("sst2", {"sentence": "x", "label": 0.5}, "label 0.5 is not an integer"),
     ("sst2", {"sentence": "x", "label": True}, "column 'label' must be a number, is True"),
-    ("sst2", '{"sentence": "x\\ud800", "label": 0}', "column 'sentence' has half of a surrogate pair"),
+    ("sst2", '{"sentence": "x\\ud800", "label": 0}', "column 'sentence' contains an unpaired surrogate"),
     ("stsb", {"sentence1": "a", "sentence2": "b", "label": 5.1}, "label 5.1 is out of range, must be 0 to 5"),
     ("stsb", '{"sentence1": "a", "sentence2": "b", "label": NaN}', "label nan is out of range"),
     ("squad", answered(("France", 11)), "the answer 'France' is not at its offset 11, there is ' Franc'"),
@@ -110,10 +110,10 @@ BAD_LINES = [
     ("squad", answered((5, 0)), "of equal lengths"),
     ("squad", answered(("Paris", False)), "of equal lengths"),
     ("squad", answered(("Paris", 0.0)), "of equal lengths"),
-    ("squad", SQUAD | {"id": 1}, "column 'id' must be text, is 1"),
+    ("squad", SQUAD | {"id": 1}, "column 'id' must be text, not 1"),
     ("xsum", {"document": " \n\t ", "summary": "short", "id": "1"}, "the document is empty"),
     ("xsum", {"document": "long", "summary": "\u00a0", "id": "1"}, "the summary is empty"),
-    ("xsum", {"document": "x", "summary": 1, "id": "1"}, "column 'summary' must be text, is 1"),
+    ("xsum", {"document": "x", "summary": 1, "id": "1"}, "column 'summary' must be text, not 1"),
 ]
 
 
@@ -168,12 +168,12 @@ def test_what_is_no_file_is_named(tmp_path: Path, make: Any, kind: str) -> None:
         check(cfg)
 
 
-@pytest.mark.parametrize(("lines", "why"), [([], "empty"), (["{", "{"], r"no good row \(.*\.gz:1: not JSON .*\)")])
+@pytest.mark.parametrize(("lines", "why"), [([], "empty"), (["{", "{"], r"no valid row \(.*\.gz:1: not JSON .*\)")])
 def test_a_split_of_which_nothing_is_left_is_named(tmp_path: Path, lines: list[Any], why: str) -> None:
     cfg = local(tmp_path, "sst2", validation=lines)
     cfg.data.skip_invalid = True
     for read in (lambda: check(cfg), lambda: load(cfg, "validation", sources.BadRows(True))):
-        with pytest.raises(InputError, match=rf"validation\.jsonl\.gz: {why}, the validation split of sst2 needs rows"):
+        with pytest.raises(InputError, match=rf"validation\.jsonl\.gz: {why}; the validation split of sst2 must have"):
             read()
 
 
@@ -308,7 +308,7 @@ def test_an_id_is_refused_the_second_time(tmp_path: Path, task: str) -> None:
     good, (text, *_) = GOOD_ROWS[task], task_config(task).task.text_columns
     cfg = local(tmp_path, task, train=[good | {text: 1}, good, good | {"id": "2"}, good])
     path = tmp_path / task / "train.jsonl.gz"
-    expected = f"{path}:4: id '1': the id is also that of {path}:2"  # the id of a bad row is still free
+    expected = f"{path}:4: id '1': duplicate id, first in {path}:2"  # the id of a bad row is still free
     bad = sources.BadRows(True)
     assert load(cfg, "train", bad)["id"][:] == ["1", "2"]
     assert bad.problems[1:] == [expected]

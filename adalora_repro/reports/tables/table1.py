@@ -1,7 +1,7 @@
 """Table 1: DeBERTaV3-base on the GLUE development sets (paper, section 4.1).
 
 Rows, columns and their order are the paper's. One number of the paper's Table 1 stands for a mean of 5 seeds; which
-checkpoint it is the paper does not say (fidelity: the released scripts report the last step), hence ``--select``.
+checkpoint it is the paper does not say (docs/deviations.md, row 30), hence ``--select``.
 """
 
 from __future__ import annotations

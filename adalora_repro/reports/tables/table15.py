@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", metavar="NAME", help="default: the paper's, or the only one with measurements")
     add_format(parser, FORMATS)
     parser.add_argument("--only-filled", action="store_true", help="leave out rows without a measurement")
-    parser.add_argument("--notes", action="store_true", help="all notes and commands in a terminal too")
+    parser.add_argument("--notes", action="store_true", help="print all notes and commands in text output too")
 
 
 def make(request: Request) -> tuple[str, list[str]]:
