@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from adalora_repro.errors import clean
 from adalora_repro.models.sites import MATRIX_ROLES
 from adalora_repro.reports.figures import data, drawing
-from adalora_repro.reports.notes import CAVEATS
+from adalora_repro.reports.notes import caveat
 from adalora_repro.reports.spec import Scope, scope_words
 from adalora_repro.reports.text import fixed
 
@@ -40,7 +40,7 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     return drawing.Figure(
         "figure1",
         TITLE,
-        f"MNLI. {data.scope_text(scope)}{CAVEATS.get(scope.data, '') if len(points) else ''}",
+        f"MNLI. {data.scope_text(scope)}{caveat(scope, (run.record for run in runs.run))}",
         points,
         points[["panel", "choice", "params", "metric", *data.CELL]],
         [
