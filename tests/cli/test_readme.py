@@ -25,6 +25,7 @@ import adalora_repro
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_OK
 from adalora_repro.tasks import toy_text
+from adalora_repro.tasks.base import BaseTask
 from hydra_plugins import adalora_sweeper
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,8 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.g
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE_BLOCK = re.compile(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-EXAMPLES = {"my_rslora", "wnli", "small"}  # what the pages show how to add; their commands run in a copy of the project
+#: what the pages show how to add; their commands run in a copy of the project
+EXAMPLES = {"my_rslora", "wnli", "smoothed", "small"}
 DIR = "DIR"  # how the documents write a folder of the reader's
 MODULES = {"adalora-run": "run", "adalora-report": "report"}
 
@@ -143,7 +145,7 @@ def test_printed_plan_is_the_programs(cli: Cli) -> None:
         assert [line for line in lines if line != "…" and line not in printed] == []
 
 
-def test_examples_of_what_can_be_added(tmp_path: Path) -> None:
+def test_examples_of_what_can_be_added(tmp_path: Path, user_folder: Path) -> None:
     """The files of the pages in a copy of the project, linted, and their commands in the order of the pages."""
     copy_project(tmp_path)
     pages = [page for page in PAGES if page.name != "adding.md"]  # whose files are outside the project: test_adding.py
@@ -154,7 +156,9 @@ def test_examples_of_what_can_be_added(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content, encoding="utf-8")
     small = ["task.max_length=16", "data.sample_rows=64", f"data.cache_dir={tmp_path / 'cache'}"]
     calls = []
-    for program, *words in map(shlex.split, filter(is_of_an_example, ALL)):
+    shutil.copytree(user_folder / "rte", user_folder / "smoothed")
+    for command in filter(is_of_an_example, ALL):
+        program, *words = shlex.split(command.replace(f"={DIR}", f"={user_folder}"))
         trains = program == "adalora-run" and "dry_run=true" not in words
         calls.append([MODULES[program], *words, *(small if trains else [])])
     calls.append(["report", "table1", "--backbone", "tiny-bert", "--only-filled"])
@@ -167,6 +171,13 @@ def test_examples_of_what_can_be_added(tmp_path: Path) -> None:
         words = [ruff, "check", "--no-cache", "--config", str(ROOT / "pyproject.toml"), *names]
         linted = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True, encoding="utf-8")
         assert linted.returncode == EXIT_OK, linted.stdout
+
+
+def test_the_table_on_task_families_lists_what_a_family_has() -> None:
+    section = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8").partition("\n## A task family\n")[2]
+    listed = {name for cell in re.findall(r"^\| (`.+?) \|", section, re.M) for name in re.findall(r"`(\w+)", cell)}
+    names = {name for name in {*vars(BaseTask), *BaseTask.__annotations__} if not name.startswith("_")}
+    assert listed == names - {"load", "max_length", "metrics", "processes", "tokenizer", "use"}  # the same for all
 
 
 def python_blocks(page: Path) -> list[str]:
