@@ -25,7 +25,6 @@ import adalora_repro
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_OK
 from adalora_repro.tasks import toy_text
-from adalora_repro.tasks.base import BaseTask
 from hydra_plugins import adalora_sweeper
 
 ROOT = Path(__file__).parents[2]
@@ -171,13 +170,6 @@ def test_examples_of_what_can_be_added(tmp_path: Path, user_folder: Path) -> Non
         words = [ruff, "check", "--no-cache", "--config", str(ROOT / "pyproject.toml"), *names]
         linted = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True, encoding="utf-8")
         assert linted.returncode == EXIT_OK, linted.stdout
-
-
-def test_the_table_on_task_families_lists_what_a_family_has() -> None:
-    section = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8").partition("\n## A task family\n")[2]
-    listed = {name for cell in re.findall(r"^\| (`.+?) \|", section, re.M) for name in re.findall(r"`(\w+)", cell)}
-    names = {name for name in {*vars(BaseTask), *BaseTask.__annotations__} if not name.startswith("_")}
-    assert listed == names - {"load", "max_length", "metrics", "processes", "tokenizer", "use"}  # the same for all
 
 
 def python_blocks(page: Path) -> list[str]:
