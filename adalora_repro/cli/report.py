@@ -21,6 +21,7 @@ from adalora_repro.cli import slurm
 from adalora_repro.cli.arguments import Parser, add_config_dir, completed, exit_code, use_config_dir
 from adalora_repro.config import catalog
 from adalora_repro.errors import EXIT_OK, InputError, clean, one_of
+from adalora_repro.records import cost_record
 from adalora_repro.reports.cells import compile_scoped
 from adalora_repro.reports.output import add_format, add_out, form_of, write
 from adalora_repro.reports.render import FORMATS, PAPER, paper_style, render
@@ -174,7 +175,9 @@ def results_folder(name: str | None) -> Path:
 
 def check_backbone(name: str, request: Request) -> None:
     """Raises InputError for a backbone without records or configuration: that must not look like an empty table."""
-    names = {record.key["backbone"] for _, record in request.read[0]} | set(catalog.choices_of("backbone"))
+    keys = [record.key for _, record in request.read[0]]
+    keys += [record.key for _, record in cost_record.read_all(request.results)[0]]
+    names = {key["backbone"] for key in keys} | set(catalog.choices_of("backbone"))
     if name not in names:
         raise one_of("backbone", name, sorted(names))
 

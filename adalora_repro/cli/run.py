@@ -252,7 +252,7 @@ def _beside(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
     name = cfg.cost.against
     if name not in choices_of("method"):
         raise InputError(f"cost.against: {unknown_choice('method', name)}, or null to measure the method alone")
-    options = {key for path in base_files("method", name) for key in catalog.read(path).get("method") or {}}
+    options = {key for path in base_files("method", name) for key in catalog.section(path, "method")}
     options -= {"rank_pattern"}  # the ranks of the method that is measured
     kept = []
     for text in words:

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from adalora_repro.config.catalog import base_files, choices_of, read
+from adalora_repro.config.catalog import base_files, choices_of, section
 from adalora_repro.config.plan import measured
 from adalora_repro.config.schema import TRACKERS, Config
 from adalora_repro.errors import InputError, one_of
@@ -147,7 +147,7 @@ def _a(kind: str) -> str:
 def _model_type(files: Sequence[Path]) -> str | None:
     """What a backbone's file states; None for one of a saved model, or that cannot be used."""
     for path in files:
-        architecture = read(path).get("architecture") or {}
+        architecture = section(path, "architecture")
         if "model_type" in architecture:
             return str(architecture["model_type"]) if architecture["model_type"] in sites.model_types() else None
     return None

@@ -19,7 +19,6 @@ CAVEATS = {
     "local": " Scores of runs on a part of the data, or cut short, are not comparable with the paper's.",
     "sample": " Sample data are generated English, NOT the paper's data.",
 }
-FILL = "To fill empty cells"
 #: settings that change the training or its precision, and in which methods have no reason to differ
 ALIKE = ("total_steps", HOLDOUT, "train.precision", "train.attention", "train.batch_size", "train.group_by_length")
 
@@ -176,4 +175,4 @@ def commands_of(table: Table) -> list[str]:
 def fill_title(lines: Sequence[str]) -> str:
     """The sentence before the commands, which are the shortest form: settings that a user varied are not in them."""
     where = "DIR is the folder with the data; " if any("data.dir=DIR" in line for line in lines) else ""
-    return f"{FILL} ({where}add the overrides that the other runs had)"
+    return f"To fill empty cells ({where}add the overrides that the other runs had)"

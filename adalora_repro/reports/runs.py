@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.reports.frame import COLUMNS, frame_of
@@ -39,14 +39,10 @@ def runs_table(request: Request, by: list[str], select: str) -> pd.DataFrame:
     for name in by:
         if name not in COLUMNS:
             runs[name] = [run.record.settings.get(name) for run in runs.run]
-        runs[name] = runs[name].map(lambda value: value if number_or_text(value) else str(value))
+        runs[name] = [value if isinstance(value, str | int | float) else str(value) for value in runs[name]]
     groups = runs.groupby([*by, "metric"], dropna=False, sort=True)
     table = groups.agg(mean=("score", "mean"), sd=("score", "std"), n=("score", "size"), held_out=("held_out", "mean"))
     return table.reset_index()
-
-
-def number_or_text(value: Any) -> bool:
-    return isinstance(value, str | int | float)
 
 
 def sheet_of(table: pd.DataFrame, by: list[str], checkpoint: str) -> Sheet:
@@ -59,7 +55,7 @@ def sheet_of(table: pd.DataFrame, by: list[str], checkpoint: str) -> Sheet:
         lines.append([*names, row["metric"], f"{fixed(row['mean'])}{spread} ({row['n']})", fixed(row["held_out"])])
     frame = pd.DataFrame(lines, columns=[*by, "metric", "score", "held out"])
     caption = f"{TITLE} by {', '.join(by)}; checkpoint {checkpoint}; {table.n.sum()} finished runs."
-    return Sheet("runs", TITLE, caption, frame, [""] * len(frame), notes=[NOTE], names=len(by))
+    return Sheet("runs", TITLE, caption, frame, notes=[NOTE], names=len(by))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

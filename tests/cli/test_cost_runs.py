@@ -129,22 +129,6 @@ def test_a_sweep_of_measurements(quick: Tiny) -> None:
     assert len(list(Path("results/cost").rglob("cost.json"))) == 2
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["measure=speed"], "unknown measure 'speed'; valid: score, cost"),
-        (["cost.against=lorra"], "cost.against: unknown method 'lorra'"),
-        (["measure=score", "backbone.weights=random"], "backbone.weights=random has no score worth a record"),
-    ],
-)
-def test_wrong_input_is_one_line(quick: Tiny, words: list[str], told: str) -> None:
-    done = quick(*words)
-    assert done.code == EXIT_BAD_INPUT
-    assert told in done.err
-    assert len(done.err.splitlines()) == 1
-    assert not Path("results").exists()
-
-
 def test_several_processes_are_refused(quick: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)

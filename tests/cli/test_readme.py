@@ -5,8 +5,6 @@ A command that nothing here knows how to check is an error: documentation that c
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 import shlex
 import shutil
@@ -20,6 +18,7 @@ import pytest
 import yaml
 from hydra.core.plugins import Plugins
 from programs import copy_project, printed
+from task_configs import write_jsonl
 
 import adalora_repro
 from adalora_repro.cli import report
@@ -70,10 +69,8 @@ def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "hub" not in task:  # no text of ours
             continue
         sizes = {"train": 40} | dict.fromkeys(task["validation"].values(), 20)
-        (folder / task["name"]).mkdir()
         for name in sizes:
-            text = "".join(json.dumps(row) + "\n" for row in toy_text.generate(task["name"], name, sizes, 0))
-            (folder / task["name"] / f"{name}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+            write_jsonl(folder / task["name"] / f"{name}.jsonl.gz", toy_text.generate(task["name"], name, sizes, 0))
     return folder
 
 

@@ -54,6 +54,7 @@ def test_a_method_of_one_s_own(added: Path) -> None:
     [
         ("method: {role: hero}", r"method\.role of 'mine' 'hero'.*; valid: paper, ablation, control, other"),
         ("defaults:", r"method/mine\.yaml: defaults must be a list"),
+        ("method: 3", r"method/mine\.yaml: method must hold settings, key: value"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(added: Path, content: str, problem: str) -> None:

@@ -194,12 +194,3 @@ def test_without_runs_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "runs").mkdir()
     assert main(["claims", "--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("Claims: AdaLoRA minus others: no finished run yet.\n")
-
-
-@pytest.mark.parametrize(("option", "wrong", "right"), [("backbone", "minilmm", "minilm"), ("method", "dorra", "dora")])
-def test_an_unknown_name_is_no_empty_table(
-    option: str, wrong: str, right: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "runs").mkdir()
-    assert main(["claims", "--results", str(tmp_path), f"--{option}", wrong]) == 2
-    assert f"unknown {option} '{wrong}' (did you mean {right}?)" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def rows_of(cfg: DictConfig, split: str) -> list[Row]:
 LABELS = {"names": st.sampled_from("ab"), "numbers": st.sampled_from([3, 12]), "scores": st.floats(-9, 9)}
 
 
-@settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
 @given(st.data())
 def test_the_same_rows_are_the_same_data_in_every_format(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(sorted(LABELS)))

@@ -13,12 +13,13 @@ from fake_records import GLUE, make
 
 from adalora_repro.cli.report import discover
 from adalora_repro.config import catalog
+from adalora_repro.config.words import lr_text
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import at_edge
 from adalora_repro.reports import text
 from adalora_repro.reports.cells import AVERAGE, Table, choose_scope
 from adalora_repro.reports.notes import caption_of, commands_of, notes_of, warnings_of
-from adalora_repro.reports.spec import Column, Scope, Spec, is_variant, paper_rows
+from adalora_repro.reports.spec import Column, Scope, Spec, paper_rows
 from adalora_repro.reports.status import paper_state, render_status
 from adalora_repro.reports.tables.controls import SPEC as CONTROLS
 from adalora_repro.reports.tables.table1 import COLUMNS, SPEC, all_average
@@ -254,7 +255,7 @@ def test_rows_are_those_of_the_table_s_methods_and_budgets() -> None:
     assert beyond(CONTROLS, transplant) == [("lora_rank_pattern", "0.3M")]
 
 
-VARIANTS = [method for method in catalog.methods() if is_variant(method)]
+VARIANTS = [name for name, entry in catalog.methods().items() if entry.variant]
 
 
 @pytest.mark.parametrize("method", VARIANTS)
@@ -338,6 +339,6 @@ def test_numbers_as_people_write_them() -> None:
     ranges = ([], [331_776, 331_920], [310_000, 340_000])
     assert [text.extent(values) for values in ranges] == [text.NONE, "0.33M", "0.31M\N{EN DASH}0.34M"]
     assert text.extent([0.00090, 0.00091], ".3%") == "0.090%\N{EN DASH}0.091%"
-    assert [text.lr_text(lr) for lr in (5e-4, 1.2e-3, 0.1, 8e-5)] == ["5e-4", "1.2e-3", "1e-1", "8e-5"]
+    assert [lr_text(lr) for lr in (5e-4, 1.2e-3, 0.1, 8e-5)] == ["5e-4", "1.2e-3", "1e-1", "8e-5"]
     assert [text.signed(x) for x in (-0.001, 0.004, 1.0, -0.35)] == ["+0.00", "+0.00", "+1.00", "-0.35"]
     assert [text.seeds_text(s) for s in ([0, 1, 2], [4], [0, 1], [0, 2, 5])] == ["0 to 2", "4", "0, 1", "0, 2, 5"]
