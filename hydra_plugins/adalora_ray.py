@@ -69,7 +69,7 @@ class RayLauncher(Launcher):
             outputs = [Output(log.with_suffix(name), to, label) for name, to in streams.items()]
             task = self.task.options(name=label).remote([*options, *words], os.getcwd(), sys.path, log)
             tasks[task] = words, outputs
-        stop, told = StopSignal(), False
+        stop, cancelled = StopSignal(), False
         with suppress(Interrupted), stop.installed(), stop.deferred():  # a second signal ends the waiting
             while tasks:
                 ended, _ = self.ray.wait(list(tasks), timeout=0.5)
@@ -77,8 +77,8 @@ class RayLauncher(Launcher):
                     output.copy()
                 for task in ended:
                     self.enter(task, tasks.pop(task)[0])
-                if stop.signum and not told:
-                    told = True
+                if stop.signum and not cancelled:
+                    cancelled = True
                     say("adalora-run: stopping; every run saves a checkpoint after its step")
                     for task in tasks:
                         self.ray.cancel(task)  # SIGINT for a run that has begun

@@ -263,7 +263,7 @@ class CellSweeper(Sweeper):
         # a cluster's queue may take days; processes of one distributed run must not decide at different moments
         if self.config.dry_run or isinstance(self.launcher, ArrayLauncher) or launched()[1] > 1:
             return
-        told = False
+        announced = False
         while True:
             states = {words_of(job): state_of(self.plans[words_of(job)].folder) for job in jobs}
             skipped = [words for words, (outcome, _) in self.ledger.outcomes.items() if outcome == SKIPPED]
@@ -272,9 +272,9 @@ class CellSweeper(Sweeper):
             held = list(states.values()).count("held")
             if not held:
                 return
-            if not told:
+            if not announced:
                 print(f"stage {number}: waiting for {held} runs that other processes are training", flush=True)
-            told = True
+            announced = True
             time.sleep(lock.LOOK_S)
 
 

@@ -206,16 +206,16 @@ def unknown_setting(key: str, typed: Sequence[str]) -> str:
     """The line for a setting that does not exist: the nearest one, and those beside it."""
     parent, _, name = key.rpartition(".")
     group, of = parent.partition(".")[0], ""
-    known = [path for path in settings_of(Config) if not path.startswith("method.")]
-    known += [group for group in GROUPS if group not in known] + _options_of("method", typed)
-    beside = [path for path in known if path.rpartition(".")[0] == parent]
+    paths = [path for path in settings_of(Config) if not path.startswith("method.")]
+    paths += [group for group in GROUPS if group not in paths] + _options_of("method", typed)
+    beside = [path for path in paths if path.rpartition(".")[0] == parent]
     if parent == "hydra.launcher":
         chosen = ["slurm", *(text.partition("=")[2] for text in typed if text.startswith("hydra/launcher="))][-1]
         options = dict.fromkeys(str(name) for file in base_files("hydra/launcher", chosen) for name in read(file))
         beside = [f"{parent}.{name}" for name in options if name not in ("defaults", "_target_")]
     elif group in GROUPS and (group == "method" or not beside):  # an open node: each file has its own options
         beside, of = _options_of(parent, typed), f" for {group}={_choice(group, typed)}"
-    same_name = [] if parent else [path for path in known if path.endswith(f".{name}")]
+    same_name = [] if parent else [path for path in paths if path.endswith(f".{name}")]
     hint = did_you_mean(name, [path.rpartition(".")[2] for path in beside], f"{parent}." if parent else "")
     if same_name:
         hint = f" (did you mean {' or '.join(same_name)}?)"

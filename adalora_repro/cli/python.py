@@ -17,7 +17,7 @@ from adalora_repro.config.resolve import count, finished, record_in, resolve
 from adalora_repro.errors import EXIT_OK, InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.run_record import RunRecord
-from adalora_repro.training.progress import banner
+from adalora_repro.training.progress import banner, heading
 
 
 def run(*words: str) -> RunRecord:
@@ -36,6 +36,7 @@ def run(*words: str) -> RunRecord:
     if plan.cfg.dry_run or plan.cfg.measure == "cost":
         raise InputError("run trains; dry_run=true and measure=cost are for adalora-run")
     if plan.cfg.force or finished(plan) is None:
+        heading(plan)
         plan = count(plan)
         banner(plan)
         from adalora_repro.training.runner import execute

@@ -55,9 +55,16 @@ def discover_reports() -> dict[str, Report]:
 
 def declared(attribute: str) -> list[Any]:
     names = [module.name for module in pkgutil.walk_packages(reports.__path__, f"{reports.__name__}.")]
-    names.sort(key=lambda name: (len(name.rpartition(".")[2]), name.rpartition(".")[2]))  # table2 before table14
     modules = map(importlib.import_module, names)
-    return [getattr(module, attribute) for module in modules if hasattr(module, attribute)]
+    return sorted((getattr(module, attribute) for module in modules if hasattr(module, attribute)), key=order)
+
+
+def order(report: Spec | Report) -> tuple[int, int, str]:
+    """The paper's tables by number, its figures by number, then the others by name."""
+    for i, kind in enumerate(("table", "figure")):
+        if (number := report.name.removeprefix(kind)).isdigit():
+            return i, int(number), ""
+    return 2, 0, report.name
 
 
 def table_report(spec: Spec) -> Report:
@@ -85,8 +92,9 @@ def table_report(spec: Spec) -> Report:
 
 
 def every_report() -> dict[str, Report]:
-    """Tables, then the other reports, by name."""
-    return {spec.name: table_report(spec) for spec in discover().values()} | discover_reports()
+    """Tables and the other reports, by name."""
+    every = [*map(table_report, discover().values()), *discover_reports().values()]
+    return {report.name: report for report in sorted(every, key=order)}
 
 
 def parser_of(reports: dict[str, Report]) -> Parser:
@@ -100,7 +108,7 @@ def parser_of(reports: dict[str, Report]) -> Parser:
     parser.add_argument("--version", action="version", version=f"adalora-report {__version__}")
     commands = parser.add_subparsers(dest="report", metavar="REPORT", title="reports")
     for report in reports.values():
-        title = report.title.replace("%", "%%")
+        title = report.title[:1].upper() + report.title[1:].replace("%", "%%")
         command = commands.add_parser(report.name, help=title, description=title, allow_abbrev=False)
         report.add_arguments(command)
         if report.reads == "scope":

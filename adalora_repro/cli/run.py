@@ -65,7 +65,7 @@ from adalora_repro.errors import (
 )
 from adalora_repro.records import lock
 from adalora_repro.training.distributed import launched
-from adalora_repro.training.progress import ALONE_S, banner, complain
+from adalora_repro.training.progress import ALONE_S, banner, complain, heading
 
 #: what ``adalora-run list`` shows
 LISTS = ("task", "method", "budget", "backbone", "sweep", "protocol")
@@ -218,6 +218,7 @@ def run(cfg: DictConfig, words: Words, many: bool, ledger: Ledger) -> Outcome:
     if alone and many and not cfg.force and failed_since(plan, ledger.began):
         print(f"failed since this command began, not tried again: {plan.folder}")
         return FAILED, EXIT_FAILED
+    heading(plan)
     plan = count(plan)  # fails on a wrong option before any download
     banner(plan)
 

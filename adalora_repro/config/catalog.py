@@ -186,6 +186,6 @@ def choices_of(group: str) -> list[str]:
 
 
 def resource(name: str) -> Path:
-    """Folder ``conf`` or ``sweeps``: inside the package in a wheel, beside it in a checkout."""
+    """Folder ``conf``, ``sweeps`` or ``results``: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).parents[1]
     return package / name if (package / name).is_dir() else package.parent / name

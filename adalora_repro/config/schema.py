@@ -74,13 +74,14 @@ class TaskFields:
 
 def _with_options(fields: type) -> type:
     """The dataclass with the ``Options`` of all families, null where a task's family has no use for them."""
-    options = []
+    options = {}  # by name: a family may build on the options of another
     for family in families().values():
         hints = get_type_hints(family.Options)
         for each in dataclasses.fields(family.Options):
             metadata = {**each.metadata, "owner": family.Options}
-            options.append((each.name, hints[each.name] | None, field(default=None, metadata=metadata)))
-    return dataclasses.make_dataclass("TaskConfig", options, bases=(fields,), namespace={"__doc__": fields.__doc__})
+            options[each.name] = each.name, hints[each.name] | None, field(default=None, metadata=metadata)
+    namespace = {"__doc__": fields.__doc__}
+    return dataclasses.make_dataclass("TaskConfig", options.values(), bases=(fields,), namespace=namespace)
 
 
 if TYPE_CHECKING:

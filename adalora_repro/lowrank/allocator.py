@@ -85,8 +85,8 @@ class RankAllocator:
             raise ValueError(f"delta_t must be at least 1, not {delta_t}")
         if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
             raise ValueError(f"beta1={beta1} and beta2={beta2} must lie in [0, 1)")
-        known = {"score": (score, Score), "protocol": (protocol, Protocol), "allocation": (allocation, Allocation)}
-        for what, (value, valid) in known.items():
+        choices = {"score": (score, Score), "protocol": (protocol, Protocol), "allocation": (allocation, Allocation)}
+        for what, (value, valid) in choices.items():
             if value not in get_args(valid):
                 raise ValueError(f"unknown {what} '{value}'; valid: {', '.join(get_args(valid))}")
         self._triplets = all(isinstance(layer, SVDLinear) for layer in layers.values())
@@ -280,7 +280,7 @@ class RankAllocator:
             entries = self._average
         parts = len(self._parts)
         score = importance.triplet_score if self._triplets else importance.doublet_score
-        groups = zip(*(entries[place::parts] for place in range(parts)), strict=True)
+        groups = zip(*(entries[part::parts] for part in range(parts)), strict=True)
         return torch.cat([score(*group).flatten() for group in groups])[self._from_stacks]
 
     def _values(self) -> list[Tensor]:

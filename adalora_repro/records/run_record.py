@@ -165,8 +165,8 @@ def constructed(record: type[T], check: Check, version: int, values: Any, where:
     try:
         validation.OBJECT(values, "the file")
         if type(values.get("schema_version")) is not int or values["schema_version"] != version:
-            found = validation.shown(values.get("schema_version"))
-            raise ValueError(f"schema_version {found}, this program reads {version}")
+            actual = validation.shown(values.get("schema_version"))
+            raise ValueError(f"schema_version {actual}, this program reads {version}")
         check(values, "")
     except ValueError as error:
         raise RecordError(f"{where}: {error}") from None

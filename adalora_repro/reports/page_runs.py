@@ -15,6 +15,7 @@ from adalora_repro.errors import clean, duration
 from adalora_repro.records.run_record import RunRecord, stated
 from adalora_repro.records.selection import run_of
 from adalora_repro.reports.figures.data import run_name
+from adalora_repro.reports.spec import results_words
 from adalora_repro.reports.status import WORDS, State
 from adalora_repro.reports.text import fixed
 
@@ -150,5 +151,4 @@ def command_of_record(record: RunRecord, results: Path) -> str:
     for name in (*REPEATED, *steps, *NULLABLE):
         if name in settings and ((value := settings[name]) is not None or name in NULLABLE):
             words.append(f"'{name}=[{','.join(map(str, value))}]'" if isinstance(value, list) else word(name, value))
-    words += [word("results.dir", str(results))] if str(results) != "results" else []
-    return " ".join(["adalora-run", *words])
+    return " ".join(["adalora-run", *words, *results_words(results)])

@@ -228,5 +228,11 @@ def scope_words(scope: Scope) -> list[str]:
     words = [word("backbone", scope.backbone), word("data", scope.data)]
     words += ["data.dir=DIR"] if scope.data == "local" else []
     words += [word("protocol", scope.protocol)] if scope.protocol != "paper" else []
-    words += [word("results.dir", str(scope.results))] if str(scope.results) != "results" else []
-    return words
+    return [*words, *results_words(scope.results)]
+
+
+def results_words(results: Path) -> list[str]:
+    """``results.dir``, left out for the default folder and for the project's own records, which no run may change."""
+    published = (catalog.resource("results") / "published").resolve()
+    default = str(results) == "results" or results.resolve().is_relative_to(published)
+    return [] if default else [word("results.dir", str(results))]

@@ -94,7 +94,10 @@ def only_run(results: str | Path = "results") -> Run:
 
 
 #: what every run says before its first step
-BEGINNING = re.compile(r"^(?:.*  )?(?:tokenizing|loading weights|.* trainable parameters, data=\S+)\n", re.MULTILINE)
+BEGINNING = re.compile(
+    r"^(?:.*  )?(?:.* on \S+, seed \d+, data=\w+|.* steps, [\d,]+ trainable parameters|tokenizing|loading weights)\n",
+    re.MULTILINE,
+)
 
 
 @pytest.fixture

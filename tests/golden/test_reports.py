@@ -40,6 +40,7 @@ def said(capsys: pytest.CaptureFixture[str], folder: str, *words: str) -> str:
     capsys.readouterr()
     assert report.main([*words, "--results", folder]) == 0
     text = capsys.readouterr().out
+    assert "results.dir=results/published" not in text  # a command that is copied leaves the records as they are
     for option in (f" results.dir={folder}", f" --results {folder}", f" --results={folder}"):
         text = text.replace(option, "")
     return text.replace(f"{folder}/", "")

@@ -33,6 +33,7 @@ class Outer:
     """The mode,
     over two lines."""
     many: int = setting(0, identity=False, minimum=0, below=2**32)
+    unset: int = setting(0, minimum=1)
 
 
 def nested(name: str, value: Any) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def test_meanings_are_docstrings_below_fields() -> None:
         Row("inner.plain", "3", "", "yes", ""),
         Row("mode", "fast", "The mode, over two lines.", "unless slow", "fast | slow"),
         Row("many", "0", "", "no", ">= 0, < 2^32"),
+        Row("unset", "", "", "yes", ">= 1"),
     ]
 
 

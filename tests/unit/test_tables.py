@@ -132,7 +132,9 @@ def test_a_column_may_be_of_other_figures_and_share_its_task() -> None:
     best = table.figures[table.figures.best]
     assert best[["method", "metric"]].values.tolist() == [["lora", "time.train_s"], ["adalora", "matthews_correlation"]]
     assert len(table.runs) == 3
-    assert "3 records, seeds 0, 1" in caption_of(table)  # each run once
+    assert caption_of(table).endswith("; 3 records, seeds 0, 1.")  # each run once, and all on complete data
+    part = make(data={"source": "local", "rows": {"train": 100, "validation": 1043}})
+    assert caption_of(compiled([part])).endswith("are not comparable with the paper's.")
 
 
 def test_best_and_second_of_each_column_are_by_the_figures_shown() -> None:

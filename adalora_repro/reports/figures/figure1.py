@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from adalora_repro.errors import clean
 from adalora_repro.models.sites import MATRIX_ROLES
 from adalora_repro.reports.figures import data, drawing
-from adalora_repro.reports.notes import CAVEATS
+from adalora_repro.reports.notes import caveat
 from adalora_repro.reports.spec import Scope, scope_words
 from adalora_repro.reports.text import fixed
 
@@ -37,7 +37,7 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     if points.params.max() > 1.02 * points.params.min():
         notes.append("The numbers of parameters differ by more than 2%: they are not at one budget.")
     return drawing.Figure(
-        f"MNLI. {data.scope_text(scope)}{CAVEATS.get(scope.data, '') if len(points) else ''}",
+        f"MNLI. {data.scope_text(scope)}{caveat(scope, (run.record for run in runs.run))}",
         points,
         points[["panel", "choice", "params", "metric", *data.SHOWN]],
         [

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from adalora_repro.reports.figures import data, drawing
-from adalora_repro.reports.notes import CAVEATS
+from adalora_repro.reports.notes import caveat
 from adalora_repro.reports.spec import Scope, Spec, commands, paper_rows
 from adalora_repro.reports.tables.table1 import SPEC as GLUE
 from adalora_repro.reports.tables.table2 import SPEC as SQUAD
@@ -61,7 +61,7 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
         for of, line in (("ours", "-"), ("paper", "--"))
     }
     return drawing.Figure(
-        f"{data.scope_text(scope)}{CAVEATS.get(scope.data, '') if len(ours) else ''}",
+        f"{data.scope_text(scope)}{caveat(scope, (run.record for run in runs.run))}",
         points,
         points[[*data.CELL, "of", "share", *data.SHOWN]],
         [
