@@ -367,7 +367,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", metavar="NAME", default=METHOD, help="does it beat the others? (%(default)s)")
     parser.add_argument("--backbone", metavar="NAME", help="default: all with runs of the method")
     parser.add_argument("--times", action="store_true", help="its training time divided by the other method's")
-    parser.add_argument("--notes", action="store_true", help="all notes in a terminal too")
+    parser.add_argument("--notes", action="store_true", help="print all notes in text output too")
 
 
 def make(request: Request) -> tuple[str, list[str]]:
