@@ -37,7 +37,7 @@ class TaskFields:
     auto_model: str = setting(MISSING, identity=False)
     "Auto class of transformers that carries the right head."
     head: dict[str, Any] = setting(factory=dict, identity=False)
-    "What the model's configuration must know of the task."
+    "What the model's configuration must know of the task; what goes beyond its labels makes another run."
     hub: str | None = None
     "Data set on the hub; null: the task's data are files of your own."
     hub_config: str | None = None
