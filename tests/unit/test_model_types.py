@@ -94,6 +94,8 @@ def test_three_steps(name, method, folder):
     assert inject.count_trained(model) == {"method": plan.params["at_init"], "head": plan.params["head"]}
     if method == "lora":
         assert (plan.method["n"], plan.params["method"]) == (MATRICES[name], 2 * LORA[name])
+    if method == "bitfit":  # DeBERTa's q_bias and v_bias among them
+        assert all(p.requires_grad for key, p in model.base_model.named_parameters() if key.endswith("bias"))
     before = {key: value.detach().clone() for key, value in inject.trained(model).items()}
     task, optimizer, losses = load_family(plan.cfg), make_optimizer(model, plan.cfg.optim), []
     chosen.on_train_start(plan.total_steps)
