@@ -78,6 +78,12 @@ def test_a_saved_model_of_a_type_in_conf_backbone_is_the_one_that_was_counted(na
     assert inject.count_trained(model) == {"method": plan.params["at_init"], "head": plan.params["head"]}
 
 
+def test_a_typed_setting_that_the_saved_model_does_not_have_is_refused(folder):
+    plan = plans.resolved(*words("bert", "lora", folder), "+backbone.architecture.hidden_dropout_prob=0.5")
+    with pytest.raises(InputError, match=r"in its config.json hidden_dropout_prob is 0\.1, not 0\.5"):
+        backbones.load_model(plan.cfg)
+
+
 @pytest.mark.parametrize("name", NEW)
 @pytest.mark.parametrize("method", METHODS)
 def test_three_steps(name, method, folder):
