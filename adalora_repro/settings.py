@@ -145,7 +145,7 @@ def rows(schema: type, prefix: str = "") -> Iterator[Row]:
             identity = f"unless {_shown(facts.later)}"
         meaning = meanings(field.metadata.get("owner", schema_of)).get(field.name, "")
         scope = facts.range or ("true | false" if bool in (hint, *get_args(hint)) else "")
-        yield Row(name, _default(field), meaning, identity, scope)
+        yield Row(name, _default(field, facts), meaning, identity, scope)
 
 
 @cache
@@ -165,9 +165,13 @@ def meanings(schema: type) -> dict[str, str]:
     return texts
 
 
-def _default(field: dataclasses.Field[Any]) -> str:
+def _default(field: dataclasses.Field[Any], facts: Setting) -> str:
     if field.default_factory is not dataclasses.MISSING:
         return _shown(field.default_factory())
+    try:
+        facts.check(field.name, field.default)
+    except InputError:  # stands for "not set"
+        return ""
     return "" if field.default in (dataclasses.MISSING, "???") else _shown(field.default)
 
 

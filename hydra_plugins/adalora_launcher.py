@@ -79,21 +79,22 @@ class ArrayLauncher(SlurmLauncher):
         jobs = [tuple(words) for words in job_overrides]
         queued = slurm.waiting(self.results, slurm.in_queue())
         tasks: dict[Words, str] = {}
-        new: dict[Path, Words] = {}  # two jobs may be the same run
+        new: list[Words] = []
         outcomes: dict[Words, Outcome] = self.ledger.outcomes
         for words in jobs:
             folder = self.plans[words].folder
-            outcomes[words] = SUBMITTED, EXIT_OK
-            if folder in queued or new.setdefault(folder, words) != words:
-                print(f"in the queue already: {folder} (task {queued.get(folder, 'of this sweep')})")
-                outcomes[words] = QUEUED, EXIT_OK
-                tasks |= {words: queued[folder]} if folder in queued else {}
-        tasks |= self.submit(list(new.values()))
+            if folder in queued:
+                print(f"already queued: {folder} (task {queued[folder]})")
+                outcomes[words], tasks[words] = (QUEUED, EXIT_OK), queued[folder]
+            else:
+                outcomes[words] = SUBMITTED, EXIT_OK
+                new.append(words)
+        tasks |= self.submit(new)
         if self.config.launch != "detach":
             try:
                 self.wait(tasks, outcomes)
             except KeyboardInterrupt:
-                print("the runs go on without this process")
+                print("the submitted runs continue")
                 raise
         return [JobReturn(_return_value=outcomes[words], status=JobStatus.COMPLETED) for words in jobs]
 
@@ -130,7 +131,7 @@ class ArrayLauncher(SlurmLauncher):
         where = "" if self.results == Path("results") else " " + shlex.quote(f"--results={self.results}")
         print(f"submitted: job {number}, {len(jobs)} run{'s'[: len(jobs) > 1]}; logs in {tasks[0].paths.folder}")
         print(f"  adalora-report status{where}   shows how far they are")
-        print(f"  scancel {number}   ends them; the same command goes on", flush=True)
+        print(f"  scancel {number}   cancels them; the same command resumes them", flush=True)
         return ids
 
     def wait(self, tasks: Mapping[Words, str], outcomes: dict[Words, Outcome]) -> None:

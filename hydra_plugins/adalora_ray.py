@@ -7,6 +7,7 @@ first worker that dies, and cancels nothing: a subclass would replace all that i
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from omegaconf import DictConfig
 from adalora_repro.cli.ledger import Outcome, outcome_on_disk, without_force
 from adalora_repro.config.catalog import added_folders
 from adalora_repro.config.sweep import RayConfig, Words
-from adalora_repro.errors import InputError, first_line
+from adalora_repro.errors import EXIT_TERMINATED, InputError, first_line
 from adalora_repro.training.progress import Prefixed, complain, say
 from adalora_repro.training.signals import Interrupted, StopSignal
 
@@ -54,8 +55,8 @@ class RayLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Trains the jobs, each as soon as a node has room for it.
 
-        Raises InputError or ConnectionError if there is no such cluster, or no room for a run on this machine;
-        SystemExit if a signal asked this process to stop: the runs that had begun are saved.
+        Raises InputError if there is no such cluster, or no room for a run on this machine; SystemExit if a signal
+        asked this process to stop: the runs that had begun are saved.
         """
         self.connect()
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ class RayLauncher(Launcher):
             outputs = [Output(log.with_suffix(name), to, label) for name, to in streams.items()]
             task = self.task.options(name=label).remote([*options, *words], os.getcwd(), sys.path, log)
             tasks[task] = words, outputs
-        stop, told = StopSignal(), False
+        stop, cancelled = StopSignal(), False
         with suppress(Interrupted), stop.installed(), stop.deferred():  # a second signal ends the waiting
             while tasks:
                 ended, _ = self.ray.wait(list(tasks), timeout=0.5)
@@ -76,8 +77,8 @@ class RayLauncher(Launcher):
                     output.copy()
                 for task in ended:
                     self.enter(task, tasks.pop(task)[0])
-                if stop.signum and not told:
-                    told = True
+                if stop.signum and not cancelled:
+                    cancelled = True
                     say("adalora-run: stopping; every run saves a checkpoint after its step")
                     for task in tasks:
                         self.ray.cancel(task)  # SIGINT for a run that has begun
@@ -86,19 +87,23 @@ class RayLauncher(Launcher):
         return [JobReturn(_return_value=self.ledger.outcomes[job], status=JobStatus.COMPLETED) for job in jobs]
 
     def connect(self) -> None:
-        """Starts Ray here, until this process ends, or joins a cluster; raises InputError or ConnectionError if not."""
+        """Starts Ray here, until this process ends, or joins a cluster; raises InputError if it cannot."""
         if self.ray.is_initialized():  # by an earlier stage
             return
-        host, colon, port = self.address.rpartition(":")
-        if colon:  # Ray itself would wait for hours
-            try:
-                socket.create_connection((host, int(port)), timeout=10).close()
-            except (OSError, ValueError) as error:
-                raise InputError(f"hydra.launcher.address={self.address}: {error}") from None
+        address, setting = self.address, f"hydra.launcher.address={self.address}"
+        if address == "auto" and (variable := os.environ.get("RAY_ADDRESS")):
+            address, setting = variable, f"{setting} (RAY_ADDRESS={variable})"
+        host, colon, port = address.rpartition("://")[2].rpartition(":")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
         os.environ.setdefault("RAY_task_oom_retries", str(self.options["max_retries"]))  # Ray's default: without end
         own = {"include_dashboard": False, "object_store_memory": 80 * 2**20} if self.address == "local" else {}
-        self.ray.init(self.address, log_to_driver=False, logging_level="ERROR", **own)
+        try:
+            if colon:  # Ray itself would wait for hours
+                socket.create_connection((host, int(port)), timeout=10).close()
+            self.ray.init(self.address, log_to_driver=False, logging_level="ERROR", **own)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{setting}: {first_line(error)}") from None
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # Ray's handler exits with another code
         for name, unit, hint in (("num_gpus", "GPU", " (without a GPU: num_gpus=0)"), ("num_cpus", "CPU", "")):
             need, there = self.options[name], self.ray.cluster_resources().get(unit, 0)
             if need > there and own:

@@ -37,6 +37,7 @@ from adalora_repro.config.sweep import CHOSEN, LR, SEED, WIDENED, Job, Values, W
 from adalora_repro.config.words import word
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, one_of
 from adalora_repro.records import lock
+from adalora_repro.settings import check
 from adalora_repro.training.distributed import launched
 from adalora_repro.training.progress import complain, prefixed
 from hydra_plugins.adalora_launcher import ArrayLauncher
@@ -65,6 +66,9 @@ class CellSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if config.launch not in LAUNCHES:
             raise one_of("launch", config.launch, LAUNCHES)
+        check(sweeps.SweeperConfig, config.hydra.sweeper, "hydra.sweeper.")
+        if config.launch == "detach" and config.force and len(self.stages) > 1:
+            raise InputError("launch=detach force=true: every call would start stage 1 again; leave out one of them")
         self.hydra_context, self.config = hydra_context, config
         self.ledger = vars(task_function)["ledger"]
         if config.dry_run:  # a plan needs no cluster and leaves nothing on disk
@@ -138,7 +142,13 @@ class CellSweeper(Sweeper):
     def launch(self, jobs: Sequence[Job]) -> list[Job]:
         """Skips the finished runs, gives the others to the launcher and returns them."""
         self.plan(jobs)
-        left = []
+        runs: dict[Path | Words, Job] = {}
+        for job in jobs:
+            plan = self.plans.get(words_of(job))  # measurements of cost share a folder
+            runs.setdefault(plan.folder if plan and plan.cfg.measure != "cost" else words_of(job), job)
+        if repeated := len(jobs) - len(runs):
+            print(f"{repeated} of {len(jobs)} runs repeat another of this sweep and are left out")
+        jobs, left = list(runs.values()), []
         for number, job in enumerate(jobs, 1):
             words, plan = words_of(job), self.plans.get(words_of(job))
             name = sweeps.label_of(plan.key, job, jobs) if plan else " ".join(words)
@@ -253,7 +263,7 @@ class CellSweeper(Sweeper):
         # a cluster's queue may take days; processes of one distributed run must not decide at different moments
         if self.config.dry_run or isinstance(self.launcher, ArrayLauncher) or launched()[1] > 1:
             return
-        told = False
+        announced = False
         while True:
             states = {words_of(job): state_of(self.plans[words_of(job)].folder) for job in jobs}
             skipped = [words for words, (outcome, _) in self.ledger.outcomes.items() if outcome == SKIPPED]
@@ -262,9 +272,9 @@ class CellSweeper(Sweeper):
             held = list(states.values()).count("held")
             if not held:
                 return
-            if not told:
+            if not announced:
                 print(f"stage {number}: waiting for {held} runs that other processes are training", flush=True)
-            told = True
+            announced = True
             time.sleep(lock.LOOK_S)
 
 

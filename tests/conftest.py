@@ -8,12 +8,15 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 
 def pytest_configure() -> None:
     """Python looks for garbage after every 700 new objects; composing a configuration makes hundreds of thousands."""
     gc.set_threshold(50_000, 20, 20)
+    hypothesis.settings.register_profile("untimed", deadline=None)  # an example takes longer on a busy machine
+    hypothesis.settings.load_profile("untimed")
     import absl.logging  # rouge-score brings it along
 
     # its handler closes the stream that was standard error when it was made (pytest's capture) when logging is set up

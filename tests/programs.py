@@ -33,6 +33,13 @@ def python(*words: str, project: Path = ROOT, **options: Any) -> subprocess.Comp
     )
 
 
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
 def copy_project(folder: Path) -> None:
     for name in ("adalora_repro", "hydra_plugins", "conf", "sweeps"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -15,6 +15,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from adalora_repro.config.schema import Config
+from adalora_repro.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -48,6 +49,22 @@ def task_config(task: str, source: str = "sample", **options: Any) -> DictConfig
     for name, value in {"data__source": source, **options}.items():
         OmegaConf.update(cfg, name.replace("__", "."), value)
     return cfg
+
+
+def with_backbone(cfg: DictConfig, name: str, **changes: Any) -> DictConfig:
+    """The configuration with the backbone of this file."""
+    cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / f"{name}.yaml"), changes)
+    return cfg
+
+
+def word_pieces() -> Any:
+    """The tokenizer of MiniLM's package, which strips accents and lowers case; the test is skipped without it."""
+    from adalora_repro.models import backbones
+
+    try:
+        return backbones.load_tokenizer(with_backbone(task_config("rte"), "minilm"))
+    except InputError as error:
+        pytest.skip(str(error))
 
 
 def write_jsonl(path: Path, lines: Iterable[Any], compress: bool = True) -> Path:

@@ -36,6 +36,15 @@ def built(folder: Path, *words: str) -> RunState:
         return runner.build(count(resolve(compose("config", every), overrides=every)))
 
 
+def without_dropout(run: RunState) -> RunState:
+    """The same run, every dropout at 0: of modules, and what functions read from a module or the configuration."""
+    for owner in (run.model.config, *run.model.modules()):
+        for name in ("p", "dropout", "activation_dropout", "attention_dropout"):
+            if isinstance(getattr(owner, name, None), float):
+                setattr(owner, name, 0.0)
+    return run
+
+
 def gradients_of(run: RunState) -> list[dict[str, Tensor]]:
     """The gradients of every step to come, as they are before its update."""
     gradients: list[dict[str, Tensor]] = []

@@ -51,8 +51,8 @@ def prepare_words() -> None:
         raise InputError("--experimental-rerun would unpickle a file; to resume a run, repeat its command")
     if unknown:
         raise InputError(
-            f"cannot read '{unknown[0]}': first options (-m, --cfg job; --help shows them), then settings, key=value "
-            "(task=sst2)"
+            f"cannot read '{unknown[0]}': options come first (-m, --cfg job; --help shows them), then settings as "
+            "key=value (task=sst2)"
         )
     check_equals_signs(args.overrides)
     overrides = OverridesParser.create().parse_overrides(args.overrides)
@@ -83,14 +83,14 @@ def _check_override(override: Override, multirun: bool) -> None:
     """
     text, key, value = override.input_line, override.get_key_element().lstrip("+~"), override.value()
     if override.is_delete() and not key.startswith(("hydra", *OPTIONAL)):
-        raise InputError(f"'{text}': settings are given other values, not removed")
+        raise InputError(f"'{text}': a setting cannot be removed; give it another value")
     if key == "sweep" and (not multirun or not override.is_add()):
-        raise InputError(f"{text} stands for several runs: adalora-run -m +sweep={text.partition('=')[2]}")
+        raise InputError(f"{text} makes several runs: adalora-run -m +sweep={text.partition('=')[2]}")
     values = value.list if isinstance(value, ChoiceSweep) else [value]
     if key.partition("@")[0] in (*GROUPS, *OPTIONAL) and any(isinstance(each, list | dict) for each in values):
-        raise InputError(f"{text}: {key} takes the name of one file; for several runs, -m and a list without brackets")
+        raise InputError(f"{text}: {key} takes one file's name; for several runs use -m and a list without brackets")
     if override.is_sweep_override() and not multirun and not key.startswith("hydra"):
-        raise InputError(f"{text[:80]} stands for several runs: add -m, adalora-run -m {text[:80]}")
+        raise InputError(f"{text[:80]} makes several runs: add -m (adalora-run -m {text[:80]})")
 
 
 def _of_each_job(override: Override) -> str:
@@ -151,13 +151,13 @@ def explain(error: Exception, typed: Sequence[str] | None = None) -> str:
     except (InputError, OSError):  # a file of --config-dir that cannot be read, for one
         text = str(error)
     line = "; ".join(line.strip() for line in text.splitlines() if line.strip())
-    return line if isinstance(error, WRONG_INPUT) else f"cannot compose: {type(error).__name__}: {line}"
+    return line if isinstance(error, WRONG_INPUT) else f"cannot build the configuration: {type(error).__name__}: {line}"
 
 
 def _explained(error: Exception, typed: Sequence[str]) -> str:
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException) and error.filename:
-        return f"cannot write {error.filename}: {error.strerror}; results.dir says where results go"
+        return f"cannot write {error.filename}: {error.strerror}; results.dir chooses the folder"
     if isinstance(error, OverrideParseException):  # letters beyond ASCII, brackets and blanks have to be in quotes
         key, equals, value = error.override.partition("=")
         hint = f"; put text with such characters in quotes: {word(key, value)}" if equals and value else ""
@@ -206,16 +206,16 @@ def unknown_setting(key: str, typed: Sequence[str]) -> str:
     """The line for a setting that does not exist: the nearest one, and those beside it."""
     parent, _, name = key.rpartition(".")
     group, of = parent.partition(".")[0], ""
-    known = [path for path in settings_of(Config) if not path.startswith("method.")]
-    known += [group for group in GROUPS if group not in known] + _options_of("method", typed)
-    beside = [path for path in known if path.rpartition(".")[0] == parent]
+    paths = [path for path in settings_of(Config) if not path.startswith("method.")]
+    paths += [group for group in GROUPS if group not in paths] + _options_of("method", typed)
+    beside = [path for path in paths if path.rpartition(".")[0] == parent]
     if parent == "hydra.launcher":
         chosen = ["slurm", *(text.partition("=")[2] for text in typed if text.startswith("hydra/launcher="))][-1]
         options = dict.fromkeys(str(name) for file in base_files("hydra/launcher", chosen) for name in read(file))
         beside = [f"{parent}.{name}" for name in options if name not in ("defaults", "_target_")]
     elif group in GROUPS and (group == "method" or not beside):  # an open node: each file has its own options
         beside, of = _options_of(parent, typed), f" for {group}={_choice(group, typed)}"
-    same_name = [] if parent else [path for path in known if path.endswith(f".{name}")]
+    same_name = [] if parent else [path for path in paths if path.endswith(f".{name}")]
     hint = did_you_mean(name, [path.rpartition(".")[2] for path in beside], f"{parent}." if parent else "")
     if same_name:
         hint = f" (did you mean {' or '.join(same_name)}?)"

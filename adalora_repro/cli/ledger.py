@@ -19,7 +19,7 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_TERM
 Outcome = tuple[str, int]  # a word for the summary, the exit code
 DONE, ALREADY, PLANNED, FAILED, REFUSED = "done", "already done", "planned", "failed", "refused"
 SKIPPED, INTERRUPTED = "skipped (another process has them)", "interrupted"
-SUBMITTED, QUEUED = "submitted", "in the queue already"
+SUBMITTED, QUEUED = "submitted", "already queued"
 ENDS = {EXIT_OK: DONE, EXIT_FAILED: FAILED, EXIT_BAD_INPUT: REFUSED}
 
 

@@ -296,7 +296,7 @@ def run_score(args: Namespace) -> int:
     _, record = run_record.finished(args.run)
     table, equal = score(record, args.run, args.select, args.hub, args.data_dir)
     print(table)
-    print("equal" if equal else "not equal: the record does not say what its predictions do")
+    print("equal" if equal else "not equal: the record and the stored predictions disagree")
     return EXIT_OK if equal else EXIT_FAILED
 
 

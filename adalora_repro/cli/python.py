@@ -13,11 +13,11 @@ from adalora_repro.cli.hydra_errors import explain, file_problems
 from adalora_repro.cli.run import register
 from adalora_repro.config.catalog import resource
 from adalora_repro.config.plan import Plan
-from adalora_repro.config.resolve import count, finished, resolve
+from adalora_repro.config.resolve import count, finished, record_in, resolve
 from adalora_repro.errors import EXIT_OK, InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.run_record import RunRecord
-from adalora_repro.training.progress import banner
+from adalora_repro.training.progress import banner, heading
 
 
 def run(*words: str) -> RunRecord:
@@ -30,18 +30,21 @@ def run(*words: str) -> RunRecord:
 
     Raises:
         InputError: wrong input; nothing was trained.
-        RuntimeError: the run failed or was interrupted; the message is its record's error.
+        RuntimeError: the run failed or was interrupted; the message is its record's error, or says that it has none.
     """
     plan = plan_of(*words)
     if plan.cfg.dry_run or plan.cfg.measure == "cost":
         raise InputError("run trains; dry_run=true and measure=cost are for adalora-run")
     if plan.cfg.force or finished(plan) is None:
+        heading(plan)
         plan = count(plan)
         banner(plan)
         from adalora_repro.training.runner import execute
 
-        if execute(plan) != EXIT_OK:
-            raise RuntimeError(f"{plan.folder}: {run_record.read(plan.folder / run_record.RECORD_NAME).error}")
+        if (code := execute(plan)) != EXIT_OK:
+            record = record_in(plan.folder)
+            error = record.error if record else None  # none if the run's folder was removed or taken over meanwhile
+            raise RuntimeError(f"{plan.folder}: {error or f'exit code {code}; standard error says why'}")
     return run_record.read(plan.folder / run_record.RECORD_NAME)
 
 

@@ -21,6 +21,7 @@ from adalora_repro.cli import slurm
 from adalora_repro.cli.arguments import Parser, add_config_dir, completed, exit_code, use_config_dir
 from adalora_repro.config import catalog
 from adalora_repro.errors import EXIT_OK, InputError, clean, one_of
+from adalora_repro.records import cost_record
 from adalora_repro.reports.cells import compile_scoped
 from adalora_repro.reports.output import add_format, add_out, form_of, write
 from adalora_repro.reports.render import FORMATS, PAPER, paper_style, render
@@ -54,9 +55,16 @@ def discover_reports() -> dict[str, Report]:
 
 def declared(attribute: str) -> list[Any]:
     names = [module.name for module in pkgutil.walk_packages(reports.__path__, f"{reports.__name__}.")]
-    names.sort(key=lambda name: (len(name.rpartition(".")[2]), name.rpartition(".")[2]))  # table2 before table14
     modules = map(importlib.import_module, names)
-    return [getattr(module, attribute) for module in modules if hasattr(module, attribute)]
+    return sorted((getattr(module, attribute) for module in modules if hasattr(module, attribute)), key=order)
+
+
+def order(report: Spec | Report) -> tuple[int, int, str]:
+    """The paper's tables by number, its figures by number, then the others by name."""
+    for i, kind in enumerate(("table", "figure")):
+        if (number := report.name.removeprefix(kind)).isdigit():
+            return i, int(number), ""
+    return 2, 0, report.name
 
 
 def table_report(spec: Spec) -> Report:
@@ -68,7 +76,7 @@ def table_report(spec: Spec) -> Report:
         parser.add_argument("--style", choices=["notes", PAPER], default="notes", help="paper: LaTeX in its own layout")
         add_partial(parser)
         parser.add_argument("--only-filled", action="store_true", help="leave out rows and columns without a record")
-        parser.add_argument("--notes", action="store_true", help="all notes and commands in a terminal too")
+        parser.add_argument("--notes", action="store_true", help="print all notes and commands in text output too")
 
     def make(request: Request) -> tuple[str, list[str]]:
         args = request.args
@@ -84,14 +92,15 @@ def table_report(spec: Spec) -> Report:
 
 
 def every_report() -> dict[str, Report]:
-    """Tables, then the other reports, by name."""
-    return {spec.name: table_report(spec) for spec in discover().values()} | discover_reports()
+    """Tables and the other reports, by name."""
+    every = [*map(table_report, discover().values()), *discover_reports().values()]
+    return {report.name: report for report in sorted(every, key=order)}
 
 
 def parser_of(reports: dict[str, Report]) -> Parser:
     parser = Parser(
         prog="adalora-report",
-        description="Compile the paper's tables from the records of adalora-run, ours beside the paper's.",
+        description="Compile the paper's tables from adalora-run's records, with our numbers beside the paper's.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -99,7 +108,7 @@ def parser_of(reports: dict[str, Report]) -> Parser:
     parser.add_argument("--version", action="version", version=f"adalora-report {__version__}")
     commands = parser.add_subparsers(dest="report", metavar="REPORT", title="reports")
     for report in reports.values():
-        title = report.title.replace("%", "%%")
+        title = report.title[:1].upper() + report.title[1:].replace("%", "%%")
         command = commands.add_parser(report.name, help=title, description=title, allow_abbrev=False)
         report.add_arguments(command)
         if report.reads == "scope":
@@ -125,7 +134,7 @@ def report(argv: Sequence[str]) -> int:
         raise one_of("report", argv[0], every)
     args = completed(parser_of(every)).parse_args(argv)
     if args.report is None:
-        raise InputError(f"say which report; valid: {', '.join(every)} (--help shows examples)")
+        raise InputError(f"choose a report; valid: {', '.join(every)} (--help shows examples)")
     use_config_dir(getattr(args, "config_dir", None))
     chosen = every[args.report]
     results = results_folder(getattr(args, "results", None))
@@ -140,7 +149,7 @@ def report(argv: Sequence[str]) -> int:
         write(content, out, args.overwrite)
         print(f"wrote {clean(str(out))}", file=sys.stderr)
     elif isinstance(content, bytes):
-        raise InputError("--out FILE is needed: this is no text for a terminal")
+        raise InputError("--out FILE is needed: this format is binary")
     else:
         sys.stdout.write(content)
         sys.stdout.flush()
@@ -166,7 +175,9 @@ def results_folder(name: str | None) -> Path:
 
 def check_backbone(name: str, request: Request) -> None:
     """Raises InputError for a backbone without records or configuration: that must not look like an empty table."""
-    names = {record.key["backbone"] for _, record in request.read[0]} | set(catalog.choices_of("backbone"))
+    keys = [record.key for _, record in request.read[0]]
+    keys += [record.key for _, record in cost_record.read_all(request.results)[0]]
+    names = {key["backbone"] for key in keys} | set(catalog.choices_of("backbone"))
     if name not in names:
         raise one_of("backbone", name, sorted(names))
 

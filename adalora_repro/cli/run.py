@@ -65,7 +65,7 @@ from adalora_repro.errors import (
 )
 from adalora_repro.records import lock
 from adalora_repro.training.distributed import launched
-from adalora_repro.training.progress import ALONE_S, banner, complain
+from adalora_repro.training.progress import ALONE_S, banner, complain, heading
 
 #: what ``adalora-run list`` shows
 LISTS = ("task", "method", "budget", "backbone", "sweep", "protocol")
@@ -218,6 +218,7 @@ def run(cfg: DictConfig, words: Words, many: bool, ledger: Ledger) -> Outcome:
     if alone and many and not cfg.force and failed_since(plan, ledger.began):
         print(f"failed since this command began, not tried again: {plan.folder}")
         return FAILED, EXIT_FAILED
+    heading(plan)
     plan = count(plan)  # fails on a wrong option before any download
     banner(plan)
 
@@ -251,7 +252,7 @@ def _beside(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
     name = cfg.cost.against
     if name not in choices_of("method"):
         raise InputError(f"cost.against: {unknown_choice('method', name)}, or null to measure the method alone")
-    options = {key for path in base_files("method", name) for key in OmegaConf.load(path).method}
+    options = {key for path in base_files("method", name) for key in catalog.section(path, "method")}
     options -= {"rank_pattern"}  # the ranks of the method that is measured
     kept = []
     for text in words:

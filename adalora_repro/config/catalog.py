@@ -49,9 +49,14 @@ class MethodEntry(Entry):
     role: str
 
     @property
+    def variant(self) -> bool:
+        """Whether it is an ablation or a control: only the tables that name it have rows of it."""
+        return self.role in ("ablation", "control")
+
+    @property
     def baseline(self) -> bool:
-        """Whether the proposed method is compared with it: not so for ablations and controls."""
-        return self.role in ("paper", "other") and self.id != PROPOSED
+        """Whether the proposed method is compared with it."""
+        return not self.variant and self.id != PROPOSED
 
 
 @cache
@@ -63,12 +68,17 @@ def methods() -> Mapping[str, MethodEntry]:
     """
     methods = {}
     for name, entry in entries("method").items():
-        keys = read(base_files("method", name)[0]).get("method") or {}  # a variant is not what it builds on
+        keys = section(base_files("method", name)[0], "method")  # a variant is not what it builds on
         role = keys.get("role", "other")
         if role not in ROLES:
             raise one_of(f"method.role of '{name}'", role, ROLES)
         methods[name] = MethodEntry(name, entry.description, str(keys.get("label", name)), role)
     return methods
+
+
+def method(name: str) -> MethodEntry:
+    """The entry of a method; without a file in ``conf/method`` its label is its id, its role ``other``."""
+    return methods().get(name) or MethodEntry(name, "", name, "other")
 
 
 def entries(group: str) -> dict[str, Entry]:
@@ -98,7 +108,7 @@ def sizes_of(method: str) -> Mapping[str, Mapping[str, Any]] | None:
     Raises:
         InputError: a file is not YAML, or not a mapping.
     """
-    files = (read(path).get("method") or {} for path in base_files("method", method))
+    files = (section(path, "method") for path in base_files("method", method))
     return next((keys["sizes"] for keys in files if keys.get("sizes")), None)
 
 
@@ -117,15 +127,29 @@ def read(path: Path) -> Mapping[str, Any]:
     """The settings of a file.
 
     Raises:
-        InputError: the file is not YAML, or not a mapping.
+        InputError: the file is not YAML, or not a mapping, or its ``defaults`` are no list.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), LOADER)
+        content = yaml.load(path.read_text(encoding="utf-8"), LOADER) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
-    if not isinstance(content or {}, dict):
+    if not isinstance(content, dict):
         raise InputError(f"{path}: must hold settings, key: value")
-    return content or {}
+    if not isinstance(content.get("defaults", []), list):
+        raise InputError(f"{path}: defaults must be a list")
+    return content
+
+
+def section(path: Path, name: str) -> Mapping[str, Any]:
+    """The settings below one key of a file; none if the file does not have it.
+
+    Raises:
+        InputError: as ``read``, or the key has a value instead of settings.
+    """
+    content = read(path).get(name) or {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: {name} must hold settings, key: value")
+    return content
 
 
 _added: list[Path] = []
@@ -162,6 +186,6 @@ def choices_of(group: str) -> list[str]:
 
 
 def resource(name: str) -> Path:
-    """Folder ``conf`` or ``sweeps``: inside the package in a wheel, beside it in a checkout."""
+    """Folder ``conf``, ``sweeps`` or ``results``: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).parents[1]
     return package / name if (package / name).is_dir() else package.parent / name

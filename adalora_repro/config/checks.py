@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from adalora_repro.config.catalog import base_files, choices_of, read
+from adalora_repro.config.catalog import base_files, choices_of, section
 from adalora_repro.config.plan import measured
 from adalora_repro.config.schema import TRACKERS, Config
 from adalora_repro.errors import InputError, one_of
@@ -38,11 +38,13 @@ def check_words(words: Sequence[str], choices: Mapping[str, Any]) -> None:
         if group in OPTIONAL and value not in ("null", *(valid := choices_of(group))):
             raise one_of(key, value, valid)
         if key in NAMES and value in choices_of(NAMES[key]) and value != choices.get(NAMES[key]):
-            raise InputError(f"{word}: that name belongs to a file of conf/{NAMES[key]}: {NAMES[key]}={value}")
+            raise InputError(f"{word}: conf/{NAMES[key]} already has this name; choose it with {NAMES[key]}={value}")
         if key == "backbone.hub" and _model_type(base_files("backbone", str(choices.get("backbone")))):
-            raise InputError(f"{word}: backbone '{choices['backbone']}' is another model; yours: backbone=auto {word}")
+            raise InputError(
+                f"{word}: backbone '{choices['backbone']}' is a fixed model; for your own use backbone=auto {word}"
+            )
         if key in ("method.module", "method.sizes"):
-            raise InputError(f"{key} belongs to the file of a method: conf/method/NAME.yaml, chosen with method=NAME")
+            raise InputError(f"{key} is set in a method's file, conf/method/NAME.yaml; choose it with method=NAME")
 
 
 def check_own_name(name: str) -> None:
@@ -53,7 +55,8 @@ def check_own_name(name: str) -> None:
     """
     if name in choices_of("backbone"):
         raise InputError(
-            f"the model would be filed as '{name}', which is a backbone of conf/backbone: backbone.name=NAME names it"
+            f"the folder would name the model '{name}', which conf/backbone already has; choose another name with "
+            "backbone.name=NAME"
         )
 
 
@@ -78,11 +81,11 @@ def check_values(cfg: DictConfig) -> None:
     _check_backbone_settings(cfg.backbone)
     train = cfg.train
     if cfg.measure == "score" and cfg.backbone.weights == "random":
-        raise InputError("backbone.weights=random has no score worth a record: it is for measure=cost")
+        raise InputError("backbone.weights=random is only for measure=cost; a score with random weights means nothing")
     if train.grad_accumulation > train.batch_size:
         raise InputError(
-            f"train.grad_accumulation={train.grad_accumulation} splits the {train.batch_size} examples of a "
-            "step (train.batch_size) into more parts than there are"
+            f"train.grad_accumulation={train.grad_accumulation} exceeds train.batch_size={train.batch_size}: "
+            "every micro-batch needs an example"
         )
     if train.group_by_length and train.padding == "max_length":
         raise InputError("train.group_by_length=true saves padding, train.padding=max_length pads all; leave one out")
@@ -115,8 +118,8 @@ def _check_backbone_settings(backbone: DictConfig) -> None:
     nowhere = backbone[where] is None and backbone.path is None
     if nowhere and (backbone.source, backbone.tokenizer) != ("random", "bytes"):
         raise InputError(
-            f"backbone.{where} is not set, which backbone.source={backbone.source} with "
-            f"backbone.tokenizer={backbone.tokenizer} needs; or backbone.path=DIR"
+            f"backbone.source={backbone.source} with backbone.tokenizer={backbone.tokenizer} needs backbone.{where}, "
+            "or backbone.path=DIR"
         )
 
 
@@ -149,7 +152,7 @@ def _a(kind: str) -> str:
 def _model_type(files: Sequence[Path]) -> str | None:
     """What a backbone's file states; None for one of a saved model, or that cannot be used."""
     for path in files:
-        architecture = read(path).get("architecture", {})
+        architecture = section(path, "architecture")
         if "model_type" in architecture:
             return str(architecture["model_type"]) if architecture["model_type"] in sites.model_types() else None
     return None

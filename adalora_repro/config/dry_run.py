@@ -14,7 +14,7 @@ from adalora_repro.config.estimate import Measured, estimates
 from adalora_repro.config.origins import origins
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.resolve import count, finished
-from adalora_repro.config.words import key_of
+from adalora_repro.config.words import key_of, override_value
 from adalora_repro.errors import InputError
 
 #: entries of the method's plan (``BaseMethod.plan``), and their meaning
@@ -82,7 +82,7 @@ def _parameter_rows(plan: Plan) -> Rows:
         *rows,
         ("head", f"{params['head']:,}", "the task head; trained by every method, not part of the budget"),
         ("total", f"{params['total']:,}", ""),
-        ("memory", f"{gib:.2f} GiB", "weights, gradients and AdamW's averages; activations come on top"),
+        ("memory", f"{gib:.2f} GiB", "weights, gradients and AdamW's averages, without activations"),
         ("kept on disk", f"{kept * 4 / 1e6:,.1f} MB", KEPT[plan.keeps]),  # fp32
     ]
 
@@ -133,7 +133,7 @@ def _hour_rows(plan: Plan) -> Rows:
 
 def _short(value: Any) -> str:
     """Ranks of a hundred matrices are not for a line."""
-    return f"of {len(value)} matrices" if isinstance(value, DictConfig) else str(value)
+    return f"of {len(value)} matrices" if isinstance(value, DictConfig) else override_value(value)
 
 
 def _table(rows: Rows) -> list[str]:
@@ -179,7 +179,7 @@ class SweepPlan:
         text = f"total: {self.runs} runs, {self.done} done, {left} to do"
         text += f", and {self.later} of later stages, whose learning rates are not chosen yet" * bool(self.later)
         if not self.hours:
-            return f"{text}; no estimate of the time: no such steps were measured (measure=cost)"
+            return f"{text}; no time estimate: no comparable steps were measured (measure=cost measures them)"
         for device, hours in self.hours.items():
             some = "" if len(hours) == left else f" for the {len(hours)} of them with a measurement"
             text += f"; about {_hours(sum(hours))} on {device}{some}"

@@ -1,4 +1,7 @@
-"""The plan of one run: all that is determined before training. ``resolve`` makes it and nothing changes it."""
+"""The plan of one run: all that is determined before training.
+
+``resolve`` makes it; ``named``, ``count`` and ``settle`` derive another from it, and no plan is changed.
+"""
 
 from __future__ import annotations
 

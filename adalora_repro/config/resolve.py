@@ -142,13 +142,13 @@ def settle(plan: Plan, examples: int) -> Plan:
     """The plan, counted, for the number of training examples that tokenization gave.
 
     Raises:
-        InputError: it is not what T was made from; T is too short for the method's schedule.
+        InputError: the plan computed T from another number; T is too short for the method's schedule.
     """
     total_steps, steps_per_epoch = _steps(plan.cfg, examples)
     if (total_steps, steps_per_epoch) == (plan.total_steps, plan.steps_per_epoch):
         return plan
     if not plan.provisional:
-        raise InputError(f"the train split has {examples:,} rows, which is not what the plan's T was made from")
+        raise InputError(f"the train split has {examples:,} rows, but the plan computed T from another number")
     cfg = changed(plan.cfg, unscaled(plan))
     OmegaConf.set_readonly(cfg, False)
     _scale_steps(cfg, total_steps)
@@ -209,8 +209,8 @@ def _scale_steps(cfg: DictConfig, total_steps: int) -> dict[str, str]:
         return how
     if paper is None:
         raise InputError(
-            f"method.schedule=scaled scales from task.total_steps, which {cfg.task.name} does not have; without "
-            "method.schedule step counts that are left out are shares of T"
+            f"method.schedule=scaled needs task.total_steps, which {cfg.task.name} does not set; without "
+            "method.schedule=scaled, omitted step counts become shares of T"
         )
     for name, least in SCALED.items():
         value = OmegaConf.select(cfg, name)
@@ -250,8 +250,8 @@ def _backbone_notes(cfg: DictConfig, own: bool) -> list[str]:
     backbone, notes = cfg.backbone, []
     if backbone.path is not None and backbone.source == "hub" and not own:
         notes.append(
-            f"backbone.path={backbone.path} is taken for {backbone.hub}: its architecture is compared, its weights are "
-            "not; another model has a name of its own with backbone=auto"
+            f"backbone.path={backbone.path} is assumed to be {backbone.hub}: the architecture is checked, the weights "
+            "are not; for another model use backbone=auto"
         )
     model_type = backbone.architecture.model_type
     if cfg.task.classifier_dropout and sites.architecture(model_type).classifier_dropout is None:
@@ -278,7 +278,8 @@ def finished(plan: Plan) -> str | None:
         raise InputError(f"{plan.folder} holds the record of another run ({record.key['hash']}); move it away")
     if record.status != "ok" or record.final is None:
         return None
-    return f"{record.primary_metric} {record.final['metrics'][record.primary_metric]:.4f}"
+    score = f"{record.primary_metric} {record.final['metrics'][record.primary_metric]:.4f}"
+    return f"{score}, degenerate" if record.degenerate else score
 
 
 def failed_since(plan: Plan, moment: float) -> bool:

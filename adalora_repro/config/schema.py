@@ -31,15 +31,15 @@ class TaskFields:
     family: str = MISSING
     "Module in tasks/ that reads and scores it: glue, squad or summarization."
     budgets: str = MISSING
-    "Family of budgets that the task has: glue, qa or nlg."
+    "Budget family of the task: glue, qa or nlg."
     more_budgets: list[str] = setting(factory=list, identity=False)
-    "Families of budgets that are valid too."
+    "Other budget families that are valid for the task."
     auto_model: str = setting(MISSING, identity=False)
     "Auto class of transformers that carries the right head."
     head: dict[str, Any] = setting(factory=dict, identity=False)
-    "What the model's configuration must know of the task; what goes beyond its labels makes another run."
+    "Values that the task sets in the model's configuration; others than the labels' make another run."
     hub: str | None = None
-    "Data set on the hub; null: the task's data are files of your own."
+    "Data set on the hub; null: your own files."
     hub_config: str | None = None
     "Configuration of the data set on the hub."
     revision: str | None = None
@@ -49,9 +49,9 @@ class TaskFields:
     label_column: str = "label"
     "Column with the label, the answers or the summary."
     num_labels: int | None = setting(2, minimum=1)
-    "Number of classes; 1: regression; null: of the classes in files of your own."
+    "Number of classes; 1: regression; null: counted in your own files."
     class_names: list[str] = setting(factory=list, identity=False)
-    "Names of the classes, in the order of their numbers; empty: the numbers, of files of your own the sorted labels."
+    "Names of the classes, in label order; empty: the label numbers or, for your own files, the sorted labels."
     label_range: list[float] = field(default_factory=list)
     "Regression only: the smallest and the largest label."
     metrics: list[str] = field(default_factory=list)
@@ -61,7 +61,7 @@ class TaskFields:
     validation: dict[str, str] = field(default_factory=dict)
     "Suffix of the metrics' names -> split that they are computed on."
     validation_share: int | float | None = setting(None, later=None)
-    "Files of your own without one for validation: rows of train, or a fraction of them, that are that split."
+    "For your own files without a validation file: how many rows of train, or what fraction, to use as one."
     holdout_by: list[str] = field(default_factory=list)
     "Text columns by which held-out rows are grouped; empty: all of them."
     max_length: int = setting(MISSING, minimum=1)
@@ -69,18 +69,19 @@ class TaskFields:
     rows: dict[str, int] = setting(factory=dict, identity=False)
     "Official sizes of the splits, from which T follows before any download."
     total_steps: int | None = setting(None, minimum=1)
-    "T of the paper, which method.schedule=scaled scales from; null: there is none, null step counts are shares of T."
+    "The paper's T, from which method.schedule=scaled scales; null: none, and null step counts become shares of T."
 
 
 def _with_options(fields: type) -> type:
     """The dataclass with the ``Options`` of all families, null where a task's family has no use for them."""
-    options = []
+    options = {}  # by name: a family may build on the options of another
     for family in families().values():
         hints = get_type_hints(family.Options)
         for each in dataclasses.fields(family.Options):
             metadata = {**each.metadata, "owner": family.Options}
-            options.append((each.name, hints[each.name] | None, field(default=None, metadata=metadata)))
-    return dataclasses.make_dataclass("TaskConfig", options, bases=(fields,), namespace={"__doc__": fields.__doc__})
+            options[each.name] = each.name, hints[each.name] | None, field(default=None, metadata=metadata)
+    namespace = {"__doc__": fields.__doc__}
+    return dataclasses.make_dataclass("TaskConfig", options.values(), bases=(fields,), namespace=namespace)
 
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class BudgetConfig:
     label: str = MISSING
     "Name of the budget."
     family: str = MISSING
-    "Tasks that it is for: glue, qa or nlg."
+    "Budget family that it belongs to: glue, qa or nlg."
     match: str = setting("label", later="label", choices=("label", "params"))
     "label: the method's sizes for the budget. params: sizes that fill its number of parameters and never exceed it."
     params: int | None = setting(None, later=None, minimum=1, below=2**40)
@@ -136,7 +137,7 @@ class BackboneConfig:
     path: str | None = None
     "A local folder with the model, instead of hub or package."
     weights: str = setting("pretrained", later="pretrained", choices=("pretrained", "random"))
-    "random: for measure=cost alone, whose figures do not depend on the weights."
+    "random: only for measure=cost, whose results do not depend on the weights."
     tokenizer: str = setting(MISSING, choices=("hub", "package", "bytes"))
     "Where the tokenizer comes from; bytes: one token per byte."
     architecture: dict[str, Any] = field(default_factory=dict)
@@ -190,7 +191,7 @@ class TrainConfig:
     batch_size: int = setting(32, minimum=1)
     "Examples of one optimizer step, whatever grad_accumulation is."
     grad_accumulation: int = setting(1, minimum=1)
-    "Parts of a step's examples that go through the model in turn; on a CPU there may be more."
+    "Micro-batches per optimizer step; a CPU may use more."
     eval_steps: int | None = setting(None, minimum=1)
     "Optimizer steps from one evaluation to the next; null: one epoch."
     save_steps: int = setting(500, identity=False, minimum=1)
@@ -200,15 +201,15 @@ class TrainConfig:
     precision: str = setting("fp32", choices=("fp32", "bf16"))
     "bf16: mixed precision, frozen weights stored in bf16; a CPU without bf16 instructions multiplies in fp32."
     padding: str = setting("longest", choices=("longest", "max_length"))
-    "longest: to the longest example that goes through the model at once; max_length: as the released scripts."
+    "longest: to the longest example of the micro-batch; max_length: to task.max_length, as in the released scripts."
     group_by_length: bool = setting(False, later=True)
-    "Batches of rows of similar length; false: drawn at random, as the released scripts."
+    "Batches of rows of similar length; false: drawn at random, as in the released scripts."
     pass_tokens: int = setting(128, later=128, minimum=1, below=2**31)
-    "On a CPU: the cost of one forward and backward pass beside its tokens, in tokens. It decides how a step is split."
+    "CPU only: fixed cost of a forward and backward pass, in tokens; it decides how a step is split into micro-batches."
     attention: str = setting("cropped", later="eager", choices=("cropped", "eager"))
     "cropped: DeBERTa with only the relative positions that occur, other models as they are; eager: transformers' code."
     compile: str = setting("none", later="none", choices=("none", "inductor", "aot_eager"))
-    "Compiler of training steps; aot_eager only traces, to see that it can be done."
+    "Compiler of training steps; aot_eager only traces the model, to check that it can be compiled."
     num_workers: int | None = setting(None, identity=False, minimum=0)
     "Processes that make batches; null: 0 on a CPU, 2 beside an accelerator."
     device: str = setting("auto", identity=False, choices=("auto", "cpu", "cuda"))
@@ -285,7 +286,7 @@ class Config:
     "score: train and evaluate; cost: time and memory of some steps."
     cost: CostConfig = field(default_factory=CostConfig)
     recipe: dict[str, Any] = setting(factory=dict, identity=False)
-    "AdaLoRA's settings of the task, which files of other methods refer to."
+    "AdaLoRA's settings for the task, to which other methods' files refer."
     seed: int = setting(0, minimum=0, below=2**32)
     "Seed of initial values, order of the data and dropout."
     dry_run: bool = setting(False, identity=False)

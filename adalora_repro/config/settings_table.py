@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from adalora_repro import methods
 from adalora_repro.config.schema import Config
+from adalora_repro.methods.base import BaseOptions
 from adalora_repro.settings import Row, rows
 
 HEAD = """\
@@ -21,7 +22,8 @@ METHOD_HEAD = """\
 ## Options of the methods
 
 Options of `method.…`, by module. Defaults are those of the code; the files of `conf/method/`, the budget and
-`conf/tuned/` set others.
+`conf/tuned/` set others and those left empty here. The options that every method has are above, in the group method; a
+method without a table has no others.
 """
 
 
@@ -35,9 +37,11 @@ def markdown() -> str:
     for group, members in groups.items():
         lines += [f"## {group}", "", *_table(members)]
     lines.append(METHOD_HEAD)
+    common = list(rows(BaseOptions, "method."))
     for name in methods.modules():
         options = vars(methods.module_of(name))["Options"]
-        lines += [f"### {name}", "", *_table(list(rows(options, "method.")))]
+        if own := [row for row in rows(options, "method.") if row not in common]:
+            lines += [f"### {name}", "", *_table(own)]
     return "\n".join(lines).rstrip()
 
 

@@ -20,6 +20,7 @@ from adalora_repro.errors import InputError, one_of
 from adalora_repro.records import lock
 from adalora_repro.records.run_record import RECORD_NAME
 from adalora_repro.records.selection import at_edge, run_of, select
+from adalora_repro.settings import setting
 
 AXES = ("task", "method", "budget")  # of a cell: what the command line gives for them restricts, the rest it replaces
 LR, SEED = "optim.lr", "seed"
@@ -36,7 +37,7 @@ class SweeperConfig:
     """The types of conf/hydra/sweeper/cells.yaml."""
 
     _target_: str = "hydra_plugins.adalora_sweeper.CellSweeper"
-    max_batch_size: int | None = None
+    max_batch_size: int | None = setting(None, minimum=1)
     params: dict[str, Any] = field(default_factory=dict)
     cells: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     stages: list[Any] = field(default_factory=list)  # of mappings; OmegaConf's error for such a type names no setting

@@ -88,10 +88,10 @@ def again(words: Sequence[str]) -> list[str]:
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" not in words:
         return words
-    place = words.index("--config")
-    if place + 1 == len(words):
+    position = words.index("--config")
+    if position + 1 == len(words):
         raise InputError("--config: name the config.yaml of a run")
-    path, own = Path(words[place + 1]), words[:place] + words[place + 2 :]
+    path, own = Path(words[position + 1]), words[:position] + words[position + 2 :]
     try:
         started = started_with(path)
     except OSError as error:

@@ -33,7 +33,7 @@ class RankAllocator:
 
     Pruned λ keep being trained between masks and may come back until the set is fixed.
 
-    ``score`` is S of eq. (7): ``importance`` with s = Ī Ū; ``sensitivity`` with s = I (released: its average Ī, F28);
+    ``score`` is S of eq. (7): ``importance`` with s = Ī Ū; ``sensitivity`` with s = I (released: its average Ī);
     ``magnitude`` is S_i = |λ_i|; ``random`` one number for each triplet, drawn once from ``seed``: a control.
     ``gradient``, also a control, is eq. (7) with s = Ḡ, |∇L| smoothed as eq. (9) smooths the sensitivity:
     Ḡ^(t)(w) = β1 Ḡ^(t-1)(w) + (1 - β1) |∇_w L^(t)|, Ḡ^(-1) = 0. It omits the weight of eq. (8) and the
@@ -85,8 +85,8 @@ class RankAllocator:
             raise ValueError(f"delta_t must be at least 1, not {delta_t}")
         if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
             raise ValueError(f"beta1={beta1} and beta2={beta2} must lie in [0, 1)")
-        known = {"score": (score, Score), "protocol": (protocol, Protocol), "allocation": (allocation, Allocation)}
-        for what, (value, valid) in known.items():
+        choices = {"score": (score, Score), "protocol": (protocol, Protocol), "allocation": (allocation, Allocation)}
+        for what, (value, valid) in choices.items():
             if value not in get_args(valid):
                 raise ValueError(f"unknown {what} '{value}'; valid: {', '.join(get_args(valid))}")
         self._triplets = all(isinstance(layer, SVDLinear) for layer in layers.values())
@@ -213,7 +213,7 @@ class RankAllocator:
                 torch._foreach_copy_(values, trained)
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages and mask, and whose they are: all that resuming needs beside the parameters (F40)."""
+        """Averages and mask, and whose they are: all that resuming needs beside the parameters."""
         return {
             "schedule": asdict(self.schedule),
             "protocol": self.protocol,
@@ -280,7 +280,7 @@ class RankAllocator:
             entries = self._average
         parts = len(self._parts)
         score = importance.triplet_score if self._triplets else importance.doublet_score
-        groups = zip(*(entries[place::parts] for place in range(parts)), strict=True)
+        groups = zip(*(entries[part::parts] for part in range(parts)), strict=True)
         return torch.cat([score(*group).flatten() for group in groups])[self._from_stacks]
 
     def _values(self) -> list[Tensor]:

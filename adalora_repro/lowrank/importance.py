@@ -71,7 +71,7 @@ def doublet_score(s_B: Tensor, s_A: Tensor) -> Tensor:
 def level(scores: Tensor, ranks: Tensor | Sequence[int]) -> Tensor:
     """Whole numbers as scores that share any budget evenly among the matrices: N for the first to be kept down to 1.
 
-    The best of every matrix come first, then the second best, and so on; among those of one place the better score,
+    The best of every matrix come first, then the second best, and so on; among those of one position the better score,
     of equal ones the earlier. A budget of n r thus keeps r of each of n matrices, one in between one more of some.
 
     Args:
@@ -83,9 +83,9 @@ def level(scores: Tensor, ranks: Tensor | Sequence[int]) -> Tensor:
     first = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes, output_size=len(scores))
     best_first = torch.argsort(scores, descending=True, stable=True)
     by_matrix = best_first[torch.argsort(matrix[best_first], stable=True)]
-    place = torch.empty_like(matrix)
-    place[by_matrix] = torch.arange(len(scores), device=scores.device) - first
-    order = best_first[torch.argsort(place[best_first], stable=True)]
+    position = torch.empty_like(matrix)
+    position[by_matrix] = torch.arange(len(scores), device=scores.device) - first
+    order = best_first[torch.argsort(position[best_first], stable=True)]
     levelled = torch.empty_like(matrix)
     levelled[order] = torch.arange(len(scores), 0, -1, device=scores.device)
     return levelled
@@ -110,12 +110,12 @@ def keep_within(scores: Tensor, costs: Tensor, params: int, kinds: int) -> Tenso
     order = torch.argsort(scores, descending=True, stable=True)
     cost = costs[order]
     stays = torch.ones_like(cost, dtype=torch.bool)
-    place = torch.arange(len(cost), device=cost.device)
+    position = torch.arange(len(cost), device=cost.device)
     for _ in range(kinds):
         # behind the first that does not fit nothing of its cost or more fits either: one kind less in each round
         over = stays & (torch.cumsum(cost * stays, 0) > params)
         first = over.int().argmax(keepdim=True)  # (1,): an index of no dimension would be fetched by the host
-        stays &= ~(over.any() & (place >= first) & (cost >= cost.index_select(0, first)))
+        stays &= ~(over.any() & (position >= first) & (cost >= cost.index_select(0, first)))
     return torch.zeros_like(stays).index_copy_(0, order, stays)
 
 
@@ -136,8 +136,8 @@ def keep_level(levelled: Tensor, costs: Tensor, params: int, kinds: int, most: i
 def keep_above_threshold(scores: Tensor, budget: int) -> Tensor:
     """The released code's rule: all scores above the (N - budget)-th smallest survive.
 
-    Entries that tie with the threshold fall too, so fewer than ``budget`` may survive (fidelity F13). With nothing to
-    prune, where the released code raises, all survive.
+    Entries that tie with the threshold fall too, so fewer than ``budget`` may survive. With nothing to prune, where the
+    released code raises, all survive (docs/deviations.md, row 9).
     """
     pruned = scores.numel() - budget
     if pruned <= 0:

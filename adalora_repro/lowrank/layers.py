@@ -77,7 +77,7 @@ class LoRALinear(LowRankLinear):
         init_std: the standard deviation of ``init="normal"``.
         init: how A is initialised; B = 0 in both cases, so Δ = 0. ``normal``: A ~ N(0, init_std²), as in the
             authors' DeBERTa. ``kaiming``: A ~ U(-1/√d_in, 1/√d_in), Kaiming's uniform initialisation with a = √5, a
-            standard deviation of 1/√(3 d_in), as in loralib, PEFT and the authors' BART (fidelity F21).
+            standard deviation of 1/√(3 d_in), as in loralib, PEFT and the authors' BART (docs/deviations.md, row 16).
 
     Attributes:
         lora_A: A, (r, d_in).
@@ -106,13 +106,14 @@ class LoRALinear(LowRankLinear):
 class SVDLinear(LowRankLinear):
     """h = W x + (alpha / r) P Λ Q x, eq. (3).
 
-    The scaling uses the initial rank for good: pruning a triplet zeroes its λ and changes nothing else (fidelity F17).
+    The scaling uses the initial rank for good: pruning a triplet zeroes its λ and changes nothing else
+    (docs/deviations.md, row 13).
 
     Args:
         base: the layer to adapt; it is frozen.
         r: initial rank, the number of triplets.
         alpha: numerator of the scaling.
-        init_std: P, Q ~ N(0, init_std²); Λ = 0, so that Δ = 0 at the start (F21).
+        init_std: P, Q ~ N(0, init_std²); Λ = 0, so that Δ = 0 at the start (row 16).
 
     Attributes:
         lora_A: Q, (r, d_in), right singular vectors as rows.

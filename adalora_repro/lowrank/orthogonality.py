@@ -25,7 +25,7 @@ def cosines(factors: Tensor) -> Tensor:
     """Mean |cos| of the angle between two different rows of V (…, r, d); (…). Rows of zeros are orthogonal to all.
 
     Raises:
-        ValueError: r = 1, one row has no angle to another (the released code makes NaN of it, fidelity F27).
+        ValueError: r = 1, one row has no angle to another (docs/deviations.md, row 56).
     """
     r = factors.shape[-2]
     if r < 2:
@@ -55,8 +55,9 @@ def orthogonality_penalty(layers: Layers, form: Form = "sum_squared") -> Tensor:
     """R over all layers (a sequence, or names to layers), a differentiable scalar, pruned triplets included.
 
     ``sum_squared`` is eq. (4): Σ_k ||P_kᵀP_k - I||²_F + ||Q_kQ_kᵀ - I||²_F; in LoRA B and A stand for P and Q.
-    ``mean_norm`` is the released code's: the mean over the 2n matrices of the norm itself, not squared (fidelity F1,
-    F2). ``mean_cosine`` is the released code's for LoRA (F27): the mean over the 2n matrices of ``cosines``.
+    ``mean_norm`` is the released code's: the mean over the 2n matrices of the norm itself, not squared
+    (docs/deviations.md, row 1). ``mean_cosine`` is the released code's for LoRA (row 56): the mean over the 2n matrices
+    of ``cosines``.
 
     Raises:
         ValueError: no layers, an unknown form, or ``mean_cosine`` at r = 1.

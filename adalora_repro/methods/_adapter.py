@@ -28,9 +28,9 @@ class Options(BaseOptions):
     d: int = setting(0, minimum=1, maximum=LARGEST)
     "Width of the bottleneck; left out, the budget sets it."
     params: int | None = None
-    "With budget.match=params: the parameters that the widths fill."
+    "With budget.match=params: the number of parameters that the adapters may use."
     init_std: float = setting(0.02, above=0)
-    "Standard deviation of both projections' initial weights; biases start at 0 (fidelity F26)."
+    "Standard deviation of both projections' initial weights; biases start at 0 (docs/deviations.md, row 26)."
 
     def __post_init__(self) -> None:
         require_size(self, self.params, "d")

@@ -29,7 +29,8 @@ class Options(AllocationOption, SVDOptions):
     init_r: int = setting(0, minimum=1, maximum=LARGEST)
     "Rank of every matrix at the start, b_0 = n init_r; left out, the budget sets it."
     params: int | None = None
-    "With budget.match=params: the parameters that the triplets of the end fill; init_r follows from b_0 >= 1.5 b_T."
+    """With budget.match=params: the number of parameters that the final triplets may use; init_r follows from
+    b_0 >= 1.5 b_T."""
     t_i: int = setting(-1, minimum=0)
     "Optimizer steps before pruning begins."
     t_f: int = setting(0, minimum=1)

@@ -69,7 +69,7 @@ class RankOptions(PatternOption):
 @dataclass
 class AllocationOption:
     allocation: str = setting("global", later="global", choices=("global", "uniform"))
-    "global: the best triplets of all matrices are kept; uniform: as many in every matrix."
+    "global: the best triplets of all matrices are kept; uniform: the same number in every matrix."
 
 
 @dataclass

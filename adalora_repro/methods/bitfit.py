@@ -1,4 +1,4 @@
-"""BitFit (Ben Zaken et al., 2022): every bias of the backbone trains, LayerNorm's and the embeddings' among them."""
+"""BitFit (Ben Zaken et al., 2022): trains every bias of the backbone, LayerNorm's and the embeddings' among them."""
 
 from __future__ import annotations
 

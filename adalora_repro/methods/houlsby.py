@@ -18,7 +18,7 @@ class Adapter(Bottleneck):
 
 class Method(AdapterMethod):
     roles = ("after_attn", "after_ffn")
-    activation = staticmethod(F.silu)  # swish, as in the released code (fidelity F26)
+    activation = staticmethod(F.silu)  # swish, as in the released code (docs/deviations.md, row 26)
     bottleneck = Adapter
 
     def adapted(self, old: nn.Module, adapter: Bottleneck) -> nn.Module:

@@ -28,7 +28,7 @@ class Options(InitOption, RankOptions, LowRankOptions):
     r: int = setting(0, minimum=1, maximum=LARGEST)
     "Rank of every matrix; left out, the budget sets it."
     params: int | None = None
-    "With budget.match=params: the parameters that the ranks, 0 among them, fill."
+    "With budget.match=params: the number of parameters that the matrices may use; a rank may be 0."
 
     def __post_init__(self) -> None:
         super().__post_init__()

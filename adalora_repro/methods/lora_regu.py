@@ -29,7 +29,7 @@ class Options(lora.Options):
 
 
 class Method(lora.Method):
-    """``protocol=released`` takes the mean |cos| between columns of B and between rows of A for R (fidelity F27)."""
+    """``protocol=released`` takes for R the mean |cos| of columns of B and rows of A (docs/deviations.md, row 56)."""
 
     options: Options
 

@@ -13,7 +13,7 @@ class NormWithAdapter(nn.Module):
     """LN(u + f(LN(u))) for u = x + z (…, width), x the residual input, z the FFN's output after dropout.
 
     LN is the layer's own LayerNorm, used twice with the same frozen weights; the adapter's residual is z, not LN(u).
-    With f = 0 this is LN(u), the layer as it was (fidelity F26).
+    With f = 0 this is LN(u), the layer as it was (docs/deviations.md, row 26).
     """
 
     def __init__(self, norm: nn.Module, adapter: Bottleneck) -> None:

@@ -19,8 +19,8 @@ class Options(SVDOptions):
     r: int = setting(0, minimum=1, maximum=LARGEST)
     "Rank of every matrix; left out, the budget sets it."
     params: int | None = None
-    "With budget.match=params: the parameters that the rank fills."
-    initial_rank: bool = False
+    "With budget.match=params: the number of parameters that the rank may use."
+    initial_rank: bool = setting(False, later=False)
     "With budget.match=params: the rank from which AdaLoRA starts at that number of parameters, which takes more."
 
     def __post_init__(self) -> None:

@@ -90,7 +90,7 @@ def unknown_type(cfg: DictConfig) -> InputError:
 
 
 def draft(model: Any) -> str:
-    """A file of sites/ for a model: the linear layers of its repeated blocks, with roles as far as names tell them."""
+    """A file of sites/ for a model: the linear layers of its repeated blocks, with roles where the names imply them."""
     import yaml
     from torch import nn
     from transformers.models.auto import modeling_auto as auto

@@ -52,18 +52,8 @@ LARGEST = 64 << 20  # bytes of a record; usual are a few thousand
 # again; a field without one may hold any JSON value.
 
 KEY_FIELDS: dict[str, Check] = {
-    "backbone": TEXT,
-    "task": TEXT,
-    "method": TEXT,
-    "budget": TEXT,
-    "protocol": TEXT,
-    "data": TEXT,
-    "lr": POSITIVE,
-    "seed": COUNT,
-    "total_steps": COUNT,
-    "max_examples": optional(SIZE),
-    "variant": TEXT,
-    "hash": TEXT,
+    **dict.fromkeys(("backbone", "task", "method", "budget", "protocol", "data", "variant", "hash"), TEXT),
+    **{"lr": POSITIVE, "seed": COUNT, "total_steps": COUNT, "max_examples": optional(SIZE)},
 }
 EVALUATION = fields({"metrics": each(NUMBER), "step": COUNT}, {"holdout": each(NUMBER)})
 BUDGET = dict.fromkeys(
@@ -175,8 +165,8 @@ def constructed(record: type[T], check: Check, version: int, values: Any, where:
     try:
         validation.OBJECT(values, "the file")
         if type(values.get("schema_version")) is not int or values["schema_version"] != version:
-            found = validation.shown(values.get("schema_version"))
-            raise ValueError(f"schema_version {found}, this program reads {version}")
+            actual = validation.shown(values.get("schema_version"))
+            raise ValueError(f"schema_version {actual}, this program reads {version}")
         check(values, "")
     except ValueError as error:
         raise RecordError(f"{where}: {error}") from None
@@ -288,8 +278,8 @@ def ranks(where: Path) -> tuple[dict[str, int], str | None]:
     Raises:
         RecordError: there is no such file, the run is not finished, or it has no ranks; the message names the file.
     """
-    if where.is_file() and (pattern := read_json(where, lambda value, name: _plain_ranks(value, where))) is not None:
-        return pattern, None
+    if where.is_file() and (plain := read_json(where, _plain_ranks)):
+        return plain, None
     path, record = finished(where)
     pattern = record.rank_pattern or {}
     if not any(pattern.values()):
@@ -297,20 +287,18 @@ def ranks(where: Path) -> tuple[dict[str, int], str | None]:
     return pattern, record.key["budget"]
 
 
-def _plain_ranks(value: Any, where: Path) -> dict[str, int] | None:
-    """A JSON value as {matrix: rank}; None if it is something else, a record say.
+def _plain_ranks(value: Any, _: str) -> dict[str, int]:
+    """A JSON value as {matrix: rank}; {} if it is something else, a record say.
 
     Raises:
-        RecordError: a rank is no whole number, or all are 0.
+        ValueError: a rank is no whole number, or all are 0.
     """
     if not isinstance(value, dict) or not value or "schema_version" in value:
-        return None
-    wrong = [name for name, rank in value.items() if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0]
-    if wrong:
-        raise RecordError(f"{where}: the rank of '{wrong[0]}' is {value[wrong[0]]!r}, not a whole number of 0 or more")
+        return {}
+    each(COUNT)(value, "rank")
     if not any(value.values()):
-        raise RecordError(f"{where}: every rank is 0")
-    return dict(value)
+        raise ValueError("every rank is 0")
+    return value
 
 
 def write(record: RunRecord, folder: Path) -> Path:

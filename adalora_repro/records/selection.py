@@ -18,7 +18,7 @@ from adalora_repro.records.run_record import GPU_MEMORY, RunRecord
 PERCENTAGES = ("squad", "summarization")  # families of tasks whose records hold percentages
 HOLDOUT = "data.holdout"  # the setting that holds out rows of the training split
 RULE = (
-    "Rule of a cell: a cell shows finished runs of one setting, which differ only in learning rate and seed and ran on "
+    "Selection rule: a cell shows finished runs of one setting, which differ only in learning rate and seed and ran on "
     "the same kind of device, CPU or GPU. "
     "It shows the setting with the most seeds at one learning rate; ties: more training steps, then a held-out split, "
     "then more learning rates, then the first by name. A setting that was evaluated on only part of the examples is "

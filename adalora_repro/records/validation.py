@@ -20,6 +20,7 @@ from typing import Any
 from adalora_repro.errors import shortened
 
 DEPTH = 32  # levels of nesting: a record has five; recursive code can take far more
+LARGEST = 2**53  # of counts and amounts: what is beyond is damage, and floats cannot tell such counts apart
 Check = Callable[[Any, str], None]
 
 
@@ -97,7 +98,7 @@ def finite(value: Any) -> bool:
 
 
 def whole(value: Any) -> bool:
-    return isinstance(value, int) and finite(value)
+    return isinstance(value, int) and finite(value) and value <= LARGEST
 
 
 def a(what: str, test: Callable[[Any], bool]) -> Check:
@@ -188,10 +189,10 @@ LIST = a("a list", lambda value: isinstance(value, list))
 TEXT = a("text", lambda value: isinstance(value, str))
 FLAG = a("true or false", lambda value: isinstance(value, bool))
 NUMBER = a("a finite number", finite)
-AMOUNT = a("a number of 0 or more", lambda value: finite(value) and value >= 0)
+AMOUNT = a("a number of 0 or more, up to 2^53", lambda value: finite(value) and 0 <= value <= LARGEST)
 POSITIVE = a("a positive number", lambda value: finite(value) and value > 0)
-COUNT = a("a whole number of 0 or more", lambda value: whole(value) and value >= 0)
-SIZE = a("a whole number of 1 or more", lambda value: whole(value) and value >= 1)
+COUNT = a("a whole number of 0 or more, up to 2^53", lambda value: whole(value) and value >= 0)
+SIZE = a("a whole number of 1 or more, up to 2^53", lambda value: whole(value) and value >= 1)
 FILE_NAME = a(
     "a file name",
     lambda value: isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\\0"),

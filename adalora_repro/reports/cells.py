@@ -6,24 +6,17 @@ one data source and one protocol.
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from adalora_repro.config import catalog
 from adalora_repro.config.words import lr_text
 from adalora_repro.records.run_record import RunRecord, stated
-from adalora_repro.records.selection import (
-    Run,
-    Selection,
-    at_edge,
-    device_kind,
-    primary_mean,
-    select,
-)
-from adalora_repro.reports.frame import COLUMNS, rows_of, unusable
+from adalora_repro.records.selection import Run, Selection, at_edge, device_kind, primary_mean
+from adalora_repro.reports.frame import COLUMNS, frame_of, unusable
 from adalora_repro.reports.spec import (
     AVERAGE_COLUMN,
     DATA_SOURCES,
@@ -33,8 +26,6 @@ from adalora_repro.reports.spec import (
     Scope,
     Spec,
     command,
-    is_variant,
-    label_of,
     on_the_papers_data,
     paper_rows,
 )
@@ -43,7 +34,6 @@ from adalora_repro.reports.text import number, seed_phrase, short
 if TYPE_CHECKING:
     import pandas as pd
 
-CellKey = tuple[str, str, int]  # method, budget, column
 AVERAGE = -1  # the column of a table's own mean
 COUNTS = ("method", "head", "total", "backbone")
 #: the columns of the CSV, in their order
@@ -61,9 +51,9 @@ INTERNAL = ["position", "second", "values"]  # beside them, see ``Table``
 
 @dataclass(frozen=True)
 class Cell(Selection):
-    """One task of one row with runs of ours; ``values``: metric -> seed -> value of the runs shown."""
+    """One task of one row with runs of ours; ``shown``: the rows of ``frame`` of the runs shown, by seed."""
 
-    values: Mapping[str, Mapping[int, float]]
+    shown: pd.DataFrame
 
     @property
     def key(self) -> dict[str, Any]:
@@ -144,7 +134,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        return label_of(self.method) if self.fixed_size else f"{label_of(self.method)} {self.budget}"
+        label = catalog.method(self.method).label
+        return label if self.fixed_size else f"{label} {self.budget}"
 
     @property
     def fixed_size(self) -> bool:
@@ -179,6 +170,7 @@ class Table:
     Attributes:
         figures: one row a figure, with the columns of the report's CSV; beside them ``position`` (number of the column,
             ``AVERAGE`` for the table's own mean), ``second`` and ``values`` (seed -> value).
+        comparable: the paper's numbers may stand beside ours: its backbone, and its data in every run shown.
         left_out: reason -> how many records of the scope are in no cell for it.
         refused: one line for each record that cannot be used.
         tests: notes about the tests of significance.
@@ -188,6 +180,7 @@ class Table:
     scope: Scope
     rows: tuple[Row, ...]
     figures: pd.DataFrame
+    comparable: bool
     left_out: Mapping[str, int]
     refused: tuple[str, ...]
     tests: tuple[str, ...] = ()
@@ -198,10 +191,6 @@ class Table:
         return tuple({run.path: run for row in self.rows for run in row.runs}.values())
 
     @property
-    def comparable(self) -> bool:
-        return comparable(self.spec, self.scope, self.rows)
-
-    @property
     def head(self) -> list[str]:
         """What the table is about, in sentences."""
         scope = self.scope
@@ -209,9 +198,9 @@ class Table:
         return [about, *scope.remarks]
 
     @cached_property
-    def by_cell(self) -> dict[CellKey, list[Any]]:
+    def by_cell(self) -> dict[tuple[str, str, int], list[Any]]:
         """The figures of each row and column, as named tuples."""
-        shown: dict[CellKey, list[Any]] = defaultdict(list)
+        shown: dict[tuple[str, str, int], list[Any]] = defaultdict(list)
         for figure in self.figures.itertuples():
             shown[figure.method, figure.budget, figure.position].append(figure)
         return shown
@@ -228,11 +217,6 @@ class Table:
         return [(row, column, cell) for row, column, cell in self.cells() if cell]
 
 
-def comparable(spec: Spec, scope: Scope, rows: Iterable[Row]) -> bool:
-    """Whether the paper's numbers may stand beside ours: its backbone, and its data in every run shown."""
-    return scope.backbone == spec.backbone and all(on_the_papers_data(run.record) for row in rows for run in row.runs)
-
-
 def compile_scoped(request: Request, spec: Spec, more: Sequence[Record] = ()) -> Table:
     """The table that the command line asks for, of the records below the results and of ``more``."""
     args, records = request.args, [*request.read[0], *more]
@@ -244,17 +228,21 @@ def compile_scoped(request: Request, spec: Spec, more: Sequence[Record] = ()) ->
 def compile_table(spec: Spec, records: Iterable[Record], scope: Scope) -> Table:
     """Records -> the table, by ``selection.RULE``."""
     usable, left_out, refused = sort_in(spec, records, scope)
-    runs = rows_of(usable, [scope.select])
+    runs = frame_of(usable, scope.include_partial)
+    shown = runs[runs.shown & (runs.checkpoint == scope.select)].set_index("seed").sort_index()
     cells = {
-        (method, budget, i): cell_of(tried, column)
-        for i, column in enumerate(spec.columns)
-        for (method, budget), tried in runs[runs.task == column.task].groupby(["method", "budget"])
+        key: Cell(**vars(of_cell.selection.iloc[0]), shown=of_cell)
+        for key, of_cell in shown.groupby(["method", "budget", "task"])
     }
     rows = tuple(
-        Row(method, budget, paper, tuple(cells.get((method, budget, i)) for i in range(len(spec.columns))))
+        Row(method, budget, paper, tuple(cells.get((method, budget, column.task)) for column in spec.columns))
         for method, budget, paper in row_specs(spec, cells)
     )
-    return Table(spec, scope, rows, figures_of(spec, scope, rows), left_out, tuple(refused))
+    comparable = scope.backbone == spec.backbone and all(
+        on_the_papers_data(run.record) for row in rows for run in row.runs
+    )
+    figures = figures_of(spec, scope, rows, comparable)
+    return Table(spec, scope, rows, figures, comparable, left_out, tuple(refused))
 
 
 # --- which records count ----------------------------------------------------------------------------------------------
@@ -282,7 +270,7 @@ def rows_wanted(spec: Spec) -> Callable[[Mapping[str, Any]], bool]:
     budgets = {row["budget"] for row in paper_rows(spec.paper_file)}
 
     def wanted(key: Mapping[str, Any]) -> bool:
-        variant = is_variant(key["method"])
+        variant = catalog.method(key["method"]).variant
         named = key["method"] in spec.methods and (key["budget"] in budgets or variant)
         return key["task"] in tasks and (named if spec.methods else not variant)
 
@@ -311,7 +299,7 @@ def needed(spec: Spec, record: RunRecord) -> set[str]:
     return {name for column in columns for name in column.mean_of or column.metrics} - {*COLUMNS}
 
 
-def row_specs(spec: Spec, cells: Iterable[CellKey]) -> list[tuple[str, str, dict[str, str]]]:
+def row_specs(spec: Spec, cells: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, dict[str, str]]]:
     """(method, budget, paper's row) in the paper's order; then, in its budget's group, what only our records have."""
     rows = [(row["method"], row["budget"], row) for row in paper_rows(spec.paper_file)]
     order = {budget: i for i, (_, budget, _) in reversed(list(enumerate(rows)))}
@@ -321,26 +309,10 @@ def row_specs(spec: Spec, cells: Iterable[CellKey]) -> list[tuple[str, str, dict
     return sorted(rows, key=lambda row: order.get(row[1].partition("-params")[0], len(rows)))
 
 
-# --- one cell ---------------------------------------------------------------------------------------------------------
-
-
-def cell_of(tried: pd.DataFrame, column: Column) -> Cell:
-    """What ``selection.RULE`` chooses among the rows of one cell, with the values of its figures by seed."""
-    chosen = select(tried.run)
-    shown = tried[tried.record.isin([str(run.path) for run in chosen.runs])].set_index("seed").sort_index()
-    return Cell(**vars(chosen), values={name: seed_values(shown, column.mean_of or (name,)) for name in column.metrics})
-
-
-def seed_values(shown: pd.DataFrame, metrics: Sequence[str]) -> dict[int, float]:
-    """Seed -> the mean of these metrics; a run without one of them has no value."""
-    columns = [name if name in COLUMNS else f"metrics.{name}" for name in metrics]
-    return shown.reindex(columns=columns).mean(axis=1, skipna=False).dropna().to_dict()
-
-
 # --- the frame of figures ---------------------------------------------------------------------------------------------
 
 
-def figures_of(spec: Spec, scope: Scope, rows: Sequence[Row]) -> pd.DataFrame:
+def figures_of(spec: Spec, scope: Scope, rows: Sequence[Row], comparable: bool) -> pd.DataFrame:
     """Every figure of every row, also of empty cells, with the paper's number and all that is known of its runs."""
     import pandas as pd
 
@@ -352,36 +324,37 @@ def figures_of(spec: Spec, scope: Scope, rows: Sequence[Row]) -> pd.DataFrame:
             **{"backbone": scope.backbone, "data": scope.data, "protocol": scope.protocol, "checkpoint": scope.select},
             "params_paper": row.params_label,
         }
+        columns: dict[str, pd.Series[float]] = {}
         for i, (column, cell) in enumerate(zip(spec.columns, row.cells, strict=True)):
             typed = row.fixed_size or row.budget in budgets  # r3 is no budget to type
             words = command([column.task], [row.method], [] if row.fixed_size else [row.budget], scope) if typed else ""
             of_cell = of_row | {"task": column.task, "position": i}
             of_cell |= details(cell) if cell else {"command": words}
             for name, printed in zip(column.metrics, column.printed, strict=True):
-                values = cell.values[name] if cell else {}
-                of_figure = figure_of(*mean_sd(list(values.values())), tuple(values), row, printed)
-                lines.append(of_cell | of_figure | {"metric": name, "values": values})
+                columns[printed] = values_of(cell, column.mean_of or (name,)) if cell else pd.Series(dtype=float)
+                lines.append(of_cell | figure_of(columns[printed], row.paper.get(printed)) | {"metric": name})
         if spec.average is not None:
-            of_average = {"task": "all", "position": AVERAGE, "metric": AVERAGE_COLUMN}
-            lines.append(of_row | of_average | figure_of(*average_of(spec, row), row, AVERAGE_COLUMN))
+            by_seed = pd.DataFrame(columns)  # NaN where columns have different seeds
+            averages = spec.average(by_seed) if by_seed.notna().all(axis=None) else pd.Series(dtype=float)
+            of_average = figure_of(averages, row.paper.get(AVERAGE_COLUMN)) | {"mean": spec.average(by_seed.mean())}
+            lines.append(of_row | of_average | {"task": "all", "position": AVERAGE, "metric": AVERAGE_COLUMN})
     figures = pd.DataFrame(lines, columns=[*FIELDS, *INTERNAL], dtype=object)
     figures = figures.where(figures.notna(), None)
     figures = figures.astype(dict.fromkeys(("mean", "sd", "paper"), float) | {"position": int})
-    beside_paper = comparable(spec, scope, rows)
-    figures["difference"] = figures["mean"] - figures["paper"] if beside_paper else float("nan")
+    figures["difference"] = figures["mean"] - figures["paper"] if comparable else float("nan")
     return with_best(spec, figures)
 
 
-def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation (ddof = 1; None for one value), independent of the order of ``values``."""
-    if not values:
-        return None, None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+def values_of(cell: Cell, metrics: Sequence[str]) -> pd.Series[float]:
+    """The mean of these metrics by seed; a run without one of them has no value."""
+    columns = [name if name in COLUMNS else f"metrics.{name}" for name in metrics]
+    return cell.shown.reindex(columns=columns).mean(axis=1, skipna=False).dropna()
 
 
-def figure_of(mean: float | None, sd: float | None, seeds: Sequence[int], row: Row, printed: str) -> dict[str, Any]:
-    counts = {"n_seeds": len(seeds), "seeds": " ".join(map(str, seeds))}
-    return {"mean": number(mean), "sd": number(sd), **counts, "paper": number(row.paper.get(printed))}
+def figure_of(values: pd.Series[float], paper: str | None) -> dict[str, Any]:
+    """Mean and sample standard deviation (ddof = 1) of the values by seed, beside what the paper prints."""
+    seeds = {"n_seeds": len(values), "seeds": " ".join(map(str, values.index)), "values": values.to_dict()}
+    return {"mean": values.mean(), "sd": values.std(), "paper": number(paper)} | seeds
 
 
 def details(cell: Cell) -> dict[str, Any]:
@@ -402,24 +375,6 @@ def details(cell: Cell) -> dict[str, Any]:
     }
 
 
-def average_of(spec: Spec, row: Row) -> tuple[float | None, float | None, tuple[int, ...]]:
-    """The table's own mean where every column is filled; its sd only where all columns have the same seeds."""
-    cells = [cell for cell in row.cells if cell]
-    if spec.average is None or len(cells) < len(row.cells):
-        return None, None, ()
-    values = {
-        printed: cell.values[metric]
-        for column, cell in zip(spec.columns, cells, strict=True)
-        for metric, printed in zip(column.metrics, column.printed, strict=True)
-    }
-    mean = spec.average({name: statistics.fmean(of.values()) for name, of in values.items()})
-    seeds = cells[0].seeds
-    if any(cell.seeds != seeds for cell in cells):
-        return mean, None, ()
-    of_seed = [spec.average({name: of[seed] for name, of in values.items()}) for seed in seeds]
-    return mean, mean_sd(of_seed)[1], seeds
-
-
 def with_best(spec: Spec, figures: pd.DataFrame) -> pd.DataFrame:
     """Marks the best and the second best of ours in each column, to the two decimals shown, where rows compete.
 
@@ -428,11 +383,10 @@ def with_best(spec: Spec, figures: pd.DataFrame) -> pd.DataFrame:
     for flag in ("best", "second", "best_unequal"):
         figures[flag] = False
     for (position, _), column in figures[figures["mean"].notna()].groupby(["position", "metric"]):
-        declared = None if position == AVERAGE else spec.columns[int(position)]
-        if len(column) < 2 or (declared and declared.better == "neither"):
+        better = "higher" if position == AVERAGE else spec.columns[int(position)].better
+        if len(column) < 2 or better == "neither":
             continue
-        highest = declared is None or declared.better == "higher"
-        ranks = column["mean"].round(2).rank(method="dense", ascending=not highest)
+        ranks = column["mean"].round(2).rank(method="dense", ascending=better == "lower")
         figures.loc[column.index, "best"] = ranks == 1
         figures.loc[column.index, "second"] = ranks == 2
         figures.loc[column.index, "best_unequal"] = (ranks == 1) & (column.n_lrs_tried.nunique() > 1)

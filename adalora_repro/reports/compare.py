@@ -6,15 +6,17 @@ import argparse
 import gzip
 import io
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adalora_repro.config.words import lr_text
-from adalora_repro.errors import InputError, clean
+from adalora_repro.errors import InputError, clean, first_line
 from adalora_repro.records import run_record, validation
 from adalora_repro.records.revisions import outdated
 from adalora_repro.records.run_record import RecordError
 from adalora_repro.records.selection import Run, metrics_of, run_of
+from adalora_repro.records.validation import NUMBER, TEXT, Check, fields, items
 from adalora_repro.reports.significance import MEASURES, RESAMPLES, NoTest, bootstrap, mcnemar, same_examples
 from adalora_repro.reports.spec import CHECKPOINTS, Report, Request
 from adalora_repro.reports.text import cell_name, fixed, piped, plural, signed, wrapped
@@ -25,16 +27,12 @@ if TYPE_CHECKING:
 
 MCNEMAR, BOOTSTRAP = "McNemar", "bootstrap"
 ROUNDING = 1e-6  # points: predictions and record may differ by so much
-LARGEST = 1e50  # what is beyond, or is no number, is damage
+SPLIT = "task.validation."  # and the suffix of the metrics of a split (MNLI: _m, _mm)
 UNPACKED = 128 << 20  # most bytes of a file; the n-best lists of SQuAD 2.0 have 40 million
 #: family -> file, points of one unit, and for each metric the measure that makes it of the figures in the file
 SCORED = {
     "squad": ("nbest.jsonl.gz", 100.0, {"exact": "accuracy", "f1": "mean"}),
-    "summarization": (
-        "predictions.jsonl.gz",
-        1.0,
-        dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "mean"),
-    ),
+    "summarization": ("predictions.jsonl.gz", 1.0, dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "mean")),
 }
 AFTER = (
     "McNemar: the exact test, where every example is right or wrong. bootstrap: paired, over examples "
@@ -73,48 +71,38 @@ def read_examples(run: Run, select: str, metric: str) -> Examples:
     folder, settings = run.path.parent / select, run.record.settings
     family = settings.get("task.family")
     if family == "glue":
-        start = "task.validation."  # … and the suffix of the split's metrics (MNLI: _m, _mm)
-        for suffix, split in (
-            (name.removeprefix(start), of) for name, of in settings.items() if name.startswith(start)
-        ):
+        splits = {name.removeprefix(SPLIT): of for name, of in settings.items() if name.startswith(SPLIT)}
+        for suffix, split in splits.items():
             measure = metric.removesuffix(suffix)
             if metric.endswith(suffix) and measure in MEASURES:
-                rows = read_rows(folder / f"predictions.{split}.jsonl.gz", "label", "prediction")
+                rows = read_rows(folder / f"predictions.{split}.jsonl.gz", {"label": NUMBER, "prediction": NUMBER})
                 labels, values = (np.array([row[name] for row in rows], float) for name in ("label", "prediction"))
                 return Examples(measure, 100.0, labels.tolist(), labels, values)
     elif family in SCORED and metric in SCORED[family][2]:
         name, scale, measures = SCORED[family]
-        rows = read_rows(folder / name, metric)
-        names = [row.get("id") for row in rows]
-        if None in names:
-            raise NoTest(f"{folder / name} has a row without an id")
-        return Examples(
-            measures[metric], scale, names, np.ones(len(rows)), np.array([row[metric] for row in rows], float)
-        )
+        rows = read_rows(folder / name, {"id": TEXT, metric: NUMBER})
+        scores = np.array([row[metric] for row in rows], float)
+        return Examples(measures[metric], scale, [row["id"] for row in rows], np.ones(len(rows)), scores)
     raise NoTest("no mean over examples, or a record without the family of its task")
 
 
-def read_rows(path: Path, *fields: str) -> list[dict[str, Any]]:
-    """The rows of a file in which each of ``fields`` is a number."""
+def read_rows(path: Path, row: Mapping[str, Check]) -> list[Any]:
+    """The rows of a file, each with these fields."""
     try:
         with gzip.open(io.BytesIO(run_record.content_of(path))) as file:
             content = file.read(UNPACKED + 1)
         if len(content) > UNPACKED:
-            raise RecordError(f"{path} unpacks to more than {UNPACKED:,} bytes")
+            raise ValueError(f"unpacks to more than {UNPACKED:,} bytes")
         rows = [validation.parse(line) for line in content.splitlines()]
+        items(fields(row))(rows, "row")
     except FileNotFoundError:
         raise NoTest(f"no {path.name} beside a record") from None
     except RecordError as error:
         raise NoTest(str(error)) from None
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise NoTest(f"{path} cannot be read ({type(error).__name__})") from None
+        raise NoTest(f"{path}: {first_line(error)}") from None
     if not rows:
         raise NoTest(f"{path} is empty")
-    for row in rows:
-        for name in fields:
-            number = row.get(name) if isinstance(row, dict) else None
-            if not isinstance(number, int | float) or not -LARGEST <= number <= LARGEST:
-                raise NoTest(f"{path} has a row whose {name} is no number")
     return rows
 
 

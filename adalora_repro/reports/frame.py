@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adalora_repro.config import catalog
 from adalora_repro.errors import InputError
 from adalora_repro.records.revisions import outdated
 from adalora_repro.records.run_record import RunRecord, read_all
 from adalora_repro.records.selection import device_kind, metrics_of, percent, run_of, select
-from adalora_repro.reports.spec import CHECKPOINTS, label_of, role_of
+from adalora_repro.reports.spec import CHECKPOINTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,42 +80,37 @@ def frame(results: str | Path = "results") -> pd.DataFrame:
     if not Path(results).is_dir():
         raise InputError(f"no folder '{results}': name the results.dir of the runs")
     records, refused = read_all(Path(results))
-    table = frame_of(records).drop(columns="run")
+    table = frame_of(records).drop(columns=["run", "selection"])
     table.attrs["refused"] = refused
     return table
 
 
-def frame_of(records: Iterable[tuple[Path, RunRecord]]) -> pd.DataFrame:
-    """The frame of these records, with one more column: ``run``, the ``selection.Run`` that the row is of."""
-    table = rows_of(records)
-    table["chosen_on"] = ""
-    table["shown"] = False
-    countable = table[(table.status == "ok") & (table.unusable == "") & table.max_examples.isna()]
-    for _, cell in countable.groupby(CELL):
-        chosen = select(cell.run)
-        paths = {run.path for runs in chosen.by_lr.values() for run in runs}, {run.path for run in chosen.runs}
-        tried, shown = (cell.index[[run.path in among for run in cell.run]] for among in paths)
-        table.loc[tried, "lrs_tried"] = len(chosen.by_lr)
-        table.loc[tried, "chosen_on"] = "held-out" if chosen.held_out else "reported"
-        table.loc[shown, "shown"] = True
-    return table
+def frame_of(records: Iterable[tuple[Path, RunRecord]], partial: bool = False) -> pd.DataFrame:
+    """The frame of these records, with two more columns: ``run``, the ``selection.Run`` that the row is of, and
+    ``selection``, what the rule chose in its cell.
 
-
-def rows_of(records: Iterable[tuple[Path, RunRecord]], checkpoints: Sequence[str] = CHECKPOINTS) -> pd.DataFrame:
-    """The same without what the rule chooses: ``shown``, ``lrs_tried`` and ``chosen_on`` are empty.
-
-    Metrics that a run does not have are NaN; a run that is not finished has a row of checkpoint ``final``.
+    Args:
+        partial: runs that were evaluated on a part of the examples count too.
     """
     import pandas as pd
 
     rows = [
         row_of(path, record, checkpoint)
         for path, record in records
-        for checkpoint in checkpoints
+        for checkpoint in CHECKPOINTS
         if (metrics_of(record, checkpoint) if record.status == "ok" else checkpoint == "final")
     ]
     more = sorted({name for row in rows for name in row} - {*COLUMNS, "run"})
-    return pd.DataFrame(rows, columns=[*COLUMNS, *more, "run"])
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *more, "run"]).assign(shown=False, chosen_on="", selection=None)
+    countable = table[(table.status == "ok") & (table.unusable == "") & (table.max_examples.isna() | partial)]
+    for _, cell in countable.groupby(CELL):
+        chosen = select(cell.run)
+        tried = cell.index[[run in chosen.by_lr.get(run.key["lr"], ()) for run in cell.run]]
+        table.loc[tried, "lrs_tried"] = len(chosen.by_lr)
+        table.loc[tried, "chosen_on"] = "held-out" if chosen.held_out else "reported"
+        table.loc[tried, "selection"] = chosen
+        table.loc[cell.index[[run in chosen.runs for run in cell.run]], "shown"] = True
+    return table
 
 
 def unusable(record: RunRecord, checkpoint: str, needed: Iterable[str] = ()) -> str | None:
@@ -138,14 +134,14 @@ def unusable(record: RunRecord, checkpoint: str, needed: Iterable[str] = ()) -> 
 
 
 def row_of(path: Path, record: RunRecord, checkpoint: str) -> dict[str, Any]:
-    run = run_of(path, record, checkpoint)
+    run, entry = run_of(path, record, checkpoint), catalog.method(record.key["method"])
     environment = record.environment
     git = environment.get("git", {})
     method, backbone = (record.params.get(name) for name in ("method", "backbone"))
     return {
         **{name: record.key[name] for name in (*KEY, "variant", "hash")},
-        "label": label_of(record.key["method"]),
-        "role": role_of(record.key["method"]),
+        "label": entry.label,
+        "role": entry.role,
         "checkpoint": checkpoint,
         "step": ((record.final if checkpoint == "final" else record.best) or {}).get("step"),
         "status": record.status,

@@ -7,19 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adalora_repro.config.words import lr_text
-from adalora_repro.records.run_record import stated
+from adalora_repro.records.run_record import RunRecord, stated
 from adalora_repro.records.selection import HOLDOUT, RULE
 from adalora_repro.reports.cells import Table
-from adalora_repro.reports.spec import commands
+from adalora_repro.reports.spec import Scope, commands, on_the_papers_data
 from adalora_repro.reports.text import plural, seed_phrase, short
 
 UNEQUAL = "‡"  # on bold or significant figures: the two sides tried different numbers of learning rates
-CONSTANT = "!"  # on the figures of a cell with a degenerate run
+CONSTANT = "!"  # on the figures of a degenerate run, or of several runs with one among them
+DEGENERATE = "A run gave every example the same prediction"
 CAVEATS = {
-    "local": " Scores on subsets of the data are not comparable with the paper's.",
+    "local": " Scores of runs on a part of the data, or cut short, are not comparable with the paper's.",
     "sample": " Sample data are generated English, NOT the paper's data.",
 }
-FILL = "To fill empty cells"
 #: settings that change the training or its precision, and in which methods have no reason to differ
 ALIKE = ("total_steps", HOLDOUT, "train.precision", "train.attention", "train.batch_size", "train.group_by_length")
 
@@ -30,9 +30,14 @@ def caption_of(table: Table) -> str:
     checkpoint = "the last step" if scope.select == "final" else "the best evaluation at the final budget"
     seeds = seed_phrase(run.key["seed"] for run in runs)
     used = f"{plural(len(runs), 'record')}, {seeds}" if runs else "no record yet: the paper's numbers alone"
-    warning = CAVEATS.get(scope.data, "") if runs and not table.comparable else ""
+    warning = caveat(scope, (run.record for run in runs))
     warning += " Evaluations on a part of the examples are included." if scope.include_partial else ""
     return f"{table.head[0]}; checkpoint {scope.select} ({checkpoint}); {used}.{warning}"
+
+
+def caveat(scope: Scope, records: Iterable[RunRecord]) -> str:
+    """A sentence of ``CAVEATS`` if one of the runs is not on all of the paper's data."""
+    return "" if all(map(on_the_papers_data, records)) else CAVEATS.get(scope.data, "")
 
 
 def warnings_of(table: Table) -> list[str]:
@@ -44,7 +49,7 @@ def warnings_of(table: Table) -> list[str]:
         notes.append(f"The paper's numbers are {same}, ours of {scope.backbone} on {scope.data} data: not shown here.")
     constant = [f"{row.name} {column.heading}" for row, column, cell in table.filled() if cell.degenerate]
     if constant:
-        notes.append(f"{CONSTANT} A run gave every example the same prediction: {', '.join(constant)}.")
+        notes.append(f"{CONSTANT} {DEGENERATE}: {', '.join(constant)}.")
     if any(UNEQUAL in marks_of(figure) for figure in table.figures.itertuples()):
         notes.append(
             f"{UNEQUAL} Unequal tuning: the rows compared tried different numbers of learning rates (in --notes), and "
@@ -171,4 +176,4 @@ def commands_of(table: Table) -> list[str]:
 def fill_title(lines: Sequence[str]) -> str:
     """The sentence before the commands, which are the shortest form: settings that a user varied are not in them."""
     where = "DIR is the folder with the data; " if any("data.dir=DIR" in line for line in lines) else ""
-    return f"{FILL} ({where}add the overrides that the other runs had)"
+    return f"To fill empty cells ({where}add the settings that the existing runs changed)"

@@ -26,7 +26,7 @@ GENERATOR = '<meta name="generator" content="adalora-report">'  # of the page, w
 
 def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="write there instead of to the terminal")
-    parser.add_argument("--overwrite", action="store_true", help="--out may replace a file that is there already")
+    parser.add_argument("--overwrite", action="store_true", help="--out may replace an existing file")
 
 
 def add_format(parser: argparse.ArgumentParser, forms: Sequence[str]) -> None:
@@ -58,12 +58,12 @@ def write(content: str | bytes, out: str | Path, overwrite: bool) -> None:
     if {Path(out).name, path.name} & set(RECORD_NAMES):
         raise InputError(f"--out: '{out}' is the name of a record: name another file")
     if path.exists() and not path.is_file():
-        raise InputError(f"--out: '{out}' is no file")
+        raise InputError(f"--out: '{out}' is not a regular file")
     try:
         marker = GENERATOR.encode()
         page = marker in data and path.exists() and marker in path.read_bytes()[:1000]
         if path.exists() and not overwrite and not page:
-            raise InputError(f"--out: '{out}' is there already; --overwrite replaces it")
+            raise InputError(f"--out: '{out}' already exists; --overwrite replaces it")
         path.parent.mkdir(parents=True, exist_ok=True)
         run_record.write_atomic(path, data)
     except OSError as error:

@@ -21,16 +21,16 @@ from typing import Any
 from urllib.parse import quote
 
 from adalora_repro import __version__
+from adalora_repro.config import catalog
 from adalora_repro.records.revisions import outdated
-from adalora_repro.reports.cells import AVERAGE, Row, Table, compile_table, in_scope
+from adalora_repro.reports.cells import Cell, Table, compile_table, in_scope
 from adalora_repro.reports.figures.data import scopes_of
-from adalora_repro.reports.html import markup, render
 from adalora_repro.reports.notes import commands_of, fill_title
 from adalora_repro.reports.output import GENERATOR, form_of
 from adalora_repro.reports.page_runs import data_of, filter_words, row_of
-from adalora_repro.reports.render import html_table, sheet_of
+from adalora_repro.reports.render import html_table, markup, sheet_of, template
 from adalora_repro.reports.significance import with_marks
-from adalora_repro.reports.spec import Report, Request, Scope, Spec, add_partial, label_of
+from adalora_repro.reports.spec import Report, Request, Scope, Spec, add_partial
 from adalora_repro.reports.status import PaperState, State, paper_state, state_of, statuses_text
 from adalora_repro.reports.text import plural
 
@@ -56,7 +56,7 @@ def make(request: Request) -> tuple[str, list[str]]:
         common += section(report, html)
     state = paper_state(specs, records)
     script = asset("page.js")
-    page = render(
+    page = template(
         "page.html",
         title=f"AdaLoRA reproduction: {in_short(state)}",
         state=state,
@@ -110,14 +110,12 @@ def part(
 ) -> dict[str, Any]:
     """What the template shows of a scope; ``refused`` gets a line for each record that is in no table."""
     ours = [state for state in states if in_scope(state.record, scope)]
-    records = [(state.path, state.record) for state in ours]
-    here = [(s.path, s.record) for s in states if in_scope(s.record, replace(scope, protocol=s.record.key["protocol"]))]
+    records = [(state.path, state.record) for state in states]
     tables = [with_marks(compile_table(spec, records, scope)) for spec in specs]
     refused += [line for table in tables for line in table.refused]
     sections = {}
     for report in reports:
-        html = report.section(here if report.of_protocols else records, scope) if report.section else ""
-        sections[report.name] = section(report, html)
+        sections[report.name] = section(report, report.section(records, scope) if report.section else "")
     return {
         "id": name,
         "title": f"{scope.backbone}, {scope.data} data, protocol {scope.protocol}",
@@ -138,9 +136,8 @@ def table_values(table: Table) -> dict[str, Any]:
     """Our rows with links to their runs, the paper's own numbers, and the commands that fill the empty cells."""
     spec, scope = table.spec, table.scope
 
-    def link(row: Row, i: int) -> str | None:
-        cell = row.cells[i] if i != AVERAGE else None
-        return f"#list={quote(filter_words(cell.runs[0].record))}" if cell else None
+    def link(cell: Cell) -> str:
+        return f"#list={quote(filter_words(cell.runs[0].record))}"
 
     title = spec.title.removeprefix("Reproduction of ")
     paper, commands = compile_table(spec, [], scope), commands_of(table)
@@ -150,7 +147,7 @@ def table_values(table: Table) -> dict[str, Any]:
         "name": spec.name,
         "title": title,
         "ours": table_html(table, f"Our runs in {title}", True, link) if table.runs else "",
-        "paper": table_html(paper, f"The paper's numbers of {title}", False, lambda row, i: None),
+        "paper": table_html(paper, f"The paper's numbers of {title}", False),
         "notes": sheet_of(table, "html").notes,
         "missing": f"{empty:,} of {plural(len(cells), 'cell')} without a run" if empty else "the paper's numbers",
         "left_out": [f"{plural(count, 'record')} {why}" for why, count in sorted(table.left_out.items())],
@@ -159,7 +156,7 @@ def table_values(table: Table) -> dict[str, Any]:
     }
 
 
-def table_html(table: Table, title: str, only_filled: bool, link: Callable[[Row, int], str | None]) -> Any:
+def table_html(table: Table, title: str, only_filled: bool, link: Callable[[Cell], str] | None = None) -> Any:
     sheet = sheet_of(table, "html", only_filled, link)
     html = html_table(replace(sheet, title=title, caption=sheet.caption.removeprefix(f"{table.spec.title}. ")))
     return markup(re.sub(r' id="[^"]*"', "", html))  # a table is on the page more than once
@@ -183,7 +180,7 @@ def matrix(tables: Sequence[Table], states: Sequence[State]) -> dict[str, Any]:
         "columns": list(columns.values()),
         "rows": [
             (
-                label_of(method),
+                catalog.method(method).label,
                 [
                     (heading, f"task={task} method={method}", *cell_state(counts[method, task], task in wanted[method]))
                     for task, heading in columns.items()

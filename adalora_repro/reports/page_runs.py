@@ -15,7 +15,8 @@ from adalora_repro.errors import clean, duration
 from adalora_repro.records.run_record import RunRecord, stated
 from adalora_repro.records.selection import run_of
 from adalora_repro.reports.figures.data import run_name
-from adalora_repro.reports.status import WORDS, State, real
+from adalora_repro.reports.spec import results_words
+from adalora_repro.reports.status import WORDS, State
 from adalora_repro.reports.text import fixed
 
 OWN = ("optim.lr", "seed")  # settings in which the runs of a cell differ
@@ -101,8 +102,8 @@ def row_of(state: State, results: Path) -> dict[str, Any]:
     """One line of the list: (heading, text, value to sort by) of each column, words to filter by, and the command."""
     record, key = state.record, state.record.key
     score = run_of(state.path, record).scores.get(record.primary_metric)
-    seconds, peak = real(record.time.get("train_s")), real(record.memory.get("peak"))
-    step = key["total_steps"] if record.status == "ok" else real(record.progress.get("step"))
+    seconds, peak = record.time.get("train_s"), record.memory.get("peak")
+    step = key["total_steps"] if record.status == "ok" else record.progress.get("step")
     lr = float(key["lr"])
     return {
         "name": run_name(state.path, results),
@@ -120,7 +121,7 @@ def row_of(state: State, results: Path) -> dict[str, Any]:
             ("Score (%)", "" if score is None else fixed(score), score),
             ("Time", "" if seconds is None else duration(seconds), seconds),
             ("Memory", "" if peak is None else f"{peak / 2**30:.2f} GiB", peak),
-            ("Steps", "" if step is None else f"{step:,.0f}", step),
+            ("Steps", "" if step is None else f"{step:,}", step),
             ("Setting", f"{key['backbone']}, {key['data']}, {key['protocol']}", None),
         ],
         "command": command_of(state.path, record, results),
@@ -150,5 +151,4 @@ def command_of_record(record: RunRecord, results: Path) -> str:
     for name in (*REPEATED, *steps, *NULLABLE):
         if name in settings and ((value := settings[name]) is not None or name in NULLABLE):
             words.append(f"'{name}=[{','.join(map(str, value))}]'" if isinstance(value, list) else word(name, value))
-    words += [word("results.dir", str(results))] if str(results) != "results" else []
-    return " ".join(["adalora-run", *words])
+    return " ".join(["adalora-run", *words, *results_words(results)])

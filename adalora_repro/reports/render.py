@@ -10,14 +10,14 @@ import html
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.errors import clean
-from adalora_repro.reports.cells import AVERAGE, FIELDS, Row, Table
-from adalora_repro.reports.html import markup
-from adalora_repro.reports.html import render as template
+from adalora_repro.reports.cells import AVERAGE, FIELDS, Cell, Row, Table
 from adalora_repro.reports.notes import (
     CONSTANT,
+    DEGENERATE,
     UNEQUAL,
     caption_of,
     commands_of,
@@ -37,8 +37,6 @@ PAPER = "paper"  # the line below ours
 SIZES = ("# Params", "share", "with head")  # of a method: trained, over the backbone's, with the task's head
 FIGURES = "Figures: mean over seeds ± sample standard deviation (number of seeds)."
 
-Link = Callable[[Row, int], str | None]
-
 
 @dataclass(frozen=True)
 class Sheet:
@@ -55,7 +53,7 @@ class Sheet:
     title: str
     caption: str
     frame: pd.DataFrame
-    group: Sequence[str]
+    group: Sequence[str] = ()
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     commands: Sequence[str] = ()
@@ -83,14 +81,14 @@ def render(table: Table, form: str, only_filled: bool = False, notes: bool = Fal
     return render_sheet(sheet_of(table, form, only_filled), form, notes)
 
 
-def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = lambda row, position: None) -> Sheet:
+def sheet_of(table: Table, form: str, only_filled: bool = False, link: Callable[[Cell], str] | None = None) -> Sheet:
     """One line a method, and below it the paper's where its numbers are comparable.
 
     Rows and columns without a record of ours are left out with ``only_filled``, and beside runs that are not
     comparable with the paper's.
 
     Args:
-        link: (row, number of the column) -> address of what is behind our figures, in HTML.
+        link: the address of what is behind the figures of a cell, in HTML.
     """
     import pandas as pd
 
@@ -107,7 +105,7 @@ def sheet_of(table: Table, form: str, only_filled: bool = False, link: Link = la
         if row.runs:
             share = extent(row.params("method", over="backbone"), ".3%")
             counts = [extent(row.params("method")), share, extent(row.params("total"))]
-            texts = [linked(link(row, i), ours(table, row, i, form)) for i in positions]
+            texts = [ours(table, row, i, form, link) for i in positions]
             lines.append([*map(markup.escape, [row.name, *(counts[i] for i in sizes)]), *texts])
         elif not printed and not only_filled:
             lines.append([markup.escape(row.name), *[""] * len(sizes), *[NONE] * len(positions)])
@@ -139,7 +137,7 @@ def heading(spec: Spec, position: int) -> tuple[str, str]:
     return (column.heading, column.unit) if column else ("All", "Ave.")
 
 
-def ours(table: Table, row: Row, position: int, form: str) -> str:
+def ours(table: Table, row: Row, position: int, form: str, link: Callable[[Cell], str] | None) -> str:
     """ "70.12 ± 0.43 (5)", with two figures "90.30/90.45 ± 0.21/0.20 (5)"; with marks, and the best in bold."""
     cell = [figure for figure in table.of(row, position) if figure.mean == figure.mean]
     if not cell:
@@ -151,7 +149,9 @@ def ours(table: Table, row: Row, position: int, form: str) -> str:
     sds = [fixed(figure.sd, decimals) for figure in cell if figure.sd == figure.sd]
     spread = f" {markup.escape('±')} {'/'.join(sds)}" if sds else ""
     seeds = f" ({cell[0].n_seeds})" if cell[0].n_seeds else ""
-    return "/".join(texts) + spread + seeds + CONSTANT * bool(cell[0].degenerate_seeds)
+    text = "/".join(texts) + spread + seeds + CONSTANT * bool(cell[0].degenerate_seeds)
+    behind = row.cells[position] if position != AVERAGE else None
+    return f'<a href="{escape_html(link(behind))}">{text}</a>' if link and behind else text
 
 
 def escape_mark(marks: str, form: str) -> str:
@@ -167,10 +167,6 @@ def papers(cell: Sequence[Any], decimals: int, form: str) -> str:
     if any(figure.difference == figure.difference for figure in cell):
         text += f" ({'/'.join(signed(figure.difference, of_difference) for figure in cell)})"
     return re.sub(r"-(?=\d)", "$-$", text) if form == "latex" else text
-
-
-def linked(href: str | None, text: str) -> str:
-    return f'<a href="{escape_html(href)}">{text}</a>' if href else text
 
 
 def render_sheet(sheet: Sheet, form: str, notes: bool = False) -> str:
@@ -197,7 +193,7 @@ def to_text(sheet: Sheet, notes: bool = False) -> str:
         title = f"{fill_title(shown)}{f'; --notes shows {more} more' * bool(more)}:"
         parts.append([*wrapped(title), *(f"  {clean(line)}" for line in shown)])
     if not notes:
-        parts.append(["--notes: the rule of a cell, tests, settings, commands."])
+        parts.append(["--notes adds the selection rule, tests, settings and commands."])
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
@@ -309,6 +305,7 @@ def paper_style(table: Table) -> str:
     for top, unit in (heading(spec, i) for i in positions):
         headings.append(rf"\shortstack{{\textbf{{{escape_latex(top)}}}\\{escape_latex(unit)}}}")
     legend = "Best in bold, second underlined; subscripts: standard deviation over seeds."
+    legend += f" {CONSTANT} {DEGENERATE}." * any(cell.degenerate for *_, cell in table.filled())
     caption = f"{caption_of(table)} {legend}" if filled else f"{spec.title}: the paper's numbers."
     frame = pd.DataFrame(lines, columns=headings)
     return "\n".join([PREAMBLE, *latex_table(frame, [row.budget for row in rows], caption, spec.name)]) + "\n"
@@ -325,6 +322,36 @@ def paper_figure(figure: Any, filled: bool, decimals: int) -> str:
 
 
 # --- HTML -------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def environment() -> Any:
+    """Templates of ``reports/templates``; control characters in a text become question marks before it is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def harmless(value: Any) -> Any:
+        return value if isinstance(value, Markup) else clean(str(value))
+
+    return Environment(
+        loader=PackageLoader("adalora_repro.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=harmless,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def template(name: str, **values: Any) -> str:
+    return str(environment().get_template(name).render(**values))
+
+
+def markup(html: str) -> Any:
+    """``html`` as it is, for a template that would otherwise escape it."""
+    from markupsafe import Markup
+
+    return Markup(html)
 
 
 def escape_html(text: str) -> str:
@@ -344,8 +371,11 @@ def html_table(sheet: Sheet) -> str:
     return f'<div class="wide" tabindex="0" role="region" aria-label="{escape_html(sheet.title)}">{table}</div>'
 
 
-def html_notes(notes: Sequence[str]) -> str:
-    return "\n".join(["<ul>", *(f"<li>{escape_html(note)}</li>" for note in notes), "</ul>"])
+def html_part(sheet: Sheet) -> str:
+    """A sheet of plain texts for a page, its notes folded."""
+    notes = "\n".join(f"<li>{escape_html(note)}</li>" for note in sheet.notes)
+    table = html_table(texts_sheet(sheet, "html"))
+    return f"{table}\n<details><summary>Notes</summary>\n<ul>\n{notes}\n</ul>\n</details>"
 
 
 MARKUPS = {

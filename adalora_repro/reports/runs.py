@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adalora_repro.errors import InputError, one_of
 from adalora_repro.reports.frame import COLUMNS, frame_of
+from adalora_repro.reports.notes import CONSTANT, DEGENERATE
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.spec import CHECKPOINTS, Report, Request
@@ -25,7 +26,7 @@ NOTE = (
 
 
 def runs_table(request: Request, by: list[str], select: str) -> pd.DataFrame:
-    """A row a group of finished runs: the values of ``by``, metric, mean, sd, n and the held-out mean.
+    """A row a group of finished runs: the values of ``by``, metric, mean, sd, n, the held-out mean, degenerate runs.
 
     Raises:
         InputError: a name that is neither a column of ``frame`` nor a setting of a run.
@@ -39,14 +40,16 @@ def runs_table(request: Request, by: list[str], select: str) -> pd.DataFrame:
     for name in by:
         if name not in COLUMNS:
             runs[name] = [run.record.settings.get(name) for run in runs.run]
-        runs[name] = runs[name].map(lambda value: value if number_or_text(value) else str(value))
+        runs[name] = [value if isinstance(value, str | int | float) else str(value) for value in runs[name]]
     groups = runs.groupby([*by, "metric"], dropna=False, sort=True)
-    table = groups.agg(mean=("score", "mean"), sd=("score", "std"), n=("score", "size"), held_out=("held_out", "mean"))
+    table = groups.agg(
+        mean=("score", "mean"),
+        sd=("score", "std"),
+        n=("score", "size"),
+        held_out=("held_out", "mean"),
+        degenerate=("degenerate", "sum"),
+    )
     return table.reset_index()
-
-
-def number_or_text(value: Any) -> bool:
-    return isinstance(value, str | int | float)
 
 
 def sheet_of(table: pd.DataFrame, by: list[str], checkpoint: str) -> Sheet:
@@ -56,17 +59,19 @@ def sheet_of(table: pd.DataFrame, by: list[str], checkpoint: str) -> Sheet:
     for row in table.to_dict("records"):
         names = [f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in by]
         spread = "" if number(row["sd"]) is None else f" ± {fixed(row['sd'])}"
-        lines.append([*names, row["metric"], f"{fixed(row['mean'])}{spread} ({row['n']})", fixed(row["held_out"])])
+        score = f"{fixed(row['mean'])}{spread} ({row['n']}){CONSTANT * bool(row['degenerate'])}"
+        lines.append([*names, row["metric"], score, fixed(row["held_out"])])
     frame = pd.DataFrame(lines, columns=[*by, "metric", "score", "held out"])
     caption = f"{TITLE} by {', '.join(by)}; checkpoint {checkpoint}; {table.n.sum()} finished runs."
-    return Sheet("runs", TITLE, caption, frame, [""] * len(frame), notes=[NOTE], names=len(by))
+    warnings = [f"{CONSTANT} {DEGENERATE}."] if table.degenerate.any() else []
+    return Sheet("runs", TITLE, caption, frame, notes=[*warnings, NOTE], warnings=warnings, names=len(by))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", default=BY, metavar="NAME,…", help="keys or settings, train.epochs say (%(default)s)")
     parser.add_argument("--select", choices=CHECKPOINTS, default="final", help="checkpoint (default: %(default)s)")
     add_format(parser, FORMATS)
-    parser.add_argument("--notes", action="store_true", help="the note in a terminal too")
+    parser.add_argument("--notes", action="store_true", help="print the note in text output too")
 
 
 def make(request: Request) -> tuple[str, list[str]]:

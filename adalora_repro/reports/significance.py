@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from adalora_repro.config import catalog
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import Run
 from adalora_repro.reports.cells import AVERAGE, Table
-from adalora_repro.reports.spec import is_baseline, role_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -266,10 +266,10 @@ def pairs(table: Table) -> Iterator[tuple[str, int, int]]:
         full = column[column.method == FULL]
         for budget, group in column.groupby("budget", sort=False):
             score = -group["mean"] if lower else group["mean"]
-            baselines = score[group.method.map(is_baseline)]
+            baselines = score[[catalog.method(name).baseline for name in group.method]]
             if len(baselines):
                 yield from (("", int(i), int(baselines.idxmax())) for i in group.index if i != baselines.idxmax())
-            sized = score[(group.method != budget) & (group.method.map(role_of) != "control")]
+            sized = score[[name != budget and catalog.method(name).role != "control" for name in group.method]]
             if len(sized) and len(full):
                 yield "full_", int(sized.idxmax()), int(full.index[0])
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from adalora_repro.config import catalog
 from adalora_repro.config.words import word
@@ -22,6 +23,7 @@ from adalora_repro.records.run_record import RunRecord, read_all
 DATA_SOURCES = ("hub", "local", "sample")  # in the order of preference; never mixed in one table
 PROTOCOLS = ("paper", "released")
 CHECKPOINTS = ("final", "best")
+PAPER_BACKBONE = "deberta-v3-base"  # of the paper's tables but Table 3
 AVERAGE_COLUMN = "avg"
 
 Record = tuple[Path, RunRecord]
@@ -67,20 +69,21 @@ class Spec:
         shares: the paper's # Params are shares of full fine-tuning, which name its budgets (``paper_file`` then has no
             ``params_label``); the report shows counts and shares. Otherwise both are counts.
         decimals: of the paper's scores, as printed there.
-        average: {paper column: score} -> the table's own mean, ``AVERAGE_COLUMN`` of the CSV.
+        average: scores by the paper's columns (numbers, or a frame of seeds) -> the table's own mean,
+            ``AVERAGE_COLUMN`` of the CSV; only where every column is filled, its sd where all have the same seeds.
         notes: rules of this table alone.
     """
 
     name: str
     title: str
     paper_file: str
-    backbone: str
     columns: tuple[Column, ...]
+    backbone: str = PAPER_BACKBONE
     printed: bool = True
     methods: tuple[str, ...] = ()
     shares: bool = False
     decimals: int = 2
-    average: Callable[[Mapping[str, float]], float] | None = None
+    average: Callable[[Any], Any] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -128,9 +131,8 @@ class Report:
         reads: what it takes beside its own options: ``results`` (``--results``), ``scope`` (``--backbone``, ``--data``
             and ``--protocol`` too) or ``nothing``.
         file: without ``--out`` it goes to this file in the folder of results, not to the terminal.
-        section: records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing. ``common``:
-            the folder of results -> the same for what belongs to no scope, and a line for each refused file.
-        of_protocols: ``section`` takes the records of all protocols, which it compares.
+        section: all records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing.
+            ``common``: the folder of results -> the same of what belongs to no scope, and a line for each refused file.
         writes: whether it takes ``--out``.
     """
 
@@ -142,7 +144,6 @@ class Report:
     file: str = ""
     section: Callable[[Sequence[Record], Scope], str] | None = None
     common: Callable[[Path], tuple[str, list[str]]] | None = None
-    of_protocols: bool = False
     writes: bool = True
 
 
@@ -157,28 +158,6 @@ def paper_rows(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def label_of(method: str) -> str:
-    """A method's name in tables; of a method without a file in ``conf/method`` its id."""
-    entry = catalog.methods().get(method)
-    return method if entry is None else entry.label
-
-
-def role_of(method: str) -> str:
-    entry = catalog.methods().get(method)
-    return "other" if entry is None else entry.role
-
-
-def is_baseline(method: str) -> bool:
-    """Whether AdaLoRA is compared with it: ablations and controls are no baselines."""
-    entry = catalog.methods().get(method)
-    return entry is None or entry.baseline
-
-
-def is_variant(method: str) -> bool:
-    """Ablations and controls have rows in the tables that name them, and in no other."""
-    return role_of(method) in ("ablation", "control")
-
-
 # --- the paper's setting ----------------------------------------------------------------------------------------------
 
 
@@ -187,8 +166,24 @@ def official_rows(task: str) -> dict[str, int]:
     """Rows of each split of a shipped task, as the paper used it; empty for other tasks."""
     rows: dict[str, int] = {}
     for path in reversed(catalog.base_files("task", task)):
-        rows |= (catalog.read(path).get("task") or {}).get("rows") or {}
+        rows |= catalog.section(path, "task").get("rows") or {}
     return rows
+
+
+@cache
+def official_epochs(task: str) -> float | None:
+    """Epochs of a shipped task, as in the paper; None for other tasks."""
+    if not official_rows(task):
+        return None
+    trains = (catalog.section(path, "train") for path in catalog.base_files("task", task))
+    return next((float(train["epochs"]) for train in trains if "epochs" in train), None)
+
+
+def in_the_papers_setting(record: RunRecord) -> bool:
+    """Whether protocol, data and epochs are the paper's; the backbone is the table's to compare."""
+    epochs = record.settings.get("train.epochs")
+    as_printed = record.key["protocol"] == "paper" and epochs == official_epochs(record.key["task"])
+    return as_printed and on_the_papers_data(record)
 
 
 def on_the_papers_data(record: RunRecord) -> bool:
@@ -233,5 +228,11 @@ def scope_words(scope: Scope) -> list[str]:
     words = [word("backbone", scope.backbone), word("data", scope.data)]
     words += ["data.dir=DIR"] if scope.data == "local" else []
     words += [word("protocol", scope.protocol)] if scope.protocol != "paper" else []
-    words += [word("results.dir", str(scope.results))] if str(scope.results) != "results" else []
-    return words
+    return [*words, *results_words(scope.results)]
+
+
+def results_words(results: Path) -> list[str]:
+    """``results.dir``, left out for the default folder and for the project's own records, which no run may change."""
+    published = (catalog.resource("results") / "published").resolve()
+    default = str(results) == "results" or results.resolve().is_relative_to(published)
+    return [] if default else [word("results.dir", str(results))]

@@ -9,9 +9,8 @@ import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from adalora_repro.config.words import lr_text
 from adalora_repro.errors import clean, duration, first_line
@@ -21,7 +20,7 @@ from adalora_repro.reports.cells import Table, compile_scoped, in_scope, rows_wa
 from adalora_repro.reports.choose import choices
 from adalora_repro.reports.frame import unusable
 from adalora_repro.reports.notes import commands_of, optimism_of
-from adalora_repro.reports.spec import Record, Report, Request, Spec, add_partial, on_the_papers_data, paper_rows
+from adalora_repro.reports.spec import Record, Report, Request, Spec, add_partial, in_the_papers_setting, paper_rows
 from adalora_repro.reports.text import aligned, cell_name, plural, wrapped
 
 STALE_S = 600.0  # a run reports its progress far more often: after this silence it is taken for dead
@@ -51,7 +50,11 @@ class State:
     path: Path
     record: RunRecord
     status: str
-    updated: float
+
+    @property
+    def updated(self) -> float:
+        """Unix time of the last progress."""
+        return float(self.record.progress.get("updated", 0.0))
 
 
 def state_of(
@@ -61,29 +64,21 @@ def state_of(
 
     One of another host, or with a lock that does not tell (of an earlier boot): when it is silent for STALE_S.
     """
-    updated = real(record.progress.get("updated")) or 0.0
-    status = record.status
-    if status == "running":
+    state = State(path, record, record.status)
+    if state.status == "running":
         held = alive(path.parent) if record.progress.get("host") == host else None
-        gone = now - updated > STALE_S if held is None else not held
-        status = "interrupted" if gone else status
-    return State(path, record, status, updated)
+        gone = now - state.updated > STALE_S if held is None else not held
+        return replace(state, status="interrupted") if gone else state
+    return state
 
 
-def real(value: Any) -> float | None:
-    """A finite number, or None for anything else that a record's free fields may hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
-        return None
-    return float(value)
-
-
-def seconds_left(record: RunRecord, updated: float, now: float) -> float | None:
+def seconds_left(state: State, now: float) -> float | None:
     """Time to the last step, by the run's own seconds per step; None before it has one."""
-    step, total = real(record.progress.get("step")), real(record.progress.get("total_steps"))
-    per_step = real(record.time.get("s_per_step"))
-    if not step or total is None or per_step is None or per_step < 0:
+    progress, per_step = state.record.progress, state.record.time.get("s_per_step")
+    if not progress.get("step") or "total_steps" not in progress or per_step is None:
         return None
-    return max(0.0, (total - step) * per_step - max(0.0, now - updated))  # a clock may have been set back
+    left = (progress["total_steps"] - progress["step"]) * per_step
+    return max(0.0, left - max(0.0, now - state.updated))  # a clock may have been set back
 
 
 # --- the paper as a whole ---------------------------------------------------------------------------------------------
@@ -94,7 +89,7 @@ class PaperState:
     """How much of the paper is reproduced: ``filled`` of its ``cells``; ``runs`` are finished, ``counted`` of them so.
 
     A cell is a row of one of the paper's tables in one column. It is filled in the paper's setting by a finished run
-    with the table's backbone on all of the data, evaluated whole and not cut short (train.max_steps).
+    with the table's backbone on all of the data for its epochs (``in_the_papers_setting``).
     """
 
     filled: int
@@ -106,14 +101,14 @@ class PaperState:
         others = self.runs - self.counted
         rest = f"; {plural(others, 'finished run')} in other settings" if others else ""
         return (
-            f"{self.filled} of the paper's {self.cells} cells are filled in the paper's setting (its backbone, all of "
-            f"its data){rest}"
+            f"{self.filled} of the paper's {self.cells} cells {'is' if self.filled == 1 else 'are'} filled in the "
+            f"paper's setting (its backbone, data and epochs; one seed or more){rest}"
         )
 
 
 def paper_state(specs: Iterable[Spec], records: Iterable[Record]) -> PaperState:
     finished = [record for _, record in records if record.status == "ok"]
-    whole = [record for record in finished if on_the_papers_data(record) and not unusable(record, "final")]
+    whole = [record for record in finished if in_the_papers_setting(record) and not unusable(record, "final")]
     cells, filled, counted = 0, set(), set()
     for spec in (spec for spec in specs if spec.printed):
         rows = {(row["method"], row["budget"]) for row in paper_rows(spec.paper_file)}
@@ -130,12 +125,8 @@ def paper_state(specs: Iterable[Spec], records: Iterable[Record]) -> PaperState:
 # --- one table --------------------------------------------------------------------------------------------------------
 
 
-def render_status(
-    tables: Sequence[Table], records: Sequence[Record], now: float | None = None, host: str | None = None
-) -> str:
+def render_status(tables: Sequence[Table], records: Sequence[Record], now: float, host: str) -> str:
     """The state of the paper, then of every table, with the runs that are under way or need a hand."""
-    now = time.time() if now is None else now
-    host = socket.gethostname() if host is None else host
     states = [state_of(path, record, now, host) for path, record in records]
     parts = ["\n".join(wrapped(f"{paper_state([table.spec for table in tables], records)}."))]
     parts += [table_status(table, states, now) for table in tables]
@@ -156,7 +147,7 @@ def table_status(table: Table, states: Sequence[State], now: float) -> str:
     lines += attention(states, now)
     lines += notices(states, table)
     gaps = commands_of(table)
-    lines += ["", "Cells without a finished run are filled by:", *(f"  {clean(line)}" for line in gaps)] if gaps else []
+    lines += ["", "Commands for cells without a finished run:", *(f"  {clean(line)}" for line in gaps)] if gaps else []
     return "\n".join(lines)
 
 
@@ -223,9 +214,8 @@ def notices(states: Sequence[State], table: Table) -> list[str]:
 
 def describe(state: State, now: float) -> str:
     key, progress = state.record.key, state.record.progress
-    step, total = real(progress.get("step")), real(progress.get("total_steps"))
-    words = [f"step {step:,.0f}/{total:,.0f}"] if step is not None and total is not None else []
-    if state.status == "running" and (left := seconds_left(state.record, state.updated, now)) is not None:
+    words = [f"step {progress['step']:,}/{progress['total_steps']:,}"] if {"step", "total_steps"} <= {*progress} else []
+    if state.status == "running" and (left := seconds_left(state, now)) is not None:
         words.append(f"about {duration(left)} left")
     if state.status == "interrupted":
         words.append(f"silent for {duration(max(0.0, now - state.updated))}")
@@ -242,7 +232,8 @@ def make(request: Request) -> tuple[str, list[str]]:
     waiting, more = request.queued(request.results, [path for path, _ in records])
     tables = [compile_scoped(request, spec, waiting) for spec in request.specs.values()]
     unusable = [line for table in tables for line in table.refused]
-    return render_status(tables, [*records, *waiting]), [*refused, *more, *unusable]
+    text = render_status(tables, [*records, *waiting], time.time(), socket.gethostname())
+    return text, [*refused, *more, *unusable]
 
 
 REPORT = Report("status", "what is done, running, failed, missing", add_partial, make, writes=False)

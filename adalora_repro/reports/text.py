@@ -7,8 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from adalora_repro.config.words import lr_text
-from adalora_repro.errors import clean
+from adalora_repro.errors import clean, shortened
 
 NONE = "–"
 NARROW, WIDE = 80, 100  # columns of a terminal that a text uses
@@ -40,14 +39,8 @@ def cell_name(key: Mapping[str, Any]) -> str:
     return " ".join(words[:2] if key["budget"] == key["method"] else words)
 
 
-def lr_of_tried(lr: float, count: int) -> str:
-    """ "3e-4 of 8": the learning rate and among how many it was chosen; "3e-4" if it was the only one."""
-    return f"{lr_text(lr)} of {count}" if count > 1 else lr_text(lr)
-
-
 def short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:39] + "…"
+    return shortened(str(value), 40)
 
 
 def count_text(count: float) -> str:

@@ -20,13 +20,13 @@ def families() -> dict[str, Any]:
     """Name -> module of every family: the modules here that define ``Task`` and ``Options``."""
     from adalora_repro.tasks.base import BaseTask
 
-    found = {}
+    modules = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
         task = getattr(module, "Task", None)
         if isinstance(task, type) and issubclass(task, BaseTask) and hasattr(module, "Options"):
-            found[info.name] = module
-    return found
+            modules[info.name] = module
+    return modules
 
 
 def load_family(cfg: DictConfig) -> BaseTask:

@@ -335,7 +335,7 @@ class BaseTask:
             tokenized.tokenizer_hash(self.tokenizer),
             {package: importlib.metadata.version(package) for package in ROW_MAKERS},
             [self.cfg.task.family, self.code_version, split == sources.TRAIN],
-            skip and sources.place(self.cfg, origin),  # bad rows are named with their files and lines
+            skip and sources.location(self.cfg, origin),  # bad rows are named with their files and lines
             self.columns,
             self.max_length,
             self.recipe(),

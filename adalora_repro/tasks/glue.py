@@ -70,7 +70,7 @@ class Task(BaseTask):
         if task.num_labels != 1:
             classes = list(task.class_names) or distinct_classes(task, labels[0])
             if len(set(classes)) < len(classes):
-                raise InputError(f"task.class_names={classes}: a name is there twice")
+                raise InputError(f"task.class_names={classes}: a name appears twice")
             if task.num_labels not in (None, len(classes)):
                 raise InputError(
                     f"task.num_labels={task.num_labels}, but the data have {len(classes)} classes: {', '.join(classes)}"
@@ -269,16 +269,16 @@ def distinct_classes(task: DictConfig, labels: Mapping[str, str]) -> list[str]:
         InputError: some labels are numbers and some are not, they have fractions, are fewer than two or too many.
     """
     name = task.label_column
-    places = {str(value): where for text, where in labels.items() if _is_class(value := json.loads(text))}
-    numbers = {text: where for text, where in places.items() if WHOLE.fullmatch(text)}
-    others = {text: where for text, where in places.items() if text not in numbers}
+    locations = {str(value): where for text, where in labels.items() if _is_class(value := json.loads(text))}
+    numbers = {text: where for text, where in locations.items() if WHOLE.fullmatch(text)}
+    others = {text: where for text, where in locations.items() if text not in numbers}
     hint = "task.class_names=[…] names the classes"
     if others and all(map(_is_number, others)):
         text, where = next(iter(others.items()))
         raise InputError(f"{where}: the {name} is {text}: task.num_labels=1 for a score; {hint}")
     if numbers and others:
-        (number, place), (text, where) = next(iter(numbers.items())), next(iter(others.items()))
-        raise InputError(f"{where}: the {name} is the text '{text}', but the number {number} in {place}; {hint}")
+        (number, location), (text, where) = next(iter(numbers.items())), next(iter(others.items()))
+        raise InputError(f"{where}: the {name} is the text '{text}', but the number {number} in {location}; {hint}")
     if len(labels) >= sources.MOST_LABELS:
         raise InputError(f"column '{name}' has {len(labels):,} or more labels; task.num_labels=1 for a score; {hint}")
     if numbers and task.num_labels is not None:

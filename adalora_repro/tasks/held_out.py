@@ -63,7 +63,7 @@ def parts(
     groups: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
     for row, values in enumerate(texts):
         exact = hashlib.sha256("\0".join(values).encode()).digest()  # orders a group's rows whatever the file's order
-        groups[_digest([values[place] for place in by])].append((exact, row))
+        groups[_digest([values[column] for column in by])].append((exact, row))
     rest = [[row for _, row in sorted(groups[name])] for name in sorted(groups)]
     quota = _shares(Counter(strata), count)
     held: list[int] = []

@@ -43,9 +43,9 @@ def filled(cfg: DictConfig) -> tuple[DictConfig, list[str]]:
     if task.validation_share is not None:
         rows = sources.content(cfg, sources.TRAIN).rows
         notes.append(
-            f"no validation file: {rows - sources.train_rows(cfg):,} of the {rows:,} rows of train are evaluated and "
-            f"never trained on ({sources.SHARE}={task.validation_share}); they are chosen by a hash of their texts, "
-            "the same ones for every method and seed"
+            f"no validation file; held out as the validation split: {rows - sources.train_rows(cfg):,} of the {rows:,} "
+            f"rows of train ({sources.SHARE}={task.validation_share}), chosen by a hash of the texts, the same for "
+            "every method and seed"
         )
     named = list(task.class_names)
     for name, value in families()[task.family].Task.from_labels(cfg, labels).items():

@@ -87,7 +87,7 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
                 if header is None:
                     header = cells
                     if twice := [name for name in header if header.count(name) > 1]:
-                        raise InputError(f"{where}: column '{twice[0]}' is there twice")
+                        raise InputError(f"{where}: column '{twice[0]}' appears twice")
                 elif len(cells) != len(header):
                     yield where, BrokenLine(f"{len(cells)} cells, but the first line names {len(header)} columns")
                 else:

@@ -125,7 +125,7 @@ def byte_fingerprint(cfg: DictConfig) -> str:
     return digests.of_values([digests.of_file(file_of(cfg, split))[:16] for split in splits(cfg)])
 
 
-def place(cfg: DictConfig, split: str) -> str:
+def location(cfg: DictConfig, split: str) -> str:
     """What the messages about bad rows depend on: the path of a local file and its bytes, which decide line numbers."""
     if cfg.data.source != "local":
         return ""
@@ -188,8 +188,8 @@ def groups_too_large(rules: BaseTask, name: str, count: int) -> InputError:
 
 def nothing_left(where: str, cfg: DictConfig, split: str, bad: BadRows) -> InputError:
     """The error for a split without a row."""
-    why = f"no good row ({bad.problems[0]})" if bad.problems else "empty"
-    return InputError(f"{where}: {why}, the {split} split of {cfg.task.name} needs rows")
+    why = f"no valid row ({bad.problems[0]})" if bad.problems else "empty"
+    return InputError(f"{where}: {why}; the {split} split of {cfg.task.name} must have at least one row")
 
 
 def provenance(cfg: DictConfig, rows: dict[str, int]) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def _checked(rows: Iterable[tuple[str, Any]], rules: BaseTask, bad: BadRows) -> 
         name = row.get("id") if isinstance(row, dict) and "id" in rules.columns else None
         if isinstance(name, str):
             if problem is None and seen.setdefault(name, where) != where:
-                problem = f"the id is also that of {seen[name]}"
+                problem = f"duplicate id, first in {seen[name]}"
             where = f"{where}: id {name!r}"
         if problem is None:
             yield number, row
@@ -224,8 +224,8 @@ def _checked(rows: Iterable[tuple[str, Any]], rules: BaseTask, bad: BadRows) -> 
             bad.add(f"{where}: {problem}")
 
 
-def missing_column(column: str, found: Iterable[str]) -> str:
-    return f"column '{column}' is missing (found: {', '.join(map(str, found)) or 'none'})"
+def missing_column(column: str, columns: Iterable[str]) -> str:
+    return f"column '{column}' is missing (found: {', '.join(map(str, columns)) or 'none'})"
 
 
 def row_problem(rules: BaseTask, row: Any) -> str | None:
@@ -241,13 +241,13 @@ def row_problem(rules: BaseTask, row: Any) -> str | None:
         if column == rules.cfg.task.label_column and not rules.text_label:
             continue
         if not isinstance(value, str):
-            return f"column '{column}' must be text, is {shown(value)}"
+            return f"column '{column}' must be text, not {shown(value)}"
         if not rules.blank_texts and not value.strip():
             return f"the {column} is empty"
         try:
             value.encode()
         except UnicodeEncodeError:  # JSON can hold halves of surrogate pairs
-            return f"column '{column}' has half of a surrogate pair, which is no text"
+            return f"column '{column}' contains an unpaired surrogate, which is not valid text"
     return rules.label_problem(row)
 
 
@@ -317,19 +317,19 @@ def present(cfg: DictConfig, split: str) -> tuple[list[Path], list[Path]]:
 
 def file_of(cfg: DictConfig, split: str) -> Path:
     """The file with the rows of one split: its own, or train's if the split is a part of train's."""
-    paths, found = present(cfg, split if cfg.task.validation_share is None else TRAIN)
-    if not found:
+    paths, files = present(cfg, split if cfg.task.validation_share is None else TRAIN)
+    if not files:
         if cfg.task.hub is None:
             raise InputError(
                 f"{paths[-1].parent}: no file {split}.jsonl, .csv, .tsv or .parquet for the {split} split of "
                 f"{cfg.task.name}"
             )
         raise InputError(f"{paths[0]}: no such file; it must hold {FORMAT}")
-    if len(found) > 1:  # one of them may be older
-        raise InputError(f"{' and '.join(map(str, found))} both hold the {split} split; move one away")
-    if other := not_a_file(found[0].stat().st_mode):
-        raise InputError(f"{found[0]}: {other}, not a file; it must hold {'rows' if cfg.task.hub is None else FORMAT}")
-    return found[0]
+    if len(files) > 1:  # one of them may be older
+        raise InputError(f"{' and '.join(map(str, files))} each contain the {split} split; keep only one")
+    if other := not_a_file(files[0].stat().st_mode):
+        raise InputError(f"{files[0]}: {other}, not a file; it must hold {'rows' if cfg.task.hub is None else FORMAT}")
+    return files[0]
 
 
 def _share(cfg: DictConfig, rows: int) -> int:
@@ -382,8 +382,8 @@ def content(cfg: DictConfig, split: str) -> Content:
 def _content_of(path: Path, sha256: str, folder: Path, own: tuple[str, ...] | None) -> Content:
     kept = folder / f"{sha256 if own is None else digests.of_values([sha256, str(path), *own])}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(kept.read_bytes())
-        return Content(int(known["rows"]), str(known["fingerprint"]), dict(known.get("labels", {})))
+        cached = json.loads(kept.read_bytes())
+        return Content(int(cached["rows"]), str(cached["fingerprint"]), dict(cached.get("labels", {})))
     total, rows = hashlib.sha256(), 0
     labels: dict[str, str] = {}
     for line in _json_lines(path) if own is None else _own_lines(path, own, labels):

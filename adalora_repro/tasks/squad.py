@@ -45,11 +45,11 @@ class Options:
     stride: int = setting(minimum=0)
     "Tokens that neighbouring windows over a long context share."
     n_best: int = setting(later=None, minimum=1)
-    "Spans kept of each window, and answers kept of each question."
+    "Spans kept per window and answers kept per question."
     max_answer_length: int = setting(later=None, minimum=1)
     "Tokens of the longest answer."
     null_threshold: float | None = setting(None, later=None)
-    "No answer where its score exceeds the best span's by more; null: there always is an answer."
+    "Predict no answer if its score exceeds the best span's by more than this; null: always predict a span."
 
 
 class Task(BaseTask):
@@ -113,8 +113,8 @@ class Task(BaseTask):
             if not text.strip():
                 return "an answer is empty"
             if start < 0 or context[start : start + len(text)] != text:
-                found = context[start : start + len(text)] if 0 <= start < len(context) else ""
-                return f"the answer '{_short(text)}' is not at its offset {start}, there is '{_short(found)}'"
+                excerpt = context[start : start + len(text)] if 0 <= start < len(context) else ""
+                return f"the answer '{_short(text)}' is not at its offset {start}, there is '{_short(excerpt)}'"
         if not texts and not self.nullable:
             return f"no answer, but every question of {self.cfg.task.name} has one (task=squad_v2 allows none)"
         return None
@@ -237,9 +237,9 @@ class Task(BaseTask):
             if name in rows[0]:
                 batch[name] = torch.tensor([row[name] for row in rows])
         if "first" in rows[0]:
-            place = torch.arange(batch["input_ids"].shape[1])
+            positions = torch.arange(batch["input_ids"].shape[1])
             first, tokens = (torch.tensor([[row[name]] for row in rows]) for name in ("first", "tokens"))
-            batch["context"] = (place >= first) & (place < first + tokens)
+            batch["context"] = (positions >= first) & (positions < first + tokens)
         return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
@@ -417,9 +417,9 @@ def best_spans(start: Tensor, end: Tensor, context: Tensor, max_length: int, cou
     # the best spans begin where the best of each start is among the best: few starts are left to search
     firsts = _largest(scores.amax(2), count).sort(1).values
     scores = scores.gather(1, firsts[:, :, None].expand(-1, -1, width)).flatten(1)
-    place = _largest(scores, count)
-    first = firsts.gather(1, place // width)
-    return {"score": scores.gather(1, place), "start": first, "end": first + place % width}
+    best = _largest(scores, count)
+    first = firsts.gather(1, best // width)
+    return {"score": scores.gather(1, best), "start": first, "end": first + best % width}
 
 
 def _largest(values: Tensor, count: int) -> Tensor:

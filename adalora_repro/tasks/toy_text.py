@@ -170,8 +170,8 @@ def _squad(rng: Random, answerable: float) -> Row:
     fact = _fact(rng)
     name = f"{fact['whom']} {fact['surname']}"
     answered = rng.random() < answerable
-    (said, question, slot), *others = rng.sample(PROFILE, 4)
-    sentences = [f"{said.format(name=name)} {fact[slot]}."] if answered else []
+    (statement, question, slot), *others = rng.sample(PROFILE, 4)
+    sentences = [f"{statement.format(name=name)} {fact[slot]}."] if answered else []
     sentences += [f"{text.format(name=name)} {fact[other]}." for text, _, other in others]
     sentences += [remark.format(**_fact(rng)) for remark in rng.sample(REMARKS, 2)]
     answer = sentences[0]

@@ -75,8 +75,8 @@ def read_rows(name: str, columns: Sequence[str]) -> list[dict[str, str]]:
         InputError: the file cannot be read; names the line; or there is no row.
     """
     by_ending = name.lower().endswith((*row_files.SUFFIXES, ".json"))
-    found = row_files.rows(Path(name)) if by_ending else _lines(name, columns[0])
-    rows = [checked(row, columns, where) for where, row in found]
+    entries = row_files.rows(Path(name)) if by_ending else _lines(name, columns[0])
+    rows = [checked(row, columns, where) for where, row in entries]
     if not rows:
         raise InputError(f"--file: no rows in '{name}'")
     return rows

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from adalora_repro.tasks.base import padded_length
 from adalora_repro.tasks.processes import forking, settle, usable
@@ -90,6 +89,8 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, group: bool)
     """
     generator = torch.Generator().manual_seed(seed)
     if group:
+        from transformers.trainer_pt_utils import get_length_grouped_indices
+
         order = get_length_grouped_indices(lengths, batch_size, generator=generator)
     else:
         order = torch.randperm(len(lengths), generator=generator).tolist()

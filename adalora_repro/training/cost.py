@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adalora_repro.config import catalog
 from adalora_repro.config.identity import cost_key
 from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError
@@ -244,7 +245,7 @@ def peak_of(plan: Plan, batches: Sequence[list[list[int]]], device: torch.device
     with stage(f"peak memory of {name}, in a process of its own"):
         done = subprocess.run(
             [sys.executable, "-m", __name__],
-            input=pickle.dumps((plan, batches)),
+            input=pickle.dumps((catalog.added_folders(), plan, batches)),
             capture_output=True,
             check=False,
             start_new_session=True,  # Ctrl-C reaches this process only, which ends that one
@@ -272,7 +273,10 @@ def peak_here(plan: Plan, batches: Sequence[list[list[int]]]) -> dict[str, Any]:
 
 def answer() -> None:
     """The child process of ``peak_of``."""
-    print(json.dumps(peak_here(*pickle.load(sys.stdin.buffer)), allow_nan=False))
+    folders, plan, batches = pickle.load(sys.stdin.buffer)
+    for folder in folders:
+        catalog.add_folder(str(folder))
+    print(json.dumps(peak_here(plan, batches), allow_nan=False))
 
 
 # -- figures -------------------------------------------------------------------------------------------------------

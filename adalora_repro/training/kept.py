@@ -162,7 +162,7 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
     """
     folder = folder_of(run)
     if not to.name or (os.path.lexists(to) and not (to.is_dir() and not any(to.iterdir()))):  # "." has no name
-        raise InputError(f"--to: '{to}' is there already; name a new folder")
+        raise InputError(f"--to: '{to}' already exists; name a new folder")
     base = folder.parent if (folder.parent / RECORD_NAME).exists() else folder
     if to.resolve().is_relative_to(base.resolve()):
         raise InputError(f"--to: '{to}' is inside '{base}'; name a folder elsewhere")
@@ -175,7 +175,7 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
     try:
         part.mkdir(parents=True)
     except FileExistsError:
-        raise InputError(f"--to: '{part}' is there, of an export under way or cut off; remove it first") from None
+        raise InputError(f"--to: '{part}' exists, from an export under way or cut off; remove it first") from None
     except OSError as error:
         raise InputError(f"--to: cannot write '{to}': {error.strerror}") from None
     try:
@@ -225,6 +225,7 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
     }
     key, params = record.key, record.params
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in record.final["metrics"].items())
+    same = "Degenerate: the last evaluation gave every example the same prediction.\n\n" * record.degenerate
     ranks = f"Ranks of the adapted matrices: {ranks_text(record.rank_pattern)}.\n\n" if record.rank_pattern else ""
     use = {
         "peft": f"model = transformers.{cfg.task.auto_model}.from_pretrained({export.base_name(cfg)!r}"
@@ -241,7 +242,7 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
 {params["method"]:,} trained parameters of the method and {params["head"]:,} of the task head, on a backbone of
 {params["backbone"]:,}; {key["total_steps"]:,} steps, learning rate {key["lr"]:g}, seed {key["seed"]}.
 
-{ranks}| metric (validation split, last step) | value |
+{ranks}{same}| metric (validation split, last step) | value |
 |---|---|
 {metrics}
 

@@ -1,4 +1,4 @@
-"""What a run prints: a banner, its stages, a progress bar on a terminal, and plain lines anywhere else.
+"""What a run prints: what it is, its stages, a progress bar on a terminal, and plain lines anywhere else.
 
 Of several processes only the main one prints; a problem that all of them have is printed once.
 """
@@ -79,25 +79,27 @@ def complain(problem: str, details: str = "") -> None:
     CleanStream(raw(sys.stderr)).write(f"{_prefix}adalora-run: {clean(problem)}\n{details}".rstrip() + "\n")
 
 
+def heading(plan: Plan) -> None:
+    """One line about the run that begins, printed before torch is imported and parameters are counted."""
+    key = plan.key
+    say(f"{key['task']} {key['method']} {key['budget']} on {key['backbone']}, seed {key['seed']}, data={key['data']}")
+
+
 def banner(plan: Plan) -> None:
-    """One line about the run that begins, from a counted plan: what it trains, and on which device.
+    """The line below ``heading``, from a counted plan: device, T, trainable parameters.
 
     It is the device that accelerate will choose; importing accelerate to ask would take seconds.
     """
     import torch
 
-    key, params = plan.key, plan.params
+    params = plan.params
     chosen, (_, processes) = plan.cfg.train.device, launched()
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = "cpu" if chosen == "cpu" or accelerator is None else accelerator.type
     if device == "cpu":
         device += f" ({torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)})"
     many = f"{processes} processes, " if processes > 1 else ""
-    say(
-        f"{key['task']} {key['method']} {key['budget']} on {key['backbone']}, seed {key['seed']}: {many}{device}, "
-        f"T = {plan.total_steps:,} steps, {params['at_init'] + params['head']:,} trainable parameters, "
-        f"data={key['data']}"
-    )
+    say(f"{many}{device}, T = {plan.total_steps:,} steps, {params['at_init'] + params['head']:,} trainable parameters")
 
 
 @contextmanager

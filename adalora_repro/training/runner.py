@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from signal import SIGUSR2
 from typing import Any
 
@@ -18,7 +19,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
-from transformers import get_linear_schedule_with_warmup
 
 from adalora_repro import methods
 from adalora_repro.config.plan import Plan
@@ -60,7 +60,7 @@ def execute(plan: Plan) -> int:
             with folder.leased(plan.folder, processes) as lock:
                 code = _execute_leased(plan, stop, processes, lock)
     except Interrupted as signal:
-        say(f"adalora-run: {signal}, nothing was lost: the same command starts it")
+        say(f"adalora-run: {signal}: stopped outside training, nothing is lost; repeat the command to continue")
         code = signal.exit_code
     except (LostFolderError, LostError) as error:
         complain(f"failed: {error}; this process stops and writes nothing more")
@@ -79,7 +79,7 @@ def execute(plan: Plan) -> int:
         try:
             stop.hand_on()
         except Exception as error:  # submitit's: as often as max_num_timeout allows, or scontrol does not answer
-            complain(f"not requeued: {error}; the same command goes on")
+            complain(f"not requeued: {error}; the same command resumes the run")
     return code
 
 
@@ -284,7 +284,8 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
     # for device and precision only: `Processes` sums the gradients, without a wrapper around the model
     model = processes.accelerator.prepare_model(model, evaluation_mode=True)
     optimizer = processes.accelerator.prepare(optimizer)
-    scheduler = get_linear_schedule_with_warmup(optimizer, cfg.optim.warmup_steps, plan.total_steps)
+    rate = partial(share_of_lr, warmup_steps=cfg.optim.warmup_steps, total_steps=plan.total_steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     method.compiled = compiling
     method.on_train_start(plan.total_steps)
     if processes.rank:
@@ -307,6 +308,16 @@ def make_optimizer(model: torch.nn.Module, optim: Any) -> torch.optim.AdamW:
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
+
+
+def share_of_lr(t: int, warmup_steps: int, total_steps: int) -> float:
+    """The learning rate of step t over ``optim.lr``: linear from 0 to 1 in the warm-up, then to 0 at T.
+
+    As ``get_linear_schedule_with_warmup`` of transformers, whose module imports PEFT: a second in every run's start.
+    """
+    if t < warmup_steps:
+        return t / max(1, warmup_steps)
+    return max(0.0, (total_steps - t) / max(1, total_steps - warmup_steps))
 
 
 def _accelerator(cfg: Any) -> Accelerator:

@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from adalora_repro.cli import run
+from adalora_repro.cli import model, run
 from adalora_repro.errors import EXIT_BAD_INPUT
 from adalora_repro.records import run_record
 from adalora_repro.training import loop
@@ -50,6 +50,9 @@ class Outcome:
     beginning: str = ""
 
 
+Cli = Callable[..., Outcome]
+
+
 def refused(done: Outcome) -> str:
     """The one line of wrong input, without its beginning; nothing was filed."""
     assert done.code == EXIT_BAD_INPUT, (done.out, done.err)
@@ -78,6 +81,9 @@ class Run:
         return [line for line in self.log if "loss" in line]
 
 
+Whole = Callable[..., Run]
+
+
 def find_runs(results: str | Path = "results") -> list[Run]:
     return [Run(path.parent) for path in run_record.find(Path(results))]
 
@@ -88,11 +94,14 @@ def only_run(results: str | Path = "results") -> Run:
 
 
 #: what every run says before its first step
-BEGINNING = re.compile(r"^(?:.*  )?(?:tokenizing|loading weights|.* trainable parameters, data=\S+)\n", re.MULTILINE)
+BEGINNING = re.compile(
+    r"^(?:.*  )?(?:.* on \S+, seed \d+, data=\w+|.* steps, [\d,]+ trainable parameters|tokenizing|loading weights)\n",
+    re.MULTILINE,
+)
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """Calls ``adalora-run`` with these words in an empty folder; nothing it changes in Hydra or the shell stays."""
     work = tmp_path / "work"
     work.mkdir()
@@ -128,7 +137,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 @pytest.fixture
-def tiny(cli: Callable[..., Outcome]) -> Callable[..., Outcome]:
+def tiny(cli: Cli) -> Cli:
     """``cli`` with the settings of a tiny run; a word given again wins."""
 
     def call(*words: str) -> Outcome:
@@ -136,6 +145,17 @@ def tiny(cli: Callable[..., Outcome]) -> Callable[..., Outcome]:
         options = [word for word in words if word.startswith("-")]
         settings = [word for word in TINY if word.split("=")[0] not in keys]
         return cli(*options, *settings, *[word for word in words if word not in options])
+
+    return call
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Calls ``adalora-model`` with these words."""
+
+    def call(*words: str | Path) -> Outcome:
+        capsys.readouterr()
+        return Outcome(model.main([*map(str, words)]), *capsys.readouterr())
 
     return call
 
@@ -149,9 +169,7 @@ def whole_runs() -> dict[tuple[str, ...], Path]:
 
 
 @pytest.fixture
-def undisturbed(
-    tiny: Callable[..., Outcome], whole_runs: dict[tuple[str, ...], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Run]:
+def undisturbed(tiny: Cli, whole_runs: dict[tuple[str, ...], Path], tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """The run of a command that nothing happens to; made once for the tests of a module."""
 
     def run_of(*words: str) -> Run:
@@ -194,6 +212,20 @@ def after_step(patch: pytest.MonkeyPatch, step: int, act: Callable[[Any], object
         return norm
 
     patch.setattr(loop, "step", acting)
+
+
+def at_call(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, act: Callable[[], object]) -> list[int]:
+    """``act`` at the beginning of this call of ``owner.name``; returns how many calls there were."""
+    original, calls = getattr(owner, name), [0]
+
+    def acting(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            act()
+        return original(*args)
+
+    patch.setattr(owner, name, acting)
+    return calls
 
 
 def signal_after_step(patch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:

@@ -7,11 +7,10 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Outcome, only_run
+from conftest import ROOT, TINY, Cli, only_run
 
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
@@ -19,12 +18,10 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 PAGE = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
 FILES = re.findall(r"`(my_\w+/[\w/.]+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = re.findall(r"^PYTHONPATH=\. adalora-run (.*)$", PAGE, re.MULTILINE)
-SMALL = ("backbone=tiny-bert", "data=sample", "data.sample_rows=16", "data.sample_validation_rows=8")
-SMALL += ("train.max_steps=3", "train.batch_size=4", "train.device=cpu", "method.schedule=scaled")
 
 
 @pytest.fixture
-def written(cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+def written(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """``cli`` in a folder with the page's files, which can be imported."""
     for name, text in FILES:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +32,7 @@ def written(cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> Cal
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_prints_its_plan(command: str, written: Callable[..., Outcome]) -> None:
+def test_a_command_prints_its_plan(command: str, written: Cli) -> None:
     done = written(*shlex.split(command))
     assert done.code == EXIT_OK, done.err
     assert (
@@ -43,10 +40,8 @@ def test_a_command_prints_its_plan(command: str, written: Callable[..., Outcome]
     ) in done.out or "experiment/mine.yaml" in done.out
 
 
-def test_a_method_of_another_folder_trains_and_is_reported(
-    written: Callable[..., Outcome], capsys: pytest.CaptureFixture[str]
-) -> None:
-    done = written("--config-dir=my_conf", "task=rte", "method=lora_fa", "budget=0.3M", *SMALL)
+def test_a_method_of_another_folder_trains_and_is_reported(written: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    done = written("--config-dir=my_conf", "task=rte", "method=lora_fa", "budget=0.3M", *TINY)
     assert done.code == EXIT_OK, done.err
     run = only_run()
     assert run.record.key["method"] == "lora_fa"

@@ -10,9 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import refused
-from omegaconf import OmegaConf
 from small_backbone import SHRINK, SMALL, save_deberta
-from task_configs import CONF, task_config
+from task_configs import task_config, with_backbone
 
 from adalora_repro.errors import InputError
 from adalora_repro.models import backbone_files, backbones
@@ -90,10 +89,7 @@ def not_finite(weights):
 
 
 def configured(folder):
-    cfg = task_config("rte")
-    backbone = OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml")
-    cfg.backbone = OmegaConf.merge(cfg.backbone, backbone, {"architecture": SHRINK, "path": str(folder)})
-    return cfg
+    return with_backbone(task_config("rte"), "deberta-v3-base", architecture=SHRINK, path=str(folder))
 
 
 def load(folder):

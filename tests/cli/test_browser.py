@@ -196,13 +196,8 @@ def violations(page: Any, context: str = "html") -> list[tuple[str, str]]:
     return [(one["id"], one["nodes"][0]["html"]) for one in Axe().run(page, context).response["violations"]]
 
 
-@pytest.mark.parametrize(
-    ("viewport", "scheme"),
-    [
-        pytest.param(DESKTOP, "light", id="desktop-light"),
-        pytest.param(PHONE, "dark", id="phone-dark"),
-    ],
-)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_everybody_can_use_it(browser: Any, page_file: Path, viewport: dict[str, int], scheme: str) -> None:
     """axe-core's rules with everything opened: contrast, names, keyboard; the page never scrolls sideways."""
     page, complaints = opened(browser, page_file, viewport=viewport, color_scheme=scheme)

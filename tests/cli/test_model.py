@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Outcome, Run, only_run
+from conftest import Cli, Outcome, Run, only_run
 from task_configs import write_jsonl
 
 from adalora_repro.cli import model, report
@@ -19,8 +18,6 @@ from adalora_repro.metrics import metric
 from adalora_repro.reports.compare import BOOTSTRAP, MCNEMAR
 from adalora_repro.tasks import toy_text
 
-Cli = Callable[..., Outcome]
-Score = Callable[..., Outcome]
 FEW = ("method=bitfit", "data.sample_rows=12", "data.sample_validation_rows=8", "train.max_steps=2", "optim.lr=1e-2")
 SQUAD = ("task.max_length=112", "task.stride=16")
 RUNS: dict[str, tuple[str, ...]] = {
@@ -36,27 +33,12 @@ RUNS: dict[str, tuple[str, ...]] = {
 HUB_NAMES = {"spearman": "spearmanr", "exact": "exact_match"}
 
 
-@pytest.fixture
-def score(capsys: pytest.CaptureFixture[str]) -> Score:
-    def call(*words: str | Path) -> Outcome:
-        capsys.readouterr()
-        return Outcome(model.main(["score", *map(str, words)]), *capsys.readouterr())
-
-    return call
-
-
 def refused(outcome: Outcome, *parts: str) -> None:
     assert outcome.code == EXIT_BAD_INPUT
     assert outcome.err.startswith("adalora-model: error: ")
     assert outcome.err.count("\n") == 1
     for part in parts:
         assert part in outcome.err
-
-
-def change(path: Path, edit: Callable[[list[dict[str, Any]]], None]) -> None:
-    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-    edit(rows)
-    write_jsonl(path, rows)
 
 
 @pytest.fixture
@@ -88,32 +70,32 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
 
 @pytest.mark.parametrize("task", RUNS)
 def test_figures_are_computed_again(
-    task: str, tiny: Cli, score: Score, hub: list[Any], capsys: pytest.CaptureFixture[str]
+    task: str, tiny: Cli, ask: Cli, hub: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By ``score``, and by ``adalora-report compare``, which reads the same files."""
     done = tiny(*RUNS[task], *FEW)
     assert done.code == EXIT_OK, done.err
     run = only_run()
     assert run.record.final is not None
-    again = score(run.folder)
+    again = ask("score", run.folder)
     assert again.code == EXIT_OK, again.err
     assert again.out.splitlines()[-1] == "equal"
     names = {line.split("  ")[0] for line in again.out.splitlines()[2:-1]}
     expected = set(run.record.final["metrics"]) - set(model.NOT_STORED)
     assert names == expected | {f"holdout {name}" for name in run.record.final.get("holdout", {})}
     assert hub == []
-    by_hub = score(run.folder / "metrics.json", "--hub")
+    by_hub = ask("score", run.folder / "metrics.json", "--hub")
     assert (by_hub.code, by_hub.out.splitlines()[-1]) == (EXIT_OK, "equal"), by_hub.out
     assert len(hub) >= 1
     if task == "stsb":
-        assert score(run.folder, "--select", "best").code == EXIT_OK
+        assert ask("score", run.folder, "--select", "best").code == EXIT_OK
     capsys.readouterr()
     assert report.main(["compare", str(run.folder), str(run.folder)]) == EXIT_OK
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
     tests = {row[1].strip(): row[2].strip() for row in rows}
     assert tests[run.record.primary_metric] in (MCNEMAR, BOOTSTRAP), tests
     spoilt(run, task)
-    differs = score(run.folder)
+    differs = ask("score", run.folder)
     assert differs.code == EXIT_FAILED
     assert "differs by" in differs.out
 
@@ -122,39 +104,34 @@ def spoilt(run: Run, task: str) -> None:
     """Predictions that are not those that were scored."""
     name = {"squad": "nbest.jsonl.gz", "squad_v2": "nbest.jsonl.gz", "xsum": "predictions.jsonl.gz"}.get(task)
     path = run.folder / "final" / (name or next((run.folder / "final").glob("predictions.validation*")).name)
-
-    def edit(rows: list[dict[str, Any]]) -> None:
-        references = {
-            row["id"]: row
-            for row in toy_text.generate(task, "validation", {"train": 12, "validation": 8}, 0)
-            if task in ("squad", "squad_v2", "xsum")
-        }
-        for row in rows:
-            if name is None:
-                row["prediction"] = row["label"]
-            elif task == "xsum":
-                row["prediction"] = references[row["id"]]["summary"]
-            else:
-                text = "".join(references[row["id"]]["answers"]["text"][:1])
-                row["prediction"], row["null_odds"] = text, -9.0 if text else 9.0
-                row["n_best"] = [{"text": text, "start": 0, "score": 1.0}]
-
-    change(path, edit)
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    sizes = {"train": 12, "validation": 8}
+    references = {row["id"]: row for row in toy_text.generate(task, "validation", sizes, 0)} if name else {}
+    for row in rows:
+        if name is None:
+            row["prediction"] = row["label"]
+        elif task == "xsum":
+            row["prediction"] = references[row["id"]]["summary"]
+        else:
+            text = "".join(references[row["id"]]["answers"]["text"][:1])
+            row["prediction"], row["null_odds"] = text, -9.0 if text else 9.0
+            row["n_best"] = [{"text": text, "start": 0, "score": 1.0}]
+    write_jsonl(path, rows)
 
 
-def test_local_questions_need_their_data(tiny: Cli, score: Score, tmp_path: Path) -> None:
+def test_local_questions_need_their_data(tiny: Cli, ask: Cli, tmp_path: Path) -> None:
     sizes = {"train": 12, "validation": 8}
     for split in sizes:
         write_jsonl(tmp_path / "data" / "squad" / f"{split}.jsonl.gz", toy_text.generate("squad", split, sizes, 0))
     assert tiny("task=squad", *SQUAD, *FEW[:1], *FEW[3:], "data=local", f"data.dir={tmp_path / 'data'}").code == EXIT_OK
     folder = only_run().folder
-    assert score(folder, "--data-dir", tmp_path / "data").code == EXIT_OK
-    refused(score(folder), "--data-dir DIR")
+    assert ask("score", folder, "--data-dir", tmp_path / "data").code == EXIT_OK
+    refused(ask("score", folder), "--data-dir DIR")
     write_jsonl(tmp_path / "data" / "squad" / "validation.jsonl.gz", toy_text.generate("squad", "validation", sizes, 1))
-    refused(score(folder, "--data-dir", tmp_path / "data"), "not those of the run")
+    refused(ask("score", folder, "--data-dir", tmp_path / "data"), "not those of the run")
 
 
-def test_what_cannot_be_scored(tiny: Cli, score: Score, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_cannot_be_scored(tiny: Cli, ask: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert tiny("task=rte", *FEW).code == EXIT_OK
     run = only_run()
 
@@ -162,20 +139,20 @@ def test_what_cannot_be_scored(tiny: Cli, score: Score, monkeypatch: pytest.Monk
         raise ConnectionError("Couldn't reach the Hugging Face Hub")
 
     monkeypatch.setattr("evaluate.load", unreachable)
-    refused(score(run.folder, "--hub"), "--hub", "'glue'", "connection")
-    refused(score(tmp_path / "nowhere"), "no record")
-    refused(score(run.folder, "--select", "worst"), "invalid choice")
-    refused(score(), "RUN")
+    refused(ask("score", run.folder, "--hub"), "--hub", "'glue'", "connection")
+    refused(ask("score", tmp_path / "nowhere"), "no record")
+    refused(ask("score", run.folder, "--select", "worst"), "invalid choice")
+    refused(ask("score"), "RUN")
     (run.folder / "final" / "predictions.validation.jsonl.gz").write_bytes(b"no archive")
-    refused(score(run.folder), "cannot be read")
+    refused(ask("score", run.folder), "cannot be read")
     for row in ({"id": "0"}, {"prediction": "no label", "label": 1}):
         write_jsonl(run.folder / "final" / "predictions.validation.jsonl.gz", [row])
-        refused(score(run.folder), "final: no predictions of rte")
+        refused(ask("score", run.folder), "final: no predictions of rte")
     (run.folder / "final" / "predictions.validation.jsonl.gz").unlink()
-    refused(score(run.folder), "not stored here")
+    refused(ask("score", run.folder), "not stored here")
     path = run.folder / "metrics.json"
     record = json.loads(path.read_bytes())
     path.write_text(json.dumps(record | {"status": "cancelled"}), encoding="utf-8")
-    refused(score(run.folder), "not finished (cancelled)")
+    refused(ask("score", run.folder), "not finished (cancelled)")
     path.write_text("{", encoding="utf-8")
-    refused(score(run.folder), "metrics.json")
+    refused(ask("score", run.folder), "metrics.json")

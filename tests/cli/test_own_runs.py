@@ -6,18 +6,16 @@ import html
 import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Outcome, Run, find_runs, only_run
+from conftest import Cli, Run, find_runs, only_run
 from task_configs import write_jsonl
 
-from adalora_repro.cli import model, report
+from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 
-Cli = Callable[..., Outcome]
 PAGE = (Path(__file__).parents[2] / "docs" / "own.md").read_text(encoding="utf-8")
 SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 FILES = re.compile(r"`(\w+/\w+\.\w+)`")
@@ -37,7 +35,7 @@ def tiny(*words: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("title", MORE)
-def test_the_page(title: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page(title: str, cli: Cli, ask: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     """Its files, then its three commands: a finished run, a table with its score, an answer for each text."""
     section = dict(SECTION.findall(PAGE))[title]
     blocks = dict(reversed(BLOCK.findall(section)))  # of each kind the first
@@ -54,12 +52,11 @@ def test_the_page(title: str, cli: Cli, capsys: pytest.CaptureFixture[str]) -> N
     capsys.readouterr()
     assert report.main(table[1:]) == EXIT_OK
     assert f" {name} " in capsys.readouterr().out
-    assert model.main([word.replace("RUN", str(run.folder)) for word in predict[1:]]) == EXIT_OK
-    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    said = ask(*(word.replace("RUN", str(run.folder)) for word in predict[1:]))
+    answers = [json.loads(line) for line in said.out.splitlines()]
     assert len(answers) == len(predict[3:]) // len(run.record.settings["task.text_columns"])
     assert all(ANSWERS[title] in answer for answer in answers)
-    data_dir = ["--data-dir", train[4].partition("=")[2]]
-    assert model.main(["score", str(run.folder), *data_dir]) == EXIT_OK
+    assert ask("score", run.folder, "--data-dir", train[4].partition("=")[2]).code == EXIT_OK
 
 
 def scores(folder: Path, *labels: Any, split: str = "train") -> None:
@@ -67,16 +64,14 @@ def scores(folder: Path, *labels: Any, split: str = "train") -> None:
     write_jsonl(folder / f"{split}.jsonl", rows, compress=False)
 
 
-def test_scores_and_a_run_again(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_and_a_run_again(cli: Cli, ask: Cli, tmp_path: Path) -> None:
     scores(tmp_path / "data", *(number / 4 for number in range(20)))
     words = ("task=custom", "data=local", f"data.dir={tmp_path / 'data'}", "task.num_labels=1", "method=lora")
     assert cli(*tiny(*words, "task.validation_share=4", "data.holdout=3")).code == EXIT_OK
     run = only_run()
     assert run.record.data["rows"] == {"train": 13, "validation": 4, "holdout": 3}
     assert run.record.primary_metric == "corr"
-    capsys.readouterr()
-    assert model.main(["predict", str(run.folder), "row 3"]) == EXIT_OK
-    assert set(json.loads(capsys.readouterr().out)) == {"score"}
+    assert set(json.loads(ask("predict", run.folder, "row 3").out)) == {"score"}
     assert "already done" in cli("--config", str(run.folder / "config.yaml")).out
     assert report.main(["html"]) == EXIT_OK
     typed = (run.folder / "config.yaml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
@@ -98,45 +93,25 @@ def test_steps_follow_from_the_run_s_t(cli: Cli, tmp_path: Path) -> None:
         assert " ".join(line.split()) in " ".join(plan.split())
     refused = cli(*tiny(*words), "method.schedule=scaled")
     assert (refused.code, refused.err.count("\n")) == (EXIT_BAD_INPUT, 1)
-    assert "method.schedule=scaled scales from task.total_steps, which custom does not have" in refused.err
+    assert "method.schedule=scaled needs task.total_steps, which custom does not set" in refused.err
 
 
 CSV = "text,label\na,no\nb,yes\n"
 #: train, validation, further words, the message
 WRONG = {
-    "column": (
-        CSV,
-        CSV,
-        ["task.text_columns=[review]"],
-        "csv:2: column 'review' is missing (found: text, label)",
-    ),
+    "column": (CSV, CSV, ["task.text_columns=[review]"], "csv:2: column 'review' is missing (found: text, label)"),
     "label": ("text\na\n", CSV, [], "train.csv:2: column 'label' is missing (found: text)"),
-    "class": (
-        CSV,
-        "text,label\na,no\n\nb,yse\n",
-        [],
-        "validation.csv:4: unknown label 'yse' (did you mean yes?)",
-    ),
+    "class": (CSV, "text,label\na,no\n\nb,yse\n", [], "validation.csv:4: unknown label 'yse' (did you mean yes?)"),
     "names": (CSV, CSV, ["task.class_names=[no,maybe]"], "train.csv:3: unknown label 'yes'; valid: no, maybe"),
-    "twice": (
-        CSV,
-        CSV,
-        ["task.class_names=[no,yes,no]"],
-        "class_names=['no', 'yes', 'no']: a name is there twice",
-    ),
+    "twice": (CSV, CSV, ["task.class_names=[no,yes,no]"], "class_names=['no', 'yes', 'no']: a name appears twice"),
     "number": (CSV, CSV, ["task.num_labels=3"], "task.num_labels=3, but the data have 2 classes: no, yes"),
-    "empty": ("", CSV, [], "train.csv: empty, the train split of custom needs rows"),
-    "header": (CSV, "text,label\n", [], "validation.csv: empty, the validation split of custom needs rows"),
+    "empty": ("", CSV, [], "train.csv: empty; the train split of custom must have at least one row"),
+    "header": (CSV, "text,label\n", [], "validation.csv: empty; the validation split of custom must have at least one"),
     "mixed": ("text,label\na,0\nb,yes\n", CSV, [], "train.csv:3: the label is the text 'yes', but the number 0 in "),
     "fraction": ("text,label\na,0.5\nb,1\n", CSV, [], "train.csv:2: the label is 0.5: task.num_labels=1 for a score"),
     "one": ("text,label\na,no\n", CSV, [], "column 'label' of the train split has no alone"),
     "score": (CSV, CSV, ["task.num_labels=1"], "train.csv:2: column 'label' must be a number, is 'no'"),
-    "cells": (
-        'text,label\n"a\nb",no\nb,yes\nc,yes,1\n',
-        CSV,
-        [],
-        "train.csv:5: 3 cells, but the first line names 2",
-    ),
+    "cells": ('text,label\n"a\nb",no\nb,yes\nc,yes,1\n', CSV, [], "train.csv:5: 3 cells, but the first line names 2"),
     "quote": ('text,label\n"a" b,no\n', CSV, [], "train.csv:2: ',' expected after '\"'"),
     "f1": ("text,label\na,1\nb,2\nc,3\n", "text,label\na,1\n", ["task.metrics=[f1]"], "f1 is of two classes"),
     "share": (CSV, None, ["task.validation_share=null"], "no file validation.jsonl, .csv, .tsv or .parquet for the"),

@@ -5,8 +5,6 @@ A command that nothing here knows how to check is an error: documentation that c
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 import shlex
 import shutil
@@ -20,6 +18,7 @@ import pytest
 import yaml
 from hydra.core.plugins import Plugins
 from programs import copy_project, printed
+from task_configs import write_jsonl
 
 import adalora_repro
 from adalora_repro.cli import report
@@ -33,7 +32,8 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.g
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE_BLOCK = re.compile(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-EXAMPLES = {"my_rslora", "wnli", "small"}  # what the pages show how to add; their commands run in a copy of the project
+#: what the pages show how to add; their commands run in a copy of the project
+EXAMPLES = {"my_rslora", "wnli", "smoothed", "small"}
 DIR = "DIR"  # how the documents write a folder of the reader's
 MODULES = {"adalora-run": "run", "adalora-report": "report"}
 
@@ -48,7 +48,7 @@ def commands(page: Path) -> list[str]:
 
 
 def is_of_an_example(command: str) -> bool:
-    return bool(EXAMPLES & set(re.split(r"[= ]", command)))
+    return bool(EXAMPLES & set(re.split(r"[=, ]", command)))
 
 
 ALL = [command for page in PAGES if page.name != "own.md" for command in commands(page)]  # test_own_runs.py
@@ -69,10 +69,8 @@ def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "hub" not in task:  # no text of ours
             continue
         sizes = {"train": 40} | dict.fromkeys(task["validation"].values(), 20)
-        (folder / task["name"]).mkdir()
         for name in sizes:
-            text = "".join(json.dumps(row) + "\n" for row in toy_text.generate(task["name"], name, sizes, 0))
-            (folder / task["name"] / f"{name}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+            write_jsonl(folder / task["name"] / f"{name}.jsonl.gz", toy_text.generate(task["name"], name, sizes, 0))
     return folder
 
 
@@ -143,7 +141,7 @@ def test_printed_plan_is_the_programs(cli: Cli) -> None:
         assert [line for line in lines if line != "…" and line not in printed] == []
 
 
-def test_examples_of_what_can_be_added(tmp_path: Path) -> None:
+def test_examples_of_what_can_be_added(tmp_path: Path, user_folder: Path) -> None:
     """The files of the pages in a copy of the project, linted, and their commands in the order of the pages."""
     copy_project(tmp_path)
     pages = [page for page in PAGES if page.name != "adding.md"]  # whose files are outside the project: test_adding.py
@@ -154,7 +152,9 @@ def test_examples_of_what_can_be_added(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content, encoding="utf-8")
     small = ["task.max_length=16", "data.sample_rows=64", f"data.cache_dir={tmp_path / 'cache'}"]
     calls = []
-    for program, *words in map(shlex.split, filter(is_of_an_example, ALL)):
+    shutil.copytree(user_folder / "rte", user_folder / "smoothed")
+    for command in filter(is_of_an_example, ALL):
+        program, *words = shlex.split(command.replace(f"={DIR}", f"={user_folder}"))
         trains = program == "adalora-run" and "dry_run=true" not in words
         calls.append([MODULES[program], *words, *(small if trains else [])])
     calls.append(["report", "table1", "--backbone", "tiny-bert", "--only-filled"])

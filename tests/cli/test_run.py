@@ -6,35 +6,19 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import (
-    TINY,
-    Outcome,
-    Run,
-    after_step,
-    files_below,
-    only_run,
-    predictions,
-    require_same,
-    signal_after_step,
-)
-from omegaconf import OmegaConf
+from conftest import TINY, Cli, Whole, after_step, files_below, only_run, predictions, require_same, signal_after_step
 from programs import python
-from task_configs import write_jsonl
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.models import inject
 from adalora_repro.records import run_record
-from adalora_repro.tasks import glue, toy_text
+from adalora_repro.tasks import glue
 from adalora_repro.training import checkpoint, evaluate
-
-Cli = Callable[..., Outcome]
-Whole = Callable[..., Run]
 
 # -- one run --------------------------------------------------------------------------------------------------------
 
@@ -55,11 +39,10 @@ def test_one_command_makes_one_record(tiny: Cli, precision: str) -> None:
 
 def test_a_run_speaks_in_plain_lines(tiny: Cli) -> None:
     done = tiny("task=sst2", "method=lora")
-    what, *stages = done.beginning.splitlines()
-    assert what.startswith("sst2 lora 0.3M on tiny-bert, seed 0: cpu (")
-    assert ", T = 6 steps, " in what
-    total = only_run().record.params["total"]
-    assert what.endswith(f", {total:,} trainable parameters, data=sample")
+    heading, what, *stages = done.beginning.splitlines()
+    assert heading == "sst2 lora 0.3M on tiny-bert, seed 0, data=sample"
+    assert what.startswith("cpu (")
+    assert what.endswith(f", T = 6 steps, {only_run().record.params['total']:,} trainable parameters")
     assert stages == ["tokenizing", "loading weights"]
     steps = [line for line in done.err.splitlines() if "note: degenerate: " not in line]
     positions = [line.partition("  ")[0] for line in steps]
@@ -120,123 +103,6 @@ def test_force_sets_the_old_run_aside_and_measures_the_same(tiny: Cli) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 
-# -- T from the examples that are good ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def broken_data() -> list[str]:
-    """64 good lines and 36 bad ones in training, 32 and 3 in validation; the words that choose them."""
-    sizes = {"train": 64, "validation": 32}
-    for split, bad in (("train", 36), ("validation", 3)):
-        rows: list[Any] = [*toy_text.generate("cola", split, sizes, 0)]
-        for number in range(bad):
-            rows.insert(2 * number, [{"sentence": "x", "label": 7}, "{broken", {"label": 0}][number % 3])
-        write_jsonl(Path("broken") / "cola" / f"{split}.jsonl.gz", rows)
-        write_jsonl(Path("good") / "cola" / f"{split}.jsonl.gz", toy_text.generate("cola", split, sizes, 0))
-    return ["task=cola", "method=adalora", "optim.lr=1e-2", "data=local", *EPOCHS]
-
-
-EPOCHS = ("train.max_steps=null", "train.epochs=2", "train.eval_steps=null")
-SKIP = ("data.dir=broken", "data.skip_invalid=true")
-
-
-def without_identity(run: Run) -> dict[str, Any]:
-    measured = run.record.measured()
-    key = measured["key"] | dict.fromkeys(("hash", "variant", "total_steps"))
-    return {name: measured[name] for name in ("final", "best", "params", "budget", "rank_pattern")} | {"key": key}
-
-
-def test_bad_rows_left_out_leave_the_run_of_the_good_ones(
-    tiny: Cli, broken_data: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where the run is stopped on the way, and goes on from the cached tokens."""
-    with monkeypatch.context() as patch:
-        signal_after_step(patch, 9)
-        done = tiny(*broken_data, *SKIP)
-    assert done.code == EXIT_TERMINATED, done.err
-    assert "note: T = 26 counts one example for each row; bad rows" in done.err  # 2 ceil(100 / 8)
-    assert "note: 64 training examples, 8 steps an epoch, T = 16" in done.err
-    assert only_run().record.key["total_steps"] == 16
-    assert tiny(*broken_data, *SKIP).code == EXIT_OK
-    run = only_run()
-    record = run.record
-    assert record.data["rows"] == {"train": 64, "validation": 32}
-    assert record.data["skipped"] == {"train": 36, "validation": 3}
-    assert record.key["total_steps"] == record.progress["total_steps"] == record.final["step"] == 16
-    assert record.settings["data.skip_invalid"] is True
-    assert [line["t"] for line in run.log if "evaluation" in line] == [8, 16]  # epochs of the good rows
-
-    assert tiny(*broken_data, "data.dir=good", "results.dir=good-results").code == EXIT_OK
-    good = only_run("good-results")
-    assert "skipped" not in good.record.data
-    assert without_identity(run) == without_identity(good)
-    assert run.log == good.log
-    assert files_below(run.folder / "final") == files_below(good.folder / "final")
-    assert tiny(*broken_data, *SKIP).out.startswith(f"already done: {run.folder} ")
-
-
-def test_the_settings_of_the_record_are_those_the_loop_used(
-    tiny: Cli, broken_data: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    states: list[Any] = []
-    after_step(monkeypatch, 1, states.append)
-    own = ("optim.warmup_steps=2000", "method.t_i=1000", "method.t_f=3000", "method.delta_t=900")  # of CoLA's 6,700
-    assert tiny(*broken_data, *SKIP, *own, "train.log_steps=1").code == EXIT_OK
-    (state,), run = states, only_run()
-    record, options = run.record, state.method.options
-    wanted = {"optim.warmup_steps": 5, "method.t_i": 2, "method.t_f": 7, "method.delta_t": 2}  # x 16 / 6,700
-    assert {name: record.settings[name] for name in wanted} == wanted
-    assert [getattr(options, name) for name in ("t_i", "t_f", "delta_t")] == [2, 7, 2]
-    written = OmegaConf.load(run.folder / "config.yaml")
-    assert {name: OmegaConf.select(written, name) for name in record.settings} == record.settings
-    rates = [line["lr"] / record.key["lr"] for line in run.steps]  # what the next step takes
-    assert rates == pytest.approx([min(t / 5, (16 - t) / 11) for t in range(1, 17)])
-    assert record.budget is not None
-    assert [record.budget[name] for name in ("t_i", "t_f", "delta_t")] == [2, 7, 2]
-    for name in record.settings:
-        used = OmegaConf.select(state.plan.cfg, name, default=None)
-        assert used == record.settings[name] or name == "data.fingerprint"
-
-
-# -- other families, other options ----------------------------------------------------------------------------------
-
-
-SQUAD = ["task=squad", "budget=0.08%", "task.max_length=192", "task.stride=32", "data.holdout=8"]
-XSUM = ["task=xsum", "budget=0.13%", "backbone=tiny-bart", "task.max_length=128", "task.max_target_length=12"]
-XSUM += ["task.num_beams=2"]
-ROUGE = {"rouge1", "rouge2", "rougeL", "rougeLsum"}
-
-
-@pytest.mark.parametrize(
-    ("words", "metrics", "files"),
-    [
-        pytest.param(SQUAD, {"exact", "f1"}, {"predictions.json", "nbest.jsonl.gz"}, id="squad"),
-        pytest.param(XSUM, ROUGE, set(), id="xsum", marks=pytest.mark.slow),
-    ],
-)
-def test_other_families_run_and_resume(
-    tiny: Cli,
-    undisturbed: Whole,
-    monkeypatch: pytest.MonkeyPatch,
-    words: list[str],
-    metrics: set[str],
-    files: set[str],
-) -> None:
-    more = ("optim.lr=1e-2", "train.grad_accumulation=2", "data.sample_validation_rows=8")
-    command = (*words, "method=adalora", *more)
-    with monkeypatch.context() as patch:
-        signal_after_step(patch, 3)
-        assert tiny(*command).code == EXIT_TERMINATED
-    done = tiny(*command)
-    assert done.code == EXIT_OK, done.err
-    record = only_run().record
-    assert metrics <= set(record.final["metrics"])
-    written = files_below(only_run().folder / "final")
-    assert files <= set(written) != set()
-    assert written == files_below(only_run().folder / "best")
-    require_same(only_run(), undisturbed(*command))
-
-
 # -- several runs ---------------------------------------------------------------------------------------------------
 
 
@@ -282,13 +148,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(
     assert not (run.folder / "error.txt").exists()
 
 
+XSUM = ["task=xsum", "budget=0.13%", "backbone=tiny-bart", "task.max_length=128", "task.max_target_length=12"]
+
+
 @pytest.mark.parametrize(
     ("words", "at", "long"),
     [
         pytest.param(["task=sst2"], 4, 200, id="saved"),
         pytest.param(["task=sst2"], 6, 200, id="evaluated", marks=pytest.mark.slow),
         pytest.param(["task=sst2"], 6, 1, id="saved before it is evaluated"),
-        pytest.param(XSUM, 6, 200, id="summaries", marks=pytest.mark.slow),
+        pytest.param([*XSUM, "task.num_beams=2"], 6, 200, id="summaries", marks=pytest.mark.slow),
     ],
 )
 def test_a_weight_that_is_not_finite_is_no_result(
@@ -369,7 +238,7 @@ def _no_space(handle: int) -> None:
 # -- interrupted and resumed, in this process; test_faults.py kills real ones ---------------------------------------
 
 
-STOPPED = ("task=cola", "method=adalora", "optim.lr=1e-2", "train.eval_steps=2")
+STOPPED = ("task=cola", "method=adalora", "optim.lr=1e-2", "train.eval_steps=2", "train.grad_accumulation=2")
 
 
 def test_a_signal_ends_cleanly_and_the_same_command_resumes(

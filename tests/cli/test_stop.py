@@ -1,23 +1,25 @@
-"""A run that is asked to stop while it evaluates: the evaluation gives way and is made when the run goes on."""
+"""A run that is asked to stop while it evaluates: the evaluation gives way and is made when the run goes on.
+
+SIGUSR2, by which a scheduler announces the end of a job: first a checkpoint, then whoever had a handler for it.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Outcome, Run, only_run, predictions, require_same
+from conftest import Cli, Whole, at_call, only_run, predictions, require_same
 
-from adalora_repro.errors import EXIT_OK, EXIT_TERMINATED
+from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.records import lock
 from adalora_repro.tasks import glue
-from adalora_repro.training import checkpoint, evaluate, progress
+from adalora_repro.training import checkpoint, evaluate, progress, runner
 from adalora_repro.training import loop as training_loop
 
-Cli = Callable[..., Outcome]
-Whole = Callable[..., Run]
 COMMAND = (
     "task=cola",
     "method=adalora",
@@ -28,19 +30,8 @@ COMMAND = (
 )
 
 
-def stop_in(monkeypatch: pytest.MonkeyPatch, call: int) -> list[int]:
-    """SIGTERM while the batch with this number is predicted, counted over all evaluations; returns the count."""
-    calls = [0]
-    predict = glue.Task.predict
-
-    def signalled(self: glue.Task, *args: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == call:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return predict(self, *args)
-
-    monkeypatch.setattr(glue.Task, "predict", signalled)
-    return calls
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +47,7 @@ def test_an_evaluation_that_takes_long_gives_way(
 ) -> None:
     expected = undisturbed(*COMMAND, *more)
     with monkeypatch.context() as patch:
-        calls = stop_in(patch, call)
+        calls = at_call(patch, glue.Task, "predict", call, terminate)
         stopped = tiny(*COMMAND, *more)
         assert calls == [call]
     assert stopped.code == EXIT_TERMINATED
@@ -80,16 +71,12 @@ def test_a_kill_in_a_long_evaluation_costs_no_step(
 ) -> None:
     expected = undisturbed(*COMMAND)  # which is none, and saves nothing
     monkeypatch.setattr(evaluate, "LONG_EVALUATION", 4)
-    predict, calls = glue.Task.predict, [0]
 
-    def killed(self: glue.Task, *args: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == call:
-            raise KilledError
-        return predict(self, *args)
+    def kill() -> None:
+        raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(glue.Task, "predict", killed)
+        at_call(patch, glue.Task, "predict", call, kill)
         with pytest.raises(KilledError):
             tiny(*COMMAND)
     (path,) = Path("results").rglob("checkpoint.pt")
@@ -104,7 +91,7 @@ def test_a_kill_in_a_long_evaluation_costs_no_step(
 
 def test_nothing_is_saved_before_the_first_step(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        stop_in(patch, 1)
+        at_call(patch, glue.Task, "predict", 1, terminate)
         assert tiny(*COMMAND, "eval.untrained=true").code == EXIT_TERMINATED
     run = only_run()
     assert run.record.status == "cancelled"
@@ -129,3 +116,83 @@ def test_steps_renew_the_record_by_the_clock(tiny: Cli, monkeypatch: pytest.Monk
     spent = [record.time["train_s"] for record in seen]
     assert spent == sorted(set(spent))  # for the time that is left
     assert [line["t"] for line in only_run().steps] == [6]
+
+
+# -- SIGUSR2 ---------------------------------------------------------------------------------------------------------
+
+
+REQUEUED = "SIGUSR2: goes on if its job is requeued; the same command resumes it"
+
+
+class RequeuedError(SystemExit):
+    """What submitit's handler ends the process with."""
+
+
+@pytest.fixture
+def handed() -> Iterator[list[dict[str, Any]]]:
+    """A handler like submitit's; what it saw of the run when it was called."""
+    seen: list[dict[str, Any]] = []
+
+    def handler(signum: int, frame: Any) -> None:
+        run = only_run()
+        checkpoints = list(run.folder.glob("*.pt"))
+        seen.append({"status": run.record.status, "saved": len(checkpoints), "held": lock.held(run.folder)})
+        raise RequeuedError(255)
+
+    before = signal.signal(signal.SIGUSR2, handler)
+    yield seen
+    assert signal.getsignal(signal.SIGUSR2) is handler
+    signal.signal(signal.SIGUSR2, before)
+
+
+def announce() -> None:
+    os.kill(os.getpid(), signal.SIGUSR2)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "step"),
+    [(training_loop, "step", 2, 2), (glue.Task, "predict", 2, 3)],
+    ids=["step", "evaluation"],
+)
+def test_a_checkpoint_then_the_handler_then_on_as_if_nothing_had_happened(
+    tiny: Cli,
+    undisturbed: Whole,
+    monkeypatch: pytest.MonkeyPatch,
+    handed: list[dict[str, Any]],
+    owner: Any,
+    name: str,
+    call: int,
+    step: int,
+) -> None:
+    with monkeypatch.context() as patch:
+        at_call(patch, owner, name, call, announce)
+        assert tiny(*COMMAND).code == 255  # the handler's
+    assert handed == [{"status": "cancelled", "saved": 1, "held": False}]
+    run = only_run()
+    assert (run.record.error, run.record.progress["step"]) == (REQUEUED, step)
+    again = tiny(*COMMAND)
+    assert again.code == EXIT_OK
+    assert f"at step {step} of 6" in again.err
+    require_same(run, undisturbed(*COMMAND))
+
+
+def test_before_the_first_step_it_goes_on_at_once(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: seen.append(list(Path().rglob(".lock"))))
+    try:
+        at_call(monkeypatch, runner, "build", 1, announce)
+        stopped = tiny(*COMMAND)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert stopped.code == EXIT_TERMINATED  # of a handler that returns
+    assert seen == [[]]
+
+
+def test_a_run_that_fails_is_not_requeued(
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch, handed: list[dict[str, Any]]
+) -> None:
+    at_call(monkeypatch, training_loop, "step", 2, announce)
+    done = tiny(*COMMAND, "optim.lr=1e38")
+    assert done.code == EXIT_FAILED, done.err
+    assert only_run().record.status == "failed"
+    assert handed == []

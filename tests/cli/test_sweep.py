@@ -137,6 +137,13 @@ def test_five_hundred_finished_runs_are_passed_over_with_little_work(
     assert counts(done) == "503 already done, 1 failed"
 
 
+def test_a_run_in_several_spellings_is_one_job(tiny: Cli, trainer: Trainer) -> None:
+    done = tiny("-m", "task=rte", "method=lora", "optim.lr=5e-4,0.0005", "seed=0,0")
+    assert trainer.trained == [("lora", 5e-4, 0)]
+    assert done.out.splitlines()[0] == "3 of 4 runs repeat another of this sweep and are left out"
+    assert counts(done) == "1 done"
+
+
 # One bad run
 
 

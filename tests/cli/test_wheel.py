@@ -9,22 +9,18 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from programs import python
+from programs import copy_project, python
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is in the dev extra")
-SOURCES = ("adalora_repro", "hydra_plugins", "conf", "sweeps", "pyproject.toml", "README.md", "LICENSE")
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy: a build leaves nothing in the checkout, and nothing in the checkout is in its way."""
     source = tmp_path_factory.mktemp("source")
-    for name in SOURCES:
-        path = ROOT / name
-        if path.is_dir():
-            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(path, source / name)
+    copy_project(source)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     return source
 
 

@@ -91,7 +91,7 @@ def test_detached_runs_are_queued_then_run_then_cancelled(shell: Shell) -> None:
     until(lambda: shell.checkpoint(0), squeue)
     assert "2 runs: 1 running, 1 queued" in shell.status()
     code, out, err = shell.run(*words, "seed=0,1,2", slow="0.5")
-    assert out.splitlines()[-1] == "sweep: 1 submitted, 2 in the queue already"
+    assert out.splitlines()[-1] == "sweep: 1 submitted, 2 already queued"
     (line,) = (line for line in out.splitlines() if line.startswith("  scancel "))
     jobs = sorted((path.stem.partition("-")[2] for path in shell.folder.rglob("submitted-*.json")), key=int)
     assert line.split()[1] == jobs[-1]

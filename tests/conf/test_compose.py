@@ -13,6 +13,7 @@ from typing import Any
 import fake_records
 import pytest
 import yaml
+from golden.entry import budgets_of, names
 from omegaconf import OmegaConf
 from plans import composed, counted, resolved
 from programs import python
@@ -21,7 +22,7 @@ from task_configs import REAL_DATA, needs_real_data, write_jsonl
 from adalora_repro.cli import run
 from adalora_repro.config import identity
 from adalora_repro.config import resolve as planning
-from adalora_repro.config.catalog import budget_families, resource
+from adalora_repro.config.catalog import resource
 from adalora_repro.config.origins import origins
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.schema import Config
@@ -36,12 +37,6 @@ CONF, SWEEPS = resource("conf"), resource("sweeps")
 PUBLISHED = ROOT / "results" / "published"
 
 
-def names(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-TASKS = names("task")
-FAMILIES = budget_families()
 #: no file is read and no size is forgotten
 FREE = ("data=sample", "data.sample_rows=64", "data.sample_validation_rows=32")
 
@@ -51,15 +46,6 @@ NOT_RESULT = [name for name, facts in FACTS.items() if not facts.identity]
 LATER = {name: facts.later for name, facts in FACTS.items() if facts.later is not NOTHING}
 
 pytestmark = pytest.mark.usefixtures("hydra")
-
-
-def budgets_of(task: str) -> list[str]:
-    options = OmegaConf.load(CONF / "task" / f"{task}.yaml").task
-    return [label for label, of in FAMILIES.items() if of in (options.budgets, *options.get("more_budgets", ()))]
-
-
-def backbone_of(task: str) -> str:
-    return "bart-large" if "2.20%" in budgets_of(task) else "deberta-v3-base"
 
 
 def command_lines() -> list[tuple[str, str]]:
@@ -293,7 +279,8 @@ def test_later_settings_are_all_tried() -> None:
 def test_a_later_setting_is_part_of_the_identity_only_at_another_value(name: str) -> None:
     task, value = LATER_VALUES[name]
     method = "adalora" if name == "method.allocation" else "lora"
-    words = (f"task={task}", f"method={method}", f"budget={budgets_of(task)[0]}", f"backbone={backbone_of(task)}")
+    backbone = "bart-large" if task == "xsum" else "deberta-v3-base"
+    words = (f"task={task}", f"method={method}", f"budget={budgets_of(task)[0]}", f"backbone={backbone}")
     assert name not in resolved("task=cola", f"method={method}").settings
     words += ("budget.match=params",) if name == "budget.params" else ()
     plan, other = resolved(*words), planning.resolve(composed(*words, f"{name}={value}", "measure=cost"))

@@ -59,4 +59,4 @@ def test_a_sweep_counts_each_variant_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(counted) == 1
     assert lines[0].startswith("T 1,175, ")
     assert all(line.endswith("to do") for line in lines)
-    assert sweep.total().startswith("total: 4 runs, 0 done, 4 to do; no estimate of the time")
+    assert sweep.total().startswith("total: 4 runs, 0 done, 4 to do; no time estimate")

@@ -108,7 +108,7 @@ def test_a_file_that_is_no_record_and_two_sizes_are_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"encoder.0.q": "2"}', "the rank of 'encoder.0.q' is '2', not a whole number"),
+        ('{"encoder.0.q": "2"}', "rank.encoder.0.q is '2', not a whole number"),
         ('{"encoder.0.q": 0}', "every rank is 0"),
     ],
 )

@@ -31,10 +31,10 @@ method=lora_regu protocol=released budget=0.08% => (method.r=1) has none; a larg
 method=lora_rank_pattern => method.rank_pattern must be the folder or the record of a | run, or a JSON file, not ''
 method=lora method.rank_pattern=7 => must be the folder or the record of a finished run, or a JSON file, not '7'
 method=lora method.rank_pattern=nowhere => method.rank_pattern: no record 'nowhere'
-method.module=base => method.module belongs to the file of a method | chosen with method=NAME
-method=lora method.name=adalora => method.name=adalora: that name belongs to | conf/method: method=adalora
-backbone.name=minilm => backbone.name=minilm: that name belongs to | conf/backbone: backbone=minilm
-budget.label=1.2M => budget.label=1.2M: that name | budget=1.2M
+method.module=base => method.module is set in a method's file | choose it with method=NAME
+method=lora method.name=adalora => method.name=adalora: conf/method already has this name | with method=adalora
+backbone.name=minilm => backbone.name=minilm: conf/backbone already has this name | with backbone=minilm
+budget.label=1.2M => budget.label=1.2M: conf/budget already has this name | with budget=1.2M
 tuned=nope => unknown tuned 'nope' | cola_adalora
 task.primary_metric=nope => task.primary_metric 'nope' | valid: accuracy
 task.metrics=[nope] task.primary_metric=nope => unknown metric 'nope' | valid: accuracy, f1
@@ -58,6 +58,7 @@ method.gamma=abc => method.gamma:  | 'abc' | Float
 method.gamma=true => method.gamma: 
 method.init_r=1.5 => method.init_r:  | '1.5' | Integer
 method.targets=q => method.targets: 
+method.targets=[cross_q] => method.targets | 'cross_q' | valid: q, k
 method.targets=[foo] => method.targets | 'foo' | valid: q, k, v, attn_out, ffn_in, ffn_out
 method.targets=[q,q] => method.targets: ['q', 'q'] names something twice
 method.targets=[] => method.targets is empty
@@ -75,8 +76,8 @@ data=hub task.rows.train=0 => task.rows.train must be positive, not 0
 backbone.architecture.num_hidden_layers=0 => must be from 1 to 1000, not 0
 backbone=tiny-bart task=xsum backbone.architecture.decoder_layers=1001 => decoder_layers must be from
 backbone=minilm backbone.source=foo => unknown backbone.source 'foo'; valid: hub, package, random
-backbone=minilm backbone.source=hub => backbone.hub is not set, which backbone.source=hub with
-backbone.tokenizer=hub => backbone.hub is not set, which backbone.source=random with backbone.tokenizer=hub
+backbone=minilm backbone.source=hub => backbone.source=hub with | needs backbone.hub, or backbone.path=DIR
+backbone.tokenizer=hub => backbone.source=random with backbone.tokenizer=hub needs backbone.hub
 backbone.architecture.model_type=gpt2 => model type 'gpt2' | valid: bart, bert, deberta, | GPT2For
 backbone.architecture.model_type=nope => model type 'nope' | valid: bart, bert, deberta, deberta-v2
 backbone=auto => backbone=auto needs a model: backbone.path=DIR or backbone.hub=ORG/NAME
@@ -97,6 +98,38 @@ task.early_stopping=false => task.early_stopping is a setting of family summariz
 train.epochs=inf => train.epochs must be positive and finite, not inf
 method=lora method.r=99999999999 => method.r must be at most 2^20, not 99999999999
 method.gamma=nan => method.gamma must be finite, not nan
+protocol=released method.schedule=absolute method.t_i=0 method.t_f=1 => method.t_f must be at least 2 with protocol=rel
+method=full save=adapter => save=adapter: this method trains the whole backbone
+method=houlsby save=merged => save=merged: adapters cannot be merged
+task.family=../glue => unknown task.family of 'sst2' '../glue'
+task.family=base => unknown task.family of 'sst2' 'base'; valid: glue, squad, summarization
+task=squad budget=0.08% task.n_best=null => task.n_best is not set, squad needs a value
+XSUM task.num_beams=null => task.num_beams is not set, xsum needs a value
+method=peft_lora method.tuner=LoraConfg => unknown method.tuner 'LoraConfg' (did you mean LoraConfig?); valid: AdaLora
+method=peft_lora method.tuner=PromptTuningConfig => unknown method.tuner 'PromptTuningConfig'
+method=peft_lora method.tuner=AdaLoraConfig => prunes during training, which needs a module: peft_adalora
+method=peft_lora +method.options.use_dorra=true => method.options.use_dorra: LoraConfig has no such option | use_dora?
+method=peft_lora +method.options.target_modules=[q] => method.options.target_modules: method.targets and
+method=peft_lora +method.options.r=3 => method.options.r: LoraConfig has no such option
+method=peft_lora +method.options.bias=some => LoraConfig of HF PEFT:
+method=peft_lora method.size=rank => unknown method.size 'rank'
+method=ia3 +method.r=2 => method.r=2: IA3Config has one size here
+method=peft_adalora +method.score=magnitude => method.score: AdaLoRA of HF PEFT has importance only
+method=peft_adalora method.init_r=2 method.target_r=2 => method.init_r=2: AdaLoRA of HF PEFT needs more than target_r=2
+method=peft_adalora method.schedule=absolute => T=6 | T must exceed t_i + t_f
+method=peft_adalora budget.match=params budget.params=50 => budget.params must be at least 97
+method=lora budget.params=5000 => budget.params=5000 needs budget.match=params
+method=lora budget.match=rank => unknown budget.match 'rank'; valid: label, params
+method=lora budget=0.6M budget.match=params budget.params=9000 => budget=0.6M and budget.params=9000 both say a size
+method=lora budget.match=params method.r=3 => method.r=3 and budget.match=params both choose the size
+method=pfeiffer budget.match=params method.d=3 => method.d=3 and budget.match=params both choose the size
+budget.match=params method.target_r=3 => method.target_r=3 and budget.match=params both
+budget.match=params method.init_r=-2 => method.init_r must be positive, not -2
+method=lora budget.match=params budget.params=60 => 60 parameters are too few | budget.params must be at least 64
+budget.match=params budget.params=96 => budget.params must be at least 97
+method=houlsby budget.match=params budget.params=96 => budget.params must be at least 97
+budget.match=params budget.params=5000 method.init_r=1 => method.init_r=1 makes 12 triplets in 12 matrices, fewer
+method=lora +method.params=9000 => method.params is not an option of method 'lora'
 method.beta1=1 => method.beta1 must be below 1, not 1.0
 """
 CASES = [line.split(" => ") for line in WRONG.replace("XSUM", XSUM).strip().splitlines()]
@@ -119,6 +152,15 @@ def test_a_wrong_value_is_one_line(arguments: str, parts: str) -> None:
         assert part in line
 
 
-@pytest.mark.parametrize("words", ["", "method=lora_qv", XSUM, "task=squad budget=0.08% task.stride=8"])
+RANK_1 = "method=lora_regu method.r=1"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("", "method=lora_qv", XSUM, "task=squad budget=0.08% task.stride=8"),
+        *(RANK_1, f"{RANK_1} protocol=released method.gamma=0"),  # rank 1 has a penalty, or needs none
+    ],
+)
 def test_the_same_without_a_wrong_value_is_a_plan(words: str) -> None:
     plan(words)

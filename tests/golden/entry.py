@@ -1,4 +1,4 @@
-"""The only module of these tests that imports the program: what moves is changed here."""
+"""What the golden files say of configurations: choices, budgets, settings and identities."""
 
 from __future__ import annotations
 
@@ -13,19 +13,11 @@ import yaml
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from adalora_repro.cli import report
 from adalora_repro.config.catalog import budget_families, resource
 from adalora_repro.config.resolve import resolve
 
 CONF, SWEEPS = resource("conf"), resource("sweeps")
 ROOT = Path(__file__).parents[2]
-#: adalora-run in a process of its own
-RUN = "from adalora_repro.cli.run import main\nraise SystemExit(main())\n"
-
-
-def report_main(words: Iterable[str]) -> int:
-    """``adalora-report`` with these words; its exit code."""
-    return report.main(list(words))
 
 
 def names(group: str) -> list[str]:

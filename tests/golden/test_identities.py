@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from task_configs import TASKS
 
-from adalora_repro.reports.spec import role_of
+from adalora_repro.config import catalog
 from golden.conftest import Golden
 from golden.entry import CONF, SWEEPS, budgets_of, identities, identity_of, names, settings_of, sweep
 
@@ -20,7 +20,9 @@ pytestmark = pytest.mark.usefixtures("hydra")
 
 FILE = "identities.json"
 #: but the one that needs another run, and those of HF PEFT
-METHODS = [name for name in names("method") if not (name == "lora_rank_pattern" or role_of(name) == "other")]
+METHODS = [
+    name for name in names("method") if not (name == "lora_rank_pattern" or catalog.method(name).role == "other")
+]
 FIXED = ("full", "bitfit")  # methods of one size: the same run under every budget
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")
 SWEEPS_SHIPPED = sorted(path.stem for path in SWEEPS.glob("*.yaml"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from adalora_repro.cli import report
 from golden.compare import rows_of
 from golden.conftest import HERE, Golden
-from golden.entry import ROOT, report_main
+from golden.entry import ROOT
 
 #: where the committed records lie, as words for ``--results``; a name of ours -> the folder
 RESULTS = {
@@ -37,8 +38,9 @@ def root(monkeypatch: pytest.MonkeyPatch) -> None:
 def said(capsys: pytest.CaptureFixture[str], folder: str, *words: str) -> str:
     """Standard output of a report, with the results folder left out of paths and commands."""
     capsys.readouterr()
-    assert report_main([*words, "--results", folder]) == 0
+    assert report.main([*words, "--results", folder]) == 0
     text = capsys.readouterr().out
+    assert "results.dir=results/published" not in text  # a command that is copied leaves the records as they are
     for option in (f" results.dir={folder}", f" --results {folder}", f" --results={folder}"):
         text = text.replace(option, "")
     return text.replace(f"{folder}/", "")

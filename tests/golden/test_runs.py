@@ -1,25 +1,18 @@
-"""A tiny run of every method and of every kind of task: its record, its log and its files; and one that was killed."""
+"""A tiny run of every method and of every kind of task: its record, its log and its files."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.conftest import Outcome
+from cli.conftest import Cli, only_run
 
 from golden import rows
 from golden.conftest import HERE, Golden
-from golden.entry import ROOT, RUN, names
-
-Cli = Callable[..., Outcome]
+from golden.entry import names
 
 METHODS = names("method")
 #: what processors may differ by in a run of 24 steps; correlations near 0 differ by more of themselves
@@ -48,23 +41,6 @@ TASKS = {
 VOLATILE = ("time", "memory", "environment", "progress")
 #: parts of GLUE's predictions that are newer than the files here (tests/unit/test_glue.py has them)
 NEWER = ("index", "logits", "label_name", "prediction_name")
-#: adalora-run that kills itself right after its fourth checkpoint was put in its place
-KILLED = """
-import os, signal
-replace, checkpoints = os.replace, 0
-def counted(source, target, **options):
-    global checkpoints
-    replace(source, target, **options)
-    checkpoints += os.path.basename(target) == "checkpoint.pt"
-    if checkpoints == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-os.replace = counted
-"""
-
-
-def only_run(results: str = "results") -> Path:
-    (record,) = Path(results).rglob("metrics.json")
-    return record.parent
 
 
 def kept(folder: Path) -> dict[str, Any]:
@@ -92,7 +68,7 @@ def predictions(path: Path) -> Any:
 def ran(cli: Cli, *words: str) -> dict[str, Any]:
     outcome = cli(*words)
     assert outcome.code == 0, outcome.err
-    return kept(only_run())
+    return kept(only_run().folder)
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "lora_rank_pattern"])
@@ -118,20 +94,6 @@ def test_a_task(name: str, cli: Cli, golden: Golden) -> None:
     words = TASKS[name]
     rows.write(Path("data"), words[0].removeprefix("task="))
     golden(f"runs/{name}.json", ran(cli, *SETTINGS, *words), TOLERANCE)
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_and_went_on(cli: Cli, golden: Golden, tmp_path: Path) -> None:
-    """The same file as that of the undisturbed run."""
-    rows.write(Path("data"), "stsb")
-    words = (*STSB, *LR, "method=adalora", "train.save_steps=3", f"data.cache_dir={tmp_path / 'cache'}")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.run([sys.executable, "-c", KILLED + RUN, *words], env=environment, capture_output=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    record = json.loads((only_run() / "metrics.json").read_text(encoding="utf-8"))
-    assert (record["status"], record["final"]) == ("running", None)
-    assert 0 < record["progress"]["step"] < record["progress"]["total_steps"]
-    golden("runs/adalora.json", ran(cli, *words[:-1]), TOLERANCE)
 
 
 def test_every_file_belongs_to_a_run() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import built
+from tiny_runs import built, without_dropout
 from torch import nn
 
 from adalora_repro.lowrank.allocator import RankAllocator
@@ -143,17 +143,8 @@ def test_losses_are_those_of_a_cpu(tmp_path: Path, task: str, backbone: str, bud
     """In fp32 without dropout, over ten steps with masks: up to the order of sums."""
     losses = []
     for device in ("cpu", "cuda"):
-        loop = built(tmp_path, *words_of(task, backbone, budget, method, "fp32"), f"train.device={device}")
-        for module in loop.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if hasattr(loop.model.config, name):
-                setattr(loop.model.config, name, 0.0)
-        for module in loop.model.modules():  # BART's are functions that read an attribute
-            for name in ("dropout", "activation_dropout"):
-                if isinstance(getattr(module, name, None), float):
-                    setattr(module, name, 0.0)
+        words = words_of(task, backbone, budget, method, "fp32")
+        loop = without_dropout(built(tmp_path, *words, f"train.device={device}"))
         for batches in training_loop.training_batches(loop):
             training_loop.step(loop, batches)
         loop.look()

@@ -93,14 +93,13 @@ WORDS = st.sampled_from(
 SENTENCES = st.lists(st.lists(WORDS, min_size=1, max_size=9).map(" ".join), max_size=5)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(SENTENCES, SENTENCES)
 def test_scores_are_those_of_the_definitions(candidate: list[str], reference: list[str]) -> None:
     found = fast("\n".join(candidate), "\n".join(reference))
     assert found == pytest.approx(slow(candidate, reference), rel=1e-12, abs=1e-12)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_any_characters(candidate: str, reference: str) -> None:
     found = fast(candidate, reference)

@@ -1,4 +1,4 @@
-"""SQuAD's scores against a slow second reading of the rules: loops over characters, lists, all thresholds; and by hand.
+"""SQuAD's scores against a slow second reading of the rules: loops over characters, lists, all thresholds.
 
 Figures are compared with ``==``: the official scripts are to be met to the last digit.
 """
@@ -200,14 +200,14 @@ def questions(draw: st.DrawFn, size: int = 10) -> tuple[dict[str, list[str]], di
     return references, predictions
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(text=st.one_of(texts, st.text(max_size=15)))
 def test_normalization(text: str) -> None:
     assert normalize_answer(text) == " ".join(slow_tokens(text))
     assert normalize_answer(normalize_answer(text) + " ") == " ".join(slow_tokens(" ".join(slow_tokens(text))))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rows=questions(), gone=st.sets(st.integers(0, 9), max_size=2), extra=st.booleans())
 def test_figures(rows: tuple[dict[str, list[str]], dict[str, str]], gone: set[int], extra: bool) -> None:
     references, predictions = rows
@@ -223,14 +223,14 @@ def test_figures(rows: tuple[dict[str, list[str]], dict[str, str]], gone: set[in
     assert all(0 <= value <= 100 for name, value in figures.items() if not name.endswith("total"))
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(rows=questions(), seed=seeds, step=st.sampled_from([0.2, 30.0]))
 def test_thresholds(rows: tuple[dict[str, list[str]], dict[str, str]], seed: int, step: float) -> None:
     """Odds of which few are equal, and odds of which most are."""
     references, answers = rows
     draw = Random(seed)
     odds = {q: (draw.randrange(100) // step) * step - 10.1 for q in draw.sample(list(references), len(references))}
-    figures = best_thresholds(answers, odds, references)
+    figures = best_thresholds(answers | {"unknown": "z"}, odds | {"unknown": 0.0}, references)
     for part, name in enumerate(("exact", "f1")):
         expected = slow_walk(part, answers, odds, references)
         assert (figures[f"best_{name}"], figures[f"best_{name}_thresh"]) == expected
@@ -255,42 +255,6 @@ def test_real_answers(name: str) -> None:
     assert figures["total"] == len(references) > 5000
     assert 20 < figures["exact"] < figures["f1"] < 95  # bent, but not beyond recognition
     assert ("NoAns_f1" in figures) == (name == "squad_v2")
-
-
-# Thresholds by hand
-
-
-# (has an answer, prediction, odds); the gold answer is always "x y": "x y" scores (1, 1), "x" (0, 2/3), "z" (0, 0)
-CASES = {
-    "between right answers and wrong ones": ([(1, "x y", -2), (0, "z", 3), (1, "x y", 1)], (100, 1), (100, 1)),
-    "one threshold for each score": ([(1, "x y", 1), (0, "z", 2), (1, "x", 3), (1, "x", 4)], (50, 1), (175 / 3, 4)),
-    "nothing beats no answer at all": ([(0, "z", 1), (1, "x y", 2)], (50, 0.0), (50, 0.0)),
-    "of equal bests the first": ([(1, "x y", 1), (0, "z", 2), (1, "x y", 3)], (200 / 3, 1), (200 / 3, 1)),
-    "the whole walk": ([(1, "x y", 0.1), (1, "x y", 0.3)], (100, 0.3), (100, 0.3)),
-    "an empty answer costs nothing": ([(0, "", 1), (1, "x y", 2)], (100, 2), (100, 2)),
-    "a lone point is an answer": ([(0, ".", 1), (1, "x y", 2)], (50, 0.0), (50, 0.0)),
-    "wrong answers only": ([(1, "z", 1), (1, "", 2)], (0, 0.0), (0, 0.0)),
-    "below 0": ([(1, "x y", -3), (0, "z", -2)], (100, -3), (100, -3)),
-    # two questions at 1: no threshold parts them, the walk does; the other way round it gains nothing
-    "ties, the right one first": ([(1, "x y", 1), (0, "z", 1)], (100, 1), (100, 1)),
-    "ties, the wrong one first": ([(0, "z", 1), (1, "x y", 1)], (50, 0.0), (50, 0.0)),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_thresholds_by_hand(case: str) -> None:
-    questions, exact, f1 = CASES[case]
-    rows = {f"q{index}": row for index, row in enumerate(questions)}
-    references = {question: ["x y"] if has_answer else [] for question, (has_answer, _, _) in rows.items()}
-    answers = {question: text for question, (_, text, _) in rows.items()}
-    odds = {question: float(value) for question, (_, _, value) in rows.items()}
-    figures = best_thresholds(answers | {"unknown": "z"}, odds | {"unknown": 0.0}, references)
-    assert figures == {
-        "best_exact": pytest.approx(exact[0]),
-        "best_exact_thresh": exact[1],
-        "best_f1": pytest.approx(f1[0]),
-        "best_f1_thresh": f1[1],
-    }
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
-from task_configs import CONF, REAL_DATA, needs_real_data, task_config, write_jsonl
+from task_configs import REAL_DATA, needs_real_data, task_config, word_pieces, write_jsonl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
@@ -37,15 +36,6 @@ TEXT = [
 
 
 # Three kinds of tokenizer
-
-
-def wordpiece() -> Any:
-    """MiniLM's own, which strips accents and lowers case."""
-    backbone = OmegaConf.load(CONF / "backbone" / "minilm.yaml")
-    try:
-        return backbones.load_tokenizer(OmegaConf.create({"backbone": {"path": None} | dict(backbone)}))
-    except InputError as error:
-        pytest.skip(str(error))
 
 
 def byte_pairs() -> Any:
@@ -70,7 +60,7 @@ def byte_pairs() -> Any:
 
 
 #: DeBERTaV3's: see unit/test_backbone_tokenizer.py
-TOKENIZERS = {"bytes": backbones.byte_tokenizer, "wordpiece": wordpiece, "byte-pairs": byte_pairs}
+TOKENIZERS = {"bytes": backbones.byte_tokenizer, "wordpiece": word_pieces, "byte-pairs": byte_pairs}
 
 
 @cache
@@ -112,7 +102,7 @@ def contexts(draw: st.DrawFn) -> Case:
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(deadline=None, max_examples=50)  # imports, shared processors
+@settings(max_examples=50)  # imports, shared processors
 @given(case=contexts(), stride=st.integers(0, 9), room=st.integers(1, 30))
 def test_windows_are_those_of_a_slow_reading(kind: str, case: Case, stride: int, room: int) -> None:
     tokenizer = tokenizer_of(kind)
@@ -192,7 +182,7 @@ def test_windows_are_those_of_a_slow_reading(kind: str, case: Case, stride: int,
 LOGIT = st.one_of(st.floats(-20, 20, width=32), st.integers(-2, 2).map(float))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data())
 def test_best_spans_are_those_of_all_pairs(data: st.DataObject) -> None:
     windows, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 12))

@@ -218,7 +218,7 @@ def test_lora_of_peft_is_our_lora_step_for_step(words: tuple[str, ...], tmp_path
 
 
 def test_adalora_of_peft_is_ours_with_protocol_released(tmp_path) -> None:
-    """Scores, schedule, masks, regularizer and scaling; PEFT divides by the rank plus 1e-5 (fidelity F17)."""
+    """Scores, schedule, masks, regularizer and scaling; PEFT divides by the rank plus 1e-5 (deviations.md, row 13)."""
     words = ["protocol=released", "method.schedule=absolute", "method.t_i=2", "method.t_f=4", "method.delta_t=2"]
     ours, theirs = pair_of_runs(tmp_path, "adalora", ADALORA, *words)
     budgets = []

@@ -49,7 +49,15 @@ def test_a_method_of_one_s_own(added: Path) -> None:
     assert "mine" not in catalog.methods()  # of another command line
 
 
-def test_a_role_that_does_not_exist_is_refused(added: Path) -> None:
-    (added / "method" / "mine.yaml").write_text("method: {name: mine, role: hero}\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"method\.role of 'mine' 'hero'.*; valid: paper, ablation, control, other"):
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("method: {role: hero}", r"method\.role of 'mine' 'hero'.*; valid: paper, ablation, control, other"),
+        ("defaults:", r"method/mine\.yaml: defaults must be a list"),
+        ("method: 3", r"method/mine\.yaml: method must hold settings, key: value"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused(added: Path, content: str, problem: str) -> None:
+    (added / "method" / "mine.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=problem):
         catalog.methods()

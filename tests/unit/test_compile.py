@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import built
+from tiny_runs import built, without_dropout
 from torch._dynamo.utils import counters
 
 from adalora_repro.errors import InputError
@@ -43,13 +43,8 @@ def test_one_program_computes_the_steps_of_the_model(
     if INDUCTOR in more and not shutil.which(speedups.COMPILER):
         pytest.skip("needs a C++ compiler")
     plain, chosen = "train.compile=none", INDUCTOR if INDUCTOR in more else "train.compile=aot_eager"
-    loops = [built(tmp_path, *words, compiler) for compiler in (plain, chosen)]
-    for loop in loops:  # dropout draws its random numbers in another order when it is compiled
-        loop.model.config.dropout = loop.model.config.attention_dropout = loop.model.config.activation_dropout = 0.0
-        for module in loop.model.modules():
-            for name in ("p", "dropout", "activation_dropout", "attention_dropout"):
-                if isinstance(getattr(module, name, None), float):
-                    setattr(module, name, 0.0)
+    # dropout draws its random numbers in another order when it is compiled
+    loops = [without_dropout(built(tmp_path, *words, compiler)) for compiler in (plain, chosen)]
     widths = set()
     for _ in range(12):  # lengths differ, and masks are due meanwhile
         for loop in loops:

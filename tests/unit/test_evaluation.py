@@ -90,7 +90,7 @@ def loop_of(task: Counting, splits: dict[str, list[int]], size: int) -> Any:
     )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 9))
 def test_each_example_is_predicted_once_the_longest_first(lengths: list[int], size: int) -> None:
     task = Counting()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from omegaconf import OmegaConf
-from task_configs import CONF, task_config
+from task_configs import CONF, task_config, with_backbone
 
 from adalora_repro.models import backbones, meta_models
 from adalora_repro.models.sites import find_sites, head_parameters
@@ -12,16 +12,10 @@ BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml") if p
 TASKS = {"rte": "two labels", "mnli": "three labels", "stsb": "regression", "squad": "spans", "xsum": "seq2seq"}
 
 
-def configured(backbone: str, task: str):
-    cfg = task_config(task)
-    cfg.backbone = OmegaConf.merge(cfg.backbone, OmegaConf.load(CONF / "backbone" / f"{backbone}.yaml"))
-    return cfg
-
-
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("task", TASKS)
 def test_a_meta_model_is_the_model_of_transformers(backbone, task, monkeypatch):
-    cfg = configured(backbone, task)
+    cfg = with_backbone(task_config(task), backbone)
     if (task == "xsum") != ("bart" in backbone):  # no plan gets here; transformers would have a head, or say why not
         assert meta_models.build(dict(cfg.backbone.architecture), cfg.task.auto_model, 2) is None
         return
@@ -55,6 +49,6 @@ def test_a_meta_model_is_the_model_of_transformers(backbone, task, monkeypatch):
     ],
 )
 def test_an_architecture_that_is_not_spelled_out_is_left_to_transformers(change):
-    architecture = OmegaConf.to_container(configured("tiny-deberta", "rte").backbone.architecture)
+    architecture = OmegaConf.to_container(with_backbone(task_config("rte"), "tiny-deberta").backbone.architecture)
     assert meta_models.build(architecture, "AutoModelForSequenceClassification", 2) is not None
     assert meta_models.build(architecture | change, "AutoModelForSequenceClassification", 2) is None

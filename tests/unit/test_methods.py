@@ -7,7 +7,6 @@ import pytest
 import torch
 from hydra import compose
 from hydra.errors import ConfigCompositionException
-from omegaconf import OmegaConf
 
 from adalora_repro import methods
 from adalora_repro.config import resolve as plan
@@ -129,18 +128,12 @@ def test_count_is_the_plan_and_gradients_reach_exactly_what_trains(backbone, met
     assert all("embeddings" in name or cancels in name for name in silent), silent
 
 
-@pytest.mark.parametrize(("method", "backbone"), LOW_RANK + [pair for pair in FROM_PEFT if pair[0] in PEFT_EXACT])
-def test_low_rank_methods_start_bit_identical(backbone, method):
+@pytest.mark.parametrize(("method", "backbone"), LOW_RANK + FROM_PEFT)
+def test_low_rank_methods_start_bit_identical_or_rewrite_weights_up_to_rounding(backbone, method):
     model, plain, _ = injected(backbone, method)
     batch = inputs(backbone)
-    assert torch.equal(model(**batch).logits, plain(**batch).logits)
-
-
-@pytest.mark.parametrize(("method", "backbone"), [pair for pair in FROM_PEFT if pair[0] in PEFT_NEAR])
-def test_methods_that_rewrite_weights_start_at_the_backbone_up_to_rounding(backbone, method):
-    model, plain, _ = injected(backbone, method)
-    batch = inputs(backbone)
-    torch.testing.assert_close(model(**batch).logits, plain(**batch).logits, atol=1e-6, rtol=1e-5)
+    rounding = {"atol": 1e-6, "rtol": 1e-5} if method in PEFT_NEAR else {"atol": 0, "rtol": 0}
+    torch.testing.assert_close(model(**batch).logits, plain(**batch).logits, **rounding)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -211,10 +204,6 @@ def test_targets_and_layers_choose_the_matrices():
     adapted = [name for name, module in model.named_modules() if isinstance(module, LoRALinear)]
     prefix = "deberta.encoder.layer.1.attention.self"
     assert adapted == [f"{prefix}.query_proj", f"{prefix}.value_proj"]
-    with pytest.raises(InputError, match=r"no layer 7; valid: 0 to 1"):
-        injected("tiny-deberta", "lora", "method.layers=[7]")
-    with pytest.raises(InputError, match=r"cross_q.*valid: q, k"):
-        injected("tiny-deberta", "lora", "method.targets=[cross_q]")
 
 
 def test_bart_is_adapted_in_encoder_decoder_and_cross_attention():
@@ -234,11 +223,6 @@ def test_a_renamed_module_is_an_error_not_a_smaller_method():
         find_sites(model)
 
 
-def test_released_protocol_needs_a_final_phase_in_which_it_masks():
-    with pytest.raises(InputError, match=r"method\.t_f must be at least 2 with protocol=released"):
-        plan.count(resolved("tiny-bert", "adalora", "protocol=released", "method.schedule=absolute", "method.t_f=1"))
-
-
 def test_site_names_do_not_depend_on_the_backbone():
     names = {}
     for backbone in ("tiny-deberta", "tiny-bert", "tiny-roberta"):
@@ -248,18 +232,13 @@ def test_site_names_do_not_depend_on_the_backbone():
     assert Site("q", "encoder", 3, "x").name == "encoder.3.q"
 
 
-@pytest.mark.parametrize(("budget", "r"), [("0.13%", 1), ("0.26%", 2)])
-def test_summarization_head_is_tied_and_counts_as_backbone(budget, r):
-    counted = plan.count(resolved("tiny-bart", "lora", f"budget={budget}"))
+def test_summarization_head_is_tied_and_counts_as_backbone():
+    counted = plan.count(resolved("tiny-bart", "lora"))
     assert counted.params["head"] == 0
-    assert counted.params["method"] == r * BART_RANK
-    assert OmegaConf.select(counted.cfg, "method.r") == r
-    model, plain, _ = injected("tiny-bart", "lora", f"budget={budget}")
+    model, plain, _ = injected("tiny-bart", "lora")
     assert model.lm_head.weight is model.model.shared.weight
     assert not model.lm_head.weight.requires_grad
     assert counted.params["backbone"] == inject.count(plain.parameters())
-    adalora = plan.count(resolved("tiny-bart", "adalora", f"budget={budget}")).params
-    assert (adalora["method"], adalora["at_init"]) == (r * (BART_RANK + 32), 2 * r * (BART_RANK + 32))
 
 
 @pytest.mark.parametrize(("method", "backbone"), LOW_RANK + FROM_PEFT)

@@ -7,25 +7,18 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from programs import alive
 
 from adalora_repro.models import backbones
 from adalora_repro.tasks import processes
 from adalora_repro.training import batches as batches_of_a_run
 from adalora_repro.training.batches import FEW_BATCHES, WORKERS, loaded, workers_for
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except OSError:
-        return False
 
 
 def signals() -> tuple[list[Any], list[Any]]:

@@ -85,6 +85,8 @@ REFUSED = [
     ("budget", {"b_0": -2}, "budget.b_0 is -2"),
     ("progress", {"updated": "now"}, "progress.updated is 'now'"),
     ("time", {"train_s": -1}, "time.train_s is -1, not a number of 0 or more"),
+    ("progress", {"step": 2**54}, "progress.step is 18014398509481984, not a whole number of 0 or more, up to 2^53"),
+    ("memory", {"peak": 1e300}, "memory.peak is 1e+300, not a number of 0 or more, up to 2^53"),
     ("memory", {"peak": []}, "memory.peak is []"),
     ("environment", {"git": {"commit": 3}}, "environment.git.commit is 3"),
     ("data", {"rows": [1]}, "data.rows is [1]"),

@@ -64,7 +64,7 @@ def test_every_format_has_every_figure(form: str) -> None:
         if form == "text"
         else ("70.00 ± 1.00 (3)", "65.00 (1)", "80.00/79.00 (1)", "0.92M")
     )
-    for figure in (*figures, "0.33M", "Rule of a cell", "Backbone minilm; data local; protocol paper"):
+    for figure in (*figures, "0.33M", "Selection rule", "Backbone minilm; data local; protocol paper"):
         assert " ".join(figure.split()) in " ".join(text.split()), figure
     assert "68.71" not in text  # the paper's numbers are of another backbone
     bold = {"markdown": "**70.00**", "latex": r"\textbf{70.00}", "html": "<b>70.00</b>"}
@@ -94,8 +94,8 @@ def test_text_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -
 
 def test_text_says_how_to_fill_an_empty_cell_and_keeps_notes_for_later() -> None:
     brief, whole = (render.render(example(), "text", notes=notes) for notes in (False, True))
-    assert "Rule of a cell" not in brief
-    assert "Rule of a cell" in " ".join(whole.split())
+    assert "Selection rule" not in brief
+    assert "Selection rule" in " ".join(whole.split())
     commands = commands_of(example())
     assert f"  {commands[0]}\n" in brief
     assert commands[1] not in brief

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -67,7 +67,6 @@ def plain(pairs: list[tuple[str, str]]) -> dict[str, list[float]]:
 WORDS = "running runs ran dying skies News innings 2nd U.S. café ıstanbul ST\u212a yyyy flies. happily? agreed\n the a"
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(WORDS.split(" ")), max_size=20), st.lists(st.sampled_from(WORDS.split(" ")), max_size=20)
 )

@@ -186,12 +186,16 @@ def test_degenerate_runs_are_named_wherever_they_are_shown(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for seed, constant in enumerate((False, True, True)):
+        save(Path("results"), make(0.4, method="adalora", seed=seed))
         path = save(Path("results"), make(0.5 * (not constant), seed=seed, degenerate=constant))
     words: dict[tuple[str, ...], str] = {
         ("table1", "--notes"): "degenerate: seeds 1, 2 of 3",
         ("table1", "--format", "csv"): "degenerate_seeds",
         ("choose", "table1"): "metrics.json  degenerate",
         ("status",): "Degenerate (the same prediction for every example of the final evaluation):\n  cola lora 0.3M",
+        ("runs", "--by", "method"): "16.67 ± 28.87 (3)!",
+        ("claims",): "(3)!",
+        ("scores", "--format", "text"): "Hollow",
         ("compare", str(path), str(path)): "seed 2, degenerate (the same prediction for every example)",
     }
     for arguments, text in words.items():

@@ -6,8 +6,6 @@ import gzip
 import json
 import os
 import re
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -73,7 +71,14 @@ def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
     other = write_jsonl(tmp_path / "sst2" / "validation.jsonl", [GOOD_ROWS["sst2"]], compress=False)
     with pytest.raises(InputError) as error:
         check(cfg)
-    assert str(error.value) == f"{other}.gz and {other} both hold the validation split; move one away"
+    assert str(error.value) == f"{other}.gz and {other} each contain the validation split; keep only one"
+
+
+SQUAD = GOOD_ROWS["squad"]
+
+
+def answered(*answers: tuple[Any, Any]) -> dict[str, Any]:
+    return SQUAD | {"answers": {"text": [text for text, _ in answers], "answer_start": [start for _, start in answers]}}
 
 
 BAD_LINES = [
@@ -83,17 +88,32 @@ BAD_LINES = [
     ("sst2", '"text"', "not an object but 'text'"),
     ("sst2", {"text": "x", "label": 0}, "column 'sentence' is missing (found: text, label)"),
     ("sst2", "{}", "column 'sentence' is missing (found: none)"),
-    ("sst2", {"sentence": 3, "label": 0}, "column 'sentence' must be text, is 3"),
+    ("sst2", {"sentence": 3, "label": 0}, "column 'sentence' must be text, not 3"),
     ("sst2", {"sentence": "x", "label": 2}, "label 2 is out of range, must be 0 to 1"),
     ("sst2", {"sentence": "x", "label": -1}, "label -1 is out of range, must be 0 to 1"),
     ("sst2", {"sentence": "x", "label": 0.5}, "label 0.5 is not an integer"),
     ("sst2", {"sentence": "x", "label": True}, "column 'label' must be a number, is True"),
-    ("sst2", '{"sentence": "x\\ud800", "label": 0}', "column 'sentence' has half of a surrogate pair"),
+    ("sst2", '{"sentence": "x\\ud800", "label": 0}', "column 'sentence' contains an unpaired surrogate"),
     ("stsb", {"sentence1": "a", "sentence2": "b", "label": 5.1}, "label 5.1 is out of range, must be 0 to 5"),
     ("stsb", '{"sentence1": "a", "sentence2": "b", "label": NaN}', "label nan is out of range"),
-    ("squad", GOOD_ROWS["squad"] | {"answers": {"text": ["France"], "answer_start": [11]}}, "not at its offset 11"),
-    ("squad", GOOD_ROWS["squad"] | {"id": 1}, "column 'id' must be text, is 1"),
-    ("xsum", {"document": "x", "summary": 1, "id": "1"}, "column 'summary' must be text, is 1"),
+    ("squad", answered(("France", 11)), "the answer 'France' is not at its offset 11, there is ' Franc'"),
+    ("squad", answered(("France", 12), ("is", 5)), "the answer 'is' is not at its offset 5"),
+    ("squad", answered(("ce", -2)), "the answer 'ce' is not at its offset -2, there is ''"),
+    ("squad", answered(("France", 10**12)), "is not at its offset 1000000000000, there is ''"),
+    ("squad", answered(("Fr\nance " * 30, 12)), "the answer 'Fr ance Fr ance Fr ance Fr ance Fr ance…' is not"),
+    ("squad", answered(("", 0)), "an answer is empty"),
+    ("squad", SQUAD | {"context": " \n"}, "the context is empty"),
+    ("squad", SQUAD | {"question": "\t "}, "the question is empty"),
+    ("squad", SQUAD | {"answers": None}, "answer_start: [integer, …]} of equal lengths"),
+    ("squad", SQUAD | {"answers": {"text": ["France"], "answer_start": []}}, "of equal lengths"),
+    ("squad", SQUAD | {"answers": {"text": ["France"]}}, "of equal lengths"),
+    ("squad", answered((5, 0)), "of equal lengths"),
+    ("squad", answered(("Paris", False)), "of equal lengths"),
+    ("squad", answered(("Paris", 0.0)), "of equal lengths"),
+    ("squad", SQUAD | {"id": 1}, "column 'id' must be text, not 1"),
+    ("xsum", {"document": " \n\t ", "summary": "short", "id": "1"}, "the document is empty"),
+    ("xsum", {"document": "long", "summary": "\u00a0", "id": "1"}, "the summary is empty"),
+    ("xsum", {"document": "x", "summary": 1, "id": "1"}, "column 'summary' must be text, not 1"),
 ]
 
 
@@ -148,20 +168,16 @@ def test_what_is_no_file_is_named(tmp_path: Path, make: Any, kind: str) -> None:
         check(cfg)
 
 
-@pytest.mark.parametrize(("lines", "why"), [([], "empty"), (["{", "{"], r"no good row \(.*\.gz:1: not JSON .*\)")])
+@pytest.mark.parametrize(("lines", "why"), [([], "empty"), (["{", "{"], r"no valid row \(.*\.gz:1: not JSON .*\)")])
 def test_a_split_of_which_nothing_is_left_is_named(tmp_path: Path, lines: list[Any], why: str) -> None:
     cfg = local(tmp_path, "sst2", validation=lines)
     cfg.data.skip_invalid = True
     for read in (lambda: check(cfg), lambda: load(cfg, "validation", sources.BadRows(True))):
-        with pytest.raises(InputError, match=rf"validation\.jsonl\.gz: {why}, the validation split of sst2 needs rows"):
+        with pytest.raises(InputError, match=rf"validation\.jsonl\.gz: {why}; the validation split of sst2 must have"):
             read()
 
 
 def test_check_names_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"data=local needs data\.dir=DIR"):
-        check(task_config("rte", "local"))
-    with pytest.raises(InputError, match=r"data\.dir=.*nowhere: no such folder"):
-        check(task_config("rte", "local", data__dir=str(tmp_path / "nowhere")))
     cfg = local(tmp_path, "mnli")
     (tmp_path / "mnli" / "validation_mismatched.jsonl.gz").unlink()
     with pytest.raises(InputError, match=r"validation_mismatched\.jsonl\.gz: no such file; it must hold one JSON"):
@@ -171,8 +187,6 @@ def test_check_names_what_is_missing(tmp_path: Path) -> None:
         check(cfg)
     with pytest.raises(InputError, match=r"data\.sample_rows=0: the train split needs at least 1 row"):
         check(task_config("rte", data__sample_rows=0))
-    with pytest.raises(InputError, match="unknown data source 'web'; valid: hub, local, sample"):
-        check(task_config("rte", "web"))
 
 
 ROW = st.dictionaries(
@@ -180,7 +194,7 @@ ROW = st.dictionaries(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROW, min_size=1, max_size=5), st.data())
 def test_the_same_rows_in_other_bytes_are_the_same_data(tmp_path: Path, rows: list[Any], data: st.DataObject) -> None:
     """Other line ends, spacing, escapes, order of keys, blank lines, compression, a byte order mark."""
@@ -294,7 +308,7 @@ def test_an_id_is_refused_the_second_time(tmp_path: Path, task: str) -> None:
     good, (text, *_) = GOOD_ROWS[task], task_config(task).task.text_columns
     cfg = local(tmp_path, task, train=[good | {text: 1}, good, good | {"id": "2"}, good])
     path = tmp_path / task / "train.jsonl.gz"
-    expected = f"{path}:4: id '1': the id is also that of {path}:2"  # the id of a bad row is still free
+    expected = f"{path}:4: id '1': duplicate id, first in {path}:2"  # the id of a bad row is still free
     bad = sources.BadRows(True)
     assert load(cfg, "train", bad)["id"][:] == ["1", "2"]
     assert bad.problems[1:] == [expected]
@@ -303,13 +317,11 @@ def test_an_id_is_refused_the_second_time(tmp_path: Path, task: str) -> None:
 # The hub, which no test reaches
 
 
-def on_hub(monkeypatch: pytest.MonkeyPatch, answer: Dataset | Exception) -> list[tuple[Any, ...]]:
+def on_hub(monkeypatch: pytest.MonkeyPatch, answer: Dataset) -> list[tuple[Any, ...]]:
     calls: list[tuple[Any, ...]] = []
 
     def load_dataset(*args: Any, **options: Any) -> Dataset:
         calls.append((*args, options))
-        if isinstance(answer, Exception):
-            raise answer
         return answer
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
@@ -342,34 +354,14 @@ def test_a_hub_data_set_that_is_empty_or_another_is_refused(monkeypatch: pytest.
         load(task_config("qnli", "hub"), "train")
 
 
-def test_without_a_network_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_hub(monkeypatch, ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub\nsecond line"))
-    with pytest.raises(InputError) as error:
-        load(task_config("rte", "hub"), "train")
-    for part in ("nyu-mll/glue", "data=local data.dir=DIR", "data=sample", "HF_HOME"):
-        assert part in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 # Families
 
 
-@pytest.mark.parametrize("family", ["no_such_family", "../glue", "base"])
-def test_a_family_that_is_none_says_so(family: str) -> None:
-    cfg = task_config("rte", task__family=family)
-    with pytest.raises(InputError) as error:
-        load_family(cfg)
-    assert str(error.value).startswith(f"unknown task.family of 'rte' '{family}'")
-    assert "; valid: glue, squad, summarization" in str(error.value)
-
-
-def test_what_a_family_must_implement_is_what_the_page_on_own_data_lists() -> None:
-    text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8").partition("## A task family")[2]
-    listed = set(re.findall(r"`(\w+)(?:\([\w, ]*\))?`", text.partition("\n## ")[0]))
-    families = [type(load_family(task_config(task))) for task in ("rte", "squad", "xsum")]
-    shared = {name for name in dir(BaseTask) if not name.startswith("_")} | {"architecture", "code_version"}
-    in_all = set.intersection(*(set(vars(family)) & shared for family in families))
-    assert in_all <= listed
+def test_the_page_on_own_data_lists_what_a_family_has() -> None:
+    section = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8").partition("\n## A task family\n")[2]
+    listed = {name for cell in re.findall(r"^\| (`.+?) \|", section, re.M) for name in re.findall(r"`(\w+)", cell)}
+    names = {name for name in {*vars(BaseTask), *BaseTask.__annotations__} if not name.startswith("_")}
+    assert listed == names - {"load", "max_length", "metrics", "processes", "tokenizer", "use"}  # the same for all
 
 
 @pytest.mark.parametrize("task", ["rte", "squad", "xsum"])
@@ -385,22 +377,3 @@ def test_a_setting_of_another_family_is_refused(task: str) -> None:
             with pytest.raises(InputError) as error:
                 load_family(task_config(task, **{f"task__{name}": value}))
             assert str(error.value).startswith(f"task.{name} is a setting of family {family}, not of {task}")
-
-
-def test_checks_and_families_import_nothing_heavy() -> None:
-    code = (
-        "import sys\n"
-        "from task_configs import TASKS, task_config\n"
-        "before = {name for name in ('torch', 'datasets', 'transformers', 'numpy') if name in sys.modules}\n"
-        "from adalora_repro.tasks import load_family, sources\n"
-        "for task in TASKS: load_family(task_config(task))\n"
-        "print(before, [m for m in sys.modules])"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
-    modules = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, encoding="utf-8"
-    ).stdout
-    assert modules.startswith("set() ")
-    assert "adalora_repro.tasks.squad'" in modules
-    heavy = ("torch", "datasets", "transformers", "numpy", "scipy", "sklearn")
-    assert [name for name in heavy if f"'{name}'" in modules] == []

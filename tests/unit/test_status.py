@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,11 @@ def test_a_run_of_this_host_lives_as_long_as_its_lock(tmp_path: Path) -> None:
 
 
 def test_time_left() -> None:
-    timed = make(progress=running().progress, time={"s_per_step": 2.0})
-    assert status.seconds_left(timed, NOW, NOW) == 200
-    assert status.seconds_left(timed, NOW, NOW + 50) == 150
-    assert status.seconds_left(timed, NOW, NOW - 50) == 200  # written by a clock that was ahead
-    assert status.seconds_left(make(progress=running(step=None).progress, time=timed.time), NOW, NOW) is None
-    assert status.seconds_left(make(progress=timed.progress, time={}), NOW, NOW) is None
+    timed = replace(running(), time={"s_per_step": 2.0})
+    cases = [(timed, 0, 200), (timed, 50, 150), (timed, -50, 200), (running(), 0, None)]  # -50: a clock was ahead
+    cases += [(replace(timed, progress={"updated": NOW}), 0, None)]
+    for record, later, left in cases:
+        assert status.seconds_left(status.State(Path("x"), record, "running"), NOW + later) == left
 
 
 def test_status_shows_each_state_once() -> None:

@@ -9,7 +9,7 @@ import pytest
 from fake_records import make
 from scipy import stats
 
-from adalora_repro.reports.figures import agreement, drawing, figure3, intervals, rates
+from adalora_repro.reports.figures import agreement, figure3, intervals, rates
 from adalora_repro.reports.spec import Scope
 
 SCOPE = Scope("minilm", "local")
@@ -75,11 +75,3 @@ def test_ranks_by_names_of_a_methods_own_are_in_no_figure() -> None:
         made = records(*({**run, "rank_pattern": names} for run in runs))
         assert agreement.figure(made, SCOPE).points.empty
         assert figure3.figure(made, SCOPE).points.empty
-
-
-@pytest.mark.parametrize("module", [intervals, rates, agreement])
-def test_without_runs_a_command_says_how_to_get_some(module: Any) -> None:
-    figure = module.figure([], SCOPE)
-    assert figure.points.empty
-    assert figure.commands[0].startswith("adalora-run")
-    assert figure.commands[0] in str(drawing.render(figure, "text"))

@@ -13,12 +13,13 @@ from fake_records import GLUE, make
 
 from adalora_repro.cli.report import discover
 from adalora_repro.config import catalog
+from adalora_repro.config.words import lr_text
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import at_edge
 from adalora_repro.reports import text
 from adalora_repro.reports.cells import AVERAGE, Table, choose_scope
 from adalora_repro.reports.notes import caption_of, commands_of, notes_of, warnings_of
-from adalora_repro.reports.spec import Column, Scope, Spec, is_variant, paper_rows
+from adalora_repro.reports.spec import Column, Scope, Spec, paper_rows
 from adalora_repro.reports.status import paper_state, render_status
 from adalora_repro.reports.tables.controls import SPEC as CONTROLS
 from adalora_repro.reports.tables.table1 import COLUMNS, SPEC, all_average
@@ -131,7 +132,9 @@ def test_a_column_may_be_of_other_figures_and_share_its_task() -> None:
     best = table.figures[table.figures.best]
     assert best[["method", "metric"]].values.tolist() == [["lora", "time.train_s"], ["adalora", "matthews_correlation"]]
     assert len(table.runs) == 3
-    assert "3 records, seeds 0, 1" in caption_of(table)  # each run once
+    assert caption_of(table).endswith("; 3 records, seeds 0, 1.")  # each run once, and all on complete data
+    part = make(data={"source": "local", "rows": {"train": 100, "validation": 1043}})
+    assert caption_of(compiled([part])).endswith("are not comparable with the paper's.")
 
 
 def test_best_and_second_of_each_column_are_by_the_figures_shown() -> None:
@@ -252,7 +255,7 @@ def test_rows_are_those_of_the_table_s_methods_and_budgets() -> None:
     assert beyond(CONTROLS, transplant) == [("lora_rank_pattern", "0.3M")]
 
 
-VARIANTS = [method for method in catalog.methods() if is_variant(method)]
+VARIANTS = [name for name, entry in catalog.methods().items() if entry.variant]
 
 
 @pytest.mark.parametrize("method", VARIANTS)
@@ -274,7 +277,8 @@ def full_data(task: str, **changes: Any) -> RunRecord:
     rows = {"cola": {"train": 8551, "validation": 1043}, "rte": {"train": 2390, "holdout": 100, "validation": 277}}[
         task
     ]
-    return make(0.7, task=task, backbone="deberta-v3-base", **({"data": {"rows": rows}} | changes))
+    changes = {"data": {"rows": rows}, "settings": {"train.epochs": {"cola": 25, "rte": 50}[task]}} | changes
+    return make(0.7, task=task, backbone="deberta-v3-base", **changes)
 
 
 def test_the_papers_numbers_stand_beside_ours_only_in_its_setting() -> None:
@@ -301,12 +305,14 @@ def test_state_of_the_paper() -> None:
         full_data("rte"),
         make(),
         full_data("cola", status="failed"),
+        full_data("cola", method="adalora", protocol="released"),
+        full_data("cola", method="adalora", settings={"train.epochs": 1}),
     ]
     state = paper_state(specs, [(Path(str(i)), record) for i, record in enumerate(records)])
     # CoLA and RTE of LoRA at 0.3M are cells of tables 1 and 14
-    assert (state.filled, state.cells, state.runs, state.counted) == (4, 236, 4, 3)
+    assert (state.filled, state.cells, state.runs, state.counted) == (4, 236, 6, 3)
     assert str(state).startswith("4 of the paper's 236 cells are filled in the paper's setting")
-    assert str(state).endswith("; 1 finished run in other settings")
+    assert str(state).endswith("; 3 finished runs in other settings")
 
 
 Told = Callable[[Table], list[str]]
@@ -336,6 +342,6 @@ def test_numbers_as_people_write_them() -> None:
     ranges = ([], [331_776, 331_920], [310_000, 340_000])
     assert [text.extent(values) for values in ranges] == [text.NONE, "0.33M", "0.31M\N{EN DASH}0.34M"]
     assert text.extent([0.00090, 0.00091], ".3%") == "0.090%\N{EN DASH}0.091%"
-    assert [text.lr_text(lr) for lr in (5e-4, 1.2e-3, 0.1, 8e-5)] == ["5e-4", "1.2e-3", "1e-1", "8e-5"]
+    assert [lr_text(lr) for lr in (5e-4, 1.2e-3, 0.1, 8e-5)] == ["5e-4", "1.2e-3", "1e-1", "8e-5"]
     assert [text.signed(x) for x in (-0.001, 0.004, 1.0, -0.35)] == ["+0.00", "+0.00", "+1.00", "-0.35"]
     assert [text.seeds_text(s) for s in ([0, 1, 2], [4], [0, 1], [0, 2, 5])] == ["0 to 2", "4", "0, 1", "0, 2, 5"]

@@ -18,9 +18,9 @@ import pytest
 import torch
 from datasets import Dataset
 from omegaconf import DictConfig
-from task_configs import task_config, write_jsonl
+from programs import alive
+from task_configs import task_config
 
-from adalora_repro.errors import InputError
 from adalora_repro.models.backbones import byte_tokenizer
 from adalora_repro.tasks import load_family, processes, tokenized
 from adalora_repro.tasks.base import TaskData
@@ -120,13 +120,6 @@ try:
 except Interrupted:
     print("interrupted", os.environ.get(processes.TOKENIZER_THREADS) == before)
 """
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
@@ -238,38 +231,3 @@ def test_a_cache_that_cannot_be_written_costs_memory_only(
         data = loaded(small(tmp_path, data__num_proc=count))
     assert len(data.train) == 22
     assert "are not kept" in caplog.text
-
-
-# Bad rows left out
-
-
-def spoilt(tmp_path: Path, **options: Any) -> DictConfig:
-    """A local RTE of 6 + 5 lines, of which 2 + 1 are bad."""
-    good = [{"sentence1": f"the dog {i}", "sentence2": "is good", "label": i % 2} for i in range(4)]
-    lines = [good[0], "{broken", good[1], good[1] | {"label": 7}, good[2], good[3]]
-    write_jsonl(tmp_path / "rte" / "train.jsonl.gz", lines)
-    write_jsonl(tmp_path / "rte" / "validation.jsonl.gz", [*good, {"label": 0}])
-    return small(tmp_path, data__source="local", data__dir=str(tmp_path), **options)
-
-
-def test_bad_rows_are_counted_and_named_from_the_cache_too(
-    tmp_path: Path, maps: list[tuple[int, int]], caplog: pytest.LogCaptureFixture
-) -> None:
-    cfg = spoilt(tmp_path, data__skip_invalid=True)
-    messages = []
-    for _ in range(2):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            data = loaded(cfg)
-        assert data.provenance["rows"] == {"train": 4, "validation": 4}
-        assert data.provenance["skipped"] == {"train": 2, "validation": 1}
-        assert data.train["labels"][:] == [0, 1, 0, 1]
-        messages.append(caplog.messages)
-    assert maps == [(4, 1), (4, 1)]
-    assert messages[0] == messages[1]
-    train, validation = messages[0]
-    path = tmp_path / "rte"
-    assert train.startswith(f"rte train: 2 bad row(s) left out (data.skip_invalid=true): {path / 'train.jsonl.gz'}:2: ")
-    assert f"{path / 'validation.jsonl.gz'}:5: column 'sentence1' is missing" in validation
-    with pytest.raises(InputError, match=r"train\.jsonl\.gz:2: not JSON .*; data\.skip_invalid=true leaves such rows"):
-        loaded(spoilt(tmp_path))  # the entry without the bad rows does not hide them

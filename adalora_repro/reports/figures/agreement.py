@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-TITLE = "Final ranks of several seeds"
-
 
 def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     """One panel a cell with ranks of two or more seeds: a row a matrix, a column a seed.
@@ -24,38 +22,26 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     Agreement: Spearman's correlation of the ranks of two seeds, mean over all pairs; 1: the same order of matrices, 0:
     no agreement beyond chance.
     """
-    runs = data.shown_runs(records, scope)
-    runs = runs[runs.run.map(data.has_ranks).astype(bool)]
-    cells = [cell for _, cell in drawing.groups(runs, ["task", "method", "budget"]) if len(cell) > 1]
-    panels, lines, parts = [], [], [points_of([])]
-    for cell in cells:
-        first, points = cell.iloc[0], ranks_of(cell)
-        points.index += sum(map(len, parts))  # numbers that tell the points of all panels apart
-        parts.append(points)
-        value = agreement(points)
-        lines.append((first.task, first.label, first.budget, len(cell), value))
-        size = (1.9 + 0.32 * len(cell), 1.0 + 0.17 * points.matrix.nunique())
-        title = f"{first.task} {first.label}\nagreement {fixed(value)}"
-        panels.append(drawing.Panel(title, partial(draw, cells=points, most=int(points["rank"].max())), size))
     import pandas as pd
 
+    runs = data.shown_runs(records, scope)
+    runs = runs[runs.run.map(data.has_ranks).astype(bool)]
+    runs = runs[runs.groupby(data.CELL).seed.transform("size") > 1].sort_values([*data.CELL, "seed"])
+    points = points_of(list(runs.run)).merge(runs[[*data.CELL, "label", "seed", "record"]], on="record")
+    panels, lines = [], []
+    for (task, _, budget, label), part in drawing.groups(points, [*data.CELL, "label"]):
+        seeds, value = part.seed.nunique(), agreement(part)
+        lines.append((task, label, budget, seeds, value))
+        size = (1.9 + 0.32 * seeds, 1.0 + 0.17 * part.matrix.nunique())
+        title = f"{task} {label}\nagreement {fixed(value)}"
+        panels.append(drawing.Panel(title, partial(draw, cells=part, most=int(part["rank"].max())), size))
     return drawing.Figure(
-        "agreement",
-        TITLE,
         f"{data.scope_text(scope)} Agreement: Spearman's correlation of the matrices' ranks, mean over pairs of seeds.",
-        pd.concat(parts),
+        points.drop(columns=[*data.CELL, "label"]),
         pd.DataFrame(lines, columns=["task", "label", "budget", "n_seeds", "agreement"]),
         panels,
-        commands=[] if cells else ["adalora-run -m task=cola method=adalora seed=0,1"],
-        names=3,
+        commands=[] if panels else ["adalora-run -m task=cola method=adalora seed=0,1"],
     )
-
-
-def ranks_of(cell: pd.DataFrame) -> pd.DataFrame:
-    """``points_of`` its runs, with their seeds."""
-    seeds = dict(zip(cell.record, cell.seed, strict=True))
-    points = points_of(list(cell.sort_values("seed").run))
-    return points.assign(seed=points.record.map(seeds))
 
 
 def agreement(points: pd.DataFrame) -> float:
@@ -67,20 +53,11 @@ def agreement(points: pd.DataFrame) -> float:
 
 
 def draw(axes: Axes, cells: pd.DataFrame, most: int) -> None:
-    """A square a matrix and seed with its rank in it."""
-    from matplotlib.patches import Rectangle
-
     matrices, seeds = list(dict.fromkeys(cells.matrix)), sorted(set(cells.seed))
-    for i, matrix, seed, rank in cells[["matrix", "seed", "rank"]].itertuples(name=None):
-        x, y, shade = seeds.index(seed), -matrices.index(matrix), 0.03 + 0.62 * rank / max(most, 1)
-        corner = (x - 0.5, y - 0.5)
-        axes.add_patch(Rectangle(corner, 1, 1, color=drawing.SERIES[0], alpha=shade, linewidth=0, url=drawing.url(i)))
-        axes.text(x, y, str(rank), ha="center", va="center", fontsize=6, color=drawing.INK)
+    drawing.draw_ranks(axes, cells, cells.seed.map(seeds.index), -cells.matrix.map(matrices.index), most, size=6)
     axes.set(xlim=(-0.5, len(seeds) - 0.5), ylim=(0.5 - len(matrices), 0.5), xlabel="seed")
     axes.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
     axes.set_yticks([-i for i in range(len(matrices))], [name.split(".", 1)[1] for name in matrices], fontsize=6)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
-REPORT = drawing.report_of("agreement", TITLE, figure)
+REPORT = drawing.report_of("agreement", "Final ranks of several seeds", figure)

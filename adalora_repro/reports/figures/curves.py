@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.records.selection import percent
-from adalora_repro.reports.curves import curve, evaluations
+from adalora_repro.reports.curves import curve
 from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.spec import Scope
 
@@ -15,11 +16,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-TITLE = "Curves over steps"
 SCORE, BUDGET, LOSS = "development score", "b(t)", "training loss"
 AXES = {SCORE: "{metric} (%)", BUDGET: "triplets kept, b(t)", LOSS: "training loss"}
 THIN = 100  # points of a curve; logs can be long
-CURVE = ["quantity", "task", "method", "budget"]
+CURVE = ["quantity", *data.CELL]
 
 
 def points_of(runs: pd.DataFrame) -> pd.DataFrame:
@@ -30,9 +30,9 @@ def points_of(runs: pd.DataFrame) -> pd.DataFrame:
     for row in runs.itertuples():
         folder, scale = row.run.path.parent, percent(row.run.record)
         quantities: dict[str, list[Any]] = {
-            SCORE: [(step, scale * value) for step, value in evaluations(folder, row.metric)],
-            BUDGET: curve(folder, "b_t", THIN),
-            LOSS: curve(folder, "loss", THIN),
+            SCORE: [(step, scale * value) for step, value in curve(folder, "evaluation", itemgetter(row.metric))],
+            BUDGET: curve(folder, "b_t", most=THIN),
+            LOSS: curve(folder, "loss", most=THIN),
         }
         cell = (row.task, row.method, row.label, row.budget, row.metric, row.degenerate, str(row.run.path))
         rows += [(*cell, name, step, value) for name, points in quantities.items() for step, value in points]
@@ -61,8 +61,6 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
         degenerate=("degenerate", "any"),
     )
     return drawing.Figure(
-        "curves",
-        TITLE,
         f"{data.scope_text(scope)} The runs that the tables show, mean over seeds. The development score is on the "
         "reported split; AdaLoRA's before its final budget is of a model with more parameters.",
         points,
@@ -88,4 +86,4 @@ def draw(axes: Axes, points: pd.DataFrame, style: dict[str, drawing.Look]) -> No
     axes.set_ylabel(AXES[quantity].format(metric=points.metric.iloc[0]))
 
 
-REPORT = drawing.report_of("curves", TITLE, figure)
+REPORT = drawing.report_of("curves", "Curves over steps", figure)

@@ -16,16 +16,16 @@ from adalora_repro.records.selection import RULE, Run
 from adalora_repro.reports.cells import in_scope
 from adalora_repro.reports.frame import frame_of
 from adalora_repro.reports.notes import optimism
-from adalora_repro.reports.spec import DATA_SOURCES, Scope
-from adalora_repro.reports.status import real
+from adalora_repro.reports.spec import DATA_SOURCES, PAPER_BACKBONE, Scope
 from adalora_repro.reports.text import cell_name, seeds_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Records = Sequence[tuple[Path, RunRecord]]
+CELL = ["task", "method", "budget"]  # within a scope
 #: columns of ``cells_of`` that a person reads after those that name the cell
-CELL = ("score", "sd", "seeds", "lr", "lrs_tried", "degenerate")
+SHOWN = ("score", "sd", "seeds", "lr", "lrs_tried", "degenerate")
 
 
 def scopes_of(records: Records, results: Path, **wanted: str | None) -> list[Scope]:
@@ -42,7 +42,7 @@ def scopes_of(records: Records, results: Path, **wanted: str | None) -> list[Sco
 def scope_of(records: Records, args: argparse.Namespace, results: Path) -> Scope:
     """The fullest scope that the options let in; without one the paper's backbone, data and protocol."""
     scopes = scopes_of(records, results, backbone=args.backbone, data=args.data, protocol=args.protocol)
-    empty = Scope(args.backbone or "deberta-v3-base", args.data or DATA_SOURCES[0], args.protocol, results=results)
+    empty = Scope(args.backbone or PAPER_BACKBONE, args.data or DATA_SOURCES[0], args.protocol, results=results)
     return scopes[0] if scopes else empty
 
 
@@ -65,7 +65,7 @@ def cells_of(runs: pd.DataFrame, *apart: str, **more: tuple[str, str]) -> pd.Dat
     """
     return (
         runs.sort_values("seed")
-        .groupby(["task", "method", "budget", *apart], sort=False)
+        .groupby([*CELL, *apart], sort=False)
         .agg(
             label=("label", "first"),
             metric=("metric", "first"),
@@ -87,7 +87,7 @@ def cells_of(runs: pd.DataFrame, *apart: str, **more: tuple[str, str]) -> pd.Dat
 
 def cell_notes(runs: pd.DataFrame) -> list[str]:
     """The rule of a cell, and how many cells chose a learning rate by the scores that they report."""
-    cells = runs.drop_duplicates(["task", "method", "budget"])
+    cells = runs.drop_duplicates(CELL)
     return [RULE, *optimism(zip(cells.lrs_tried, cells.chosen_on == "held-out", strict=True))]
 
 
@@ -100,7 +100,7 @@ def has_ranks(run: Run) -> bool:
 def newest_with_ranks(records: Records, scope: Scope) -> list[Run]:
     """Runs with ranks that the tables show, the one that ended last first; AdaLoRA's own before the others."""
     runs = [run for run in shown_runs(records, scope).run if has_ranks(run)]
-    runs.sort(key=lambda run: (-(real(run.record.progress.get("updated")) or 0.0), str(run.path)))
+    runs.sort(key=lambda run: (-run.record.progress.get("updated", 0.0), str(run.path)))
     return sorted(runs, key=lambda run: run.key["method"] != PROPOSED)
 
 

@@ -12,7 +12,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,8 @@ from adalora_repro.errors import InputError, clean
 from adalora_repro.reports.compare import read_run
 from adalora_repro.reports.figures.data import Records, run_name, scope_of
 from adalora_repro.reports.frame import unusable
-from adalora_repro.reports.html import markup
-from adalora_repro.reports.html import render as template
 from adalora_repro.reports.output import add_format, form_of
-from adalora_repro.reports.render import Sheet, render_sheet, texts_sheet, to_csv
+from adalora_repro.reports.render import Sheet, markup, render_sheet, template, texts_sheet, to_csv
 from adalora_repro.reports.spec import Report, Request, Scope
 from adalora_repro.reports.text import count_text, fixed
 
@@ -48,6 +46,8 @@ PAPER_METHODS = ("adalora", "lora", "houlsby", "pfeiffer", "bitfit", "full")
 #: the paper's names of the matrices
 SYMBOLS = {"q": "Wq", "k": "Wk", "v": "Wv", "attn_out": "Wo", "ffn_in": "Wf1", "ffn_out": "Wf2"}
 SYMBOLS |= {"cross_q": "Wq cross", "cross_k": "Wk cross", "cross_v": "Wv cross", "cross_out": "Wo cross"}
+
+HOLLOW = " Hollow or dashed: a run gave every example the same prediction (degenerate)."
 
 #: how a person reads the numbers of these columns
 FORMS: dict[Any, Callable[[float], str]] = {"score": fixed, "sd": fixed, "params": count_text, "lr": lr_text}
@@ -93,13 +93,12 @@ class Figure:
     """A figure before it is drawn.
 
     Attributes:
+        name, title: those of its report.
         points: one row a point; ``record`` is the file it comes from, "" for the paper's.
         table: the points as a person reads them; its first ``names`` columns name a line.
         notes: what a reader must know; ``commands`` fill what is missing.
     """
 
-    name: str
-    title: str
     caption: str
     points: pd.DataFrame
     table: pd.DataFrame
@@ -107,7 +106,9 @@ class Figure:
     legend: Sequence[Look] = ()
     notes: Sequence[str] = ()
     commands: Sequence[str] = ()
-    names: int = 1
+    names: int = 3
+    name: str = ""
+    title: str = ""
 
 
 def looks(methods: Iterable[str], labels: Iterable[str]) -> dict[str, Look]:
@@ -130,11 +131,16 @@ def groups(frame: pd.DataFrame, by: str | list[str]) -> Iterable[tuple[Any, pd.D
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def report_of(name: str, title: str, figure: Callable[..., Figure], of_runs: bool = False) -> Report:
+def report_of(name: str, title: str, figure_of: Callable[..., Figure], of_runs: bool = False) -> Report:
     """The subcommand of a figure and its section on the page.
 
-    ``figure``: records and a scope -> Figure; with ``of_runs`` also the runs named on the command line, if any.
+    ``figure_of``: records and a scope -> Figure; with ``of_runs`` also the runs named on the command line, if any.
     """
+
+    def figure(*args: Any) -> Figure:
+        made = figure_of(*args)
+        degenerate = "degenerate" in made.points and made.points.degenerate.any()
+        return replace(made, name=name, title=title, caption=made.caption + HOLLOW * bool(degenerate))
 
     def add(parser: argparse.ArgumentParser) -> None:
         if of_runs:
@@ -166,13 +172,11 @@ def render(figure: Figure, form: str) -> str | bytes:
         InputError: there is not one point to draw; the message has a command that makes some.
     """
     if form == "text":
-        table = texts(figure.table)
         sheet = Sheet(
             figure.name,
             figure.title,
             f"{figure.title}. {figure.caption}",
-            table,
-            [""] * len(table),
+            texts(figure.table),
             notes=figure.notes,
             commands=figure.commands,
             names=figure.names,
@@ -182,7 +186,7 @@ def render(figure: Figure, form: str) -> str | bytes:
         how = f"; one command that fills it: {figure.commands[0]}" if figure.commands else ""
         raise InputError(f"{figure.name}: nothing to draw, no record has a point of it{how}")
     if form == "csv":
-        return to_csv(figure.points.astype(object).where(figure.points.notna(), None))
+        return to_csv(figure.points)
     drawn = draw(figure, figure.panels, form)
     return re.sub("</?a\\b[^>]*>", "", drawn.decode()) if form == "svg" else drawn  # links are for the page
 
@@ -275,9 +279,7 @@ def inline_svg(figure: Figure, panel: Panel, scope: Scope) -> str:
 # --- parts of drawings ------------------------------------------------------------------------------------------------
 
 
-def url(i: Any) -> str:
-    """Of the point in row ``i`` of the points; ``inline_svg`` puts the link to its run there."""
-    return f"#point-{i}"
+URL = "#point-{}"  # of the point in a row of the points; ``inline_svg`` puts the link to its run there
 
 
 def draw_points(axes: Axes, points: pd.DataFrame, x: str, y: str, look: Look, size: float = 28) -> None:
@@ -290,7 +292,7 @@ def draw_points(axes: Axes, points: pd.DataFrame, x: str, y: str, look: Look, si
         marker=look.marker,
         edgecolors=look.colour,
         facecolors=[look.colour if one else "none" for one in filled],
-        urls=[url(i) for i in points.index],
+        urls=[URL.format(i) for i in points.index],
         zorder=3,
     )
 
@@ -299,6 +301,18 @@ def draw_cells(axes: Axes, cells: pd.DataFrame, x: str, look: Look) -> None:
     """Rows of ``cells_of`` with one standard deviation, joined by the line of ``look``."""
     axes.errorbar(cells[x], cells.score, cells.sd, color=look.colour, linestyle=look.line)
     draw_points(axes, cells, x, "score", look)
+
+
+def draw_ranks(axes: Axes, points: pd.DataFrame, x: Iterable[int], y: Iterable[int], most: int, size: int) -> None:
+    """The rows as squares with their ``rank``, the stronger the higher, up to ``most``."""
+    from matplotlib.patches import Rectangle
+
+    for i, column, row, rank in zip(points.index, x, y, points["rank"], strict=True):
+        look = {"color": SERIES[0], "alpha": 0.03 + 0.62 * rank / max(most, 1), "linewidth": 0}
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, url=URL.format(i), **look))
+        axes.text(column, row, str(rank), ha="center", va="center", fontsize=size, color=INK)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def plain_log_axis(axis: Any, text: Callable[[float], str]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from adalora_repro.errors import clean
 from adalora_repro.models.sites import MATRIX_ROLES
 from adalora_repro.reports.figures import data, drawing
-from adalora_repro.reports.notes import CAVEATS
+from adalora_repro.reports.notes import caveat
 from adalora_repro.reports.spec import Scope, scope_words
 from adalora_repro.reports.text import fixed
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-TITLE = "Figure 1: LoRA on one kind of matrix, or on some layers, at 0.28M parameters"
 PAPER_SAYS = (
     "The paper draws Figure 1 (MNLI-m, DeBERTaV3-base) and prints none of its numbers. Its text says that feed-forward "
     "matrices do better than attention's, and top layers better than bottom ones."
@@ -38,11 +37,9 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     if points.params.max() > 1.02 * points.params.min():
         notes.append("The numbers of parameters differ by more than 2%: they are not at one budget.")
     return drawing.Figure(
-        "figure1",
-        TITLE,
-        f"MNLI. {data.scope_text(scope)}{CAVEATS.get(scope.data, '') if len(points) else ''}",
+        f"MNLI. {data.scope_text(scope)}{caveat(scope, (run.record for run in runs.run))}",
         points,
-        points[["panel", "choice", "params", "metric", *data.CELL]],
+        points[["panel", "choice", "params", "metric", *data.SHOWN]],
         [
             drawing.Panel(PANELS[panel], partial(draw, cells=cells, points=points, colour=colour))
             for (panel, cells), colour in zip(drawing.groups(points, "panel"), drawing.SERIES, strict=False)
@@ -79,4 +76,5 @@ def draw(axes: Axes, cells: pd.DataFrame, points: pd.DataFrame, colour: str) -> 
     axes.set_ylabel(f"{cells.metric.iloc[0]} (%)")
 
 
+TITLE = "Figure 1: LoRA on one kind of matrix, or on some layers, at 0.28M parameters"
 REPORT = drawing.report_of("figure1", TITLE, figure)

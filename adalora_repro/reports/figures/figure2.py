@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from adalora_repro.reports.figures import data, drawing
-from adalora_repro.reports.notes import CAVEATS
+from adalora_repro.reports.notes import caveat
 from adalora_repro.reports.spec import Scope, Spec, commands, paper_rows
 from adalora_repro.reports.tables.table1 import SPEC as GLUE
 from adalora_repro.reports.tables.table2 import SPEC as SQUAD
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-TITLE = "Figure 2: score against budget"
 METHODS = {"lora": "LoRA", "adalora": "AdaLoRA"}
 PARAMETERS = 183_831_552  # of DeBERTaV3-base, for which budgets are counts (0.3M)
 #: printed in section 4.4 alone: (task, method, budget, score); no table has this budget
@@ -30,8 +29,7 @@ NOTES = (
     "paper: its Tables 1, 2 and 3. Of the budgets that only Figure 2 shows, the text gives one score: AdaLoRA's 88.89 "
     "F1 on SQuADv2.0 at 4.65%. adalora-run -m +sweep=figure2 makes the runs at all budgets.",
 )
-CELL = ["task", "method", "budget"]
-POINTS = ["panel", *CELL, "of", "share", *data.CELL, "params", "record"]
+POINTS = ["panel", *data.CELL, "of", "share", *data.SHOWN, "params", "record"]
 
 
 #: the panels: a task -> its title, and where the paper's numbers of its primary metric are
@@ -55,19 +53,17 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     points = pd.concat([part for part in (paper, ours) if len(part)], ignore_index=True).reindex(columns=POINTS)
     points["panel"] = points.task.map({task: title for task, (title, _, _) in TASKS.items()})
     points = points.sort_values(["panel", "method", "share", "budget", "of"], ignore_index=True)
-    filled = set(map(tuple, ours[CELL].values.tolist()))
-    gaps = [cell for cell in map(tuple, paper[CELL].values.tolist()) if cell not in filled]
+    filled = set(map(tuple, ours[data.CELL].values.tolist()))
+    gaps = [cell for cell in map(tuple, paper[data.CELL].values.tolist()) if cell not in filled]
     legend = {
         (method, of): replace(look, label=f"{look.label}, {of}", line=line, filled=of == "ours")
         for method, look in drawing.looks(METHODS, METHODS.values()).items()
         for of, line in (("ours", "-"), ("paper", "--"))
     }
     return drawing.Figure(
-        "figure2",
-        TITLE,
-        f"{data.scope_text(scope)}{CAVEATS.get(scope.data, '') if len(ours) else ''}",
+        f"{data.scope_text(scope)}{caveat(scope, (run.record for run in runs.run))}",
         points,
-        points[[*CELL, "of", "share", *data.CELL]],
+        points[[*data.CELL, "of", "share", *data.SHOWN]],
         [
             drawing.Panel(panel, partial(draw, points=part, legend=legend))
             for panel, part in drawing.groups(points, "panel")
@@ -88,7 +84,7 @@ def paper_points() -> pd.DataFrame:
         for task, (_, spec, column) in TASKS.items()
         for row in paper_rows(spec.paper_file)
     ]
-    points = pd.DataFrame([*rows, *PAPER_TEXT], columns=[*CELL, "score"])
+    points = pd.DataFrame([*rows, *PAPER_TEXT], columns=[*data.CELL, "score"])
     points = points[points.method.isin(METHODS) & (points.score != "")].astype({"score": float})
     return points.assign(of="paper", share=points.budget.map(share_named), degenerate=False, seeds="", record="")
 
@@ -112,4 +108,4 @@ def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], drawing
     axes.set_xlabel("trainable parameters, share of the backbone")
 
 
-REPORT = drawing.report_of("figure2", TITLE, figure)
+REPORT = drawing.report_of("figure2", "Figure 2: score against budget", figure)

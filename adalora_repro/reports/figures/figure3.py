@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-TITLE = "Figure 3: final rank of every weight matrix"
 PAPER_SAYS = (
     "The paper prints none of the ranks of its Figure 3 (MNLI). Its text says that feed-forward matrices and top "
     "layers keep more."
@@ -42,15 +41,12 @@ def figure(records: data.Records, scope: Scope, runs: Sequence[Run] = ()) -> dra
         panels.append(drawing.Panel(title, partial(draw, cells=cells, most=most), size))
     text = "; ".join(budget_text(run) for run in runs)
     return drawing.Figure(
-        "figure3",
-        TITLE,
         f"{text}. The stronger the colour, the higher the rank, up to {most}." if runs else "No AdaLoRA run yet.",
         points,
         table.reset_index().drop(columns="record"),
         panels,
         notes=[PAPER_SAYS],
         commands=[] if runs else ["adalora-run task=mnli method=adalora budget=0.3M"],
-        names=3,
     )
 
 
@@ -79,21 +75,13 @@ def budget_text(run: Run) -> str:
 
 
 def draw(axes: Axes, cells: pd.DataFrame, most: int) -> None:
-    """A square a matrix with its rank in it, W_f2 on top as in the paper."""
-    from matplotlib.patches import Rectangle
-
+    """W_f2 on top as in the paper."""
     roles = [role for role in MATRIX_ROLES if role in set(cells.role)]
-    for i, layer, role, rank in cells[["layer", "role", "rank"]].itertuples(name=None):
-        y, shade = roles.index(role), 0.03 + 0.62 * rank / max(most, 1)
-        corner = (layer - 0.5, y - 0.5)
-        axes.add_patch(Rectangle(corner, 1, 1, color=drawing.SERIES[0], alpha=shade, linewidth=0, url=drawing.url(i)))
-        axes.text(layer, y, str(rank), ha="center", va="center", fontsize=7, color=drawing.INK)
+    drawing.draw_ranks(axes, cells, cells.layer, cells.role.map(roles.index), most, size=7)
     layers = cells.layer.max() + 1
     axes.set(xlim=(-0.5, layers - 0.5), ylim=(-0.5, len(roles) - 0.5), aspect="equal", xlabel="layer")
     axes.set_xticks(range(layers))
     axes.set_yticks(range(len(roles)), [drawing.SYMBOLS.get(role, role) for role in roles])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
-REPORT = drawing.report_of("figure3", TITLE, figure, of_runs=True)
+REPORT = drawing.report_of("figure3", "Figure 3: final rank of every weight matrix", figure, of_runs=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.records.selection import Run
-from adalora_repro.reports.curves import evenly, orthogonality
+from adalora_repro.reports.curves import curve, evenly
 from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.spec import Scope
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-TITLE = "Figure 4: how orthogonal P and Q are"
 PAPER_SAYS = (
     "The paper's Figure 4 (SST-2, γ = 0.1) is drawn without numbers. Its text says that both norms fall to about 0.001 "
     "early in training."
@@ -55,8 +55,6 @@ def figure(records: data.Records, scope: Scope, runs: Sequence[Run] = ()) -> dra
         **{"last step": ("step", "last"), "last": ("value", "last"), "smallest": ("value", "min")},
     )
     return drawing.Figure(
-        "figure4",
-        TITLE,
         "; ".join(f"{data.label(run)}, {run.key['backbone']}" for run in runs) + "." if runs else "No AdaLoRA run yet.",
         points,
         table.reset_index().drop(columns="record"),
@@ -67,7 +65,6 @@ def figure(records: data.Records, scope: Scope, runs: Sequence[Run] = ()) -> dra
         list(legend.values()),
         [PAPER_SAYS],
         [] if len(points) else ["adalora-run task=sst2 method=adalora budget=0.3M"],
-        names=3,
     )
 
 
@@ -85,7 +82,7 @@ def points_of(runs: Sequence[Run]) -> pd.DataFrame:
         for number, matrix in enumerate(run.record.rank_pattern or {})
         if matrix.endswith(ROLES)
         for norm in NORMS
-        for step, value in orthogonality(run.path.parent, norm, number)
+        for step, value in curve(run.path.parent, f"orthogonality_{norm}", itemgetter(number))
         if value > 0
     ]
     return pd.DataFrame(rows, columns=[*CURVE, "step", "value"])
@@ -93,14 +90,14 @@ def points_of(runs: Sequence[Run]) -> pd.DataFrame:
 
 def draw(axes: Axes, points: pd.DataFrame, legend: dict[tuple[str, str], drawing.Look]) -> None:
     """A colour for P and for Q, a dash for each run."""
-    for key, curve in drawing.groups(points, ["record", "norm"]):
+    for key, part in drawing.groups(points, ["record", "norm"]):
         look = legend[key]
-        axes.plot(curve.step, curve.value, color=look.colour, linestyle=look.line)
-        drawing.draw_points(axes, curve.loc[evenly(list(curve.index), MARKED)], "step", "value", look, size=10)
+        axes.plot(part.step, part.value, color=look.colour, linestyle=look.line)
+        drawing.draw_points(axes, part.loc[evenly(list(part.index), MARKED)], "step", "value", look, size=10)
     axes.set_yscale("log")
     drawing.plain_log_axis(axes.yaxis, lambda value: f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e"))
     axes.grid(axis="y")
     axes.set_xlabel("step")
 
 
-REPORT = drawing.report_of("figure4", TITLE, figure, of_runs=True)
+REPORT = drawing.report_of("figure4", "Figure 4: how orthogonal P and Q are", figure, of_runs=True)

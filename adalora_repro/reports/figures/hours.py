@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from adalora_repro.records.selection import device_of
 from adalora_repro.reports.figures import data, drawing
-from adalora_repro.reports.figures.scores import Against
+from adalora_repro.reports.figures.scores import against
 from adalora_repro.reports.spec import Scope
 
-HOURS = Against(
-    "hours",
-    "Score against hours of training",
-    "hours",
-    "hours of training",
-    None,
-    "hours as recorded, without evaluations; other work on the machine makes them longer.",
-    apart=("task", "device"),
-)
+CAPTION = "hours as recorded, without evaluations; other work on the machine makes them longer."
 
 
 def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     """A cell whose runs were made on several devices has a point for each, of the runs made there."""
     runs = data.shown_runs(records, scope)
     runs = runs[runs["time.train_s"].notna()]
-    runs = runs.assign(
-        device=[device_of(run.record) for run in runs.run], hours=runs["time.train_s"].astype(float) / 3600
-    )
-    return HOURS.figure(data.cells_of(runs, "device", hours=("hours", "mean")), runs, scope)
+    hours = runs["time.train_s"].astype(float) / 3600
+    runs = runs.assign(device=[device_of(run.record) for run in runs.run], hours=hours)
+    cells = data.cells_of(runs, "device", hours=("hours", "mean"))
+    return against("hours", "hours of training", CAPTION, cells, runs, scope, apart=("task", "device"))
 
 
-REPORT = drawing.report_of(HOURS.name, HOURS.title, figure)
+REPORT = drawing.report_of("hours", "Score against hours of training", figure)

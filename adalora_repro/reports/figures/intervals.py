@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-TITLE = "Scores with 95% intervals"
-
 
 def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     """One point a seed, one line a cell, by the rule of the tables; the interval is Student's t over seeds:
@@ -25,11 +23,11 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     runs = data.shown_runs(records, scope)
     points = runs[["task", "metric", "method", "label", "budget", "seed", "score", "lr", "degenerate", "record"]]
     points = points.sort_values(["task", "method", "budget", "seed"], ignore_index=True)
-    cells = with_interval(data.cells_of(runs))
+    cells = data.cells_of(runs).sort_values(["task", "score"], ignore_index=True)  # the best of a task on top
+    half = half_width(cells.sd, cells.n)
+    cells = cells.assign(low=cells.score - half, high=cells.score + half)
     style = drawing.looks(cells.method, cells.label)
     return drawing.Figure(
-        "intervals",
-        TITLE,
         f"{data.scope_text(scope)} Points are seeds, lines the 95% interval of the mean over seeds.",
         points,
         cells[["task", "label", "budget", "metric", "score", "low", "high", "seeds", "lr", "lrs_tried"]],
@@ -43,15 +41,7 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
         ],
         notes=data.cell_notes(runs),
         commands=[] if len(points) else ["adalora-run task=cola method=adalora"],
-        names=3,
     )
-
-
-def with_interval(cells: pd.DataFrame) -> pd.DataFrame:
-    """``cells_of`` with ``low`` and ``high``, NaN for one seed; the best cell of a task last."""
-    half = half_width(cells.sd, cells.n)
-    cells = cells.assign(low=cells.score - half, high=cells.score + half)
-    return cells.sort_values(["task", "score"], ignore_index=True)
 
 
 def of_one_budget(cells: pd.DataFrame) -> str:
@@ -76,4 +66,4 @@ def draw(axes: Axes, cells: pd.DataFrame, points: pd.DataFrame, style: dict[str,
     axes.grid(axis="x")
 
 
-REPORT = drawing.report_of("intervals", TITLE, figure)
+REPORT = drawing.report_of("intervals", "Scores with 95% intervals", figure)

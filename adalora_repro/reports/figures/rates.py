@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-TITLE = "Learning rates tried"
 SPLITS = {
     "held_out": drawing.Look("held-out split", drawing.SERIES[0], "o", "-"),
     "score": drawing.Look("reported split", drawing.SERIES[1], "s", "--"),
@@ -28,18 +27,15 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     shown = [column for column in SPLITS if points[column].notna().any()]
     panels = [
         drawing.Panel(title(task, method, budget, cells.label.iloc[0]), partial(draw, cells=cells), (3.1, 2.2))
-        for (task, method, budget), cells in drawing.groups(points, ["task", "method", "budget"])
+        for (task, method, budget), cells in drawing.groups(points, data.CELL)
     ]
     return drawing.Figure(
-        "rates",
-        TITLE,
         f"{data.scope_text(scope)} Primary metric in percent; the dotted line is the rate that the rule chose.",
         points,
         points[["task", "label", "budget", "seed", "lr", "metric", "held_out", "score", "chosen", "degenerate"]],
         panels,
         [SPLITS[column] for column in shown],
         commands=[] if len(points) else ["adalora-run -m +sweep=lr task=cola method=lora"],
-        names=3,
     )
 
 
@@ -51,12 +47,9 @@ def tried(records: data.Records, scope: Scope) -> pd.DataFrame:
     """The runs of cells with several rates, of the one seed that tried most; ``chosen``: at the rate of the tables."""
     runs = frame_of([(path, record) for path, record in records if in_scope(record, scope)])
     runs = runs[(runs.checkpoint == "final") & (runs.lrs_tried > 1)]
-    cell = ["task", "method", "budget"]
-    chosen = runs[runs.shown].groupby(cell).lr.first()
-    names = [*cell, "label", "seed", "lr", "metric", "held_out", "score", "degenerate", "record"]
-    runs = of_one_seed(runs, cell)[names].sort_values([*cell, "lr"], ignore_index=True)
-    wanted = runs[cell].apply(lambda row: chosen.get(tuple(row)), axis=1) if len(runs) else runs.lr
-    return runs.assign(chosen=runs.lr == wanted)
+    runs = runs.assign(chosen=[selection.lr == lr for selection, lr in zip(runs.selection, runs.lr, strict=True)])
+    names = [*data.CELL, "label", "seed", "lr", "metric", "held_out", "score", "degenerate", "record", "chosen"]
+    return of_one_seed(runs, data.CELL)[names].sort_values([*data.CELL, "lr"], ignore_index=True)
 
 
 def draw(axes: Axes, cells: pd.DataFrame) -> None:
@@ -72,4 +65,4 @@ def draw(axes: Axes, cells: pd.DataFrame) -> None:
     axes.grid()
 
 
-REPORT = drawing.report_of("rates", TITLE, figure)
+REPORT = drawing.report_of("rates", "Learning rates tried", figure)

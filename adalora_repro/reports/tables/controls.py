@@ -9,7 +9,6 @@ SPEC = Spec(
     name="controls",
     title="Controls, beyond the paper",
     paper_file="controls.csv",
-    backbone="deberta-v3-base",
     printed=False,
     methods=(
         "lora",

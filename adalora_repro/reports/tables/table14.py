@@ -13,7 +13,6 @@ SPEC = Spec(
     name="table14",
     title="Reproduction of Table 14, the matrices that LoRA adapts",
     paper_file="table14_lora_modules.csv",
-    backbone="deberta-v3-base",
     methods=("lora_qv", "lora"),
     columns=(
         replace(MNLI, unit="m", metrics=("accuracy_m",), paper=("mnli_m",)),

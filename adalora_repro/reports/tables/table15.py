@@ -15,19 +15,26 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config import catalog
 from adalora_repro.config.estimate import of_cost
-from adalora_repro.errors import one_of
 from adalora_repro.records import cost_record
 from adalora_repro.records.cost_record import CostRecord
 from adalora_repro.reports.output import add_format, form_of
-from adalora_repro.reports.render import FORMATS, Sheet, html_notes, html_table, render_sheet, texts_sheet, to_csv
-from adalora_repro.reports.spec import Report, Request, Scope, command, commands, label_of, official_rows, paper_rows
+from adalora_repro.reports.render import FORMATS, Sheet, html_part, render_sheet, texts_sheet, to_csv
+from adalora_repro.reports.spec import (
+    PAPER_BACKBONE,
+    Report,
+    Request,
+    Scope,
+    command,
+    commands,
+    official_epochs,
+    paper_rows,
+)
 from adalora_repro.reports.text import NONE, fixed, number, plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TITLE = "Reproduction of Table 15, cost of training"
-BACKBONE = "deberta-v3-base"
 REFERENCE = "lora"  # what the paper measures against
 METHODS = ("full", "bitfit", "houlsby", "pfeiffer", "lora", "adalora")  # the order of a pair
 PAPER_FILE = "table15_cost.csv"
@@ -67,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", metavar="NAME", help="default: the paper's, or the only one with measurements")
     add_format(parser, FORMATS)
     parser.add_argument("--only-filled", action="store_true", help="leave out rows without a measurement")
-    parser.add_argument("--notes", action="store_true", help="all notes and commands in a terminal too")
+    parser.add_argument("--notes", action="store_true", help="print all notes and commands in text output too")
 
 
 def make(request: Request) -> tuple[str, list[str]]:
@@ -75,10 +82,7 @@ def make(request: Request) -> tuple[str, list[str]]:
     form = form_of(args.format, args.out, FORMATS)
     records, refused = cost_record.read_all(request.results)
     measured = sorted({record.key["backbone"] for _, record in records})
-    backbone = args.backbone or (BACKBONE if BACKBONE in measured else next(iter(measured), BACKBONE))
-    if backbone not in (choices := sorted({*catalog.choices_of("backbone"), *measured})):
-        raise one_of("backbone", backbone, choices)
-
+    backbone = args.backbone or (PAPER_BACKBONE if PAPER_BACKBONE in measured else [*measured, PAPER_BACKBONE][0])
     lines = lines_of(records, backbone, request.results, args.only_filled)
     if form == "csv":
         return to_csv(lines[FIELDS]), refused
@@ -91,8 +95,7 @@ def common(results: Path) -> tuple[str, list[str]]:
     records, refused = cost_record.read_all(results)
     parts = []
     for backbone in sorted({record.key["backbone"] for _, record in records}):
-        sheet = texts_sheet(sheet_of(lines_of(records, backbone, results, only_filled=True), backbone, []), "html")
-        parts += [html_table(sheet), html_notes(sheet.notes)]
+        parts.append(html_part(sheet_of(lines_of(records, backbone, results, only_filled=True), backbone, [])))
     return "\n".join(parts), refused
 
 
@@ -137,10 +140,8 @@ def measured(path: Path, record: CostRecord, method: str) -> dict[str, Any]:
 @cache
 def paper_steps(task: str, epoch_steps: int) -> float:
     """T in the paper's setting, with this many steps in an epoch; NaN for a task that the paper does not have."""
-    if not official_rows(task):
-        return math.nan
-    settings = (catalog.read(path).get("train", {}) for path in catalog.base_files("task", task))
-    return math.ceil(next(train["epochs"] for train in settings if "epochs" in train) * epoch_steps)
+    epochs = official_epochs(task)
+    return math.nan if epochs is None else math.ceil(epochs * epoch_steps)
 
 
 def lines_of(records: Sequence[Record], backbone: str, results: Path, only_filled: bool) -> pd.DataFrame:
@@ -201,7 +202,7 @@ def sheet_of(lines: pd.DataFrame, backbone: str, commands: Sequence[str]) -> She
         task, budget, method = map(str, key)
         paper = row.iloc[0]
         reading = READINGS.get(str(paper.paper_label), {}).get(task, "")
-        name = f"{HEADINGS.get(task, task)}{reading} {budget} {label_of(method)}"
+        name = f"{HEADINGS.get(task, task)}{reading} {budget} {catalog.method(method).label}"
         for i, line in row[row.record.notna()].iterrows():
             shown.append([name, labels[texts[i]], *figures_of(line)])
             if line.own:
@@ -253,7 +254,7 @@ def ratio_text(line: pd.Series[Any], of: str) -> str:
     if value is None:
         return ""
     ends = "" if low is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{value:.3f}{ends}" + ("" if line.against == REFERENCE else f" to {label_of(line.against)}")
+    return f"{value:.3f}{ends}" + ("" if line.against == REFERENCE else f" to {catalog.method(line.against).label}")
 
 
 def commands_of(lines: pd.DataFrame, results: Path) -> list[str]:

@@ -11,7 +11,6 @@ SPEC = Spec(
     name="table2",
     title="Reproduction of Table 2, SQuAD development sets",
     paper_file="table2_squad.csv",
-    backbone="deberta-v3-base",
     shares=True,
     decimals=1,
     columns=(

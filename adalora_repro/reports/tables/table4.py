@@ -15,7 +15,6 @@ SPEC = Spec(
     name="table4",
     title="Reproduction of Table 4, pruned LoRA and scores of importance",
     paper_file="table4_pruning_and_importance.csv",
-    backbone="deberta-v3-base",
     methods=("prune_lora", "adalora", "adalora_sensitivity", "adalora_magnitude"),
     shares=True,
     columns=columns_of("sst2", "rte", "cola"),

@@ -10,7 +10,6 @@ SPEC = Spec(
     name="table5",
     title="Reproduction of Table 5, SVD adaptation, orthogonal regularization, budget allocation",
     paper_file="table5_components.csv",
-    backbone="deberta-v3-base",
     methods=("lora", "lora_regu", "svd_lora", "adalora_gamma0", "adalora"),
     shares=True,
     columns=(
