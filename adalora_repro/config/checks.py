@@ -87,6 +87,8 @@ def check_values(cfg: DictConfig) -> None:
             f"train.grad_accumulation={train.grad_accumulation} exceeds train.batch_size={train.batch_size}: "
             "every micro-batch needs an example"
         )
+    if train.group_by_length and train.padding == "max_length":
+        raise InputError("train.group_by_length=true saves padding, train.padding=max_length pads all; leave one out")
     if cfg.task.primary_metric not in measured(cfg):
         raise one_of("task.primary_metric", cfg.task.primary_metric, measured(cfg))
 

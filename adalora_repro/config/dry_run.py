@@ -90,6 +90,8 @@ def _parameter_rows(plan: Plan) -> Rows:
 def _matched_text(plan: Plan) -> str:
     """How near the count is to the number it was matched to."""
     method, slack = plan.method, plan.method["params"] - plan.params["method"]
+    if slack < 0:
+        return f"{-slack:,} more: the rank from which AdaLoRA starts"
     text = f"never above; slack {slack:,} ({slack / method['params']:.2%})"
     if "params_min" not in method:
         return text

@@ -15,6 +15,8 @@ from adalora_repro.methods import equal_counts
 from adalora_repro.records import cost_record, digests, run_record
 from adalora_repro.settings import Setting, settings_of
 
+LABELS = ("num_labels", "problem_type")  # in task.head, where they follow from the task's other settings
+
 
 def result_settings(cfg: DictConfig) -> dict[str, Any]:
     """Flat ``group.setting`` -> value of all that changes the result, as the schema's metadata say."""
@@ -32,10 +34,11 @@ def result_settings(cfg: DictConfig) -> dict[str, Any]:
                 flat[path] = value
 
     walk(OmegaConf.to_container(cfg, resolve=True), "")  # type: ignore[arg-type]
-    if cfg.train.padding == "max_length":  # such runs never grouped, before there was the setting or since
+    if cfg.train.padding == "max_length":  # such runs never group, and did not before there was the setting
         flat.pop("train.group_by_length", None)
     if cfg.task.hub is None:  # whose labels are names
         flat["task.class_names"] = list(cfg.task.class_names)
+    flat |= {f"task.head.{name}": value for name, value in cfg.task.head.items() if name not in LABELS}
     if cfg.data.holdout is None:
         flat.pop("task.holdout_by", None)
     if not equal_counts.matched(cfg):  # of a rank that is given

@@ -69,7 +69,7 @@ def doublet_score(s_B: Tensor, s_A: Tensor) -> Tensor:
 
 
 def level(scores: Tensor, ranks: Tensor | Sequence[int]) -> Tensor:
-    """Scores that share any budget evenly among the matrices: N for the first to be kept down to 1, no two alike.
+    """Whole numbers as scores that share any budget evenly among the matrices: N for the first to be kept down to 1.
 
     The best of every matrix come first, then the second best, and so on; among those of one position the better score,
     of equal ones the earlier. A budget of n r thus keeps r of each of n matrices, one in between one more of some.
@@ -86,8 +86,8 @@ def level(scores: Tensor, ranks: Tensor | Sequence[int]) -> Tensor:
     position = torch.empty_like(matrix)
     position[by_matrix] = torch.arange(len(scores), device=scores.device) - first
     order = best_first[torch.argsort(position[best_first], stable=True)]
-    levelled = torch.empty_like(scores)
-    levelled[order] = torch.arange(len(scores), 0, -1, dtype=scores.dtype, device=scores.device)
+    levelled = torch.empty_like(matrix)
+    levelled[order] = torch.arange(len(scores), 0, -1, device=scores.device)
     return levelled
 
 

@@ -28,6 +28,10 @@ class SVDOptions(LowRankOptions):
     gamma: float = setting(0.1, minimum=0)
     "Weight of the orthogonality penalty R, eq. (4)."
 
+    def rank(self, costs: Sequence[int]) -> int:
+        """Of every matrix at the start; ``costs`` are parameters of a triplet of each matrix."""
+        raise NotImplementedError
+
 
 class SVDMethod(BaseMethod):
     """P Λ Q of one rank in every adapted matrix, and R: the sum of squared norms with ``protocol=paper``, the mean norm
@@ -42,11 +46,18 @@ class SVDMethod(BaseMethod):
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         freeze_backbone(model)
+        matrices = self.options.matrices(sites)
+        self.costs = [self.triplet(cast(nn.Linear, model.get_submodule(site.path))) for site in matrices]
+        self.rank = self.options.rank(self.costs)
 
         def make(site: Site, old: nn.Module) -> nn.Module:
             return self.increment(cast(nn.Linear, old))
 
-        self.layers = cast(dict[str, LowRankLinear], replace(model, self.options.matrices(sites), make))
+        self.layers = cast(dict[str, LowRankLinear], replace(model, matrices, make))
+
+    def triplet(self, base: nn.Linear) -> int:
+        """Parameters of one triplet: a column of P, a λ, a row of Q."""
+        return base.out_features + 1 + base.in_features
 
     def increment(self, base: nn.Linear) -> LowRankLinear:
         return SVDLinear(base, self.rank, self.options.alpha, self.options.init_std)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, get_args
 
 import torch
-from torch import nn
 
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import BudgetSchedule, RankAllocator
@@ -19,11 +18,6 @@ from adalora_repro.methods._svd import SVDMethod, SVDOptions
 from adalora_repro.methods.base import LARGEST, AllocationOption, require_size
 from adalora_repro.methods.equal_counts import initial_rank, mean_triplets, require_at_least
 from adalora_repro.settings import setting
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from adalora_repro.models.sites import Site
 
 
 @dataclass
@@ -88,6 +82,9 @@ class Options(AllocationOption, SVDOptions):
             )
         return b_T, rank
 
+    def rank(self, costs: Sequence[int]) -> int:
+        return self.ranks(costs)[1]
+
     def schedule_of(self, costs: Sequence[int], total_steps: int) -> BudgetSchedule:
         """b(t) for matrices with these costs of a triplet, and T.
 
@@ -129,16 +126,6 @@ class Method(SVDMethod):
     def __init__(self, options: Options, protocol: str) -> None:
         super().__init__(options, options.init_r, protocol)
         self._allocator: RankAllocator | None = None
-
-    def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
-        matrices = [cast(nn.Linear, model.get_submodule(site.path)) for site in self.options.matrices(sites)]
-        self.costs = [self.triplet(matrix) for matrix in matrices]
-        self.rank = self.options.ranks(self.costs)[1]
-        super().inject(model, sites)
-
-    def triplet(self, base: nn.Linear) -> int:
-        """Parameters of one triplet: a column of P, a λ, a row of Q."""
-        return base.out_features + 1 + base.in_features
 
     def plan(self, total_steps: int) -> dict[str, Any]:
         options, costs = self.options, self.costs

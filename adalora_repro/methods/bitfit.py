@@ -21,10 +21,9 @@ class Method(BaseMethod):
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
         freeze_backbone(model)
         biases = 0
-        for module in model.base_model.modules():
-            bias = dict(module.named_parameters(recurse=False)).get("bias")
-            if bias is not None:
-                bias.requires_grad_(True)
+        for name, parameter in model.base_model.named_parameters():
+            if name.endswith("bias"):  # DeBERTa V1 has q_bias and v_bias
+                parameter.requires_grad_(True)
                 biases += 1
         if not biases:
             raise InputError(f"BitFit trains biases, and this {model.config.model_type} backbone has none")

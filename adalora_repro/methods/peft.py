@@ -258,7 +258,8 @@ class Method(BaseMethod):
         def inputs(layer_input: tuple[Tensor, ...], batch: Batch, name: str) -> Tensor:
             site, x = self.sites[name.removeprefix(prefix)], layer_input[0]
             mask = batch["attention_mask"].bool()
-            if site.stack == "decoder" and site.role not in ("cross_k", "cross_v"):
+            reads_labels = site.stack == "decoder" and self.tuner.model.config.is_encoder_decoder
+            if reads_labels and site.role not in ("cross_k", "cross_v"):
                 mask = batch["labels"] >= 0
             # DeBERTa's q and k also get the embeddings of relative positions: all of them count
             return x[mask] if x.shape[:-1] == mask.shape else x.flatten(0, -2)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from adalora_repro.methods._svd import SVDMethod, SVDOptions
 from adalora_repro.methods.base import LARGEST, require_size
+from adalora_repro.methods.equal_counts import initial_rank, require_at_least
 from adalora_repro.settings import setting
 
 
@@ -16,10 +18,20 @@ class Options(SVDOptions):
 
     r: int = setting(0, minimum=1, maximum=LARGEST)
     "Rank of every matrix; left out, the budget sets it."
+    params: int | None = None
+    "With budget.match=params: the number of parameters that the rank may use."
+    initial_rank: bool = setting(False, later=False)
+    "With budget.match=params: the rank from which AdaLoRA starts at that number of parameters, which takes more."
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_size(self, None, "r")
+        require_size(self, self.params, "r")
+
+    def rank(self, costs: Sequence[int]) -> int:
+        if self.params is None:
+            return self.r
+        require_at_least(sum(costs), self.params)
+        return initial_rank(self.params, costs) if self.initial_rank else self.params // sum(costs)
 
 
 class Method(SVDMethod):

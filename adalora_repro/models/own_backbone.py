@@ -53,7 +53,8 @@ def described(cfg: DictConfig) -> DictConfig:
     values = {name: value for name, value in config.to_dict().items() if name not in OTHER and name[0] != "_"}
     if "${" in str(values):
         raise InputError(f"backbone '{backbone.name}': its config.json has a value with '${{', which is not allowed")
-    backbone.architecture = {**values, "model_type": config.model_type}
+    typed = backbone.architecture  # compared with the saved model's when that is loaded
+    backbone.architecture = {**values, "model_type": config.model_type, **typed}
     if backbone.path is None:
         backbone.revision = backbones.commit(cfg) or backbone.revision
     return cfg

@@ -24,8 +24,8 @@ class AdaLoRACallback(TrainerCallback):
 
     In step t: gradient of gamma R added to the task loss's, clipping, ``observe(t)``, the optimizer's step,
     ``allocate(t)``. The Trainer clips before a callback can add a gradient: give ``TrainingArguments(max_grad_norm=0)``
-    and the norm here. An evaluation sees the model at its budget. Every checkpoint gets ``adalora.pt``, from which a
-    resumed training goes on.
+    and the norm here. An evaluation, of however many data sets, sees the model at its budget. Every checkpoint gets
+    ``adalora.pt``, from which a resumed training goes on.
 
     Args:
         layers: name -> layer, as ``lowrank.adapt`` returns them.
@@ -93,7 +93,17 @@ class AdaLoRACallback(TrainerCallback):
             path = _path(args, state)
             if not path.exists():
                 raise ValueError(f"no {path}: resume with the output_dir in which the training began")
-            self.allocator.load_state_dict(torch.load(path, weights_only=True))
+            saved = torch.load(path, weights_only=True)
+            self.allocator.load_state_dict(saved)
+            for name, values in saved.get("lora_E", {}).items():
+                self.layers[name].lora_E.data.copy_(values)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._masked.close()
+
+    on_train_end = on_step_begin
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -121,12 +131,12 @@ class AdaLoRACallback(TrainerCallback):
 
     on_epoch_end = on_step_end  # with eval_strategy="epoch" the Trainer asks for the evaluation only then
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._masked.close()
-
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """After an evaluation the Trainer has saved the masked model: Λ as trained is saved here."""
         assert self.allocator is not None
-        torch.save(self.allocator.state_dict(), _path(args, state))
+        self._masked.close()
+        values = {name: layer.lora_E.detach().clone() for name, layer in self.layers.items()}
+        torch.save(self.allocator.state_dict() | {"lora_E": values}, _path(args, state))
 
 
 def _path(args: TrainingArguments, state: TrainerState) -> Path:

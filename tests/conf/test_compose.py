@@ -142,6 +142,7 @@ def changed(name: str, value: Any) -> str:
         "eval.max_examples": 9,
         "task.classifier_dropout": 0.3,
         "train.compile": "inductor",
+        "+task.head.hidden_dropout_prob": 0.0,
     }
     return f"{name}={special[name] if name in special else OTHER[type(value)](value)}"
 
@@ -165,7 +166,10 @@ RESULT = [
 ]
 
 
-@pytest.mark.parametrize("name", [*RESULT, "seed", "data.sample_seed", "data.sample_rows", "task.classifier_dropout"])
+OTHERS = ("seed", "data.sample_seed", "data.sample_rows", "task.classifier_dropout", "+task.head.hidden_dropout_prob")
+
+
+@pytest.mark.parametrize("name", [*RESULT, *OTHERS])
 def test_what_changes_the_result_changes_the_run(name: str) -> None:
     before = resolved(*BASE)
     if name == "train.attention":  # for DeBERTa alone

@@ -20,11 +20,11 @@ def composed(*words: str) -> DictConfig:
 
 
 def test_any_method_fills_a_number_of_parameters() -> None:
-    plan = count(resolve(composed("method=svd_lora", "budget.match=params", "budget.params=5000")))
+    plan = count(resolve(composed("method=peft_lora", "budget.match=params", "budget.params=5000")))
     per_rank = plan.params["method"] // plan.cfg.method.r
     assert plan.params["method"] <= 5000 < plan.params["method"] + per_rank
     with pytest.raises(InputError, match=f"budget.params must be at least {per_rank}"):
-        count(resolve(composed("method=svd_lora", "budget.match=params", f"budget.params={per_rank - 1}")))
+        count(resolve(composed("method=peft_lora", "budget.match=params", f"budget.params={per_rank - 1}")))
 
 
 def test_modules_are_those_that_define_a_method() -> None:

@@ -68,6 +68,7 @@ method.name=../elsewhere => '../elsewhere' cannot be a folder name
 method=lora train.max_steps=9999999999999 => train.max_steps | T=9999999999999
 method=lora train.max_steps=null train.epochs=1e23 => train.epochs | 2^40
 train.grad_accumulation=9 => train.grad_accumulation=9 | train.batch_size | 8
+train.padding=max_length train.group_by_length=true => train.group_by_length=true saves padding | leave one out
 data.holdout=0 => data.holdout= | must be a number of rows
 data.holdout=999999 => data.holdout=999999: the train split has | at least one must be left to train on
 task.holdout_by=[text] => unknown column in task.holdout_by 'text'; valid: sentence

@@ -261,6 +261,8 @@ def test_lora_at_the_initial_rank_is_where_adalora_of_the_same_number_starts() -
     assert control.method["r"] == adalora.method["b_0"] // adalora.method["n"] == 3
     assert control.params["method"] == 3 * lora.params["method"] // 2 > 83_000 >= lora.params["method"]
     assert control.key["budget"] == lora.key["budget"] == "params83000"
+    assert re.search(r"matched to +83,000  41,416 more: the rank from which", dry_run.describe(control))
+    assert planned(*EQUAL, "method=svd_lora_init_r").params["method"] == adalora.params["at_init"]
     typed = planned(*EQUAL, "method=lora", "+method.initial_rank=true")
     assert typed.params["method"] == control.params["method"]
     assert typed.folder != lora.folder, "another run is found finished there"

@@ -310,6 +310,10 @@ def test_a_uniform_allocation_leaves_the_same_rank_everywhere(protocol):
     assert patterns["global"]["m2"] == 4
 
 
+def test_levelled_scores_of_a_model_in_bf16_do_not_tie():
+    assert len(imp.level(torch.rand(600).bfloat16(), [6] * 100).unique()) == 600
+
+
 @PROTOCOLS
 @pytest.mark.parametrize(
     "options",

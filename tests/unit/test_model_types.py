@@ -67,6 +67,12 @@ def test_a_saved_model_of_a_type_in_conf_backbone_is_the_one_that_was_counted(na
     assert inject.count_trained(model) == {"method": plan.params["at_init"], "head": plan.params["head"]}
 
 
+def test_a_typed_setting_that_the_saved_model_does_not_have_is_refused(folder):
+    plan = plans.resolved(*words("bert", "lora", folder), "+backbone.architecture.hidden_dropout_prob=0.5")
+    with pytest.raises(InputError, match=r"in its config.json hidden_dropout_prob is 0\.1, not 0\.5"):
+        backbones.load_model(plan.cfg)
+
+
 @pytest.mark.parametrize("name", NEW)
 @pytest.mark.parametrize("method", METHODS)
 def test_three_steps(name, method, folder):
@@ -85,6 +91,8 @@ def test_three_steps(name, method, folder):
     if method == "lora":
         assert plan.method["n"] == len(every)
         assert plan.params["method"] == 2 * sum(sum(matrix.weight.shape) for matrix in every)
+    if method == "bitfit":  # DeBERTa's q_bias and v_bias among them
+        assert all(p.requires_grad for key, p in model.base_model.named_parameters() if key.endswith("bias"))
     before = {key: value.detach().clone() for key, value in inject.trained(model).items()}
     task, optimizer, losses = load_family(plan.cfg), make_optimizer(model, plan.cfg.optim), []
     chosen.on_train_start(plan.total_steps)

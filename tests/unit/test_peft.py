@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from omegaconf import OmegaConf
+from own_models import config_of, save
 from tiny_runs import built, inputs_of, logits
 
 from adalora_repro import methods
@@ -142,8 +143,12 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(method: str, tmp_path:
         assert other.method.summary() == whole.method.summary()
 
 
-def test_eva_starts_from_the_inputs_of_every_matrix_and_other_methods_read_no_batch(tmp_path: Path) -> None:
-    run = run_of("eva", tmp_path)
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_eva_starts_from_the_inputs_of_every_matrix_and_other_methods_read_no_batch(
+    model_type: str, tmp_path: Path
+) -> None:
+    folder = save(tmp_path / model_type, config_of(model_type), padding=model_type == "bert")
+    run = built(tmp_path, "backbone=auto", f"backbone.path={folder}", "method=eva", "budget=0.3M")
     before = {name: p.detach().clone() for name, p in inject.trained(run.model).items()}
     stream = torch.get_rng_state()
     initialize(run)
