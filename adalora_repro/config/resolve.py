@@ -21,7 +21,7 @@ from adalora_repro.config.schema import MOST_STEPS, Config
 from adalora_repro.errors import InputError
 from adalora_repro.methods import equal_counts
 from adalora_repro.models import backbone_files, backbones, own_backbone, sites
-from adalora_repro.records import revisions, run_record
+from adalora_repro.records import digests, revisions, run_record
 from adalora_repro.settings import settings_of
 from adalora_repro.tasks import held_out, load_family, own_files, sources
 
@@ -74,6 +74,8 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     asked["data.fingerprint"] = sources.fingerprint(cfg)
     if own:  # it follows from the files, and transformers may come to state more of it
         asked = {name: value for name, value in asked.items() if not name.startswith("backbone.architecture.")}
+    if matrices := sites.added_content(cfg.backbone.architecture.model_type):  # a corrected file is another run
+        asked["backbone.sites"] = digests.of_values(matrices)
     if cfg.backbone.path is not None:
         backbones.check_published(cfg)
         asked["backbone.path"] = backbone_files.fingerprint(Path(cfg.backbone.path).expanduser())

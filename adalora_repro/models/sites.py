@@ -114,6 +114,16 @@ def added_files() -> list[Path]:
     return [path for folder in _added for path in sorted(folder.glob("*.yaml"))]
 
 
+def added_content(model_type: str) -> dict[str, Any]:
+    """What the added folder's file for a model type says, merged with what it is ``like``; empty without such a file.
+
+    Raises:
+        InputError: it is not such a file.
+    """
+    architecture(model_type)
+    return {} if _files()[model_type].parent == FOLDER else _content(model_type)
+
+
 def model_types() -> list[str]:
     """The model types that have a file in conf/sites/."""
     return sorted(_files())

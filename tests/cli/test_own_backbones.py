@@ -85,11 +85,19 @@ def test_an_unknown_model_type_gets_a_draft_that_works(tiny, models, tmp_path):
     assert "a draft of sites/mistral.yaml in the folder of --config-dir is on standard output" in line
     roles = yaml.safe_load(done.out)["roles"]
     assert roles == yaml.safe_load(Path(sites.FOLDER, "llama.yaml").read_text("utf-8"))["roles"]
-    (tmp_path / "own" / "sites").mkdir(parents=True)
-    (tmp_path / "own" / "sites" / "mistral.yaml").write_text(done.out, encoding="utf-8")
-    done = tiny(f"--config-dir={tmp_path / 'own'}", *words, "method=adalora", f"data.cache_dir={tmp_path / 'cache'}")
+    draft = tmp_path / "own" / "sites" / "mistral.yaml"
+    draft.parent.mkdir(parents=True)
+    draft.write_text(done.out, encoding="utf-8")
+    words = (f"--config-dir={tmp_path / 'own'}", *words, "method=adalora", f"data.cache_dir={tmp_path / 'cache'}")
+    done = tiny(*words)
     assert done.code == 0, done.err
     run = only_run()
+    draft.write_text(f"# a comment\n{draft.read_text(encoding='utf-8')}", encoding="utf-8")
+    assert "already done" in tiny(*words).out
+    draft.write_text(draft.read_text(encoding="utf-8").replace("\n  v: ", "\n  # v: "), encoding="utf-8")
+    planned = tiny(*words, "dry_run=true").out
+    assert "\nfolder: " in planned
+    assert f"\nfolder: {run.folder}" not in planned  # other matrices: another run
     assert len(run.record.rank_pattern) == 14
     assert (run.folder / "model" / "sites").stat().st_mode & 0o700 == 0o700  # or nobody but root reads the file in it
     sites.add_folder(None)  # as in another process
