@@ -108,7 +108,7 @@ def parser_of(reports: dict[str, Report]) -> Parser:
     parser.add_argument("--version", action="version", version=f"adalora-report {__version__}")
     commands = parser.add_subparsers(dest="report", metavar="REPORT", title="reports")
     for report in reports.values():
-        title = report.title[:1].upper() + report.title[1:].replace("%", "%%")
+        title = report.title.replace("%", "%%")
         command = commands.add_parser(report.name, help=title, description=title, allow_abbrev=False)
         report.add_arguments(command)
         if report.reads == "scope":

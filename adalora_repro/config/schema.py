@@ -37,7 +37,7 @@ class TaskFields:
     auto_model: str = setting(MISSING, identity=False)
     "Auto class of transformers that carries the right head."
     head: dict[str, Any] = setting(factory=dict, identity=False)
-    "Values that the task sets in the model's configuration; others than the labels' make another run."
+    "Values that the task sets in the model's configuration; part of the identity but for those of the labels."
     hub: str | None = None
     "Data set on the hub; null: your own files."
     hub_config: str | None = None

@@ -1,4 +1,4 @@
-"""The rule of a cell: which finished runs a report shows, and at which learning rate.
+"""The selection rule: which finished runs a report shows, and at which learning rate.
 
 Pure functions that print nothing. Tables, figures, ``choose``, ``status``, the page and the stages of a sweep all call
 ``select``; no other code compares learning rates. ``RULE`` says the same in words and is printed under every table.

@@ -1,7 +1,7 @@
 """Records -> one table: which runs belong in each cell, which of them are shown, and the frame of its figures.
 
-The rule of a cell (task, method, budget) is ``selection.RULE``, printed under every table; its runs have one backbone,
-one data source and one protocol.
+``selection.RULE``, printed under every table, chooses the runs of a cell (task, method, budget). They have one
+backbone, one data source and one protocol.
 """
 
 from __future__ import annotations

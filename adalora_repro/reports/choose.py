@@ -131,4 +131,4 @@ def write(tables: list[Table]) -> list[str]:
     return lines
 
 
-REPORT = Report("choose", "the learning rate of each cell", add_arguments, make, writes=False)
+REPORT = Report("choose", "The learning rate of each cell", add_arguments, make, writes=False)

@@ -1,6 +1,6 @@
 """Does a method beat the others? AdaLoRA, or any method, minus each of them, with interval, p and verdict.
 
-Everything is computed from the rows of ``frame`` that the rule of a cell shows, paired over common seeds.
+Everything is computed from the rows of ``frame`` that the selection rule shows, paired over common seeds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config import catalog
+from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.config.words import lr_text
 from adalora_repro.errors import one_of
 from adalora_repro.records.selection import RULE as SELECTION
@@ -27,7 +28,6 @@ from adalora_repro.reports.text import NONE, fixed, number, plural, seeds_text, 
 if TYPE_CHECKING:
     import pandas as pd
 
-METHOD = "adalora"
 BEST = "best baseline"
 #: what AdaLoRA is compared with: (method, protocol) or ``BEST``; in the order of the report
 AGAINST: tuple[tuple[str, str], ...] = (
@@ -37,10 +37,10 @@ AGAINST: tuple[tuple[str, str], ...] = (
     ("adalora_random", "paper"),
     ("adalora_gradient", "paper"),
     ("lora_init_r", "paper"),
-    (METHOD, "released"),
+    (PROPOSED, "released"),
 )
 #: the same for any other method
-AGAINST_ANY: tuple[tuple[str, str], ...] = (("lora", "paper"), (BEST, "paper"), (METHOD, "paper"))
+AGAINST_ANY: tuple[tuple[str, str], ...] = (("lora", "paper"), (BEST, "paper"), (PROPOSED, "paper"))
 PRINTED = (table1.SPEC, table2.SPEC, table3.SPEC)  # where the paper has AdaLoRA beside its baselines
 MOST_SEEDS = 1000
 SUPPORTED, CONTRADICTED, UNDECIDED, MISSING = "supported", "contradicted", "undecided", "not measured"
@@ -79,7 +79,7 @@ TIMES = (
 )
 
 
-def claims_of(records: Iterable[Record], method: str = METHOD) -> pd.DataFrame:
+def claims_of(records: Iterable[Record], method: str = PROPOSED) -> pd.DataFrame:
     """A row for each (backbone, data, task, budget) with finished runs of ``method`` and each that it is compared with.
 
     The columns are ``FIELDS``. ``difference``, ``low``, ``high`` and ``sd`` are points; without a test ``reason`` says
@@ -94,7 +94,7 @@ def claims_of(records: Iterable[Record], method: str = METHOD) -> pd.DataFrame:
         dict(zip(names, key, strict=True)) | {"method": method} | compared(ours, cell, *against)
         for key, cell in runs.groupby(names)
         if len(ours := cell[(cell.method == method) & (cell.protocol == "paper")])
-        for against in (AGAINST if method == METHOD else AGAINST_ANY)
+        for against in (AGAINST if method == PROPOSED else AGAINST_ANY)
         if against != (method, "paper")
     ]
     return with_verdicts(pd.DataFrame(lines, columns=FIELDS, dtype=object))
@@ -276,7 +276,7 @@ def optimism_notes(records: Sequence[Record]) -> list[str]:
 
 
 def sheet_of(
-    claims: pd.DataFrame, form: str, more: Sequence[str] = (), times: bool = False, method: str = METHOD
+    claims: pd.DataFrame, form: str, more: Sequence[str] = (), times: bool = False, method: str = PROPOSED
 ) -> Sheet:
     """The claims as plain texts, with ``times`` in a column; in a terminal with one decimal and the ids of methods."""
     import pandas as pd
@@ -303,7 +303,7 @@ def sheet_of(
     frame = pd.DataFrame(texts, columns=None if texts else ["Cell", minus, "Verdict"])
     timed = [TIMES.format(label=label)] if times else []
     warned = [f"{CONSTANT} {DEGENERATE}."] if claims.degenerate.eq(True).any() else []
-    notes = [note.format(label=label) for note in NOTES] + [ABOUT_ADALORA] * (method == METHOD)
+    notes = [note.format(label=label) for note in NOTES] + [ABOUT_ADALORA] * (method == PROPOSED)
     notes += [*warned, *timed, *reasons(claims), *settings(claims), *more, SELECTION]
     warnings = [VERDICT.format(label=label), *warned, *timed]
     return Sheet("claims", title, caption, frame, list(frame.Cell), notes, warnings, names=2)
@@ -364,7 +364,7 @@ def settings(claims: pd.DataFrame) -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_format(parser, FORMATS)
-    parser.add_argument("--method", metavar="NAME", default=METHOD, help="does it beat the others? (%(default)s)")
+    parser.add_argument("--method", metavar="NAME", default=PROPOSED, help="does it beat the others? (%(default)s)")
     parser.add_argument("--backbone", metavar="NAME", help="default: all with runs of the method")
     parser.add_argument("--times", action="store_true", help="its training time divided by the other method's")
     parser.add_argument("--notes", action="store_true", help="print all notes in text output too")

@@ -199,4 +199,4 @@ def make(request: Request) -> tuple[str, list[str]]:
     return compare(args.first, args.second, args.select), []
 
 
-REPORT = Report("compare", "two runs of one task, example by example", add_arguments, make, reads="nothing")
+REPORT = Report("compare", "Two runs of one task, example by example", add_arguments, make, reads="nothing")

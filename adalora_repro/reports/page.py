@@ -204,7 +204,7 @@ def cell_state(counts: Counter[str], wanted: bool) -> tuple[str, str, str]:
 
 REPORT = Report(
     "html",
-    "one page to look at: the state, tables, figures, and the runs behind every number",
+    "One page to look at: the state, tables, figures, and the runs behind every number",
     add_partial,
     make,
     reads="results",

@@ -86,4 +86,4 @@ def make(request: Request) -> tuple[str, list[str]]:
     return render_sheet(texts_sheet(sheet_of(table, by, args.select), form), form, args.notes), request.read[1]
 
 
-REPORT = Report("runs", "any runs, grouped by keys or settings", add_arguments, make, reads="results")
+REPORT = Report("runs", "Any runs, grouped by keys or settings", add_arguments, make, reads="results")

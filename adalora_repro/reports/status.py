@@ -236,4 +236,4 @@ def make(request: Request) -> tuple[str, list[str]]:
     return text, [*refused, *more, *unusable]
 
 
-REPORT = Report("status", "what is done, running, failed, missing", add_partial, make, writes=False)
+REPORT = Report("status", "What is done, running, failed, missing", add_partial, make, writes=False)

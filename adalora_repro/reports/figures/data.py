@@ -86,7 +86,7 @@ def cells_of(runs: pd.DataFrame, *apart: str, **more: tuple[str, str]) -> pd.Dat
 
 
 def cell_notes(runs: pd.DataFrame) -> list[str]:
-    """The rule of a cell, and how many cells chose a learning rate by the scores that they report."""
+    """The selection rule, and how many cells chose a learning rate by the scores that they report."""
     cells = runs.drop_duplicates(CELL)
     return [RULE, *optimism(zip(cells.lrs_tried, cells.chosen_on == "held-out", strict=True))]
 
