@@ -156,7 +156,15 @@ _added: list[Path] = []
 
 
 def add_folder(folder: str | None) -> None:
-    """Stores the folder of ``--config-dir`` and forgets an earlier one; None: there is none."""
+    """Stores the folder of ``--config-dir`` and forgets an earlier one; None: there is none.
+
+    Raises:
+        InputError: a file has the name of one in ``conf/``, which would be read in its place.
+    """
+    conf = resource("conf")
+    for path in [] if folder is None else sorted(conf.glob("*/**/*.yaml")):
+        if (own := Path(folder, path.relative_to(conf))).is_file():
+            raise InputError(f"{own}: conf/{path.relative_to(conf)} has this name and would be read instead; rename it")
     _added[:] = [] if folder is None else [Path(folder)]
     methods.cache_clear()
     sites.add_folder(None if folder is None else Path(folder) / "sites")

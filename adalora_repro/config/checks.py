@@ -26,8 +26,8 @@ NAMES = {"data.source": "data", "budget.label": "budget"} | {
 OPTIONAL = ("tuned", "tuned/lr", "script")  # groups of which Hydra passes over a file that is not there
 
 
-def check_words(words: Sequence[str], choices: Mapping[str, Any]) -> None:
-    """Refuses words that would file a run under the name of another, or would silently have no effect.
+def check_words(cfg: DictConfig, words: Sequence[str], choices: Mapping[str, Any]) -> None:
+    """Refuses words and files that would file a run under the name of another, or would silently have no effect.
 
     Raises:
         InputError: the name of another choice, a part of a method's file, an unknown file.
@@ -45,6 +45,13 @@ def check_words(words: Sequence[str], choices: Mapping[str, Any]) -> None:
             )
         if key in ("method.module", "method.sizes"):
             raise InputError(f"{key} is set in a method's file, conf/method/NAME.yaml; choose it with method=NAME")
+    for group in ("task", "method", "backbone"):
+        name, choice = OmegaConf.select(cfg, f"{group}.name"), choices.get(group)
+        if choice and name != choice and name in choices_of(group):
+            raise InputError(
+                f"{group}={choice}: its runs would be filed as those of {group}={name}; set {group}.name={choice} in "
+                "its file"
+            )
 
 
 def check_own_name(name: str) -> None:

@@ -45,7 +45,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
     Raises:
         InputError: a value out of range, a budget of another task family, missing data.
     """
-    checks.check_words(overrides, choices or {})
+    checks.check_words(cfg, overrides, choices or {})
     composed, cfg = cfg, own_backbone.described(cfg)
     own = cfg is not composed
     if own and OmegaConf.is_missing(composed.backbone, "name"):

@@ -118,9 +118,16 @@ def test_options_of_the_methods_swept_are_each_run_s_own(tiny: Cli) -> None:
 CHOICE = "defaults: [lora, _self_]\nmethod:\n  alpha: 7  # tried by hand\n"
 
 
+def test_a_choice_without_a_name_of_its_own_is_not_filed_as_another(tiny: Cli) -> None:
+    Path("own/method").mkdir(parents=True)
+    Path("own/method/mine.yaml").write_text(f"# @package _global_\n{CHOICE}", encoding="utf-8")
+    line = refused(tiny("--config-dir=own", "task=sst2", "method=mine", "dry_run=true"))
+    assert "its runs would be filed as those of method=lora; set method.name=mine in its file" in line
+
+
 def test_the_plan_names_the_files_of_config_dir(tiny: Cli) -> None:
     for name, text in {
-        "method/mine.yaml": f"# @package _global_\n{CHOICE}",
+        "method/mine.yaml": f"# @package _global_\n{CHOICE}  name: mine\n",
         "experiment/e1.yaml": "# @package _global_\noptim:\n  weight_decay: 0.3\n",
     }.items():
         path = Path("own") / name

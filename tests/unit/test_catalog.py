@@ -61,3 +61,10 @@ def test_a_file_that_cannot_be_used_is_refused(added: Path, content: str, proble
     (added / "method" / "mine.yaml").write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=problem):
         catalog.methods()
+
+
+def test_a_file_named_like_a_shipped_one_is_refused(added: Path) -> None:
+    """Hydra would read the shipped one."""
+    (added / "method" / "lora.yaml").write_text("method: {alpha: 7}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"method/lora\.yaml: conf/method/lora\.yaml has this name"):
+        catalog.add_folder(str(added))
