@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from adalora_repro.errors import InputError, first_line, one_of
+from adalora_repro.errors import InputError, one_line, one_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +25,7 @@ MATRIX_ROLES = (
     *("q", "k", "v", "attn_out", "ffn_in", "ffn_out", "cross_q", "cross_k", "cross_v", "cross_out"),
     *("qkv", "ffn_gate", "ffn_in_gate"),
 )
+ADAPTER_ROLES = ("after_attn", "after_ffn", "ffn_norm")
 PACKAGE = Path(__file__).parents[1]
 #: inside the package in a wheel, beside it in a checkout
 FOLDER = next((root / "conf" / "sites" for root in (PACKAGE, PACKAGE.parent) if (root / "conf").is_dir()), PACKAGE)
@@ -137,9 +138,17 @@ def architecture(model_type: str) -> Architecture:
         InputError: there is none, or it is not such a file.
     """
     try:
-        return Architecture(**_content(model_type))
-    except (yaml.YAMLError, TypeError) as error:
-        raise InputError(f"{_files()[model_type]}: {first_line(error)}") from None
+        made = Architecture(**_content(model_type))
+        roles = [pair for group in (made.roles, *made.gated.values()) for pair in group.items()]
+        for stack in dict(made.stacks):
+            for _, templates in roles:
+                made.paths(templates, stack, 0)
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{_files()[model_type]}: {one_line(error)}") from None
+    for role, _ in roles:
+        if role not in MATRIX_ROLES + ADAPTER_ROLES:  # no method would adapt its modules
+            raise one_of(f"role in {_files()[model_type]}", role, MATRIX_ROLES + ADAPTER_ROLES)
+    return made
 
 
 def _content(model_type: str) -> dict[str, Any]:
@@ -147,6 +156,8 @@ def _content(model_type: str) -> dict[str, Any]:
     if model_type not in files:
         raise one_of("model type", model_type, files)
     own: dict[str, Any] = yaml.safe_load(files[model_type].read_text(encoding="utf-8"))
+    if not isinstance(own, dict):
+        raise InputError(f"{files[model_type]}: must hold settings, key: value")
     base = _content(own.pop("like")) if "like" in own else {}
     roles = {**base.get("roles", {}), **own.get("roles", {})}
     content = base | own

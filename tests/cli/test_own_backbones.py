@@ -9,8 +9,10 @@ import yaml
 from conftest import only_run, refused
 from huggingface_hub import constants
 from own_models import DECODER, IDS, MODELS, config_of, save
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from adalora_repro.errors import InputError
 from adalora_repro.models import backbones, sites
 from adalora_repro.training import kept
 
@@ -102,6 +104,25 @@ def test_an_unknown_model_type_gets_a_draft_that_works(tiny, models, tmp_path):
     assert (run.folder / "model" / "sites").stat().st_mode & 0o700 == 0o700  # or nobody but root reads the file in it
     sites.add_folder(None)  # as in another process
     assert kept.load(run.folder)[0].config.model_type == "mistral"
+    sites.add_folder(None)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("- like: llama", "mine.yaml: must hold settings, key: value"),
+        ("like: llama\nroles: [q]", "mine.yaml: "),
+        ("like: llama\nroles: {q: 'layers.{layr}.q_proj'}", "mine.yaml: KeyError: 'layr'"),
+        ("like: llama\nstacks: [decoder]", "mine.yaml: ValueError"),
+        ("like: mine", "mine.yaml: RecursionError"),
+        ("like: llama\nroles: {TODO_fc: 'layers.{layer}.fc'}", "unknown role in .*mine.yaml 'TODO_fc'"),
+    ],
+)
+def test_a_file_of_a_model_type_that_cannot_be_used_is_one_line(tmp_path, text, problem):
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    sites.add_folder(tmp_path)
+    with pytest.raises(InputError, match=problem):
+        sites.architecture("mine")
     sites.add_folder(None)
 
 
