@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError, one_line, one_of
 from adalora_repro.methods.equal_counts import matched
 from adalora_repro.settings import check
 
@@ -58,18 +58,20 @@ def module_of(name: str) -> ModuleType:
     """The module of a method: one of this package, or any importable module by its full name.
 
     Raises:
-        InputError: there is no such module, or it has no classes ``Method`` and ``Options``.
+        InputError: there is no such module, it cannot be imported, or it has no class ``Method`` and dataclass
+            ``Options``.
     """
     full = name if "." in name else f"{__name__}.{name}"
     module = None
     try:
         module = importlib.import_module(full)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{full}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something that it imports is not
-    if module is None or not {"Method", "Options"} <= vars(module).keys():
+    except Exception as error:  # of the user's own code; or the module is there, and something that it imports is not
+        if not isinstance(error, ModuleNotFoundError) or not f"{full}.".startswith(f"{error.name}."):
+            problem = f"{one_line(error)}; python -c 'import {full}' shows where"
+            raise InputError(f"method.module={name}: {problem}") from error
+    if module is None or not hasattr(module, "Method") or not is_dataclass(getattr(module, "Options", None)):
         if "." in name:
-            raise InputError(f"method.module={name}: no module to import that has classes Method and Options")
+            raise InputError(f"method.module={name}: no module with a class Method and a dataclass Options")
         raise one_of("method.module", name, modules())
     return module
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import plans
 import pytest
 from omegaconf import DictConfig
@@ -34,8 +37,28 @@ def test_modules_are_those_that_define_a_method() -> None:
         with pytest.raises(InputError, match=f"unknown method.module '{name}'.*; valid: adalora, bitfit"):
             module_of(name)
     for name in ("nowhere.at_all", "json.decoder"):
-        with pytest.raises(InputError, match=f"method.module={name}: no module to import that has classes Method"):
+        with pytest.raises(InputError, match=f"method.module={name}: no module with a class Method"):
             module_of(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("def f(:", r"SyntaxError: invalid syntax \(broken.py, line 1\); python -c 'import mine.broken' shows where"),
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("class Method: ...\nclass Options: ...", "no module with a class Method and a dataclass Options"),
+    ],
+)
+def test_a_module_that_fails_is_one_line(
+    text: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "broken.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("mine", "mine.broken"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(InputError, match=f"method.module=mine.broken: {problem}"):
+        module_of("mine.broken")
 
 
 @pytest.mark.parametrize(("task", "label"), [("squad", "0.08%"), ("cnn_dailymail", "0.13%"), ("cola", "0.3M")])
