@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+LARGEST = 2**127  # of a label: labels are kept in 32 bits
+
+
 @dataclass
 class Options:
     """Settings of this family alone."""
@@ -110,7 +113,7 @@ class Task(BaseTask):
             return f"column '{name}' must be a number, is {shown(label)}"
         if self.regression:
             if not task.label_range:
-                return None if math.isfinite(label) else f"{name} {label} is not finite"
+                return None if abs(label) < LARGEST else f"{name} {shown(label)} is not a finite number of 32 bits"
             low, high = task.label_range
             return None if low <= label <= high else f"{name} {label} is out of range, must be {low:g} to {high:g}"
         if not isinstance(label, int):
@@ -284,8 +287,11 @@ def distinct_classes(task: DictConfig, labels: Mapping[str, str]) -> list[str]:
     if numbers and task.num_labels is not None:
         return [str(number) for number in range(task.num_labels)]
     classes = sorted(numbers, key=int) or sorted(others)
+    if labels and not classes:
+        text, where = next(iter(labels.items()))
+        raise InputError(f"{where}: column '{name}' must be a class, text or a whole number, is {text}")
     if len(classes) < 2:
-        raise InputError(f"column '{name}' of the train split has {' and '.join(classes) or 'no label'} alone; {hint}")
+        raise InputError(f"column '{name}' of the train split has {''.join(classes) or 'no label'} alone; {hint}")
     return classes
 
 

@@ -105,6 +105,21 @@ def test_a_class_is_its_name_or_its_number(tmp_path: Path) -> None:
     assert result_settings(cfg) != result_settings(swapped)
 
 
+@pytest.mark.parametrize(
+    ("label", "classes", "problem"),
+    [
+        (True, None, "train.jsonl:1: column 'label' must be a class, text or a whole number, is true"),
+        (1.0, None, "train.jsonl:1: column 'label' must be a class, text or a whole number, is 1.0"),
+        (1e39, 1, "train.jsonl:1: label 1e[+]39 is not a finite number of 32 bits"),
+        (10**400, 1, "train.jsonl:1: label 1000.*is not a finite number of 32 bits"),
+    ],
+)
+def test_a_label_that_is_none(tmp_path: Path, label: Any, classes: int | None, problem: str) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"text": "a", "label": label}] * 12, compress=False)
+    with pytest.raises(InputError, match=problem):
+        rows_of(config("custom", tmp_path, task__num_labels=classes), "train")
+
+
 def test_a_part_of_train_is_the_validation_split(tmp_path: Path) -> None:
     """Rows of every class, the same wherever they are in the file; another part is other data."""
     rows = [{"text": f"row {number}", "label": "ab"[number % 2]} for number in range(40)]
