@@ -54,12 +54,23 @@ def prepare_words() -> None:
             f"cannot read '{unknown[0]}': options come first (-m, --cfg job; --help shows them), then settings as "
             "key=value (task=sst2)"
         )
-    check_equals_signs(args.overrides)
-    overrides = OverridesParser.create().parse_overrides(args.overrides)
-    for override in overrides:
-        _check_override(override, bool(args.multirun))
+    for override in checked(args.overrides, bool(args.multirun)):
         if args.multirun:
             sys.argv[sys.argv.index(override.input_line)] = _of_each_job(override)
+
+
+def checked(words: Sequence[str], multirun: bool) -> list[Override]:
+    """Settings as Hydra reads them.
+
+    Raises:
+        InputError: a word that Hydra would not report, or not in one line.
+        HydraException: Hydra's grammar does not accept a word.
+    """
+    check_equals_signs(words)
+    overrides = OverridesParser.create().parse_overrides(list(words))
+    for override in overrides:
+        _check_override(override, multirun)
+    return overrides
 
 
 def check_equals_signs(words: Sequence[str]) -> None:

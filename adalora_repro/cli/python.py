@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,11 +10,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from adalora_repro.cli.hydra_errors import explain, file_problems
-from adalora_repro.cli.run import register
+from adalora_repro.cli.arguments import use_config_dir
+from adalora_repro.cli.hydra_errors import checked, explain, file_problems
+from adalora_repro.cli.run import refuse_launcher, register
 from adalora_repro.config.catalog import resource
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.resolve import count, finished, record_in, resolve
+from adalora_repro.config.words import override_value
 from adalora_repro.errors import EXIT_OK, InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.run_record import RunRecord
@@ -26,7 +29,7 @@ def run(*words: str) -> RunRecord:
     A finished run is not trained again, an interrupted one goes on.
 
     Args:
-        words: ``task=cola``, ``method=lora``, ``optim.lr=1e-3``, …
+        words: ``task=cola``, ``method=lora``, ``optim.lr=1e-3``, …; ``--config-dir=DIR`` before them.
 
     Raises:
         InputError: wrong input; nothing was trained.
@@ -56,12 +59,20 @@ def plan_of(*words: str) -> Plan:
     """
     if wrong := [word for word in words if not isinstance(word, str)]:
         raise InputError(f"run: each word is a text of its own, run('task=cola', 'method=lora'), not {wrong[0]!r}")
+    folder = next((word.partition("=")[2] for word in words if word.startswith("--config-dir=")), None)
+    use_config_dir(folder)
+    words = tuple(word for word in words if not word.startswith("--config-dir="))
+    path = [] if folder is None else [f"hydra.searchpath=[{override_value(f'file://{os.path.abspath(folder)}')}]"]
     with _own_hydra():
         try:
-            cfg = compose("config", list(words), return_hydra_config=True)
+            checked(words, multirun=False)
+            cfg = compose("config", [*words, *path], return_hydra_config=True)
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(explain(error, words)) from None
     choices = dict(cfg.hydra.runtime.choices)
+    refuse_launcher(cfg, choices)
     own = DictConfig({key: value for key, value in OmegaConf.to_container(cfg).items() if key != "hydra"})  # type: ignore[union-attr]
     with file_problems():
         return resolve(own, choices, words)

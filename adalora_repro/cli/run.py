@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -189,8 +189,8 @@ def run(cfg: DictConfig, words: Words, many: bool, ledger: Ledger) -> Outcome:
         InputError: wrong input; nothing was trained.
     """
     choices = HydraConfig.get().runtime.choices
-    if not many and (choices["hydra/launcher"] in choices_of("hydra/launcher") or cfg.launch == "detach"):
-        raise InputError("hydra/launcher and launch=detach are for a sweep: adalora-run -m …")
+    if not many:
+        refuse_launcher(cfg, choices)
     # +key=value goes past Hydra's own check of names
     OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
     if Path(cfg.results.dir).expanduser().is_file():
@@ -230,6 +230,12 @@ def run(cfg: DictConfig, words: Words, many: bool, ledger: Ledger) -> Outcome:
         if alone and many and lock.held(plan.folder):  # taken since we looked
             return _skipped(plan)
         raise
+
+
+def refuse_launcher(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
+    """Raises InputError for a single run that names a launcher."""
+    if choices["hydra/launcher"] in choices_of("hydra/launcher") or cfg.launch == "detach":
+        raise InputError("hydra/launcher and launch=detach are for a sweep: adalora-run -m …")
 
 
 def _ended(code: int) -> Outcome:

@@ -14,6 +14,7 @@ from conftest import Cli, only_run
 
 import adalora_repro
 from adalora_repro.cli import arguments, model
+from adalora_repro.cli.python import plan_of
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
 from adalora_repro.training import answers
 
@@ -145,9 +146,22 @@ def test_runs_from_python(tiny: Cli, tmp_path: Path) -> None:
         adalora_repro.run("task=sst3")
     with pytest.raises(InputError, match=r"optim\.lr"):
         adalora_repro.run(*words, "optim.lr=-1")
-    for word in ("dry_run=true", "measure=cost"):
-        with pytest.raises(InputError, match="run trains"):
+    for word, message in {
+        **dict.fromkeys(("dry_run=true", "measure=cost"), "run trains"),
+        **dict.fromkeys(("+sweep=lr", "seed=0,1"), "makes several runs"),
+        **dict.fromkeys(("launch=detach", "hydra/launcher=slurm"), "are for a sweep"),
+        "-m": "settings are written key=value",
+    }.items():
+        with pytest.raises(InputError, match=message):
             adalora_repro.run(*words, word, "seed=1")
+
+
+def test_a_method_of_a_folder_of_one_s_own_from_python(tiny: Cli) -> None:
+    Path("own/method").mkdir(parents=True)
+    text = "# @package _global_\ndefaults: [lora, _self_]\nmethod: {name: mine, alpha: 7.0}\n"
+    Path("own/method/mine.yaml").write_text(text, encoding="utf-8")
+    plan = plan_of("--config-dir=own", "task=sst2", "method=mine", "backbone=tiny-bert", "data=sample")
+    assert (plan.key["method"], plan.cfg.method.alpha) == ("mine", 7)
 
 
 def test_a_run_whose_folder_was_removed_is_one_error(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
