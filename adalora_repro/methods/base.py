@@ -223,6 +223,7 @@ class BaseMethod:
         else:
             self.inject(model, sites)
             export.take(model, load_file(folder / export.OWN_WEIGHTS), folder)
+            export.merge(model)
         return model
 
     def summary(self) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adalora_repro.errors import InputError
-from adalora_repro.lowrank import SVDLinear
+from adalora_repro.lowrank import LoRALinear, SVDLinear
 from adalora_repro.lowrank.layers import LowRankLinear
+from adalora_repro.models.inject import trained
 from adalora_repro.models.sites import head_parameters
 
 if TYPE_CHECKING:
@@ -43,8 +44,10 @@ TASK_TYPES = {
 
 
 def expressible(model: nn.Module) -> bool:
-    """Whether PEFT's LoRA can say what was trained: some increment of low rank that is not zero."""
-    return any(len(factors(layer)[0]) for layer in low_rank_layers(model).values())
+    """Whether PEFT's LoRA can say what was trained: some increment of low rank that is not zero, and the head alone."""
+    layers = low_rank_layers(model)
+    own = {f"{path}.lora_{name}" for path in layers for name in "ABE"} | head_parameters(model).keys()
+    return trained(model).keys() <= own and any(len(factors(layer)[0]) for layer in layers.values())
 
 
 def write_peft(model: PreTrainedModel, cfg: DictConfig, folder: Path) -> None:
@@ -55,7 +58,15 @@ def write_peft(model: PreTrainedModel, cfg: DictConfig, folder: Path) -> None:
 
 
 def write_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A plain model with its tokenizer, as the Auto classes of transformers load them."""
+    """A plain model with its tokenizer, as the Auto classes of transformers load them.
+
+    Raises:
+        InputError: the method has modules of its own; transformers would draw random weights for those they replaced.
+    """
+    with torch.device("meta"):
+        plain = type(model)(model.config)
+    if foreign := sorted(model.state_dict().keys() - plain.state_dict().keys()):
+        raise InputError(f"the trained model is not a plain {type(model).__name__}: it has a weight '{foreign[0]}'")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -142,6 +153,14 @@ def head_modules(model: PreTrainedModel) -> list[str]:
 
 
 # --- from the disk ----------------------------------------------------------------------------------------------------
+
+
+def merge(model: PreTrainedModel) -> None:
+    """Puts plain layers, W + Δ, in the place of low-rank ones; not of subclasses, which may compute something else."""
+    for path, layer in low_rank_layers(model).items():
+        if type(layer) in (LoRALinear, SVDLinear):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, layer.merge())
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from adalora_repro import methods
 from adalora_repro.errors import InputError, first_line
-from adalora_repro.models import backbones, export, sites
+from adalora_repro.models import backbone_files, backbone_tokenizer, backbones, export, sites
 from adalora_repro.models.export import OWN_WEIGHTS
 from adalora_repro.records.run_record import RECORD_NAME
 
@@ -88,13 +88,29 @@ def load(run: str | Path, backbone: str | None = None) -> tuple[PreTrainedModel,
     if (folder / export.MERGED_WEIGHTS).exists():
         with readable(folder):
             merged = getattr(transformers, cfg.task.auto_model).from_pretrained(folder, dtype=torch.float32)
-            return merged.eval(), transformers.AutoTokenizer.from_pretrained(folder)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            backbone_tokenizer.restore_character_map(tokenizer, folder)
+            return merged.eval(), tokenizer
+    _require_own_backbone(folder, cfg)
     tokenizer = backbones.load_tokenizer(cfg)
     transformers.set_seed(cfg.seed)  # random weights are drawn as for the run
     model = backbones.load_model(cfg)
     with readable(folder):
         model = methods.load(cfg).read(model, sites.find_sites(model), folder)
+    if names := list(cfg.task.class_names):
+        model.config.id2label, model.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
     return model.requires_grad_(False).eval(), tokenizer
+
+
+def _require_own_backbone(folder: Path, cfg: DictConfig) -> None:
+    """Raises InputError if the files of the backbone are not those that the run had: its answers would be wrong."""
+    if cfg.backbone.path is None or not (folder / RECORD).exists():
+        return
+    with readable(folder):
+        trained = json.loads((folder / RECORD).read_bytes())["settings"].get("backbone.path")
+    path = Path(cfg.backbone.path).expanduser()
+    if trained and trained != backbone_files.fingerprint(path):
+        raise InputError(f"{path} is not the backbone of this run: its files have changed, or are another model's")
 
 
 @contextmanager
@@ -192,8 +208,10 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
         if (folder / SITES).is_dir():
             shutil.copytree(folder / SITES, part / SITES)
         part.replace(to)  # an empty folder may be there
-    except OSError as error:
-        raise InputError(f"--to: cannot write '{to}': {error.strerror or first_line(error)}") from None
+    except InputError:
+        raise
+    except Exception as error:  # OSError, and what safetensors and tokenizers raise where the disk is full
+        raise InputError(f"--to: cannot write '{to}': {first_line(error)}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -229,7 +247,8 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
     ranks = f"Ranks of the adapted matrices: {ranks_text(record.rank_pattern)}.\n\n" if record.rank_pattern else ""
     use = {
         "peft": f"model = transformers.{cfg.task.auto_model}.from_pretrained({export.base_name(cfg)!r}"
-        f"{f', num_labels={cfg.task.num_labels}' if 'Classification' in cfg.task.auto_model else ''})\n"
+        f"{f', num_labels={cfg.task.num_labels}' if 'Classification' in cfg.task.auto_model else ''}, "
+        "dtype='float32')\n"  # transformers would take the precision of the backbone's file
         "model = peft.PeftModel.from_pretrained(model, FOLDER).eval()",
         "transformers": f"model = transformers.{cfg.task.auto_model}.from_pretrained(FOLDER).eval()",
         "adalora-repro": "model, tokenizer = adalora_repro.load(FOLDER)",

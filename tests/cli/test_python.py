@@ -77,13 +77,16 @@ def test_export_is_loaded_without_the_run(tiny: Cli, ask: Cli, tmp_path: Path, m
     card = (folder / "model" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nbase_model: tiny-bert\nlibrary_name: peft\n")
     assert "adalora-run backbone=tiny-bert" in card
+    assert "num_labels=2, dtype='float32')" in card
     record = json.loads((folder / "model" / "record.json").read_text(encoding="utf-8"))
     assert record["key"] == only_run().record.key
     whole = tmp_path / "whole"
     assert ask("export", folder, "--to", whole, "--as", "merged").code == EXIT_OK
     assert ask("predict", whole, "a film").out == ask("predict", folder, "a film").out
     tokens = transformers.AutoTokenizer.from_pretrained(whole)("a film", return_tensors="pt")
-    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(whole)(**tokens).logits
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(whole)
+    assert plain.config.id2label == {0: "negative", 1: "positive"}
+    theirs = plain(**tokens).logits
     ours = adalora_repro.load(folder)[0](**tokens).logits
     assert torch.allclose(theirs, ours, atol=1e-5)
     folder = folder.absolute()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_backbone import train_sentencepiece
@@ -21,6 +22,7 @@ from adalora_repro.errors import InputError
 from adalora_repro.models import backbone_tokenizer
 from adalora_repro.tasks import sources, toy_text
 from adalora_repro.tasks.squad import Task
+from adalora_repro.training import kept
 
 TEXTS = [
     "The bridge is 5 km long and 2½ lanes wide… it was built in 1990–95 (naïve café Straße Ωmega).",
@@ -155,6 +157,15 @@ def test_a_map_is_taken_from_spm_model_or_an_older_tokenizer_json_or_missed(fold
     assert bare("㎞ 2½")["input_ids"] == whole("㎞ 2½")["input_ids"]
     assert bare.unk_token_id not in bare("㎞ 2½")["input_ids"]
     assert backbone_tokenizer.notes(bare) == []
+    shutil.copytree(tmp_path / "older", tmp_path / "merged")
+    config = transformers.DebertaV2Config(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    transformers.DebertaV2ForSequenceClassification(config).save_pretrained(tmp_path / "merged")
+    settings = "{task: {name: sst2, auto_model: AutoModelForSequenceClassification}, method: {name: lora}, "
+    settings += "backbone: {name: own, architecture: {model_type: deberta-v2}}}"
+    (tmp_path / "merged" / kept.CONFIG).write_text(settings, encoding="utf-8")
+    assert kept.load(tmp_path / "merged")[1]("㎞ 2½")["input_ids"] == whole("㎞ 2½")["input_ids"]
 
     shutil.copytree(tmp_path / "older", tmp_path / "both")
     saved = json.loads((tmp_path / "both" / "tokenizer.json").read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 from tiny_runs import built, inputs_of, logits
 
 from adalora_repro.errors import InputError
@@ -99,6 +100,21 @@ def test_matrices_without_triplets_are_left_out(tmp_path: Path) -> None:
     assert torch.allclose(logits(kept.load(tmp_path)[0], inputs), logits(run.model, inputs), atol=1e-5)
 
 
+def test_what_is_trained_beside_the_increments_is_kept_too(tmp_path: Path) -> None:
+    """As a method of the user's may do; PEFT's LoRA cannot say it."""
+    run = changed(tmp_path, *words_of("tiny-bert", "lora"))
+    norm = run.model.get_submodule("bert.embeddings.LayerNorm").requires_grad_(True)
+    with torch.no_grad():
+        norm.weight.add_(1.0)
+    kept.keep(run.model, run.plan.cfg, tmp_path / "model", "adapter")
+    kept.write_export(tmp_path, tmp_path / "whole", "merged")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole")
+    inputs = inputs_of(run)
+    assert torch.allclose(logits(model, inputs), logits(run.model, inputs), atol=1e-5)
+    with pytest.raises(InputError, match="the trained model is not a plain BertForSequenceClassification"):
+        export.write_merged(run.model, kept.load(tmp_path)[1], tmp_path)
+
+
 def test_another_backbone_is_refused(tmp_path: Path) -> None:
     run = changed(tmp_path, *words_of("tiny-bert", "lora"))
     kept.keep(run.model, run.plan.cfg, tmp_path / "model", "adapter")
@@ -122,6 +138,10 @@ def interrupted(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
+def full(*_: Any) -> None:
+    raise SafetensorError("No space left on device (os error 28)")
+
+
 def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = changed(tmp_path, *words_of("tiny-bert", "lora"))
     folder = tmp_path / "run"
@@ -138,9 +158,12 @@ def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mon
         for form in ("peft", "merged"):
             with pytest.raises(InputError, match=message):
                 kept.write_export(folder, to, form)
-    with monkeypatch.context() as patch:
-        patch.setattr(export, "write_merged", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+    for failing, error, message in (
+        (interrupted, KeyboardInterrupt, None),
+        (full, InputError, r"cannot write '.*new': No space left"),
+    ):
+        monkeypatch.setattr(export, "write_merged", failing)
+        with pytest.raises(error, match=message):
             kept.write_export(folder, tmp_path / "new", "merged")
     assert not list(tmp_path.glob("new*"))
     (tmp_path / "new").mkdir()
