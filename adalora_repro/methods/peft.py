@@ -301,7 +301,7 @@ class Method(BaseMethod):
         self.tuner.peft_config[ADAPTER] = kept
         tensors |= {f"{export.PREFIX}{name}": p for name, p in head_parameters(model).items() if p.requires_grad}
         export.write_tensors(tensors, folder / export.PEFT_WEIGHTS)
-        config.task_type = export.TASK_TYPES[cfg.task.auto_model]
+        config.task_type = export.TASK_TYPES.get(cfg.task.auto_model)
         config.base_model_name_or_path = export.base_name(cfg)
         config.revision = cfg.backbone.revision if cfg.backbone.path is None else None
         config.modules_to_save = export.head_modules(model) or None

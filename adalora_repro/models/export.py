@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import LoRALinear, SVDLinear
 from adalora_repro.lowrank.layers import LowRankLinear
+from adalora_repro.models.backbones import package_folder
 from adalora_repro.models.inject import trained
 from adalora_repro.models.sites import head_parameters
 
@@ -112,7 +113,7 @@ def peft_form(
     tensors |= {f"{PREFIX}{name}": parameter for name, parameter in head.items() if parameter.requires_grad}
     config = {
         "peft_type": "LORA",
-        "task_type": TASK_TYPES[cfg.task.auto_model],
+        "task_type": TASK_TYPES.get(cfg.task.auto_model),
         "base_model_name_or_path": base_name(cfg),
         "revision": cfg.backbone.revision if cfg.backbone.path is None else None,
         "r": rank,
@@ -131,12 +132,12 @@ def peft_form(
 
 
 def base_name(cfg: DictConfig) -> str:
-    """What others load the backbone by: its folder, its name on the hub or the package that carries it."""
+    """What others load the backbone by: its folder, that of the package that carries it, or its name on the hub."""
     backbone = cfg.backbone
     if backbone.path is not None:
         return str(Path(backbone.path).expanduser().resolve())
     if backbone.source == "package":
-        return str(backbone.package)
+        return str(package_folder(backbone.package))
     return str(backbone.hub or backbone.name)
 
 

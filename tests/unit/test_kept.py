@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from tiny_runs import built, inputs_of, logits
 
 from adalora_repro.errors import InputError
 from adalora_repro.lowrank import SVDLinear
 from adalora_repro.models import export, inject
+from adalora_repro.models.backbones import WORD_PIECES
 from adalora_repro.training import answers, kept
 from adalora_repro.training.state import RunState
 
@@ -241,3 +243,9 @@ def test_the_config_of_peft_is_what_peft_writes(tmp_path: Path) -> None:
     _, config = export.peft_form(run.model, export.low_rank_layers(run.model), run.plan.cfg)
     peft.LoraConfig(**config)  # knows every key
     assert json.loads(json.dumps(config)) == config
+    # of a task family of the user's, whose model PEFT has no name for, and of a backbone from a package
+    cfg = OmegaConf.merge(run.plan.cfg, {"task": {"auto_model": "AutoModelForMultipleChoice"}})
+    cfg = OmegaConf.merge(cfg, {"backbone": {"source": "package", "package": WORD_PIECES}})
+    _, config = export.peft_form(run.model, export.low_rank_layers(run.model), cfg)
+    assert config["task_type"] is None
+    assert transformers.AutoConfig.from_pretrained(config["base_model_name_or_path"]).model_type == "bert"
