@@ -46,6 +46,8 @@ def prepare_words() -> None:
 
     parser.error = refuse
     args, unknown = parser.parse_known_args()
+    if sum(text.partition("=")[0] in ("--config-dir", "-cd") for text in sys.argv) > 1:
+        raise InputError("--config-dir: Hydra reads one folder, the last; put your files into one")
     add_folder(args.config_dir)
     if args.experimental_rerun:
         raise InputError("--experimental-rerun would unpickle a file; to resume a run, repeat its command")
@@ -187,7 +189,8 @@ def _explained(error: Exception, typed: Sequence[str]) -> str:
         text += f"\n{error.__cause__}"
     if match := re.search(r"full_key: ([\w.]+)", text):
         lines = [line for line in text.splitlines() if line and not line.startswith("Error merging")]
-        return f"{match[1]}: {lines[0]}" if "not in" not in text else unknown_setting(match[1], typed)
+        problem = " ".join(lines[: 1 + lines[0].endswith("while composing config:")])  # the file, then the value
+        return f"{match[1]}: {problem}" if "not in" not in text else unknown_setting(match[1], typed)
     if match := re.search(r"Could not override '([\w.@/]+)'", text):
         return unknown_setting(match[1], typed)
     return re.sub(r"See https?://\S+.*", "", text)

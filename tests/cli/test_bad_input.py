@@ -61,6 +61,7 @@ hydra/launcher=nope => unknown hydra/launcher 'nope'; valid: basic
 method=[lora,full] => method takes one file's name; for several runs use -m and a list without brackets
 seed=9223372036854775808 => seed must be below 2^32
 --experimental-rerun=x => --experimental-rerun would unpickle a file
+--config-dir=one -cd two => --config-dir: Hydra reads one folder, the last
 --config-dir=nope => Additional config directory | nope' not found
 -m hydra.sweeper.max_batch_size=0.3M => hydra.sweeper.max_batch_size
 -m hydra.sweeper.cells=a => hydra.sweeper.cells
@@ -123,6 +124,9 @@ def test_a_choice_without_a_name_of_its_own_is_not_filed_as_another(tiny: Cli) -
     Path("own/method/mine.yaml").write_text(f"# @package _global_\n{CHOICE}", encoding="utf-8")
     line = refused(tiny("--config-dir=own", "task=sst2", "method=mine", "dry_run=true"))
     assert "its runs would be filed as those of method=lora; set method.name=mine in its file" in line
+    Path("own/method/mine.yaml").write_text("# @package _global_\noptim: {lr: fast}", encoding="utf-8")
+    line = refused(tiny("--config-dir=own", "task=sst2", "method=mine", "dry_run=true"))
+    assert re.match(r"optim\.lr: In 'method/mine': .*Value 'fast' of type 'str' could not be converted to Float", line)
 
 
 def test_the_plan_names_the_files_of_config_dir(tiny: Cli) -> None:
