@@ -161,11 +161,12 @@ def add_folder(folder: str | None) -> None:
     Raises:
         InputError: a file has the name of one in ``conf/``, which would be read in its place.
     """
-    conf = resource("conf")
-    for path in [] if folder is None else sorted(conf.glob("*/**/*.yaml")):
-        if (own := Path(folder, path.relative_to(conf))).is_file():
-            raise InputError(f"{own}: conf/{path.relative_to(conf)} has this name and would be read instead; rename it")
-    _added[:] = [] if folder is None else [Path(folder)]
+    conf, added = resource("conf"), [] if folder is None else [Path(folder)]
+    for path in sorted(conf.glob("*/**/*.yaml")) if added else ():
+        name = path.relative_to(conf)
+        if (added[0] / name).is_file():
+            raise InputError(f"{added[0] / name}: conf/{name} has this name and would be read instead; rename it")
+    _added[:] = added
     methods.cache_clear()
     sites.add_folder(None if folder is None else Path(folder) / "sites")
 
