@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -205,6 +206,12 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
         for name in names:
             if (folder / name).exists():
                 shutil.copy(folder / name, part / name)
+        if form == "merged" and (part / CARD).exists():
+            library, use = use_of(part, cfg)
+            text = (part / CARD).read_text(encoding="utf-8")
+            text = re.sub("^library_name: .*$", f"library_name: {library}", text, count=1, flags=re.MULTILINE)
+            text = re.sub("```python.*?```", f"```python\n{use}\n```", text, count=1, flags=re.DOTALL)
+            (part / CARD).write_text(text, encoding="utf-8")
         if (folder / SITES).is_dir():
             shutil.copytree(folder / SITES, part / SITES)
         part.replace(to)  # an empty folder may be there
@@ -230,9 +237,7 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
     import yaml
 
     assert record.final is not None
-    peft = (folder / export.PEFT_CONFIG).exists()
-    merged = (folder / export.MERGED_WEIGHTS).exists()
-    library = "peft" if peft else "transformers" if merged else "adalora-repro"
+    library, use = use_of(folder, cfg)
     front = {
         "base_model": export.base_name(cfg),
         "library_name": library,
@@ -245,14 +250,6 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in record.final["metrics"].items())
     same = "Degenerate: the last evaluation gave every example the same prediction.\n\n" * record.degenerate
     ranks = f"Ranks of the adapted matrices: {ranks_text(record.rank_pattern)}.\n\n" if record.rank_pattern else ""
-    use = {
-        "peft": f"model = transformers.{cfg.task.auto_model}.from_pretrained({export.base_name(cfg)!r}"
-        f"{f', num_labels={cfg.task.num_labels}' if 'Classification' in cfg.task.auto_model else ''}, "
-        "dtype='float32')\n"  # transformers would take the precision of the backbone's file
-        "model = peft.PeftModel.from_pretrained(model, FOLDER).eval()",
-        "transformers": f"model = transformers.{cfg.task.auto_model}.from_pretrained(FOLDER).eval()",
-        "adalora-repro": "model, tokenizer = adalora_repro.load(FOLDER)",
-    }[library]
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
 
@@ -272,6 +269,21 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
 Trained with `{command}`; all settings are in `{CONFIG}`, the record of the run is `{RECORD}`.
 The licences of the backbone and of the data apply.
 """
+
+
+def use_of(folder: Path, cfg: DictConfig) -> tuple[str, str]:
+    """The library that loads a kept model, and the code."""
+    peft = (folder / export.PEFT_CONFIG).exists()
+    merged = (folder / export.MERGED_WEIGHTS).exists()
+    library = "peft" if peft else "transformers" if merged else "adalora-repro"
+    return library, {
+        "peft": f"model = transformers.{cfg.task.auto_model}.from_pretrained({export.base_name(cfg)!r}"
+        f"{f', num_labels={cfg.task.num_labels}' if 'Classification' in cfg.task.auto_model else ''}, "
+        "dtype='float32')\n"  # transformers would take the precision of the backbone's file
+        "model = peft.PeftModel.from_pretrained(model, FOLDER).eval()",
+        "transformers": f"model = transformers.{cfg.task.auto_model}.from_pretrained(FOLDER).eval()",
+        "adalora-repro": "model, tokenizer = adalora_repro.load(FOLDER)",
+    }[library]
 
 
 def ranks_text(ranks: Mapping[str, int]) -> str:

@@ -84,7 +84,11 @@ def test_export_is_loaded_without_the_run(tiny: Cli, ask: Cli, tmp_path: Path, m
     assert ask("export", folder, "--to", whole, "--as", "merged").code == EXIT_OK
     assert ask("predict", whole, "a film").out == ask("predict", folder, "a film").out
     tokens = transformers.AutoTokenizer.from_pretrained(whole)("a film", return_tensors="pt")
-    plain = transformers.AutoModelForSequenceClassification.from_pretrained(whole)
+    card = (whole / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nbase_model: tiny-bert\nlibrary_name: transformers\n")
+    names: dict[str, Any] = {"transformers": transformers, "FOLDER": whole}
+    exec(card.partition("```python\n")[2].partition("```")[0], names)
+    plain = names["model"]
     assert plain.config.id2label == {0: "negative", 1: "positive"}
     theirs = plain(**tokens).logits
     ours = adalora_repro.load(folder)[0](**tokens).logits
