@@ -40,8 +40,8 @@ class Task(BaseTask):
     """One task of the family, as its YAML in conf/task/ describes it.
 
     Raises:
-        InputError: as ``BaseTask``; labels that are neither classes nor scores of a range; a maximum length that
-            leaves no room for text.
+        InputError: as ``BaseTask``; labels that are neither classes nor scores of a range; names or a head for another
+            number of labels; a maximum length that leaves no room for text.
     """
 
     architectures = ("encoder", "decoder")
@@ -60,6 +60,10 @@ class Task(BaseTask):
         free = cfg.task.hub is None and not bounds
         if self.regression and not free and not (len(bounds) == 2 and -math.inf < bounds[0] < bounds[1] < math.inf):
             raise InputError(f"task.label_range={bounds} must be two ascending numbers where task.num_labels is 1")
+        counts = {"class_names": len(self.classes), "head.num_labels": cfg.task.head.get("num_labels")}
+        for name, count in counts.items():
+            if count and count != cfg.task.num_labels:
+                raise InputError(f"task.{name} is for {count} labels, but task.num_labels={cfg.task.num_labels}")
         if cfg.task.max_length < least:
             raise InputError(f"task.max_length={cfg.task.max_length} must be {least} or more: a token of each text")
 

@@ -48,6 +48,8 @@ task=squad budget=0.08% task.stride=8 task.text_columns=[context] => task.text_c
 task.text_columns=[label] => task.text_columns, task.label_column: column 'label' cannot be two things
 task.num_labels=1 => task.label_range=[] must be two ascending numbers where task.num_labels is 1
 task=stsb task.label_range=[0,inf] => task.label_range must be finite, not inf
+task.num_labels=3 => task.class_names is for 2 labels, but task.num_labels=3
+task=mnli task.head.num_labels=2 => task.head.num_labels is for 2 labels, but task.num_labels=3
 task.label_range=[0,5] => task.label_range=[0.0, 5.0] is for scores (task.num_labels=1)
 task.max_length=2 => task.max_length=2 must be 3 or more: a token of each text
 task=squad budget=0.08% task.stride=8 task.num_labels=3 => task.num_labels=3: start and end of a span take 2
