@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.metrics.glue import METRICS
+from adalora_repro.metrics.glue import METRICS, OF_SCORES
 from adalora_repro.records.validation import shown
 from adalora_repro.settings import setting
 from adalora_repro.tasks import sources
@@ -40,8 +40,8 @@ class Task(BaseTask):
     """One task of the family, as its YAML in conf/task/ describes it.
 
     Raises:
-        InputError: as ``BaseTask``; labels that are neither classes nor scores of a range; names or a head for another
-            number of labels; a maximum length that leaves no room for text.
+        InputError: as ``BaseTask``; labels that are neither classes nor scores of a range; names, a head or metrics
+            for another number of labels; a maximum length that leaves no room for text.
     """
 
     architectures = ("encoder", "decoder")
@@ -64,6 +64,10 @@ class Task(BaseTask):
         for name, count in counts.items():
             if count and count != cfg.task.num_labels:
                 raise InputError(f"task.{name} is for {count} labels, but task.num_labels={cfg.task.num_labels}")
+        for name in cfg.task.metrics:
+            if (self.regression and name not in OF_SCORES) or (name == "f1" and cfg.task.num_labels != 2):
+                wanted = "two classes" if name == "f1" else "classes"
+                raise InputError(f"task.metrics: {name} is of {wanted}, but task.num_labels={cfg.task.num_labels}")
         if cfg.task.max_length < least:
             raise InputError(f"task.max_length={cfg.task.max_length} must be {least} or more: a token of each text")
 
@@ -91,8 +95,6 @@ class Task(BaseTask):
                 except ValueError as error:
                     if not cfg.data.skip_invalid:
                         raise InputError(f"{where}: {error}") from None
-            if "f1" in task.metrics and len(classes) != 2:
-                raise InputError(f"task.metrics: f1 is of two classes, not of {', '.join(classes)}")
         metrics = list(task.metrics) or metrics
         if OmegaConf.is_missing(task, "primary_metric"):
             values["primary_metric"] = f"{metrics[0]}{next(iter(task.validation), '')}"

@@ -49,6 +49,8 @@ task.text_columns=[label] => task.text_columns, task.label_column: column 'label
 task.num_labels=1 => task.label_range=[] must be two ascending numbers where task.num_labels is 1
 task=stsb task.label_range=[0,inf] => task.label_range must be finite, not inf
 task.num_labels=3 => task.class_names is for 2 labels, but task.num_labels=3
+task=mnli task.metrics=[f1] task.primary_metric=f1_m => task.metrics: f1 is of two classes, but task.num_labels=3
+task=stsb task.metrics=[corr,accuracy] => task.metrics: accuracy is of classes, but task.num_labels=1
 task=mnli task.head.num_labels=2 => task.head.num_labels is for 2 labels, but task.num_labels=3
 task.label_range=[0,5] => task.label_range=[0.0, 5.0] is for scores (task.num_labels=1)
 task.max_length=2 => task.max_length=2 must be 3 or more: a token of each text
