@@ -103,7 +103,7 @@ def budget_families() -> dict[str, str]:
 
 
 def sizes_of(method: str) -> Mapping[str, Mapping[str, Any]] | None:
-    """Budget -> options of a method, from its file or the nearest it builds on that has ``sizes``; None: it has one size.
+    """Budget -> options of a method: ``sizes`` of its file or the nearest it builds on; None: it has one size.
 
     Raises:
         InputError: a file is not YAML, or not a mapping.
