@@ -72,6 +72,7 @@ def test_two_methods_in_turn(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> 
 def test_alone(quick: Tiny) -> None:
     done = quick("cost.against=null")
     assert done.code == EXIT_OK, done.err
+    assert done.beginning.startswith("sst2 adalora 0.3M on tiny-bert, seed 0, data=sample\ncpu (")
     record = only_record()
     assert record.ratio is None
     assert list(record.methods) == [record.key["method"]]
