@@ -51,10 +51,11 @@ def round_biases(model: nn.Module) -> None:
 
     In fp32 they give queries in fp32, whose lowest number transformers writes into scores in bf16, where it overflows.
     """
-    for module in model.modules():
-        if hasattr(module, "q_bias"):
-            plain: Any = module.transpose_for_scores
-            module.transpose_for_scores = lambda x, plain=plain: plain(x.bfloat16())
+    attention: Any
+    for attention in model.modules():
+        if hasattr(attention, "q_bias"):
+            plain = attention.transpose_for_scores
+            attention.transpose_for_scores = lambda x, plain=plain: plain(x.bfloat16())
 
 
 class Bf16ProductsInFp32(TorchDispatchMode):
