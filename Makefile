@@ -11,9 +11,12 @@ TORCH_INDEX ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 QUICK := results/quickstart
 
+# tests of the default suite
+DEFAULT := not slow and not gpu and not net and not cluster
+
 TABLES := table1 table2 table3 table4 table5 table14 table15 controls
 
-.PHONY: help quickstart install test test-all test-ranges test-cluster lint types $(TABLES) $(TABLES:%=sweep-%) study \
+.PHONY: help quickstart install test coverage test-all test-ranges test-cluster lint types $(TABLES) $(TABLES:%=sweep-%) study \
   report figures status clean
 .DEFAULT_GOAL := help
 
@@ -45,7 +48,11 @@ quickstart: $(VENV)/.installed  ## six methods on one task with an embedded mode
 	@$(BIN)/python -m adalora_repro.cli.quickstart $(QUICK)
 
 test: $(VENV)/.installed-dev  ## the default test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not net and not cluster"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "$(DEFAULT)"
+
+coverage: $(VENV)/.installed-dev  ## the default suite, and the share it runs of the rooms that compute numbers
+	@OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n 2 --dist worksteal -m "$(DEFAULT)"
+	@$(BIN)/python -m coverage combine --quiet && $(BIN)/python -m coverage report
 
 test-all: $(VENV)/.installed-dev  ## the slow tests too
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not net and not cluster"
@@ -73,8 +80,7 @@ ARGS_RANGES := tests/unit tests/oracle tests/conf tests/parity
 test-ranges: $(RANGES:%=.venv-%/.installed)  ## the quick tests with the lowest and the newest versions that may be installed
 	@for range in $(RANGES); do \
 	  echo "$$range versions:"; .venv-$$range/bin/uv pip list --quiet --python .venv-$$range/bin/python; \
-	  OMP_NUM_THREADS=1 .venv-$$range/bin/python -m pytest -n 2 --dist worksteal \
-	    -m "not slow and not gpu and not net and not cluster" $(ARGS_RANGES) || exit 1; \
+	  OMP_NUM_THREADS=1 .venv-$$range/bin/python -m pytest -n 2 --dist worksteal -m "$(DEFAULT)" $(ARGS_RANGES) || exit 1; \
 	done
 
 lint: $(VENV)/.installed-dev  ## ruff: rules and format

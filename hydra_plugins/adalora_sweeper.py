@@ -60,6 +60,7 @@ class CellSweeper(Sweeper):
         self.ledger = Ledger()
         self.plans: dict[Words, Plan] = {}  # of the runs whose configuration is sound
         self.dry_run = SweepPlan()
+        self.runs: set[Path | Words] = set()  # of the stages that have begun
         self.launches = 0  # jobs given to the launcher
         self.launcher: Launcher | None = None
 
@@ -93,19 +94,19 @@ class CellSweeper(Sweeper):
         tables = {table: [self.values(lists) for lists in cells] for table, cells in self.cells.items()}
         stages = [self.values(stage) for stage in self.stages] or [{}]
         sweeps.check_stages(stages, given)
-        earlier: list[Job] = []
+        earlier: dict[Words, Job] = {}
         for number, stage in enumerate(stages, 1):
             jobs = sweeps.jobs_of(given | stage, tables)
             rate = stage.get(LR, [""])[0]
             if rate in (CHOSEN, WIDENED):
                 asked = sweeps.wanted(jobs, stage, given) if rate == CHOSEN else jobs
-                jobs = self.at_chosen_rates(number, rate, asked, earlier)
-            left = self.launch(sweeps.wanted(jobs, stage, given))
+                jobs = self.at_chosen_rates(number, rate, asked, list(earlier.values()))
+            left = self.launch(self.new(sweeps.wanted(jobs, stage, given)))
             unfinished = any(state_of(self.plans[words_of(job)].folder) != "failed" for job in left)
             if self.config.launch == "detach" and unfinished and number < len(stages):
                 print(f"stage {number} of {len(stages)}: when its runs have ended, repeat the command for the next")
                 return
-            earlier += jobs
+            earlier |= {words_of(job): job for job in jobs}
         if self.config.dry_run:
             print(self.dry_run.total())
 
@@ -139,16 +140,22 @@ class CellSweeper(Sweeper):
 
     # -- jobs -> runs ----------------------------------------------------------------------------------------------
 
-    def launch(self, jobs: Sequence[Job]) -> list[Job]:
-        """Skips the finished runs, gives the others to the launcher and returns them."""
+    def new(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs that are no run of an earlier stage, nor one another's."""
         self.plan(jobs)
-        runs: dict[Path | Words, Job] = {}
+        new: list[Job] = []
         for job in jobs:
             plan = self.plans.get(words_of(job))  # measurements of cost share a folder
-            runs.setdefault(plan.folder if plan and plan.cfg.measure != "cost" else words_of(job), job)
-        if repeated := len(jobs) - len(runs):
+            run = plan.folder if plan and plan.cfg.measure != "cost" else words_of(job)
+            new += [job] if run not in self.runs else []
+            self.runs.add(run)
+        if repeated := len(jobs) - len(new):
             print(f"{repeated} of {len(jobs)} runs repeat another of this sweep and are left out")
-        jobs, left = list(runs.values()), []
+        return new
+
+    def launch(self, jobs: Sequence[Job]) -> list[Job]:
+        """Skips the finished runs, gives the others to the launcher and returns them."""
+        left: list[Job] = []
         for number, job in enumerate(jobs, 1):
             words, plan = words_of(job), self.plans.get(words_of(job))
             name = sweeps.label_of(plan.key, job, jobs) if plan else " ".join(words)

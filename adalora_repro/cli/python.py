@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,15 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from adalora_repro.cli.arguments import use_config_dir
 from adalora_repro.cli.hydra_errors import checked, explain, file_problems
-from adalora_repro.cli.run import refuse_launcher, register
+from adalora_repro.cli.run import announced, refuse_launcher, register
 from adalora_repro.config.catalog import resource
 from adalora_repro.config.plan import Plan
-from adalora_repro.config.resolve import count, finished, record_in, resolve
+from adalora_repro.config.resolve import ended_since, finished, record_in, resolve
 from adalora_repro.config.words import override_value
 from adalora_repro.errors import EXIT_OK, InputError
 from adalora_repro.records import run_record
 from adalora_repro.records.run_record import RunRecord
-from adalora_repro.training.progress import banner, heading
 
 
 def run(*words: str) -> RunRecord:
@@ -34,17 +34,19 @@ def run(*words: str) -> RunRecord:
     Raises:
         InputError: wrong input; nothing was trained.
         RuntimeError: the run failed or was interrupted; the message is its record's error, or says that it has none.
+        KeyboardInterrupt: a signal came after the last step; the run is finished.
     """
+    began = time.time()
     plan = plan_of(*words)
     if plan.cfg.dry_run or plan.cfg.measure == "cost":
         raise InputError("run trains; dry_run=true and measure=cost are for adalora-run")
     if plan.cfg.force or finished(plan) is None:
-        heading(plan)
-        plan = count(plan)
-        banner(plan)
+        plan = announced(plan)
         from adalora_repro.training.runner import execute
 
         if (code := execute(plan)) != EXIT_OK:
+            if ended_since(plan, began) == "ok":
+                raise KeyboardInterrupt(f"{plan.folder} is finished")
             record = record_in(plan.folder)
             error = record.error if record else None  # none if the run's folder was removed or taken over meanwhile
             raise RuntimeError(f"{plan.folder}: {error or f'exit code {code}; standard error says why'}")

@@ -21,7 +21,6 @@ from adalora_repro.cli import slurm
 from adalora_repro.cli.arguments import Parser, add_config_dir, completed, exit_code, use_config_dir
 from adalora_repro.config import catalog
 from adalora_repro.errors import EXIT_OK, InputError, clean, one_of
-from adalora_repro.records import cost_record
 from adalora_repro.reports.cells import compile_scoped
 from adalora_repro.reports.output import add_format, add_out, form_of, write
 from adalora_repro.reports.render import FORMATS, PAPER, paper_style, render
@@ -31,7 +30,7 @@ from adalora_repro.reports.spec import CHECKPOINTS, DATA_SOURCES, PROTOCOLS, Rep
 EXAMPLES = """\
 examples:
   adalora-report status                                   what is done, running, queued, failed, missing
-  adalora-report table1 --notes                           the paper's backbone, with every note and every command
+  adalora-report table1 --notes                           with every note and every command
   adalora-report table1 --backbone minilm --data local    another backbone, files of a local folder
   adalora-report table1 --only-filled                     only rows and columns that have records
   adalora-report table1 --out table1.tex                  also .csv, .html, .md; --overwrite replaces a file
@@ -112,7 +111,7 @@ def parser_of(reports: dict[str, Report]) -> Parser:
         command = commands.add_parser(report.name, help=title, description=title, allow_abbrev=False)
         report.add_arguments(command)
         if report.reads == "scope":
-            command.add_argument("--backbone", metavar="NAME", help="default: the paper's, or the only one with runs")
+            command.add_argument("--backbone", metavar="NAME", help="default: the paper's, or the one with most runs")
             command.add_argument("--data", choices=DATA_SOURCES, help="default: the first of these with records")
             command.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="default: %(default)s")
         if report.reads != "nothing":
@@ -176,7 +175,7 @@ def results_folder(name: str | None) -> Path:
 def check_backbone(name: str, request: Request) -> None:
     """Raises InputError for a backbone without records or configuration: that must not look like an empty table."""
     keys = [record.key for _, record in request.read[0]]
-    keys += [record.key for _, record in cost_record.read_all(request.results)[0]]
+    keys += [record.key for _, record in request.costs[0]]
     names = {key["backbone"] for key in keys} | set(catalog.choices_of("backbone"))
     if name not in names:
         raise one_of("backbone", name, sorted(names))

@@ -47,7 +47,7 @@ from adalora_repro.config import catalog, dry_run, settings_table
 from adalora_repro.config.catalog import base_files, choices_of, resource
 from adalora_repro.config.identity import reference
 from adalora_repro.config.plan import Plan
-from adalora_repro.config.resolve import already_done, count, failed_since, finished, resolve
+from adalora_repro.config.resolve import already_done, count, ended_since, finished, resolve
 from adalora_repro.config.schema import Config
 from adalora_repro.config.sweep import Words
 from adalora_repro.config.words import again, override_value
@@ -205,31 +205,32 @@ def run(cfg: DictConfig, words: Words, many: bool, ledger: Ledger) -> Outcome:
             print(dry_run.describe_beside(count(other), cfg.cost))
         return PLANNED, EXIT_OK
     if cfg.measure == "cost":
-        plans = [count(each) for each in (plan, *beside)]
+        plans = [announced(each) for each in (plan, *beside)]
         from adalora_repro.training import cost
 
-        return _ended(cost.execute(plans))
+        code = cost.execute(plans)
+        return ENDS.get(code, INTERRUPTED), code
     alone = launched()[1] == 1  # several processes look together, in ``execute``: each would see another moment
     if alone and not cfg.force and (score := finished(plan)):
         print(already_done(plan, score))
         return ALREADY, EXIT_OK
     if alone and many and lock.held(plan.folder, sure=True):  # in doubt ``execute`` watches its lock
         return _skipped(plan)
-    if alone and many and not cfg.force and failed_since(plan, ledger.began):
+    if alone and many and not cfg.force and ended_since(plan, ledger.began) == "failed":
         print(f"failed since this command began, not tried again: {plan.folder}")
         return FAILED, EXIT_FAILED
-    heading(plan)
-    plan = count(plan)  # fails on a wrong option before any download
-    banner(plan)
+    plan = announced(plan)
 
     from adalora_repro.training.runner import execute
 
     try:
-        return _ended(execute(plan))
+        code = execute(plan)
     except InputError:
         if alone and many and lock.held(plan.folder):  # taken since we looked
             return _skipped(plan)
         raise
+    # a signal after the last step ends the command, not the run
+    return ENDS.get(code, DONE if ended_since(plan, ledger.began) == "ok" else INTERRUPTED), code
 
 
 def refuse_launcher(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
@@ -238,8 +239,16 @@ def refuse_launcher(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
         raise InputError("hydra/launcher and launch=detach are for a sweep: adalora-run -m …")
 
 
-def _ended(code: int) -> Outcome:
-    return ENDS.get(code, INTERRUPTED), code
+def announced(plan: Plan) -> Plan:
+    """The plan, counted; says what the run is before torch is imported, and its size afterwards.
+
+    Raises:
+        InputError: an option the method does not have, or a schedule that does not fit into T; before any download.
+    """
+    heading(plan)
+    plan = count(plan)
+    banner(plan)
+    return plan
 
 
 def _skipped(plan: Plan) -> Outcome:

@@ -103,13 +103,13 @@ def budget_families() -> dict[str, str]:
 
 
 def sizes_of(method: str) -> Mapping[str, Mapping[str, Any]] | None:
-    """Budget -> options of a method, from its file or the nearest one that it builds on; None: it has one size.
+    """Budget -> options of a method: ``sizes`` of its file or the nearest it builds on; None: it has one size.
 
     Raises:
         InputError: a file is not YAML, or not a mapping.
     """
     files = (section(path, "method") for path in base_files("method", method))
-    return next((keys["sizes"] for keys in files if keys.get("sizes")), None)
+    return next((keys["sizes"] for keys in files if "sizes" in keys), None)
 
 
 def description(path: Path) -> str:

@@ -284,10 +284,10 @@ def finished(plan: Plan) -> str | None:
     return f"{score}, degenerate" if record.degenerate else score
 
 
-def failed_since(plan: Plan, moment: float) -> bool:
-    """Whether the run failed after ``moment`` (Unix time)."""
+def ended_since(plan: Plan, moment: float) -> str | None:
+    """The status of the run's record if it was written after ``moment`` (Unix time)."""
     record = record_in(plan.folder)
-    return record is not None and record.status == "failed" and record.progress.get("updated", 0.0) > moment
+    return record.status if record is not None and record.progress.get("updated", 0.0) > moment else None
 
 
 def record_in(folder: Path) -> run_record.RunRecord | None:

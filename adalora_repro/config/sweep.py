@@ -194,6 +194,7 @@ class Choice:
 
 def choose(tried: Sequence[tuple[Job, Path]]) -> Choice:
     """The choice among the runs of a cell, each with its folder; none while another process trains one of them."""
+    tried = list({folder: (job, folder) for job, folder in tried}.values())  # words may differ and mean one run
     runs = []
     typed: dict[float, str] = {}
     for job, folder in tried:

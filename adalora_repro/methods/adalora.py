@@ -182,6 +182,10 @@ class Method(SVDMethod):
     def at_final_budget(self, t: int) -> bool:
         return self.allocator.at_final_budget(t)
 
+    def allocates(self, t: int) -> bool:
+        fixed = self.protocol == "paper" and t > self.allocator.schedule.final_step
+        return self.allocator.mask_due(t) and not fixed
+
     def curve(self, t: int) -> dict[str, Any]:
         return {"b_t": self.allocator.budget} | super().curve(t)
 

@@ -186,6 +186,10 @@ class BaseMethod:
         """Whether the model is at its final budget after step t (only then can an evaluation be ``best``)."""
         return True
 
+    def allocates(self, t: int) -> bool:
+        """Whether step t chooses anew what is kept, and so takes longer than others."""
+        return False
+
     def curve(self, t: int) -> dict[str, Any]:
         """The method's entries for a line of log.jsonl; called at logging steps only."""
         return {}

@@ -86,7 +86,9 @@ class Method(peft.Method):
     def on_train_start(self, total_steps: int) -> None:
         self.config.total_step = total_steps
         self.tuner.rankallocator.target_bgt = self.b_T
-        self.masks = {f"{path}.lora_E.{peft.ADAPTER}": self.init_r for path in self.sites}
+        self.names = [f"{path}.lora_E.{peft.ADAPTER}" for path in self.sites]
+        # PEFT sets it with its first mask, and after T - t_f takes it to be there
+        self.config.rank_pattern = {name: [True] * self.init_r for name in self.names}
 
     def regularizer(self) -> Tensor | None:
         gamma = self.options.gamma
@@ -104,6 +106,9 @@ class Method(peft.Method):
     def at_final_budget(self, t: int) -> bool:
         return t >= self.config.total_step - self.options.t_f
 
+    def allocates(self, t: int) -> bool:
+        return t <= self.config.total_step - self.options.t_f and self.tuner.rankallocator.budget_schedule(t)[1]
+
     def curve(self, t: int) -> dict[str, Any]:
         return {"b_t": self.tuner.rankallocator.budget_schedule(t)[0]}
 
@@ -111,8 +116,7 @@ class Method(peft.Method):
 
     def pattern(self) -> dict[str, Tensor]:
         """Name of Λ -> which of its triplets are kept, (init_r,) bool."""
-        kept = self.config.rank_pattern or {}
-        return {name: torch.tensor(kept.get(name, [True] * r)) for name, r in self.masks.items()}
+        return {name: torch.tensor(self.config.rank_pattern[name]) for name in self.names}
 
     def state_dict(self) -> dict[str, Any]:
         allocator = self.tuner.rankallocator

@@ -46,6 +46,18 @@ def store_frozen(model: nn.Module, dtype: torch.dtype) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
+def round_biases(model: nn.Module) -> None:
+    """Takes DeBERTa V1's biases of queries and values as bf16, like the products to which they are added.
+
+    In fp32 they give queries in fp32, whose lowest number transformers writes into scores in bf16, where it overflows.
+    """
+    attention: Any
+    for attention in model.modules():
+        if hasattr(attention, "q_bias"):
+            plain = attention.transpose_for_scores
+            attention.transpose_for_scores = lambda x, plain=plain: plain(x.bfloat16())
+
+
 class Bf16ProductsInFp32(TorchDispatchMode):
     """Inside, products of bf16 matrices are computed in fp32 and rounded to bf16, for CPUs without bf16 instructions.
 

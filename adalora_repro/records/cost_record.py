@@ -60,8 +60,8 @@ class CostRecord:
             ``peak_memory`` (None: not measured), ``settings`` (every result-relevant one). ``epoch_s`` is ``mean_s``
             times ``epoch["steps"]``.
         pairs: one for each batch, in the order measured: ``t`` of the method, ``examples``, ``tokens`` without and
-            ``padded_tokens`` with padding, ``order`` of the methods, ``seconds`` of each. Earlier records also have the
-            ``phase`` of the method's schedule.
+            ``padded_tokens`` with padding, ``order`` of the methods, ``seconds`` of each. In earlier records ``t``
+            rises, so that steps which allocate may be too few or too many; some have the ``phase`` of the schedule.
         ratio: the method's time over that of ``key["against"]``: of ``median`` (over pairs) and ``epoch`` (sum over
             sum) the ``value`` and its interval ``low``, ``high`` (None for a single pair). None for a method measured
             alone.

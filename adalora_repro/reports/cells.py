@@ -26,6 +26,7 @@ from adalora_repro.reports.spec import (
     Scope,
     Spec,
     command,
+    default_backbone,
     on_the_papers_data,
     paper_rows,
 )
@@ -219,17 +220,18 @@ class Table:
 
 def compile_scoped(request: Request, spec: Spec, more: Sequence[Record] = ()) -> Table:
     """The table that the command line asks for, of the records below the results and of ``more``."""
-    args, records = request.args, [*request.read[0], *more]
+    args, records, wanted = request.args, [*request.read[0], *more], rows_wanted(spec)
     select = getattr(args, "select", "final")
     wish = Scope("", "", args.protocol, select, args.include_partial, request.results)
-    return compile_table(spec, records, choose_scope(spec, records, args.backbone, args.data, wish))
+    ours = [record for _, record in records if wanted(record.key)]
+    return compile_table(spec, records, choose_scope(spec.backbone, ours, args.backbone, args.data, wish))
 
 
 def compile_table(spec: Spec, records: Iterable[Record], scope: Scope) -> Table:
     """Records -> the table, by ``selection.RULE``."""
     usable, left_out, refused = sort_in(spec, records, scope)
-    runs = frame_of(usable, scope.include_partial)
-    shown = runs[runs.shown & (runs.checkpoint == scope.select)].set_index("seed").sort_index()
+    runs = frame_of(usable, scope.include_partial, [scope.select])
+    shown = runs[runs.shown].set_index("seed").sort_index()
     cells = {
         key: Cell(**vars(of_cell.selection.iloc[0]), shown=of_cell)
         for key, of_cell in shown.groupby(["method", "budget", "task"])
@@ -396,26 +398,31 @@ def with_best(spec: Spec, figures: pd.DataFrame) -> pd.DataFrame:
 # --- the scope --------------------------------------------------------------------------------------------------------
 
 
-def choose_scope(spec: Spec, records: Sequence[Record], backbone: str | None, data: str | None, wish: Scope) -> Scope:
+def choose_scope(
+    paper: str, records: Iterable[RunRecord], backbone: str | None, data: str | None, wish: Scope
+) -> Scope:
     """Fills in the backbone and the data source that the user left open, and says what it chose.
 
-    Backbone: the paper's; if that has no record and exactly one other has, that one. Data: the first of hub, local,
-    sample with a record of this backbone. Unfinished runs count only if there are no finished ones.
+    Backbone: ``default_backbone``. Data: the first of hub, local, sample with a record of this backbone. Unfinished
+    runs count only if there are no finished ones.
+
+    Args:
+        paper: the paper's backbone.
+        records: those that the report may show.
     """
-    wanted = rows_wanted(spec)
-    ours = [record for _, record in records if wanted(record.key) and record.key["protocol"] == wish.protocol]
-    finished = [record for record in ours if left_out_because(record, wish) is None]
-    have = sorted({record.key["backbone"] for record in finished or ours})
+    ours = [record for record in records if record.key["protocol"] == wish.protocol]
+    keys = [record.key for record in ours if left_out_because(record, wish) is None] or [record.key for record in ours]
+    have = sorted({key["backbone"] for key in keys})
     remarks = []
-    asked, backbone = backbone, backbone or (have[0] if len(have) == 1 else spec.backbone)
+    asked, backbone = backbone, backbone or default_backbone((key["backbone"] for key in keys), paper)
     if have and backbone not in have:
         remarks.append(f"No record of {backbone}; backbones with records: {', '.join(have)}.")
     elif not asked and len(have) > 1:
         remarks.append(f"Backbone {backbone}; --backbone chooses among those with records: {', '.join(have)}.")
-    elif not asked and backbone != spec.backbone:
-        remarks.append(f"No record of {spec.backbone}: this is {backbone}, the only backbone with records.")
+    elif not asked and backbone != paper:
+        remarks.append(f"No record of {paper}: this is {backbone}, the only backbone with records.")
     if data is None:
-        have = [record.key["data"] for record in finished if record.key["backbone"] == backbone]
+        have = [key["data"] for key in keys if key["backbone"] == backbone]
         have = have or [record.key["data"] for record in ours if record.key["backbone"] == backbone]
         sources = [source for source in DATA_SOURCES if source in have] or [DATA_SOURCES[0]]
         data = sources[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config import catalog
@@ -21,7 +21,7 @@ from adalora_repro.reports.notes import CONSTANT, DEGENERATE, UNEQUAL
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_part, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.significance import LEVEL, TINY, NoTest, half_width, holm, paired_t, same_examples
-from adalora_repro.reports.spec import Record, Report, Request, Scope, paper_rows
+from adalora_repro.reports.spec import Report, Request, Scope, paper_rows
 from adalora_repro.reports.tables import table1, table2, table3
 from adalora_repro.reports.text import NONE, fixed, number, plural, seeds_text, signed
 
@@ -79,16 +79,18 @@ TIMES = (
 )
 
 
-def claims_of(records: Iterable[Record], method: str = PROPOSED) -> pd.DataFrame:
+def claims_of(runs: pd.DataFrame, method: str = PROPOSED) -> pd.DataFrame:
     """A row for each (backbone, data, task, budget) with finished runs of ``method`` and each that it is compared with.
 
     The columns are ``FIELDS``. ``difference``, ``low``, ``high`` and ``sd`` are points; without a test ``reason`` says
     why there is none.
+
+    Args:
+        runs: ``frame_of`` records at the last step.
     """
     import pandas as pd
 
-    runs = frame_of(records)
-    runs = runs[runs.shown & (runs.checkpoint == "final")].set_index("seed").sort_index()
+    runs = runs[runs.shown].set_index("seed").sort_index()
     names = ["backbone", "data", "task", "budget"]
     lines = [
         dict(zip(names, key, strict=True)) | {"method": method} | compared(ours, cell, *against)
@@ -240,15 +242,14 @@ def paper_difference(run: Any, budget: str, method: str) -> float | None:
 # --- the choice of the learning rate ----------------------------------------------------------------------------------
 
 
-def optimism_measured(records: Iterable[Record]) -> list[tuple[str, float]]:
+def optimism_measured(runs: pd.DataFrame) -> list[tuple[str, float]]:
     """(cell, points): how much higher a cell's score is if its rate is chosen on the reported split.
 
     Per cell whose runs have a held-out split and which tried several rates on one common seed: the reported score at
     the rate that is best on the reported split, less the one at the rate that is best on the held-out split, both of
     that seed. It is never negative.
     """
-    runs = frame_of(records)
-    runs = runs[(runs.status == "ok") & (runs.chosen_on == "held-out") & (runs.checkpoint == "final")]
+    runs = runs[runs.chosen_on == "held-out"]
     gains = []
     names = ["backbone", "data", "protocol", "task", "method", "budget"]
     for key, tried in of_one_seed(runs, names).sort_values("lr").groupby(names):
@@ -258,8 +259,8 @@ def optimism_measured(records: Iterable[Record]) -> list[tuple[str, float]]:
     return gains
 
 
-def optimism_notes(records: Sequence[Record]) -> list[str]:
-    gains = optimism_measured(records)
+def optimism_notes(runs: pd.DataFrame) -> list[str]:
+    gains = optimism_measured(runs)
     if not gains:
         return []
     values = [gain for _, gain in gains]
@@ -354,7 +355,7 @@ def settings(claims: pd.DataFrame) -> list[str]:
             chosen = (line.against_lr, line.against_lrs_tried, line.against_chosen_on, line.against_params)
             sides[line.against.removeprefix(f"{BEST}: ")] = chosen
         texts = [
-            f"{name} lr {lr_text(lr)}{f' of {tried}' * (tried > 1)} ({split} split), {params:,} parameters"
+            f"{name} lr {lr_text(lr)}{f' of {tried}' * (tried > 1)} ({split} split), {params:,.0f} parameters"
             for name, (lr, tried, split, params) in sides.items()
         ]
         seeds = sorted({seed for line in cell.itertuples() for seed in map(int, line.seeds.split())})
@@ -377,25 +378,25 @@ def make(request: Request) -> tuple[str, list[str]]:
     methods = {record.key["method"] for _, record in records} | set(catalog.choices_of("method"))
     if args.method not in methods:
         raise one_of("method", args.method, sorted(methods))
-    records = [one for one in records if args.backbone in (None, one[1].key["backbone"])]
-    claims = claims_of(records, args.method)
+    runs = frame_of((one for one in records if args.backbone in (None, one[1].key["backbone"])), checkpoints=["final"])
+    claims = claims_of(runs, args.method)
     if form == "csv":
         return to_csv(claims), refused
-    sheet = sheet_of(claims, form, optimism_notes(records), args.times, args.method)
+    sheet = sheet_of(claims, form, optimism_notes(runs), args.times, args.method)
     return render_sheet(texts_sheet(sheet, form), form, args.notes), refused
 
 
-def section(records: Sequence[Record], scope: Scope) -> str:
+def section(runs: pd.DataFrame, scope: Scope) -> str:
     """For the page: the claims of a backbone and its data; of the paper's protocol alone, which they are about."""
     if scope.protocol != "paper":
         return ""
-    records = [one for one in records if (one[1].key["backbone"], one[1].key["data"]) == (scope.backbone, scope.data)]
-    claims = claims_of(records)
+    runs = runs[(runs.backbone == scope.backbone) & (runs.data == scope.data)]
+    claims = claims_of(runs)
     measured = claims[claims.difference.notna()]
     if measured.empty:
         return ""
     missing = reasons(claims.drop(measured.index))
-    return html_part(sheet_of(measured, "html", [*missing, *optimism_notes(records)]))
+    return html_part(sheet_of(measured, "html", [*missing, *optimism_notes(runs)]))
 
 
 REPORT = Report(

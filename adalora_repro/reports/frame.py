@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,19 +85,22 @@ def frame(results: str | Path = "results") -> pd.DataFrame:
     return table
 
 
-def frame_of(records: Iterable[tuple[Path, RunRecord]], partial: bool = False) -> pd.DataFrame:
+def frame_of(
+    records: Iterable[tuple[Path, RunRecord]], partial: bool = False, checkpoints: Sequence[str] = CHECKPOINTS
+) -> pd.DataFrame:
     """The frame of these records, with two more columns: ``run``, the ``selection.Run`` that the row is of, and
     ``selection``, what the rule chose in its cell.
 
     Args:
         partial: runs that were evaluated on a part of the examples count too.
+        checkpoints: those that have rows.
     """
     import pandas as pd
 
     rows = [
         row_of(path, record, checkpoint)
         for path, record in records
-        for checkpoint in CHECKPOINTS
+        for checkpoint in checkpoints
         if (metrics_of(record, checkpoint) if record.status == "ok" else checkpoint == "final")
     ]
     more = sorted({name for row in rows for name in row} - {*COLUMNS, "run"})

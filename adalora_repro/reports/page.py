@@ -17,22 +17,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from adalora_repro import __version__
 from adalora_repro.config import catalog
 from adalora_repro.records.revisions import outdated
 from adalora_repro.reports.cells import Cell, Table, compile_table, in_scope
-from adalora_repro.reports.figures.data import scopes_of
+from adalora_repro.reports.frame import frame_of
 from adalora_repro.reports.notes import commands_of, fill_title
 from adalora_repro.reports.output import GENERATOR, form_of
 from adalora_repro.reports.page_runs import data_of, filter_words, row_of
 from adalora_repro.reports.render import html_table, markup, sheet_of, template
 from adalora_repro.reports.significance import with_marks
-from adalora_repro.reports.spec import Report, Request, Scope, Spec, add_partial
+from adalora_repro.reports.spec import (
+    DATA_SOURCES,
+    Record,
+    Report,
+    Request,
+    Scope,
+    Spec,
+    add_partial,
+    default_backbone,
+)
 from adalora_repro.reports.status import PaperState, State, paper_state, state_of, statuses_text
 from adalora_repro.reports.text import plural
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FILE = "report.html"
 OPENING = "claims"
@@ -48,10 +60,11 @@ def make(request: Request) -> tuple[str, list[str]]:
     specs, reports = list(request.specs.values()), list(request.reports.values())
     scopes = scopes_of(records, request.results) or [Scope(specs[0].backbone, "hub", results=request.results)]
     scopes = [replace(scope, include_partial=request.args.include_partial) for scope in scopes]
-    parts = [part(f"s{i}", scope, specs, reports, states, refused) for i, scope in enumerate(scopes)]
+    runs = frame_of(records, checkpoints=["final"])
+    parts = [part(f"s{i}", scope, specs, reports, states, runs, refused) for i, scope in enumerate(scopes)]
     common = []
     for report in reports:
-        html, more = report.common(request.results) if report.common else ("", [])
+        html, more = report.common(request) if report.common else ("", [])
         refused += more
         common += section(report, html)
     state = paper_state(specs, records)
@@ -73,6 +86,15 @@ def make(request: Request) -> tuple[str, list[str]]:
         runs=[row_of(state, request.results) for state in states],
     )
     return page, refused
+
+
+def scopes_of(records: Sequence[Record], results: Path) -> list[Scope]:
+    """Backbones, data sources and protocols with a finished run, first the one that other reports show by default."""
+    keys = [record.key for _, record in records if record.status == "ok"]
+    first = default_backbone(key["backbone"] for key in keys)
+    names = {(key["backbone"], key["data"], key["protocol"]) for key in keys}
+    order = sorted(names, key=lambda of: (of[0] != first, of[0], [*DATA_SOURCES, of[1]].index(of[1]), of[2]))
+    return [Scope(*of, results=results) for of in order]
 
 
 def in_short(state: PaperState) -> str:
@@ -106,6 +128,7 @@ def part(
     specs: Sequence[Spec],
     reports: Sequence[Report],
     states: Sequence[State],
+    runs: pd.DataFrame,
     refused: list[str],
 ) -> dict[str, Any]:
     """What the template shows of a scope; ``refused`` gets a line for each record that is in no table."""
@@ -115,7 +138,7 @@ def part(
     refused += [line for table in tables for line in table.refused]
     sections = {}
     for report in reports:
-        sections[report.name] = section(report, report.section(records, scope) if report.section else "")
+        sections[report.name] = section(report, report.section(runs, scope) if report.section else "")
     return {
         "id": name,
         "title": f"{scope.backbone}, {scope.data} data, protocol {scope.protocol}",

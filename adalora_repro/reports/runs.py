@@ -31,8 +31,8 @@ def runs_table(request: Request, by: list[str], select: str) -> pd.DataFrame:
     Raises:
         InputError: a name that is neither a column of ``frame`` nor a setting of a run.
     """
-    runs = frame_of(request.read[0])
-    runs = runs[(runs.status == "ok") & (runs.checkpoint == select)].reset_index(drop=True)
+    runs = frame_of(request.read[0], checkpoints=[select])
+    runs = runs[runs.status == "ok"].reset_index(drop=True)
     valid = {*COLUMNS, *(name for run in runs.run for name in run.record.settings)} - {"metric", "held_out"}  # its own
     for name in by:
         if name not in valid:

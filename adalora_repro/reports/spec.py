@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config import catalog
 from adalora_repro.config.words import word
+from adalora_repro.records import cost_record
 from adalora_repro.records.run_record import RunRecord, read_all
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DATA_SOURCES = ("hub", "local", "sample")  # in the order of preference; never mixed in one table
 PROTOCOLS = ("paper", "released")
@@ -119,6 +123,11 @@ class Request:
         """All records, and a line for each refused file: read once, when first asked for."""
         return read_all(self.results)
 
+    @cached_property
+    def costs(self) -> tuple[list[tuple[Path, cost_record.CostRecord]], list[str]]:
+        """The same of the measurements of cost."""
+        return cost_record.read_all(self.results)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -131,8 +140,9 @@ class Report:
         reads: what it takes beside its own options: ``results`` (``--results``), ``scope`` (``--backbone``, ``--data``
             and ``--protocol`` too) or ``nothing``.
         file: without ``--out`` it goes to this file in the folder of results, not to the terminal.
-        section: all records and a scope -> what the page of all reports shows of it, as HTML; "" for nothing.
-            ``common``: the folder of results -> the same of what belongs to no scope, and a line for each refused file.
+        section: ``frame_of`` all records at the last step and a scope -> what the page of all reports shows of it, as
+            HTML; "" for nothing. ``common``: the request -> the same of what belongs to no scope, and a line for each
+            refused file.
         writes: whether it takes ``--out``.
     """
 
@@ -142,8 +152,8 @@ class Report:
     make: Callable[[Request], tuple[str | bytes, list[str]]]
     reads: str = "scope"
     file: str = ""
-    section: Callable[[Sequence[Record], Scope], str] | None = None
-    common: Callable[[Path], tuple[str, list[str]]] | None = None
+    section: Callable[[pd.DataFrame, Scope], str] | None = None
+    common: Callable[[Request], tuple[str, list[str]]] | None = None
     writes: bool = True
 
 
@@ -156,6 +166,16 @@ def paper_rows(name: str) -> list[dict[str, str]]:
     """The paper's own numbers, as printed there, from ``tables/paper/<name>``."""
     text = (files("adalora_repro.reports.tables") / "paper" / name).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
+
+
+def default_backbone(of_runs: Iterable[str], paper: str = PAPER_BACKBONE) -> str:
+    """What a report shows if nobody asks for another: the paper's backbone, or without a run of it the one with most.
+
+    Args:
+        of_runs: the backbone of each run.
+    """
+    counts = Counter(of_runs)
+    return paper if paper in counts else min(counts, key=lambda name: (-counts[name], name), default=paper)
 
 
 # --- the paper's setting ----------------------------------------------------------------------------------------------

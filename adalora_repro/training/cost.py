@@ -5,8 +5,8 @@ on the same batches, one right after the other, and take turns at being first, s
 
 - The batches represent an epoch of the task: its first epoch in order of size, cut into ``cost.steps`` equal parts; of
   each part the middle one.
-- The steps represent a run: step k of K is made as step t = (2k + 1) T / 2K of its T steps, so that each phase of a
-  schedule has its share.
+- The steps represent a run: the middles of K equal parts of its T steps, in which those that choose anew what is kept
+  come last. So each phase of a schedule and the allocation have their share, to a whole step.
 - Peak memory is that of the method alone: one step on the smallest batch, which creates the optimizer's state, and one
   on the largest batch of the epoch. On a GPU the allocator counts it in this process; a CPU needs a process of its own.
 """
@@ -143,15 +143,22 @@ def middles(sizes: Sequence[int], count: int, seed: int) -> list[int]:
     Their mean size is much closer to that of all than a random sample's. With fewer batches than ``count`` some occur
     several times.
     """
-    order = sorted(range(len(sizes)), key=sizes.__getitem__)
-    chosen = [order[k] for k in steps_over_a_run(len(order), count)]
+    chosen = in_equal_parts(sorted(range(len(sizes)), key=sizes.__getitem__), count)
     random.Random(seed).shuffle(chosen)
     return chosen
 
 
-def steps_over_a_run(total_steps: int, count: int) -> list[int]:
-    """``count`` of the steps 0 … T - 1: the middles of equal parts."""
-    return [(2 * k + 1) * total_steps // (2 * count) for k in range(count)]
+def in_equal_parts(ordered: Sequence[int], count: int) -> list[int]:
+    """The middles of ``count`` equal parts."""
+    return [ordered[(2 * k + 1) * len(ordered) // (2 * count)] for k in range(count)]
+
+
+def steps_over_a_run(total_steps: int, count: int, allocates: Callable[[int], bool]) -> list[int]:
+    """``count`` of the steps 0 … T - 1, see the head of this module.
+
+    In order of t alone they could all miss the allocation: it is periodic, too.
+    """
+    return in_equal_parts(sorted(range(total_steps), key=allocates), count)
 
 
 def official_epoch(plan: Plan, examples: int, rows: Mapping[str, int]) -> dict[str, int]:
@@ -180,6 +187,7 @@ def measure_pairs(
     """A step of every method on each batch (a list of micro-batches); returns ``CostRecord.pairs``."""
     first, cost = loops[0], loops[0].plan.cfg.cost
     names = [run.plan.key["method"] for run in loops]
+    times = [steps_over_a_run(run.plan.total_steps, cost.steps, run.method.allocates) for run in loops]
     pairs: list[dict[str, Any]] = []
     with closing(Progress(f"cost of {' and '.join(names)}", 0, cost.warmup_steps + cost.steps)) as progress:
         for number in range(-cost.warmup_steps, cost.steps):
@@ -187,8 +195,8 @@ def measure_pairs(
             rows = list(chain.from_iterable(parts))
             batches = list(on_device(first, first.data.train, parts, 0))
             seconds = {}
-            for run in loops if number % 2 == 0 else reversed(loops):
-                run.t = steps_over_a_run(run.plan.total_steps, cost.steps)[max(number, 0)]
+            for run, steps in list(zip(loops, times, strict=True))[:: 1 if number % 2 == 0 else -1]:
+                run.t = steps[number % cost.steps]  # before the first the last ones: an allocation is warmed up, too
                 seconds[run.plan.key["method"]] = timed(run, batches)
             done = number + cost.warmup_steps + 1
             progress.update(done)

@@ -278,6 +278,7 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
         speedups.cache_positions(model)
     if cfg.train.precision == "bf16":
         speedups.store_frozen(model, torch.bfloat16)
+        speedups.round_biases(model)
 
     # -- optimizer --------------------------------------------------------------------------------------------------
     optimizer = make_optimizer(model, cfg.optim)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, Whole, at_call, only_run, predictions, require_same
+from conftest import TINY, Cli, Whole, at_call, find_runs, only_run, predictions, require_same
 
+import adalora_repro
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.records import lock
 from adalora_repro.tasks import glue
@@ -59,6 +60,19 @@ def test_an_evaluation_that_takes_long_gives_way(
     assert f"at step {step} of 6" in again.err
     require_same(run, expected)
     assert {Path(name).parent.name for name in predictions(run)} == {"best", "final"}
+
+
+def test_a_signal_after_the_last_step_ends_the_command_and_not_the_run(
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        at_call(patch, runner, "_keep_model", 1, terminate)
+        done = tiny("-m", *COMMAND, "seed=0,1")
+    assert (done.code, done.out.splitlines()[-1]) == (EXIT_TERMINATED, "sweep: 1 done, 1 not started")
+    at_call(monkeypatch, runner, "_keep_model", 1, terminate)
+    with pytest.raises(KeyboardInterrupt, match="is finished"):
+        adalora_repro.run(*TINY, "task=cola", "method=lora")
+    assert [run.record.status for run in find_runs()] == ["ok", "ok"]
 
 
 class KilledError(BaseException):

@@ -17,6 +17,7 @@ from task_configs import task_config
 from adalora_repro.cli.report import main
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.reports import claims
+from adalora_repro.reports.frame import frame_of
 from adalora_repro.reports.tables import table1
 from adalora_repro.reports.text import number
 
@@ -38,7 +39,8 @@ def runs(scores: Mapping[str, Iterable[float]], **changes: Any) -> list[tuple[Pa
 
 
 def lines(records: list[tuple[Path, RunRecord]]) -> dict[str, Any]:
-    return {line.against_id.partition(":")[0]: line for line in claims.claims_of(records).itertuples()}
+    made = claims.claims_of(frame_of(records, checkpoints=["final"]))
+    return {line.against_id.partition(":")[0]: line for line in made.itertuples()}
 
 
 def test_a_claim_is_a_paired_t_test_over_common_seeds() -> None:
@@ -106,11 +108,12 @@ def test_any_method_is_compared_with_lora_and_the_best_of_the_others() -> None:
     """A method of one's own is a baseline to others, and never to itself."""
     mine = [score + 0.02 for score in ADALORA]
     records = runs({"my_method": mine, "adalora": ADALORA, "lora": LORA, "pfeiffer": [score - 0.1 for score in LORA]})
-    of = {line.against_method: line for line in claims.claims_of(records, "my_method").itertuples()}
+    frame = frame_of(records, checkpoints=["final"])
+    of = {line.against_method: line for line in claims.claims_of(frame, "my_method").itertuples()}
     assert list(of) == ["lora", "adalora"]  # LoRA is the best baseline too
     assert of["lora"].difference == pytest.approx(7.0)
     assert (of["adalora"].difference, of["adalora"].paper_difference) == (pytest.approx(2.0), None)
-    (line,) = [line for line in claims.claims_of(records, "lora").itertuples() if line.against_method == "adalora"]
+    (line,) = [line for line in claims.claims_of(frame, "lora").itertuples() if line.against_method == "adalora"]
     assert line.paper_difference == pytest.approx(68.71 - 70.04)
     assert (line.verdict, lines(records)["best baseline"].against_method) == (claims.CONTRADICTED, "my_method")
 
@@ -163,9 +166,10 @@ def test_the_optimism_of_choosing_on_the_reported_split() -> None:
     tried = {1e-3: (0.47, 0.60), 2e-3: (0.50, 0.55), 5e-3: (0.30, 0.20)}
     records = [run("lora", score, held_out=held_out, lr=lr) for lr, (score, held_out) in tried.items()]
     records.append(run("lora", 0.9, seed=1, held_out=0.1, lr=1e-3))
-    found = claims.optimism_measured([(Path(f"{i}/metrics.json"), record) for i, record in enumerate(records)])
+    both = ([(Path(f"{i}/metrics.json"), record) for i, record in enumerate(records)], runs({"lora": LORA}))
+    found, without = (claims.optimism_measured(frame_of(made, checkpoints=["final"])) for made in both)
     assert found == [("cola LoRA", pytest.approx(3.0))]
-    assert claims.optimism_measured(runs({"lora": LORA})) == []  # no held-out split
+    assert without == []  # no held-out split
 
 
 @pytest.mark.parametrize(

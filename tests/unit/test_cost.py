@@ -19,6 +19,7 @@ import torch
 from hydra import compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_runs import built
 
 from adalora_repro.cli.report import main
 from adalora_repro.config import catalog
@@ -95,11 +96,26 @@ def test_batches_are_the_middles_of_equal_parts_by_size(sizes: list[int], count:
 
 
 def test_steps_are_spread_over_the_run() -> None:
-    assert cost.steps_over_a_run(10, 5) == [1, 3, 5, 7, 9]
-    assert cost.steps_over_a_run(100, 1) == [50]
-    times = cost.steps_over_a_run(85_904, 1000)  # MNLI: 8,000 of warm-up, 50,000 of the final phase
+    assert cost.steps_over_a_run(10, 5, lambda t: False) == [1, 3, 5, 7, 9]
+    assert cost.steps_over_a_run(100, 1, lambda t: False) == [50]
+    # MNLI: 8,000 of warm-up, 50,000 of the final phase
+    times = cost.steps_over_a_run(85_904, 1000, lambda t: False)
     assert sum(t < 8_000 for t in times) == 93
     assert sum(t >= 35_904 for t in times) == 582
+
+
+@pytest.mark.parametrize(
+    ("method", "protocol", "of_20"),
+    [("adalora", "paper", 3), ("adalora", "released", 8), ("peft_adalora", "paper", 2), ("lora", "paper", 0)],
+)
+def test_allocations_are_measured_in_their_share(
+    hydra: None, tmp_path: Path, method: str, protocol: str, of_20: int
+) -> None:
+    """25, 83, 24 and none of 200 steps; the middles of 20 equal parts of these are all multiples of delta_t."""
+    words = ["method.t_i=20", "method.t_f=60", "method.delta_t=5"] if method != "lora" else []
+    words += [f"method={method}", f"protocol={protocol}", "method.schedule=absolute", "budget=0.3M"]
+    allocates = built(tmp_path, *words, "train.max_steps=200").method.allocates
+    assert sum(map(allocates, cost.steps_over_a_run(200, 20, allocates))) == of_20
 
 
 def test_epoch_is_the_official_one(hydra: None) -> None:

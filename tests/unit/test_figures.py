@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 from fake_records import make, save
 from hypothesis import given
@@ -25,6 +26,7 @@ from adalora_repro.records import run_record
 from adalora_repro.records.selection import Run
 from adalora_repro.reports.curves import curve, evenly
 from adalora_repro.reports.figures import curves, data, drawing, figure1, figure2, figure3, figure4, hours, scores
+from adalora_repro.reports.frame import frame_of
 from adalora_repro.reports.spec import Scope, paper_rows
 
 ROOT = Path(adalora_repro.__file__).parent.parent
@@ -59,8 +61,8 @@ def run_of(results: Path, record: Any) -> Run:
     return Run(save(results, record), record)
 
 
-def records(results: Path) -> data.Records:
-    return run_record.read_all(results)[0]
+def records(results: Path) -> pd.DataFrame:
+    return frame_of(run_record.read_all(results)[0], checkpoints=["final"])
 
 
 # --- points -----------------------------------------------------------------------------------------------------------
@@ -113,13 +115,13 @@ def test_figure2_has_the_papers_points_and_ours_at_the_share_that_is_trained(tmp
     assert cells["paper"].share["mnli", "adalora", "0.3M"] == pytest.approx(100 * 300_000 / 183_831_552)
     assert cells["paper"].share["squad_v2", "lora", "0.65%"] == 0.65
     assert "task=mnli method=lora,adalora budget=1.2M" in figure.commands[0]
-    summaries = figure2.figure([], Scope("bart-large", "hub"))
+    summaries = figure2.figure(frame_of([]), Scope("bart-large", "hub"))
     assert set(summaries.points.task) == {"xsum"}
 
 
 def test_figure3_reads_encoders_and_decoders(tmp_path: Path) -> None:
     ranks = pattern("encoder", 2) | pattern("decoder", 3, DECODER)
-    figure = figure3.figure([], SCOPE, [run_of(tmp_path, adalora(rank_pattern=ranks))])
+    figure = figure3.figure(frame_of([]), SCOPE, [run_of(tmp_path, adalora(rank_pattern=ranks))])
     assert dict(zip(figure.points["matrix"], figure.points["rank"], strict=True)) == ranks
     assert len(figure.panels) == 2
     table = drawing.texts(figure.table)
@@ -128,12 +130,12 @@ def test_figure3_reads_encoders_and_decoders(tmp_path: Path) -> None:
     assert len(lines) == 6 + 10
     assert lines["encoder", "ffn_out"] == [str(ranks["encoder.0.ffn_out"]), str(ranks["encoder.1.ffn_out"]), ""]
     with pytest.raises(InputError, match="has no ranks"):
-        figure3.figure([], SCOPE, [run_of(tmp_path, adalora(rank_pattern=None, task="rte"))])
+        figure3.figure(frame_of([]), SCOPE, [run_of(tmp_path, adalora(rank_pattern=None, task="rte"))])
 
 
 def test_figure3_draws_matrices_that_the_paper_has_no_name_for(tmp_path: Path) -> None:
     run = run_of(tmp_path, adalora(rank_pattern=pattern(roles=("qkv", "ffn_in_gate"))))
-    assert "qkv" in str(drawing.render(figure3.figure([], SCOPE, [run]), "svg"))
+    assert "qkv" in str(drawing.render(figure3.figure(frame_of([]), SCOPE, [run]), "svg"))
 
 
 def test_figure4_sets_the_newest_run_beside_one_with_another_gamma(tmp_path: Path) -> None:
@@ -146,7 +148,7 @@ def test_figure4_sets_the_newest_run_beside_one_with_another_gamma(tmp_path: Pat
     assert set(points["matrix"]) == {"encoder.0.attn_out", "encoder.0.ffn_out"}
     assert list(zip(points.step, points.value, strict=True))[:3] == [(10, 0.01), (20, 0.005), (40, 0.0025)]
     assert len(points) == 2 * 2 * 2 * 3
-    assert figure4.figure([], SCOPE).points.empty
+    assert figure4.figure(frame_of([]), SCOPE).points.empty
 
 
 def test_scores_are_one_point_a_cell_and_a_constant_prediction_is_flagged(tmp_path: Path) -> None:
@@ -262,12 +264,22 @@ def test_without_records_a_command_is_named(tmp_path: Path, capsys: Captured, na
     assert "  adalora-run " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("other", "shown"), [("tiny", "minilm"), ("deberta-v3-base", "deberta-v3-base")])
+def test_figures_and_tables_show_the_same_backbone(tmp_path: Path, capsys: Captured, other: str, shown: str) -> None:
+    """The paper's, or else the one with most runs."""
+    for backbone, seed in ((other, 0), ("minilm", 0), ("minilm", 1)):
+        save(tmp_path, make(backbone=backbone, seed=seed))
+    for name in ("table1", "scores"):
+        assert report.main([name, "--results", str(tmp_path)]) == EXIT_OK
+        assert f"Backbone {shown}; --backbone chooses among" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_in_a_page_names_are_apart_and_colours_are_the_pages(results: Path) -> None:
     evil = Run(results / "runs/x/metrics.json", adalora(task="rte", budget='"><b>\u202e\uffffevil'))
     figures = [
         figure3.figure(records(results), SCOPE),
         figure4.figure(records(results), SCOPE),
-        figure3.figure([], SCOPE, [evil]),
+        figure3.figure(frame_of([]), SCOPE, [evil]),
     ]
     html = "".join(drawing.inline(figure, SCOPE) for figure in figures)
     texts = re.findall("<svg.*?</svg>", html, re.DOTALL)

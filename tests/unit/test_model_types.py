@@ -7,6 +7,7 @@ import plans
 import pytest
 import torch
 from own_models import MODELS, SUMMARIZES, config_of, save
+from tiny_runs import built
 from torch import nn
 
 from adalora_repro import methods
@@ -15,6 +16,8 @@ from adalora_repro.errors import InputError
 from adalora_repro.models import backbones, inject
 from adalora_repro.models.sites import find_sites
 from adalora_repro.tasks import load_family
+from adalora_repro.training.batches import training_batches
+from adalora_repro.training.loop import step
 from adalora_repro.training.runner import make_optimizer
 
 pytestmark = pytest.mark.usefixtures("hydra")
@@ -71,6 +74,12 @@ def test_a_typed_setting_that_the_saved_model_does_not_have_is_refused(folder):
     plan = plans.resolved(*words("bert", "lora", folder), "+backbone.architecture.hidden_dropout_prob=0.5")
     with pytest.raises(InputError, match=r"in its config.json hidden_dropout_prob is 0\.1, not 0\.5"):
         backbones.load_model(plan.cfg)
+
+
+def test_deberta_v1_trains_in_bf16(folder, tmp_path):
+    run = built(tmp_path, *words("deberta", "bitfit", folder), "train.precision=bf16")
+    step(run, next(iter(training_batches(run))))
+    run.look()
 
 
 @pytest.mark.parametrize("name", NEW)

@@ -192,6 +192,13 @@ def test_the_regularizer_is_pefts_own_and_no_part_of_a_loss(tmp_path: Path) -> N
     assert run_of("peft_adalora", tmp_path, "method.gamma=0").method.regularizer() is None
 
 
+def test_steps_after_the_masks_may_be_the_first(tmp_path: Path) -> None:
+    """``measure=cost`` makes few of a run's steps."""
+    run = run_of("peft_adalora", tmp_path)
+    run.t = run.plan.total_steps - 1
+    trained_for(run, 1)
+
+
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 

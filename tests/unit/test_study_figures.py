@@ -5,25 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from fake_records import make
 from scipy import stats
 
 from adalora_repro.reports.figures import agreement, figure3, intervals, rates
+from adalora_repro.reports.frame import frame_of
 from adalora_repro.reports.spec import Scope
 
 SCOPE = Scope("minilm", "local")
 MCC = "matthews_correlation"
 
 
-def records(*runs: dict[str, Any]) -> list[tuple[Path, Any]]:
+def records(*runs: dict[str, Any]) -> pd.DataFrame:
     made = []
     for i, run in enumerate(runs):
         score, held_out = run.pop("score"), run.pop("held_out", None)
         final = {"metrics": {MCC: score}, "step": 100}
         final |= {} if held_out is None else {"holdout": {MCC: held_out}}
         made.append((Path(f"results/runs/{i}/metrics.json"), make(final=final, hash=str(i), **run)))
-    return made
+    return frame_of(made, checkpoints=["final"])
 
 
 def test_the_interval_is_students_t_over_seeds() -> None:

@@ -44,11 +44,12 @@ def test_what_is_given_restricts_the_cells_and_is_set_in_every_job() -> None:
 def test_a_method_that_no_cell_has_gets_the_budgets_that_it_has_a_size_for() -> None:
     own = [{"task": task, "method": "svd_lora", "budget": budget} for task in ("cola",) for budget in ("1.2M", "0.3M")]
     assert jobs(method="svd_lora", task="cola") == own
-    assert jobs(method="bitfit") == [
-        {"task": "cola", "method": "bitfit"},
-        {"task": "rte", "method": "bitfit"},
-        {"task": "squad", "method": "bitfit", "backbone": "deberta-v3-base"},
-    ]
+    for method in ("bitfit", "lora_rank_pattern"):
+        assert jobs(method=method) == [
+            {"task": "cola", "method": method},
+            {"task": "rte", "method": method},
+            {"task": "squad", "method": method, "backbone": "deberta-v3-base"},
+        ]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,7 @@ def test_the_choice_is_the_report_s_and_later_stages_follow_it(
     scores: dict[str, float | None], held_out: dict[str, float] | None, choice: Choice, tmp_path: Path
 ) -> None:
     runs = [(job, tmp_path / job["optim.lr"]) for job in tried(tmp_path, scores, held_out)]
+    runs += runs[:1]  # of two stages
     made = sweep.choose(runs)
     assert (made.lr, made.beyond) == (choice.lr, choice.beyond)
     assert choice.why in made.why

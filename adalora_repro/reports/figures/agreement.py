@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def figure(records: data.Records, scope: Scope) -> drawing.Figure:
+def figure(runs: pd.DataFrame, scope: Scope) -> drawing.Figure:
     """One panel a cell with ranks of two or more seeds: a row a matrix, a column a seed.
 
     Agreement: Spearman's correlation of the ranks of two seeds, mean over all pairs; 1: the same order of matrices, 0:
@@ -24,7 +24,7 @@ def figure(records: data.Records, scope: Scope) -> drawing.Figure:
     """
     import pandas as pd
 
-    runs = data.shown_runs(records, scope)
+    runs = data.shown_runs(runs, scope)
     runs = runs[runs.run.map(data.has_ranks).astype(bool)]
     runs = runs[runs.groupby(data.CELL).seed.transform("size") > 1].sort_values([*data.CELL, "seed"])
     points = points_of(list(runs.run)).merge(runs[[*data.CELL, "label", "seed", "record"]], on="record")

@@ -50,8 +50,8 @@ def points_of(runs: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
-def figure(records: data.Records, scope: Scope) -> drawing.Figure:
-    points = points_of(data.shown_runs(records, scope))
+def figure(runs: pd.DataFrame, scope: Scope) -> drawing.Figure:
+    points = points_of(data.shown_runs(runs, scope))
     style = drawing.looks(points.method, points.label)
     table = points.groupby(CURVE, sort=False, observed=True).agg(
         steps=("step", "max"),

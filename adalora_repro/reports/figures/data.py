@@ -1,59 +1,41 @@
-"""Which runs the figures are about, and the cells that they draw. Needs no matplotlib."""
+"""Which runs the figures are about, and the cells that they draw. Needs no matplotlib.
+
+``runs`` is ``frame_of`` all records at the last step.
+"""
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import clean
-from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import RULE, Run
-from adalora_repro.reports.cells import in_scope
-from adalora_repro.reports.frame import frame_of
 from adalora_repro.reports.notes import optimism
-from adalora_repro.reports.spec import DATA_SOURCES, PAPER_BACKBONE, Scope
+from adalora_repro.reports.spec import Scope
 from adalora_repro.reports.text import cell_name, seeds_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Records = Sequence[tuple[Path, RunRecord]]
 CELL = ["task", "method", "budget"]  # within a scope
 #: columns of ``cells_of`` that a person reads after those that name the cell
 SHOWN = ("score", "sd", "seeds", "lr", "lrs_tried", "degenerate")
 
 
-def scopes_of(records: Records, results: Path, **wanted: str | None) -> list[Scope]:
-    """Backbones, data sources and protocols with a finished run, the one with most first; ``wanted`` narrows them."""
-    counts = Counter(
-        tuple(record.key[name] for name in ("backbone", "data", "protocol"))
-        for _, record in records
-        if record.status == "ok" and all(value in (None, record.key[name]) for name, value in wanted.items())
-    )
-    fullest = sorted(counts, key=lambda names: (-counts[names], names))
-    return [Scope(backbone, data, protocol, results=results) for backbone, data, protocol in fullest]
-
-
-def scope_of(records: Records, args: argparse.Namespace, results: Path) -> Scope:
-    """The fullest scope that the options let in; without one the paper's backbone, data and protocol."""
-    scopes = scopes_of(records, results, backbone=args.backbone, data=args.data, protocol=args.protocol)
-    empty = Scope(args.backbone or PAPER_BACKBONE, args.data or DATA_SOURCES[0], args.protocol, results=results)
-    return scopes[0] if scopes else empty
-
-
 def scope_text(scope: Scope) -> str:
-    return f"Backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}."
+    return " ".join([f"Backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}.", *scope.remarks])
 
 
-def shown_runs(records: Records, scope: Scope) -> pd.DataFrame:
-    """The frame of the runs that the tables show in this scope, at the last step."""
-    frame = frame_of([(path, record) for path, record in records if in_scope(record, scope)])
-    return frame[frame.shown & (frame.checkpoint == "final")]
+def of_scope(runs: pd.DataFrame, scope: Scope) -> pd.DataFrame:
+    names = (runs.backbone == scope.backbone) & (runs.data == scope.data) & (runs.protocol == scope.protocol)
+    return runs[names]
+
+
+def shown_runs(runs: pd.DataFrame, scope: Scope) -> pd.DataFrame:
+    """The runs that the tables show in this scope."""
+    return of_scope(runs[runs.shown], scope)
 
 
 def cells_of(runs: pd.DataFrame, *apart: str, **more: tuple[str, str]) -> pd.DataFrame:
@@ -97,11 +79,11 @@ def has_ranks(run: Run) -> bool:
     return bool(pattern) and all(re.fullmatch(r"\w+\.\d+\.\w+", name, re.ASCII) for name in pattern)
 
 
-def newest_with_ranks(records: Records, scope: Scope) -> list[Run]:
+def newest_with_ranks(runs: pd.DataFrame, scope: Scope) -> list[Run]:
     """Runs with ranks that the tables show, the one that ended last first; AdaLoRA's own before the others."""
-    runs = [run for run in shown_runs(records, scope).run if has_ranks(run)]
-    runs.sort(key=lambda run: (-run.record.progress.get("updated", 0.0), str(run.path)))
-    return sorted(runs, key=lambda run: run.key["method"] != PROPOSED)
+    ranked = [run for run in shown_runs(runs, scope).run if has_ranks(run)]
+    ranked.sort(key=lambda run: (-run.record.progress.get("updated", 0.0), str(run.path)))
+    return sorted(ranked, key=lambda run: run.key["method"] != PROPOSED)
 
 
 def label(run: Run) -> str:

@@ -20,12 +20,13 @@ from urllib.parse import quote
 
 from adalora_repro.config.words import lr_text
 from adalora_repro.errors import InputError, clean
+from adalora_repro.reports.cells import choose_scope
 from adalora_repro.reports.compare import read_run
-from adalora_repro.reports.figures.data import Records, run_name, scope_of
-from adalora_repro.reports.frame import unusable
+from adalora_repro.reports.figures.data import run_name
+from adalora_repro.reports.frame import frame_of
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import Sheet, markup, render_sheet, template, texts_sheet, to_csv
-from adalora_repro.reports.spec import Report, Request, Scope
+from adalora_repro.reports.spec import PAPER_BACKBONE, Report, Request, Scope
 from adalora_repro.reports.text import count_text, fixed
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ def groups(frame: pd.DataFrame, by: str | list[str]) -> Iterable[tuple[Any, pd.D
 def report_of(name: str, title: str, figure_of: Callable[..., Figure], of_runs: bool = False) -> Report:
     """The subcommand of a figure and its section on the page.
 
-    ``figure_of``: records and a scope -> Figure; with ``of_runs`` also the runs named on the command line, if any.
+    ``figure_of``: ``frame_of`` all records at the last step and a scope -> Figure; with ``of_runs`` also the runs named
+    on the command line, if any.
     """
 
     def figure(*args: Any) -> Figure:
@@ -153,13 +155,15 @@ def report_of(name: str, title: str, figure_of: Callable[..., Figure], of_runs: 
         form = form_of(args.format, args.out, FORMATS)
         records, refused = request.read
         runs = [[read_run(one, "final") for one in args.runs]] if of_runs else []
-        made = figure(records, scope_of(records, args, request.results), *runs)
-        finished = [(path, record) for path, record in records if record.status == "ok"]
-        reasons = [f"{path}: {reason}" for path, record in finished if (reason := unusable(record, "final"))]
+        wish = Scope("", "", args.protocol, results=request.results)
+        scope = choose_scope(PAPER_BACKBONE, [record for _, record in records], args.backbone, args.data, wish)
+        every = frame_of(records, checkpoints=["final"])
+        made = figure(every, scope, *runs)
+        reasons = [f"{run.record}: {run.unusable}" for run in every[every.unusable != ""].itertuples()]
         return render(made, form), [*refused, *reasons]
 
-    def section(records: Records, scope: Scope) -> str:
-        made = figure(records, scope)
+    def section(runs: pd.DataFrame, scope: Scope) -> str:
+        made = figure(runs, scope)
         return inline(made, scope) if made.points.record.any() else ""
 
     return Report(name, title, add, make, section=section)

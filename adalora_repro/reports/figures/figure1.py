@@ -23,9 +23,9 @@ PAPER_SAYS = (
 PANELS = {"method.targets": "one kind of matrix", "method.layers": "all matrices of some layers"}
 
 
-def figure(records: data.Records, scope: Scope) -> drawing.Figure:
+def figure(runs: pd.DataFrame, scope: Scope) -> drawing.Figure:
     """One point for each choice of matrices that has finished runs on MNLI, by the rule of the tables."""
-    runs = data.shown_runs(records, scope)
+    runs = data.shown_runs(runs, scope)
     runs = runs[(runs.method == "lora") & (runs.task == "mnli")]
     narrowed = [narrowing(run.record.settings) for run in runs.run]
     runs = runs.assign(panel=[panel for panel, _ in narrowed], choice=[choice for _, choice in narrowed])

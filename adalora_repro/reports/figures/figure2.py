@@ -40,11 +40,11 @@ TASKS: dict[str, tuple[str, Spec, str]] = {
 }
 
 
-def figure(records: data.Records, scope: Scope) -> drawing.Figure:
+def figure(runs: pd.DataFrame, scope: Scope) -> drawing.Figure:
     """The paper's points and ours, of the tasks with runs in this scope; without any, of all its tasks."""
     import pandas as pd
 
-    runs = data.shown_runs(records, scope)
+    runs = data.shown_runs(runs, scope)
     runs = runs[runs.method.isin(METHODS) & runs.task.isin(TASKS) & runs.budget.map(share_named).notna()]
     ours, paper = data.cells_of(runs).assign(of="ours"), paper_points()
     summaries = scope.backbone == SUMMARIES.backbone

@@ -25,10 +25,10 @@ PAPER_SAYS = (
 SHOWN = 4  # heat maps of a page; every run's ranks are in its details there
 
 
-def figure(records: data.Records, scope: Scope, runs: Sequence[Run] = ()) -> drawing.Figure:
+def figure(every: pd.DataFrame, scope: Scope, runs: Sequence[Run] = ()) -> drawing.Figure:
     """Of ``runs``, or of each task's newest AdaLoRA run that the tables show."""
     if not runs:
-        ours = [run for run in data.newest_with_ranks(records, scope) if run.key["method"] == PROPOSED]
+        ours = [run for run in data.newest_with_ranks(every, scope) if run.key["method"] == PROPOSED]
         runs = list({run.key["task"]: run for run in reversed(ours)}.values())[::-1][:SHOWN]
     points = points_of(runs)
     most = int(points["rank"].max()) if len(points) else 0

@@ -32,10 +32,10 @@ MARKED = 40  # points of a line that can be pointed at
 CURVE = ["record", "run", "matrix", "norm"]
 
 
-def figure(records: data.Records, scope: Scope, runs: Sequence[Run] = ()) -> drawing.Figure:
+def figure(every: pd.DataFrame, scope: Scope, runs: Sequence[Run] = ()) -> drawing.Figure:
     """Of ``runs``, or of the newest AdaLoRA run and, of the same task, the newest with another γ."""
     if not runs:
-        newest = data.newest_with_ranks(records, scope)
+        newest = data.newest_with_ranks(every, scope)
         first = [run for run in newest[:1] if run.key["method"] == PROPOSED]
         seen = [None, *(gamma(run) for run in first)]
         others = [run for run in newest if run.key["task"] == newest[0].key["task"] and gamma(run) not in seen]

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def figure(records: data.Records, scope: Scope) -> drawing.Figure:
+def figure(runs: pd.DataFrame, scope: Scope) -> drawing.Figure:
     """One point a seed, one line a cell, by the rule of the tables; the interval is Student's t over seeds:
 
     mean ± t(0.975, n - 1) sd / √n
     """
-    runs = data.shown_runs(records, scope)
+    runs = data.shown_runs(runs, scope)
     points = runs[["task", "metric", "method", "label", "budget", "seed", "score", "lr", "degenerate", "record"]]
     points = points.sort_values(["task", "method", "budget", "seed"], ignore_index=True)
     cells = data.cells_of(runs).sort_values(["task", "score"], ignore_index=True)  # the best of a task on top

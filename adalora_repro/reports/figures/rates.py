@@ -6,9 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from adalora_repro.config.words import lr_text
-from adalora_repro.reports.cells import in_scope
 from adalora_repro.reports.figures import data, drawing
-from adalora_repro.reports.frame import frame_of, of_one_seed
+from adalora_repro.reports.frame import of_one_seed
 from adalora_repro.reports.spec import Scope
 
 if TYPE_CHECKING:
@@ -21,9 +20,9 @@ SPLITS = {
 }
 
 
-def figure(records: data.Records, scope: Scope) -> drawing.Figure:
+def figure(runs: pd.DataFrame, scope: Scope) -> drawing.Figure:
     """One panel a cell that tried several rates: the runs of the seed that has most of them."""
-    points = tried(records, scope)
+    points = tried(runs, scope)
     shown = [column for column in SPLITS if points[column].notna().any()]
     panels = [
         drawing.Panel(title(task, method, budget, cells.label.iloc[0]), partial(draw, cells=cells), (3.1, 2.2))
@@ -43,10 +42,9 @@ def title(task: str, method: str, budget: str, label: str) -> str:
     return f"{task} {label}" + ("" if budget == method else f"\n{budget}")
 
 
-def tried(records: data.Records, scope: Scope) -> pd.DataFrame:
+def tried(runs: pd.DataFrame, scope: Scope) -> pd.DataFrame:
     """The runs of cells with several rates, of the one seed that tried most; ``chosen``: at the rate of the tables."""
-    runs = frame_of([(path, record) for path, record in records if in_scope(record, scope)])
-    runs = runs[(runs.checkpoint == "final") & (runs.lrs_tried > 1)]
+    runs = data.of_scope(runs[runs.lrs_tried > 1], scope)
     runs = runs.assign(chosen=[selection.lr == lr for selection, lr in zip(runs.selection, runs.lr, strict=True)])
     names = [*data.CELL, "label", "seed", "lr", "metric", "held_out", "score", "degenerate", "record", "chosen"]
     return of_one_seed(runs, data.CELL)[names].sort_values([*data.CELL, "lr"], ignore_index=True)

@@ -17,8 +17,8 @@ Text = Callable[[float], str]
 CAPTION = "the task head is not counted."
 
 
-def figure(records: data.Records, scope: Scope) -> drawing.Figure:
-    runs = data.shown_runs(records, scope)
+def figure(runs: pd.DataFrame, scope: Scope) -> drawing.Figure:
+    runs = data.shown_runs(runs, scope)
     cells = data.cells_of(runs[runs["params.method"] > 0])
     return against("params", "trainable parameters", CAPTION, cells, runs, scope, text=in_millions)
 

@@ -20,12 +20,12 @@ from adalora_repro.records.cost_record import CostRecord
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_part, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.spec import (
-    PAPER_BACKBONE,
     Report,
     Request,
     Scope,
     command,
     commands,
+    default_backbone,
     official_epochs,
     paper_rows,
 )
@@ -71,7 +71,7 @@ Record = tuple[Path, CostRecord]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backbone", metavar="NAME", help="default: the paper's, or the only one with measurements")
+    parser.add_argument("--backbone", metavar="NAME", help="default: the paper's, or the one with most measurements")
     add_format(parser, FORMATS)
     parser.add_argument("--only-filled", action="store_true", help="leave out rows without a measurement")
     parser.add_argument("--notes", action="store_true", help="print all notes and commands in text output too")
@@ -80,9 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def make(request: Request) -> tuple[str, list[str]]:
     args = request.args
     form = form_of(args.format, args.out, FORMATS)
-    records, refused = cost_record.read_all(request.results)
-    measured = sorted({record.key["backbone"] for _, record in records})
-    backbone = args.backbone or (PAPER_BACKBONE if PAPER_BACKBONE in measured else [*measured, PAPER_BACKBONE][0])
+    records, refused = request.costs
+    backbone = args.backbone or default_backbone(record.key["backbone"] for _, record in records)
     lines = lines_of(records, backbone, request.results, args.only_filled)
     if form == "csv":
         return to_csv(lines[FIELDS]), refused
@@ -90,9 +89,9 @@ def make(request: Request) -> tuple[str, list[str]]:
     return render_sheet(texts_sheet(sheet, form), form, args.notes), refused
 
 
-def common(results: Path) -> tuple[str, list[str]]:
+def common(request: Request) -> tuple[str, list[str]]:
     """For the page of all reports: every backbone that was measured."""
-    records, refused = cost_record.read_all(results)
+    (records, refused), results = request.costs, request.results
     parts = []
     for backbone in sorted({record.key["backbone"] for _, record in records}):
         parts.append(html_part(sheet_of(lines_of(records, backbone, results, only_filled=True), backbone, [])))
