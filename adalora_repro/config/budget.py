@@ -49,8 +49,8 @@ def apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
         )
     if sizes is None:
         return str(cfg.method.name)
-    if not isinstance(sizes, DictConfig):
-        raise InputError(f"method.sizes must hold sizes per budget, not {sizes}")
+    if not isinstance(sizes, DictConfig) or not all(isinstance(size, DictConfig) for size in sizes.values()):
+        raise InputError(f"method.sizes must hold options per budget, {{0.3M: {{r: 2}}}}, not {sizes}")
     if equal_counts.matched(cfg):
         return _matched_name(cfg)
     label = cfg.budget.label

@@ -19,12 +19,18 @@ Init = Literal["normal", "kaiming"]
 
 def add_low_rank(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scaling: float = 1.0) -> Tensor:
     """y + scaling * (x downᵀ) upᵀ for y (…, d_out), x (…, d_in), down (r, d_in) and up (d_out, r)."""
+    if not torch.is_autocast_enabled(x.device.type):  # in a bf16 model x is bf16, and down and up are not
+        down, up = down.to(x.dtype), up.to(x.dtype)
     hidden = F.linear(x, down).reshape(-1, len(down))
     return torch.addmm(y.reshape(-1, len(up)), hidden, up.t(), alpha=scaling).view(y.shape)
 
 
 class LowRankLinear(nn.Module):
-    """What both layers share: the frozen base, the scaling and merging."""
+    """What both layers share: the frozen base, the scaling and merging.
+
+    The increment is trained in fp32 (fp64 in a model of that precision), whatever the model's: in bf16 most steps of an
+    optimizer would be rounded away.
+    """
 
     lora_A: nn.Parameter  # (r, d_in)
     lora_B: nn.Parameter  # (d_out, r)
@@ -40,7 +46,8 @@ class LowRankLinear(nn.Module):
         self.scaling = alpha / r
 
     def _parameter(self, *shape: int, std: float) -> nn.Parameter:
-        tensor = self.base.weight.new_empty(shape)
+        weight = self.base.weight
+        tensor = weight.new_empty(shape, dtype=torch.promote_types(weight.dtype, torch.float32))
         return nn.Parameter(nn.init.normal_(tensor, std=std) if std else nn.init.zeros_(tensor))
 
     @property
@@ -54,10 +61,9 @@ class LowRankLinear(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
-        """A new plain layer with weight W + Δ (and the base's bias); this one stays as it is."""
-        base = self.base
-        dtype = torch.promote_types(base.weight.dtype, self.lora_A.dtype)  # frozen weights may be kept in bf16
-        merged = nn.Linear(base.in_features, base.out_features, base.bias is not None, base.weight.device, dtype)
+        """A new plain layer with weight W + Δ (and the base's bias) in the precision of W; this one stays as it is."""
+        base, W = self.base, self.base.weight
+        merged = nn.Linear(base.in_features, base.out_features, base.bias is not None, W.device, W.dtype)
         merged.weight.copy_(base.weight + self.delta_weight())
         if base.bias is not None:
             merged.bias.copy_(base.bias)

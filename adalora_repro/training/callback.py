@@ -97,6 +97,8 @@ class AdaLoRACallback(TrainerCallback):
             self.allocator.load_state_dict(saved)
             for name, values in saved.get("lora_E", {}).items():
                 self.layers[name].lora_E.data.copy_(values)
+        if args.eval_on_start:
+            self._masked.enter_context(self.allocator.masked())
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -135,6 +137,8 @@ class AdaLoRACallback(TrainerCallback):
         """After an evaluation the Trainer has saved the masked model: Λ as trained is saved here."""
         assert self.allocator is not None
         self._masked.close()
+        if not args.should_save:  # another process does
+            return
         values = {name: layer.lora_E.detach().clone() for name, layer in self.layers.items()}
         torch.save(self.allocator.state_dict() | {"lora_E": values}, _path(args, state))
 

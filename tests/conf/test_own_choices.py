@@ -30,6 +30,13 @@ def test_any_method_fills_a_number_of_parameters() -> None:
         count(resolve(composed("method=peft_lora", "budget.match=params", f"budget.params={per_rank - 1}")))
 
 
+def test_sizes_are_options_by_budget() -> None:
+    cfg = composed("method=lora")
+    cfg.method.sizes = {"0.3M": 2}
+    with pytest.raises(InputError, match=r"method\.sizes must hold options per budget, \{0\.3M: \{r: 2\}\}, not"):
+        resolve(cfg)
+
+
 def test_modules_are_those_that_define_a_method() -> None:
     assert {"full", "bitfit", "lora", "adalora", "houlsby"} <= set(modules())
     assert not {"base", "equal_counts", "_svd", "_adapter"} & set(modules())

@@ -140,6 +140,26 @@ def test_an_evaluation_sees_the_budget_and_training_goes_on_unmasked(strategy: s
     assert seen[-1] == 2 * len(layers)
 
 
+def test_an_evaluation_before_a_resumed_step_sees_the_budget(tmp_path: Path) -> None:
+    seen = []
+    for resumed in (False, True):
+        model, layers = model_of()
+        callback = AdaLoRACallback(layers, **SCHEDULE | {"delta_t": 4})
+        run = trainer(tmp_path, model, callback, save_strategy="steps", save_steps=7, eval_on_start=resumed)
+        evaluate = run.evaluate
+
+        def watched(
+            *args: Any, layers: Any = layers, callback: Any = callback, evaluate: Any = evaluate, **kwargs: Any
+        ) -> Any:
+            seen.append((sum(int((layer.lora_E != 0).sum()) for layer in layers.values()), callback.allocator.budget))
+            return evaluate(*args, **kwargs)
+
+        run.evaluate = watched  # type: ignore[method-assign]
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7") if resumed else None)
+    ((kept, budget),) = seen
+    assert kept == budget < 4 * len(layers)
+
+
 def test_what_the_callback_cannot_do_is_refused(tmp_path: Path) -> None:
     model, layers = model_of()
     with pytest.raises(ValueError, match="max_grad_norm must be 0"):

@@ -112,6 +112,27 @@ def frozen_in_bf16(layers: dict[str, SVDLinear]) -> None:
         layer.base.bfloat16()
 
 
+@KINDS
+def test_a_model_in_bf16_trains_its_increment_in_fp32(kind):
+    torch.manual_seed(0)
+    layer = kind(nn.Linear(7, 5, dtype=torch.bfloat16), 3, alpha=6.0)
+    own = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in own} == {torch.float32}
+    for parameter in own:
+        nn.init.normal_(parameter)
+    x = torch.randn(4, 7, dtype=torch.bfloat16)
+    y = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(x), y)
+    merged = layer.merge()
+    assert y.dtype == merged.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(merged(x), y, rtol=0.05, atol=0.05)
+    before = [parameter.detach().clone() for parameter in own]
+    y.float().square().sum().backward()
+    torch.optim.SGD(own, lr=1e-6).step()  # far below what bf16 resolves
+    assert all((parameter != old).any() for parameter, old in zip(own, before, strict=True))
+
+
 def test_shared_left_factors_in_bf16_are_those_that_autocast_makes():
     layers = layers_of()
     frozen_in_bf16(layers)
