@@ -8,7 +8,7 @@ from typing import Any
 
 from adalora_repro.config.words import lr_text
 from adalora_repro.records.run_record import RunRecord, stated
-from adalora_repro.records.selection import HOLDOUT, RULE
+from adalora_repro.records.selection import HOLDOUT, RULE, device_kind
 from adalora_repro.reports.cells import Table
 from adalora_repro.reports.spec import Scope, commands, on_the_papers_data
 from adalora_repro.reports.text import plural, seed_phrase, short
@@ -104,17 +104,23 @@ def column_notes(table: Table) -> list[str]:
             continue
         counts = {rows_text(record.data) for record in records}
         rows.append(f"{column.heading} {' or '.join(sorted(counts))}")
-        settings = [stated(record.settings) | {"total_steps": record.key["total_steps"]} for record in records]
-        values = {name: dict.fromkeys(short(of.get(name, "unset")) for of in settings) for name in ALIKE}
-        notes += [
-            f"{column.heading}: rows differ in {name}: {', '.join(of)}." for name, of in values.items() if len(of) > 1
-        ]
+        notes += [f"{column.heading}: rows differ in {name}: {values}." for name, values in unlike(records).items()]
         evaluated = [
             f"{name} {' or '.join(dict.fromkeys(short(record.settings.get(name)) for record in records))}"
             for name in column.settings
         ]
         notes += [f"{column.heading}: evaluated with {', '.join(evaluated)}."] if evaluated else []
     return [*([f"Rows of the local data: {'; '.join(rows)}."] if rows and table.scope.data == "local" else []), *notes]
+
+
+def unlike(records: Iterable[RunRecord]) -> dict[str, str]:
+    """The settings of ``ALIKE``, and the kind of device, in which runs differ, with their values."""
+    settings = [
+        stated(record.settings) | {"total_steps": record.key["total_steps"], "device": device_kind(record)}
+        for record in records
+    ]
+    values = {name: list(dict.fromkeys(short(of.get(name, "unset")) for of in settings)) for name in (*ALIKE, "device")}
+    return {name: ", ".join(of) for name, of in values.items() if len(of) > 1}
 
 
 def rows_text(data: Mapping[str, Any]) -> str:
@@ -151,13 +157,13 @@ def optimism_of(table: Table) -> list[str]:
 def settings_notes(table: Table) -> list[str]:
     """Learning rate, steps and seeds of every cell, and where its records lie."""
     scope = table.scope
-    shown: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    shown: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row, column, cell in table.filled():
         steps = plural(cell.key["total_steps"], "step")
         text = f"(lr {lr_text(cell.lr)}, {cell.tried}, {steps}, {seed_phrase(cell.seeds)})"
-        shown[row.name][text].append(column.heading)
+        shown[row.method, row.name][text].append(column.heading)
     lines = []
-    for name, of in shown.items():
+    for (_, name), of in shown.items():
         parts = [f"{', '.join(headings)} {text}" for text, headings in of.items()]
         lines.append(f"Shown for {name}: {'; '.join(parts)}.")
     if lines:
