@@ -308,7 +308,8 @@ def sheet_of(
     where = sorted(set(claims.backbone + " on " + claims.data + " data"))
     counts = claims.verdict.value_counts()
     summary = ", ".join(f"{counts[name]} {name}" for name in (SUPPORTED, CONTRADICTED, UNDECIDED) if name in counts)
-    caption = f"{title}. {'; '.join(where)}: {summary or 'no test yet'}." if where else f"{title}: no finished run yet."
+    none = f"{title}: no finished run of it with protocol=paper yet."
+    caption = f"{title}. {'; '.join(where)}: {summary or 'no test yet'}." if where else none
     frame = pd.DataFrame(texts, columns=None if texts else ["Cell", minus, "Verdict"])
     timed = [TIMES.format(label=label)] if times else []
     warned = [f"{CONSTANT} {DEGENERATE}."] if claims.degenerate.eq(True).any() else []

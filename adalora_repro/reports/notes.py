@@ -20,8 +20,9 @@ CAVEATS = {
     "local": " Scores of runs on a part of the data, or cut short, are not comparable with the paper's.",
     "sample": " Sample data are generated English, NOT the paper's data.",
 }
-#: settings that change the training or its precision, and in which methods have no reason to differ
+#: settings that change the training, its precision or the evaluation, and in which methods have no reason to differ
 ALIKE = ("total_steps", HOLDOUT, "train.precision", "train.attention", "train.batch_size", "train.group_by_length")
+ALIKE += ("eval.max_examples",)
 
 
 def caption_of(table: Table) -> str:
@@ -55,6 +56,9 @@ def warnings_of(table: Table) -> list[str]:
             f"{UNEQUAL} Unequal tuning: the rows compared tried different numbers of learning rates (in --notes), and "
             "the best of more is higher by chance alone."
         )
+    for i, column in enumerate(table.spec.columns):
+        different = unlike(records_of(table, i))
+        notes += [f"{column.heading}: rows differ in {name}: {values}." for name, values in different.items()]
     notes += [f"Not in the table: {plural(count, 'record')} {why}." for why, count in sorted(table.left_out.items())]
     if table.refused:
         notes.append(f"Refused and not counted: {plural(len(table.refused), 'record')}, named on stderr.")
@@ -96,21 +100,25 @@ def marks_of(figure: Any) -> str:
 
 
 def column_notes(table: Table) -> list[str]:
-    """Data of the columns, and how their rows were trained and evaluated where that is not the same everywhere."""
+    """Data of the columns, and the settings of their evaluation."""
     notes, rows = [], []
     for i, column in enumerate(table.spec.columns):
-        records = [run.record for row in table.rows if (cell := row.cells[i]) for run in cell.runs]
+        records = records_of(table, i)
         if not records:
             continue
         counts = {rows_text(record.data) for record in records}
         rows.append(f"{column.heading} {' or '.join(sorted(counts))}")
-        notes += [f"{column.heading}: rows differ in {name}: {values}." for name, values in unlike(records).items()]
         evaluated = [
             f"{name} {' or '.join(dict.fromkeys(short(record.settings.get(name)) for record in records))}"
             for name in column.settings
         ]
         notes += [f"{column.heading}: evaluated with {', '.join(evaluated)}."] if evaluated else []
     return [*([f"Rows of the local data: {'; '.join(rows)}."] if rows and table.scope.data == "local" else []), *notes]
+
+
+def records_of(table: Table, position: int) -> list[RunRecord]:
+    """The records shown in a column."""
+    return [run.record for row in table.rows if (cell := row.cells[position]) for run in cell.runs]
 
 
 def unlike(records: Iterable[RunRecord]) -> dict[str, str]:

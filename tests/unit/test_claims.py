@@ -216,4 +216,4 @@ def test_the_command(form: str, text: str, tmp_path: Path, capsys: pytest.Captur
 def test_without_runs_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "runs").mkdir()
     assert main(["claims", "--results", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.startswith("Claims: AdaLoRA minus others: no finished run yet.\n")
+    assert "Claims: AdaLoRA minus others: no finished run of it with protocol=paper yet.\n" in capsys.readouterr().out

@@ -339,7 +339,7 @@ Told = Callable[[Table], list[str]]
         ([make()], notes_of, "Rows of the local data: CoLA train 8,551, validation 1,043."),
         ([make(data={"source": "local"})], notes_of, "Rows of the local data: CoLA not recorded."),
         ([make(), make(seed=1, data={"rows": {"train": 5}})], notes_of, "CoLA train 5 or train 8,551, validation"),
-        ([make(), make(method="adalora", total_steps=40)], notes_of, "CoLA: rows differ in total_steps: 100, 40."),
+        ([make(), make(method="adalora", total_steps=40)], warnings_of, "CoLA: rows differ in total_steps: 100, 40."),
         ([make(settings={"data.holdout": 5}), make(method="adalora")], notes_of, "differ in data.holdout: 5, unset"),
         ([make(), make(method="full", memory={"of": GPU_MEMORY})], notes_of, "CoLA: rows differ in device: CPU, GPU."),
         ([make(), make(seed=1, status="failed")], notes_of, "Not in the table: 1 record failed."),
