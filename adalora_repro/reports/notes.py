@@ -21,8 +21,8 @@ CAVEATS = {
     "sample": " Sample data are generated English, NOT the paper's data.",
 }
 #: settings that change the training, its precision or the evaluation, and in which methods have no reason to differ
-ALIKE = ("total_steps", HOLDOUT, "train.precision", "train.attention", "train.batch_size", "train.group_by_length")
-ALIKE += ("eval.max_examples",)
+ALIKE: tuple[str, ...] = ("total_steps", HOLDOUT, "eval.max_examples")
+ALIKE += ("train.precision", "train.attention", "train.batch_size", "train.group_by_length")
 
 
 def caption_of(table: Table) -> str:
