@@ -6,6 +6,7 @@ backbone, one data source and one protocol.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -307,8 +308,13 @@ def row_specs(spec: Spec, cells: Iterable[tuple[str, str, str]]) -> list[tuple[s
     order = {budget: i for i, (_, budget, _) in reversed(list(enumerate(rows)))}
     extra = sorted({(method, budget) for method, budget, _ in cells} - {row[:2] for row in rows})
     rows += [(method, budget, {}) for method, budget in extra]
-    # a size matched to a label's parameters (0.3M-params) stands with the label
-    return sorted(rows, key=lambda row: order.get(row[1].partition("-params")[0], len(rows)))
+
+    def place(row: tuple[str, str, dict[str, str]]) -> tuple[int, list[int], str]:
+        """A size matched to a label's parameters (0.3M-params) stands behind the label, other sizes by their number."""
+        label = row[1].partition("-params")[0]
+        return order.get(label, len(rows)), [int(number) for number in re.findall(r"\d+", label)], row[1]
+
+    return sorted(rows, key=place)
 
 
 # --- the frame of figures ---------------------------------------------------------------------------------------------

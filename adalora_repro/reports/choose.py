@@ -27,7 +27,7 @@ HEAD = f"# @package _global_\n{WRITTEN}\n"
 
 def choices(table: Table) -> list[Cell]:
     """The cells with finished runs, each once, also where several columns are of one task."""
-    return list({(row.name, column.task): cell for row, column, cell in table.filled()}.values())
+    return list({(row.method, row.budget, column.task): cell for row, column, cell in table.filled()}.values())
 
 
 def score_text(cell: Cell) -> str:

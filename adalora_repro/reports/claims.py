@@ -16,11 +16,11 @@ from adalora_repro.config.words import lr_text
 from adalora_repro.errors import one_of
 from adalora_repro.records.selection import RULE as SELECTION
 from adalora_repro.records.selection import device_of
-from adalora_repro.reports.frame import frame_of, of_one_seed
-from adalora_repro.reports.notes import CONSTANT, DEGENERATE, UNEQUAL
+from adalora_repro.reports.frame import frame_of, of_one_seed, refusals
+from adalora_repro.reports.notes import CONSTANT, DEGENERATE, UNEQUAL, unlike
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_part, render_sheet, texts_sheet, to_csv
-from adalora_repro.reports.significance import LEVEL, TINY, NoTest, half_width, holm, paired_t, same_examples
+from adalora_repro.reports.significance import LEVEL, TINY, NoTest, best_row, half_width, holm, paired_t, same_examples
 from adalora_repro.reports.spec import Report, Request, Scope, paper_rows
 from adalora_repro.reports.tables import table1, table2, table3
 from adalora_repro.reports.text import NONE, fixed, number, plural, seeds_text, signed
@@ -50,7 +50,7 @@ FIELDS = [
     *("seeds_needed", "reason"),
     *("paper_budget", "paper_difference", "lr", "lrs_tried", "chosen_on"),
     *("against_lr", "against_lrs_tried", "against_chosen_on", "params", "against_params"),
-    *("time_ratio", "degenerate"),
+    *("time_ratio", "degenerate", "unlike"),
 ]
 VERDICT = (
     f"Verdict: supported if p < {LEVEL} and {{label}} is higher, contradicted if p < {LEVEL} and it is lower, "
@@ -62,8 +62,9 @@ NOTES = (
     f"the seeds that both have, with the {1 - LEVEL:.0%} interval of a paired t-test. p: of the same test, two-sided, "
     "corrected by Holm's method over all different tests of the table.",
     VERDICT,
-    "Best baseline: of the other methods at the same budget that are no ablation, no control and not AdaLoRA, the one "
-    "with the best mean, on the held-out split where every run has one, otherwise on the reported split.",
+    "Best baseline: of the other methods at the same budget that are no ablation, no control and not AdaLoRA, and of "
+    "these with the most seeds, the one with the best mean, on the held-out split where every run has one, otherwise "
+    "on the reported split, which favours it.",
     "Paper: its difference on its own backbone, at the budget with the same rank of LoRA.",
     "Rates: how many learning rates were tried for {label} and for the other method; "
     f"{UNEQUAL} marks unequal numbers.",
@@ -82,8 +83,8 @@ TIMES = (
 def claims_of(runs: pd.DataFrame, method: str = PROPOSED) -> pd.DataFrame:
     """A row for each (backbone, data, task, budget) with finished runs of ``method`` and each that it is compared with.
 
-    The columns are ``FIELDS``. ``difference``, ``low``, ``high`` and ``sd`` are points; without a test ``reason`` says
-    why there is none.
+    The columns are ``FIELDS`` and ``cell``, the name of the cell. ``difference``, ``low``, ``high`` and ``sd`` are
+    points; without a test ``reason`` says why there is none; ``unlike`` says how the training of the sides differs.
 
     Args:
         runs: ``frame_of`` records at the last step.
@@ -99,19 +100,24 @@ def claims_of(runs: pd.DataFrame, method: str = PROPOSED) -> pd.DataFrame:
         for against in (AGAINST if method == PROPOSED else AGAINST_ANY)
         if against != (method, "paper")
     ]
-    return with_verdicts(pd.DataFrame(lines, columns=FIELDS, dtype=object))
+    claims = with_verdicts(pd.DataFrame(lines, columns=FIELDS, dtype=object))
+    where = claims.backbone + " " + claims.data + " "
+    return claims.assign(cell=(where if where.nunique() > 1 else "") + claims.task + " " + claims.budget)
 
 
 def best_baseline(cell: pd.DataFrame, of: str) -> pd.DataFrame:
-    """See ``NOTES``; of the baselines with the most seeds, and of equal ones the first by name; never ``of`` itself."""
+    """See ``NOTES``; of equal ones the first by name; never ``of`` itself."""
     baseline = cell.method.map(lambda name: name != of and catalog.method(name).baseline)
     runs = cell[baseline & (cell.protocol == "paper")]
     if runs.empty:
         return runs
-    seeds = runs.groupby("method").method.transform("size")
-    runs = runs[seeds == seeds.max()]
-    means = runs.groupby("method")["held_out" if (runs.chosen_on == "held-out").all() else "score"].mean()
-    return runs[runs.method == means.idxmax()]
+    rows = runs.groupby("method").agg(
+        n_seeds=("score", "size"),
+        mean=("score", "mean"),
+        held_out_mean=("held_out", "mean"),
+        chosen_on=("chosen_on", "first"),
+    )
+    return runs[runs.method == best_row(rows)]
 
 
 def compared(ours: pd.DataFrame, cell: pd.DataFrame, method: str, protocol: str) -> dict[str, Any]:
@@ -128,7 +134,7 @@ def compared(ours: pd.DataFrame, cell: pd.DataFrame, method: str, protocol: str)
         "metric": first.metric,
         "paper_budget": label,
         "paper_difference": None if released else paper_difference(first, label, method),
-        **facts(first),
+        **facts(ours),
     }
     theirs = cell[(cell.method == method) & (cell.protocol == protocol)]
     theirs = best_baseline(cell, first.method) if method == BEST else theirs
@@ -137,12 +143,14 @@ def compared(ours: pd.DataFrame, cell: pd.DataFrame, method: str, protocol: str)
     other = theirs.iloc[0]
     if method == BEST:
         line |= {"against": f"{BEST}: {other.label}", "against_id": f"{BEST}: {other.method}"}
-    line |= {"against_method": other.method} | {f"against_{name}": value for name, value in facts(other).items()}
+    line |= {"against_method": other.method} | {f"against_{name}": value for name, value in facts(theirs).items()}
     seeds = ours.index.intersection(theirs.index)
     ours, theirs = ours.loc[seeds], theirs.loc[seeds]
     differences = ours.score - theirs.score
     line |= {"n_seeds": len(seeds), "seeds": " ".join(map(str, seeds)), "difference": differences.mean()}
     line |= {"time_ratio": time_ratio(ours, theirs), "degenerate": bool((ours.degenerate | theirs.degenerate).any())}
+    different = unlike(run.record for run in (*ours.run, *theirs.run))
+    line |= {"unlike": "; ".join(f"{name} {values}" for name, values in different.items()) or None}
     if not all(same_examples(a.record, b.record) for a, b in zip(ours.run, theirs.run, strict=True)):
         return line | {"difference": None, "reason": "evaluated on different examples"}
     try:
@@ -153,10 +161,10 @@ def compared(ours: pd.DataFrame, cell: pd.DataFrame, method: str, protocol: str)
     return line | {"sd": differences.std(), "low": mean - half, "high": mean + half, "p": p}
 
 
-def facts(first: Any) -> dict[str, Any]:
-    """What all runs of a side share."""
-    tried = int(first.lrs_tried)
-    return {"lr": first.lr, "lrs_tried": tried, "chosen_on": first.chosen_on, "params": first["params.method"]}
+def facts(runs: pd.DataFrame) -> dict[str, Any]:
+    """What all runs of a side share, and their mean number of parameters."""
+    first, params = runs.iloc[0], runs["params.method"].astype(float).mean()
+    return {"lr": first.lr, "lrs_tried": int(first.lrs_tried), "chosen_on": first.chosen_on, "params": params}
 
 
 def time_ratio(ours: pd.DataFrame, theirs: pd.DataFrame) -> float | None:
@@ -286,10 +294,10 @@ def sheet_of(
     title, minus = f"Claims: {label} minus others", f"{method if narrow else label} minus"
     texts = [
         {
-            "Cell": f"{line.task} {line.budget}",
+            "Cell": line.cell,
             minus: line.against_id if narrow else line.against,
             f"Points [{1 - LEVEL:.0%}] (seeds)": difference_text(line, 1 if narrow else 2),
-            "p": NONE if number(line.p_holm) is None else f"{line.p_holm:.1g}",
+            "p": NONE if number(line.p_holm) is None else f"{line.p_holm:.2g}",
             "Paper": signed(number(line.paper_difference), 1 if narrow else 2),
             **({"Time": fixed(line.time_ratio)} if times else {}),
             "Rates": rates_text(line),
@@ -300,12 +308,14 @@ def sheet_of(
     where = sorted(set(claims.backbone + " on " + claims.data + " data"))
     counts = claims.verdict.value_counts()
     summary = ", ".join(f"{counts[name]} {name}" for name in (SUPPORTED, CONTRADICTED, UNDECIDED) if name in counts)
-    caption = f"{title}. {'; '.join(where)}: {summary or 'no test yet'}." if where else f"{title}: no finished run yet."
+    none = f"{title}: no finished run of it with protocol=paper yet."
+    caption = f"{title}. {'; '.join(where)}: {summary or 'no test yet'}." if where else none
     frame = pd.DataFrame(texts, columns=None if texts else ["Cell", minus, "Verdict"])
     timed = [TIMES.format(label=label)] if times else []
     warned = [f"{CONSTANT} {DEGENERATE}."] if claims.degenerate.eq(True).any() else []
     notes = [note.format(label=label) for note in NOTES] + [ABOUT_ADALORA] * (method == PROPOSED)
-    notes += [*warned, *timed, *reasons(claims), *settings(claims), *more, SELECTION]
+    warned += listed(claims[claims.difference.notna()], "unlike", "Trained differently")
+    notes += [*warned, *timed, *listed(claims, "reason", "Not tested"), *settings(claims), *more, SELECTION]
     warnings = [VERDICT.format(label=label), *warned, *timed]
     return Sheet("claims", title, caption, frame, list(frame.Cell), notes, warnings, names=2)
 
@@ -336,30 +346,29 @@ def verdict_text(line: Any) -> str:
     return f"{UNDECIDED} ({f'{needed:.0f}' if needed else f'>{MOST_SEEDS}'})"
 
 
-def reasons(claims: pd.DataFrame) -> list[str]:
-    """Why there is no test, where there is none."""
-    lines = []
-    for reason, untested in claims[claims.reason.notna()].groupby("reason"):
-        names = [f"{line.task} {line.budget} {line.against}" for line in untested.itertuples()]
-        lines.append(f"Not tested ({reason}): {', '.join(names)}.")
-    return lines
+def listed(claims: pd.DataFrame, column: str, words: str) -> list[str]:
+    """For each text of a column (``reason`` or ``unlike``) the claims that have it."""
+    return [
+        f"{words} ({text}): {', '.join(f'{line.cell} {line.against}' for line in part.itertuples())}."
+        for text, part in claims[claims[column].notna()].groupby(column)
+    ]
 
 
 def settings(claims: pd.DataFrame) -> list[str]:
     """Learning rate, split that chose it, and parameters of both sides; one line a cell."""
     lines = []
-    for (task, budget), cell in claims[claims.difference.notna()].groupby(["task", "budget"], sort=False):
+    for name, cell in claims[claims.difference.notna()].groupby("cell", sort=False):
         first = cell.iloc[0]
         sides = {catalog.method(first.method).label: (first.lr, first.lrs_tried, first.chosen_on, first.params)}
         for line in cell.itertuples():
             chosen = (line.against_lr, line.against_lrs_tried, line.against_chosen_on, line.against_params)
             sides[line.against.removeprefix(f"{BEST}: ")] = chosen
         texts = [
-            f"{name} lr {lr_text(lr)}{f' of {tried}' * (tried > 1)} ({split} split), {params:,.0f} parameters"
-            for name, (lr, tried, split, params) in sides.items()
+            f"{side} lr {lr_text(lr)}{f' of {tried}' * (tried > 1)} ({split} split), {params:,.0f} parameters"
+            for side, (lr, tried, split, params) in sides.items()
         ]
         seeds = sorted({seed for line in cell.itertuples() for seed in map(int, line.seeds.split())})
-        lines.append(f"{task} {budget}, seeds {seeds_text(seeds)}: {'; '.join(texts)}.")
+        lines.append(f"{name}, seeds {seeds_text(seeds)}: {'; '.join(texts)}.")
     return lines
 
 
@@ -380,8 +389,9 @@ def make(request: Request) -> tuple[str, list[str]]:
         raise one_of("method", args.method, sorted(methods))
     runs = frame_of((one for one in records if args.backbone in (None, one[1].key["backbone"])), checkpoints=["final"])
     claims = claims_of(runs, args.method)
+    refused = [*refused, *refusals(runs)]
     if form == "csv":
-        return to_csv(claims), refused
+        return to_csv(claims[FIELDS]), refused
     sheet = sheet_of(claims, form, optimism_notes(runs), args.times, args.method)
     return render_sheet(texts_sheet(sheet, form), form, args.notes), refused
 
@@ -395,7 +405,7 @@ def section(runs: pd.DataFrame, scope: Scope) -> str:
     measured = claims[claims.difference.notna()]
     if measured.empty:
         return ""
-    missing = reasons(claims.drop(measured.index))
+    missing = listed(claims.drop(measured.index), "reason", "Not tested")
     return html_part(sheet_of(measured, "html", [*missing, *optimism_notes(runs)]))
 
 

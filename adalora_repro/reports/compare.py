@@ -6,6 +6,7 @@ import argparse
 import gzip
 import io
 import zlib
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -158,11 +159,14 @@ def compare(first: str, second: str, select: str) -> str:
     if a.key["task"] != b.key["task"]:
         raise InputError(f"{second}: task {b.key['task']}, but {first}: task {a.key['task']}; compare runs of one task")
     rows = [["metric", "test", "A", "B", "A - B", "95% interval", "p"]]
-    rows += [compared(name, select, a, b) for name in a.scores if name in b.scores]
+    reasons: dict[str, list[str]] = defaultdict(list)
+    rows += [compared(name, select, a, b, reasons) for name in a.scores if name in b.scores]
     for name in (name for name in a.held_out if name in b.held_out):
         rows.append([f"{name}, held-out", "not tested", *figures(a.held_out[name], b.held_out[name]), "", ""])
     lines = [*wrapped(f"A: {described(a)}", "  "), *wrapped(f"B: {described(b)}", "  ")]
-    lines += [f"checkpoint {select}; metrics in percent", "", *map(clean, piped(rows)), "", *wrapped(AFTER)]
+    lines += [f"checkpoint {select}; metrics in percent", "", *map(clean, piped(rows)), ""]
+    lines += [line for why, names in reasons.items() for line in wrapped(f"Not tested: {', '.join(names)}: {why}.")]
+    lines += wrapped(AFTER)
     return "\n".join(lines) + "\n"
 
 
@@ -178,13 +182,14 @@ def figures(a: float, b: float) -> list[str]:
     return [fixed(a), fixed(b), signed(a - b)]
 
 
-def compared(metric: str, select: str, ours: Run, theirs: Run) -> list[str]:
-    """One line of the table; without a test it says why."""
+def compared(metric: str, select: str, ours: Run, theirs: Run, reasons: dict[str, list[str]]) -> list[str]:
+    """One line of the table; without a test the metric is added to ``reasons``, by why there is none."""
     shown = figures(ours.scores[metric], theirs.scores[metric])
     try:
         test, p, low, high = compare_examples(metric, select, ours, theirs)
     except NoTest as reason:
-        return [metric, f"not tested: {reason}", *shown, "", ""]
+        reasons[str(reason)].append(metric)
+        return [metric, "not tested", *shown, "", ""]
     return [metric, test, *shown, f"{signed(low)} to {signed(high)}", f"{p:.3g}"]
 
 

@@ -172,6 +172,11 @@ def row_of(path: Path, record: RunRecord, checkpoint: str) -> dict[str, Any]:
     }
 
 
+def refusals(runs: pd.DataFrame) -> list[str]:
+    """A line for each record of a frame that does not count, with the reason."""
+    return [f"{run.record}: {run.unusable}" for run in runs[runs.unusable != ""].itertuples()]
+
+
 def of_one_seed(runs: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
     """Of each cell, named by the columns ``cell``, the runs of the seed that tried most learning rates, the smallest of
     such seeds: what compares rates on equal terms."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from adalora_repro.config.words import lr_text
 from adalora_repro.records.run_record import RunRecord, stated
-from adalora_repro.records.selection import HOLDOUT, RULE
+from adalora_repro.records.selection import HOLDOUT, RULE, device_kind
 from adalora_repro.reports.cells import Table
 from adalora_repro.reports.spec import Scope, commands, on_the_papers_data
 from adalora_repro.reports.text import plural, seed_phrase, short
@@ -20,8 +20,9 @@ CAVEATS = {
     "local": " Scores of runs on a part of the data, or cut short, are not comparable with the paper's.",
     "sample": " Sample data are generated English, NOT the paper's data.",
 }
-#: settings that change the training or its precision, and in which methods have no reason to differ
-ALIKE = ("total_steps", HOLDOUT, "train.precision", "train.attention", "train.batch_size", "train.group_by_length")
+#: settings that change the training, its precision or the evaluation, and in which methods have no reason to differ
+ALIKE: tuple[str, ...] = ("total_steps", HOLDOUT, "eval.max_examples")
+ALIKE += ("train.precision", "train.attention", "train.batch_size", "train.group_by_length")
 
 
 def caption_of(table: Table) -> str:
@@ -55,6 +56,9 @@ def warnings_of(table: Table) -> list[str]:
             f"{UNEQUAL} Unequal tuning: the rows compared tried different numbers of learning rates (in --notes), and "
             "the best of more is higher by chance alone."
         )
+    for i, column in enumerate(table.spec.columns):
+        different = unlike(records_of(table, i))
+        notes += [f"{column.heading}: rows differ in {name}: {values}." for name, values in different.items()]
     notes += [f"Not in the table: {plural(count, 'record')} {why}." for why, count in sorted(table.left_out.items())]
     if table.refused:
         notes.append(f"Refused and not counted: {plural(len(table.refused), 'record')}, named on stderr.")
@@ -96,25 +100,35 @@ def marks_of(figure: Any) -> str:
 
 
 def column_notes(table: Table) -> list[str]:
-    """Data of the columns, and how their rows were trained and evaluated where that is not the same everywhere."""
+    """Data of the columns, and the settings of their evaluation."""
     notes, rows = [], []
     for i, column in enumerate(table.spec.columns):
-        records = [run.record for row in table.rows if (cell := row.cells[i]) for run in cell.runs]
+        records = records_of(table, i)
         if not records:
             continue
         counts = {rows_text(record.data) for record in records}
         rows.append(f"{column.heading} {' or '.join(sorted(counts))}")
-        settings = [stated(record.settings) | {"total_steps": record.key["total_steps"]} for record in records]
-        values = {name: dict.fromkeys(short(of.get(name, "unset")) for of in settings) for name in ALIKE}
-        notes += [
-            f"{column.heading}: rows differ in {name}: {', '.join(of)}." for name, of in values.items() if len(of) > 1
-        ]
         evaluated = [
             f"{name} {' or '.join(dict.fromkeys(short(record.settings.get(name)) for record in records))}"
             for name in column.settings
         ]
         notes += [f"{column.heading}: evaluated with {', '.join(evaluated)}."] if evaluated else []
     return [*([f"Rows of the local data: {'; '.join(rows)}."] if rows and table.scope.data == "local" else []), *notes]
+
+
+def records_of(table: Table, position: int) -> list[RunRecord]:
+    """The records shown in a column."""
+    return [run.record for row in table.rows if (cell := row.cells[position]) for run in cell.runs]
+
+
+def unlike(records: Iterable[RunRecord]) -> dict[str, str]:
+    """The settings of ``ALIKE``, and the kind of device, in which runs differ, with their values."""
+    settings = [
+        stated(record.settings) | {"total_steps": record.key["total_steps"], "device": device_kind(record)}
+        for record in records
+    ]
+    values = {name: list(dict.fromkeys(short(of.get(name, "unset")) for of in settings)) for name in (*ALIKE, "device")}
+    return {name: ", ".join(of) for name, of in values.items() if len(of) > 1}
 
 
 def rows_text(data: Mapping[str, Any]) -> str:
@@ -151,13 +165,13 @@ def optimism_of(table: Table) -> list[str]:
 def settings_notes(table: Table) -> list[str]:
     """Learning rate, steps and seeds of every cell, and where its records lie."""
     scope = table.scope
-    shown: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    shown: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row, column, cell in table.filled():
         steps = plural(cell.key["total_steps"], "step")
         text = f"(lr {lr_text(cell.lr)}, {cell.tried}, {steps}, {seed_phrase(cell.seeds)})"
-        shown[row.name][text].append(column.heading)
+        shown[row.method, row.name][text].append(column.heading)
     lines = []
-    for name, of in shown.items():
+    for (_, name), of in shown.items():
         parts = [f"{', '.join(headings)} {text}" for text, headings in of.items()]
         lines.append(f"Shown for {name}: {'; '.join(parts)}.")
     if lines:

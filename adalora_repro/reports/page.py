@@ -11,6 +11,7 @@ import base64
 import hashlib
 import re
 import socket
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from urllib.parse import quote
 
 from adalora_repro import __version__
 from adalora_repro.config import catalog
+from adalora_repro.errors import clean
 from adalora_repro.records.revisions import outdated
 from adalora_repro.reports.cells import Cell, Table, compile_table, in_scope
 from adalora_repro.reports.frame import frame_of
@@ -132,6 +134,8 @@ def part(
     refused: list[str],
 ) -> dict[str, Any]:
     """What the template shows of a scope; ``refused`` gets a line for each record that is in no table."""
+    title = f"{scope.backbone}, {scope.data} data, protocol {scope.protocol}"
+    print(f"adalora-report: {clean(title)} …", file=sys.stderr)
     ours = [state for state in states if in_scope(state.record, scope)]
     records = [(state.path, state.record) for state in states]
     tables = [with_marks(compile_table(spec, records, scope)) for spec in specs]
@@ -141,7 +145,7 @@ def part(
         sections[report.name] = section(report, report.section(runs, scope) if report.section else "")
     return {
         "id": name,
-        "title": f"{scope.backbone}, {scope.data} data, protocol {scope.protocol}",
+        "title": title,
         "matrix": matrix(tables, ours),
         "opening": sections.pop(OPENING, []),
         "first": [one for key in FIRST for one in sections.pop(key, [])],

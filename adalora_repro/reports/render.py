@@ -203,7 +203,7 @@ def bands(sheet: Sheet, most: int) -> list[list[str]]:
     first, rest = list(sheet.frame)[: sheet.names], list(sheet.frame)[sheet.names :]
     groups = [[*first]]
     for name in rest:
-        if sum(widths[one] + 2 for one in [*groups[-1], name]) - 2 > most:
+        if len(groups[-1]) > len(first) and sum(widths[one] + 2 for one in [*groups[-1], name]) - 2 > most:
             groups.append([*first])
         groups[-1].append(name)
     return groups

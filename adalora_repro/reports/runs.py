@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from adalora_repro.errors import InputError, one_of
-from adalora_repro.reports.frame import COLUMNS, frame_of
+from adalora_repro.reports.frame import COLUMNS, frame_of, refusals
 from adalora_repro.reports.notes import CONSTANT, DEGENERATE
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, render_sheet, texts_sheet, to_csv
@@ -17,22 +17,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TITLE = "Runs"
-BY = "backbone,task,method,protocol,budget,lr"
+BY = "backbone,data,task,method,protocol,budget,lr"
 NOTE = (
     "Mean over the finished runs of a line ± sample standard deviation (number of runs), in percent: the primary "
-    "metric of the task at the checkpoint on the reported split, and its mean on the held-out split. Runs of one line "
-    "may differ in whatever --by does not name."
+    "metric of the task at the checkpoint on the reported split, and its mean on the held-out split if all of them "
+    "have one. Runs of one line may differ in whatever --by does not name."
 )
 
 
-def runs_table(request: Request, by: list[str], select: str) -> pd.DataFrame:
+def runs_table(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """A row a group of finished runs: the values of ``by``, metric, mean, sd, n, the held-out mean, degenerate runs.
 
     Raises:
         InputError: a name that is neither a column of ``frame`` nor a setting of a run.
     """
-    runs = frame_of(request.read[0], checkpoints=[select])
-    runs = runs[runs.status == "ok"].reset_index(drop=True)
+    runs = runs[(runs.status == "ok") & (runs.unusable == "")].reset_index(drop=True)
     valid = {*COLUMNS, *(name for run in runs.run for name in run.record.settings)} - {"metric", "held_out"}  # its own
     for name in by:
         if name not in valid:
@@ -46,7 +45,7 @@ def runs_table(request: Request, by: list[str], select: str) -> pd.DataFrame:
         mean=("score", "mean"),
         sd=("score", "std"),
         n=("score", "size"),
-        held_out=("held_out", "mean"),
+        held_out=("held_out", lambda scores: scores.astype(float).mean(skipna=False)),
         degenerate=("degenerate", "sum"),
     )
     return table.reset_index()
@@ -80,10 +79,11 @@ def make(request: Request) -> tuple[str, list[str]]:
     by = list(dict.fromkeys(name.strip() for name in args.by.split(",") if name.strip()))
     if not by:
         raise InputError("--by: name at least one key or setting")
-    table = runs_table(request, by, args.select)
+    runs = frame_of(request.read[0], checkpoints=[args.select])
+    table, refused = runs_table(runs, by), [*request.read[1], *refusals(runs)]
     if form == "csv":
-        return to_csv(table), request.read[1]
-    return render_sheet(texts_sheet(sheet_of(table, by, args.select), form), form, args.notes), request.read[1]
+        return to_csv(table), refused
+    return render_sheet(texts_sheet(sheet_of(table, by, args.select), form), form, args.notes), refused
 
 
 REPORT = Report("runs", "Any runs, grouped by keys or settings", add_arguments, make, reads="results")

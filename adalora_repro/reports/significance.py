@@ -16,9 +16,11 @@ from adalora_repro.config import catalog
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import Run
 from adalora_repro.reports.cells import AVERAGE, Table
+from adalora_repro.reports.frame import COLUMNS
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from numpy.typing import NDArray
 
 LEVEL = 0.05
@@ -28,10 +30,12 @@ TINY = 1e-9  # points: what rounding makes of scores that are equal
 FULL = "full"
 MARK, FULL_MARK = "*", "§"
 RULE = (
-    f"Marks: {MARK} p < {LEVEL} by a paired t-test over the common seeds against the best baseline, the row with the "
-    "best mean among those of the same budget that are no ablation, no control and not AdaLoRA; that row and averages "
-    f"are not tested. {FULL_MARK}: the same test of the best figure of each budget against full fine-tuning. Tests are "
-    "two-sided: a mark says that figures differ, the means say which is better."
+    f"Marks: {MARK} p < {LEVEL} by a paired t-test over the common seeds against the best baseline among the rows of "
+    "the same budget that are no ablation, no control and not AdaLoRA; that row and averages are not tested. "
+    f"{FULL_MARK}: the same test of the best row of each budget against full fine-tuning. The best row is, of those "
+    "with the most seeds, the one with the best mean, on the held-out split where every one has it, otherwise on the "
+    "reported split, which favours it. Tests are two-sided: a mark says that figures differ, the means say which is "
+    "better."
 )
 #: of a record's ``data``: what identifies the examples
 EVALUATION_DATA = {"source", "rows", "sha256", "rows_sha256", "skipped", "hub", "hub_config", "revision"}
@@ -261,17 +265,28 @@ def with_marks(table: Table) -> Table:
 def pairs(table: Table) -> Iterator[tuple[str, int, int]]:
     """(prefix of the columns, figure, the figure it is compared with): the best baseline, or full fine-tuning."""
     figures = table.figures[table.figures.position != AVERAGE]
-    for (position, _), column in figures[figures["mean"].notna()].groupby(["position", "metric"], sort=False):
-        lower = table.spec.columns[int(position)].better == "lower"
+    for (position, metric), column in figures[figures["mean"].notna()].groupby(["position", "metric"], sort=False):
+        better = table.spec.columns[int(position)].better
+        if better == "neither":
+            continue
+        if better == "lower" or metric in COLUMNS:  # the held-out score does not say which row is best
+            column = column.assign(mean=-column["mean"] if better == "lower" else column["mean"], chosen_on="")
         full = column[column.method == FULL]
         for budget, group in column.groupby("budget", sort=False):
-            score = -group["mean"] if lower else group["mean"]
-            baselines = score[[catalog.method(name).baseline for name in group.method]]
+            baselines = group[[catalog.method(name).baseline for name in group.method]]
             if len(baselines):
-                yield from (("", int(i), int(baselines.idxmax())) for i in group.index if i != baselines.idxmax())
-            sized = score[[name != budget and catalog.method(name).role != "control" for name in group.method]]
+                best = best_row(baselines)
+                yield from (("", int(i), best) for i in group.index if i != best)
+            sized = group[[name != budget and catalog.method(name).role != "control" for name in group.method]]
             if len(sized) and len(full):
-                yield "full_", int(sized.idxmax()), int(full.index[0])
+                yield "full_", best_row(sized), int(full.index[0])
+
+
+def best_row(rows: pd.DataFrame) -> Any:
+    """The index of the best of these rows, see ``RULE``; of equal ones the first."""
+    rows = rows[rows.n_seeds == rows.n_seeds.max()]
+    held_out = (rows.chosen_on == "held-out").all()
+    return rows["held_out_mean" if held_out else "mean"].astype(float).idxmax()
 
 
 def tested_pair(

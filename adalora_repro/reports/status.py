@@ -130,6 +130,10 @@ def render_status(tables: Sequence[Table], records: Sequence[Record], now: float
     states = [state_of(path, record, now, host) for path, record in records]
     parts = ["\n".join(wrapped(f"{paper_state([table.spec for table in tables], records)}."))]
     parts += [table_status(table, states, now) for table in tables]
+    wanted = [rows_wanted(table.spec) for table in tables]
+    if rest := [state for state in states if not any(of_table(state.record.key) for of_table in wanted)]:
+        counts = f"In no table: {plural(len(rest), 'run')}: {statuses_text(state.status for state in rest)}"
+        parts.append("\n".join([f"{counts}; adalora-report runs shows the finished", *attention(rest, now)]))
     return "\n\n".join(parts) + "\n"
 
 

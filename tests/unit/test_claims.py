@@ -137,6 +137,25 @@ def test_the_released_protocol_is_a_line_of_its_own() -> None:
     assert of["lora"].difference == pytest.approx(5.0)
 
 
+def test_cells_of_several_backbones_and_unlike_training_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fake_records import save
+
+    records = [*runs({"adalora": ADALORA}, total_steps=50), *runs({"lora": LORA})]
+    records += runs({"adalora": ADALORA, "lora": LORA}, data="sample")
+    records += runs({"pfeiffer": (0.9,)}, settings={"method.revision": 1})
+    for _, record in records:
+        save(tmp_path, record)
+    assert main(["claims", "--results", str(tmp_path)]) == 0
+    shown, refused = capsys.readouterr()
+    assert "minilm local cola 0.3M   lora  " in shown
+    assert "minilm sample cola 0.3M  lora  " in shown
+    unlike = "- Trained differently (total_steps 50, 100): minilm local cola 0.3M LoRA, minilm local cola 0.3M best"
+    assert unlike in " ".join(shown.split())
+    assert "earlier definition of 'pfeiffer'" in refused
+
+
 def test_the_papers_difference_is_at_the_same_rank_of_lora() -> None:
     settings = make().settings | {"task.budgets": "glue"}
     changes = {"settings": settings, "budget": {"params": 83000, "n": 36, "r": 2}}
@@ -197,4 +216,4 @@ def test_the_command(form: str, text: str, tmp_path: Path, capsys: pytest.Captur
 def test_without_runs_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "runs").mkdir()
     assert main(["claims", "--results", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.startswith("Claims: AdaLoRA minus others: no finished run yet.\n")
+    assert "Claims: AdaLoRA minus others: no finished run of it with protocol=paper yet.\n" in capsys.readouterr().out

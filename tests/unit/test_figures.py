@@ -115,6 +115,7 @@ def test_figure2_has_the_papers_points_and_ours_at_the_share_that_is_trained(tmp
     assert cells["paper"].share["mnli", "adalora", "0.3M"] == pytest.approx(100 * 300_000 / 183_831_552)
     assert cells["paper"].share["squad_v2", "lora", "0.65%"] == 0.65
     assert "task=mnli method=lora,adalora budget=1.2M" in figure.commands[0]
+    assert figure.legend[1].label == "AdaLoRA, paper (deberta-v3-base)"
     summaries = figure2.figure(frame_of([]), Scope("bart-large", "hub"))
     assert set(summaries.points.task) == {"xsum"}
 

@@ -180,7 +180,9 @@ def test_a_refused_file_is_named_and_odd_records_do_not_keep_the_others_away(tmp
     text, seen, data = built(tmp_path)
     assert len(data["runs"]) == len(seen.words) == len(odd)
     assert f"1 file: {damaged}" in text
-    assert f"skipped: {damaged}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"skipped: {damaged}" in said
+    assert "adalora-report: minilm, local data, protocol paper …" in said
 
 
 def test_it_replaces_its_own_page_and_no_other_file(

@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from compiled import compiled
 from fake_records import GLUE, METRICS, make
@@ -90,6 +91,11 @@ def test_text_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -
         for line in text.splitlines():
             assert len(line) <= min(100, max(80, columns)) or line.startswith("  adalora-run"), line
     assert "--notes" in text
+
+
+def test_a_name_wider_than_the_terminal_has_no_part_of_its_own() -> None:
+    sheet = render.Sheet("x", "", "", pd.DataFrame([["n" * 90, "1"]], columns=["Method", "a"]))
+    assert render.bands(sheet, 80) == [["Method", "a"]]
 
 
 def test_text_says_how_to_fill_an_empty_cell_and_keeps_notes_for_later() -> None:

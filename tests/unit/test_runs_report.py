@@ -21,6 +21,21 @@ def results(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
+def test_what_cannot_be_averaged_is_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Data sources, by default; records that no table counts; a held-out split that only some runs have."""
+    held_out = {"metrics": {"matthews_correlation": 0.5}, "step": 9, "holdout": {"matthews_correlation": 0.6}}
+    for i, changes in enumerate(({}, {"final": held_out}, {"data": "sample", "final": held_out})):
+        save(tmp_path, make(seed=i, **changes))
+    save(tmp_path, make(0.9, method="pfeiffer", settings={"method.revision": 1}))
+    assert main(["runs", "--results", str(tmp_path), "--format", "csv"]) == 0
+    shown, refused = capsys.readouterr()
+    assert shown.splitlines()[1:] == [
+        "minilm,local,cola,lora,paper,0.3M,0.001,matthews_correlation,50.0,0.0,2,,0",
+        "minilm,sample,cola,lora,paper,0.3M,0.001,matthews_correlation,50.0,,1,60.0,0",
+    ]
+    assert "earlier definition of 'pfeiffer'" in refused
+
+
 def test_runs_are_grouped(results: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "--results", results, "--by", "method,train.epochs,method", "--format", "csv"]) == 0
     assert capsys.readouterr().out.splitlines() == [

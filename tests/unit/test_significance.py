@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -33,7 +34,7 @@ from adalora_repro.reports.significance import (
     same_examples,
     with_marks,
 )
-from adalora_repro.reports.spec import Spec
+from adalora_repro.reports.spec import Column, Spec
 from adalora_repro.reports.tables import controls, table1
 
 
@@ -159,6 +160,24 @@ def test_the_best_baseline_is_of_the_same_budget_and_follows_from_the_role() -> 
     table = marked(*groups, spec=controls.SPEC)
     against = {figure.method: figure.baseline for figure in table.figures.itertuples() if figure.baseline}
     assert against == dict.fromkeys(("adalora", "lora_rank_pattern", "lora_init_r"), "LoRA 0.3M")
+
+
+def test_the_best_baseline_has_the_most_seeds_and_is_chosen_on_the_held_out_split() -> None:
+    """As in ``claims``: one lucky seed leaves no row without a test, and a choice is not by the scores tested."""
+    lucky = marked(seeds(LORA), seeds(ADALORA, method="adalora"), [make(0.99, method="pfeiffer")])
+    assert (figures(lucky, "adalora")[0].baseline, figures(lucky, "adalora")[0].mark) == ("LoRA 0.3M", MARK)
+    groups = [seeds(scores, method=m) for m, scores in {"lora": LORA, "houlsby": ADALORA[:5], "adalora": LORA}.items()]
+    for record in (record for group in groups for record in group):
+        held_out = 0.9 if record.key["method"] == "lora" else 0.5
+        record.final["holdout"] = {"matthews_correlation": held_out}
+    assert figures(marked(*groups), "adalora")[0].baseline == "LoRA 0.3M"
+
+
+def test_a_figure_that_is_neither_better_nor_worse_is_not_tested() -> None:
+    entropy = Column("cola", "Ranks", "entropy", ("rank_entropy",), better="neither")
+    ranks = [{"rank_pattern": {"a": 1, "b": seed}} for seed in range(1, 4)]
+    groups = [[make(method=m, seed=i, **of) for i, of in enumerate(ranks)] for m in ("lora", "adalora")]
+    assert marked(*groups, spec=replace(table1.SPEC, columns=(entropy,), average=None)).tests == ()
 
 
 def test_the_best_row_of_each_budget_is_compared_with_full_fine_tuning() -> None:

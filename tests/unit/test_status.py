@@ -71,6 +71,7 @@ def test_status_shows_each_state_once() -> None:
         make(status="failed", error="loss is nan\nTraceback", seed=3),
         make(status="cancelled", method="adalora"),
         make(task="rte", method="dora", status="failed", error="\x1b[31mred"),
+        make(task="rte", method="lora_init_r", status="failed", error="out of memory"),
     ]
     records[2].key["seed"], records[2].time = 2, {"s_per_step": 2.0}
     found = [(Path(f"r/{i}"), record) for i, record in enumerate(records)]
@@ -83,5 +84,7 @@ def test_status_shows_each_state_once() -> None:
     assert "1 of the paper's 96 cells done; 6 runs: 2 finished, 1 running, 2 failed, 1 cancelled" in text
     assert "cola lora 0.3M lr 1e-3 seed 2: step 10/110, about 3 min left" in text
     assert "loss is nan, see r\n" in text
+    assert "In no table: 1 run: 1 failed; adalora-report runs shows the finished\n" in text
+    assert "rte lora_init_r 0.3M lr 1e-3 seed 0: out of memory, see r\n" in text
     assert "Traceback" not in text
     assert "\x1b" not in text

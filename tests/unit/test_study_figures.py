@@ -69,6 +69,7 @@ def test_agreement_is_the_mean_of_spearmans_correlations() -> None:
     assert (line.n_seeds, line.agreement) == (3, pytest.approx(sum(pairs) / 3))
     assert figure.points.index.is_unique
     assert len(figure.points) == 12
+    assert figure.panels[0].title.startswith("cola AdaLoRA\n0.3M\nagreement ")
 
 
 def test_ranks_by_names_of_a_methods_own_are_in_no_figure() -> None:

@@ -15,9 +15,10 @@ from adalora_repro.cli.report import discover
 from adalora_repro.config import catalog
 from adalora_repro.config.words import lr_text
 from adalora_repro.records.run_record import RunRecord
-from adalora_repro.records.selection import at_edge
+from adalora_repro.records.selection import GPU_MEMORY, at_edge
 from adalora_repro.reports import text
 from adalora_repro.reports.cells import AVERAGE, Table, rows_wanted
+from adalora_repro.reports.choose import choices
 from adalora_repro.reports.notes import caption_of, commands_of, notes_of, warnings_of
 from adalora_repro.reports.spec import Column, Scope, Spec, paper_rows
 from adalora_repro.reports.status import paper_state, render_status
@@ -243,6 +244,21 @@ def test_a_method_that_the_paper_does_not_have_gets_a_row_in_its_budget_group() 
     assert not any("dora" in line for line in commands_of(table))
 
 
+def test_rows_of_one_budget_stand_together_the_smallest_number_first() -> None:
+    budgets = ("params300000", "params83000", "0.3M-params", "0.3M")
+    table = compiled([make(0.5, method=method, budget=budget) for method in ("lora", "mine") for budget in budgets])
+    others = ["0.3M-params", "params83000", "params300000"]
+    expected = [("mine", "0.3M"), *((method, budget) for budget in others for method in ("lora", "mine"))]
+    assert [(one.method, one.budget) for one in table.rows if not one.in_paper] == expected
+
+
+def test_methods_of_one_label_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "method", lambda name: catalog.MethodEntry(name, "", "LoRA", "other"))
+    table = compiled([make(0.5), make(0.6, method="twin")])
+    assert [cell.key["method"] for cell in choices(table)] == ["lora", "twin"]
+    assert sum(note.startswith("Shown for LoRA 0.3M:") for note in notes_of(table)) == 2
+
+
 def test_rows_are_those_of_the_table_s_methods_and_budgets() -> None:
     def beyond(spec: Spec, *records: RunRecord) -> list[tuple[str, str]]:
         return [(one.method, one.budget) for one in compiled(records, spec).rows if not one.in_paper]
@@ -323,8 +339,9 @@ Told = Callable[[Table], list[str]]
         ([make()], notes_of, "Rows of the local data: CoLA train 8,551, validation 1,043."),
         ([make(data={"source": "local"})], notes_of, "Rows of the local data: CoLA not recorded."),
         ([make(), make(seed=1, data={"rows": {"train": 5}})], notes_of, "CoLA train 5 or train 8,551, validation"),
-        ([make(), make(method="adalora", total_steps=40)], notes_of, "CoLA: rows differ in total_steps: 100, 40."),
+        ([make(), make(method="adalora", total_steps=40)], warnings_of, "CoLA: rows differ in total_steps: 100, 40."),
         ([make(settings={"data.holdout": 5}), make(method="adalora")], notes_of, "differ in data.holdout: 5, unset"),
+        ([make(), make(method="full", memory={"of": GPU_MEMORY})], notes_of, "CoLA: rows differ in device: CPU, GPU."),
         ([make(), make(seed=1, status="failed")], notes_of, "Not in the table: 1 record failed."),
         ([make(data={"rows": {}, "skipped": {"train": 2}})], notes_of, "2 bad ones of train left out"),
         ([make(degenerate=True)], warnings_of, "! A run gave every example the same prediction: LoRA 0.3M CoLA."),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from adalora_repro.reports.figures import data, drawing
 from adalora_repro.reports.figures.figure3 import points_of
+from adalora_repro.reports.figures.rates import title
 from adalora_repro.reports.spec import Scope
 from adalora_repro.reports.text import fixed
 
@@ -29,12 +30,12 @@ def figure(runs: pd.DataFrame, scope: Scope) -> drawing.Figure:
     runs = runs[runs.groupby(data.CELL).seed.transform("size") > 1].sort_values([*data.CELL, "seed"])
     points = points_of(list(runs.run)).merge(runs[[*data.CELL, "label", "seed", "record"]], on="record")
     panels, lines = [], []
-    for (task, _, budget, label), part in drawing.groups(points, [*data.CELL, "label"]):
+    for (task, method, budget, label), part in drawing.groups(points, [*data.CELL, "label"]):
         seeds, value = part.seed.nunique(), agreement(part)
         lines.append((task, label, budget, seeds, value))
         size = (1.9 + 0.32 * seeds, 1.0 + 0.17 * part.matrix.nunique())
-        title = f"{task} {label}\nagreement {fixed(value)}"
-        panels.append(drawing.Panel(title, partial(draw, cells=part, most=int(part["rank"].max())), size))
+        name = f"{title(task, method, budget, label)}\nagreement {fixed(value)}"
+        panels.append(drawing.Panel(name, partial(draw, cells=part, most=int(part["rank"].max())), size))
     return drawing.Figure(
         f"{data.scope_text(scope)} Agreement: Spearman's correlation of the matrices' ranks, mean over pairs of seeds.",
         points.drop(columns=[*data.CELL, "label"]),
@@ -57,7 +58,9 @@ def draw(axes: Axes, cells: pd.DataFrame, most: int) -> None:
     drawing.draw_ranks(axes, cells, cells.seed.map(seeds.index), -cells.matrix.map(matrices.index), most, size=6)
     axes.set(xlim=(-0.5, len(seeds) - 0.5), ylim=(0.5 - len(matrices), 0.5), xlabel="seed")
     axes.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
-    axes.set_yticks([-i for i in range(len(matrices))], [name.split(".", 1)[1] for name in matrices], fontsize=6)
+    stacks = {name.partition(".")[0] for name in matrices}
+    names = matrices if len(stacks) > 1 else [name.partition(".")[2] for name in matrices]
+    axes.set_yticks([-i for i in range(len(matrices))], names, fontsize=6)
 
 
 REPORT = drawing.report_of("agreement", "Final ranks of several seeds", figure)

@@ -23,7 +23,7 @@ from adalora_repro.errors import InputError, clean
 from adalora_repro.reports.cells import choose_scope
 from adalora_repro.reports.compare import read_run
 from adalora_repro.reports.figures.data import run_name
-from adalora_repro.reports.frame import frame_of
+from adalora_repro.reports.frame import frame_of, refusals
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import Sheet, markup, render_sheet, template, texts_sheet, to_csv
 from adalora_repro.reports.spec import PAPER_BACKBONE, Report, Request, Scope
@@ -159,8 +159,7 @@ def report_of(name: str, title: str, figure_of: Callable[..., Figure], of_runs: 
         scope = choose_scope(PAPER_BACKBONE, [record for _, record in records], args.backbone, args.data, wish)
         every = frame_of(records, checkpoints=["final"])
         made = figure(every, scope, *runs)
-        reasons = [f"{run.record}: {run.unusable}" for run in every[every.unusable != ""].itertuples()]
-        return render(made, form), [*refused, *reasons]
+        return render(made, form), [*refused, *refusals(every)]
 
     def section(runs: pd.DataFrame, scope: Scope) -> str:
         made = figure(runs, scope)

@@ -55,8 +55,10 @@ def figure(runs: pd.DataFrame, scope: Scope) -> drawing.Figure:
     points = points.sort_values(["panel", "method", "share", "budget", "of"], ignore_index=True)
     filled = set(map(tuple, ours[data.CELL].values.tolist()))
     gaps = [cell for cell in map(tuple, paper[data.CELL].values.tolist()) if cell not in filled]
+    theirs = ", ".join(sorted({TASKS[task][1].backbone for task in paper.task}))
+    names = {"ours": "ours", "paper": "paper" if theirs == scope.backbone else f"paper ({theirs})"}
     legend = {
-        (method, of): replace(look, label=f"{look.label}, {of}", line=line, filled=of == "ours")
+        (method, of): replace(look, label=f"{look.label}, {names[of]}", line=line, filled=of == "ours")
         for method, look in drawing.looks(METHODS, METHODS.values()).items()
         for of, line in (("ours", "-"), ("paper", "--"))
     }
