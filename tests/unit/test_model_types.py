@@ -76,6 +76,12 @@ def test_a_typed_setting_that_the_saved_model_does_not_have_is_refused(folder):
         backbones.load_model(plan.cfg)
 
 
+def test_a_plan_refuses_checkpointing_where_transformers_has_none(folder):
+    plan = plans.resolved(*words("mpnet", "lora", folder), "backbone.gradient_checkpointing=true")
+    with pytest.raises(InputError, match=r"gradient_checkpointing=true: transformers has none for MPNet"):
+        count(plan)
+
+
 def test_deberta_v1_trains_in_bf16(folder, tmp_path):
     run = built(tmp_path, *words("deberta", "bitfit", folder), "train.precision=bf16")
     step(run, next(iter(training_batches(run))))
