@@ -57,6 +57,11 @@ OURS = {
     "alpha_pattern": "method.rank_pattern",
     **dict.fromkeys(("task_type", "peft_type", "base_model_name_or_path", "revision", "inference_mode"), "the run"),
 }
+#: initial values that PEFT would silently not take, or not find again when it loads the kept model
+REFUSED = {
+    "lora_ga": "takes gradients, and without them PEFT falls back on its default",
+    "pissa_niter_": "changes the frozen weights by a random SVD, another one when the model is loaded; take pissa",
+}
 
 
 @dataclass
@@ -89,6 +94,9 @@ class Options(PatternOption, MatrixOptions):
                 raise InputError(
                     f"method.options.{name}: {self.tuner} has no such option{near}; valid: {', '.join(valid)}"
                 )
+        init = str(self.options.get("init_lora_weights"))
+        if reason := next((reason for start, reason in REFUSED.items() if init.startswith(start)), None):
+            raise InputError(f"method.options.init_lora_weights={init} {reason}")
         if self.size is not None and self.size not in fields:
             raise one_of("method.size", self.size, sorted(fields))
         if self.rank_pattern is not None:

@@ -242,6 +242,12 @@ def loaded(tuner: str, **values: Any) -> Any:
     return methods.load(OmegaConf.create(cfg))
 
 
+@pytest.mark.parametrize("init", ["pissa_niter_4", "lora_ga"])
+def test_initial_values_that_peft_would_change_are_refused(init: str) -> None:
+    with pytest.raises(InputError, match=rf"method\.options\.init_lora_weights={init} (changes|takes)"):
+        loaded("LoraConfig", size="r", r=2, options={"init_lora_weights": init})
+
+
 @pytest.mark.parametrize("tuner", ["LoKrConfig", "HRAConfig", "FourierFTConfig", "RandLoraConfig", "LNTuningConfig"])
 def test_another_tuner_of_peft_is_a_yaml_alone(tuner: str) -> None:
     """Its file would hold what ``loaded`` says."""
