@@ -195,6 +195,10 @@ class Method(BaseMethod):
             raise InputError(f"{self.kind} of HF PEFT: {first_line(error)}") from None
         if set(self.tuner.targeted_module_names) != self.sites.keys():
             raise InputError(f"{self.kind} of HF PEFT adapts other modules than the chosen sites")
+        if getattr(config, "init_lora_weights", None) == "eva" and config.eva_config.rho != 1:
+            raise InputError(
+                "method.options.eva_config.rho must be 1: other values change the ranks that the plan counts"
+            )
         for parameter in head_parameters(model).values():
             parameter.requires_grad_(True)
 
@@ -251,16 +255,9 @@ class Method(BaseMethod):
         """EVA (``init_lora_weights: eva``): A starts as the r leading right singular vectors of the matrix's inputs.
 
         PEFT goes through the batches, more than once if need be, until they have converged. Padding is left out.
-
-        Raises:
-            InputError: the ranks would be distributed anew (``eva_config.rho``), and the counts with them.
         """
         if getattr(self.config, "init_lora_weights", None) != "eva":
             return
-        if self.config.eva_config.rho != 1:
-            raise InputError(
-                "method.options.eva_config.rho must be 1: other values change the ranks that the plan counts"
-            )
         prefix = export.PREFIX
 
         def inputs(layer_input: tuple[Tensor, ...], batch: Batch, name: str) -> Tensor:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import plans
 import pytest
 import torch
 import transformers
@@ -174,7 +175,7 @@ def test_eva_starts_from_the_inputs_of_every_matrix_and_other_methods_read_no_ba
     other = run_of("peft_lora", tmp_path)
     other.method.prepare(pytest.fail, pytest.fail)
     with pytest.raises(InputError, match=r"eva_config\.rho must be 1"):
-        initialize(run_of("eva", tmp_path, "method.options.eva_config.rho=2.0"))
+        plans.counted("task=sst2", "backbone=tiny-bert", "data=sample", "method=eva", "method.options.eva_config.rho=2")
 
 
 def test_processes_start_from_the_initial_values_of_the_main_one(tmp_path: Path) -> None:
