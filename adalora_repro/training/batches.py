@@ -164,13 +164,12 @@ def loaded(
     workers: int,
 ) -> Iterator[Batch]:
     """The batches, collated by ``workers`` processes (0: by this one), their tensors on the device."""
-    pinned = device.type == "cuda"
     loader: Any = DataLoader(
         rows,
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
-        pin_memory=pinned,
+        pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the loader draws a seed for its workers; not from the run's stream
         worker_init_fn=settle,
         multiprocessing_context="fork" if workers else None,  # a function of a task is not pickled
@@ -178,7 +177,7 @@ def loaded(
     with forking() if workers else nullcontext():
         made = iter(loader)
     for batch in made:
-        yield {  # of memory that is not pinned, MPS may copy what was written there later (pytorch#189690)
-            name: value.to(device, non_blocking=pinned) if isinstance(value, torch.Tensor) else value
+        yield {
+            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in batch.items()
         }

@@ -333,8 +333,8 @@ def _accelerator(cfg: Any) -> Accelerator:
             raise InputError(f"accelerate is configured for {name}; for runs give accelerate launch --multi_gpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("train.device=cuda, but torch finds no GPU here; train.device=auto uses the CPU")
-    # without a GPU, accelerate runs several processes only with cpu=True
-    on_cpu = device == "cpu" or (processes > 1 and not torch.accelerator.is_available())
+    # accelerate would take MPS, where copies of batches may be wrong (pytorch#189690) and the record would say CPU
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
     try:
         accelerator = Accelerator(
             cpu=on_cpu,

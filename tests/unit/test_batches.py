@@ -96,14 +96,6 @@ def test_cut_steps_have_the_gradients_of_padded_ones(tmp_path: Path, method: str
     torch.testing.assert_close(cut, expected, rtol=2e-3, atol=2e-5)
 
 
-def test_the_host_waits_for_a_copy_of_memory_that_is_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On MPS such a copy silently took what later batches had written there."""
-    copies: list[Any] = []
-    monkeypatch.setattr(torch.Tensor, "to", lambda value, device, non_blocking=False: copies.append(non_blocking))
-    list(batches.loaded([0], [[0]], lambda rows: {"x": torch.tensor(rows)}, torch.device("mps"), 0))  # type: ignore[arg-type]
-    assert copies == [False]
-
-
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize(("size", "parts"), [(1, 1), (2, 1), (3, 2), (4, 3), (40, 1)])
 def test_processes_share_a_step_evenly(size: int, parts: int, device: str) -> None:

@@ -196,6 +196,14 @@ def test_the_configuration_of_accelerate_compiles_and_divides_no_model(monkeypat
         runner._accelerator(cfg)
 
 
+def test_without_cuda_a_run_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda: True)  # a Mac
+    cfg = OmegaConf.create({"train": {"device": "auto", "precision": "fp32"}})
+    assert runner._accelerator(cfg).device.type == "cpu"
+
+
 def test_a_problem_of_all_is_said_by_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     waited: list[float] = []
     monkeypatch.setenv("WORLD_SIZE", "2")
