@@ -59,6 +59,9 @@ def save(folder: Path, config: Any, padding: bool = True) -> Path:
     """
     torch.manual_seed(0)
     model = transformers.AutoModel.from_config(config)
+    if not getattr(config, "scale_decoder_outputs", True):  # T5 1.1's files have an output layer of its own
+        model = transformers.AutoModelForSeq2SeqLM.from_config(config)
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
     model.save_pretrained(folder)
     tokenizer = byte_tokenizer(128)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]

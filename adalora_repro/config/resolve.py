@@ -324,6 +324,8 @@ def count(plan: Plan) -> Plan:
     cfg = plan.cfg
     with Unfilled():
         model = meta_model(cfg)
+    if cfg.backbone.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
+        raise InputError(f"backbone.gradient_checkpointing=true: transformers has none for {type(model).__name__}")
     backbone = count_parameters(model.base_model.parameters())
     matched = equal_counts.matched(cfg)
     if matched and cfg.budget.params is None:

@@ -213,7 +213,7 @@ class TrainConfig:
     num_workers: int | None = setting(None, identity=False, minimum=0)
     "Processes that make batches; null: 0 on a CPU, 2 beside an accelerator."
     device: str = setting("auto", identity=False, choices=("auto", "cpu", "cuda"))
-    "auto: the GPU if there is one."
+    "auto: a GPU that CUDA or ROCm drives, if there is one; else the CPU."
 
 
 @dataclass

@@ -57,6 +57,11 @@ OURS = {
     "alpha_pattern": "method.rank_pattern",
     **dict.fromkeys(("task_type", "peft_type", "base_model_name_or_path", "revision", "inference_mode"), "the run"),
 }
+#: initial values that PEFT would silently not take, or not find again when it loads the kept model
+REFUSED = {
+    "lora_ga": "takes gradients, and without them PEFT falls back on its default",
+    "pissa_niter_": "changes the frozen weights by a random SVD, another one when the model is loaded; take pissa",
+}
 
 
 @dataclass
@@ -89,6 +94,9 @@ class Options(PatternOption, MatrixOptions):
                 raise InputError(
                     f"method.options.{name}: {self.tuner} has no such option{near}; valid: {', '.join(valid)}"
                 )
+        init = str(self.options.get("init_lora_weights"))
+        if reason := next((reason for start, reason in REFUSED.items() if init.startswith(start)), None):
+            raise InputError(f"method.options.init_lora_weights={init} {reason}")
         if self.size is not None and self.size not in fields:
             raise one_of("method.size", self.size, sorted(fields))
         if self.rank_pattern is not None:
@@ -187,6 +195,10 @@ class Method(BaseMethod):
             raise InputError(f"{self.kind} of HF PEFT: {first_line(error)}") from None
         if set(self.tuner.targeted_module_names) != self.sites.keys():
             raise InputError(f"{self.kind} of HF PEFT adapts other modules than the chosen sites")
+        if getattr(config, "init_lora_weights", None) == "eva" and config.eva_config.rho != 1:
+            raise InputError(
+                "method.options.eva_config.rho must be 1: other values change the ranks that the plan counts"
+            )
         for parameter in head_parameters(model).values():
             parameter.requires_grad_(True)
 
@@ -243,16 +255,9 @@ class Method(BaseMethod):
         """EVA (``init_lora_weights: eva``): A starts as the r leading right singular vectors of the matrix's inputs.
 
         PEFT goes through the batches, more than once if need be, until they have converged. Padding is left out.
-
-        Raises:
-            InputError: the ranks would be distributed anew (``eva_config.rho``), and the counts with them.
         """
         if getattr(self.config, "init_lora_weights", None) != "eva":
             return
-        if self.config.eva_config.rho != 1:
-            raise InputError(
-                "method.options.eva_config.rho must be 1: other values change the ranks that the plan counts"
-            )
         prefix = export.PREFIX
 
         def inputs(layer_input: tuple[Tensor, ...], batch: Batch, name: str) -> Tensor:

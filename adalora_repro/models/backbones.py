@@ -63,7 +63,18 @@ def meta_model(cfg: DictConfig) -> PreTrainedModel:
         if model := meta_models.build(architecture, cfg.task.auto_model, cfg.task.num_labels):
             return model
         with torch.device("meta"):
-            return _auto_model(cfg).from_config(model_config(cfg))
+            return _new_model(cfg, model_config(cfg))
+
+
+def _new_model(cfg: DictConfig, config: Any) -> PreTrainedModel:
+    """With new weights. T5 1.1 and FLAN have an output layer of their own; transformers ties it until it finds one in a
+    file."""
+    from torch import nn
+
+    model = _auto_model(cfg).from_config(config)
+    if not getattr(config, "scale_decoder_outputs", True) and hasattr(model, "lm_head"):
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    return model
 
 
 @contextmanager
@@ -95,7 +106,7 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
 
     if _has_random_weights(cfg):
         with _buildable(cfg):
-            return _auto_model(cfg).from_config(_padded(cfg, model_config(cfg)))
+            return _new_model(cfg, _padded(cfg, model_config(cfg)))
     where = _location(cfg)
     check_published(cfg)
     config = _padded(cfg, saved_config(cfg))

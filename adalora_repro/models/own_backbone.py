@@ -117,14 +117,16 @@ def draft(model: Any) -> str:
     content = {
         "classifier_dropout": next((name for name in DROPOUTS if hasattr(config, name)), None),
         "stacks": stacks,
-        **({"special_tokens": ["eos"], "plain_masks": False} if causal else {}),
+        **({"special_tokens": ["eos"]} if causal else {}),
+        "plain_masks": False,
         "roles": {role: paths[0] if len(paths) == 1 else paths for role, paths in roles.items() if paths},
     }
     return (
         f"# {model_type}: a draft from {type(model).__name__}; check it against the files of conf/sites/\n"
         f"# Roles of matrices: {' '.join(MATRIX_ROLES)}\n"
         "# Adapters sit behind after_attn and after_ffn, Pfeiffer's at ffn_norm: the LayerNorm behind the residual of\n"
-        "# the feed-forward. If they apply: head_inside: [pooler]; padding_positions: true (as in RoBERTa).\n"
+        "# the feed-forward. If they apply: head_inside: [pooler]; padding_positions: true (as in RoBERTa);\n"
+        "# plain_masks: true (every token attends to every other).\n"
         + yaml.safe_dump(content, sort_keys=False, width=120).rstrip()
     )
 

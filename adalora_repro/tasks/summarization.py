@@ -29,7 +29,7 @@ INPUTS = ["input_ids", "attention_mask"]
 
 @dataclass
 class Options:
-    """Settings of this family alone; null: what the model's configuration says."""
+    """Settings of this family alone; null: transformers' default, whatever the model's files say."""
 
     max_target_length: int = setting(minimum=1)
     "Tokens of the longest summary."

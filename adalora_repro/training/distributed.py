@@ -111,6 +111,18 @@ class Processes:
                     parameter.grad = None
         return others
 
+    def from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Gives the tensors the main process's values."""
+        if self.size == 1:
+            return
+        import torch
+
+        with _talking(), torch.no_grad():
+            for tensor in tensors:
+                value = tensor.clone(memory_format=torch.contiguous_format)
+                torch.distributed.broadcast(value, 0)
+                tensor.copy_(value)
+
     def received(self) -> int:
         """After a step: a signal that any process received before it, the same in all of them; 0: none."""
         if self.size == 1:

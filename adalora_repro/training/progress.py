@@ -88,14 +88,13 @@ def heading(plan: Plan) -> None:
 def banner(plan: Plan) -> None:
     """The line below ``heading``, from a counted plan: device, T, trainable parameters.
 
-    It is the device that accelerate will choose; importing accelerate to ask would take seconds.
+    It is the device that the runner will choose; importing accelerate to ask would take seconds.
     """
     import torch
 
     params = plan.params
     chosen, (_, processes) = plan.cfg.train.device, launched()
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = "cpu" if chosen == "cpu" or accelerator is None else accelerator.type
+    device = "cuda" if chosen != "cpu" and torch.cuda.is_available() else "cpu"
     if device == "cpu":
         device += f" ({torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)})"
     many = f"{processes} processes, " if processes > 1 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -160,10 +161,12 @@ def _resume(run: RunState) -> bool:
 
 
 def initialize(run: RunState) -> None:
-    """Initial values that a method takes from data."""
+    """Initial values: those that a method takes from data, and in every process those of the main one, because a seed
+    gives other random numbers on another kind of CPU."""
     run.model.eval()
     with torch.no_grad(), run.products(), run.processes.accelerator.autocast():
         run.method.prepare(lambda: first_batches(run), lambda batch: run.task.loss(run.model, batch))
+    run.processes.from_main(inject.trained(run.model).values())
 
 
 def _prepare(run: RunState, resumed: bool) -> None:
@@ -325,14 +328,18 @@ def _accelerator(cfg: Any) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # a sweep's previous run may have had another precision
     _, processes = launched()
     device = cfg.train.device
+    for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise InputError(f"accelerate is configured for {name}; for runs give accelerate launch --multi_gpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("train.device=cuda, but torch finds no GPU here; train.device=auto uses the CPU")
-    # without a GPU, accelerate runs several processes only with cpu=True
-    on_cpu = device == "cpu" or (processes > 1 and not torch.accelerator.is_available())
+    # accelerate would take MPS, where copies of batches may be wrong (pytorch#189690) and the record would say CPU
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
     try:
         accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision={"fp32": "no", "bf16": "bf16"}[cfg.train.precision],
+            dynamo_backend="no",  # whatever accelerate is configured for: it would also turn TF32 on
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     except (ValueError, RuntimeError) as error:  # MASTER_ADDR, say, is not set

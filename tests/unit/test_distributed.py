@@ -51,6 +51,8 @@ def seen_by(processes: Processes) -> dict[str, Any]:
         parameters[1].grad = torch.full((4,), 0.5)
     processes.signum = 15 * (rank == 1)
     sums = processes.add_up(parameters, torch.tensor([1.0 + rank, 10.0]))
+    weight = Parameter(torch.arange(6.0).view(2, 3).t() + rank)
+    processes.from_main([weight])
     numbers = list(range(7))
     made: list[int] = []
 
@@ -63,6 +65,7 @@ def seen_by(processes: Processes) -> dict[str, Any]:
         "sums": sums.tolist(),
         "received": processes.received(),
         "gradients": [None if p.grad is None else p.grad.tolist() for p in parameters],
+        "weight": weight.tolist(),
         "largest": processes.largest(rank, -rank, 15 * rank),
         "gathered": list(processes.gathered(processes.own(numbers))),
         "few": list(processes.gathered(processes.own([5]))),
@@ -123,6 +126,10 @@ def test_gradients_are_summed_and_what_no_process_has_stays_missing(two: list[di
         assert seen["gradients"] == [[[0.0, 3.0, 6.0], [9.0, 12.0, 15.0]], [0.5] * 4, None]
 
 
+def test_weights_become_those_of_the_main_process(two: list[dict[str, Any]]) -> None:
+    assert [seen["weight"] for seen in two] == [[[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]] * 2
+
+
 def test_items_are_gathered_in_the_order_they_were_dealt_from(two: list[dict[str, Any]]) -> None:
     for seen in two:
         assert seen["gathered"] == list(range(7))
@@ -177,6 +184,24 @@ def test_several_processes_need_an_address(monkeypatch: pytest.MonkeyPatch) -> N
     cfg = OmegaConf.create({"train": {"device": "cpu", "precision": "fp32"}})
     with pytest.raises(InputError, match=r"2 processes cannot start: .*MASTER_ADDR"):
         runner._accelerator(cfg)
+
+
+def test_the_configuration_of_accelerate_compiles_and_divides_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    cfg = OmegaConf.create({"train": {"device": "cpu", "precision": "fp32"}})
+    assert runner._accelerator(cfg).state.dynamo_plugin.backend == "NO"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="configured for FSDP; for runs give"):
+        runner._accelerator(cfg)
+
+
+def test_without_cuda_a_run_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda: True)  # a Mac
+    cfg = OmegaConf.create({"train": {"device": "auto", "precision": "fp32"}})
+    assert runner._accelerator(cfg).device.type == "cpu"
 
 
 def test_a_problem_of_all_is_said_by_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

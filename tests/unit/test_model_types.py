@@ -2,18 +2,20 @@
 
 import re
 from functools import cache
+from types import SimpleNamespace
 
 import plans
 import pytest
 import torch
+import transformers
 from own_models import MODELS, SUMMARIZES, config_of, save
-from tiny_runs import built
+from tiny_runs import built, without_dropout
 from torch import nn
 
 from adalora_repro import methods
 from adalora_repro.config.resolve import count
 from adalora_repro.errors import InputError
-from adalora_repro.models import backbones, inject
+from adalora_repro.models import backbones, inject, own_backbone, speedups
 from adalora_repro.models.sites import find_sites
 from adalora_repro.tasks import load_family
 from adalora_repro.training.batches import training_batches
@@ -76,10 +78,32 @@ def test_a_typed_setting_that_the_saved_model_does_not_have_is_refused(folder):
         backbones.load_model(plan.cfg)
 
 
+def test_a_plan_refuses_checkpointing_where_transformers_has_none(folder):
+    plan = plans.resolved(*words("mpnet", "lora", folder), "backbone.gradient_checkpointing=true")
+    with pytest.raises(InputError, match=r"gradient_checkpointing=true: transformers has none for MPNet"):
+        count(plan)
+
+
 def test_deberta_v1_trains_in_bf16(folder, tmp_path):
     run = built(tmp_path, *words("deberta", "bitfit", folder), "train.precision=bf16")
     step(run, next(iter(training_batches(run))))
     run.look()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_masks_as_on_a_gpu_change_no_loss(name, folder):
+    cfg = plans.resolved(*words(name, "lora", folder)).cfg
+    task, model = load_family(cfg), backbones.load_model(cfg).train()
+    without_dropout(SimpleNamespace(model=model))
+    before, _ = task.loss(model, batch(name))
+    speedups.use_4d_masks(model)
+    torch.testing.assert_close(task.loss(model, batch(name))[0], before)
+
+
+def test_a_draft_takes_no_attention_for_plain():
+    """ModernBERT's is local, and a mask of four dimensions would make it global in training on a GPU."""
+    model = transformers.AutoModelForSequenceClassification.from_config(config_of("modernbert"))
+    assert "plain_masks: false" in own_backbone.draft(model)
 
 
 @pytest.mark.parametrize("name", NEW)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import plans
 import pytest
 import torch
 import transformers
@@ -174,7 +175,16 @@ def test_eva_starts_from_the_inputs_of_every_matrix_and_other_methods_read_no_ba
     other = run_of("peft_lora", tmp_path)
     other.method.prepare(pytest.fail, pytest.fail)
     with pytest.raises(InputError, match=r"eva_config\.rho must be 1"):
-        initialize(run_of("eva", tmp_path, "method.options.eva_config.rho=2.0"))
+        plans.counted("task=sst2", "backbone=tiny-bert", "data=sample", "method=eva", "method.options.eva_config.rho=2")
+
+
+def test_processes_start_from_the_initial_values_of_the_main_one(tmp_path: Path) -> None:
+    run = run_of("eva", tmp_path)
+    given: list[Any] = []
+    run.processes.from_main = lambda tensors: given.extend(map(torch.clone, tensors))  # type: ignore[method-assign]
+    initialize(run)
+    assert all(map(torch.equal, given, inject.trained(run.model).values()))
+    assert len(given) == len(inject.trained(run.model))
 
 
 # --- AdaLoRA of PEFT --------------------------------------------------------------------------------------------------
@@ -240,6 +250,12 @@ def loaded(tuner: str, **values: Any) -> Any:
     method = {"name": "own", "module": "peft", "schedule": "absolute", "tuner": tuner, "sizes": None, **values}
     cfg = {"method": method, "budget": {"match": "label"}, "protocol": {"name": "paper"}}
     return methods.load(OmegaConf.create(cfg))
+
+
+@pytest.mark.parametrize("init", ["pissa_niter_4", "lora_ga"])
+def test_initial_values_that_peft_would_change_are_refused(init: str) -> None:
+    with pytest.raises(InputError, match=rf"method\.options\.init_lora_weights={init} (changes|takes)"):
+        loaded("LoraConfig", size="r", r=2, options={"init_lora_weights": init})
 
 
 @pytest.mark.parametrize("tuner", ["LoKrConfig", "HRAConfig", "FourierFTConfig", "RandLoraConfig", "LNTuningConfig"])
