@@ -55,7 +55,7 @@ class Lock:
                 time.sleep(LOOK_S)
                 if _seen(self._path) != first:
                     break
-        if not living and first is not None:
+        if not living and first is not None and _seen(self._path) == first:
             _remove(self._path, first)  # filelock itself leaves it where two names cannot be exchanged (NFS)
         if not _acquired(self._lease):
             raise InputError(f"{self._folder}: another process is training this run")
@@ -118,7 +118,7 @@ def alive(folder: Path) -> bool | None:
     """
     if _seen(folder / NAME) is None:
         return False
-    with tempfile.TemporaryDirectory() as scratch, suppress(OSError):
+    with suppress(OSError), tempfile.TemporaryDirectory() as scratch:
         copied = Path(scratch) / NAME
         copied.write_bytes((folder / NAME).read_bytes())
         lease, own = _lease(copied), _lease(Path(scratch) / "own")
