@@ -159,7 +159,8 @@ class CellSweeper(Sweeper):
         for number, job in enumerate(jobs, 1):
             words, plan = words_of(job), self.plans.get(words_of(job))
             name = sweeps.label_of(plan.key, job, jobs) if plan else " ".join(words)
-            run = SweepRun(f"[{number}/{len(jobs)}] {name}".rstrip(), plan.folder if plan else None)
+            earlier = planning.record_in(plan.folder) if plan and plan.cfg.force else None
+            run = SweepRun(f"[{number}/{len(jobs)}] {name}".rstrip(), plan.folder if plan else None, earlier)
             self.ledger.sweep[words] = run
             if plan is None:
                 self.refuse(words)
