@@ -107,7 +107,7 @@ def _main(ledger: Ledger) -> int:
     except InputError as error:
         return _refuse(str(error))
     except BrokenPipeError:
-        mute()
+        mute(sys.stdout)
     except Exception as error:  # what a run raises beyond wrong input is its own failure, not Hydra's
         if ledger.inside or not (isinstance(error, WRONG_INPUT) or not ledger.begun):
             raise
@@ -120,7 +120,7 @@ def _main(ledger: Ledger) -> int:
                 print(summary)
             sys.stdout.flush()
         except BrokenPipeError:  # the reader, `head` say, has seen enough
-            mute()
+            mute(sys.stdout)
     return ledger.code
 
 
@@ -157,7 +157,7 @@ def _job(cfg: DictConfig, ledger: Ledger) -> Outcome:
         if isinstance(error, InputError) and error.draft:
             print(error.draft)
     except BrokenPipeError:
-        mute()  # its record was written before
+        mute(sys.stdout)  # its record was written before
         outcome = DONE, EXIT_OK
     except Exception:
         if not many:

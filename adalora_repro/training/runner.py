@@ -67,7 +67,7 @@ def execute(plan: Plan) -> int:
         if launched()[1] == 1:
             return stop.exit_code or EXIT_FAILED  # after a signal a sweep starts no further run
         raise SystemExit(EXIT_FAILED) from None  # perhaps in this process alone
-    except OSError as error:
+    except Exception as error:
         if not _disk_full(error):
             raise
         complain(
@@ -223,7 +223,8 @@ def _finish(run: RunState, record: run_record.RunRecord) -> None:
 
 
 def _disk_full(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = "No space left on device" in str(error)  # safetensors has an error of its own
+    return full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
 
 
 # -- its parts ------------------------------------------------------------------------------------------------------
