@@ -112,11 +112,14 @@ class CellSweeper(Sweeper):
 
     def values(self, lists: Sequence[str] | Mapping[str, Any]) -> Values:
         """Key -> values in the order given, of words or of a mapping; the last word for a key wins."""
-        words = [f"{key}={value}" for key, value in lists.items()] if isinstance(lists, Mapping) else lists
+        words = lists
+        if isinstance(lists, Mapping):
+            words = [f"{key}={'null' if value is None else value}" for key, value in lists.items()]
         values: Values = {}
         for override in self.parse(words):
             key, several = override.get_key_element(), override.is_sweep_override()
             name = key.lstrip("+")
+            key = name if name in (LR, SEED) else key  # which are always there: a plus changes nothing
             if several and not override.is_discrete_sweep():
                 raise HydraException(f"{override.input_line}: a range without steps is no list of runs")
             if several and name in ONE_FOR_ALL:

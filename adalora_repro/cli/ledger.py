@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,8 @@ def without_force(words: Sequence[str]) -> list[str]:
 
 def report_command(tables: Iterable[str], key: Mapping[str, Any], results: Path) -> str:
     """The command that shows the runs of a sweep, by the key of one: its table's, or the state of all tables."""
-    report = next((name for name in tables if find_spec(f"adalora_repro.reports.tables.{name}")), "status")
+    folder = Path(__file__).parents[1] / "reports" / "tables"
+    report = next((name for name in tables if (folder / f"{name}.py").is_file()), "status")
     words = ["adalora-report", report, "--backbone", key["backbone"]]
     words += ["--data", key["data"]] if key["data"] != "hub" and report != "table15" else []  # which shows all data
     words += [f"--results={results}"] if results != Path("results") else []

@@ -183,7 +183,7 @@ def run(cfg: DictConfig, words: Words, many: bool, ledger: Ledger) -> Outcome:
 
     Args:
         many: among other runs one that another process trains is skipped; alone it is an error.
-        ledger: of this command. A run of a sweep that failed in another process since it began is not tried again.
+        ledger: of this command. A run of a sweep that ended in another process since it began is not repeated.
 
     Raises:
         InputError: wrong input; nothing was trained.
@@ -216,9 +216,9 @@ def run(cfg: DictConfig, words: Words, many: bool, ledger: Ledger) -> Outcome:
         return ALREADY, EXIT_OK
     if alone and many and lock.held(plan.folder, sure=True):  # in doubt ``execute`` watches its lock
         return _skipped(plan)
-    if alone and many and not cfg.force and ended_since(plan, ledger.began) == "failed":
-        print(f"failed since this command began, not tried again: {plan.folder}")
-        return FAILED, EXIT_FAILED
+    if alone and many and (ended := ended_since(plan, ledger.began)) in ("ok", "failed"):  # ok: with force=true alone
+        print(f"{ended} in another process since this command began, not repeated: {plan.folder}")
+        return (ALREADY, EXIT_OK) if ended == "ok" else (FAILED, EXIT_FAILED)
     plan = announced(plan)
 
     from adalora_repro.training.runner import execute
