@@ -275,8 +275,14 @@ class CellSweeper(Sweeper):
         if self.config.dry_run or isinstance(self.launcher, ArrayLauncher) or launched()[1] > 1:
             return
         announced = False
+        first_seen: dict[tuple[Words, object], float] = {}  # each state of a lease
         while True:
             states = {words_of(job): state_of(self.plans[words_of(job)].folder) for job in jobs}
+            for words in [words for words, state in states.items() if state == "held"]:
+                folder, now = self.plans[words].folder, time.monotonic()
+                silent = now - first_seen.setdefault((words, lock.seen(folder / lock.NAME)), now) > lock.LEASE_S
+                if silent and not lock.held(folder, sure=True):
+                    states[words] = "its machine is gone"
             skipped = [words for words, (outcome, _) in self.ledger.outcomes.items() if outcome == SKIPPED]
             ended = [words for words, state in states.items() if state not in ("held", "ok", "failed")]
             self.launch([job for job in jobs if words_of(job) in ended and words_of(job) in skipped])

@@ -18,7 +18,7 @@ from fake_records import make
 from adalora_repro.config import resolve as planning
 from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
-from adalora_repro.records import run_record
+from adalora_repro.records import lock, run_record
 from adalora_repro.records.lock import Lock
 
 Cli = Callable[..., Outcome]
@@ -42,6 +42,7 @@ class Trainer:
 
     def execute(self, plan: Plan) -> int:
         self.trained.append((plan.cfg.method.name, plan.cfg.optim.lr, plan.cfg.seed))
+        (plan.folder / lock.NAME).unlink(missing_ok=True)  # of a dead process
         try:
             save(plan, self.score(plan.cfg))
         except ValueError as error:
@@ -247,7 +248,7 @@ def test_two_processes_share_stages(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.old-*"))
 
 
-@pytest.mark.parametrize("ends", ["finished", "failed", "killed"])
+@pytest.mark.parametrize("ends", ["finished", "failed", "killed", "gone"])
 def test_a_stage_waits_for_the_run_of_another_process(
     tiny: Cli,
     trainer: Trainer,
@@ -255,12 +256,17 @@ def test_a_stage_waits_for_the_run_of_another_process(
     monkeypatch: pytest.MonkeyPatch,
     ends: str,
 ) -> None:
-    """The other process finishes the run, which is the best; or fails; or is killed, and the run is trained here."""
+    """The other process finishes the run, which is the best; or fails; or is killed, or its machine is, and the run is
+    trained here."""
     trainer.score = lambda cfg: {1e-4: 0.4, 1e-3: 0.6, 1e-2: 0.5}[cfg.optim.lr] - 0.3 * (cfg.seed > 0)
     _, other, _ = plans("task=rte", "method=lora", "budget=0.3M", GRID)
 
     def wait(_: float) -> None:
-        (other.folder / ".lock").unlink()
+        path = other.folder / ".lock"
+        if ends != "gone":
+            path.unlink()
+        elif path.read_text(encoding="utf-8") != "of another host":  # nobody renews it
+            path.write_text("of another host", encoding="utf-8")
         if ends == "finished":
             save(other, 0.6)
         elif ends == "failed":
@@ -268,14 +274,15 @@ def test_a_stage_waits_for_the_run_of_another_process(
 
     with held(other.folder):
         monkeypatch.setattr(time, "sleep", wait)
+        monkeypatch.setattr(lock, "LEASE_S", 0.01)
         done = tiny(*STAGES, "seed=0,1,2")
     assert done.code == EXIT_OK, done.err
     assert "stage 2: waiting for 1 runs that other processes are training\n" in done.out
-    taken_over = [(1e-3, 0)] if ends == "killed" else []
+    taken_over = [(1e-3, 0)] if ends in ("killed", "gone") else []
     best = 1e-2 if ends == "failed" else 1e-3
     trained = [(lr, seed) for _, lr, seed in trainer.trained]
     assert trained == [(1e-4, 0), (1e-2, 0), *taken_over, (best, 1), (best, 2)]
-    skipped = "" if ends == "killed" else ", 1 skipped (another process has them)"
+    skipped = "" if taken_over else ", 1 skipped (another process has them)"
     assert counts(done) == f"{len(trained)} done{skipped}"
 
 
