@@ -112,9 +112,11 @@ class CellSweeper(Sweeper):
 
     def values(self, lists: Sequence[str] | Mapping[str, Any]) -> Values:
         """Key -> values in the order given, of words or of a mapping; the last word for a key wins."""
-        words = lists
-        if isinstance(lists, Mapping):
-            words = [f"{key}={'null' if value is None else value}" for key, value in lists.items()]
+        words = (
+            [f"{key}={'null' if value is None else value}" for key, value in lists.items()]
+            if isinstance(lists, Mapping)
+            else lists
+        )
         values: Values = {}
         for override in self.parse(words):
             key, several = override.get_key_element(), override.is_sweep_override()
