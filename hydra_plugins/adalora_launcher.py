@@ -146,11 +146,11 @@ class ArrayLauncher(SlurmLauncher):
             with suppress(InputError):  # no answer from SLURM now; the runs may go on
                 queue, now = slurm.in_queue(), time.monotonic()
                 queued = slurm.waiting(self.results, queue)  # also what the same command submitted elsewhere
-                missing = [words for words, task in left.items() if task not in queue]
-                gone = {words: gone.get(words, now) for words in missing if self.plans[words].folder not in queued}
-                for words, since in gone.items():
+                gone = {words: since for words, since in gone.items() if tasks[words] not in queue}
+                for words in [words for words, task in left.items() if task not in queue]:
                     run = self.ledger.sweep[words]
                     outcome = outcome_on_disk(run)
+                    since = now if run.folder in queued else gone.setdefault(words, now)
                     if outcome[0] == DONE or now - since >= LATE_S:
                         outcomes[words] = outcome
                         print(f"{run.label} {outcome[0]} (task {left.pop(words)})", flush=True)

@@ -217,7 +217,7 @@ def run(cfg: DictConfig, words: Words, many: bool, ledger: Ledger) -> Outcome:
     if alone and many and lock.held(plan.folder, sure=True):  # in doubt ``execute`` watches its lock
         return _skipped(plan)
     if alone and many and (ended := ended_since(plan, ledger.began)) in ("ok", "failed"):  # ok: with force=true alone
-        print(f"{ended} in another process since this command began, not repeated: {plan.folder}")
+        print(f"not repeated, another process ended it since this command began ({ended}): {plan.folder}")
         return (ALREADY, EXIT_OK) if ended == "ok" else (FAILED, EXIT_FAILED)
     plan = announced(plan)
 

@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
+from safetensors import SafetensorError
 
 from adalora_repro import methods
 from adalora_repro.config.plan import Plan
@@ -67,7 +68,7 @@ def execute(plan: Plan) -> int:
         if launched()[1] == 1:
             return stop.exit_code or EXIT_FAILED  # after a signal a sweep starts no further run
         raise SystemExit(EXIT_FAILED) from None  # perhaps in this process alone
-    except Exception as error:
+    except (OSError, SafetensorError) as error:
         if not _disk_full(error):
             raise
         complain(
@@ -223,8 +224,9 @@ def _finish(run: RunState, record: run_record.RunRecord) -> None:
 
 
 def _disk_full(error: Exception) -> bool:
-    full = "No space left on device" in str(error)  # safetensors has an error of its own
-    return full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
+    if isinstance(error, SafetensorError):  # which has no number
+        return "No space left on device" in str(error)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 # -- its parts ------------------------------------------------------------------------------------------------------
