@@ -8,6 +8,7 @@ does the same for everything that a program prints.
 from __future__ import annotations
 
 import difflib
+import errno
 import io
 import os
 import re
@@ -117,7 +118,12 @@ class CleanStream:
 
     def write(self, text: str) -> int:
         parts = self._layout.split(COLOUR.sub("", text))  # parts with an odd index match the pattern
-        self.raw.write("".join(part if i % 2 else _harmless(part) for i, part in enumerate(parts)))
+        try:
+            self.raw.write("".join(part if i % 2 else _harmless(part) for i, part in enumerate(parts)))
+        except OSError as error:  # progress that nobody can read ends no run, nor does a terminal that is gone
+            if self._layout is not PROGRESS and error.errno != errno.EIO:
+                raise
+            mute(self.raw)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -147,9 +153,9 @@ def tolerate_any_locale() -> None:
             stream.reconfigure(errors="replace")
 
 
-def mute() -> None:
-    """Standard output leads nowhere from here on: its reader, ``head`` say, has seen enough and closed the pipe."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def mute(stream: Any) -> None:
+    """The stream leads nowhere from here on: its reader, ``head`` say, has seen enough and closed the pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager

@@ -87,9 +87,9 @@ class ArrayLauncher(SlurmLauncher):
                 print(f"already queued: {folder} (task {queued[folder]})")
                 outcomes[words], tasks[words] = (QUEUED, EXIT_OK), queued[folder]
             else:
-                outcomes[words] = SUBMITTED, EXIT_OK
                 new.append(words)
         tasks |= self.submit(new)
+        outcomes |= dict.fromkeys(new, (SUBMITTED, EXIT_OK))
         if self.config.launch != "detach":
             try:
                 self.wait(tasks, outcomes)
@@ -139,15 +139,18 @@ class ArrayLauncher(SlurmLauncher):
 
         submitit's own watcher asks ``sacct``, which has no answer on a cluster without accounting.
         """
-        seen = dict.fromkeys(tasks, time.monotonic())  # when each was in the queue
-        while seen:
+        left = dict(tasks)
+        gone: dict[Words, float] = {}  # since when each is not in the queue
+        while left:
             time.sleep(POLL_S)
             with suppress(InputError):  # no answer from SLURM now; the runs may go on
-                queue = slurm.in_queue()
-                seen |= {words: time.monotonic() for words in seen if tasks[words] in queue}
-                for words in [words for words in seen if tasks[words] not in queue]:
-                    outcome = outcome_on_disk(self.plans[words].folder, self.ledger.began)
-                    if outcome[0] == DONE or time.monotonic() - seen[words] > LATE_S:
+                queue, now = slurm.in_queue(), time.monotonic()
+                queued = slurm.waiting(self.results, queue)  # also what the same command submitted elsewhere
+                gone = {words: since for words, since in gone.items() if tasks[words] not in queue}
+                for words in [words for words, task in left.items() if task not in queue]:
+                    run = self.ledger.sweep[words]
+                    outcome = outcome_on_disk(run)
+                    since = now if run.folder in queued else gone.setdefault(words, now)
+                    if outcome[0] == DONE or now - since >= LATE_S:
                         outcomes[words] = outcome
-                        print(f"{self.ledger.sweep[words].label} {outcome[0]} (task {tasks[words]})", flush=True)
-                        del seen[words]
+                        print(f"{run.label} {outcome[0]} (task {left.pop(words)})", flush=True)

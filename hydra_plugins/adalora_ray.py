@@ -104,12 +104,13 @@ class RayLauncher(Launcher):
         except (OSError, ValueError) as error:
             raise InputError(f"{setting}: {first_line(error)}") from None
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # Ray's handler exits with another code
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         for name, unit, hint in (("num_gpus", "GPU", " (without a GPU: num_gpus=0)"), ("num_cpus", "CPU", "")):
-            need, there = self.options[name], self.ray.cluster_resources().get(unit, 0)
+            need, there = self.options[name], max((node.get(unit, 0) for node in nodes), default=0)
             if need > there and own:
                 raise InputError(f"hydra.launcher.{name}={need:g}: this machine has {there:g}{hint}")
             if need > there:
-                say(f"adalora-run: hydra.launcher.{name}={need:g}: the cluster has {there:g}{hint}; runs wait for more")
+                say(f"adalora-run: hydra.launcher.{name}={need:g}: no node has over {there:g}{hint}; runs wait for one")
 
     def enter(self, task: Any, words: Words) -> None:
         """Enters the outcome of a task that has ended into the ledger; one cancelled before it began has none."""
@@ -120,7 +121,7 @@ class RayLauncher(Launcher):
         except self.ray.exceptions.RayError as error:
             run = self.ledger.sweep[words]
             complain(f"{run.label}: {first_line(getattr(error, 'cause', error))}")
-            self.ledger.outcomes[words] = outcome_on_disk(run.folder, self.ledger.began)
+            self.ledger.outcomes[words] = outcome_on_disk(run)
 
 
 class Output:

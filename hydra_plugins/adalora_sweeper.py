@@ -112,11 +112,16 @@ class CellSweeper(Sweeper):
 
     def values(self, lists: Sequence[str] | Mapping[str, Any]) -> Values:
         """Key -> values in the order given, of words or of a mapping; the last word for a key wins."""
-        words = [f"{key}={value}" for key, value in lists.items()] if isinstance(lists, Mapping) else lists
+        words = (
+            [f"{key}={'null' if value is None else value}" for key, value in lists.items()]
+            if isinstance(lists, Mapping)
+            else lists
+        )
         values: Values = {}
         for override in self.parse(words):
             key, several = override.get_key_element(), override.is_sweep_override()
             name = key.lstrip("+")
+            key = name if name in (LR, SEED) else key  # which are always there: a plus changes nothing
             if several and not override.is_discrete_sweep():
                 raise HydraException(f"{override.input_line}: a range without steps is no list of runs")
             if several and name in ONE_FOR_ALL:
@@ -159,7 +164,8 @@ class CellSweeper(Sweeper):
         for number, job in enumerate(jobs, 1):
             words, plan = words_of(job), self.plans.get(words_of(job))
             name = sweeps.label_of(plan.key, job, jobs) if plan else " ".join(words)
-            run = SweepRun(f"[{number}/{len(jobs)}] {name}".rstrip(), plan.folder if plan else None)
+            earlier = planning.record_in(plan.folder) if plan and plan.cfg.force else None
+            run = SweepRun(f"[{number}/{len(jobs)}] {name}".rstrip(), plan.folder if plan else None, earlier)
             self.ledger.sweep[words] = run
             if plan is None:
                 self.refuse(words)
@@ -271,8 +277,14 @@ class CellSweeper(Sweeper):
         if self.config.dry_run or isinstance(self.launcher, ArrayLauncher) or launched()[1] > 1:
             return
         announced = False
+        first_seen: dict[tuple[Words, object], float] = {}  # each state of a lease
         while True:
             states = {words_of(job): state_of(self.plans[words_of(job)].folder) for job in jobs}
+            for words in [words for words, state in states.items() if state == "held"]:
+                folder, now = self.plans[words].folder, time.monotonic()
+                silent = now - first_seen.setdefault((words, lock.seen(folder / lock.NAME)), now) > lock.LEASE_S
+                if silent and not lock.held(folder, sure=True):
+                    states[words] = "its machine is gone"
             skipped = [words for words, (outcome, _) in self.ledger.outcomes.items() if outcome == SKIPPED]
             ended = [words for words, state in states.items() if state not in ("held", "ok", "failed")]
             self.launch([job for job in jobs if words_of(job) in ended and words_of(job) in skipped])

@@ -33,7 +33,7 @@ def exit_code(program: str, command: Callable[[], int]) -> int:
         print(f"{program}: error: {clean(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader, head say, has seen enough
-        mute()
+        mute(sys.stdout)
         return EXIT_OK
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

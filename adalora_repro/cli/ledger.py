@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from adalora_repro.config.resolve import record_in
 from adalora_repro.config.sweep import Words
 from adalora_repro.config.words import key_of
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
+from adalora_repro.records.run_record import RunRecord
 
 Outcome = tuple[str, int]  # a word for the summary, the exit code
 DONE, ALREADY, PLANNED, FAILED, REFUSED = "done", "already done", "planned", "failed", "refused"
@@ -25,10 +25,14 @@ ENDS = {EXIT_OK: DONE, EXIT_FAILED: FAILED, EXIT_BAD_INPUT: REFUSED}
 
 @dataclass(frozen=True)
 class SweepRun:
-    """A run of a sweep: ``label`` is "[3/12] cola lora 0.3M lr 1e-3 seed 0"; without a folder it is refused."""
+    """A run of a sweep: ``label`` is "[3/12] cola lora 0.3M lr 1e-3 seed 0"; without a folder it is refused.
+
+    ``earlier`` is the record that ``force=true`` starts over.
+    """
 
     label: str
     folder: Path | None = None
+    earlier: RunRecord | None = None
 
     @property
     def reason(self) -> str:
@@ -38,18 +42,12 @@ class SweepRun:
         return "; ".join(str(part) for part in (error, self.folder) if part)
 
 
-def outcome_on_disk(folder: Path | None, since: float) -> Outcome:
-    """Of a run whose process is gone: it ended, was refused or killed, or its node is gone.
-
-    Args:
-        since: Unix time; a record finished before is of an earlier run, and this one (``force=true``) never began.
-    """
-    record = record_in(folder) if folder else None
-    if record is None or record.status == "failed":
+def outcome_on_disk(run: SweepRun) -> Outcome:
+    """Of a run whose process is gone: it ended, was refused or killed, its node is gone, or it never began."""
+    record = record_in(run.folder) if run.folder else None
+    if record is None or record.status == "failed" or record == run.earlier:
         return FAILED, EXIT_FAILED
-    if record.status != "ok":
-        return INTERRUPTED, EXIT_TERMINATED
-    return (FAILED, EXIT_FAILED) if record.progress.get("updated", since) < since else (DONE, EXIT_OK)
+    return (DONE, EXIT_OK) if record.status == "ok" else (INTERRUPTED, EXIT_TERMINATED)
 
 
 def without_force(words: Sequence[str]) -> list[str]:
@@ -59,7 +57,8 @@ def without_force(words: Sequence[str]) -> list[str]:
 
 def report_command(tables: Iterable[str], key: Mapping[str, Any], results: Path) -> str:
     """The command that shows the runs of a sweep, by the key of one: its table's, or the state of all tables."""
-    report = next((name for name in tables if find_spec(f"adalora_repro.reports.tables.{name}")), "status")
+    folder = Path(__file__).parents[1] / "reports" / "tables"
+    report = next((name for name in tables if (folder / f"{name}.py").is_file()), "status")
     words = ["adalora-report", report, "--backbone", key["backbone"]]
     words += ["--data", key["data"]] if key["data"] != "hub" and report != "table15" else []  # which shows all data
     words += [f"--results={results}"] if results != Path("results") else []

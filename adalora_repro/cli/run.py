@@ -107,7 +107,7 @@ def _main(ledger: Ledger) -> int:
     except InputError as error:
         return _refuse(str(error))
     except BrokenPipeError:
-        mute()
+        mute(sys.stdout)
     except Exception as error:  # what a run raises beyond wrong input is its own failure, not Hydra's
         if ledger.inside or not (isinstance(error, WRONG_INPUT) or not ledger.begun):
             raise
@@ -120,7 +120,7 @@ def _main(ledger: Ledger) -> int:
                 print(summary)
             sys.stdout.flush()
         except BrokenPipeError:  # the reader, `head` say, has seen enough
-            mute()
+            mute(sys.stdout)
     return ledger.code
 
 
@@ -157,7 +157,7 @@ def _job(cfg: DictConfig, ledger: Ledger) -> Outcome:
         if isinstance(error, InputError) and error.draft:
             print(error.draft)
     except BrokenPipeError:
-        mute()  # its record was written before
+        mute(sys.stdout)  # its record was written before
         outcome = DONE, EXIT_OK
     except Exception:
         if not many:
@@ -183,7 +183,7 @@ def run(cfg: DictConfig, words: Words, many: bool, ledger: Ledger) -> Outcome:
 
     Args:
         many: among other runs one that another process trains is skipped; alone it is an error.
-        ledger: of this command. A run of a sweep that failed in another process since it began is not tried again.
+        ledger: of this command. A run of a sweep that ended in another process since it began is not repeated.
 
     Raises:
         InputError: wrong input; nothing was trained.
@@ -216,9 +216,9 @@ def run(cfg: DictConfig, words: Words, many: bool, ledger: Ledger) -> Outcome:
         return ALREADY, EXIT_OK
     if alone and many and lock.held(plan.folder, sure=True):  # in doubt ``execute`` watches its lock
         return _skipped(plan)
-    if alone and many and not cfg.force and ended_since(plan, ledger.began) == "failed":
-        print(f"failed since this command began, not tried again: {plan.folder}")
-        return FAILED, EXIT_FAILED
+    if alone and many and (ended := ended_since(plan, ledger.began)) in ("ok", "failed"):  # ok: with force=true alone
+        print(f"not repeated, another process ended it since this command began ({ended}): {plan.folder}")
+        return (ALREADY, EXIT_OK) if ended == "ok" else (FAILED, EXIT_FAILED)
     plan = announced(plan)
 
     from adalora_repro.training.runner import execute

@@ -6,6 +6,7 @@ Standard library only: ``adalora-report status`` asks too. Submitting is the lau
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
@@ -72,9 +73,10 @@ def in_queue() -> frozenset[str]:
         InputError: there is no squeue here, it failed, or it has no answer within ``ASK_S`` seconds.
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}  # a user's defaults
     try:
         done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=ASK_S
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=ASK_S, env=env
         )
     except subprocess.TimeoutExpired:
         raise InputError(f"squeue: no answer within {ASK_S:g} s; is SLURM's controller up?") from None

@@ -118,7 +118,7 @@ def cells_of(tables: Mapping[str, Sequence[Values]], axes: Values) -> list[Job]:
         cells += [cell for lists in products for cell in product(lists) if cell not in cells]
     names = ", ".join(tables)
     for method in axes.get("method", []):
-        if method in choices_of("method") and all(cell["method"] != method for cell in cells):
+        if method in choices_of("method") and all(cell.get("method") != method for cell in cells):
             cells += cells_for(method, cells)
     for axis, wanted in axes.items():
         valid = list(dict.fromkeys(cell[axis] for cell in cells if axis in cell))
@@ -128,7 +128,7 @@ def cells_of(tables: Mapping[str, Sequence[Values]], axes: Values) -> list[Job]:
     left = [cell for cell in cells if all(cell.get(axis) in wanted for axis, wanted in axes.items())]
     if not left:
         typed = " ".join(f"{axis}={','.join(wanted)}" for axis, wanted in axes.items())
-        of_tasks = [cell for cell in cells if cell["task"] in axes.get("task", [cell["task"]])]
+        of_tasks = [cell for cell in cells if cell.get("task") in axes.get("task", [cell.get("task")])]
         near = dict.fromkeys(name_of(words_of(cell)) for cell in of_tasks)
         raise InputError(f"no cell of {names} has {typed}; valid: {'; '.join(near)}")
     return left

@@ -47,15 +47,15 @@ class Lock:
         """
         if _acquired(self._lease):
             return
-        first, living = _seen(self._path), alive(self._folder)
+        first, living = seen(self._path), alive(self._folder)
         if living is None:
             host = self._lease.owner.hostname if self._lease.owner else "an unknown host"
             say(f"{self._folder} is locked by {host}: watching up to {LEASE_S:.0f} s if it is alive")
             for _ in range(1 + round(LEASE_S / LOOK_S)):
                 time.sleep(LOOK_S)
-                if _seen(self._path) != first:
+                if seen(self._path) != first:
                     break
-        if not living and first is not None:
+        if not living and first is not None and seen(self._path) == first:
             _remove(self._path, first)  # filelock itself leaves it where two names cannot be exchanged (NFS)
         if not _acquired(self._lease):
             raise InputError(f"{self._folder}: another process is training this run")
@@ -67,7 +67,7 @@ class Lock:
             return
         if owner is not None:
             raise LostFolderError(f"another process took over {self._folder}")
-        if _seen(self._path) is None:
+        if seen(self._path) is None:
             what = self._path if self._folder.exists() else self._folder
             raise LostFolderError(f"{what} was removed while the run was training")
         if self._lease.compromise is not None:  # otherwise it is only unreadable for a moment
@@ -90,7 +90,7 @@ def _acquired(lease: SoftFileLease) -> bool:
     return lease.is_locked
 
 
-def _seen(path: Path) -> tuple[int, int] | None:
+def seen(path: Path) -> tuple[int, int] | None:
     """Changes when a lease is renewed; None without a file."""
     try:
         state = path.lstat()
@@ -104,7 +104,7 @@ def _remove(path: Path, judged: tuple[int, int]) -> None:
     aside = path.with_name(f"{NAME}.{secrets.token_hex(8)}")
     with suppress(FileNotFoundError):
         os.rename(path, aside)
-        if _seen(aside) != judged:
+        if seen(aside) != judged:
             with suppress(FileExistsError):
                 os.link(aside, path)
         aside.unlink()
@@ -116,9 +116,9 @@ def alive(folder: Path) -> bool | None:
     filelock judges a holder (its host, its PID namespace, its start time) only when it acquires a lease, so it is given
     a copy: nothing in the folder changes.
     """
-    if _seen(folder / NAME) is None:
+    if seen(folder / NAME) is None:
         return False
-    with tempfile.TemporaryDirectory() as scratch, suppress(OSError):
+    with suppress(OSError), tempfile.TemporaryDirectory() as scratch:
         copied = Path(scratch) / NAME
         copied.write_bytes((folder / NAME).read_bytes())
         lease, own = _lease(copied), _lease(Path(scratch) / "own")

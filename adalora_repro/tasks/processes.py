@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-#: what asks a run to stop (with the last one a scheduler announces the end of a job): it reaches a whole group of
-#: processes, of which the parent decides for all
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+#: what asks a run to stop (SIGUSR2: a scheduler announces the end of a job): it reaches a whole group of processes, of
+#: which the parent decides for all
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"
 
 
@@ -88,7 +88,7 @@ _in_map = False
 
 def _settle_in_map() -> None:
     if _in_map:
-        settle(ignored=(signal.SIGINT, signal.SIGUSR2))  # the pool ends its workers by SIGTERM
+        settle(ignored={*SIGNALS} - {signal.SIGTERM})  # by which the pool ends its workers
 
 
 os.register_at_fork(after_in_child=_settle_in_map)

@@ -268,15 +268,17 @@ def _dataset(rows: Iterator[dict[str, Any]], rules: BaseTask) -> Dataset:
 def _from_hub(cfg: DictConfig, split: str, rules: BaseTask) -> tuple[Dataset, str]:
     """A split with the columns of ``rules``, and its name for messages."""
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     task = cfg.task
     where = f"{task.hub} ({task.hub_config}) {split}" if task.hub_config else f"{task.hub} {split}"
     try:
         with hub.asked():
             dataset = load_dataset(task.hub, task.hub_config, split=split, revision=task.revision)
-    except OSError as error:  # ConnectionError and "not found" are OSErrors, and so is a disk that cannot be written
+    except (OSError, DatasetsError) as error:  # no connection, not found, a damaged download, a full disk
+        problem = error if isinstance(error, OSError) else error.__cause__ or error
         raise InputError(
-            f"data=hub: cannot load {task.hub} ({first_line(error)}); without a network use data=local data.dir=DIR "
+            f"data=hub: cannot load {task.hub} ({first_line(problem)}); without a network use data=local data.dir=DIR "
             "or data=sample, or run once with a network: later runs use the cache in HF_HOME"
         ) from None
     if missing := [name for name in rules.columns if name not in dataset.column_names]:

@@ -13,8 +13,8 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -80,8 +80,8 @@ def cached(folder: Path, build: Callable[[Path | None], Entry]) -> Entry:
             logger.warning("cache entry %s is damaged and made again: %s", folder, error)
     new = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+        new = folder.parent / f".new-{secrets.token_hex(8)}"  # other users may read it, unlike a folder of ``tempfile``
+        new.mkdir(parents=True)
         entry = build(new / "rows.arrow")
         content = {"files": _sums(new.iterdir()), "notes": entry.notes}
         (new / NOTES).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
+from safetensors import SafetensorError
 
 from adalora_repro import methods
 from adalora_repro.config.plan import Plan
@@ -68,7 +69,7 @@ def execute(plan: Plan) -> int:
         if launched()[1] == 1:
             return stop.exit_code or EXIT_FAILED  # after a signal a sweep starts no further run
         raise SystemExit(EXIT_FAILED) from None  # perhaps in this process alone
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if not _disk_full(error):
             raise
         complain(
@@ -226,6 +227,8 @@ def _finish(run: RunState, record: run_record.RunRecord) -> None:
 
 
 def _disk_full(error: Exception) -> bool:
+    if isinstance(error, SafetensorError):  # which has no number
+        return "No space left on device" in str(error)
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

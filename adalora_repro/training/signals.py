@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR2 end a run cleanly: after the current step or evaluated batch, with a checkpoint."""
+"""What ends a run cleanly: Ctrl-C, SIGTERM, SIGHUP and SIGUSR2, after the current step or evaluated batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adalora_repro.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
 
 class Interrupted(BaseException):
-    """Ctrl-C, SIGTERM or SIGUSR2; ``exit_code`` is 130 or 143.
+    """Ctrl-C, SIGTERM, SIGHUP or SIGUSR2; ``exit_code`` is 130 or 143.
 
     ``agreed``: all processes of the run raise it, at the same point.
     """
@@ -23,7 +23,8 @@ class Interrupted(BaseException):
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into ``Interrupted``: at once, or, inside ``deferred``, when ``check`` is called.
+    """Turns SIGINT, SIGTERM and SIGHUP (a lost connection; ``nohup`` ignores it) into ``Interrupted``: at once, or,
+    inside ``deferred``, when ``check`` is called.
 
     A second signal raises at once; one that another process received first does not count as the first. SIGUSR2 is
     handled likewise if a handler for it was installed before (submitit's); ``hand_on`` passes it on to that handler.
@@ -40,6 +41,7 @@ class StopSignal:
     @contextmanager
     def installed(self) -> Iterator[None]:
         signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR2] if self._others else [])]
+        signals += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL else []
         before = {s: signal.signal(s, self._handle) for s in signals}
         try:
             yield

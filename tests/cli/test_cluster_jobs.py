@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, Outcome
 from test_sweep import GRID, STAGES, counts, save
 
 from adalora_repro.cli import slurm as slurm_queue
+from adalora_repro.cli.ledger import FAILED, Ledger, SweepRun
 from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED, InputError
 from adalora_repro.records import run_record
@@ -30,7 +32,7 @@ echo >>{state}/jobs; job=$((6 + $(wc -l <{state}/jobs)))
 cp "$1" {state}/script; echo "Submitted batch job $job"
 """
 SQUEUE = """#!/bin/bash
-[ ! -e {state}/queue ] || cat {state}/queue
+[ -n "$SQUEUE_STATES" -o ! -e {state}/queue ] || cat {state}/queue
 """
 
 
@@ -46,6 +48,7 @@ def slurm(tiny: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")  # a user's default, which hides tasks that wait
     return state
 
 
@@ -107,7 +110,7 @@ def test_without_slurm_or_its_consent_nothing_is_recorded(
         assert (done.code, counts(done)) == (EXIT_OK, "2 planned")
     (slurm / "refuse").touch()
     done = tiny(*WORDS)
-    assert done.code == EXIT_BAD_INPUT
+    assert (done.code, done.out) == (EXIT_BAD_INPUT, "")
     assert done.err == "adalora-run: error: sbatch refused: no such partition\n"
     assert not list(Path("results").rglob("submitted-*"))
 
@@ -128,7 +131,7 @@ def test_without_a_cluster_and_sigterm_between_two_stages(monkeypatch: pytest.Mo
     from hydra_plugins.adalora_ray import RayLauncher
 
     class Ray:
-        is_initialized, cluster_resources = bool, dict
+        is_initialized, nodes = bool, list
 
         def init(self, *_: object, **__: object) -> None:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -283,3 +286,39 @@ def test_what_became_of_a_task_that_left_the_queue_is_in_its_record(
     done = tiny(*WORDS, "seed=0,1,2,3,4")
     assert done.code == EXIT_TERMINATED, done.err
     assert counts(done) == "1 done, 2 failed, 2 interrupted"
+
+
+def test_a_run_is_given_up_when_it_is_in_no_queue_and_its_record_had_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """squeue takes 20 s; another command has submitted the run as well, so its own task found it held and ended."""
+    from hydra_plugins.adalora_launcher import ArrayLauncher
+
+    launcher, words, clock = ArrayLauncher(), ("seed=0",), [0.0]
+    launcher.results, launcher.plans = tmp_path, {words: Plan(None, {}, {}, tmp_path, 6, 6)}  # type: ignore[arg-type]
+    launcher.ledger = Ledger(sweep={words: SweepRun("a", tmp_path)})
+    queues = [["7_0"], ["8_0"], [], []]
+
+    def in_queue() -> list[str]:
+        clock[0] += 20.0
+        return queues.pop(0)
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(slurm_queue, "in_queue", in_queue)
+    monkeypatch.setattr(slurm_queue, "waiting", lambda _, queue: dict.fromkeys([tmp_path] * ("8_0" in queue)))
+    launcher.wait({words: "7_0"}, launcher.ledger.outcomes)
+    assert (queues, launcher.ledger.outcomes[words][0]) == ([], FAILED)
+
+
+def test_a_run_needs_room_on_one_node(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from hydra_plugins.adalora_ray import RayLauncher
+
+    nodes = [{"Alive": alive, "Resources": {"CPU": cpus}} for alive, cpus in ((True, 4.0), (True, 4.0), (False, 9.0))]
+    launcher = RayLauncher("auto", num_gpus=0, num_cpus=8, max_retries=0)
+    launcher.ray = SimpleNamespace(is_initialized=bool, init=lambda *_, **__: None, nodes=lambda: nodes)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    launcher.connect()
+    line = "adalora-run: hydra.launcher.num_cpus=8: no node has over 4; runs wait for one\n"
+    assert capsys.readouterr().err == line

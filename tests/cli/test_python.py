@@ -225,7 +225,7 @@ def test_a_closed_reader_a_closed_input_and_ctrl_c_are_no_traceback(
     for error, code in ((BrokenPipeError, EXIT_OK), (KeyboardInterrupt, 130)):
         with monkeypatch.context() as patch:
             patch.setattr(model, "run_predict", raising(error))
-            patch.setattr(arguments, "mute", lambda: None)
+            patch.setattr(arguments, "mute", lambda _: None)
             assert model.main(["predict", "RUN", "a"]) == code
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stdin", None)

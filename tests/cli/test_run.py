@@ -13,12 +13,13 @@ import pytest
 import torch
 from conftest import TINY, Cli, Whole, after_step, files_below, only_run, predictions, require_same, signal_after_step
 from programs import python
+from safetensors import SafetensorError
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.models import inject
 from adalora_repro.records import run_record
 from adalora_repro.tasks import glue
-from adalora_repro.training import checkpoint, evaluate
+from adalora_repro.training import checkpoint, evaluate, kept
 
 # -- one run --------------------------------------------------------------------------------------------------------
 
@@ -229,6 +230,16 @@ def test_a_full_disk_costs_nothing_that_was_saved(
     assert again.code == EXIT_OK
     assert ("resuming" in again.err) == (name != "config.yaml")
     require_same(only_run(), undisturbed(*command))
+
+
+def test_a_disk_that_is_full_when_the_model_is_kept(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(kept, "keep", full)
+    done = tiny("task=sst2", "method=lora")
+    assert (done.code, only_run().record.status) == (EXIT_BAD_INPUT, "running")
+    assert "adalora-run: error: no space left in results/" in done.err
 
 
 def _no_space(handle: int) -> None:

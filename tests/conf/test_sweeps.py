@@ -226,6 +226,12 @@ def test_jobs_are_launched_in_batches_or_one_by_one(launcher: str, batches: list
     assert made.ledger.summary().splitlines()[-1] == "sweep: 5 done"
 
 
+def test_a_plus_replaces_a_learning_rate_and_a_file_s_null_is_one() -> None:
+    made = sweeper("lr")
+    assert made.values(["++optim.lr=1e-3", "++seed=0,1"]) == {"optim.lr": ["0.001"], "seed": ["0", "1"]}
+    assert made.values({"train.eval_steps": None}) == {"train.eval_steps": ["null"]}
+
+
 def test_what_no_sweep_can_mean_is_refused(tmp_path: Path) -> None:
     made = sweeper("lr")
     with pytest.raises(InputError, match=re.escape("'+sweep=[lr,seeds]'")):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -228,6 +229,20 @@ def test_a_signal_of_another_process_does_not_make_ones_own_the_second() -> None
             stop._handle(15, None)
     assert (agreed.value.agreed, second.value.agreed) == (True, False)
     assert agreed.value.exit_code == stop.exit_code == EXIT_TERMINATED
+
+
+def test_a_lost_connection_stops_a_run_without_nohup() -> None:
+    stops = []
+    for handler in (signal.SIG_DFL, signal.SIG_IGN):
+        before = signal.signal(signal.SIGHUP, handler)
+        stop = signals.StopSignal()
+        try:
+            with stop.installed(), stop.deferred():
+                signal.raise_signal(signal.SIGHUP)
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        stops.append(stop.exit_code)
+    assert stops == [EXIT_TERMINATED, 0]
 
 
 if __name__ == "__main__":

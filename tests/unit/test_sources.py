@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from datasets.exceptions import DatasetGenerationError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
@@ -334,6 +335,16 @@ def hub_rows(labels: list[int]) -> Dataset:
     features = Features({"sentence1": Value("string"), "sentence2": Value("string"), "label": ClassLabel(names=names)})
     columns: dict[str, list[Any]] = {name: ["x"] * len(labels) for name in ("sentence1", "sentence2")}
     return Dataset.from_dict(columns | {"label": labels}, features=features)
+
+
+def test_a_cache_of_the_hub_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise DatasetGenerationError("An error occurred") from OSError(28, "No space left on device")
+
+    monkeypatch.setattr("datasets.load_dataset", full)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"cannot load nyu-mll/glue \(\[Errno 28\] No space left on device\)"):
+        load(task_config("rte", "hub"), "validation")
 
 
 def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,10 @@ def test_what_is_given_restricts_the_cells_and_is_set_in_every_job() -> None:
         {"task": "squad", "method": "lora", "budget": "0.08%", "backbone": "minilm"}
     ]
     assert sweep.jobs_of({"seed": ["0", "1"]}, {}) == [{"seed": "0"}, {"seed": "1"}]
+    cell = {"task": "cola", "budget": "0.3M"}
+    assert sweep.jobs_of({"method": ["lora"]}, {"mine": [{"task": ["cola"], "budget": ["0.3M"]}]}) == [
+        cell | {"method": "lora"}
+    ]
     alike = {"x": [{"task": ["cola"], "method": ["lora"], "optim.lr": ["1e-3", "1e-4"]}]}
     assert len(sweep.jobs_of({"optim.lr": ["5e-5"]}, alike)) == 1  # cells that differ in what is replaced are one
 
@@ -131,8 +135,17 @@ def test_a_label_names_the_run_and_what_else_differs() -> None:
 
 
 def test_a_record_from_before_is_not_what_became_of_a_forced_run(tmp_path: Path) -> None:
-    run_record.write(make(progress={"updated": 5.0}), tmp_path)
-    assert [outcome_on_disk(tmp_path, since)[0] for since in (4.0, 6.0)] == [DONE, FAILED]
+    """Whatever the clock of the node says that wrote it."""
+    earlier = make(progress={"updated": 5.0})
+    for updated, outcome in ((5.0, FAILED), (4.0, DONE)):
+        run_record.write(make(progress={"updated": updated}), tmp_path)
+        assert outcome_on_disk(SweepRun("a", tmp_path, earlier))[0] == outcome
+    assert outcome_on_disk(SweepRun("a", tmp_path))[0] == DONE
+
+
+def test_the_report_of_a_sweep_of_ones_own_is_the_state() -> None:
+    for name in ("v1.2", "paper"):  # the latter is a folder beside the tables
+        assert report_command([name], make(data="hub").key, Path("results")).startswith("adalora-report status")
 
 
 def test_the_report_of_measurements_takes_no_data_source() -> None:

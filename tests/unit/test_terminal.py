@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
 import sys
 import unicodedata
 from pathlib import Path
@@ -131,3 +133,27 @@ def test_who_closes_the_harmless_stream_leaves_the_one_behind_open() -> None:
     stream.close()
     stream.write("still open")
     assert behind.getvalue() == "still open"
+
+
+def test_a_terminal_that_is_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a logout, for a run in the background."""
+    near, far = pty.openpty()
+    with open(far, "w", buffering=1, encoding="utf-8") as terminal:
+        os.close(near)
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, terminal)
+        with guarded():
+            for stream in (sys.stdout, sys.stderr):
+                print("step 1", file=stream, flush=True)
+
+
+def test_progress_that_nobody_reads_ends_nothing_and_a_result_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = os.pipe()
+    os.close(near)
+    with open(far, "w", buffering=1, encoding="utf-8") as pipe:
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, pipe)
+        with guarded():
+            with pytest.raises(BrokenPipeError):
+                print("a result", flush=True)
+            print("step 1", file=sys.stderr, flush=True)

@@ -158,6 +158,7 @@ def test_a_second_run_reads_the_cache(tmp_path: Path, maps: list[tuple[int, int]
     assert maps == [(22, 1), (9, 1)]
     assert contents(second) == contents(first)
     entries = list((tmp_path / "cache" / "tokenized").iterdir())
+    assert {entry.stat().st_mode for entry in entries} == {(tmp_path / "cache").stat().st_mode}  # of any user
     assert [sorted(path.name for path in entry.iterdir()) for entry in entries] == [["notes.json", "rows.arrow"]] * 2
 
 
