@@ -161,6 +161,9 @@ def mute(stream: Any) -> None:
 @contextmanager
 def guarded() -> Iterator[None]:
     """Inside, standard output and standard error pass only harmless text; so does the trace of an uncaught error."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell, ``>&-``
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
     out, err, hook = sys.stdout, sys.stderr, sys.excepthook
     ours_out, ours_err = CleanStream(raw(out)), CleanStream(raw(err), PROGRESS)
     sys.stdout, sys.stderr = cast(Any, ours_out), cast(Any, ours_err)

@@ -157,3 +157,10 @@ def test_progress_that_nobody_reads_ends_nothing_and_a_result_does(monkeypatch: 
             with pytest.raises(BrokenPipeError):
                 print("a result", flush=True)
             print("step 1", file=sys.stderr, flush=True)
+
+
+def test_a_closed_stream_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``>&-`` in a shell."""
+    monkeypatch.setattr(sys, "stdout", None)
+    with guarded():
+        print("lost")
