@@ -58,7 +58,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_log(save(folder, make(0.5, method="adalora", rank_pattern=ranks, environment=environment)).parent)
     save(folder, make(0.45, task="mnli", method=EVIL.replace("/", "|")))
     save(folder, make(0.0, task="rte", method="bitfit", budget="bitfit", degenerate=True))
-    save(folder, make(87.65, task="squad", budget="0.65%", backbone="deberta-v3-base", data="hub"))
+    save(folder, make(87.65, task="squad", budget="0.65%", backbone="roberta", data="hub"))
     save(folder, make(task="rte", status="failed", error=f"{EVIL}\nline two", final=None))
     save(folder, make(task="sst2", status="running", final=None, progress={"updated": 9e14, "host": "elsewhere"}))
     assert report.main(["html", "--results", str(folder)]) == EXIT_OK
