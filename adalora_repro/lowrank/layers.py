@@ -19,7 +19,7 @@ Init = Literal["normal", "kaiming"]
 
 def add_low_rank(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scaling: float = 1.0) -> Tensor:
     """y + scaling * (x downᵀ) upᵀ for y (…, d_out), x (…, d_in), down (r, d_in) and up (d_out, r)."""
-    if not torch.is_autocast_enabled(x.device.type):  # in a bf16 model x is bf16, and down and up are not
+    if x.dtype != down.dtype:  # bf16: what autocast would do, and what a model in bf16 needs without it
         down, up = down.to(x.dtype), up.to(x.dtype)
     hidden = F.linear(x, down).reshape(-1, len(down))
     return torch.addmm(y.reshape(-1, len(up)), hidden, up.t(), alpha=scaling).view(y.shape)
