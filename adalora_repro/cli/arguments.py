@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -57,6 +57,12 @@ def completed(parser: Parser) -> Parser:
 
 def add_config_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-dir", metavar="DIR", help="a folder with files of your own, as adalora-run takes it")
+
+
+def require_one_config_dir(words: Sequence[str]) -> None:
+    """Raises InputError if several folders are named, of which Hydra would read one."""
+    if sum(word.partition("=")[0] in ("--config-dir", "-cd") for word in words) > 1:
+        raise InputError("--config-dir: Hydra reads one folder, the last; put your files into one")
 
 
 def use_config_dir(folder: str | None) -> None:

@@ -18,6 +18,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from adalora_repro.cli.arguments import require_one_config_dir
 from adalora_repro.config.catalog import GROUPS, add_folder, base_files, choices_of, read, resource
 from adalora_repro.config.checks import OPTIONAL
 from adalora_repro.config.schema import Config
@@ -46,8 +47,7 @@ def prepare_words() -> None:
 
     parser.error = refuse
     args, unknown = parser.parse_known_args()
-    if sum(text.partition("=")[0] in ("--config-dir", "-cd") for text in sys.argv) > 1:
-        raise InputError("--config-dir: Hydra reads one folder, the last; put your files into one")
+    require_one_config_dir(sys.argv)
     add_folder(args.config_dir)
     if args.experimental_rerun:
         raise InputError("--experimental-rerun would unpickle a file; to resume a run, repeat its command")

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from adalora_repro.cli.arguments import use_config_dir
+from adalora_repro.cli.arguments import require_one_config_dir, use_config_dir
 from adalora_repro.cli.hydra_errors import checked, explain, file_problems
 from adalora_repro.cli.run import announced, refuse_launcher, register
 from adalora_repro.config.catalog import resource
@@ -61,6 +61,7 @@ def plan_of(*words: str) -> Plan:
     """
     if wrong := [word for word in words if not isinstance(word, str)]:
         raise InputError(f"run: each word is a text of its own, run('task=cola', 'method=lora'), not {wrong[0]!r}")
+    require_one_config_dir(words)
     folder = next((word.partition("=")[2] for word in words if word.startswith("--config-dir=")), None)
     use_config_dir(folder)
     words = tuple(word for word in words if not word.startswith("--config-dir="))

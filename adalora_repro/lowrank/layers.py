@@ -64,7 +64,7 @@ class LowRankLinear(nn.Module):
         """A new plain layer with weight W + Δ (and the base's bias) in the precision of W; this one stays as it is."""
         base, W = self.base, self.base.weight
         merged = nn.Linear(base.in_features, base.out_features, base.bias is not None, W.device, W.dtype)
-        merged.weight.copy_(base.weight + self.delta_weight())
+        merged.weight.copy_(W + self.delta_weight())
         if base.bias is not None:
             merged.bias.copy_(base.bias)
         return merged

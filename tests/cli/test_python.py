@@ -169,6 +169,8 @@ def test_a_method_of_a_folder_of_one_s_own_from_python(tiny: Cli) -> None:
     Path("own/method/mine.yaml").write_text(text, encoding="utf-8")
     plan = plan_of("--config-dir=own", "task=sst2", "method=mine", "backbone=tiny-bert", "data=sample")
     assert (plan.key["method"], plan.cfg.method.alpha) == ("mine", 7)
+    with pytest.raises(InputError, match="Hydra reads one folder"):
+        plan_of("--config-dir=own", "--config-dir=other", "task=sst2")
 
 
 def test_a_run_whose_folder_was_removed_is_one_error(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
