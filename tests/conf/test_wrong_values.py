@@ -119,6 +119,7 @@ method=peft_lora +method.options.bias=some => LoraConfig of HF PEFT:
 method=peft_lora method.size=rank => unknown method.size 'rank'
 method=ia3 +method.r=2 => method.r=2: IA3Config has one size here
 method=peft_adalora +method.score=magnitude => method.score: AdaLoRA of HF PEFT has importance only
+method=peft_adalora method.beta2=0 => method.beta1 and method.beta2 must be positive
 method=peft_adalora method.init_r=2 method.target_r=2 => method.init_r=2: AdaLoRA of HF PEFT needs more than target_r=2
 method=peft_adalora method.schedule=absolute => T=6 | T must exceed t_i + t_f
 method=peft_adalora budget.match=params budget.params=50 => budget.params must be at least 97
