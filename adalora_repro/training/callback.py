@@ -88,7 +88,7 @@ class AdaLoRACallback(TrainerCallback):
             t_f=self.t_f,
             total_steps=state.max_steps,
         )
-        self.allocator = RankAllocator(self.layers, schedule, self.delta_t, **self.options)
+        self.allocator = RankAllocator(self.layers, schedule, self.delta_t, protocol="paper", **self.options)
         if state.global_step:
             path = _path(args, state)
             if not path.exists():
