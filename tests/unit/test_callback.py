@@ -162,6 +162,8 @@ def test_an_evaluation_before_a_resumed_step_sees_the_budget(tmp_path: Path) -> 
 
 def test_what_the_callback_cannot_do_is_refused(tmp_path: Path) -> None:
     model, layers = model_of()
+    with pytest.raises(ValueError, match="t_f must be at least 1"):
+        AdaLoRACallback(layers, **SCHEDULE | {"t_f": 0})
     with pytest.raises(ValueError, match="max_grad_norm must be 0"):
         AdaLoRACallback(layers, **SCHEDULE, max_grad_norm=-1.0)
     with pytest.raises(ValueError, match=r"max_grad_norm=0\) and AdaLoRACallback\(max_grad_norm=1\)"):
