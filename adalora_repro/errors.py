@@ -17,6 +17,7 @@ import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
@@ -63,6 +64,18 @@ def did_you_mean(name: str, choices: Iterable[str], prefix: str = "") -> str:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9.%]", "", name.lower())
+
+
+def expanded(path: str) -> Path:
+    """A path that a user typed, with ``~`` and ``~user`` filled in.
+
+    Raises:
+        InputError: there is no such user, or the user has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"'{path}': no such home folder") from None
 
 
 # -- text for a terminal ------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from adalora_repro import methods
-from adalora_repro.errors import InputError, first_line
+from adalora_repro.errors import InputError, expanded, first_line
 from adalora_repro.models import backbone_files, backbone_tokenizer, backbones, export, sites
 from adalora_repro.models.export import OWN_WEIGHTS
 from adalora_repro.records.run_record import RECORD_NAME
@@ -109,7 +109,7 @@ def _require_own_backbone(folder: Path, cfg: DictConfig) -> None:
         return
     with readable(folder):
         trained = json.loads((folder / RECORD).read_bytes())["settings"].get("backbone.path")
-    path = Path(cfg.backbone.path).expanduser()
+    path = expanded(cfg.backbone.path)
     if trained and trained != backbone_files.fingerprint(path):
         raise InputError(f"{path} is not the backbone of this run: its files have changed, or are another model's")
 
@@ -162,7 +162,7 @@ def configuration(folder: Path, backbone: str | None = None) -> DictConfig:
     if missing := [group for group in ("task", "method", "backbone") if not cfg[group].get("name")]:
         raise InputError(f"{folder / CONFIG} is incomplete: it names no {missing[0]}")
     if backbone is not None:
-        if not Path(backbone).expanduser().is_dir():
+        if not expanded(backbone).is_dir():
             raise InputError(f"backbone: no folder '{backbone}'")
         cfg.backbone.path = backbone
     if cfg.backbone.architecture.get("model_type") not in sites.model_types():
