@@ -78,6 +78,12 @@ def expanded(path: str) -> Path:
         raise InputError(f"'{path}': no such home folder") from None
 
 
+def errno_of(error: BaseException) -> int | None:
+    """The system's number of an error: safetensors and tokenizers, in Rust, have it in their message alone."""
+    rust = re.search(r"\(os error (\d+)\)", str(error))
+    return error.errno if isinstance(error, OSError) else int(rust[1]) if rust else None
+
+
 # -- text for a terminal ------------------------------------------------------------------------------------------
 
 #: categories of characters that are replaced: control, format (direction), surrogate, private, unassigned, separators

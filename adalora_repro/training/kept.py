@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from adalora_repro import methods
-from adalora_repro.errors import InputError, expanded, first_line
+from adalora_repro.errors import InputError, errno_of, expanded, first_line
 from adalora_repro.models import backbone_files, backbone_tokenizer, backbones, export, sites
 from adalora_repro.models.export import OWN_WEIGHTS
 from adalora_repro.records.run_record import RECORD_NAME
@@ -217,7 +217,9 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
         part.replace(to)  # an empty folder may be there
     except InputError:
         raise
-    except Exception as error:  # OSError, and what safetensors and tokenizers raise where the disk is full
+    except Exception as error:
+        if errno_of(error) is None:
+            raise
         raise InputError(f"--to: cannot write '{to}': {first_line(error)}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
