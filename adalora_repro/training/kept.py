@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from adalora_repro import methods
+from adalora_repro.config.resolve import changed
 from adalora_repro.errors import InputError, errno_of, expanded, first_line
 from adalora_repro.models import backbone_files, backbone_tokenizer, backbones, export, sites
 from adalora_repro.models.export import OWN_WEIGHTS
@@ -51,6 +52,8 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str, metho
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
+    if cfg.backbone.path is not None:  # typed relative to the folder of the command
+        cfg = changed(cfg, {"backbone.path": export.base_name(cfg)})
     (part / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
     for path in sites.added_files():
         (part / SITES).mkdir(exist_ok=True)
