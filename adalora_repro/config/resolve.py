@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from adalora_repro.config import budget, checks, identity
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.schema import MOST_STEPS, Config
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, expanded
 from adalora_repro.methods import equal_counts
 from adalora_repro.models import backbone_files, backbones, own_backbone, sites
 from adalora_repro.records import digests, revisions, run_record
@@ -78,7 +78,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         asked["backbone.sites"] = digests.of_values(matrices)
     if cfg.backbone.path is not None:
         backbones.check_published(cfg)
-        asked["backbone.path"] = backbone_files.fingerprint(Path(cfg.backbone.path).expanduser())
+        asked["backbone.path"] = backbone_files.fingerprint(expanded(cfg.backbone.path))
     if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
         size = "budget.label" if cfg.budget.params is None else "budget.params"
         kept = ("budget.match", size) if equal_counts.matched(cfg) else ()

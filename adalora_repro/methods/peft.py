@@ -178,7 +178,7 @@ class Method(BaseMethod):
     # -- injection -----------------------------------------------------------------------------------------------------
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
-        """Raises InputError if PEFT refuses the options, or cannot make this tuner without the weights (for a plan)."""
+        """Raises InputError if PEFT refuses the options, could not load its own config, or needs weights for a plan."""
         matrices = self.options.matrices(sites)
         self.n = len(matrices)
         values = self.values(model, matrices)
@@ -191,6 +191,7 @@ class Method(BaseMethod):
                 warnings.simplefilter("ignore")
                 config = config_class(self.kind)(**values)
                 self.wrapper = library().PeftModel(model, config, ADAPTER)
+                config.from_peft_type(**config.to_dict())  # what PEFT has filled in must be there when it is loaded
         except failures as error:
             raise InputError(f"{self.kind} of HF PEFT: {first_line(error)}") from None
         if set(self.tuner.targeted_module_names) != self.sites.keys():

@@ -273,13 +273,18 @@ def test_state_of_other_layers_is_refused():
         allocator.load_state_dict(RankAllocator(wider, schedule, 3).state_dict())
 
 
-def test_a_layer_without_gradient_is_named():
+def test_a_layer_that_a_step_left_out_has_a_gradient_of_zero():
     layers = layers_of()
-    allocator = RankAllocator(layers, BudgetSchedule(12, 5, 2, 6, 20), 1)
+    allocator = RankAllocator(layers, BudgetSchedule(12, 5, 2, 6, 20), 1, score="gradient")
     give_gradients(layers)
-    layers["m1"].lora_B.grad = None
-    with pytest.raises(RuntimeError, match="m1"):
-        allocator.observe(0)
+    layers["m1"].zero_grad()
+    allocator.observe(0)
+    for average in allocator.state_dict()["average"]:
+        assert [bool(part.any()) for part in average] == [True, False, True]
+    for layer in layers.values():
+        layer.zero_grad()
+    with pytest.raises(RuntimeError, match="no layer has a gradient"):
+        allocator.observe(1)
 
 
 def test_an_uncertainty_in_bf16_changes_scores_by_no_more_than_its_rounding():
