@@ -132,7 +132,7 @@ $(TABLES:%=sweep-%): $(VENV)/.installed
 	$(sweep)
 
 # The study of sweeps/study.yaml. DATA is a folder with the data sets; without it they come from the hub.
-TASKS ?= cola,stsb
+TASKS ?= cola,stsb,mrpc
 DATA ?=
 study: BACKBONE ?= minilm
 study: PARAMS ?= $(if $(filter minilm,$(BACKBONE)),83000,331776)

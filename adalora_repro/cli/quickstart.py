@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"quickstart: no finished run below {folder}", file=sys.stderr)
         return EXIT_BAD_INPUT
     code = report.main(["html", "--results", folder])
-    print(f"\n{table(finished)}\n\nThese scores are on generated text, not GLUE. Next: README.md, docs/own-data.md.")
+    print(f"\n{table(finished)}\n\nThese scores are on generated text, not GLUE. Next: README.md, docs/own.md.")
     print(f"The page: {(Path(folder) / 'report.html').resolve().as_uri()}")
     return code or EXIT_OK
 

@@ -4,7 +4,8 @@ The YAML names PEFT's config class (``tuner``) and sets its fields (``options``)
 of the chosen sites, the task head is trained as with every method, and all that PEFT freezes stays frozen.
 
 At the start the model is the backbone: exactly where the increment starts at zero (LoRA, rsLoRA, EVA, VeRA, LoHa) or
-the factor at one ((IA)³, OFT), up to rounding with DoRA, which divides by a norm that it multiplies with, and PiSSA:
+the factor at one ((IA)³); up to rounding with OFT, with DoRA, which divides by a norm that it multiplies with, and
+with PiSSA:
 
     W = W_res + s B A,   s B A = U_r S_r V_rᵀ   the r largest singular values of W
 

@@ -128,6 +128,7 @@ method=lora budget.match=rank => unknown budget.match 'rank'; valid: label, para
 method=lora budget=0.6M budget.match=params budget.params=9000 => budget=0.6M and budget.params=9000 both say a size
 method=lora budget.match=params method.r=3 => method.r=3 and budget.match=params both choose the size
 method=pfeiffer budget.match=params method.d=3 => method.d=3 and budget.match=params both choose the size
+method=rslora budget.match=params method.r=3 => method.r=3 and budget.match=params both choose the size
 budget.match=params method.target_r=3 => method.target_r=3 and budget.match=params both
 budget.match=params method.init_r=-2 => method.init_r must be positive, not -2
 method=lora budget.match=params budget.params=60 => 60 parameters are too few | budget.params must be at least 64
