@@ -35,11 +35,11 @@ from adalora_repro.reports.render import html_table, markup, sheet_of, template
 from adalora_repro.reports.significance import with_marks
 from adalora_repro.reports.spec import (
     DATA_SOURCES,
+    PAPER_BACKBONE,
     Record,
     Report,
     Request,
     Scope,
-    Spec,
     add_partial,
     default_backbone,
 )
@@ -54,25 +54,21 @@ OPENING = "claims"
 FIRST = ("scores", "hours", "curves")  # above the tables
 
 
-def make(request: Request) -> tuple[str, list[str]]:
-    """The page, and a line for each file that was refused."""
+def make(request: Request) -> str:
     out = request.args.out or str(request.results / FILE)
     form_of("html", out, ["html"])
-    refused, now, host = list(request.read[1]), time.time(), socket.gethostname()
-    records = [(path, as_seen(path, record, now, host)) for path, record in request.read[0]]
-    specs, reports = list(request.specs.values()), list(request.reports.values())
-    scopes = scopes_of(records, request.results) or [Scope(specs[0].backbone, "hub", results=request.results)]
+    now, host = time.time(), socket.gethostname()
+    records = [(path, as_seen(path, record, now, host)) for path, record in request.records]
+    scopes = scopes_of(records, request.results) or [Scope(PAPER_BACKBONE, "hub", results=request.results)]
     scopes = [replace(scope, include_partial=request.args.include_partial) for scope in scopes]
     runs = frame_of(records, checkpoints=["final"])
-    parts = [part(f"s{i}", scope, specs, reports, records, runs, refused) for i, scope in enumerate(scopes)]
-    common = []
-    for report in reports:
-        html, more = report.common(request) if report.common else ("", [])
-        refused += more
-        common += section(report, html)
-    state = paper_state(specs, records)
+    parts = [part(request, f"s{i}", scope, records, runs) for i, scope in enumerate(scopes)]
+    common = [
+        one for report in request.reports.values() if report.common for one in section(report, report.common(request))
+    ]
+    state = paper_state(request.specs.values(), records)
     script = asset("page.js")
-    page = template(
+    return template(
         "page.html",
         title=f"AdaLoRA reproduction: {in_short(state)}",
         state=state,
@@ -80,15 +76,14 @@ def make(request: Request) -> tuple[str, list[str]]:
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=markup(asset("page.css")),
         script=markup(script),
-        data=markup(data_of(request.read[0], request.results, Path(out).parent)),
+        data=markup(data_of(request.records, request.results, Path(out).parent)),
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         version=__version__,
-        facts=facts([record for _, record in records], list(dict.fromkeys(refused))),
+        facts=facts([record for _, record in records], list(dict.fromkeys(request.refused))),
         scopes=parts,
         common=common,
         runs=[row_of(path, record, request.results) for path, record in records],
     )
-    return page, refused
 
 
 def scopes_of(records: Sequence[Record], results: Path) -> list[Scope]:
@@ -125,23 +120,15 @@ def facts(records: Sequence[RunRecord], refused: Sequence[str]) -> dict[str, str
 # --- one backbone, data source and protocol ---------------------------------------------------------------------------
 
 
-def part(
-    name: str,
-    scope: Scope,
-    specs: Sequence[Spec],
-    reports: Sequence[Report],
-    records: Sequence[Record],
-    runs: pd.DataFrame,
-    refused: list[str],
-) -> dict[str, Any]:
-    """What the template shows of a scope; ``refused`` gets a line for each record that is in no table."""
+def part(request: Request, name: str, scope: Scope, records: Sequence[Record], runs: pd.DataFrame) -> dict[str, Any]:
+    """What the template shows of a scope."""
     title = f"{scope.backbone}, {scope.data} data, protocol {scope.protocol}"
     print(f"adalora-report: {clean(title)} …", file=sys.stderr)
     ours = [record for _, record in records if in_scope(record, scope)]
-    tables = [with_marks(compile_table(spec, records, scope)) for spec in specs]
-    refused += [line for table in tables for line in table.refused]
+    tables = [with_marks(compile_table(spec, records, scope)) for spec in request.specs.values()]
+    request.refused.extend(line for table in tables for line in table.refused)
     sections = {}
-    for report in reports:
+    for report in request.reports.values():
         sections[report.name] = section(report, report.section(runs, scope) if report.section else "")
     return {
         "id": name,

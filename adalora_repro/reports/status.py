@@ -219,13 +219,11 @@ def describe(path: Path, record: RunRecord, now: float) -> str:
     return clean(f"{name}: {', '.join(words)}" if words else name)
 
 
-def make(request: Request) -> tuple[str, list[str]]:
-    records, refused = request.read
-    waiting, more = request.queued(request.results, [path for path, _ in records])
+def make(request: Request) -> str:
+    waiting, refused = request.queued(request.results, [path for path, _ in request.records])
+    request.refused.extend(refused)
     tables = [compile_scoped(request, spec, waiting) for spec in request.specs.values()]
-    unusable = [line for table in tables for line in table.refused]
-    text = render_status(tables, [*records, *waiting], time.time(), socket.gethostname())
-    return text, [*refused, *more, *unusable]
+    return render_status(tables, [*request.records, *waiting], time.time(), socket.gethostname())
 
 
 REPORT = Report("status", "What is done, running, failed, missing", add_partial, make, writes=False)
