@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro import __version__, reports
-from adalora_repro.cli import slurm
 from adalora_repro.cli.arguments import Parser, add_config_dir, completed, exit_code, use_config_dir
 from adalora_repro.config import catalog
 from adalora_repro.errors import EXIT_OK, InputError, clean, one_of
@@ -137,7 +136,7 @@ def report(argv: Sequence[str]) -> int:
     use_config_dir(getattr(args, "config_dir", None))
     chosen = every[args.report]
     results = results_folder(getattr(args, "results", None))
-    request = Request(args, discover(), results, discover_reports(), slurm.queued)
+    request = Request(args, discover(), results, discover_reports())
     if chosen.reads in ("scope", "results") and getattr(args, "backbone", None) is not None:
         check_backbone(args.backbone, request)
     content = chosen.make(request)

@@ -107,18 +107,13 @@ class Scope:
 class Request:
     """What was asked of ``adalora-report``: options, folder of results, all tables and all other reports by name.
 
-    Attributes:
-        queued: (folder of results, files of records) -> runs that are submitted to a cluster and have no record yet,
-            and a line for each refused file.
-        refused: a line for each file that was read and does not count; every report adds those that it meets.
+    ``refused``: a line for each file that was read and does not count; every report adds those that it meets.
     """
 
     args: argparse.Namespace
     specs: Mapping[str, Spec]
     results: Path
     reports: Mapping[str, Report] = field(default_factory=dict)
-    queued: Callable[[Path, Sequence[Path]], tuple[list[Record], list[str]]] = lambda results, known: ([], [])
-
     refused: list[str] = field(default_factory=list)
 
     @cached_property

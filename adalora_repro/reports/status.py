@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adalora_repro.config.words import lr_text
 from adalora_repro.errors import clean, duration, first_line
-from adalora_repro.records import lock
+from adalora_repro.records import lock, slurm
 from adalora_repro.records.run_record import STATUSES, RunRecord
 from adalora_repro.reports.cells import Table, compile_scoped, in_scope, rows_wanted
 from adalora_repro.reports.choose import choices
@@ -220,7 +220,7 @@ def describe(path: Path, record: RunRecord, now: float) -> str:
 
 
 def make(request: Request) -> str:
-    waiting, refused = request.queued(request.results, [path for path, _ in request.records])
+    waiting, refused = slurm.queued(request.results, [path for path, _ in request.records])
     request.refused.extend(refused)
     tables = [compile_scoped(request, spec, waiting) for spec in request.specs.values()]
     return render_status(tables, [*request.records, *waiting], time.time(), socket.gethostname())
