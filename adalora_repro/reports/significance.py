@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config import catalog
+from adalora_repro.metrics import resampling
 from adalora_repro.metrics.glue import METRICS
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import Run
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 RESAMPLES = 10_000
-BATCH = 2_000_000  # numbers that are held at once
 TINY = 1e-9  # points: what rounding makes of scores that are equal
 FULL = "full"
 MARK, FULL_MARK = "*", "§"
@@ -121,9 +121,6 @@ def bootstrap(
         Low and high end of the percentile interval of level 1 - ``LEVEL``; p, twice the smaller tail at 0 with the
         sample itself counted, at most 1.
     """
-    import numpy as np
-    from scipy import stats
-
     score = MEASURES[measure]
 
     def difference(labels: Any, ours: Any, theirs: Any, axis: int = -1) -> Any:
@@ -132,17 +129,7 @@ def bootstrap(
 
     if len(labels) < 2 or (ours == theirs).all():
         return 0.0, 0.0, 1.0
-    result = stats.bootstrap(
-        (labels, ours, theirs),
-        difference,
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, BATCH // len(labels)),
-        confidence_level=1 - LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
+    result = resampling.bootstrap((labels, ours, theirs), difference, resamples)
     drawn = result.bootstrap_distribution
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     low, high = result.confidence_interval
