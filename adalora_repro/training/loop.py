@@ -43,7 +43,7 @@ def run_loop(run: RunState, stop: StopSignal, publish: Callable[[], None]) -> No
     """
     cfg, key, total = run.plan.cfg.train, run.plan.key, run.plan.total_steps
     title = f"{key['task']} {key['method']} {key['budget']}"
-    with closing(Progress(title, run.t, total)) as progress, closing(Log(run)) as log:
+    with closing(Log(run)) as log, closing(Progress(title, run.t, total)) as progress:
         watch = Watch(progress, stop, publish, run.processes)
         evaluate_before(run, log, watch)
         began = time.perf_counter()
