@@ -182,7 +182,8 @@ def configuration(record: RunRecord, data_dir: str | None) -> DictConfig:
 
     from adalora_repro.config.schema import Config
 
-    cfg = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(Config)))  # an older run lacks some settings
+    values: Any = OmegaConf.to_container(OmegaConf.structured(Config))  # an older run lacks some settings
+    cfg: DictConfig = OmegaConf.create(values)
     for name, value in record.settings.items():
         if name.startswith(("task.", "data.")):
             OmegaConf.update(cfg, name, value)
