@@ -47,7 +47,7 @@ quickstart: $(VENV)/.installed  ## six methods on one task with an embedded mode
 	@$(RUN) -m +sweep=quickstart results.dir=$(QUICK)
 	@$(REPORT) runs --results $(QUICK) --by method,params.total,time.train_s
 	@$(REPORT) html --results $(QUICK)
-	@echo "These scores are on generated text, not GLUE. Next: README.md, docs/own-data.md."
+	@echo "These scores are on generated text, not GLUE. Next: README.md, docs/own.md."
 	@echo "The page: file://$(abspath $(QUICK))/report.html"
 
 test: $(VENV)/.installed-dev  ## the default test suite
@@ -135,7 +135,7 @@ $(TABLES:%=sweep-%): $(VENV)/.installed
 	$(sweep)
 
 # The study of sweeps/study.yaml. DATA is a folder with the data sets; without it they come from the hub.
-TASKS ?= cola,stsb
+TASKS ?= cola,stsb,mrpc
 DATA ?=
 study: BACKBONE ?= minilm
 study: PARAMS ?= $(if $(filter minilm,$(BACKBONE)),83000,331776)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import InputError, first_line
+from adalora_repro.errors import InputError, expanded, first_line
 from adalora_repro.models import backbone_files, backbone_tokenizer, hub
 from adalora_repro.models.sites import architecture, head_parameters
 from adalora_repro.records import digests
@@ -348,7 +348,7 @@ def _location(cfg: DictConfig) -> dict[str, Any]:
     backbone = cfg.backbone
     if backbone.path is None and backbone.source != "package":
         return {"pretrained_model_name_or_path": backbone.hub, "revision": backbone.revision}
-    folder = package_folder(backbone.package) if backbone.path is None else Path(backbone.path).expanduser()
+    folder = package_folder(backbone.package) if backbone.path is None else expanded(backbone.path)
     if not folder.is_dir():
         raise InputError(f"backbone.path={folder} is not a folder with a model")
     return {"pretrained_model_name_or_path": str(folder)}

@@ -6,7 +6,6 @@ backbone, one data source and one protocol.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from adalora_repro.reports.spec import (
     on_the_papers_data,
     paper_rows,
 )
-from adalora_repro.reports.text import number, seed_phrase, short
+from adalora_repro.reports.text import by_size, number, seed_phrase, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -311,10 +310,9 @@ def row_specs(spec: Spec, cells: Iterable[tuple[str, str, str]]) -> list[tuple[s
     extra = sorted({(method, budget) for method, budget, _ in cells} - {row[:2] for row in rows})
     rows += [(method, budget, {}) for method, budget in extra]
 
-    def place(row: tuple[str, str, dict[str, str]]) -> tuple[int, list[int], str]:
+    def place(row: tuple[str, str, dict[str, str]]) -> tuple[int, tuple[list[float], str]]:
         """A size matched to a label's parameters (0.3M-params) stands behind the label, other sizes by their number."""
-        label = row[1].partition("-params")[0]
-        return order.get(label, len(rows)), [int(number) for number in re.findall(r"\d+", label)], row[1]
+        return order.get(row[1].partition("-params")[0], len(rows)), by_size(row[1])
 
     return sorted(rows, key=place)
 

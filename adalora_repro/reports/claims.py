@@ -23,7 +23,7 @@ from adalora_repro.reports.render import FORMATS, Sheet, html_part, render_sheet
 from adalora_repro.reports.significance import LEVEL, TINY, NoTest, best_row, half_width, holm, paired_t, same_examples
 from adalora_repro.reports.spec import Report, Request, Scope, paper_rows
 from adalora_repro.reports.tables import table1, table2, table3
-from adalora_repro.reports.text import NONE, fixed, number, plural, seeds_text, signed
+from adalora_repro.reports.text import NONE, by_size, fixed, number, plural, seeds_text, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,7 @@ def claims_of(runs: pd.DataFrame, method: str = PROPOSED) -> pd.DataFrame:
     names = ["backbone", "data", "task", "budget"]
     lines = [
         dict(zip(names, key, strict=True)) | {"method": method} | compared(ours, cell, *against)
-        for key, cell in runs.groupby(names)
+        for key, cell in sorted(runs.groupby(names), key=lambda group: (*group[0][:3], by_size(group[0][3])))
         if len(ours := cell[(cell.method == method) & (cell.protocol == "paper")])
         for against in (AGAINST if method == PROPOSED else AGAINST_ANY)
         if against != (method, "paper")

@@ -16,6 +16,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ from adalora_repro.reports.spec import (
     Report,
     Request,
     Scope,
+    Spec,
     add_partial,
     default_backbone,
 )
@@ -146,22 +148,28 @@ def section(report: Report, html: str) -> list[dict[str, Any]]:
     return [{"name": report.name, "title": report.title, "html": markup(html)}] if html else []
 
 
+@cache
+def papers_numbers(spec: Spec, title: str) -> Any:
+    """The paper's own table, which every scope shows."""
+    return table_html(compile_table(spec, [], Scope(spec.backbone, DATA_SOURCES[0])), title, False)
+
+
 def table_values(table: Table) -> dict[str, Any]:
     """Our rows with links to their runs, the paper's own numbers, and the commands that fill the empty cells."""
-    spec, scope = table.spec, table.scope
+    spec = table.spec
 
     def link(cell: Cell) -> str:
         return f"#list={quote(filter_words(cell.runs[0].record))}"
 
     title = spec.title.removeprefix("Reproduction of ")
-    paper, commands = compile_table(spec, [], scope), commands_of(table)
+    commands = commands_of(table)
     cells = [cell for row in table.rows if row.in_paper for cell in row.cells]
     empty = sum(not cell for cell in cells)
     return {
         "name": spec.name,
         "title": title,
         "ours": table_html(table, f"Our runs in {title}", True, link) if table.runs else "",
-        "paper": table_html(paper, f"The paper's numbers of {title}", False),
+        "paper": papers_numbers(spec, f"The paper's numbers of {title}"),
         "notes": sheet_of(table, "html").notes,
         "missing": f"{empty:,} of {plural(len(cells), 'cell')} without a run" if empty else "the paper's numbers",
         "left_out": [f"{plural(count, 'record')} {why}" for why, count in sorted(table.left_out.items())],

@@ -19,12 +19,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
-from safetensors import SafetensorError
 
 from adalora_repro import methods
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.resolve import finished, settle
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, one_line
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, errno_of, one_line
 from adalora_repro.models import backbones, inject, sites, speedups
 from adalora_repro.records import provenance, run_record
 from adalora_repro.records.lock import Lock, LostFolderError
@@ -40,6 +39,7 @@ from adalora_repro.training.state import NonFiniteLossError, RunState
 
 #: how long a process waits for another: the main one may be tokenizing the data
 PATIENCE = timedelta(hours=3)
+DISK_FULL, DISK_LOST = (errno.ENOSPC, errno.EDQUOT), (errno.EIO, errno.ESTALE)
 NO_BF16 = "this CPU has no bf16 instructions: train.precision=bf16 "
 BF16_IN_FP32 = f"{NO_BF16}multiplies in fp32 and is no faster than train.precision=fp32"
 SLOW_BF16 = f"{NO_BF16}with train.compile is many times slower than fp32; train.compile=none is not"
@@ -63,19 +63,21 @@ def execute(plan: Plan) -> int:
     except Interrupted as signal:
         say(f"adalora-run: {signal}: stopped outside training, nothing is lost; repeat the command to continue")
         code = signal.exit_code
-    except (LostFolderError, LostError) as error:
+    except InputError:
+        raise
+    except Exception as error:
+        if errno_of(error) in DISK_FULL:
+            complain(
+                f"error: no space left in {plan.folder}; what was saved there is whole: free some space and repeat the "
+                "command to go on"
+            )
+            return EXIT_BAD_INPUT
+        if not isinstance(error, LostFolderError | LostError) and errno_of(error) not in DISK_LOST:
+            raise
         complain(f"failed: {error}; this process stops and writes nothing more")
         if launched()[1] == 1:
             return stop.exit_code or EXIT_FAILED  # after a signal a sweep starts no further run
         raise SystemExit(EXIT_FAILED) from None  # perhaps in this process alone
-    except (OSError, SafetensorError) as error:
-        if not _disk_full(error):
-            raise
-        complain(
-            f"error: no space left in {plan.folder}; what was saved there is whole: free some space and repeat the "
-            "command to go on"
-        )
-        return EXIT_BAD_INPUT
     if code not in (EXIT_FAILED, EXIT_BAD_INPUT):  # requeueing would not help these
         try:
             stop.hand_on()
@@ -110,7 +112,7 @@ def _execute_leased(plan: Plan, stop: StopSignal, processes: Processes, lock: Lo
         status, error, code = "cancelled", f"{signal}: {requeued}{again} resumes it", signal.exit_code
         together = signal.agreed
     except Exception as problem:
-        if _disk_full(problem) or isinstance(problem, LostFolderError):
+        if errno_of(problem) in DISK_FULL or isinstance(problem, LostFolderError):
             raise
         trace, together = traceback.format_exc(), problem is processes.common or isinstance(problem, NonFiniteLossError)
         status, error, code = "failed", f"{type(problem).__name__}: {problem}".splitlines()[0], EXIT_FAILED
@@ -208,12 +210,6 @@ def _finish(run: RunState, record: run_record.RunRecord) -> None:
     if run.constant:
         same = ", ".join(f"{split}: {prediction}" for split, prediction in run.constant.items())
         say(f"adalora-run: note: degenerate: the last evaluation gave every example the same prediction ({same})")
-
-
-def _disk_full(error: Exception) -> bool:
-    if isinstance(error, SafetensorError):  # which has no number
-        return "No space left on device" in str(error)
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 # -- its parts ------------------------------------------------------------------------------------------------------

@@ -69,6 +69,9 @@ seed=9223372036854775808 => seed must be below 2^32
 -m method=lora,houlsby method.r=3 => no setting 'method.r' for method=houlsby; valid: method.name
 -m method.gama=3 => no setting 'method.gama' for method=adalora (did you mean method.gamma?)
 -m backbone=tiny-bert,tiny-roberta backbone.architecture.num_hidden_layer=1 => for backbone=tiny-bert (did you mean back
+results.dir="~nope/x" => '~nope/x': no such home folder
+backbone.path="~nope/x" => '~nope/x': no such home folder
+data=local data.dir="~nope/x" => '~nope/x': no such home folder
 results.dir=/home/Müller => cannot read 'results.dir=/home/Müller' | 'results.dir="/home/Müller"'
 --foo => cannot read '--foo' | key=value
 lr=1e-3 => did you mean optim.lr?

@@ -119,6 +119,7 @@ method=peft_lora +method.options.bias=some => LoraConfig of HF PEFT:
 method=peft_lora method.size=rank => unknown method.size 'rank'
 method=ia3 +method.r=2 => method.r=2: IA3Config has one size here
 method=peft_adalora +method.score=magnitude => method.score: AdaLoRA of HF PEFT has importance only
+method=peft_adalora method.beta2=0 => method.beta1 and method.beta2 must be positive
 method=peft_adalora method.init_r=2 method.target_r=2 => method.init_r=2: AdaLoRA of HF PEFT needs more than target_r=2
 method=peft_adalora method.schedule=absolute => T=6 | T must exceed t_i + t_f
 method=peft_adalora budget.match=params budget.params=50 => budget.params must be at least 97
@@ -127,6 +128,7 @@ method=lora budget.match=rank => unknown budget.match 'rank'; valid: label, para
 method=lora budget=0.6M budget.match=params budget.params=9000 => budget=0.6M and budget.params=9000 both say a size
 method=lora budget.match=params method.r=3 => method.r=3 and budget.match=params both choose the size
 method=pfeiffer budget.match=params method.d=3 => method.d=3 and budget.match=params both choose the size
+method=rslora budget.match=params method.r=3 => method.r=3 and budget.match=params both choose the size
 budget.match=params method.target_r=3 => method.target_r=3 and budget.match=params both
 budget.match=params method.init_r=-2 => method.init_r must be positive, not -2
 method=lora budget.match=params budget.params=60 => 60 parameters are too few | budget.params must be at least 64

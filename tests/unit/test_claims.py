@@ -168,6 +168,12 @@ def test_the_papers_difference_is_at_the_same_rank_of_lora() -> None:
     assert lines(records)["best baseline"].paper_difference == pytest.approx(70.04 - 69.06)  # Pfeiffer adapters
 
 
+def test_budgets_come_in_the_order_of_their_size() -> None:
+    sizes = ["0.3M", "params9000", "params83000"]
+    records = [one for size in sizes for one in runs({"adalora": ADALORA, "lora": LORA}, budget=size)]
+    assert claims.claims_of(frame_of(records, checkpoints=["final"])).budget.drop_duplicates().tolist() == sizes
+
+
 def test_the_primary_metric_of_the_papers_columns() -> None:
     columns = [column for spec in claims.PRINTED for column in spec.columns]
     names = {column.task: task_config(column.task).task.primary_metric for column in columns}
