@@ -220,11 +220,13 @@ class Table:
 
 def compile_scoped(request: Request, spec: Spec, more: Sequence[Record] = ()) -> Table:
     """The table that the command line asks for, of the records below the results and of ``more``."""
-    args, records, wanted = request.args, [*request.read[0], *more], rows_wanted(spec)
+    args, records, wanted = request.args, [*request.records, *more], rows_wanted(spec)
     select = getattr(args, "select", "final")
     wish = Scope("", "", args.protocol, select, args.include_partial, request.results)
     ours = [record for _, record in records if wanted(record.key)]
-    return compile_table(spec, records, choose_scope(spec.backbone, ours, args.backbone, args.data, wish))
+    table = compile_table(spec, records, choose_scope(spec.backbone, ours, args.backbone, args.data, wish))
+    request.refused.extend(table.refused)
+    return table
 
 
 def compile_table(spec: Spec, records: Iterable[Record], scope: Scope) -> Table:

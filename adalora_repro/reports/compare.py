@@ -195,9 +195,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--select", choices=CHECKPOINTS, default="final", help="checkpoint (default: %(default)s)")
 
 
-def make(request: Request) -> tuple[str, list[str]]:
-    args = request.args
-    return compare(args.first, args.second, args.select), []
+def make(request: Request) -> str:
+    return compare(request.args.first, request.args.second, request.args.select)
 
 
 REPORT = Report("compare", "Two runs of one task, example by example", add_arguments, make, reads="nothing")

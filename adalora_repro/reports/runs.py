@@ -73,17 +73,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--notes", action="store_true", help="print the note in text output too")
 
 
-def make(request: Request) -> tuple[str, list[str]]:
+def make(request: Request) -> str:
     args = request.args
     form = form_of(args.format, args.out, FORMATS)
     by = list(dict.fromkeys(name.strip() for name in args.by.split(",") if name.strip()))
     if not by:
         raise InputError("--by: name at least one key or setting")
-    runs = frame_of(request.read[0], checkpoints=[args.select])
-    table, refused = runs_table(runs, by), [*request.read[1], *refusals(runs)]
+    runs = frame_of(request.records, checkpoints=[args.select])
+    table = runs_table(runs, by)
+    request.refused.extend(refusals(runs))
     if form == "csv":
-        return to_csv(table), refused
-    return render_sheet(texts_sheet(sheet_of(table, by, args.select), form), form, args.notes), refused
+        return to_csv(table)
+    return render_sheet(texts_sheet(sheet_of(table, by, args.select), form), form, args.notes)
 
 
 REPORT = Report("runs", "Any runs, grouped by keys or settings", add_arguments, make, reads="results")

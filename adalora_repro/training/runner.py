@@ -7,8 +7,7 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -104,8 +103,7 @@ def _execute_leased(plan: Plan, stop: StopSignal, processes: Processes, lock: Lo
     together = True  # whether all processes of the run are at this point
     try:
         with stop.deferred():
-            with _tracked(run):
-                run_loop(run, stop, publish=lambda: folder.write_record(run, record, "running"))
+            run_loop(run, stop, publish=lambda: folder.write_record(run, record, "running"))
             processes.on_main(lambda: _keep_model(run))
         status, error, code = "ok", None, stop.exit_code or EXIT_OK  # a signal in the last step ends a sweep, too
     except Interrupted as signal:
@@ -193,20 +191,6 @@ def _report_failure(run: RunState, error: str, trace: str, together: bool) -> No
         say(f"adalora-run: {line}")
     else:  # perhaps it failed in this process alone
         complain(line, trace)
-
-
-@contextmanager
-def _tracked(run: RunState) -> Iterator[None]:
-    """Inside, every line of the log goes to the trackers, too."""
-    if not run.plan.cfg.track or not run.processes.main:
-        yield
-        return
-    following = trackers.start(run.plan, run.t)
-    run.on_log = following.log
-    try:
-        yield
-    finally:
-        following.finish()
 
 
 def _keep_model(run: RunState) -> None:

@@ -14,11 +14,11 @@ import pytest
 from conftest import ROOT, Outcome
 from test_sweep import GRID, STAGES, counts, save
 
-from adalora_repro.cli import slurm as slurm_queue
 from adalora_repro.cli.ledger import FAILED, Ledger, SweepRun
 from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED, InputError
 from adalora_repro.records import run_record
+from adalora_repro.records import slurm as slurm_queue
 
 Cli = Callable[..., Outcome]
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.partition=gpu")
