@@ -347,6 +347,8 @@ def _location(cfg: DictConfig) -> dict[str, Any]:
     """Where ``from_pretrained`` finds the saved model: a local folder, or a revision on the hub."""
     backbone = cfg.backbone
     if backbone.path is None and backbone.source != "package":
+        if Path(backbone.hub).expanduser().is_dir():  # transformers would read it, and no run would notice a change
+            raise InputError(f"backbone.hub={backbone.hub} is a folder here: backbone.path={backbone.hub}")
         return {"pretrained_model_name_or_path": backbone.hub, "revision": backbone.revision}
     folder = package_folder(backbone.package) if backbone.path is None else expanded(backbone.path)
     if not folder.is_dir():
@@ -384,7 +386,10 @@ def _folder(cfg: DictConfig) -> Path | None:
     name = where["pretrained_model_name_or_path"]
     if "revision" not in where:
         return Path(name)
-    config = try_to_load_from_cache(name, "config.json", constants.HF_HUB_CACHE, where["revision"])
+    try:
+        config = try_to_load_from_cache(name, "config.json", constants.HF_HUB_CACHE, where["revision"])
+    except ValueError:  # a URL say, which cannot be a name on the hub
+        return None
     return Path(config).parent if isinstance(config, str) else None
 
 

@@ -100,7 +100,7 @@ CSV = "text,label\na,no\nb,yes\n"
 #: train, validation, further words, the message
 WRONG = {
     "column": (CSV, CSV, ["task.text_columns=[review]"], "csv:2: column 'review' is missing (found: text, label)"),
-    "label": ("text\na\n", CSV, [], "train.csv:2: column 'label' is missing (found: text)"),
+    "label": ("text\na\n", CSV, [], "'label' is missing (found: text); task.text_columns=[…] and task.label_column="),
     "class": (CSV, "text,label\na,no\n\nb,yse\n", [], "validation.csv:4: unknown label 'yse' (did you mean yes?)"),
     "names": (CSV, CSV, ["task.class_names=[no,maybe]"], "train.csv:3: unknown label 'yes'; valid: no, maybe"),
     "twice": (CSV, CSV, ["task.class_names=[no,yes,no]"], "class_names=['no', 'yes', 'no']: a name appears twice"),
