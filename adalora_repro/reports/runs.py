@@ -30,8 +30,8 @@ NOTE = (
 
 
 def runs_table(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """A row a group of finished runs: the values of ``by``, metric, mean, sd, n, the held-out mean, degenerate runs, and
-    the settings in which the runs differ, learning rate and seed apart.
+    """A row a group of finished runs: the values of ``by``, metric, mean, sd, n, the held-out mean, degenerate runs,
+    and the settings in which its runs differ, learning rate and seed apart.
 
     Raises:
         InputError: a name that is neither a column of ``frame`` nor a setting of a run.
@@ -64,7 +64,8 @@ def sheet_of(table: pd.DataFrame, by: list[str], checkpoint: str) -> Sheet:
     for row in table.to_dict("records"):
         names = [f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in by]
         spread = "" if number(row["sd"]) is None else f" ± {fixed(row['sd'])}"
-        score = f"{fixed(row['mean'])}{spread} ({row['n']}){CONSTANT * bool(row['degenerate'])}{MIXED * bool(row['differ'])}"
+        marks = CONSTANT * bool(row["degenerate"]) + MIXED * bool(row["differ"])
+        score = f"{fixed(row['mean'])}{spread} ({row['n']}){marks}"
         lines.append([*names, row["metric"], score, fixed(row["held_out"])])
     frame = pd.DataFrame(lines, columns=[*by, "metric", "score", "held out"])
     caption = f"{TITLE} by {', '.join(by)}; checkpoint {checkpoint}; {table.n.sum()} finished runs."
