@@ -113,12 +113,18 @@ class Cell(Selection):
 def setting_text(shown: Run, other: Run) -> str:
     """Another setting of a cell: its variant, and what it does differently."""
     ours, theirs = stated(shown.record.settings), stated(other.record.settings)
-    names = sorted({*ours, *theirs} - {"optim.lr", "seed"})
-    different = [name for name in names if ours.get(name) != theirs.get(name)]
+    different = differing((shown, other))
     parts, device = [f"{other.key['total_steps']:,} steps"], device_kind(other.record)
     parts += [f"on a {device}"] if device != device_kind(shown.record) else []
     parts += [f"{name}={short(theirs.get(name))} not {short(ours.get(name))}" for name in different]
     return f"{other.key['variant']} ({'; '.join(parts)})"
+
+
+def differing(runs: Iterable[Run]) -> list[str]:
+    """The settings in which runs differ, learning rate and seed apart."""
+    settings = [stated(run.record.settings) for run in runs]
+    names = {name for one in settings for name in one} - {"optim.lr", "seed"}
+    return sorted(name for name in names if any(one.get(name) != settings[0].get(name) for one in settings))
 
 
 @dataclass(frozen=True)

@@ -306,11 +306,12 @@ def present(cfg: DictConfig, split: str) -> tuple[list[Path], list[Path]]:
     """
     own = cfg.task.hub is None
     if not cfg.data.dir:
-        where = f"{split}.jsonl, .csv, .tsv or .parquet" if own else f"{cfg.task.name}/{split}.jsonl.gz: {FORMAT}"
+        where = f"{TRAIN}.jsonl, .csv, .tsv or .parquet" if own else f"{cfg.task.name}/{split}.jsonl.gz: {FORMAT}"
         raise InputError(f"data=local needs data.dir=DIR, a folder with {where}")
     root = expanded(cfg.data.dir)
     if not os.path.isdir(root):
-        raise InputError(f"data.dir={cfg.data.dir}: no such folder")
+        problem = "a file; name its folder" if os.path.isfile(root) else "no such folder"
+        raise InputError(f"data.dir={cfg.data.dir}: {problem}")
     folders = [root / cfg.task.name, root] if own else [root / cfg.task.name]
     suffixes = row_files.SUFFIXES if own else JSON_LINES
     paths = [folder / f"{split}{suffix}" for folder in folders for suffix in suffixes]

@@ -240,7 +240,10 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
     compiling = cfg.train.compile != "none"
     emulated = device.type == "cpu" and cfg.train.precision == "bf16" and provenance.has_bf16_instructions() is False
     about_bf16 = [SLOW_BF16 if compiling else BF16_IN_FP32] if emulated else []
-    notes = (*plan.notes, *backbones.tokenizer_notes(cfg, tokenizer), *about_bf16)
+    lengths = data.train["length"][:] if cfg.task.hub is None and cfg.task.stride is None else []  # of one's own texts
+    full = sum(length == task.max_length for length in lengths)
+    about_cuts = f"{full:,} of {len(lengths):,} training texts fill task.max_length={task.max_length}: longer are cut"
+    notes = (*plan.notes, *backbones.tokenizer_notes(cfg, tokenizer), *about_bf16, *[about_cuts] * (full > 0))
     plan = settle(replace(plan, notes=notes), len(data.train))
     cfg = plan.cfg
 

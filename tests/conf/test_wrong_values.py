@@ -96,6 +96,8 @@ method.t_f=-1 => method.t_f must be positive, not -1
 method.schedule=absolute => T=6 | t_i=6000 | t_f=22000 | t_i + t_f = 28000 | train.max_steps | method.schedule=scaled
 data=local => data=local needs data.dir=DIR | sst2/train.jsonl.gz
 data=local data.dir=missing => data.dir=missing: no such folder
+data=local data.dir=/etc/passwd => data.dir=/etc/passwd: a file; name its folder
+task=custom data=local => data=local needs data.dir=DIR, a folder with train.jsonl, .csv
 backbone=deberta-v3-base backbone.path=missing => missing is not a folder with a model
 task.stride=4 => task.stride is a setting of family squad, not of sst2 (family glue) | valid: classifier_dropout
 task.early_stopping=false => task.early_stopping is a setting of family summarization

@@ -142,7 +142,8 @@ def test_cells_of_several_backbones_and_unlike_training_are_named(
 ) -> None:
     from fake_records import save
 
-    records = [*runs({"adalora": ADALORA}, total_steps=50), *runs({"lora": LORA})]
+    data = [{"source": "local", "rows_sha256": {"train": digest * 64}} for digest in "ab"]
+    records = [*runs({"adalora": ADALORA}, total_steps=50, data=data[0]), *runs({"lora": LORA}, data=data[1])]
     records += runs({"adalora": ADALORA, "lora": LORA}, data="sample")
     records += runs({"pfeiffer": (0.9,)}, settings={"method.revision": 1})
     for _, record in records:
@@ -151,7 +152,10 @@ def test_cells_of_several_backbones_and_unlike_training_are_named(
     shown, refused = capsys.readouterr()
     assert "minilm local cola 0.3M   lora  " in shown
     assert "minilm sample cola 0.3M  lora  " in shown
-    unlike = "- Trained differently (total_steps 50, 100): minilm local cola 0.3M LoRA, minilm local cola 0.3M best"
+    unlike = (
+        "- Trained differently (total_steps 50, 100; rows of train (SHA-256) aaaaaaaa, bbbbbbbb): minilm local cola "
+        "0.3M LoRA, minilm local cola 0.3M best"
+    )
     assert unlike in " ".join(shown.split())
     assert "earlier definition of 'pfeiffer'" in refused
 
