@@ -45,7 +45,7 @@ install: $(VENV)/.installed  ## create .venv and install the pinned versions
 
 quickstart: $(VENV)/.installed  ## six methods on one task with an embedded model and generated text, then a table and a page
 	@$(RUN) -m +sweep=quickstart results.dir=$(QUICK)
-	@$(REPORT) runs --results $(QUICK) --by method,params.total,time.train_s
+	@$(REPORT) runs --results $(QUICK) --by method,params.total
 	@$(REPORT) html --results $(QUICK)
 	@echo "These scores are on generated text, not GLUE. Next: README.md, docs/own.md."
 	@echo "The page: file://$(abspath $(QUICK))/report.html"

@@ -62,7 +62,7 @@ def sheet_of(table: pd.DataFrame, by: list[str], checkpoint: str) -> Sheet:
 
     lines = []
     for row in table.to_dict("records"):
-        names = [f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in by]
+        names = [value_text(row[name]) for name in by]
         spread = "" if number(row["sd"]) is None else f" ± {fixed(row['sd'])}"
         marks = CONSTANT * bool(row["degenerate"]) + MIXED * bool(row["differ"])
         score = f"{fixed(row['mean'])}{spread} ({row['n']}){marks}"
@@ -74,6 +74,13 @@ def sheet_of(table: pd.DataFrame, by: list[str], checkpoint: str) -> Sheet:
         named = f"{', '.join(names[:MOST_NAMES])}{', …' * (len(names) > MOST_NAMES)}"
         warnings.append(f"{MIXED} The runs of the line differ in settings: {named}. --by NAME,… tells them apart.")
     return Sheet("runs", TITLE, caption, frame, notes=[*warnings, NOTE], warnings=warnings, names=len(by))
+
+
+def value_text(value: str | int | float) -> str:
+    """A value of ``--by``; counts with separators."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if isinstance(value, str | bool) else f"{value:,}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ from adalora_repro.reports.spec import (
     official_epochs,
     paper_rows,
 )
-from adalora_repro.reports.text import NONE, fixed, number, plural
+from adalora_repro.reports.text import NONE, by_size, fixed, number, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,7 +171,8 @@ def lines_of(records: Sequence[Record], backbone: str, results: Path, only_fille
     ]
     frame.loc[gaps, "command"] = pd.Series(fills, index=frame.index[gaps], dtype=object)
     cells = list(dict.fromkeys(zip(paper.task, paper.budget, strict=True)))
-    cells += sorted({*zip(frame.task, frame.budget, strict=True)} - {*cells})
+    others = {*zip(frame.task, frame.budget, strict=True)} - {*cells}
+    cells += sorted(others, key=lambda cell: (cell[0], by_size(cell[1])))
     methods = [*METHODS, *sorted({*frame.method} - {*METHODS})]
     frame = frame.assign(
         table=REPORT.name,
