@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_records import make
+from fake_records import make, save
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -27,10 +27,7 @@ LORA = (0.45, 0.48, 0.45, 0.49, 0.48)
 
 
 def run(method: str, score: float, seed: int = 0, held_out: float | None = None, **changes: Any) -> RunRecord:
-    final: dict[str, Any] = {"metrics": {MCC: score}, "step": 100}
-    if held_out is not None:
-        final["holdout"] = {MCC: held_out}
-    return make(method=method, seed=seed, final=final, hash=f"{method}{seed}{changes}", **changes)
+    return make(score, held_out, method=method, seed=seed, hash=f"{method}{seed}{changes}", **changes)
 
 
 def runs(scores: Mapping[str, Iterable[float]], **changes: Any) -> list[tuple[Path, RunRecord]]:
@@ -140,8 +137,6 @@ def test_the_released_protocol_is_a_line_of_its_own() -> None:
 def test_cells_of_several_backbones_and_unlike_training_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fake_records import save
-
     records = [*runs({"adalora": ADALORA}, total_steps=50), *runs({"lora": LORA})]
     records += runs({"adalora": ADALORA, "lora": LORA}, data="sample")
     records += runs({"pfeiffer": (0.9,)}, settings={"method.revision": 1})
@@ -202,8 +197,6 @@ def test_the_optimism_of_choosing_on_the_reported_split() -> None:
     ],
 )
 def test_the_command(form: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from fake_records import save
-
     for _, record in runs({"adalora": ADALORA, "lora": LORA}):
         save(tmp_path, record)
     assert main(["claims", "--results", str(tmp_path), "--format", form, "--notes"]) == 0

@@ -23,8 +23,7 @@ def results(tmp_path: Path) -> str:
 
 def test_what_cannot_be_averaged_is_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Data sources, by default; records that no table counts; a held-out split that only some runs have."""
-    held_out = {"metrics": {"matthews_correlation": 0.5}, "step": 9, "holdout": {"matthews_correlation": 0.6}}
-    for i, changes in enumerate(({}, {"final": held_out}, {"data": "sample", "final": held_out})):
+    for i, changes in enumerate(({}, {"held_out": 0.6}, {"held_out": 0.6, "data": "sample"})):
         save(tmp_path, make(seed=i, **changes))
     save(tmp_path, make(0.9, method="pfeiffer", settings={"method.revision": 1}))
     assert main(["runs", "--results", str(tmp_path), "--format", "csv"]) == 0
