@@ -18,7 +18,6 @@ from adalora_repro.cli import slurm as slurm_queue
 from adalora_repro.cli.ledger import FAILED, Ledger, SweepRun
 from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED, InputError
-from adalora_repro.records import run_record
 
 Cli = Callable[..., Outcome]
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.partition=gpu")
@@ -220,9 +219,7 @@ def test_detached_stages_wait_for_each_other(tiny: Cli, slurm: Path) -> None:
     assert counts(done) == "3 submitted"
     assert counts(tiny(*words)) == "3 already queued"
     for number, key in enumerate(submission().runs.values()):  # two finish, one fails
-        folder = run_record.run_folder(Path("results"), key)
-        plan = Plan(None, key, {}, folder, 6, 6)  # type: ignore[arg-type]
-        save(plan, 0.4 + number / 10, error="loss is nan" if number == 2 else "")
+        save(key, 0.4 + number / 10, error="loss is nan" if number == 2 else "")
     (slurm / "queue").unlink()
     done = tiny(*words)
     assert "stage 2, rte lora 0.3M: optim.lr=1e-3, the best of 2 (2 of 3 runs finished)" in done.out
@@ -240,8 +237,7 @@ def test_a_stage_without_a_run_goes_on_to_the_next(tiny: Cli, slurm: Path, tmp_p
         done = tiny(*words)
         assert (done.code, counts(done)) == (EXIT_OK, summary), done.err
         for key in submission().runs.values():
-            folder = run_record.run_folder(Path("results"), key)
-            save(Plan(None, key, {}, folder, 6, 6), 0.6 if key["lr"] == 1e-3 else 0.5)  # type: ignore[arg-type]
+            save(key, 0.6 if key["lr"] == 1e-3 else 0.5)
         (slurm / "queue").unlink()
     assert counts(tiny(*words)) == "4 already done"
 
@@ -271,12 +267,8 @@ def test_what_became_of_a_task_that_left_the_queue_is_in_its_record(
     def end(_: float) -> None:
         for kept in slurm_queue.read_all(Path("results"))[0]:
             for key in kept.runs.values():
-                folder = run_record.run_folder(Path("results"), key)
                 if status := statuses[key["seed"]]:
-                    save(Plan(None, key, {}, folder, 6, 6), 0.5)  # type: ignore[arg-type]
-                    record = run_record.read(folder / run_record.RECORD_NAME)
-                    record.status = status
-                    run_record.write(record, folder)
+                    save(key, 0.5, status=status)
         (slurm / "queue").unlink(missing_ok=True)
 
     monkeypatch.setattr(adalora_launcher, "POLL_S", 0.3)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fake_records
 import pytest
 from conftest import ROOT, TINY, Outcome, find_runs
 from fake_records import make
@@ -18,7 +19,7 @@ from fake_records import make
 from adalora_repro.config import resolve as planning
 from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
-from adalora_repro.records import lock, run_record
+from adalora_repro.records import lock
 from adalora_repro.records.lock import Lock
 
 Cli = Callable[..., Outcome]
@@ -44,9 +45,9 @@ class Trainer:
         self.trained.append((plan.cfg.method.name, plan.cfg.optim.lr, plan.cfg.seed))
         (plan.folder / lock.NAME).unlink(missing_ok=True)  # of a dead process
         try:
-            save(plan, self.score(plan.cfg))
+            save(plan.key, self.score(plan.cfg))
         except ValueError as error:
-            save(plan, 0.0, error=str(error))
+            save(plan.key, 0.0, str(error))
             return EXIT_FAILED
         return EXIT_OK
 
@@ -60,12 +61,11 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     return made
 
 
-def save(plan: Plan, score: float, error: str = "", updated: float = 0.0) -> None:
-    record = make(score, task="rte", status="failed" if error else "ok")
-    record.key = dict(plan.key)
-    record.error, record.progress = error or None, {"updated": updated}
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    run_record.write(record, plan.folder)
+def save(key: dict[str, Any], score: float, error: str = "", status: str = "ok", updated: float = 0.0) -> None:
+    """The record of the run with this key, in its place."""
+    record = make(score, task="rte", status="failed" if error else status, progress={"updated": updated})
+    record.key, record.error = dict(key), error or None
+    fake_records.save(Path("results"), record)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_five_hundred_finished_runs_are_passed_over_with_little_work(
     """Each of the twelve cells is resolved once, not each of the runs; without the module that imports torch."""
     words = ("-m", "+sweep=table1", "task=rte", f"seed={','.join(map(str, range(42)))}")
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "finished", lambda plan: save(plan, 0.5) or "0.5")
+        patch.setattr(planning, "finished", lambda plan: save(plan.key, 0.5) or "0.5")
         assert counts(tiny(*words)) == "504 already done"
     monkeypatch.setitem(sys.modules, "adalora_repro.training.runner", None)
     next(iter(find_runs())).folder.joinpath("metrics.json").unlink()
@@ -222,7 +222,7 @@ def test_a_run_that_ended_in_another_process_meanwhile_is_not_repeated(
     words = ("task=rte", "method=lora", "seed=0,1")
     _, second = plans(*words)
     # while the first trains, another process trains the second
-    trainer.score = lambda cfg: save(second, 0.5, error, time.time() + 1) or 0.5
+    trainer.score = lambda cfg: save(second.key, 0.5, error, updated=time.time() + 1) or 0.5
     done = tiny("-m", *words, *more)
     assert [seed for _, _, seed in trainer.trained] == [0]
     assert counts(done) == f"1 done, 1 {summary}"
@@ -268,9 +268,9 @@ def test_a_stage_waits_for_the_run_of_another_process(
         elif path.read_text(encoding="utf-8") != "of another host":  # nobody renews it
             path.write_text("of another host", encoding="utf-8")
         if ends == "finished":
-            save(other, 0.6)
+            save(other.key, 0.6)
         elif ends == "failed":
-            save(other, 0.0, "loss is nan")
+            save(other.key, 0.0, "loss is nan")
 
     with held(other.folder):
         monkeypatch.setattr(time, "sleep", wait)
