@@ -20,7 +20,19 @@ from adalora_repro.errors import InputError
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml") if OmegaConf.load(path).task.get("hub"))
-GLUE = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
+#: settings of a run that takes a second; T = 6 optimizer steps
+TINY = (
+    "backbone=tiny-bert",
+    "task.max_length=32",
+    "data=sample",
+    "data.sample_rows=64",
+    "data.sample_validation_rows=32",
+    "train.batch_size=8",
+    "train.max_steps=6",
+    "train.log_steps=2",
+    "train.device=cpu",
+    "method.schedule=scaled",
+)
 
 REAL_DATA = Path(os.environ.get("ADALORA_TEST_DATA", ROOT.parent / "shared" / "data"))
 needs_real_data = pytest.mark.skipif(

@@ -17,6 +17,7 @@ from huggingface_hub import constants
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from task_configs import TINY
 
 from adalora_repro.cli import model, run
 from adalora_repro.errors import EXIT_BAD_INPUT
@@ -24,20 +25,6 @@ from adalora_repro.records import run_record
 from adalora_repro.training import loop
 
 ROOT = Path(run.__file__).parents[2]
-
-#: settings of a run that takes a second; T = 6 optimizer steps
-TINY = [
-    "backbone=tiny-bert",
-    "task.max_length=32",
-    "data=sample",
-    "data.sample_rows=64",
-    "data.sample_validation_rows=32",
-    "train.batch_size=8",
-    "train.max_steps=6",
-    "train.log_steps=2",
-    "train.device=cpu",
-    "method.schedule=scaled",
-]
 
 
 @dataclass

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import pytest
 from plans import counted
+from task_configs import TINY
 
 from adalora_repro.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("hydra")
 
-TINY = (
-    *("backbone=tiny-bert", "task.max_length=32", "data=sample", "data.sample_rows=64"),
-    *("data.sample_validation_rows=32", "train.batch_size=8", "train.max_steps=6", "method.schedule=scaled"),
-)
 XSUM = "task=xsum budget=0.13% backbone=tiny-bart"
 
 #: words (after task=sst2, unless a task is given) => what the line must say
