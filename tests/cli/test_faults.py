@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import re
 import shutil
 import signal
@@ -27,7 +26,6 @@ from conftest import (
     find_runs,
     only_run,
     require_same,
-    signal_after_step,
 )
 from programs import python
 from spoilt import SignalInStep, SignalInWrite, in_child, unspoilt
@@ -163,27 +161,6 @@ def test_a_disk_that_is_really_full(
     require_same(only_run(), undisturbed(*command))
 
 
-# -- damaged -------------------------------------------------------------------------------------------------------
-
-
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    tiny: Cli, undisturbed: Whole, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        signal_after_step(patch, 5)
-        assert tiny(*COMMAND).code == EXIT_TERMINATED
-    newest = only_run().folder / "checkpoint.pt"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    done = tiny(*COMMAND)
-    assert done.code == EXIT_OK, done.err
-    first, second = done.err.splitlines()[:2]
-    assert re.fullmatch(rf"adalora-run: {newest} cannot be read \(\w+\), trying the one before", first)
-    assert second == f"resuming {newest.parent} at step 4 of 6"
-    require_same(only_run(), undisturbed(*COMMAND))
-
-
 # -- removed, taken ------------------------------------------------------------------------------------------------
 
 
@@ -228,21 +205,6 @@ def test_a_run_that_another_process_took_over_is_left_to_it(tiny: Cli, monkeypat
 
 
 # -- shared --------------------------------------------------------------------------------------------------------
-
-
-def test_a_sweep_meets_a_lock_of_another_machine(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of a dead process is taken over: tests/unit/test_lock.py."""
-    words = ("task=rte", "method=bitfit")
-    folder = Path(re.search(r"^folder: (.*)$", tiny(*words, "dry_run=true").out, re.MULTILINE)[1])  # type: ignore[index]
-    folder.mkdir(parents=True)
-    (folder / lock.NAME).write_text(ELSEWHERE.format(lock.LEASE_S), encoding="utf-8")
-    with monkeypatch.context() as patch:
-        patch.setattr(lock.time, "sleep", lambda _: os.utime(folder / lock.NAME, ns=(1, 1)))  # its holder's renewal
-        done = tiny("-m", *words, "seed=0")
-    assert done.code == EXIT_OK, done.err
-    assert f"adalora-run: {folder} is locked by elsewhere: " in done.err
-    assert f"skipped: another process is training {folder}\n" in done.out
-    assert (folder / lock.NAME).exists()
 
 
 MANY = """

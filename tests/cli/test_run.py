@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -282,6 +283,19 @@ def stopped(tiny: Cli, monkeypatch: pytest.MonkeyPatch, stopped_once: Path) -> P
             assert tiny(*STOPPED, "train.save_steps=2", f"results.dir={stopped_once}").code == EXIT_TERMINATED
     shutil.copytree(stopped_once, "results")
     return only_run().folder
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny: Cli, undisturbed: Whole, stopped: Path) -> None:
+    newest = stopped / "checkpoint.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    done = tiny(*STOPPED)
+    assert done.code == EXIT_OK, done.err
+    first, second = done.err.splitlines()[:2]
+    assert re.fullmatch(rf"adalora-run: {newest} cannot be read \(\w+\), trying the one before", first)
+    assert second == f"resuming {stopped} at step 4 of 6"
+    require_same(only_run(), undisturbed(*STOPPED))
 
 
 def test_without_a_readable_checkpoint_it_starts_over(tiny: Cli, undisturbed: Whole, stopped: Path) -> None:

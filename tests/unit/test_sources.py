@@ -337,14 +337,27 @@ def hub_rows(labels: list[int]) -> Dataset:
     return Dataset.from_dict(columns | {"label": labels}, features=features)
 
 
-def test_a_cache_of_the_hub_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any, **options: Any) -> None:
-        raise DatasetGenerationError("An error occurred") from OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    ("error", "cause", "reason"),
+    [
+        (DatasetGenerationError("An error"), OSError(28, "No space left on device"), "[Errno 28] No space left on"),
+        (ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub\nmore"), None, "Couldn't reach 'nyu-mll/glue' on"),
+    ],
+    ids=["full disk", "no network"],
+)
+def test_what_the_hub_does_not_give_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, cause: Exception | None, reason: str
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise error from cause
 
-    monkeypatch.setattr("datasets.load_dataset", full)
+    monkeypatch.setattr("datasets.load_dataset", fail)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"cannot load nyu-mll/glue \(\[Errno 28\] No space left on device\)"):
+    with pytest.raises(InputError, match=re.escape(f"cannot load nyu-mll/glue ({reason}")) as refused:
         load(task_config("rte", "hub"), "validation")
+    line = str(refused.value)
+    assert "\n" not in line
+    assert all(word in line for word in ("data=local data.dir=DIR", "data=sample", "HF_HOME"))
 
 
 def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:
