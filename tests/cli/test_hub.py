@@ -13,6 +13,7 @@ import torch
 from conftest import refused
 from huggingface_hub import constants
 from omegaconf import OmegaConf
+from own_models import ENCODER_DECODER
 from small_backbone import SHRINK, SMALL, save_deberta
 from task_configs import CONF, task_config, with_backbone
 from tokenizers import ByteLevelBPETokenizer
@@ -85,10 +86,7 @@ def test_only_a_connection_that_fails_twice_is_none(monkeypatch, answers, reacha
     assert list(asked) == []
 
 
-BART = {"vocab_size": 400, "d_model": 32, "max_position_embeddings": 128}
-BART |= {f"{stack}_layers": 2 for stack in ("encoder", "decoder")}
-BART |= {f"{stack}_attention_heads": 4 for stack in ("encoder", "decoder")}
-BART |= {f"{stack}_ffn_dim": 64 for stack in ("encoder", "decoder")}
+BART = ENCODER_DECODER | {"vocab_size": 400, "max_position_embeddings": 128}
 
 
 def bart_folder(folder: Path) -> dict[str, torch.Tensor]:

@@ -114,12 +114,10 @@ def test_export_is_loaded_without_the_run(tiny: Cli, ask: Cli, tmp_path: Path, m
         (("one", "two", "--batch-size", "0"), "--batch-size 0 must be 1 or more"),
         (("--file", "missing.jsonl"), "missing.jsonl: cannot be read ([Errno 2] No such file"),
         (("--file", "rows.jsonl"), "rows.jsonl:2: not JSON"),
-        (("--file", "rows.csv"), "rows.csv:3: no text 'hypothesis'; each row has premise, hypothesis"),
     ],
 )
 def test_wrong_input_is_one_line(words: tuple[str, ...], message: str, tiny: Cli, ask: Cli) -> None:
     Path("rows.jsonl").write_text('{"premise": "a", "hypothesis": "b"}\n{"premise"\n', encoding="utf-8")
-    Path("rows.csv").write_text("premise,hypothesis\na,b\nc,\n", encoding="utf-8")
     Path("model").mkdir()
     task = "task: {name: mnli, text_columns: [premise, hypothesis]}"
     Path("model/run.yaml").write_text(f"{task}\nmethod: {{name: lora}}\nbackbone: {{name: own}}\n", encoding="utf-8")

@@ -79,11 +79,6 @@ def test_no_other_table_has_runs_of_ours(folder: str, capsys: pytest.CaptureFixt
         assert not filled(rows(capsys, RESULTS[folder], table, "--backbone", BACKBONE)), table
 
 
-def test_the_default_scope_is_the_only_backbone_with_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    found = rows(capsys, RESULTS["runs"], "table1")
-    assert found == rows(capsys, RESULTS["runs"], "table1", "--backbone", BACKBONE, "--data", "local")
-
-
 @pytest.mark.parametrize("folder", RESULTS)
 def test_status(folder: str, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
     """Committed runs are finished, so that no time of day is in it."""

@@ -41,13 +41,7 @@ def waits_are_errors() -> Iterator[Callable[[], None]]:
 
 
 def words_of(task: str, backbone: str, budget: str, method: str, precision: str) -> list[str]:
-    return [
-        f"task={task}",
-        f"backbone={backbone}",
-        f"budget={budget}",
-        f"method={method}",
-        f"train.precision={precision}",
-    ]
+    return f"task={task} backbone={backbone} budget={budget} method={method} train.precision={precision}".split()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

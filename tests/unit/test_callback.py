@@ -117,6 +117,18 @@ def test_a_checkpoint_goes_on_with_the_averages(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(expected, resumed, strict=True))
 
 
+def budgets_seen(run: Trainer, layers: dict[str, SVDLinear], callback: Any) -> list[tuple[int, int]]:
+    """At each evaluation to come, how many triplets the model has, and how many the budget is."""
+    seen, evaluate = [], run.evaluate
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append((sum(int((layer.lora_E != 0).sum()) for layer in layers.values()), callback.allocator.budget))
+        return evaluate(*args, **kwargs)
+
+    run.evaluate = watched  # type: ignore[method-assign]
+    return seen
+
+
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
 def test_an_evaluation_sees_the_budget_and_training_goes_on_unmasked(strategy: str, tmp_path: Path) -> None:
     """An epoch has three steps; the second ends one step after a mask."""
@@ -125,36 +137,19 @@ def test_an_evaluation_sees_the_budget_and_training_goes_on_unmasked(strategy: s
     every = {"eval_strategy": strategy, "eval_steps": 1, "per_device_train_batch_size": 8 * T // 3}
     run = trainer(tmp_path, model, callback, **every)
     run.eval_dataset = {"a": data(), "b": data()}  # the Trainer calls ``evaluate`` for both, and for each
-    seen: list[int] = []
-    evaluate = run.evaluate
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        seen.append(sum(int((layer.lora_E != 0).sum()) for layer in layers.values()))
-        assert callback.allocator is not None
-        assert seen[-1] == callback.allocator.budget
-        return evaluate(*args, **kwargs)
-
-    run.evaluate = watched  # type: ignore[method-assign]
+    seen = budgets_seen(run, layers, callback)
     run.train()
     assert len(seen) == 3 * (T if strategy == "steps" else 4)
-    assert seen[-1] == 2 * len(layers)
+    assert all(kept == budget for kept, budget in seen)
+    assert seen[-1] == (2 * len(layers), 2 * len(layers))
 
 
 def test_an_evaluation_before_a_resumed_step_sees_the_budget(tmp_path: Path) -> None:
-    seen = []
     for resumed in (False, True):
         model, layers = model_of()
         callback = AdaLoRACallback(layers, **SCHEDULE | {"delta_t": 4})
         run = trainer(tmp_path, model, callback, save_strategy="steps", save_steps=7, eval_on_start=resumed)
-        evaluate = run.evaluate
-
-        def watched(
-            *args: Any, layers: Any = layers, callback: Any = callback, evaluate: Any = evaluate, **kwargs: Any
-        ) -> Any:
-            seen.append((sum(int((layer.lora_E != 0).sum()) for layer in layers.values()), callback.allocator.budget))
-            return evaluate(*args, **kwargs)
-
-        run.evaluate = watched  # type: ignore[method-assign]
+        seen = budgets_seen(run, layers, callback)
         run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7") if resumed else None)
     ((kept, budget),) = seen
     assert kept == budget < 4 * len(layers)
