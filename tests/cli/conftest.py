@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from task_configs import TINY
 
 from adalora_repro.cli import model, run
-from adalora_repro.errors import EXIT_BAD_INPUT
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 from adalora_repro.records import run_record
 from adalora_repro.training import loop
 
@@ -38,6 +38,12 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
+
+
+def ok(done: Outcome) -> Outcome:
+    """What a command left behind that succeeded."""
+    assert done.code == EXIT_OK, (done.out, done.err)
+    return done
 
 
 def refused(done: Outcome) -> str:

@@ -6,12 +6,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, Outcome
+from conftest import ROOT, Cli, ok
 from test_sweep import GRID, STAGES, counts, save
 
 from adalora_repro.cli import slurm as slurm_queue
@@ -19,7 +19,6 @@ from adalora_repro.cli.ledger import FAILED, Ledger, SweepRun
 from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED, InputError
 
-Cli = Callable[..., Outcome]
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.partition=gpu")
 WORDS = ("-m", "task=rte", "method=lora", "budget=0.3M", *SLURM)
 #: job 7, and 8 after it, whose tasks wait in the queue
@@ -202,8 +201,7 @@ def test_detached_runs_are_submitted_once(tiny: Cli, slurm: Path) -> None:
     assert "--cpus-per-task=4" in script.split("# command")[1]
     assert f"#SBATCH --output={Path('results/sweeps').absolute()}" in script
 
-    again = tiny(*words, "seed=0,1")
-    assert again.code == EXIT_OK
+    again = ok(tiny(*words, "seed=0,1"))
     assert again.out.count("already queued: results/runs/") == 2
     assert counts(again) == "2 already queued"
     more = tiny(*words, "method=bitfit", "budget=0.3M,1.2M")  # which is one run
@@ -213,8 +211,7 @@ def test_detached_runs_are_submitted_once(tiny: Cli, slurm: Path) -> None:
 
 def test_detached_stages_wait_for_each_other(tiny: Cli, slurm: Path) -> None:
     words = (*STAGES, *SLURM, "launch=detach")
-    done = tiny(*words)
-    assert done.code == EXIT_OK, done.err
+    done = ok(tiny(*words))
     assert "stage 1 of 2: when its runs have ended, repeat the command for the next\n" in done.out
     assert counts(done) == "3 submitted"
     assert counts(tiny(*words)) == "3 already queued"

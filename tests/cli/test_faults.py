@@ -24,6 +24,7 @@ from conftest import (
     after_step,
     files_below,
     find_runs,
+    ok,
     only_run,
     require_same,
 )
@@ -90,8 +91,7 @@ def test_sigkill_while_something_is_written(
     (folder,) = {path.parent for path in Path("results").rglob(lock.NAME)}
     assert Run(folder).record.status == "running"
     assert not lock.held(folder)
-    again = tiny(*COMMAND)
-    assert again.code == EXIT_OK, again.err
+    again = ok(tiny(*COMMAND))
     assert again.err.startswith(f"resuming {folder} at step {step} of 6\n"), again.err
     require_same(only_run(), undisturbed(*COMMAND))
 
@@ -155,8 +155,7 @@ def test_a_disk_that_is_really_full(
     assert still_full.code == EXIT_BAD_INPUT
     assert "No space left" in still_full.err or "no space left" in still_full.err
     (small_disk / "ballast").unlink()
-    again = tiny(*command)
-    assert again.code == EXIT_OK, again.err
+    again = ok(tiny(*command))
     assert f"resuming {folder} at step 5 of 12\n" in again.err
     require_same(only_run(), undisturbed(*command))
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import sentencepiece
 import torch
-from conftest import refused
+from conftest import ok, refused
 from huggingface_hub import constants
 from omegaconf import OmegaConf
 from own_models import ENCODER_DECODER
@@ -39,8 +39,7 @@ def hub_cache(tmp_path_factory) -> Path:
 
 def test_a_backbone_of_the_hub_trains_from_the_cache_without_a_network(cli, hub_cache, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
-    done = cli(*SMALL, "method=lora", "budget=0.3M", "train.max_steps=3")
-    assert done.code == 0, done.err
+    ok(cli(*SMALL, "method=lora", "budget=0.3M", "train.max_steps=3"))
     (path,) = Path("results").glob("runs/deberta-v3-base/rte/lora/0.3M/*/metrics.json")
     assert run_record.read(path).status == "ok"
 

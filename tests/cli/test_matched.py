@@ -6,15 +6,14 @@ import csv
 import io
 
 import pytest
-from conftest import Cli, find_runs
+from conftest import Cli, find_runs, ok
 
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_OK
 
 
 def test_a_sweep_of_numbers_is_a_row_each(tiny: Cli, capsys: pytest.CaptureFixture[str]) -> None:
-    done = tiny("-m", "task=cola", "method=lora,bitfit", "budget.match=params", "budget.params=2000,3000")
-    assert done.code == EXIT_OK, done.err
+    done = ok(tiny("-m", "task=cola", "method=lora,bitfit", "budget.match=params", "budget.params=2000,3000"))
     # BitFit has one size, so that its second run is the first
     records = {run.folder.parent.name: run.record for run in find_runs()}
     assert sorted(records) == ["bitfit", "params2000", "params3000"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import Cli, only_run
+from conftest import Cli, ok, only_run
 
 import adalora_repro
 from adalora_repro.cli import arguments, model
@@ -36,11 +36,9 @@ TEXTS = {
 
 @pytest.mark.parametrize("task", WORDS)
 def test_a_run_answers_texts(task: str, tiny: Cli, ask: Cli, tmp_path: Path) -> None:
-    done = tiny(f"task={task}", *WORDS[task], *FEW)
-    assert done.code == EXIT_OK, done.err
+    ok(tiny(f"task={task}", *WORDS[task], *FEW))
     folder = only_run().folder
-    said = ask("predict", folder, *TEXTS[task], "--batch-size", "2")
-    assert said.code == EXIT_OK, said.err
+    said = ok(ask("predict", folder, *TEXTS[task], "--batch-size", "2"))
     answers = [json.loads(line) for line in said.out.splitlines()]
     assert len(answers) == len(TEXTS[task]) // (1 if task == "sst2" else 2)
     for answer in answers:
@@ -179,19 +177,16 @@ def test_a_run_whose_folder_was_removed_is_one_error(tiny: Cli, monkeypatch: pyt
 
 def test_a_runs_own_config_runs_again(tiny: Cli, cli: Cli) -> None:
     head = "task.head={num_labels: 2, problem_type: single_label_classification}"
-    done = tiny("task=sst2", "method=lora", head, 'results.dir="two  blanks"', "force=true", *FEW)
-    assert done.code == EXIT_OK, done.err
+    ok(tiny("task=sst2", "method=lora", head, 'results.dir="two  blanks"', "force=true", *FEW))
     run = only_run("two  blanks")
     config = run.folder / "config.yaml"
     first = config.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# adalora-run backbone=tiny-bert ")
     assert cli("--config", str(config)).out.startswith(f"already done: {run.folder}")
-    again = cli(f"--config={config}", "results.dir=elsewhere", "seed=1")
-    assert again.code == EXIT_OK, again.err
+    ok(cli(f"--config={config}", "results.dir=elsewhere", "seed=1"))
     record = only_run("elsewhere").record
     assert record.settings | {"seed": 0} == run.record.settings
-    two = cli("-m", "--config", str(config), "seed=1,2", "dry_run=true")
-    assert two.code == EXIT_OK, two.err
+    ok(cli("-m", "--config", str(config), "seed=1,2", "dry_run=true"))
     other = cli("--config", str(config), "method=bitfit", "dry_run=true")
     assert (other.code, "method=bitfit" in other.out) == (EXIT_OK, True)
 

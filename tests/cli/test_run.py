@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Cli, Whole, after_step, files_below, only_run, predictions, require_same, signal_after_step
+from conftest import (
+    TINY,
+    Cli,
+    Whole,
+    after_step,
+    files_below,
+    ok,
+    only_run,
+    predictions,
+    require_same,
+    signal_after_step,
+)
 from programs import python
 from safetensors import SafetensorError
 
@@ -28,8 +39,7 @@ from adalora_repro.training import checkpoint, evaluate, kept
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_one_command_makes_one_record(tiny: Cli, precision: str) -> None:
     """With what tests/golden leaves out of the records it keeps."""
-    done = tiny("task=cola", "method=adalora", f"train.precision={precision}")
-    assert done.code == EXIT_OK, done.err
+    done = ok(tiny("task=cola", "method=adalora", f"train.precision={precision}"))
     run = only_run()
     record = run.record
     score = record.final["metrics"]["matthews_correlation"]
@@ -227,8 +237,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(
         assert state is not None
         assert (state["t"], problems) == (2, [])
         assert not [path.name for path in run.folder.iterdir() if path.name.startswith(".")]
-    again = tiny(*command)
-    assert again.code == EXIT_OK
+    again = ok(tiny(*command))
     assert ("resuming" in again.err) == (name != "config.yaml")
     require_same(only_run(), undisturbed(*command))
 
@@ -263,8 +272,7 @@ def test_a_signal_ends_cleanly_and_the_same_command_resumes(
     record = only_run().record
     assert (record.status, record.progress["step"]) == ("cancelled", 3)
     assert "the same command resumes it" in record.error
-    resumed = tiny(*STOPPED)
-    assert resumed.code == EXIT_OK
+    resumed = ok(tiny(*STOPPED))
     assert resumed.err.startswith(f"resuming {only_run().folder} at step 3 of 6\n")
     require_same(only_run(), undisturbed(*STOPPED))
 
@@ -290,8 +298,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny: Cli, undisturbe
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    done = tiny(*STOPPED)
-    assert done.code == EXIT_OK, done.err
+    done = ok(tiny(*STOPPED))
     first, second = done.err.splitlines()[:2]
     assert re.fullmatch(rf"adalora-run: {newest} cannot be read \(\w+\), trying the one before", first)
     assert second == f"resuming {stopped} at step 4 of 6"
@@ -302,8 +309,7 @@ def test_without_a_readable_checkpoint_it_starts_over(tiny: Cli, undisturbed: Wh
     names = checkpoint.NAMES
     for name in names:
         (stopped / name).write_bytes(name.encode())
-    done = tiny(*STOPPED)
-    assert done.code == EXIT_OK
+    done = ok(tiny(*STOPPED))
     aside = [name.replace(".pt", ".old-1.pt") for name in names]
     *unreadable, over = done.err.splitlines()[: len(names) + 1]
     assert unreadable == [f"adalora-run: {stopped / name} cannot be read (BadZipFile)" for name in names]
@@ -342,8 +348,7 @@ def test_force_starts_over_and_keeps_what_was_there(tiny: Cli, undisturbed: Whol
     (stopped / "error.txt").write_text("a traceback", encoding="utf-8")  # of a failure before
     names = (*checkpoint.NAMES, "error.txt")
     before = [(stopped / name).read_bytes() for name in names]
-    done = tiny(*STOPPED, "force=true")
-    assert done.code == EXIT_OK
+    done = ok(tiny(*STOPPED, "force=true"))
     line = done.err.splitlines()[0]
     assert line.startswith(f"starting {stopped} over at step 0 of 6; ")
     assert line.endswith("checkpoint.old-1.pt, checkpoint.previous.old-1.pt")
@@ -376,8 +381,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(
     (path,) = Path("results").glob("runs/**/metrics.json")
     before = path.read_bytes()
     monkeypatch.setattr(planning, "finished", lambda plan: None)  # what run.py saw, some seconds ago
-    done = tiny("task=sst2", "method=lora")
-    assert done.code == EXIT_OK
+    done = ok(tiny("task=sst2", "method=lora"))
     assert "already done" in done.out
     assert path.read_bytes() == before
     assert not list(path.parent.glob("*old*"))

@@ -13,7 +13,7 @@ from typing import Any
 
 import fake_records
 import pytest
-from conftest import ROOT, TINY, Outcome, find_runs
+from conftest import ROOT, TINY, Cli, Outcome, find_runs, ok
 from fake_records import make
 
 from adalora_repro.config import resolve as planning
@@ -22,7 +22,6 @@ from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
 from adalora_repro.records import lock
 from adalora_repro.records.lock import Lock
 
-Cli = Callable[..., Outcome]
 GRID = "optim.lr=1e-4,1e-3,1e-2"
 STAGES = ("-m", "+sweep=[table1,stages]", "task=rte", "method=lora", "budget=0.3M", GRID)
 
@@ -98,8 +97,7 @@ def held(folder: Path) -> Iterator[None]:
 
 def test_a_table_s_sweep_trains_its_cells_once_and_says_which_line_is_whose(tiny: Cli, trainer: Trainer) -> None:
     words = ("-m", "+sweep=table1", "task=rte", "method=bitfit,lora")
-    done = tiny(*words)
-    assert done.code == EXIT_OK, done.err
+    done = ok(tiny(*words))
     assert [(run.record.key["method"], run.record.key["budget"]) for run in find_runs()] == [
         ("bitfit", "bitfit"),
         ("lora", "0.3M"),
@@ -203,8 +201,7 @@ def test_what_another_process_has_is_skipped_in_a_sweep_and_refused_alone(
     words = ("task=rte", "method=bitfit")
     (plan,) = plans(*words)
     with held(plan.folder):
-        done = tiny("-m", *words, "seed=0,1")
-        assert done.code == EXIT_OK, done.err
+        done = ok(tiny("-m", *words, "seed=0,1"))
         assert f"skipped: another process is training {plan.folder}\n" in done.out
         assert counts(done) == "1 done, 1 skipped (another process has them)"
         done = tiny(*words, "seed=0")
@@ -291,8 +288,7 @@ def test_a_stage_waits_for_the_run_of_another_process(
 
 def test_stages_choose_a_learning_rate_from_the_first(tiny: Cli, trainer: Trainer) -> None:
     trainer.score = lambda cfg: {1e-4: 0.4, 1e-3: 0.6, 1e-2: 0.5}[cfg.optim.lr] - 0.3 * (cfg.seed > 0)
-    done = tiny(*STAGES)
-    assert done.code == EXIT_OK, done.err
+    done = ok(tiny(*STAGES))
     assert [(lr, seed) for _, lr, seed in trainer.trained] == [
         *((lr, 0) for lr in (1e-4, 1e-3, 1e-2)),
         *((1e-3, seed) for seed in (1, 2, 3, 4)),
@@ -339,8 +335,7 @@ hydra:
         encoding="utf-8",
     )
     words = (f"--config-dir={tmp_path}", "-m", "+sweep=small")
-    done = tiny(*words, "force=true")
-    assert done.code == EXIT_OK, done.err
+    done = ok(tiny(*words, "force=true"))
     assert len(trainer.trained) == 13
     assert counts(done) == "13 done"
     assert trainer.trained[8:10] == [("lora", 0.1, 0), ("full", 8e-6, 0)]
