@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, Cli, ok
+from conftest import ROOT, Cli, ok, refused
 from test_sweep import GRID, STAGES, counts, save
 
 from adalora_repro.cli import slurm as slurm_queue
@@ -91,11 +91,9 @@ def test_one_line_before_anything_is_submitted(slurm: Path, tiny: Cli, words: st
         pytest.importorskip("ray")
         words = words.replace("RAY", "task=rte hydra/launcher=ray")
     done = tiny(*words.split())
-    assert (done.code, done.out) == (EXIT_BAD_INPUT, "")
-    (line,) = done.err.splitlines()
-    assert problem in line
+    assert problem in refused(done)
+    assert done.out == ""
     assert list(slurm.iterdir()) == []
-    assert not Path("results").exists()
 
 
 def test_without_slurm_or_its_consent_nothing_is_recorded(
@@ -154,9 +152,8 @@ def test_without_a_cluster_and_sigterm_between_two_stages(monkeypatch: pytest.Mo
 
 def test_without_ray(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    done = tiny("-m", "task=rte", "hydra/launcher=ray")
-    assert done.code == EXIT_BAD_INPUT
-    assert done.err == "adalora-run: error: hydra/launcher=ray needs Ray: pip install 'adalora-repro[ray]'\n"
+    line = refused(tiny("-m", "task=rte", "hydra/launcher=ray"))
+    assert line == "hydra/launcher=ray needs Ray: pip install 'adalora-repro[ray]'"
 
 
 def test_force_starts_over_once_and_not_at_every_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
