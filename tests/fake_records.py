@@ -1,7 +1,5 @@
 """Records as the training side writes them, without training."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Configurations of tasks as Hydra composes them, but without the rest of conf/; real data where there are some."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import gzip

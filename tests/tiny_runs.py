@@ -1,7 +1,5 @@
 """A run of a tiny model that is built and not started, so that a test can make its steps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

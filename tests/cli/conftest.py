@@ -1,7 +1,5 @@
 """adalora-run in this process: importing torch and transformers once, not once per test."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """A run in a forked process that something happens to. It imports no conftest: in a child another has that name."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

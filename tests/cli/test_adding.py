@@ -1,7 +1,5 @@
 """docs/adding.md: its files and commands, and what completes a command line."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Wrong input: one line on stderr that says what and how to put it right, exit code 2, and nothing on disk."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

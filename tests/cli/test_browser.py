@@ -4,8 +4,6 @@ finds nothing.
 Skipped where Chromium or axe-playwright-python (dev extra) is not installed.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

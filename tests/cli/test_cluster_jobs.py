@@ -1,7 +1,5 @@
 """hydra/launcher=slurm and ray: scripts in the place of SLURM's commands; tests/cluster has real clusters."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """adalora-run measure=cost from the command line: two methods in turn, alone, refused, interrupted."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """Runs and their data: T from good examples and from windows, held-out rows, one prediction for all, other files."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """What docs/faults.md lists: killed, full, damaged, removed, shared, with a wrong clock, and nothing is lost."""
 
-from __future__ import annotations
-
 import multiprocessing
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Runs whose size fills a number of parameters, from the command line to the table."""
 
-from __future__ import annotations
-
 import csv
 import io
 

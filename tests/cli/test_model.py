@@ -1,7 +1,5 @@
 """adalora-model score: a finished run's figures again, by this package's metrics and by the hub's."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from pathlib import Path

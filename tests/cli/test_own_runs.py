@@ -1,7 +1,5 @@
 """Files of one's own: docs/own.md as it stands, with tiny models; scores, steps, and what is refused in one line."""
 
-from __future__ import annotations
-
 import html
 import json
 import re

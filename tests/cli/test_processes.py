@@ -3,8 +3,6 @@
 Run as a script this file is one of them: it makes the runs listed in a file and writes down what it saw.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

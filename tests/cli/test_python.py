@@ -1,7 +1,5 @@
 """The Python API, and adalora-model predict and export: what was trained can be used."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -3,8 +3,6 @@
 A command that nothing here knows how to check is an error: documentation that cannot be tested goes stale.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """adalora-report from the outside: what it prints, what it refuses, how it exits, what it must not import."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """adalora-run from the outside: what one command leaves on disk, and what a second one makes of it."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -3,8 +3,6 @@
 SIGUSR2, by which a scheduler announces the end of a job: first a checkpoint, then whoever had a handler for it.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Multiruns from the outside: what is trained, what is passed over, what one bad run does to the others."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """adalora-run and adalora-report as a user starts them, with tiny runs that something happens to."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

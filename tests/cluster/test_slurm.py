@@ -1,7 +1,5 @@
 """A sweep on a real SLURM: tasks are killed, preempted, requeued, and one fails; see slurm.sh, `make test-cluster`."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

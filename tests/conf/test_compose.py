@@ -1,7 +1,5 @@
 """Every shipped YAML composes, the commands in their headers too; what a composed configuration resolves to."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

@@ -1,7 +1,5 @@
 """conf/hydra/launcher: the files compose, and say what hydra-submitit-launcher, sbatch and Ray understand."""
 
-from __future__ import annotations
-
 import re
 import shlex
 

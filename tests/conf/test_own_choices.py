@@ -1,7 +1,5 @@
 """What a user adds: a size for any method, a task without a budget. Methods of their own: tests/cli/test_adding.py."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

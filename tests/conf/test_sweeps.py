@@ -1,7 +1,5 @@
 """The files of sweeps/ against the paper's tables, and what the command line makes of them."""
 
-from __future__ import annotations
-
 import csv
 import importlib
 import re

@@ -1,7 +1,5 @@
 """The tasks' YAML files against the paper's tables, the schema, and the promises of their own headers."""
 
-from __future__ import annotations
-
 import csv
 import math
 import re

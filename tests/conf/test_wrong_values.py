@@ -4,8 +4,6 @@ A configuration is composed once for each choice of files; values are set in it 
 in tests/cli/test_bad_input.py, ranges and choices of single settings are in tests/unit/test_settings.py.
 """
 
-from __future__ import annotations
-
 import pytest
 from plans import counted
 from task_configs import TINY

@@ -1,7 +1,5 @@
 """What adalora-report says of the committed records: every table as CSV, and ``status``."""
 
-from __future__ import annotations
-
 import pytest
 
 from adalora_repro.cli import report

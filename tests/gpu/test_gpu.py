@@ -1,7 +1,5 @@
 """On a real accelerator: no operation of a step makes the host wait, and the results are those of a CPU."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import subprocess

@@ -1,7 +1,5 @@
 """Pfeiffer adapters against the formula LN(x + z + f(LN(x + z))) of docs/deviations.md, row 26, without our code."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import plans

@@ -1,7 +1,5 @@
 """SQuAD's windows, spans and post-processing against slow second readings: sets of characters, all pairs."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import math

@@ -1,7 +1,5 @@
 """DeBERTaV3's tokenizer against sentencepiece itself: the same ids, offsets that point at the text."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import random

@@ -1,7 +1,5 @@
 """Which rows make a step, and in which parts they go through the model."""
 
-from __future__ import annotations
-
 from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace

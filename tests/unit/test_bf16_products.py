@@ -1,7 +1,5 @@
 """Products of bf16 matrices on CPUs without bf16 instructions: ``speedups.Bf16ProductsInFp32``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

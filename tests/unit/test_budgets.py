@@ -1,7 +1,5 @@
 """Sizes that fill a number of parameters: never above it, none nearer, spread evenly; the plans made with them."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from pathlib import Path

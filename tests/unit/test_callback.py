@@ -1,7 +1,5 @@
 """training/callback.py: AdaLoRA in a real Trainer, step for step like our own loop; lowrank.adapt."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from types import SimpleNamespace

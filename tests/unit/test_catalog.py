@@ -1,7 +1,5 @@
 """What there is to choose: every file says in one line what it is, and every method its label and role."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

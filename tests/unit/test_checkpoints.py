@@ -1,7 +1,5 @@
 """Checkpoints of other versions: intact files whose entries do not fit the run that should resume from them."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from pathlib import Path

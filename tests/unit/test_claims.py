@@ -1,7 +1,5 @@
 """reports/claims.py: AdaLoRA minus others, against scipy and numbers worked out by hand."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """reports/compare.py: two runs of one task, example by example."""
 
-from __future__ import annotations
-
 import gzip
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """measure=cost: what stands for an epoch and a run, the figures of pairs, the record, Table 15 from fake records."""
 
-from __future__ import annotations
-
 import argparse
 import copy
 import dataclasses

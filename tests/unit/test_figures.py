@@ -1,7 +1,5 @@
 """The figures: their points from records, and every form they come in."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """reports/frame.py: one row a run and checkpoint, in percent, with what the rule of a cell chose."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The held-out split: its rows, that none of them is trained on, and the identities that it is part of."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter

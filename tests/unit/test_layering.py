@@ -1,7 +1,5 @@
 """Imports point downward only (docs: layout), and what must start fast imports nothing heavy."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The lease on a run's folder: who has it, who may take it over, who lost it. How filelock judges is its own affair."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

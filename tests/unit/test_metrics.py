@@ -1,7 +1,5 @@
 """The figures as evaluate.Metrics: those of the plain functions, alone, combined and in a Trainer's compute_metrics."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from typing import Any

@@ -1,7 +1,5 @@
 """methods/peft.py and peft_adalora.py: any tuner of HF PEFT trains, resumes, is kept and loaded by PEFT alone."""
 
-from __future__ import annotations
-
 import io
 import json
 import subprocess

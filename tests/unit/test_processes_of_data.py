@@ -1,7 +1,5 @@
 """Processes that make batches beside the step: the same batches, silent, and gone when the step is."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """cli/quickstart.py: what ``make quickstart`` ends with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """records.py: what is written is read back; what is not a record is refused by name; nothing is ever half written."""
 
-from __future__ import annotations
-
 import copy
 import errno
 import gzip

@@ -1,7 +1,5 @@
 """Records of a method whose definition was corrected: refused with the reason, and never "already done"."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import plans

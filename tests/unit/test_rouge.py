@@ -1,7 +1,5 @@
 """ROUGE: sentences, known pairs, equality with the plain scorer, and the bootstrap interval."""
 
-from __future__ import annotations
-
 import random
 import warnings
 

@@ -1,7 +1,5 @@
 """adalora-report runs: any runs, grouped by keys or settings."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

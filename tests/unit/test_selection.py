@@ -1,7 +1,5 @@
 """selection.py: the rule of a cell against a slow reading of its words, the two steps of a sweep, all reports alike."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -1,7 +1,5 @@
 """Settings with their facts: ranges are enforced, and meanings are there."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

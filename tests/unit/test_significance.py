@@ -1,7 +1,5 @@
 """reports/significance.py: tests against slow oracles, and the marks of a table."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Rows of the three sources, and one line for each way in which a user's data can be wrong."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

@@ -1,7 +1,5 @@
 """The SQuAD family: loss against transformers' own, batches, thresholds, the memory of an evaluation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from pathlib import Path

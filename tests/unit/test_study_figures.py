@@ -1,7 +1,5 @@
 """Figures of a study: intervals over seeds, learning rates tried, agreement of ranks; against numbers made by hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

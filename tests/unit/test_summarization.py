@@ -1,7 +1,5 @@
 """The summarization family: loss against transformers' own, generation, ROUGE of what was written."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """config/sweep.py: lists -> cells -> jobs -> stages, and the summary of a sweep, without Hydra."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

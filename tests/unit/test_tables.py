@@ -1,7 +1,5 @@
 """reports/cells.py, spec.py, notes.py and tables/: which runs are in a cell, its figures, what a reader is told."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

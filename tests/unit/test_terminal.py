@@ -1,7 +1,5 @@
 """Nothing that moves a cursor or turns a line round gets to the terminal; everything else gets there as it is."""
 
-from __future__ import annotations
-
 import io
 import os
 import pty

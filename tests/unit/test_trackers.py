@@ -1,7 +1,5 @@
 """training/trackers.py: what log.jsonl says, trackers say too, and none of them can end a run."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
