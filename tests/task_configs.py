@@ -41,16 +41,13 @@ needs_real_data = pytest.mark.skipif(
 def task_yaml(task: str) -> DictConfig:
     """The task's file without its defaults list, which is Hydra's (``backbone`` for summarization)."""
     values = OmegaConf.load(CONF / "task" / f"{task}.yaml")
-    assert isinstance(values, DictConfig)
     values.pop("defaults", None)
     return values
 
 
 @functools.cache
 def _over_schema(task: str) -> DictConfig:
-    cfg = OmegaConf.merge(OmegaConf.structured(Config), task_yaml(task))
-    assert isinstance(cfg, DictConfig)
-    return cfg
+    return OmegaConf.merge(OmegaConf.structured(Config), task_yaml(task))
 
 
 def task_config(task: str, source: str = "sample", **options: Any) -> DictConfig:

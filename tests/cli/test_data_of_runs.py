@@ -88,7 +88,6 @@ def test_the_settings_of_the_record_are_those_the_loop_used(
     assert {name: OmegaConf.select(written, name) for name in record.settings} == record.settings
     rates = [line["lr"] / record.key["lr"] for line in run.steps]  # what the next step takes
     assert rates == pytest.approx([min(t / 5, (16 - t) / 11) for t in range(1, 17)])
-    assert record.budget is not None
     assert [record.budget[name] for name in ("t_i", "t_f", "delta_t")] == [2, 7, 2]
     for name in record.settings:
         used = OmegaConf.select(state.plan.cfg, name, default=None)

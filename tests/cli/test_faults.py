@@ -62,7 +62,6 @@ def in_process(words: tuple[str, ...], spoil: Callable[[], None], tmp_path: Path
     child.join(PATIENCE_S)
     child.kill()
     child.join()
-    assert child.exitcode is not None
     return Outcome(
         child.exitcode, Path("out.txt").read_text(encoding="utf-8"), Path("err.txt").read_text(encoding="utf-8")
     )

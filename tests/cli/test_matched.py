@@ -16,7 +16,6 @@ def test_a_sweep_of_numbers_is_a_row_each(tiny: Cli, capsys: pytest.CaptureFixtu
     records = {run.folder.parent.name: run.record for run in find_runs()}
     assert sorted(records) == ["bitfit", "params2000", "params3000"]
     sizes = records["params2000"].budget
-    assert sizes is not None
     assert (sizes["params"], sizes["r"], sizes["wider"]) == (2000, 2, 3)
     assert "method 'bitfit' has one size" in done.err
     assert tiny("task=cola", "method=lora", "budget.match=params").code == EXIT_OK

@@ -148,7 +148,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(
     assert done.err.splitlines()[-1] == f"adalora-run: failed: {record.error}  ({run.folder})"
     assert "NonFiniteLossError" in (run.folder / "error.txt").read_text(encoding="utf-8")
     state, _ = checkpoint.load(run.folder, record.key["hash"])
-    assert state is not None
     assert state["t"] == 3  # the last step before
     assert all(value.isfinite().all() for value in state["model"].values())
 
@@ -197,7 +196,6 @@ def test_a_weight_that_is_not_finite_is_no_result(
     assert not (run.folder / "final").exists()
     assert not any("evaluation" in line for line in run.log)
     state, _ = checkpoint.load(run.folder, record.key["hash"])
-    assert state is not None
     assert state["t"] == at - 2
     assert all(value.isfinite().all() for value in state["model"].values())
     assert tiny(*command).code == EXIT_OK  # from the checkpoint before
@@ -232,7 +230,6 @@ def test_a_full_disk_costs_nothing_that_was_saved(
         run = only_run()
         assert run.record.status == "running"
         state, problems = checkpoint.load(run.folder, run.record.key["hash"])
-        assert state is not None
         assert (state["t"], problems) == (2, [])
         assert not [path.name for path in run.folder.iterdir() if path.name.startswith(".")]
     again = ok(tiny(*command))

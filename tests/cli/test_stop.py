@@ -92,7 +92,6 @@ def test_a_kill_in_a_long_evaluation_costs_no_step(
             tiny(*COMMAND)
     (path,) = Path("results").rglob("checkpoint.pt")
     state, problems = checkpoint.load(path.parent, expected.record.key["hash"])
-    assert state is not None
     assert (state["t"], state["loop"]["evaluation_due"], problems) == (step, True, [])
     again = ok(tiny(*COMMAND))
     assert f"resuming {path.parent} at step {step} of 6" in again.err

@@ -30,7 +30,6 @@ def values(path: Path) -> dict[str, Any]:
     """``section.key`` -> value of a file, resolved within itself."""
     loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     loaded.pop("defaults", None)  # another group's choice, no value
-    assert isinstance(loaded, dict)
     return {f"{section}.{key}": value for section, keys in loaded.items() for key, value in keys.items()}
 
 

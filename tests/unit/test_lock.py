@@ -48,7 +48,6 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
     ) as process:
-        assert process.stdout is not None
         assert process.stdout.readline() == "taken\n"
         try:
             yield process
