@@ -33,11 +33,8 @@ from adalora_repro.tasks import sources
 ROOT = Path(run.__file__).parents[2]
 CONF, SWEEPS = resource("conf"), resource("sweeps")
 PUBLISHED = ROOT / "results" / "published"
-
-
 #: no file is read and no size is forgotten
 FREE = ("data=sample", "data.sample_rows=64", "data.sample_validation_rows=32")
-
 
 FACTS = settings_of(Config)
 NOT_RESULT = [name for name, facts in FACTS.items() if not facts.identity]

@@ -26,12 +26,6 @@ def test_the_command_in_the_header_composes_with_the_types_of_the_plugin(name: s
     assert {name: launcher[name] for name in own} == OmegaConf.to_container(own, resolve=False)  # type: ignore[index,call-overload]
 
 
-def test_slurm_starts_a_run_again_at_its_time_limit_and_after_a_preemption() -> None:
-    own = OmegaConf.create(TEXTS["slurm"])
-    assert own.max_num_timeout >= 10
-    assert own.additional_parameters.requeue
-
-
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_every_setting_has_a_comment(text: str) -> None:
     lines = [line for line in text.splitlines() if re.match(r" *\w+:", line) and "  # " not in line]

@@ -16,7 +16,7 @@ from programs import alive
 from adalora_repro.models import backbones
 from adalora_repro.tasks import processes
 from adalora_repro.training import batches as batches_of_a_run
-from adalora_repro.training.batches import FEW_BATCHES, WORKERS, loaded, workers_for
+from adalora_repro.training.batches import FEW_BATCHES, WORKERS, loaded
 
 
 def signals() -> tuple[list[Any], list[Any]]:
@@ -87,12 +87,7 @@ def test_how_many_workers(
     asked: int | None, device: str, batches: int, usable: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adalora_repro.training.batches.usable", lambda: usable)
-    assert workers_for(asked, torch.device(device), batches) == workers
-
-    def caught(*arguments: Any) -> int:
-        return arguments[-1]
-
-    monkeypatch.setattr(batches_of_a_run, "loaded", caught)
+    monkeypatch.setattr(batches_of_a_run, "loaded", lambda *arguments: arguments[-1])
     loop: Any = SimpleNamespace(
         task=SimpleNamespace(collate=None),
         device=torch.device(device),
