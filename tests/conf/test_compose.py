@@ -15,7 +15,7 @@ from golden.entry import budgets_of, names
 from omegaconf import OmegaConf
 from plans import composed, counted, resolved
 from programs import python
-from task_configs import REAL_DATA, needs_real_data, write_jsonl
+from task_configs import write_jsonl
 
 from adalora_repro.cli import run
 from adalora_repro.config import identity
@@ -219,15 +219,6 @@ def test_published_commands_name_the_folders_of_their_records(
         for name in settled:
             settings.pop(name, None)
     assert plan.settings == record.settings
-
-
-@needs_real_data
-@pytest.mark.parametrize("command", published_commands())
-def test_published_commands_find_their_records_with_the_real_data(command: str) -> None:
-    words = command.replace("data.dir=DIR", f"data.dir={REAL_DATA}").split()
-    plan = resolved(*words, f"results.dir={PUBLISHED}")
-    assert published()[str(plan.folder)].key == plan.key
-    assert planning.finished(plan) is not None
 
 
 def test_every_published_record_has_its_command() -> None:

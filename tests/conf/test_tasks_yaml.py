@@ -87,9 +87,6 @@ def test_headers_and_origins(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     header = lines[: next(index for index, line in enumerate(lines) if not line.startswith("#"))]
     assert header[0] == "# @package _global_"
-    text = "\n".join(header)
-    assert "# Score to expect" in text
-    assert path.parent.name == "script" or "not yet measured" in text
     task = next(name for name in sorted(TASKS, key=len, reverse=True) if name in path.stem)
     command = next(line for line in header if line.startswith("# Command: adalora-run ")).split()[3:]
     overrides = {item.key_or_group: item.value() for item in OverridesParser.create().parse_overrides(command)}

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from omegaconf import DictConfig
 from task_configs import ROOT, task_config, write_jsonl
 
 from adalora_repro.errors import InputError
-from adalora_repro.tasks import families, load_family, row_files, sources
+from adalora_repro.tasks import load_family, row_files, sources
 from adalora_repro.tasks.base import BaseTask
 
 GOOD_ROWS: dict[str, dict[str, Any]] = {
@@ -384,18 +383,3 @@ def test_the_page_on_own_data_lists_what_a_family_has() -> None:
     listed = {name for cell in re.findall(r"^\| (`.+?) \|", section, re.M) for name in re.findall(r"`(\w+)", cell)}
     names = {name for name in {*vars(BaseTask), *BaseTask.__annotations__} if not name.startswith("_")}
     assert listed == names - {"load", "max_length", "metrics", "processes", "tokenizer", "use"}  # the same for all
-
-
-@pytest.mark.parametrize("task", ["rte", "squad", "xsum"])
-def test_a_setting_of_another_family_is_refused(task: str) -> None:
-    """Each of them is of some family, null in the others' files, and refused there."""
-    settings = {name: {each.name for each in fields(module.Options)} for name, module in families().items()}
-    own = settings.pop(task_config(task).task.family)
-    for family, others in settings.items():
-        for name in others:
-            assert name not in own
-            assert task_config(task).task[name] is None
-            value = {"early_stopping": False}.get(name, 0)  # not null, though it is nothing
-            with pytest.raises(InputError) as error:
-                load_family(task_config(task, **{f"task__{name}": value}))
-            assert str(error.value).startswith(f"task.{name} is a setting of family {family}, not of {task}")
