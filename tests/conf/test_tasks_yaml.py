@@ -1,6 +1,5 @@
 """The tasks' YAML files against the paper's tables, the schema, and the promises of their own headers."""
 
-import csv
 import math
 import re
 from pathlib import Path
@@ -9,21 +8,16 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from task_configs import CONF, ROOT, TASKS, task_config
+from task_configs import CONF, TASKS, task_config
 
+from adalora_repro.reports.spec import paper_rows
 from adalora_repro.reports.tables import table1, table2, table3
 
-PAPER = ROOT / "adalora_repro" / "reports" / "tables" / "paper"
 OWN = ("custom", "custom_qa", "custom_summarization")  # of data that no paper has
 FILES = (path for group in ("task", "tuned", "script") for path in (CONF / group).glob("*.yaml"))
 RECIPES = sorted(path for path in FILES if path.stem not in OWN)
 TABLE = {"glue": "Table 8", "qa": "Table 10", "nlg": "Table 13"}
 ORIGIN = re.compile(r"^ +(\w+): .*  # (paper, (?:Table (?:8|10|13)|section 4\.3)|released script\b.*)$")
-
-
-def table(name: str) -> list[dict[str, str]]:
-    with (PAPER / name).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def values(path: Path) -> dict[str, Any]:
@@ -43,7 +37,7 @@ def tuned(task: str) -> Path:
     return CONF / "tuned" / f"{task}_adalora.yaml"
 
 
-@pytest.mark.parametrize("row", table("table8_10_13_hyperparameters.csv"), ids=lambda row: row["task"])
+@pytest.mark.parametrize("row", paper_rows("table8_10_13_hyperparameters.csv"), ids=lambda row: row["task"])
 def test_tuned_files_hold_the_paper_s_hyperparameters(row: dict[str, str]) -> None:
     ours = values(tuned(row["task"]))
     columns = {
@@ -106,7 +100,7 @@ SPECS = {"glue": table1.SPEC, "qa": table2.SPEC, "nlg": table3.SPEC}
 def test_scores_to_expect_are_the_paper_s(task: str) -> None:
     spec = SPECS[task_config(task).task.budgets]
     (columns,) = (column.paper for column in spec.columns if column.task == task)
-    rows = {row["budget"]: row for row in table(spec.paper_file) if row["method"] == "adalora"}
+    rows = {row["budget"]: row for row in paper_rows(spec.paper_file) if row["method"] == "adalora"}
     for path in (CONF / "task" / f"{task}.yaml", tuned(task)):
         line = next(
             line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# Score to expect")
