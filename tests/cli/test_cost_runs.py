@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Cli, ok
+from conftest import Cli, at_call, ok
 
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED
@@ -132,19 +132,11 @@ def test_several_processes_are_refused(quick: Cli, monkeypatch: pytest.MonkeyPat
 
 
 def test_interrupted_leaves_nothing(quick: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, steps = cost.step, []
-
-    def stopped(*args: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return plain(*args)
-
-    monkeypatch.setattr(cost, "step", stopped)
+    steps = at_call(monkeypatch, cost, "step", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     done = quick()
     assert done.code == EXIT_TERMINATED
     assert "nothing is filed" in done.err
-    assert len(steps) == 3
+    assert steps == [3]
     assert not Path("results").exists()
 
 

@@ -32,7 +32,6 @@ from spoilt import SignalInStep, SignalInWrite, in_child, unspoilt
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.records import lock, run_record
-from adalora_repro.training.folder import Log
 
 COMMAND = ("task=cola", "method=adalora", "optim.lr=1e-2", "train.save_steps=2", "train.eval_steps=3")
 #: the lease of a process on another host, as filelock writes it
@@ -128,15 +127,8 @@ def test_a_disk_that_is_really_full(
     tiny: Cli, undisturbed: Whole, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("task=cola", "method=adalora", "train.max_steps=12", "train.save_steps=5", "train.log_steps=1")
-    append = Log.append
-
-    def line(self: Log, values: dict[str, Any]) -> None:
-        if values["t"] == 6:
-            fill(small_disk)
-        append(self, values)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Log, "append", line)
+        after_step(patch, 6, lambda _: fill(small_disk))
         done = tiny(*command)
     assert done.code == EXIT_BAD_INPUT
     assert (small_disk / "ballast").stat().st_size > 1 << 20
