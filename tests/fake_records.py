@@ -64,7 +64,7 @@ def make(score: float | dict[str, float] = 0.5, held_out: float | None = None, *
         settings={"optim.lr": key["lr"], "seed": key["seed"]} | present(key["method"]),
     )
     if held_out is not None:
-        record.final["holdout"] = {record.primary_metric: held_out}  # type: ignore[index]
+        record.final["holdout"] = {record.primary_metric: held_out}
     for name, value in changes.items():
         if not hasattr(record, name):
             raise TypeError(name)

@@ -53,7 +53,7 @@ def gradients_of(run: RunState) -> list[dict[str, Tensor]]:
         gradients.append({name: p.grad.clone() for name, p in trained if p.grad is not None})
         before_update(t)
 
-    run.method.before_update = look  # type: ignore[method-assign]
+    run.method.before_update = look
     return gradients
 
 

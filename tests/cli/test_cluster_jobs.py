@@ -134,7 +134,7 @@ def test_without_a_cluster_and_sigterm_between_two_stages(monkeypatch: pytest.Mo
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     launcher = RayLauncher("auto", num_gpus=0, num_cpus=0, max_retries=0)
-    launcher.ray = Ray()  # type: ignore[assignment]
+    launcher.ray = Ray()
     before, running = signal.getsignal(signal.SIGTERM), False
     try:
         with pytest.raises(InputError, match=r"^hydra\.launcher\.address=auto: Could not find any"):
@@ -279,7 +279,7 @@ def test_a_run_is_given_up_when_it_is_in_no_queue_and_its_record_had_time(
     from hydra_plugins.adalora_launcher import ArrayLauncher
 
     launcher, words, clock = ArrayLauncher(), ("seed=0",), [0.0]
-    launcher.results, launcher.plans = tmp_path, {words: Plan(None, {}, {}, tmp_path, 6, 6)}  # type: ignore[arg-type]
+    launcher.results, launcher.plans = tmp_path, {words: Plan(None, {}, {}, tmp_path, 6, 6)}
     launcher.ledger = Ledger(sweep={words: SweepRun("a", tmp_path)})
     queues = [["7_0"], ["8_0"], [], []]
 

@@ -142,7 +142,7 @@ def test_runs_from_python(tiny: Cli, tmp_path: Path) -> None:
     loaded, tokenizer = adalora_repro.load(Path(row["record"]).parent)
     assert loaded(**tokenizer("a film", return_tensors="pt")).logits.shape == (1, 2)
     with pytest.raises(InputError, match=r"each word is a text of its own"):
-        adalora_repro.run(["task=sst2"])  # type: ignore[arg-type]
+        adalora_repro.run(["task=sst2"])
     with pytest.raises(InputError, match=r"did you mean sst2"):
         adalora_repro.run("task=sst3")
     with pytest.raises(InputError, match=r"optim\.lr"):

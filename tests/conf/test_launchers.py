@@ -23,7 +23,7 @@ def test_the_command_in_the_header_composes_with_the_types_of_the_plugin(name: s
     typed = OmegaConf.from_dotlist([word.removeprefix("hydra.launcher.") for word in words[1:]])
     own = OmegaConf.merge(OmegaConf.create(TEXTS[name]), typed)
     del own["defaults"]
-    assert {name: launcher[name] for name in own} == OmegaConf.to_container(own, resolve=False)  # type: ignore[index,call-overload]
+    assert {name: launcher[name] for name in own} == OmegaConf.to_container(own, resolve=False)
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)

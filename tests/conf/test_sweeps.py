@@ -49,10 +49,10 @@ def sweeper(*names: str) -> Any:
 
     merged = OmegaConf.merge(*(OmegaConf.load(resource("sweeps") / f"{name}.yaml") for name in names)).hydra.sweeper
     made = CellSweeper(None, merged.get("params", {}), merged.get("cells", {}), merged.get("stages", []))
-    loader = GlobalHydra.instance().hydra.config_loader  # type: ignore[union-attr]
-    made.hydra_context = HydraContext(config_loader=loader, callbacks=None)  # type: ignore[arg-type]
+    loader = GlobalHydra.instance().hydra.config_loader
+    made.hydra_context = HydraContext(config_loader=loader, callbacks=None)
     made.config = compose("config", return_hydra_config=True)
-    made.launcher = Recorder()  # type: ignore[assignment]
+    made.launcher = Recorder()
     return made
 
 

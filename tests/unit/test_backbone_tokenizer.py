@@ -129,7 +129,7 @@ def test_answers_are_where_they_were(tokenizer: Any, before: str, behind: str, e
     task = Task(task_config("squad", task__max_length=64, task__stride=8))
     task._tokenizer = tokenizer
     rows = {"id": ["a"], "question": ["how long"], "context": [context]}
-    rows["answers"] = [{"text": [answer], "answer_start": [start]}]  # type: ignore[list-item]
+    rows["answers"] = [{"text": [answer], "answer_start": [start]}]
     for split in (sources.TRAIN, "validation"):
         windows = task.encode(rows, [0], split)
         if split == sources.TRAIN:

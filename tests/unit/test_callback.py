@@ -85,7 +85,7 @@ def test_the_trainer_prunes_as_the_equations_do(tmp_path: Path) -> None:
     ranks = callback.allocator.rank_pattern()
     assert (sum(ranks.values()), callback.allocator.budget) == (2 * len(layers), 2 * len(layers))
     assert len(set(ranks.values())) > 1  # not the same everywhere
-    written = ours(other, {name: other.get_submodule(name) for name in layers}, batches)  # type: ignore[misc]
+    written = ours(other, {name: other.get_submodule(name) for name in layers}, batches)
     assert written.rank_pattern() == ranks
     for (name, theirs), own in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.allclose(theirs, own, atol=1e-6), name
@@ -121,7 +121,7 @@ def budgets_seen(run: Trainer, layers: dict[str, SVDLinear], callback: Any) -> l
         seen.append((sum(int((layer.lora_E != 0).sum()) for layer in layers.values()), callback.allocator.budget))
         return evaluate(*args, **kwargs)
 
-    run.evaluate = watched  # type: ignore[method-assign]
+    run.evaluate = watched
     return seen
 
 

@@ -251,7 +251,7 @@ def test_the_process_that_measures_memory_has_the_folder_of_config_dir(
     catalog.add_folder(str(tmp_path))
     try:
         plan = SimpleNamespace(key={"method": "lora"})
-        assert cost.peak_of(plan, [], torch.device("cpu")) == {"of": str(tmp_path)}  # type: ignore[arg-type]
+        assert cost.peak_of(plan, [], torch.device("cpu")) == {"of": str(tmp_path)}
     finally:
         catalog.add_folder(None)
 

@@ -67,7 +67,7 @@ def test_who_wants_no_more_batches_ends_the_workers() -> None:
     batches = batches_of(2, count=200)
     pids = [next(batches)["pid"] for _ in range(2)]
     began = time.monotonic()
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert not any(map(alive, pids))
     assert time.monotonic() - began < 4, "the loader waited in vain for five seconds and killed them"
 
@@ -93,4 +93,4 @@ def test_how_many_workers(
         device=torch.device(device),
         plan=SimpleNamespace(cfg=SimpleNamespace(train=SimpleNamespace(num_workers=asked))),
     )
-    assert batches_of_a_run.on_device(loop, Dataset.from_dict({}), range(batches), batches) == workers  # type: ignore[arg-type, comparison-overlap]
+    assert batches_of_a_run.on_device(loop, Dataset.from_dict({}), range(batches), batches) == workers

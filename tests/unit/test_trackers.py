@@ -15,7 +15,7 @@ class Counting:
     """A tracker that notes its calls and fails from one on."""
 
     def __init__(self, fails: str = "") -> None:
-        self.fails, self.calls = fails, []  # type: ignore[var-annotated]
+        self.fails, self.calls = fails, []
 
     def _call(self, name: str, *values: Any) -> None:
         self.calls.append((name, *values))
