@@ -99,7 +99,7 @@ method=lora method.r=99999999999 => method.r must be at most 2^20, not 999999999
 protocol=released method.schedule=absolute method.t_i=0 method.t_f=1 => method.t_f must be at least 2 with protocol=rel
 method=full save=adapter => save=adapter: this method trains the whole backbone
 method=houlsby save=merged => save=merged: adapters cannot be merged
-task.family=../glue => unknown task.family of 'sst2' '../glue'; valid: glue, squad, summarization
+task.family=../glue => unknown task.family of 'sst2' '../glue' | valid: glue, squad, summarization
 task=squad budget=0.08% task.n_best=null => task.n_best is not set, squad needs a value
 XSUM task.num_beams=null => task.num_beams is not set, xsum needs a value
 method=peft_lora method.tuner=LoraConfg => unknown method.tuner 'LoraConfg' (did you mean LoraConfig?); valid: AdaLora
