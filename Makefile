@@ -45,7 +45,10 @@ install: $(VENV)/.installed  ## create .venv and install the pinned versions
 
 quickstart: $(VENV)/.installed  ## six methods on one task with an embedded model and generated text, then a table and a page
 	@$(RUN) -m +sweep=quickstart results.dir=$(QUICK)
-	@$(BIN)/python -m adalora_repro.cli.quickstart $(QUICK)
+	@$(REPORT) runs --results $(QUICK) --by method,params.total
+	@$(REPORT) html --results $(QUICK)
+	@echo "These scores are on generated text, not GLUE. Next: README.md, docs/own.md."
+	@echo "The page: file://$(abspath $(QUICK))/report.html"
 
 test: $(VENV)/.installed-dev  ## the default test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "$(DEFAULT)"
@@ -132,7 +135,7 @@ $(TABLES:%=sweep-%): $(VENV)/.installed
 	$(sweep)
 
 # The study of sweeps/study.yaml. DATA is a folder with the data sets; without it they come from the hub.
-TASKS ?= cola,stsb
+TASKS ?= cola,stsb,mrpc
 DATA ?=
 study: BACKBONE ?= minilm
 study: PARAMS ?= $(if $(filter minilm,$(BACKBONE)),83000,331776)

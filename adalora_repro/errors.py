@@ -17,6 +17,7 @@ import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
@@ -63,6 +64,24 @@ def did_you_mean(name: str, choices: Iterable[str], prefix: str = "") -> str:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9.%]", "", name.lower())
+
+
+def expanded(path: str) -> Path:
+    """A path that a user typed, with ``~`` and ``~user`` filled in.
+
+    Raises:
+        InputError: there is no such user, or the user has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"'{path}': no such home folder") from None
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The system's number of an error: safetensors and tokenizers, in Rust, have it in their message alone."""
+    rust = re.search(r"\(os error (\d+)\)", str(error))
+    return error.errno if isinstance(error, OSError) else int(rust[1]) if rust else None
 
 
 # -- text for a terminal ------------------------------------------------------------------------------------------

@@ -23,12 +23,12 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig, OmegaConf
 
-from adalora_repro.cli import slurm
 from adalora_repro.cli.ledger import DONE, QUEUED, SUBMITTED, Outcome, outcome_on_disk, without_force
 from adalora_repro.config.catalog import added_folders
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.sweep import Words
-from adalora_repro.errors import EXIT_OK, InputError
+from adalora_repro.errors import EXIT_OK, InputError, expanded
+from adalora_repro.records import slurm
 
 POLL_S = 5.0  # between two looks at the queue
 LATE_S = 15.0  # how long the record of a task that left the queue may take to be seen over a network file system
@@ -52,7 +52,7 @@ class ArrayLauncher(SlurmLauncher):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         if missing := [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]:
             raise InputError(f"hydra/launcher=slurm: no {missing[0]} here; start it where SLURM takes jobs")
-        self.results = Path(config.results.dir).expanduser()
+        self.results = expanded(config.results.dir)
         self.ledger = vars(task_function)["ledger"]
 
     def __call__(self, words: Sequence[str], cwd: str) -> None:

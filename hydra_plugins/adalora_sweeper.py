@@ -35,7 +35,7 @@ from adalora_repro.config.plan import Plan
 from adalora_repro.config.schema import LAUNCHES
 from adalora_repro.config.sweep import CHOSEN, LR, SEED, WIDENED, Job, Values, Words, cell_of, state_of, words_of
 from adalora_repro.config.words import word
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, one_of
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, expanded, one_of
 from adalora_repro.records import lock
 from adalora_repro.settings import check
 from adalora_repro.training.distributed import launched
@@ -179,7 +179,7 @@ class CellSweeper(Sweeper):
                     self.refuse(words)
                 continue
             tables = ["table15"] if self.config.measure == "cost" else self.cells
-            self.ledger.report = report_command(tables, plan.key, Path(self.config.results.dir).expanduser())
+            self.ledger.report = report_command(tables, plan.key, expanded(self.config.results.dir))
             if score := finished(plan):
                 self.ledger.outcomes[words] = ALREADY, EXIT_OK
                 print(f"{run.label} {planning.already_done(plan, score)}")

@@ -28,6 +28,7 @@ from adalora_repro.settings import settings_of
 
 #: errors of Hydra, its launchers and the sweeper for wrong input
 WRONG_INPUT = (HydraException, OmegaConfBaseException, ValueError, ArithmeticError, OSError)
+NO_LIST = "Invalid value assigned: str is not a ListConfig, list or tuple."  # OmegaConf's
 
 
 # -- words before Hydra reads them ---------------------------------------------------------------------------------
@@ -80,9 +81,9 @@ def check_equals_signs(words: Sequence[str]) -> None:
     for text, following in pairwise([*words, "VALUE"]):
         if "=" in text or text.startswith("~"):
             continue
-        hint = "task=sst2 for example"
-        if text in GROUPS:
-            hint = f"write {text}={following}"
+        hint = "task=sst2 for example; quotes keep a value with blanks together"
+        if text in GROUPS or text in settings_of(Config):
+            hint = f"write {text}={'VALUE' if '=' in following else following}"
         elif choices := [f"{group}={choice}" for group in GROUPS if (choice := nearest(text, choices_of(group)))]:
             hint = f"did you mean {choices[0]}?"
         raise InputError(f"'{text}': settings are written key=value; {hint}")
@@ -174,6 +175,8 @@ def _explained(error: Exception, typed: Sequence[str]) -> str:
     if isinstance(error, OverrideParseException):  # letters beyond ASCII, brackets and blanks have to be in quotes
         key, equals, value = error.override.partition("=")
         hint = f"; put text with such characters in quotes: {word(key, value)}" if equals and value else ""
+        if re.search(r"\s[\w.]+=", value):  # "$WORDS" of a script
+            hint = "; each setting is a word of its own"
         return f"cannot read '{error.override}': {text.splitlines()[0].rpartition('Exception: ')[2]}{hint}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
@@ -190,6 +193,7 @@ def _explained(error: Exception, typed: Sequence[str]) -> str:
     if match := re.search(r"full_key: ([\w.]+)", text):
         lines = [line for line in text.splitlines() if line and not line.startswith("Error merging")]
         problem = " ".join(lines[: 1 + lines[0].endswith("while composing config:")])  # the file, then the value
+        problem = problem.replace(NO_LIST, f"a list is written {match[1]}=[…]")
         return f"{match[1]}: {problem}" if "not in" not in text else unknown_setting(match[1], typed)
     if match := re.search(r"Could not override '([\w.@/]+)'", text):
         return unknown_setting(match[1], typed)
@@ -204,9 +208,9 @@ def unknown_choice(group: str, choice: str, options: Sequence[str] | None = None
     """
     valid = sorted({*choices_of(group), *(name for name in options or () if not name.endswith("_types"))})
     hint = did_you_mean(choice, valid)
-    number = re.fullmatch(r"(\d+(?:\.\d+)?)([kM])", choice)
+    number = re.fullmatch(r"(\d{4,}|\d+(?:\.\d+)?(?=[kM]))([kM]?)", choice)
     if group == "budget" and number:
-        params = round(float(number[1]) * {"k": 1e3, "M": 1e6}[number[2]])
+        params = round(float(number[1]) * {"k": 1e3, "M": 1e6}.get(number[2], 1))
         hint = f" (for this number of parameters: budget.match=params budget.params={params})"
     if group == "backbone" and "/" in choice:
         hubs = {name: OmegaConf.select(OmegaConf.load(base_files(group, name)[0]), "hub") for name in valid}

@@ -182,20 +182,13 @@ def configuration(record: RunRecord, data_dir: str | None) -> DictConfig:
 
     from adalora_repro.config.schema import Config
 
-    start = "task.validation."
-    values: Any = OmegaConf.to_container(OmegaConf.structured(Config))  # where the run is older than a setting
-    values["task"]["validation"] = {}
+    values: Any = OmegaConf.to_container(OmegaConf.structured(Config))  # an older run lacks some settings
+    cfg: DictConfig = OmegaConf.create(values)
     for name, value in record.settings.items():
-        if name.startswith(start):
-            values["task"]["validation"][name.removeprefix(start)] = value
-        elif name.startswith(("task.", "data.")):
-            *parents, last = name.split(".")
-            node = values
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[last] = value
-    values["data"]["dir"] = data_dir
-    return OmegaConf.create(values)
+        if name.startswith(("task.", "data.")):
+            OmegaConf.update(cfg, name, value)
+    cfg.data.dir = data_dir
+    return cfg
 
 
 def score(record: RunRecord, run: Path, select: str, hub: bool, data_dir: str | None) -> tuple[str, bool]:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from adalora_repro import __version__, reports
-from adalora_repro.cli import slurm
 from adalora_repro.cli.arguments import Parser, add_config_dir, completed, exit_code, use_config_dir
 from adalora_repro.config import catalog
 from adalora_repro.errors import EXIT_OK, InputError, clean, one_of
+from adalora_repro.records import cost_record
 from adalora_repro.reports.cells import compile_scoped
 from adalora_repro.reports.output import add_format, add_out, form_of, write
 from adalora_repro.reports.render import FORMATS, PAPER, paper_style, render
@@ -77,15 +77,14 @@ def table_report(spec: Spec) -> Report:
         parser.add_argument("--only-filled", action="store_true", help="leave out rows and columns without a record")
         parser.add_argument("--notes", action="store_true", help="print all notes and commands in text output too")
 
-    def make(request: Request) -> tuple[str, list[str]]:
+    def make(request: Request) -> str:
         args = request.args
         default = "latex" if args.style == PAPER and args.out is None else None
         form = form_of(args.format or default, args.out, FORMATS)
         if args.style == PAPER and form != "latex":
             raise InputError(f"--style {PAPER} is for LaTeX: --format latex, or --out FILE.tex")
         table = with_marks(compile_scoped(request, spec))
-        shown = paper_style(table) if args.style == PAPER else render(table, form, args.only_filled, args.notes)
-        return shown, [*request.read[1], *table.refused]
+        return paper_style(table) if args.style == PAPER else render(table, form, args.only_filled, args.notes)
 
     return Report(spec.name, spec.title, add_arguments, make)
 
@@ -137,11 +136,11 @@ def report(argv: Sequence[str]) -> int:
     use_config_dir(getattr(args, "config_dir", None))
     chosen = every[args.report]
     results = results_folder(getattr(args, "results", None))
-    request = Request(args, discover(), results, discover_reports(), slurm.queued)
+    request = Request(args, discover(), results, discover_reports())
     if chosen.reads in ("scope", "results") and getattr(args, "backbone", None) is not None:
         check_backbone(args.backbone, request)
-    content, refused = chosen.make(request)
-    for line in dict.fromkeys(refused):
+    content = chosen.make(request)
+    for line in dict.fromkeys(request.refused):
         print(f"adalora-report: skipped: {clean(line)}", file=sys.stderr)
     out = (args.out or (results / chosen.file if chosen.file else None)) if chosen.writes else None
     if out is not None:
@@ -174,8 +173,8 @@ def results_folder(name: str | None) -> Path:
 
 def check_backbone(name: str, request: Request) -> None:
     """Raises InputError for a backbone without records or configuration: that must not look like an empty table."""
-    keys = [record.key for _, record in request.read[0]]
-    keys += [record.key for _, record in request.costs[0]]
+    keys = [record.key for _, record in request.records]
+    keys += [record.key for _, record in cost_record.read_all(request.results)[0]]
     names = {key["backbone"] for key in keys} | set(catalog.choices_of("backbone"))
     if name not in names:
         raise one_of("backbone", name, sorted(names))

@@ -11,7 +11,6 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -58,6 +57,7 @@ from adalora_repro.errors import (
     EXIT_OK,
     EXIT_TERMINATED,
     InputError,
+    expanded,
     guarded,
     mute,
     one_of,
@@ -193,7 +193,7 @@ def run(cfg: DictConfig, words: Words, many: bool, ledger: Ledger) -> Outcome:
         refuse_launcher(cfg, choices)
     # +key=value goes past Hydra's own check of names
     OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
-    if Path(cfg.results.dir).expanduser().is_file():
+    if expanded(cfg.results.dir).is_file():
         raise InputError(f"results.dir={cfg.results.dir} is not a folder")
     with file_problems():
         plan = resolve(cfg, choices, words)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
 from adalora_repro.config.catalog import budget_families
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError, expanded, one_of
 from adalora_repro.methods import equal_counts
 from adalora_repro.models.sites import MATRIX_ROLES
 from adalora_repro.records import run_record
@@ -97,7 +96,7 @@ def _take_ranks(cfg: DictConfig, budget_typed: bool) -> str:
             f"method.rank_pattern must be the folder or the record of a finished run, or a JSON file, not '{where}'"
         )
     try:
-        cfg.method.rank_pattern, budget = run_record.ranks(Path(where).expanduser())
+        cfg.method.rank_pattern, budget = run_record.ranks(expanded(where))
     except run_record.RecordError as error:
         raise InputError(f"method.rank_pattern: {error}") from None
     if budget is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config.catalog import resource
+from adalora_repro.errors import expanded
 from adalora_repro.records import cost_record, run_record
 from adalora_repro.records.cost_record import CostRecord
 from adalora_repro.records.selection import device_of, device_text
@@ -81,7 +82,7 @@ def of_cost(path: Path, record: CostRecord, method: str) -> Measured:
 def _measured(plan: Plan) -> Iterator[tuple[Measured, list[Any]]]:
     """What the folder of results and the published records have of the plan's backbone, task and method."""
     backbone, task, method = (glob.escape(str(plan.key[name])) for name in ("backbone", "task", "method"))
-    results, published = Path(plan.cfg.results.dir).expanduser(), resource("results") / "published"
+    results, published = expanded(plan.cfg.results.dir), resource("results") / "published"
     readers = {
         f"runs/{backbone}/{task}/{method}/*/*/{run_record.RECORD_NAME}": _of_run,
         f"cost/{backbone}/{task}/*/*/{cost_record.RECORD_NAME}": _of_cost,

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from adalora_repro.config.schema import Config
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, expanded
 from adalora_repro.methods import equal_counts
 from adalora_repro.records import cost_record, digests, run_record
 from adalora_repro.settings import Setting, settings_of
@@ -70,7 +70,7 @@ def has_variant(cfg: DictConfig, key: Mapping[str, Any], variant: str) -> bool:
     """
     parts = [str(key[name]) for name in ("backbone", "task", "method", "budget")]
     with suppress(run_record.RecordError, OSError):
-        cell = run_record.folder_below(Path(cfg.results.dir).expanduser(), "runs", parts)
+        cell = run_record.folder_below(expanded(cfg.results.dir), "runs", parts)
         for path in cell.glob(f"*/{run_record.RECORD_NAME}"):
             with suppress(run_record.RecordError, OSError):  # of one that cannot be read, reports say so
                 if f'"{variant}"'.encode() in run_record.content_of(path):
@@ -84,7 +84,7 @@ def folder_of(cfg: DictConfig, key: Mapping[str, Any]) -> Path:
     Raises:
         InputError: a name in the key cannot be a folder's.
     """
-    results = Path(cfg.results.dir).expanduser()
+    results = expanded(cfg.results.dir)
     try:
         if cfg.measure == "cost":
             return cost_record.folder(results, cost_key(cfg, key))

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from adalora_repro.config import budget, checks, identity
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.schema import MOST_STEPS, Config
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, expanded
 from adalora_repro.methods import equal_counts
 from adalora_repro.models import backbone_files, backbones, own_backbone, sites
 from adalora_repro.records import digests, revisions, run_record
@@ -78,7 +78,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
         asked["backbone.sites"] = digests.of_values(matrices)
     if cfg.backbone.path is not None:
         backbones.check_published(cfg)
-        asked["backbone.path"] = backbone_files.fingerprint(Path(cfg.backbone.path).expanduser())
+        asked["backbone.path"] = backbone_files.fingerprint(expanded(cfg.backbone.path))
     if label != cfg.budget.label:  # a size that is not the budget's: every budget is the same run
         size = "budget.label" if cfg.budget.params is None else "budget.params"
         kept = ("budget.match", size) if equal_counts.matched(cfg) else ()
@@ -331,7 +331,7 @@ def count(plan: Plan) -> Plan:
     if matched and cfg.budget.params is None:
         cfg = changed(cfg, {"budget.params": equal_counts.label_params(cfg.budget.label, backbone)})
     if matched:
-        cfg = _filled(cfg)
+        cfg = _filled(cfg, plan.asked)
     method = load(cfg)
     _inject(method, model)
     trained = count_trained(model)
@@ -362,21 +362,24 @@ def _inject(method: BaseMethod, model: Any) -> None:
         method.inject(model, find_sites(model))
 
 
-def _filled(cfg: DictConfig) -> DictConfig:
+def _filled(cfg: DictConfig, asked: Mapping[str, Any]) -> DictConfig:
     """For a method that cannot fill a number of parameters by itself: the configuration with the largest size at which
     it has no more of them.
 
     Raises:
-        InputError: size 1 has more already.
+        InputError: a size is asked for as well; or size 1 has more already.
     """
     from adalora_repro.methods import fills_parameters, load, module_of
+    from adalora_repro.methods.base import require_size
     from adalora_repro.models.backbones import meta_model
     from adalora_repro.models.inject import count_trained
 
     if fills_parameters(module_of(cfg.method.module)):
         return cfg
     name = budget.size_option(cfg)
-    if cfg.method[name] is not None:
+    if asked.get(f"method.{name}") is not None:
+        require_size(cfg.method, cfg.budget.params, name)
+    if cfg.method[name] is not None:  # by an earlier count
         return cfg
 
     def parameters(size: int) -> int:

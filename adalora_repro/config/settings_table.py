@@ -18,6 +18,7 @@ Every setting of `adalora-run`, written `name=value` on its command line. This p
 how observed a run is, not its result. `unless X`: at X the setting is left out, so that runs from before it existed
 keep their folders.
 """
+BY_BUDGET = "method.params"  # budget.params or the label sets it: nobody can type it
 METHOD_HEAD = """\
 ## Options of the methods
 
@@ -40,7 +41,8 @@ def markdown() -> str:
     common = list(rows(BaseOptions, "method."))
     for name in methods.modules():
         options = vars(methods.module_of(name))["Options"]
-        if own := [row for row in rows(options, "method.") if row not in common]:
+        own = [row for row in rows(options, "method.") if row not in common and row.name != BY_BUDGET]
+        if own:
             lines += [f"### {name}", "", *_table(own)]
     return "\n".join(lines).rstrip()
 

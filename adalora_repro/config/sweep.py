@@ -238,6 +238,8 @@ def derived(
 
 
 def next_rate(edge: float, grid: Sequence[float]) -> float:
-    """One rate beyond an edge of a grid, at the ratio between the edge and its neighbour; rounded to two digits."""
+    """One rate beyond an edge of a grid, at the ratio between the edge and its neighbour; rounded to two digits, or to
+    as many as tell it from the edge."""
     neighbour = min((rate for rate in grid if rate != edge), key=lambda rate: abs(math.log(rate / edge)))
-    return float(f"{edge * edge / neighbour:.1e}")
+    rates = [float(f"{edge * edge / neighbour:.{digits}e}") for digits in range(1, 7)]
+    return next((rate for rate in rates if (rate - edge) * (edge - neighbour) > 0), rates[-1])

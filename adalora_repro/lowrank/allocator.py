@@ -146,8 +146,10 @@ class RankAllocator:
     def observe(self, t: int) -> None:
         """Takes weights and gradients of step t into the averages, and scores the triplets if a mask is due.
 
+        A layer that took no part in the loss (``encoder_layerdrop``) has a gradient of zero.
+
         Raises:
-            RuntimeError: a layer has no gradient (it took no part in the loss).
+            RuntimeError: no layer has a gradient.
         """
         if self._fixed(t):
             return
@@ -247,13 +249,9 @@ class RankAllocator:
         return self._stacks(lambda parameter: parameter.detach())
 
     def _grads(self) -> list[Tensor]:
-        return self._stacks(self._grad_of)
-
-    def _grad_of(self, parameter: Tensor) -> Tensor:
-        if parameter.grad is None:
-            name = next(name for name, layer in self.layers.items() if any(p is parameter for p in layer.parameters()))
-            raise RuntimeError(f"no gradient reached '{name}': it takes no part in the loss and cannot be scored")
-        return parameter.grad
+        if all(layer.lora_B.grad is None for layer in self.layers.values()):
+            raise RuntimeError("no layer has a gradient: observe(t) comes after backward and before zero_grad")
+        return self._stacks(lambda parameter: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
 
     def _stacks(self, get: Callable[[Tensor], Tensor]) -> list[Tensor]:
         return [

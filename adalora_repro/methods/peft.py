@@ -4,7 +4,8 @@ The YAML names PEFT's config class (``tuner``) and sets its fields (``options``)
 of the chosen sites, the task head is trained as with every method, and all that PEFT freezes stays frozen.
 
 At the start the model is the backbone: exactly where the increment starts at zero (LoRA, rsLoRA, EVA, VeRA, LoHa) or
-the factor at one ((IA)³, OFT), up to rounding with DoRA, which divides by a norm that it multiplies with, and PiSSA:
+the factor at one ((IA)³); up to rounding with OFT, with DoRA, which divides by a norm that it multiplies with, and
+with PiSSA:
 
     W = W_res + s B A,   s B A = U_r S_r V_rᵀ   the r largest singular values of W
 
@@ -178,7 +179,7 @@ class Method(BaseMethod):
     # -- injection -----------------------------------------------------------------------------------------------------
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:
-        """Raises InputError if PEFT refuses the options, or cannot make this tuner without the weights (for a plan)."""
+        """Raises InputError if PEFT refuses the options, could not load its own config, or needs weights for a plan."""
         matrices = self.options.matrices(sites)
         self.n = len(matrices)
         values = self.values(model, matrices)
@@ -191,6 +192,7 @@ class Method(BaseMethod):
                 warnings.simplefilter("ignore")
                 config = config_class(self.kind)(**values)
                 self.wrapper = library().PeftModel(model, config, ADAPTER)
+                config.from_peft_type(**config.to_dict())  # what PEFT has filled in must be there when it is loaded
         except failures as error:
             raise InputError(f"{self.kind} of HF PEFT: {first_line(error)}") from None
         if set(self.tuner.targeted_module_names) != self.sites.keys():

@@ -35,6 +35,8 @@ class Options(adalora.Options):
         for name, value in FIXED.items():
             if getattr(self, name) != value:
                 raise InputError(f"method.{name}: AdaLoRA of HF PEFT has {value} only")
+        if not (self.beta1 and self.beta2):
+            raise InputError("method.beta1 and method.beta2 must be positive: AdaLoRA of HF PEFT takes no 0")
 
 
 class Method(peft.Method):

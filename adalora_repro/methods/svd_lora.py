@@ -30,7 +30,7 @@ class Options(SVDOptions):
     def rank(self, costs: Sequence[int]) -> int:
         if self.params is None:
             return self.r
-        require_at_least(sum(costs), self.params)
+        require_at_least(max(costs) if self.initial_rank else sum(costs), self.params)
         return initial_rank(self.params, costs) if self.initial_rank else self.params // sum(costs)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from string import ascii_lowercase
 from typing import TYPE_CHECKING
 
+from adalora_repro.metrics.resampling import bootstrap
+
 if TYPE_CHECKING:
     from nltk.tokenize.punkt import PunktSentenceTokenizer
     from rouge_score.rouge_scorer import RougeScorer
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 STEMS = 2**16  # words whose stems are kept, 14 MB when full: 5000 pairs of XSum have 19,000
-BATCH = 2_000_000  # values drawn at once by the bootstrap, about 24 bytes each
+RESAMPLES = 1000
 
 #: a full stop after one of these, or after two letters as in U.S. and J.K., ends a sentence only before a starter
 ABBREVIATIONS = """
@@ -81,7 +83,7 @@ def summarize(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean: the quantiles 0.025 and 0.975 of the means of 1000 resamples.
+    """Percentile bootstrap interval of the mean: the quantiles 0.025 and 0.975 of the means of ``RESAMPLES``.
 
     The same values give the same interval; the global generators are neither read nor moved, for a run's random state
     must not depend on its evaluations. Values that are all equal (or one value) are their own interval.
@@ -91,18 +93,7 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
     sample = np.asarray(values, dtype=np.float64)
     if (sample == sample[0]).all():
         return float(sample[0]), float(sample[0])
-    from scipy.stats import bootstrap
-
-    interval = bootstrap(
-        (sample,),
-        np.mean,
-        n_resamples=1000,
-        batch=max(1, BATCH // sample.size),
-        vectorized=True,
-        confidence_level=0.95,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    interval = bootstrap((sample,), np.mean, RESAMPLES).confidence_interval
     return float(interval.low), float(interval.high)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import InputError, first_line
+from adalora_repro.errors import InputError, expanded, first_line
 from adalora_repro.models import backbone_files, backbone_tokenizer, hub
 from adalora_repro.models.sites import architecture, head_parameters
 from adalora_repro.records import digests
@@ -186,7 +186,8 @@ def saved_config(cfg: DictConfig) -> Any:
 def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any]) -> None:
     """Checks that the file has exactly the weights of the backbone, and that all are finite.
 
-    Only the head (with a pooler, if it is part of it) may be missing. The file may also hold a pretraining head.
+    Only the head (with a pooler, if it is part of it) may be missing, or that of another task's classes: it is then
+    drawn. The file may also hold a pretraining head.
 
     Args:
         report: transformers' ``output_loading_info``.
@@ -196,12 +197,14 @@ def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any
     """
     folder = _folder(cfg)
     files = backbone_files.weight_files(folder) if folder is not None else []
-    values = dict(chain(model.named_parameters(), model.named_buffers()))
+    values, head = dict(chain(model.named_parameters(), model.named_buffers())), head_parameters(model).keys()
     problems = {
         "have another shape": [
-            f"{name} {tuple(saved)}, not {tuple(own)}" for name, saved, own in report["mismatched_keys"]
+            f"{name} {tuple(saved)}, not {tuple(own)}"
+            for name, saved, own in report["mismatched_keys"]
+            if name not in head
         ],
-        "are missing": report["missing_keys"] - head_parameters(model).keys(),
+        "are missing": report["missing_keys"] - head,
         "belong to another model": [name for name in report["unexpected_keys"] if _of_a_backbone(model, name)],
         "are not finite": [name for name, x in values.items() if x.is_floating_point() and not x.isfinite().all()],
     }
@@ -347,8 +350,10 @@ def _location(cfg: DictConfig) -> dict[str, Any]:
     """Where ``from_pretrained`` finds the saved model: a local folder, or a revision on the hub."""
     backbone = cfg.backbone
     if backbone.path is None and backbone.source != "package":
+        if Path(backbone.hub).expanduser().is_dir():  # transformers would read it, and no run would notice a change
+            raise InputError(f"backbone.hub={backbone.hub} is a folder here: backbone.path={backbone.hub}")
         return {"pretrained_model_name_or_path": backbone.hub, "revision": backbone.revision}
-    folder = package_folder(backbone.package) if backbone.path is None else Path(backbone.path).expanduser()
+    folder = package_folder(backbone.package) if backbone.path is None else expanded(backbone.path)
     if not folder.is_dir():
         raise InputError(f"backbone.path={folder} is not a folder with a model")
     return {"pretrained_model_name_or_path": str(folder)}
@@ -384,7 +389,10 @@ def _folder(cfg: DictConfig) -> Path | None:
     name = where["pretrained_model_name_or_path"]
     if "revision" not in where:
         return Path(name)
-    config = try_to_load_from_cache(name, "config.json", constants.HF_HUB_CACHE, where["revision"])
+    try:
+        config = try_to_load_from_cache(name, "config.json", constants.HF_HUB_CACHE, where["revision"])
+    except ValueError:  # a URL say, which cannot be a name on the hub
+        return None
     return Path(config).parent if isinstance(config, str) else None
 
 

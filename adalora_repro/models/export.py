@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adalora_repro.errors import InputError
+from adalora_repro.errors import InputError, expanded
 from adalora_repro.lowrank import LoRALinear, SVDLinear
 from adalora_repro.lowrank.layers import LowRankLinear
 from adalora_repro.models.backbones import package_folder
@@ -135,7 +135,7 @@ def base_name(cfg: DictConfig) -> str:
     """What others load the backbone by: its folder, that of the package that carries it, or its name on the hub."""
     backbone = cfg.backbone
     if backbone.path is not None:
-        return str(Path(backbone.path).expanduser().resolve())
+        return str(expanded(backbone.path).resolve())
     if backbone.source == "package":
         return str(package_folder(backbone.package))
     return str(backbone.hub or backbone.name)

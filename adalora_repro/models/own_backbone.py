@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError, expanded, one_of
 from adalora_repro.models import backbones
 from adalora_repro.models.sites import MATRIX_ROLES, architecture, model_types
 
@@ -47,7 +47,7 @@ def described(cfg: DictConfig) -> DictConfig:
     OmegaConf.set_struct(cfg, False)
     backbone = cfg.backbone
     if nameless:
-        folder = backbone.path and os.path.abspath(Path(backbone.path).expanduser())
+        folder = backbone.path and os.path.abspath(expanded(backbone.path))
         backbone.name = Path(folder).name if folder else backbone.hub.replace("/", "--")
     config = backbones.config_of(cfg)
     values = {name: value for name, value in config.to_dict().items() if name not in OTHER and name[0] != "_"}

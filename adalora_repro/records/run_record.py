@@ -98,7 +98,7 @@ class RecordError(ValueError):
 
 @dataclass
 class RunRecord:
-    """One run (README, "What a record holds"). Units: seconds, bytes, counts.
+    """One run (docs/records.md). Units: seconds, bytes, counts.
 
     Metrics have the unit of their task: GLUE's are fractions of 1, SQuAD's and ROUGE percentages.
 

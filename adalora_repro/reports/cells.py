@@ -6,7 +6,6 @@ backbone, one data source and one protocol.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from adalora_repro.reports.spec import (
     on_the_papers_data,
     paper_rows,
 )
-from adalora_repro.reports.text import number, seed_phrase, short
+from adalora_repro.reports.text import by_size, number, seed_phrase, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,12 +113,18 @@ class Cell(Selection):
 def setting_text(shown: Run, other: Run) -> str:
     """Another setting of a cell: its variant, and what it does differently."""
     ours, theirs = stated(shown.record.settings), stated(other.record.settings)
-    names = sorted({*ours, *theirs} - {"optim.lr", "seed"})
-    different = [name for name in names if ours.get(name) != theirs.get(name)]
+    different = differing((shown, other))
     parts, device = [f"{other.key['total_steps']:,} steps"], device_kind(other.record)
     parts += [f"on a {device}"] if device != device_kind(shown.record) else []
     parts += [f"{name}={short(theirs.get(name))} not {short(ours.get(name))}" for name in different]
     return f"{other.key['variant']} ({'; '.join(parts)})"
+
+
+def differing(runs: Iterable[Run]) -> list[str]:
+    """The settings in which runs differ, learning rate and seed apart."""
+    settings = [stated(run.record.settings) for run in runs]
+    names = {name for one in settings for name in one} - {"optim.lr", "seed"}
+    return sorted(name for name in names if any(one.get(name) != settings[0].get(name) for one in settings))
 
 
 @dataclass(frozen=True)
@@ -221,11 +226,13 @@ class Table:
 
 def compile_scoped(request: Request, spec: Spec, more: Sequence[Record] = ()) -> Table:
     """The table that the command line asks for, of the records below the results and of ``more``."""
-    args, records, wanted = request.args, [*request.read[0], *more], rows_wanted(spec)
+    args, records, wanted = request.args, [*request.records, *more], rows_wanted(spec)
     select = getattr(args, "select", "final")
     wish = Scope("", "", args.protocol, select, args.include_partial, request.results)
     ours = [record for _, record in records if wanted(record.key)]
-    return compile_table(spec, records, choose_scope(spec.backbone, ours, args.backbone, args.data, wish))
+    table = compile_table(spec, records, choose_scope(spec.backbone, ours, args.backbone, args.data, wish))
+    request.refused.extend(table.refused)
+    return table
 
 
 def compile_table(spec: Spec, records: Iterable[Record], scope: Scope) -> Table:
@@ -309,10 +316,9 @@ def row_specs(spec: Spec, cells: Iterable[tuple[str, str, str]]) -> list[tuple[s
     extra = sorted({(method, budget) for method, budget, _ in cells} - {row[:2] for row in rows})
     rows += [(method, budget, {}) for method, budget in extra]
 
-    def place(row: tuple[str, str, dict[str, str]]) -> tuple[int, list[int], str]:
+    def place(row: tuple[str, str, dict[str, str]]) -> tuple[int, tuple[list[float], str]]:
         """A size matched to a label's parameters (0.3M-params) stands behind the label, other sizes by their number."""
-        label = row[1].partition("-params")[0]
-        return order.get(label, len(rows)), [int(number) for number in re.findall(r"\d+", label)], row[1]
+        return order.get(row[1].partition("-params")[0], len(rows)), by_size(row[1])
 
     return sorted(rows, key=place)
 

@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_partial(parser)
 
 
-def make(request: Request) -> tuple[str, list[str]]:
+def make(request: Request) -> str:
     """The learning rate of each cell; with ``--write`` those that were chosen among several are kept.
 
     Raises:
@@ -96,7 +96,7 @@ def make(request: Request) -> tuple[str, list[str]]:
     text = "\n".join(map(render_choices, tables))
     if args.write:
         text += "".join(f"{clean(line)}\n" for line in write(tables))
-    return text, [*request.read[1], *(line for table in tables for line in table.refused)]
+    return text
 
 
 def write(tables: list[Table]) -> list[str]:

@@ -23,7 +23,7 @@ from adalora_repro.reports.render import FORMATS, Sheet, html_part, render_sheet
 from adalora_repro.reports.significance import LEVEL, TINY, NoTest, best_row, half_width, holm, paired_t, same_examples
 from adalora_repro.reports.spec import Report, Request, Scope, paper_rows
 from adalora_repro.reports.tables import table1, table2, table3
-from adalora_repro.reports.text import NONE, fixed, number, plural, seeds_text, signed
+from adalora_repro.reports.text import NONE, by_size, fixed, number, plural, seeds_text, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,7 @@ def claims_of(runs: pd.DataFrame, method: str = PROPOSED) -> pd.DataFrame:
     names = ["backbone", "data", "task", "budget"]
     lines = [
         dict(zip(names, key, strict=True)) | {"method": method} | compared(ours, cell, *against)
-        for key, cell in runs.groupby(names)
+        for key, cell in sorted(runs.groupby(names), key=lambda group: (*group[0][:3], by_size(group[0][3])))
         if len(ours := cell[(cell.method == method) & (cell.protocol == "paper")])
         for against in (AGAINST if method == PROPOSED else AGAINST_ANY)
         if against != (method, "paper")
@@ -380,20 +380,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--notes", action="store_true", help="print all notes in text output too")
 
 
-def make(request: Request) -> tuple[str, list[str]]:
+def make(request: Request) -> str:
     args = request.args
     form = form_of(args.format, args.out, FORMATS)
-    records, refused = request.read
-    methods = {record.key["method"] for _, record in records} | set(catalog.choices_of("method"))
+    methods = {record.key["method"] for _, record in request.records} | set(catalog.choices_of("method"))
     if args.method not in methods:
         raise one_of("method", args.method, sorted(methods))
-    runs = frame_of((one for one in records if args.backbone in (None, one[1].key["backbone"])), checkpoints=["final"])
+    records = (one for one in request.records if args.backbone in (None, one[1].key["backbone"]))
+    runs = frame_of(records, checkpoints=["final"])
     claims = claims_of(runs, args.method)
-    refused = [*refused, *refusals(runs)]
+    request.refused.extend(refusals(runs))
     if form == "csv":
-        return to_csv(claims[FIELDS]), refused
+        return to_csv(claims[FIELDS])
     sheet = sheet_of(claims, form, optimism_notes(runs), args.times, args.method)
-    return render_sheet(texts_sheet(sheet, form), form, args.notes), refused
+    return render_sheet(texts_sheet(sheet, form), form, args.notes)
 
 
 def section(runs: pd.DataFrame, scope: Scope) -> str:

@@ -159,13 +159,20 @@ def compare(first: str, second: str, select: str) -> str:
     if a.key["task"] != b.key["task"]:
         raise InputError(f"{second}: task {b.key['task']}, but {first}: task {a.key['task']}; compare runs of one task")
     rows = [["metric", "test", "A", "B", "A - B", "95% interval", "p"]]
-    reasons: dict[str, list[str]] = defaultdict(list)
-    rows += [compared(name, select, a, b, reasons) for name in a.scores if name in b.scores]
+    untested: dict[str, list[str]] = defaultdict(list)
+    for name in (name for name in a.scores if name in b.scores):
+        shown = figures(a.scores[name], b.scores[name])
+        try:
+            test, p, low, high = compare_examples(name, select, a, b)
+            rows.append([name, test, *shown, f"{signed(low)} to {signed(high)}", f"{p:.3g}"])
+        except NoTest as reason:
+            untested[str(reason)].append(name)
+            rows.append([name, "not tested", *shown, "", ""])
     for name in (name for name in a.held_out if name in b.held_out):
         rows.append([f"{name}, held-out", "not tested", *figures(a.held_out[name], b.held_out[name]), "", ""])
     lines = [*wrapped(f"A: {described(a)}", "  "), *wrapped(f"B: {described(b)}", "  ")]
     lines += [f"checkpoint {select}; metrics in percent", "", *map(clean, piped(rows)), ""]
-    lines += [line for why, names in reasons.items() for line in wrapped(f"Not tested: {', '.join(names)}: {why}.")]
+    lines += [line for why, names in untested.items() for line in wrapped(f"Not tested: {', '.join(names)}: {why}.")]
     lines += wrapped(AFTER)
     return "\n".join(lines) + "\n"
 
@@ -182,26 +189,14 @@ def figures(a: float, b: float) -> list[str]:
     return [fixed(a), fixed(b), signed(a - b)]
 
 
-def compared(metric: str, select: str, ours: Run, theirs: Run, reasons: dict[str, list[str]]) -> list[str]:
-    """One line of the table; without a test the metric is added to ``reasons``, by why there is none."""
-    shown = figures(ours.scores[metric], theirs.scores[metric])
-    try:
-        test, p, low, high = compare_examples(metric, select, ours, theirs)
-    except NoTest as reason:
-        reasons[str(reason)].append(metric)
-        return [metric, "not tested", *shown, "", ""]
-    return [metric, test, *shown, f"{signed(low)} to {signed(high)}", f"{p:.3g}"]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, which in (("first", "A"), ("second", "B")):
         parser.add_argument(name, metavar=f"RUN_{which}", help="a run's folder or its metrics.json")
     parser.add_argument("--select", choices=CHECKPOINTS, default="final", help="checkpoint (default: %(default)s)")
 
 
-def make(request: Request) -> tuple[str, list[str]]:
-    args = request.args
-    return compare(args.first, args.second, args.select), []
+def make(request: Request) -> str:
+    return compare(request.args.first, request.args.second, request.args.select)
 
 
 REPORT = Report("compare", "Two runs of one task, example by example", add_arguments, make, reads="nothing")

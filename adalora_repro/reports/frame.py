@@ -66,7 +66,7 @@ def frame(results: str | Path = "results") -> pd.DataFrame:
     ``frame.attrs["refused"]`` lists the files that are no valid records, each with the reason.
 
     Raises:
-        InputError: there is no such folder; a misspelt one must not look like a folder without runs.
+        InputError: no such folder, or one of other things; a misspelt one must not look like a folder without runs.
 
     Example (in a notebook, beside ``results/``)::
 
@@ -79,6 +79,8 @@ def frame(results: str | Path = "results") -> pd.DataFrame:
     """
     if not Path(results).is_dir():
         raise InputError(f"no folder '{results}': name the results.dir of the runs")
+    if any(Path(results).iterdir()) and not Path(results, "runs").is_dir():
+        raise InputError(f"'{results}' holds no runs/: name the results.dir of the runs")
     records, refused = read_all(Path(results))
     table = frame_of(records).drop(columns=["run", "selection"])
     table.attrs["refused"] = refused

@@ -122,12 +122,15 @@ def records_of(table: Table, position: int) -> list[RunRecord]:
 
 
 def unlike(records: Iterable[RunRecord]) -> dict[str, str]:
-    """The settings of ``ALIKE``, and the kind of device, in which runs differ, with their values."""
+    """The settings of ``ALIKE``, the kind of device and the training data in which runs differ, with their values."""
+    records = list(records)
     settings = [
         stated(record.settings) | {"total_steps": record.key["total_steps"], "device": device_kind(record)}
         for record in records
     ]
     values = {name: list(dict.fromkeys(short(of.get(name, "unset")) for of in settings)) for name in (*ALIKE, "device")}
+    sums = (record.data.get("rows_sha256", {}).get("train") for record in records)  # older records have none
+    values["rows of train (SHA-256)"] = list(dict.fromkeys(digest[:8] for digest in sums if digest))
     return {name: ", ".join(of) for name, of in values.items() if len(of) > 1}
 
 

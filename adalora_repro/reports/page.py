@@ -16,6 +16,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from adalora_repro import __version__
 from adalora_repro.config import catalog
 from adalora_repro.errors import clean
 from adalora_repro.records.revisions import outdated
+from adalora_repro.records.run_record import RunRecord
 from adalora_repro.reports.cells import Cell, Table, compile_table, in_scope
 from adalora_repro.reports.frame import frame_of
 from adalora_repro.reports.notes import commands_of, fill_title
@@ -34,6 +36,7 @@ from adalora_repro.reports.render import html_table, markup, sheet_of, template
 from adalora_repro.reports.significance import with_marks
 from adalora_repro.reports.spec import (
     DATA_SOURCES,
+    PAPER_BACKBONE,
     Record,
     Report,
     Request,
@@ -42,7 +45,7 @@ from adalora_repro.reports.spec import (
     add_partial,
     default_backbone,
 )
-from adalora_repro.reports.status import PaperState, State, paper_state, state_of, statuses_text
+from adalora_repro.reports.status import PaperState, as_seen, paper_state, statuses_text
 from adalora_repro.reports.text import plural
 
 if TYPE_CHECKING:
@@ -53,25 +56,21 @@ OPENING = "claims"
 FIRST = ("scores", "hours", "curves")  # above the tables
 
 
-def make(request: Request) -> tuple[str, list[str]]:
-    """The page, and a line for each file that was refused."""
+def make(request: Request) -> str:
     out = request.args.out or str(request.results / FILE)
     form_of("html", out, ["html"])
-    records, refused = request.read[0], list(request.read[1])
-    states = [state_of(path, record, time.time(), socket.gethostname()) for path, record in records]
-    specs, reports = list(request.specs.values()), list(request.reports.values())
-    scopes = scopes_of(records, request.results) or [Scope(specs[0].backbone, "hub", results=request.results)]
+    now, host = time.time(), socket.gethostname()
+    records = [(path, as_seen(path, record, now, host)) for path, record in request.records]
+    scopes = scopes_of(records, request.results) or [Scope(PAPER_BACKBONE, "hub", results=request.results)]
     scopes = [replace(scope, include_partial=request.args.include_partial) for scope in scopes]
     runs = frame_of(records, checkpoints=["final"])
-    parts = [part(f"s{i}", scope, specs, reports, states, runs, refused) for i, scope in enumerate(scopes)]
-    common = []
-    for report in reports:
-        html, more = report.common(request) if report.common else ("", [])
-        refused += more
-        common += section(report, html)
-    state = paper_state(specs, records)
+    parts = [part(request, f"s{i}", scope, records, runs) for i, scope in enumerate(scopes)]
+    common = [
+        one for report in request.reports.values() if report.common for one in section(report, report.common(request))
+    ]
+    state = paper_state(request.specs.values(), records)
     script = asset("page.js")
-    page = template(
+    return template(
         "page.html",
         title=f"AdaLoRA reproduction: {in_short(state)}",
         state=state,
@@ -79,15 +78,14 @@ def make(request: Request) -> tuple[str, list[str]]:
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=markup(asset("page.css")),
         script=markup(script),
-        data=markup(data_of(states, request.results, Path(out).parent)),
+        data=markup(data_of(request.records, request.results, Path(out).parent)),
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         version=__version__,
-        facts=facts(states, list(dict.fromkeys(refused))),
+        facts=facts([record for _, record in records], list(dict.fromkeys(request.refused))),
         scopes=parts,
         common=common,
-        runs=[row_of(state, request.results) for state in states],
+        runs=[row_of(path, record, request.results) for path, record in records],
     )
-    return page, refused
 
 
 def scopes_of(records: Sequence[Record], results: Path) -> list[Scope]:
@@ -110,12 +108,12 @@ def asset(name: str) -> str:
     return (files("adalora_repro.reports") / "templates" / name).read_text(encoding="utf-8")
 
 
-def facts(states: Sequence[State], refused: Sequence[str]) -> dict[str, str]:
+def facts(records: Sequence[RunRecord], refused: Sequence[str]) -> dict[str, str]:
     """How many runs there are, and which files were refused."""
-    runs = statuses_text(state.status for state in states)
-    degenerate = sum(state.record.degenerate for state in states)
+    runs = statuses_text(record.status for record in records)
+    degenerate = sum(record.degenerate for record in records)
     runs += f"; {degenerate:,} degenerate (the same prediction for every example)" if degenerate else ""
-    earlier = sum(outdated(state.record) is not None for state in states)
+    earlier = sum(outdated(record) is not None for record in records)
     runs += f"; {earlier:,} of an earlier definition of the method, not counted" if earlier else ""
     lines = {"Runs": runs, "Refused": f"{plural(len(refused), 'file')}: {'; '.join(refused)}" if refused else ""}
     return {name: text for name, text in lines.items() if text}
@@ -124,24 +122,15 @@ def facts(states: Sequence[State], refused: Sequence[str]) -> dict[str, str]:
 # --- one backbone, data source and protocol ---------------------------------------------------------------------------
 
 
-def part(
-    name: str,
-    scope: Scope,
-    specs: Sequence[Spec],
-    reports: Sequence[Report],
-    states: Sequence[State],
-    runs: pd.DataFrame,
-    refused: list[str],
-) -> dict[str, Any]:
-    """What the template shows of a scope; ``refused`` gets a line for each record that is in no table."""
+def part(request: Request, name: str, scope: Scope, records: Sequence[Record], runs: pd.DataFrame) -> dict[str, Any]:
+    """What the template shows of a scope."""
     title = f"{scope.backbone}, {scope.data} data, protocol {scope.protocol}"
     print(f"adalora-report: {clean(title)} …", file=sys.stderr)
-    ours = [state for state in states if in_scope(state.record, scope)]
-    records = [(state.path, state.record) for state in states]
-    tables = [with_marks(compile_table(spec, records, scope)) for spec in specs]
-    refused += [line for table in tables for line in table.refused]
+    ours = [record for _, record in records if in_scope(record, scope)]
+    tables = [with_marks(compile_table(spec, records, scope)) for spec in request.specs.values()]
+    request.refused.extend(line for table in tables for line in table.refused)
     sections = {}
-    for report in reports:
+    for report in request.reports.values():
         sections[report.name] = section(report, report.section(runs, scope) if report.section else "")
     return {
         "id": name,
@@ -159,22 +148,28 @@ def section(report: Report, html: str) -> list[dict[str, Any]]:
     return [{"name": report.name, "title": report.title, "html": markup(html)}] if html else []
 
 
+@cache
+def papers_numbers(spec: Spec, title: str) -> Any:
+    """The paper's own table, which every scope shows."""
+    return table_html(compile_table(spec, [], Scope(spec.backbone, DATA_SOURCES[0])), title, False)
+
+
 def table_values(table: Table) -> dict[str, Any]:
     """Our rows with links to their runs, the paper's own numbers, and the commands that fill the empty cells."""
-    spec, scope = table.spec, table.scope
+    spec = table.spec
 
     def link(cell: Cell) -> str:
         return f"#list={quote(filter_words(cell.runs[0].record))}"
 
     title = spec.title.removeprefix("Reproduction of ")
-    paper, commands = compile_table(spec, [], scope), commands_of(table)
+    commands = commands_of(table)
     cells = [cell for row in table.rows if row.in_paper for cell in row.cells]
     empty = sum(not cell for cell in cells)
     return {
         "name": spec.name,
         "title": title,
         "ours": table_html(table, f"Our runs in {title}", True, link) if table.runs else "",
-        "paper": table_html(paper, f"The paper's numbers of {title}", False),
+        "paper": papers_numbers(spec, f"The paper's numbers of {title}"),
         "notes": sheet_of(table, "html").notes,
         "missing": f"{empty:,} of {plural(len(cells), 'cell')} without a run" if empty else "the paper's numbers",
         "left_out": [f"{plural(count, 'record')} {why}" for why, count in sorted(table.left_out.items())],
@@ -189,7 +184,7 @@ def table_html(table: Table, title: str, only_filled: bool, link: Callable[[Cell
     return markup(re.sub(r' id="[^"]*"', "", html))  # a table is on the page more than once
 
 
-def matrix(tables: Sequence[Table], states: Sequence[State]) -> dict[str, Any]:
+def matrix(tables: Sequence[Table], records: Sequence[RunRecord]) -> dict[str, Any]:
     """Method × task: finished runs, and where there are none whether one is running, failed or missing.
 
     What no table asks for and no run has is empty.
@@ -199,9 +194,9 @@ def matrix(tables: Sequence[Table], states: Sequence[State]) -> dict[str, Any]:
     for row, column, _ in (cell for table in tables for cell in table.cells()):
         wanted[row.method] |= {column.task} if row.in_paper else set()
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for state in states:
-        counts[state.record.key["method"], state.record.key["task"]][state.status] += 1
-        columns.setdefault(state.record.key["task"], state.record.key["task"])
+    for record in records:
+        counts[record.key["method"], record.key["task"]][record.status] += 1
+        columns.setdefault(record.key["task"], record.key["task"])
     methods = dict.fromkeys([*wanted, *sorted(method for method, _ in counts)])
     return {
         "columns": list(columns.values()),

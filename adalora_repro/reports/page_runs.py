@@ -15,8 +15,8 @@ from adalora_repro.errors import clean, duration
 from adalora_repro.records.run_record import RunRecord, stated
 from adalora_repro.records.selection import run_of
 from adalora_repro.reports.figures.data import run_name
-from adalora_repro.reports.spec import results_words
-from adalora_repro.reports.status import WORDS, State
+from adalora_repro.reports.spec import Record, results_words
+from adalora_repro.reports.status import WORDS
 from adalora_repro.reports.text import fixed
 
 OWN = ("optim.lr", "seed")  # settings in which the runs of a cell differ
@@ -35,7 +35,7 @@ NULLABLE = ("train.eval_steps",)  # null says: at the end of each epoch
 STEPS = ("method.t_i", "method.t_f", "method.delta_t", "optim.warmup_steps")
 
 
-def data_of(states: Sequence[State], results: Path, beside: Path) -> str:
+def data_of(records: Sequence[Record], results: Path, beside: Path) -> str:
     """What is behind each run, as JSON that is inert inside HTML; ``beside`` is the folder of the page.
 
     A run's ``parts`` are titles with indices into ``shared``, which keeps once what many runs have in common. All
@@ -47,8 +47,8 @@ def data_of(states: Sequence[State], results: Path, beside: Path) -> str:
         return shared.setdefault(json.dumps(values, allow_nan=False), len(shared))
 
     runs = {}
-    for state in states:
-        values = state.record.to_json()
+    for path, record in records:
+        values = record.to_json()
         settings = values["settings"]
         groups = {
             "Result": {key: values[key] for key in ("status", "primary_metric", "final", "best", "degenerate")},
@@ -62,10 +62,10 @@ def data_of(states: Sequence[State], results: Path, beside: Path) -> str:
             "Final ranks": values["rank_pattern"] or {},
         }
         parts = {title: flat(part) for title, part in groups.items()}
-        runs[run_name(state.path, results)] = {
-            "path": str(state.path),
-            "href": quote(os.fsencode(os.path.relpath(state.path, beside))),
-            "error": state.record.error or "",
+        runs[run_name(path, results)] = {
+            "path": str(path),
+            "href": quote(os.fsencode(os.path.relpath(path, beside))),
+            "error": record.error or "",
             "parts": {title: share(part) for title, part in parts.items() if part},
         }
     whole = {"runs": runs, "shared": [json.loads(text) for text in shared]}
@@ -98,20 +98,20 @@ def token(value: Any) -> str:
     return "_".join(clean(str(value)).split()) or "_"
 
 
-def row_of(state: State, results: Path) -> dict[str, Any]:
+def row_of(path: Path, record: RunRecord, results: Path) -> dict[str, Any]:
     """One line of the list: (heading, text, value to sort by) of each column, words to filter by, and the command."""
-    record, key = state.record, state.record.key
-    score = run_of(state.path, record).scores.get(record.primary_metric)
+    key = record.key
+    score = run_of(path, record).scores.get(record.primary_metric)
     seconds, peak = record.time.get("train_s"), record.memory.get("peak")
     step = key["total_steps"] if record.status == "ok" else record.progress.get("step")
     lr = float(key["lr"])
     return {
-        "name": run_name(state.path, results),
-        "status": WORDS[state.status],
-        "kind": state.status,
+        "name": run_name(path, results),
+        "status": WORDS[record.status],
+        "kind": record.status,
         "degenerate": record.degenerate,
         "metric": record.primary_metric,
-        "words": f"{filter_words(record)} seed={key['seed']} status={state.status}",
+        "words": f"{filter_words(record)} seed={key['seed']} status={record.status}",
         "cells": [
             ("Task", key["task"], None),
             ("Method", key["method"], None),
@@ -124,7 +124,7 @@ def row_of(state: State, results: Path) -> dict[str, Any]:
             ("Steps", "" if step is None else f"{step:,}", step),
             ("Setting", f"{key['backbone']}, {key['data']}, {key['protocol']}", None),
         ],
-        "command": command_of(state.path, record, results),
+        "command": command_of(path, record, results),
     }
 
 

@@ -240,10 +240,8 @@ PREAMBLE = r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}
 
 
 def escape_latex(text: str) -> str:
-    """Special characters as commands; what pdfLaTeX may have no glyph for, beyond Latin-1, as a question mark."""
-    return "".join(LATEX.get(c, c if ord(c) < 256 else "?") for c in clean(text).replace("--", "-\0-")).replace(
-        "\0", "{}"
-    )
+    """Special characters as commands; letters stay UTF-8, which pdfLaTeX reads; for scripts beyond T1 take LuaLaTeX."""
+    return "".join(LATEX.get(c, c) for c in clean(text).replace("--", "-\0-")).replace("\0", "{}")
 
 
 def to_latex(sheet: Sheet) -> str:

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from adalora_repro.errors import InputError, one_of
+from adalora_repro.reports.cells import differing
 from adalora_repro.reports.frame import COLUMNS, frame_of, refusals
 from adalora_repro.reports.notes import CONSTANT, DEGENERATE
 from adalora_repro.reports.output import add_format, form_of
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TITLE = "Runs"
+MIXED = "†"  # on a mean over runs of different settings
+MOST_NAMES = 5  # of these settings, in a terminal
+OWN = ("metric", "held_out", "degenerate")  # columns of the table itself
 BY = "backbone,data,task,method,protocol,budget,lr"
 NOTE = (
     "Mean over the finished runs of a line ± sample standard deviation (number of runs), in percent: the primary "
@@ -26,13 +30,14 @@ NOTE = (
 
 
 def runs_table(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """A row a group of finished runs: the values of ``by``, metric, mean, sd, n, the held-out mean, degenerate runs.
+    """A row a group of finished runs: the values of ``by``, metric, mean, sd, n, the held-out mean, degenerate runs,
+    and the settings in which its runs differ, learning rate and seed apart.
 
     Raises:
         InputError: a name that is neither a column of ``frame`` nor a setting of a run.
     """
     runs = runs[(runs.status == "ok") & (runs.unusable == "")].reset_index(drop=True)
-    valid = {*COLUMNS, *(name for run in runs.run for name in run.record.settings)} - {"metric", "held_out"}  # its own
+    valid = {*COLUMNS, *(name for run in runs.run for name in run.record.settings)} - {*OWN}
     for name in by:
         if name not in valid:
             raise one_of("name in --by", name, sorted(valid))
@@ -47,6 +52,7 @@ def runs_table(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         n=("score", "size"),
         held_out=("held_out", lambda scores: scores.astype(float).mean(skipna=False)),
         degenerate=("degenerate", "sum"),
+        differ=("run", lambda of_line: " ".join(differing(of_line))),
     )
     return table.reset_index()
 
@@ -56,14 +62,25 @@ def sheet_of(table: pd.DataFrame, by: list[str], checkpoint: str) -> Sheet:
 
     lines = []
     for row in table.to_dict("records"):
-        names = [f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in by]
+        names = [value_text(row[name]) for name in by]
         spread = "" if number(row["sd"]) is None else f" ± {fixed(row['sd'])}"
-        score = f"{fixed(row['mean'])}{spread} ({row['n']}){CONSTANT * bool(row['degenerate'])}"
+        marks = CONSTANT * bool(row["degenerate"]) + MIXED * bool(row["differ"])
+        score = f"{fixed(row['mean'])}{spread} ({row['n']}){marks}"
         lines.append([*names, row["metric"], score, fixed(row["held_out"])])
     frame = pd.DataFrame(lines, columns=[*by, "metric", "score", "held out"])
     caption = f"{TITLE} by {', '.join(by)}; checkpoint {checkpoint}; {table.n.sum()} finished runs."
     warnings = [f"{CONSTANT} {DEGENERATE}."] if table.degenerate.any() else []
+    if names := sorted({name for of_line in table.differ for name in of_line.split()}):
+        named = f"{', '.join(names[:MOST_NAMES])}{', …' * (len(names) > MOST_NAMES)}"
+        warnings.append(f"{MIXED} The runs of the line differ in settings: {named}. --by NAME,… tells them apart.")
     return Sheet("runs", TITLE, caption, frame, notes=[*warnings, NOTE], warnings=warnings, names=len(by))
+
+
+def value_text(value: str | int | float) -> str:
+    """A value of ``--by``; counts with separators."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if isinstance(value, str | bool) else f"{value:,}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,17 +90,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--notes", action="store_true", help="print the note in text output too")
 
 
-def make(request: Request) -> tuple[str, list[str]]:
+def make(request: Request) -> str:
     args = request.args
     form = form_of(args.format, args.out, FORMATS)
     by = list(dict.fromkeys(name.strip() for name in args.by.split(",") if name.strip()))
     if not by:
         raise InputError("--by: name at least one key or setting")
-    runs = frame_of(request.read[0], checkpoints=[args.select])
-    table, refused = runs_table(runs, by), [*request.read[1], *refusals(runs)]
+    runs = frame_of(request.records, checkpoints=[args.select])
+    table = runs_table(runs, by)
+    request.refused.extend(refusals(runs))
     if form == "csv":
-        return to_csv(table), refused
-    return render_sheet(texts_sheet(sheet_of(table, by, args.select), form), form, args.notes), refused
+        return to_csv(table)
+    return render_sheet(texts_sheet(sheet_of(table, by, args.select), form), form, args.notes)
 
 
 REPORT = Report("runs", "Any runs, grouped by keys or settings", add_arguments, make, reads="results")

@@ -13,6 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config import catalog
+from adalora_repro.metrics import resampling
+from adalora_repro.metrics.glue import METRICS
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import Run
 from adalora_repro.reports.cells import AVERAGE, Table
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 RESAMPLES = 10_000
-BATCH = 2_000_000  # numbers that are held at once
 TINY = 1e-9  # points: what rounding makes of scores that are equal
 FULL = "full"
 MARK, FULL_MARK = "*", "§"
@@ -40,6 +41,8 @@ RULE = (
 #: of a record's ``data``: what identifies the examples
 EVALUATION_DATA = {"source", "rows", "sha256", "rows_sha256", "skipped", "hub", "hub_config", "revision"}
 EVALUATION_DATA |= {"generator", "seed"}
+#: (labels, predictions or scores), each (…, examples) -> (…)
+MEASURES: dict[str, Callable[[Any, Any], Any]] = {"mean": lambda _, scores: scores.mean(-1), **METRICS}
 
 
 class NoTest(ValueError):
@@ -118,9 +121,6 @@ def bootstrap(
         Low and high end of the percentile interval of level 1 - ``LEVEL``; p, twice the smaller tail at 0 with the
         sample itself counted, at most 1.
     """
-    import numpy as np
-    from scipy import stats
-
     score = MEASURES[measure]
 
     def difference(labels: Any, ours: Any, theirs: Any, axis: int = -1) -> Any:
@@ -129,77 +129,11 @@ def bootstrap(
 
     if len(labels) < 2 or (ours == theirs).all():
         return 0.0, 0.0, 1.0
-    result = stats.bootstrap(
-        (labels, ours, theirs),
-        difference,
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, BATCH // len(labels)),
-        confidence_level=1 - LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
+    result = resampling.bootstrap((labels, ours, theirs), difference, resamples)
     drawn = result.bootstrap_distribution
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     low, high = result.confidence_interval
     return float(low), float(high), min(1.0, 2 * (tail + 1) / (resamples + 1))
-
-
-# --- measures: (labels, predictions or scores), each (…, examples) -> (…); what is undefined is 0, as in ``metrics/`` -
-
-
-def f1(labels: Any, predicted: Any) -> Any:
-    """2 TP / (2 TP + FP + FN) of class 1."""
-    positive, claimed = labels == 1, predicted == 1
-    return _ratio(2.0 * (positive & claimed).sum(-1), positive.sum(-1) + claimed.sum(-1))
-
-
-def matthews_correlation(labels: Any, predicted: Any) -> Any:
-    """Gorodkin's R_K, for two classes the phi coefficient.
-
-    (c s - Σ_k t_k p_k) / sqrt((s² - Σ_k t_k²) (s² - Σ_k p_k²)), c right ones of s, t_k and p_k true and predicted k.
-    """
-    import numpy as np
-
-    s, c = float(labels.shape[-1]), (labels == predicted).sum(-1)
-    classes = np.unique(np.concatenate([labels.ravel(), predicted.ravel()]))
-    true, claimed = (np.stack([(values == k).sum(-1) for k in classes]).astype(float) for values in (labels, predicted))
-    spread = (s**2 - (true**2).sum(0)) * (s**2 - (claimed**2).sum(0))
-    return _ratio(c * s - (true * claimed).sum(0), np.sqrt(spread))
-
-
-def pearson(labels: Any, predicted: Any) -> Any:
-    import numpy as np
-
-    x, y = (values - values.mean(-1, keepdims=True) for values in (labels, predicted))
-    spread = (x**2).sum(-1) * (y**2).sum(-1)
-    spread = np.where(spread > 1e-20, spread, 0.0)  # a constant has no spread but rounding
-    return np.clip(_ratio((x * y).sum(-1), np.sqrt(spread)), -1, 1)
-
-
-def spearman(labels: Any, predicted: Any) -> Any:
-    """Correlation of ranks, ties at their mean rank."""
-    from scipy.stats import rankdata
-
-    return pearson(rankdata(labels, axis=-1), rankdata(predicted, axis=-1))
-
-
-def _ratio(above: Any, below: Any) -> Any:
-    import numpy as np
-
-    return np.divide(above, below, out=np.zeros(np.shape(above)), where=np.asarray(below) > 0)
-
-
-MEASURES: dict[str, Callable[[Any, Any], Any]] = {
-    "mean": lambda _, scores: scores.mean(-1),
-    "accuracy": lambda labels, predicted: (labels == predicted).mean(-1),
-    "f1": f1,
-    "matthews_correlation": matthews_correlation,
-    "pearson": pearson,
-    "spearman": spearman,
-    "corr": lambda labels, predicted: (pearson(labels, predicted) + spearman(labels, predicted)) / 2,
-}
 
 
 # --- which examples ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config import catalog
 from adalora_repro.config.words import word
-from adalora_repro.records import cost_record
 from adalora_repro.records.run_record import RunRecord, read_all
 
 if TYPE_CHECKING:
@@ -108,25 +107,21 @@ class Scope:
 class Request:
     """What was asked of ``adalora-report``: options, folder of results, all tables and all other reports by name.
 
-    ``queued``: (folder of results, files of records) -> runs that are submitted to a cluster and have no record yet,
-    and a line for each refused file.
+    ``refused``: a line for each file that was read and does not count; every report adds those that it meets.
     """
 
     args: argparse.Namespace
     specs: Mapping[str, Spec]
     results: Path
     reports: Mapping[str, Report] = field(default_factory=dict)
-    queued: Callable[[Path, Sequence[Path]], tuple[list[Record], list[str]]] = lambda results, known: ([], [])
+    refused: list[str] = field(default_factory=list)
 
     @cached_property
-    def read(self) -> tuple[list[Record], list[str]]:
-        """All records, and a line for each refused file: read once, when first asked for."""
-        return read_all(self.results)
-
-    @cached_property
-    def costs(self) -> tuple[list[tuple[Path, cost_record.CostRecord]], list[str]]:
-        """The same of the measurements of cost."""
-        return cost_record.read_all(self.results)
+    def records(self) -> list[Record]:
+        """All records, read when first asked for."""
+        records, refused = read_all(self.results)
+        self.refused.extend(refused)
+        return records
 
 
 @dataclass(frozen=True)
@@ -135,25 +130,23 @@ class Report:
 
     Attributes:
         add_arguments: its own options.
-        make: the request -> the report (bytes: not for a terminal, so that ``--out`` is needed), and a line for each
-            refused file. Raises InputError.
+        make: the request -> the report (bytes: not for a terminal, so that ``--out`` is needed). Raises InputError.
         reads: what it takes beside its own options: ``results`` (``--results``), ``scope`` (``--backbone``, ``--data``
             and ``--protocol`` too) or ``nothing``.
         file: without ``--out`` it goes to this file in the folder of results, not to the terminal.
         section: ``frame_of`` all records at the last step and a scope -> what the page of all reports shows of it, as
-            HTML; "" for nothing. ``common``: the request -> the same of what belongs to no scope, and a line for each
-            refused file.
+            HTML; "" for nothing. ``common``: the request -> the same of what belongs to no scope.
         writes: whether it takes ``--out``.
     """
 
     name: str
     title: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    make: Callable[[Request], tuple[str | bytes, list[str]]]
+    make: Callable[[Request], str | bytes]
     reads: str = "scope"
     file: str = ""
     section: Callable[[pd.DataFrame, Scope], str] | None = None
-    common: Callable[[Request], tuple[str, list[str]]] | None = None
+    common: Callable[[Request], str] | None = None
     writes: bool = True
 
 

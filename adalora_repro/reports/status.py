@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adalora_repro.config.words import lr_text
 from adalora_repro.errors import clean, duration, first_line
-from adalora_repro.records import lock
+from adalora_repro.records import lock, slurm
 from adalora_repro.records.run_record import STATUSES, RunRecord
 from adalora_repro.reports.cells import Table, compile_scoped, in_scope, rows_wanted
 from adalora_repro.reports.choose import choices
@@ -40,45 +40,33 @@ LEGEND = (
 BRIEF = "adalora-report {} --notes lists the commands"  # instead of the empty grid of a table without a run
 
 
-@dataclass(frozen=True)
-class State:
-    """A record as the report sees it at one moment.
-
-    ``status`` has beside the record's own words ``interrupted``, and ``queued`` for a run that has no record yet.
-    """
-
-    path: Path
-    record: RunRecord
-    status: str
-
-    @property
-    def updated(self) -> float:
-        """Unix time of the last progress."""
-        return float(self.record.progress.get("updated", 0.0))
-
-
-def state_of(
+def as_seen(
     path: Path, record: RunRecord, now: float, host: str, alive: Callable[[Path], bool | None] = lock.alive
-) -> State:
-    """A record of this host that says running is interrupted when nobody has the lock of its folder.
+) -> RunRecord:
+    """The record, with the status ``interrupted`` if it says running and its process is gone.
 
-    One of another host, or with a lock that does not tell (of an earlier boot): when it is silent for STALE_S.
+    On this host it is gone when nobody has the lock of the run's folder; on another, or with a lock that does not tell
+    (of an earlier boot), when it is silent for STALE_S.
     """
-    state = State(path, record, record.status)
-    if state.status == "running":
-        held = alive(path.parent) if record.progress.get("host") == host else None
-        gone = now - state.updated > STALE_S if held is None else not held
-        return replace(state, status="interrupted") if gone else state
-    return state
+    if record.status != "running":
+        return record
+    held = alive(path.parent) if record.progress.get("host") == host else None
+    gone = now - updated(record) > STALE_S if held is None else not held
+    return replace(record, status="interrupted") if gone else record
 
 
-def seconds_left(state: State, now: float) -> float | None:
+def updated(record: RunRecord) -> float:
+    """Unix time of the last progress."""
+    return float(record.progress.get("updated", 0.0))
+
+
+def seconds_left(record: RunRecord, now: float) -> float | None:
     """Time to the last step, by the run's own seconds per step; None before it has one."""
-    progress, per_step = state.record.progress, state.record.time.get("s_per_step")
+    progress, per_step = record.progress, record.time.get("s_per_step")
     if not progress.get("step") or "total_steps" not in progress or per_step is None:
         return None
     left = (progress["total_steps"] - progress["step"]) * per_step
-    return max(0.0, left - max(0.0, now - state.updated))  # a clock may have been set back
+    return max(0.0, left - max(0.0, now - updated(record)))  # a clock may have been set back
 
 
 # --- the paper as a whole ---------------------------------------------------------------------------------------------
@@ -127,41 +115,41 @@ def paper_state(specs: Iterable[Spec], records: Iterable[Record]) -> PaperState:
 
 def render_status(tables: Sequence[Table], records: Sequence[Record], now: float, host: str) -> str:
     """The state of the paper, then of every table, with the runs that are under way or need a hand."""
-    states = [state_of(path, record, now, host) for path, record in records]
+    runs = [(path, as_seen(path, record, now, host)) for path, record in records]
     parts = ["\n".join(wrapped(f"{paper_state([table.spec for table in tables], records)}."))]
-    parts += [table_status(table, states, now) for table in tables]
+    parts += [table_status(table, runs, now) for table in tables]
     wanted = [rows_wanted(table.spec) for table in tables]
-    if rest := [state for state in states if not any(of_table(state.record.key) for of_table in wanted)]:
-        counts = f"In no table: {plural(len(rest), 'run')}: {statuses_text(state.status for state in rest)}"
+    if rest := [run for run in runs if not any(of_table(run[1].key) for of_table in wanted)]:
+        counts = f"In no table: {plural(len(rest), 'run')}: {statuses_text(record.status for _, record in rest)}"
         parts.append("\n".join([f"{counts}; adalora-report runs shows the finished", *attention(rest, now)]))
     return "\n\n".join(parts) + "\n"
 
 
-def table_status(table: Table, states: Sequence[State], now: float) -> str:
+def table_status(table: Table, runs: Sequence[Record], now: float) -> str:
     spec, scope, wanted = table.spec, table.scope, rows_wanted(table.spec)
-    states = [state for state in states if wanted(state.record.key) and in_scope(state.record, scope)]
+    runs = [(path, record) for path, record in runs if wanted(record.key) and in_scope(record, scope)]
     head = [line for text in table.head for line in wrapped(text)]
     cells = [cell for row in table.rows if row.in_paper for cell in row.cells]
     whose = "paper's" if spec.printed else "table's"
-    counts = f"{sum(map(bool, cells))} of the {whose} {plural(len(cells), 'cell')} done; {plural(len(states), 'run')}"
-    if not states:
+    counts = f"{sum(map(bool, cells))} of the {whose} {plural(len(cells), 'cell')} done; {plural(len(runs), 'run')}"
+    if not runs:
         return "\n".join([*head, f"{counts}; {BRIEF.format(spec.name)}"])
-    counts += f": {statuses_text(state.status for state in states)}"
-    lines = [*head, "", *aligned(grid(table, states)), "", *wrapped(LEGEND), "", counts]
-    lines += attention(states, now)
-    lines += notices(states, table)
+    counts += f": {statuses_text(record.status for _, record in runs)}"
+    lines = [*head, "", *aligned(grid(table, [record for _, record in runs])), "", *wrapped(LEGEND), "", counts]
+    lines += attention(runs, now)
+    lines += notices([record for _, record in runs], table)
     gaps = commands_of(table)
     lines += ["", "Commands for cells without a finished run:", *(f"  {clean(line)}" for line in gaps)] if gaps else []
     return "\n".join(lines)
 
 
-def grid(table: Table, states: Sequence[State]) -> list[list[str]]:
+def grid(table: Table, records: Sequence[RunRecord]) -> list[list[str]]:
     """A line for each row of the table and for each method and budget that has no finished run yet."""
     others: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
-    for state in states:
-        if state.status in SYMBOLS:
-            key = state.record.key
-            others[key["method"], key["budget"], key["task"]][state.status] += 1
+    for record in records:
+        if record.status in SYMBOLS:
+            key = record.key
+            others[key["method"], key["budget"], key["task"]][record.status] += 1
     shown = {(row.method, row.budget): (row.name, row.cells) for row in table.rows}
     for method, budget, _ in others:
         shown.setdefault((method, budget), (f"{method} {budget}", (None,) * len(table.spec.columns)))
@@ -188,24 +176,24 @@ def statuses_text(statuses: Iterable[str]) -> str:
     return ", ".join(f"{counts[status]:,} {word}" for status, word in WORDS.items() if counts[status])
 
 
-def attention(states: Sequence[State], now: float) -> list[str]:
+def attention(runs: Sequence[Record], now: float) -> list[str]:
     """One line for each run that is not finished: running first, then those that the same command takes up again."""
     lines = []
     for status in SYMBOLS:
-        chosen = sorted((state for state in states if state.status == status), key=lambda state: str(state.path))
+        chosen = sorted((run for run in runs if run[1].status == status), key=lambda run: str(run[0]))
         lines += ["", HEADINGS[status]] if chosen else []
-        for state in chosen:
-            lines += wrapped(f"  {describe(state, now)}", "    ")
+        for run in chosen:
+            lines += wrapped(f"  {describe(*run, now)}", "    ")
     return lines
 
 
-def notices(states: Sequence[State], table: Table) -> list[str]:
+def notices(records: Sequence[RunRecord], table: Table) -> list[str]:
     """What is wrong with finished runs: those in no cell, degenerate ones, optimistic choices of a learning rate."""
     lines = [
         f"Not in a cell: {plural(count, 'run')} {why}" for why, count in table.left_out.items() if why not in STATUSES
     ]
     constant: dict[str, list[str]] = defaultdict(list)
-    for key in (state.record.key for state in states if state.status == "ok" and state.record.degenerate):
+    for key in (record.key for record in records if record.status == "ok" and record.degenerate):
         constant[cell_name(key)].append(f"lr {lr_text(key['lr'])} seed {key['seed']}")
     lines += ["Degenerate (the same prediction for every example of the final evaluation):"] if constant else []
     lines += [line for cell, runs in constant.items() for line in wrapped(f"  {cell}: {', '.join(runs)}", "    ")]
@@ -216,28 +204,26 @@ def notices(states: Sequence[State], table: Table) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def describe(state: State, now: float) -> str:
-    key, progress = state.record.key, state.record.progress
+def describe(path: Path, record: RunRecord, now: float) -> str:
+    key, progress = record.key, record.progress
     words = [f"step {progress['step']:,}/{progress['total_steps']:,}"] if {"step", "total_steps"} <= {*progress} else []
-    if state.status == "running" and (left := seconds_left(state, now)) is not None:
+    if record.status == "running" and (left := seconds_left(record, now)) is not None:
         words.append(f"about {duration(left)} left")
-    if state.status == "interrupted":
-        words.append(f"silent for {duration(max(0.0, now - state.updated))}")
-    if state.record.error:
-        words.append(first_line(state.record.error))
-    if state.status == "failed":
-        words.append(f"see {state.path.parent}")
+    if record.status == "interrupted":
+        words.append(f"silent for {duration(max(0.0, now - updated(record)))}")
+    if record.error:
+        words.append(first_line(record.error))
+    if record.status == "failed":
+        words.append(f"see {path.parent}")
     name = f"{cell_name(key)} lr {lr_text(key['lr'])} seed {key['seed']}"
     return clean(f"{name}: {', '.join(words)}" if words else name)
 
 
-def make(request: Request) -> tuple[str, list[str]]:
-    records, refused = request.read
-    waiting, more = request.queued(request.results, [path for path, _ in records])
+def make(request: Request) -> str:
+    waiting, refused = slurm.queued(request.results, [path for path, _ in request.records])
+    request.refused.extend(refused)
     tables = [compile_scoped(request, spec, waiting) for spec in request.specs.values()]
-    unusable = [line for table in tables for line in table.refused]
-    text = render_status(tables, [*records, *waiting], time.time(), socket.gethostname())
-    return text, [*refused, *more, *unusable]
+    return render_status(tables, [*request.records, *waiting], time.time(), socket.gethostname())
 
 
 REPORT = Report("status", "What is done, running, failed, missing", add_partial, make, writes=False)

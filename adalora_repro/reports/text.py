@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +38,11 @@ def cell_name(key: Mapping[str, Any]) -> str:
     """ "cola lora 0.3M"; of a method that has one size, whose budget is its own name, "cola full"."""
     words = (key["task"], key["method"], key["budget"])
     return " ".join(words[:2] if key["budget"] == key["method"] else words)
+
+
+def by_size(budget: str) -> tuple[list[float], str]:
+    """What budgets are sorted by: the numbers in their names, so that params9000 comes before params83000."""
+    return [float(size) for size in re.findall(r"\d+(?:\.\d+)?", budget)], budget
 
 
 def short(value: object) -> str:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError, expanded, one_of
 from adalora_repro.records import digests
 from adalora_repro.tasks import held_out, processes, sources, tokenized
 from adalora_repro.tasks.held_out import HOLDOUT
@@ -359,7 +359,7 @@ class BaseTask:
                 raise sources.nothing_left(f"{self.cfg.task.name} {split}", self.cfg, split, bad)
             return tokenized.Entry(examples, {"rows": len(rows) - len(problems), "skipped": bad.problems})
 
-        entry = tokenized.cached(Path(self.cfg.data.cache_dir).expanduser() / "tokenized" / key, build)
+        entry = tokenized.cached(expanded(self.cfg.data.cache_dir) / "tokenized" / key, build)
         return tokenized.Entry(tokenized.good(entry.dataset)[0], entry.notes)
 
     def _part(self, rows: Dataset, split: str) -> Dataset:

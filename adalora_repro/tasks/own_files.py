@@ -64,4 +64,5 @@ def _check_columns(cfg: DictConfig, split: str) -> None:
         raise sources.nothing_left(str(path), cfg, split, sources.BadRows(False))
     for column in (*cfg.task.text_columns, cfg.task.label_column):
         if isinstance(row, dict) and column not in row:
-            raise InputError(f"{where}: {sources.missing_column(column, row)}")
+            missing = sources.missing_column(column, row)
+            raise InputError(f"{where}: {missing}; task.text_columns=[…] and task.label_column=… name yours")

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adalora_repro.errors import InputError, first_line, one_of
+from adalora_repro.errors import InputError, expanded, first_line, one_of
 from adalora_repro.models import hub
 from adalora_repro.records import digests, run_record, validation
 from adalora_repro.records.validation import not_a_file, shown
@@ -306,11 +306,12 @@ def present(cfg: DictConfig, split: str) -> tuple[list[Path], list[Path]]:
     """
     own = cfg.task.hub is None
     if not cfg.data.dir:
-        where = f"{split}.jsonl, .csv, .tsv or .parquet" if own else f"{cfg.task.name}/{split}.jsonl.gz: {FORMAT}"
+        where = f"{TRAIN}.jsonl, .csv, .tsv or .parquet" if own else f"{cfg.task.name}/{split}.jsonl.gz: {FORMAT}"
         raise InputError(f"data=local needs data.dir=DIR, a folder with {where}")
-    root = Path(cfg.data.dir).expanduser()
+    root = expanded(cfg.data.dir)
     if not os.path.isdir(root):
-        raise InputError(f"data.dir={cfg.data.dir}: no such folder")
+        problem = "a file; name its folder" if os.path.isfile(root) else "no such folder"
+        raise InputError(f"data.dir={cfg.data.dir}: {problem}")
     folders = [root / cfg.task.name, root] if own else [root / cfg.task.name]
     suffixes = row_files.SUFFIXES if own else JSON_LINES
     paths = [folder / f"{split}{suffix}" for folder in folders for suffix in suffixes]
@@ -377,7 +378,7 @@ def content(cfg: DictConfig, split: str) -> Content:
     """The content of the file with a split's rows."""
     path, task = file_of(cfg, split), cfg.task
     own = None if task.hub is not None else (*task.text_columns, "id", task.label_column)
-    return _content_of(path, digests.of_file(path), Path(cfg.data.cache_dir).expanduser() / "rows", own)
+    return _content_of(path, digests.of_file(path), expanded(cfg.data.cache_dir) / "rows", own)
 
 
 @functools.lru_cache(maxsize=256)

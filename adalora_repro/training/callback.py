@@ -40,8 +40,9 @@ class AdaLoRACallback(TrainerCallback):
         allocator: from the start of the training on; ``rank_pattern()`` has the ranks.
 
     Raises:
-        ValueError: a negative ``max_grad_norm``; when training starts: from ``BudgetSchedule`` or ``RankAllocator``,
-            arguments of the Trainer that do not go with the allocator, or no ``adalora.pt`` to resume from.
+        ValueError: ``t_f`` below 1, a negative ``max_grad_norm``; when training starts: from ``BudgetSchedule`` or
+            ``RankAllocator``, arguments of the Trainer that do not go with the allocator, or no ``adalora.pt`` to
+            resume from.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class AdaLoRACallback(TrainerCallback):
         max_grad_norm: float = 1.0,
         **options: Any,
     ) -> None:
+        if t_f < 1:
+            raise ValueError(f"t_f must be at least 1, not {t_f}: the ranks are fixed at step T - t_f")
         if not max_grad_norm >= 0:  # a negative norm would turn the gradients round
             raise ValueError(f"max_grad_norm must be 0 (no clipping) or more, not {max_grad_norm}")
         self.layers = dict(layers)
@@ -88,7 +91,7 @@ class AdaLoRACallback(TrainerCallback):
             t_f=self.t_f,
             total_steps=state.max_steps,
         )
-        self.allocator = RankAllocator(self.layers, schedule, self.delta_t, **self.options)
+        self.allocator = RankAllocator(self.layers, schedule, self.delta_t, protocol="paper", **self.options)
         if state.global_step:
             path = _path(args, state)
             if not path.exists():

@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +32,8 @@ from numpy.typing import NDArray
 from adalora_repro.config import catalog
 from adalora_repro.config.identity import cost_key
 from adalora_repro.config.plan import Plan
-from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError
+from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError, expanded
+from adalora_repro.metrics.resampling import bootstrap
 from adalora_repro.models import backbones
 from adalora_repro.records import cost_record, provenance
 from adalora_repro.training import runner
@@ -81,7 +81,7 @@ def execute(plans: Sequence[Plan]) -> int:
     print("\n".join(lines_of(record)))
     results = plans[0].cfg.results.dir
     try:
-        print(f"done: {cost_record.write(record, Path(results).expanduser())}")
+        print(f"done: {cost_record.write(record, expanded(results))}")
     except OSError as error:
         raise InputError(f"results.dir={results}: {error.strerror}; the figures above are not filed") from None
     return EXIT_OK
@@ -330,21 +330,10 @@ def ratio_of_means(ours: Seconds, theirs: Seconds, axis: int = -1) -> Any:
 
 def interval(ours: Seconds, theirs: Seconds, statistic: Callable[..., Any]) -> dict[str, float | None]:
     """A statistic of pairs and its percentile bootstrap interval, always from the same random numbers."""
-    from scipy.stats import bootstrap
-
     value = float(statistic(ours, theirs))
     if len(ours) < 2:
         return {"value": value, "low": None, "high": None}
-    ends = bootstrap(
-        (ours, theirs),
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    ends = bootstrap((ours, theirs), statistic, RESAMPLES).confidence_interval
     return {"value": value, "low": float(ends.low), "high": float(ends.high)}
 
 

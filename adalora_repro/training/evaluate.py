@@ -145,7 +145,6 @@ def _write_files(run: RunState, name: str, evaluation: Evaluation) -> None:
 
 
 def _log(run: RunState, evaluation: Evaluation, log: Log, watch: Watch) -> None:
-    run.check_folder()
     line = {"t": run.t, "evaluation": evaluation.metrics}
     log.append(line if evaluation.holdout is None else line | {"holdout": evaluation.holdout})
     watch.progress.line(run.t, figures(run.plan.measured, evaluation.entry))

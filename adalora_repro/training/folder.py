@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from adalora_repro.config.words import command_line
 from adalora_repro.errors import InputError
 from adalora_repro.records import provenance, run_record, validation
 from adalora_repro.records.lock import Lock, LostFolderError
-from adalora_repro.training import checkpoint, kept
+from adalora_repro.training import checkpoint, kept, trackers
 from adalora_repro.training.distributed import Processes
 from adalora_repro.training.progress import say
 from adalora_repro.training.state import RunState
@@ -163,20 +163,15 @@ def _measure(run: RunState, record: run_record.RunRecord) -> None:
 
 
 class Log:
-    """``log.jsonl`` of a run; processes other than the main one write to ``os.devnull``."""
+    """``log.jsonl`` of a run, and its trackers; processes other than the main one write to ``os.devnull``."""
 
-    def __init__(self, path: Path, length: int, main: bool, also: Callable[[dict[str, Any]], None]) -> None:
-        """Opens the file and cuts off the lines after the checkpoint, which will be written again.
-
-        Args:
-            length: bytes of the lines before the checkpoint.
-            main: whether this process writes.
-            also: gets each line of the main process too.
-        """
-        self._path, self._also = path, also if main else lambda line: None
-        self._file = (path if main else Path(os.devnull)).open("a+b")
+    def __init__(self, run: RunState) -> None:
+        """Opens the file and cuts off the lines after the checkpoint, which will be written again."""
+        self._run, self._path, main = run, run.plan.folder / "log.jsonl", run.processes.main
+        self._file = (self._path if main else Path(os.devnull)).open("a+b")
         if main:
-            self._file.truncate(min(length, path.stat().st_size))
+            self._file.truncate(min(run.log_bytes, self._path.stat().st_size))
+        self._trackers = trackers.start(run.plan, run.t) if main else trackers.Trackers()
 
     @property
     def length(self) -> int:
@@ -187,17 +182,19 @@ class Log:
         """Writes a line; a number that is not finite, which JSON does not have, is written as null.
 
         Raises:
-            LostFolderError: the file was removed.
+            LostFolderError: the file was removed, or the folder is no longer this run's.
         """
+        self._run.check_folder()
         if os.fstat(self._file.fileno()).st_nlink == 0:
             raise LostFolderError(f"{self._path} was removed while the run was training")
         line = _finite(line)
         self._file.write(validation.dump(line))
         self._file.flush()
-        self._also(line)
+        self._trackers.log(line)
 
     def close(self) -> None:
         self._file.close()
+        self._trackers.finish()
 
 
 def _finite(value: Any) -> Any:

@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from adalora_repro import methods
-from adalora_repro.errors import InputError, first_line
+from adalora_repro.config.resolve import changed
+from adalora_repro.errors import InputError, errno_of, expanded, first_line
 from adalora_repro.models import backbone_files, backbone_tokenizer, backbones, export, sites
 from adalora_repro.models.export import OWN_WEIGHTS
 from adalora_repro.records.run_record import RECORD_NAME
@@ -51,6 +52,8 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str, metho
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
+    if cfg.backbone.path is not None:  # typed relative to the folder of the command
+        cfg = changed(cfg, {"backbone.path": export.base_name(cfg)})
     (part / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
     for path in sites.added_files():
         (part / SITES).mkdir(exist_ok=True)
@@ -109,7 +112,7 @@ def _require_own_backbone(folder: Path, cfg: DictConfig) -> None:
         return
     with readable(folder):
         trained = json.loads((folder / RECORD).read_bytes())["settings"].get("backbone.path")
-    path = Path(cfg.backbone.path).expanduser()
+    path = expanded(cfg.backbone.path)
     if trained and trained != backbone_files.fingerprint(path):
         raise InputError(f"{path} is not the backbone of this run: its files have changed, or are another model's")
 
@@ -162,7 +165,7 @@ def configuration(folder: Path, backbone: str | None = None) -> DictConfig:
     if missing := [group for group in ("task", "method", "backbone") if not cfg[group].get("name")]:
         raise InputError(f"{folder / CONFIG} is incomplete: it names no {missing[0]}")
     if backbone is not None:
-        if not Path(backbone).expanduser().is_dir():
+        if not expanded(backbone).is_dir():
             raise InputError(f"backbone: no folder '{backbone}'")
         cfg.backbone.path = backbone
     if cfg.backbone.architecture.get("model_type") not in sites.model_types():
@@ -217,7 +220,9 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
         part.replace(to)  # an empty folder may be there
     except InputError:
         raise
-    except Exception as error:  # OSError, and what safetensors and tokenizers raise where the disk is full
+    except Exception as error:
+        if errno_of(error) is None:
+            raise
         raise InputError(f"--to: cannot write '{to}': {first_line(error)}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -42,42 +42,39 @@ def run_loop(run: RunState, stop: StopSignal, publish: Callable[[], None]) -> No
         LostFolderError: the run's folder was removed, or another process has it.
     """
     cfg, key, total = run.plan.cfg.train, run.plan.key, run.plan.total_steps
-    progress = Progress(f"{key['task']} {key['method']} {key['budget']}", run.t, total)
-    try:
-        with closing(Log(run.plan.folder / "log.jsonl", run.log_bytes, run.processes.main, run.on_log)) as log:
-            watch = Watch(progress, stop, publish, run.processes)
-            evaluate_before(run, log, watch)
-            began = time.perf_counter()
-            for batches in training_batches(run):
-                # -- one optimizer step ---------------------------------------------------------------------------
-                last = run.t + 1 == total
-                run.log_due = last or (run.t + 1) % cfg.log_steps == 0
-                grad_norm = step(run, batches)
-                progress.update(run.t)
+    title = f"{key['task']} {key['method']} {key['budget']}"
+    with closing(Log(run)) as log, closing(Progress(title, run.t, total)) as progress:
+        watch = Watch(progress, stop, publish, run.processes)
+        evaluate_before(run, log, watch)
+        began = time.perf_counter()
+        for batches in training_batches(run):
+            # -- one optimizer step -------------------------------------------------------------------------------
+            last = run.t + 1 == total
+            run.log_due = last or (run.t + 1) % cfg.log_steps == 0
+            grad_norm = step(run, batches)
+            progress.update(run.t)
 
-                # -- what is due after it -------------------------------------------------------------------------
-                run.evaluation_due = last or run.t % run.plan.eval_steps == 0
-                stopping = not last and watch.stopping()
-                save_due = stopping or (not last and run.t % cfg.save_steps == 0)
-                look_due = run.log_due or run.evaluation_due or save_due
-                if not (look_due or watch.due()):
-                    continue
-                if look_due:  # not for a heartbeat alone: each process has its own, and a failure must reach all
-                    run.look()  # waits for the device, so that times are right; a non-finite loss ends the run here
-                run.train_s += time.perf_counter() - began
-                if run.log_due:
-                    log_step(run, grad_norm, log, progress)
-                if run.evaluation_due:
-                    evaluate_due(run, log, watch)
-                if save_due:
-                    save(run, log)
-                    if stopping:
-                        stop.check()
-                    watch.publish()
-                watch.beat()
-                began = time.perf_counter()
-    finally:
-        progress.close()
+            # -- what is due after it -----------------------------------------------------------------------------
+            run.evaluation_due = last or run.t % run.plan.eval_steps == 0
+            stopping = not last and watch.stopping()
+            save_due = stopping or (not last and run.t % cfg.save_steps == 0)
+            look_due = run.log_due or run.evaluation_due or save_due
+            if not (look_due or watch.due()):
+                continue
+            if look_due:  # not for a heartbeat alone: each process has its own, and a failure must reach all
+                run.look()  # waits for the device, so that times are right; a non-finite loss ends the run here
+            run.train_s += time.perf_counter() - began
+            if run.log_due:
+                log_step(run, grad_norm, log, progress)
+            if run.evaluation_due:
+                evaluate_due(run, log, watch)
+            if save_due:
+                save(run, log)
+                if stopping:
+                    stop.check()
+                watch.publish()
+            watch.beat()
+            began = time.perf_counter()
 
 
 # -- one optimizer step ---------------------------------------------------------------------------------------------
@@ -168,6 +165,5 @@ def log_step(run: RunState, grad_norm: Tensor, log: Log, progress: Progress) -> 
         "grad_norm_task": float(run.task_norm),
     }
     run.looked = []
-    run.check_folder()
     log.append(line | run.method.curve(run.t - 1))
     progress.line(run.t, f"loss {loss:.4f}")

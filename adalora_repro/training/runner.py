@@ -7,8 +7,7 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -20,12 +19,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
-from safetensors import SafetensorError
 
 from adalora_repro import methods
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.resolve import finished, settle
-from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, one_line
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, errno_of, one_line
 from adalora_repro.models import backbones, inject, sites, speedups
 from adalora_repro.records import provenance, run_record
 from adalora_repro.records.lock import Lock, LostFolderError
@@ -41,6 +39,7 @@ from adalora_repro.training.state import NonFiniteLossError, RunState
 
 #: how long a process waits for another: the main one may be tokenizing the data
 PATIENCE = timedelta(hours=3)
+DISK_FULL, DISK_LOST = (errno.ENOSPC, errno.EDQUOT), (errno.EIO, errno.ESTALE)
 NO_BF16 = "this CPU has no bf16 instructions: train.precision=bf16 "
 BF16_IN_FP32 = f"{NO_BF16}multiplies in fp32 and is no faster than train.precision=fp32"
 SLOW_BF16 = f"{NO_BF16}with train.compile is many times slower than fp32; train.compile=none is not"
@@ -64,19 +63,21 @@ def execute(plan: Plan) -> int:
     except Interrupted as signal:
         say(f"adalora-run: {signal}: stopped outside training, nothing is lost; repeat the command to continue")
         code = signal.exit_code
-    except (LostFolderError, LostError) as error:
+    except InputError:
+        raise
+    except Exception as error:
+        if errno_of(error) in DISK_FULL:
+            complain(
+                f"error: no space left in {plan.folder}; what was saved there is whole: free some space and repeat the "
+                "command to go on"
+            )
+            return EXIT_BAD_INPUT
+        if not isinstance(error, LostFolderError | LostError) and errno_of(error) not in DISK_LOST:
+            raise
         complain(f"failed: {error}; this process stops and writes nothing more")
         if launched()[1] == 1:
             return stop.exit_code or EXIT_FAILED  # after a signal a sweep starts no further run
         raise SystemExit(EXIT_FAILED) from None  # perhaps in this process alone
-    except (OSError, SafetensorError) as error:
-        if not _disk_full(error):
-            raise
-        complain(
-            f"error: no space left in {plan.folder}; what was saved there is whole: free some space and repeat the "
-            "command to go on"
-        )
-        return EXIT_BAD_INPUT
     if code not in (EXIT_FAILED, EXIT_BAD_INPUT):  # requeueing would not help these
         try:
             stop.hand_on()
@@ -102,8 +103,7 @@ def _execute_leased(plan: Plan, stop: StopSignal, processes: Processes, lock: Lo
     together = True  # whether all processes of the run are at this point
     try:
         with stop.deferred():
-            with _tracked(run):
-                run_loop(run, stop, publish=lambda: folder.write_record(run, record, "running"))
+            run_loop(run, stop, publish=lambda: folder.write_record(run, record, "running"))
             processes.on_main(lambda: _keep_model(run))
         status, error, code = "ok", None, stop.exit_code or EXIT_OK  # a signal in the last step ends a sweep, too
     except Interrupted as signal:
@@ -112,7 +112,7 @@ def _execute_leased(plan: Plan, stop: StopSignal, processes: Processes, lock: Lo
         status, error, code = "cancelled", f"{signal}: {requeued}{again} resumes it", signal.exit_code
         together = signal.agreed
     except Exception as problem:
-        if _disk_full(problem) or isinstance(problem, LostFolderError):
+        if errno_of(problem) in DISK_FULL or isinstance(problem, LostFolderError):
             raise
         trace, together = traceback.format_exc(), problem is processes.common or isinstance(problem, NonFiniteLossError)
         status, error, code = "failed", f"{type(problem).__name__}: {problem}".splitlines()[0], EXIT_FAILED
@@ -193,20 +193,6 @@ def _report_failure(run: RunState, error: str, trace: str, together: bool) -> No
         complain(line, trace)
 
 
-@contextmanager
-def _tracked(run: RunState) -> Iterator[None]:
-    """Inside, every line of the log goes to the trackers, too."""
-    if not run.plan.cfg.track or not run.processes.main:
-        yield
-        return
-    following = trackers.start(run.plan, run.t)
-    run.on_log = following.log
-    try:
-        yield
-    finally:
-        following.finish()
-
-
 def _keep_model(run: RunState) -> None:
     if run.plan.keeps != "none":
         run.check_folder()
@@ -224,12 +210,6 @@ def _finish(run: RunState, record: run_record.RunRecord) -> None:
     if run.constant:
         same = ", ".join(f"{split}: {prediction}" for split, prediction in run.constant.items())
         say(f"adalora-run: note: degenerate: the last evaluation gave every example the same prediction ({same})")
-
-
-def _disk_full(error: Exception) -> bool:
-    if isinstance(error, SafetensorError):  # which has no number
-        return "No space left on device" in str(error)
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 # -- its parts ------------------------------------------------------------------------------------------------------
@@ -260,7 +240,10 @@ def build(plan: Plan, processes: Processes | None = None) -> RunState:
     compiling = cfg.train.compile != "none"
     emulated = device.type == "cpu" and cfg.train.precision == "bf16" and provenance.has_bf16_instructions() is False
     about_bf16 = [SLOW_BF16 if compiling else BF16_IN_FP32] if emulated else []
-    notes = (*plan.notes, *backbones.tokenizer_notes(cfg, tokenizer), *about_bf16)
+    lengths = data.train["length"][:] if cfg.task.hub is None and cfg.task.stride is None else []  # of one's own texts
+    full = sum(length == task.max_length for length in lengths)
+    about_cuts = f"{full:,} of {len(lengths):,} training texts fill task.max_length={task.max_length}: longer are cut"
+    notes = (*plan.notes, *backbones.tokenizer_notes(cfg, tokenizer), *about_bf16, *[about_cuts] * (full > 0))
     plan = settle(replace(plan, notes=notes), len(data.train))
     cfg = plan.cfg
 

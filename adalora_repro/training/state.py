@@ -46,7 +46,6 @@ class RunState:
         train_s, eval_s: seconds; ``tokens`` counts those of the training rows, without padding.
         log_bytes: length of ``log.jsonl`` at the checkpoint.
         evaluation_due: the evaluation after step t has not been completed.
-        on_log: gets every line of ``log.jsonl``, in the main process.
         check_folder: raises if the folder is no longer this run's; called before every write.
     """
 
@@ -74,7 +73,6 @@ class RunState:
     log_bytes: int = 0
     evaluation_due: bool = False
     check_folder: Callable[[], None] = lambda: None
-    on_log: Callable[[dict[str, Any]], None] = lambda line: None
 
     @property
     def device(self) -> torch.device:

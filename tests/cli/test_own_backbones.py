@@ -1,5 +1,6 @@
 """backbone=auto: a saved model from its folder or the hub's cache to a finished run, and what is refused."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -33,11 +34,12 @@ def models(tmp_path_factory):
 
 
 def test_a_decoder_without_a_padding_token_classifies_by_its_last_token(tiny, models):
-    done = ok(tiny(*AUTO, f"backbone.path={models / 'llama'}"))
+    done = ok(tiny(*AUTO, f"backbone.path={os.path.relpath(models / 'llama')}"))
     assert "task.classifier_dropout has no effect: llama has no dropout of its own there" in done.err
     run = only_run()
     assert (run.record.key["backbone"], run.record.status) == ("llama", "ok")
     assert not [name for name in run.record.settings if "architecture" in name]  # it follows from the folder's files
+    assert Path(kept.configuration(run.folder / "model").backbone.path).is_absolute()  # loads from anywhere
     model, tokenizer = kept.load(run.folder)
     assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id == 2
     tokenizer.padding_side = "right"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, Run, only_run, refused
+from conftest import Cli, Run, ok, only_run, refused
 from task_configs import write_jsonl
 
 from adalora_repro.cli import report
@@ -97,7 +97,7 @@ CSV = "text,label\na,no\nb,yes\n"
 #: train, validation, further words, the message
 WRONG = {
     "column": (CSV, CSV, ["task.text_columns=[review]"], "csv:2: column 'review' is missing (found: text, label)"),
-    "label": ("text\na\n", CSV, [], "train.csv:2: column 'label' is missing (found: text)"),
+    "label": ("text\na\n", CSV, [], "'label' is missing (found: text); task.text_columns=[…] and task.label_column="),
     "class": (CSV, "text,label\na,no\n\nb,yse\n", [], "validation.csv:4: unknown label 'yse' (did you mean yes?)"),
     "names": (CSV, CSV, ["task.class_names=[no,maybe]"], "train.csv:3: unknown label 'yes'; valid: no, maybe"),
     "twice": (CSV, CSV, ["task.class_names=[no,yes,no]"], "class_names=['no', 'yes', 'no']: a name appears twice"),
@@ -132,10 +132,18 @@ def test_a_bad_row_is_named_or_left_out(cli: Cli, tmp_path: Path) -> None:
     write_jsonl(
         tmp_path / "train.jsonl", [*rows, {"text": 5, "label": 0}, {"text": "b", "label": None}], compress=False
     )
-    words = tiny("task=custom", "data=local", f"data.dir={tmp_path}", "method=lora", "task.validation_share=2")
+    words = tiny(
+        "task=custom",
+        "data=local",
+        f"data.dir={tmp_path}",
+        "method=lora",
+        "task.validation_share=2",
+        "task.max_length=5",
+    )
     line = refused(cli(*words))
     assert "train.jsonl:10: column 'label' must be a class, text or a whole number, is None" in line
-    assert cli(*words, "data.skip_invalid=true").code == EXIT_OK
+    done = ok(cli(*words, "data.skip_invalid=true"))
+    assert "note: 6 of 6 training texts fill task.max_length=5: longer are cut\n" in done.err
     run: Run = only_run()
     assert run.record.data["rows"] == {"train": 6, "validation": 2}
     assert run.record.settings["task.class_names"] == ["0", "1"]

@@ -143,6 +143,8 @@ def test_runs_from_python(tiny: Cli, tmp_path: Path) -> None:
     assert loaded(**tokenizer("a film", return_tensors="pt")).logits.shape == (1, 2)
     with pytest.raises(InputError, match=r"each word is a text of its own"):
         adalora_repro.run(["task=sst2"])
+    with pytest.raises(InputError, match=r"each setting is a word of its own"):
+        adalora_repro.run("task=sst2 method=lora")
     with pytest.raises(InputError, match=r"did you mean sst2"):
         adalora_repro.run("task=sst3")
     with pytest.raises(InputError, match=r"optim\.lr"):

@@ -195,7 +195,8 @@ def test_a_module_with_a_spec_or_a_report_is_a_report(
     (tmp_path / "count99.py").write_text(
         "from adalora_repro.reports.spec import Report\n"
         "def make(request):\n"
-        "    return f'{request.args.twice} {min(request.specs, key=len)}'.encode(), ['one was refused']\n"
+        "    request.refused.append('one was refused')\n"
+        "    return f'{request.args.twice} {min(request.specs, key=len)}'.encode()\n"
         "REPORT = Report('count99', 'counts', lambda parser: parser.add_argument('--twice'), make, reads='results')\n",
         encoding="utf-8",
     )

@@ -23,7 +23,6 @@ from conftest import (
     signal_after_step,
 )
 from programs import python
-from safetensors import SafetensorError
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.models import inject
@@ -239,12 +238,22 @@ def test_a_full_disk_costs_nothing_that_was_saved(
 
 def test_a_disk_that_is_full_when_the_model_is_kept(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
+        raise Exception("No space left on device (os error 28)")  # as tokenizers does
 
     monkeypatch.setattr(kept, "keep", full)
     done = tiny("task=sst2", "method=lora")
     assert (done.code, only_run().record.status) == (EXIT_BAD_INPUT, "running")
     assert "adalora-run: error: no space left in results/" in done.err
+
+
+def test_a_disk_that_fails_ends_the_run_in_one_line(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(path: Path, content: bytes) -> None:
+        raise OSError(errno.EIO, "Input/output error", path.name)
+
+    monkeypatch.setattr(run_record, "write_atomic", lost)
+    done = tiny("task=sst2", "method=lora")
+    assert done.code == EXIT_FAILED
+    assert done.err.splitlines()[-1].startswith("adalora-run: failed: [Errno 5] Input/output error: 'config.yaml'; ")
 
 
 def _no_space(handle: int) -> None:

@@ -91,6 +91,8 @@ method.t_f=-1 => method.t_f must be positive, not -1
 method.schedule=absolute => T=6 | t_i=6000 | t_f=22000 | t_i + t_f = 28000 | train.max_steps | method.schedule=scaled
 data=local => data=local needs data.dir=DIR | sst2/train.jsonl.gz
 data=local data.dir=missing => data.dir=missing: no such folder
+data=local data.dir=/etc/passwd => data.dir=/etc/passwd: a file; name its folder
+task=custom data=local => data=local needs data.dir=DIR, a folder with train.jsonl, .csv
 backbone=deberta-v3-base backbone.path=missing => missing is not a folder with a model
 task.stride=4 => task.stride is a setting of family squad, not of sst2 (family glue) | valid: classifier_dropout
 task.early_stopping=false => task.early_stopping is a setting of family summarization
@@ -112,6 +114,7 @@ method=peft_lora +method.options.bias=some => LoraConfig of HF PEFT:
 method=peft_lora method.size=rank => unknown method.size 'rank'
 method=ia3 +method.r=2 => method.r=2: IA3Config has one size here
 method=peft_adalora +method.score=magnitude => method.score: AdaLoRA of HF PEFT has importance only
+method=peft_adalora method.beta2=0 => method.beta1 and method.beta2 must be positive
 method=peft_adalora method.init_r=2 method.target_r=2 => method.init_r=2: AdaLoRA of HF PEFT needs more than target_r=2
 method=peft_adalora method.schedule=absolute => T=6 | T must exceed t_i + t_f
 method=peft_adalora budget.match=params budget.params=50 => budget.params must be at least 97
@@ -119,6 +122,7 @@ method=lora budget.params=5000 => budget.params=5000 needs budget.match=params
 method=lora budget.match=rank => unknown budget.match 'rank'; valid: label, params
 method=lora budget=0.6M budget.match=params budget.params=9000 => budget=0.6M and budget.params=9000 both say a size
 method=lora budget.match=params method.r=3 => method.r=3 and budget.match=params both choose the size
+method=rslora budget.match=params method.r=3 => method.r=3 and budget.match=params both choose the size
 budget.match=params method.target_r=3 => method.target_r=3 and budget.match=params both
 budget.match=params method.init_r=-2 => method.init_r must be positive, not -2
 method=lora budget.match=params budget.params=60 => 60 parameters are too few | budget.params must be at least 64

@@ -20,12 +20,13 @@ class SlowAllocator:
 
     def __init__(self, shapes: list[tuple[int, int, int]], beta1: float, beta2: float) -> None:
         self.shapes, self.beta1, self.beta2 = shapes, beta1, beta2
+        self.sensitivity: dict[tuple, float] = {}
         self.average: dict[tuple, float] = {}
         self.uncertainty: dict[tuple, float] = {}
 
     def update(self, weights: list[tuple[Matrix, list[float], Matrix]], grads: list) -> None:
         for key, w, g in self._entries(weights, grads):
-            sensitivity = abs(w * g)  # (8)
+            self.sensitivity[key] = sensitivity = abs(w * g)  # (8)
             mean = self.beta1 * self.average.get(key, 0.0) + (1 - self.beta1) * sensitivity  # (9)
             self.uncertainty[key] = self.beta2 * self.uncertainty.get(key, 0.0) + (1 - self.beta2) * abs(
                 sensitivity - mean
@@ -56,15 +57,36 @@ class SlowAllocator:
                     yield (k, "Q", i, j), Q[i][j], gQ[i][j]
 
 
-class SlowGradient(SlowAllocator):
+class SlowSensitivity(SlowAllocator):
+    """S of ``score=sensitivity``: (7) with s = I, (8)."""
+
+    def s(self, key: tuple) -> float:
+        return self.sensitivity[key]
+
+
+class SlowAverage(SlowAllocator):
+    """S of ``score=sensitivity`` in the released protocol: (7) with s = Ī, (9)."""
+
+    def s(self, key: tuple) -> float:
+        return self.average[key]
+
+
+class SlowGradient(SlowAverage):
     """S of ``score=gradient``: (7) with the average (9) of |g| in place of s; neither (8), nor (10), nor (11)."""
 
     def update(self, weights: list[tuple[Matrix, list[float], Matrix]], grads: list) -> None:
         for key, _, g in self._entries(weights, grads):
             self.average[key] = self.beta1 * self.average.get(key, 0.0) + (1 - self.beta1) * abs(g)
 
-    def s(self, key: tuple) -> float:
-        return self.average[key]
+
+class SlowMagnitude(SlowAllocator):
+    """S of ``score=magnitude``: |λ| of the weights of the step."""
+
+    def update(self, weights: list[tuple[Matrix, list[float], Matrix]], grads: list) -> None:
+        self.values = [E for _, E, _ in weights]
+
+    def scores(self) -> list[list[float]]:
+        return [[abs(value) for value in E] for E in self.values]
 
 
 def keep_exactly(scores: list[list[float]], budget: int) -> list[list[bool]]:

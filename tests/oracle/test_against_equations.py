@@ -36,14 +36,16 @@ def as_lists(layers: dict[str, nn.Module], grad: bool = False) -> list:
     ]
 
 
-CASES = {
-    "importance": (SVDLinear, slow_adalora.SlowAllocator),
-    "gradient": (SVDLinear, slow_adalora.SlowGradient),
-    "doublets": (LoRALinear, slow_adalora.SlowAllocator),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("score", "kind", "slow_kind"),
+    [
+        ("importance", SVDLinear, slow_adalora.SlowAllocator),
+        ("sensitivity", SVDLinear, slow_adalora.SlowSensitivity),
+        ("gradient", SVDLinear, slow_adalora.SlowGradient),
+        ("magnitude", SVDLinear, slow_adalora.SlowMagnitude),
+        ("importance", LoRALinear, slow_adalora.SlowAllocator),
+    ],
+)
 @settings(max_examples=25)
 @given(
     seed=st.integers(0, 1000),
@@ -54,13 +56,11 @@ CASES = {
     # 0 makes every uncertainty 0, hence every score equal: ties go to the first triplets
     betas=st.tuples(*[st.sampled_from([0.0, 0.3, 0.85, 0.95])] * 2),
 )
-def test_paper_protocol_equals_algorithm_1(case, seed, t_i, t_f, delta_t, b_T, betas):
-    kind, slow_kind = CASES[case]
+def test_paper_protocol_equals_algorithm_1(score, kind, slow_kind, seed, t_i, t_f, delta_t, b_T, betas):
     layers, slow = make_layers(seed, kind), slow_kind(SHAPES, *betas)
     parameters = [p for layer in layers.values() for p in trained(layer).values()]
     optimizer = torch.optim.AdamW(parameters, lr=0.05)
     steps = 12
-    score = "gradient" if case == "gradient" else "importance"
     allocator = RankAllocator(layers, BudgetSchedule(TOTAL, b_T, t_i, t_f, steps), delta_t, *betas, score=score)
     fixed = None
     for t in range(steps):
@@ -90,14 +90,17 @@ def test_paper_protocol_equals_algorithm_1(case, seed, t_i, t_f, delta_t, b_T, b
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_gradient_scores_of_the_released_protocol_freeze_with_the_averages(seed):
+@pytest.mark.parametrize(
+    ("score", "slow_kind"), [("gradient", slow_adalora.SlowGradient), ("sensitivity", slow_adalora.SlowAverage)]
+)
+def test_averaged_scores_of_the_released_protocol_freeze(score, slow_kind, seed):
     """Masks at t > t_i every delta_t steps and after T - t_f; what comes from T - t_f on enters no score."""
     layers, steps, t_i, t_f, delta_t, b_T = make_layers(seed), 12, 2, 4, 3, 5
     parameters = [p for layer in layers.values() for p in trained(layer).values()]
     optimizer = torch.optim.AdamW(parameters, lr=0.05)
     schedule = BudgetSchedule(TOTAL, b_T, t_i, t_f, steps)
-    allocator = RankAllocator(layers, schedule, delta_t, score="gradient", protocol="released")
-    slow = slow_adalora.SlowGradient(SHAPES, 0.85, 0.85)
+    allocator = RankAllocator(layers, schedule, delta_t, score=score, protocol="released")
+    slow = slow_kind(SHAPES, 0.85, 0.85)
     masks = 0
     for t in range(steps):
         for p in parameters:

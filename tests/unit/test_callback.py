@@ -153,10 +153,14 @@ def test_an_evaluation_before_a_resumed_step_sees_the_budget(tmp_path: Path) -> 
 
 def test_what_the_callback_cannot_do_is_refused(tmp_path: Path) -> None:
     model, layers = model_of()
+    with pytest.raises(ValueError, match="t_f must be at least 1"):
+        AdaLoRACallback(layers, **SCHEDULE | {"t_f": 0})
     with pytest.raises(ValueError, match="max_grad_norm must be 0"):
         AdaLoRACallback(layers, **SCHEDULE, max_grad_norm=-1.0)
     with pytest.raises(ValueError, match=r"max_grad_norm=0\) and AdaLoRACallback\(max_grad_norm=1\)"):
         trainer(tmp_path, model, AdaLoRACallback(layers, **SCHEDULE), max_grad_norm=1.0).train()
+    with pytest.raises(TypeError, match="'protocol'"):  # R, and when triplets are scored, are those of the paper
+        trainer(tmp_path, model, AdaLoRACallback(layers, **SCHEDULE, protocol="released")).train()
     saving = {"save_strategy": "steps", "save_steps": 6}
     best = {**saving, "eval_strategy": "steps", "eval_steps": 6, "load_best_model_at_end": True}
     with pytest.raises(ValueError, match="load_best_model_at_end"):

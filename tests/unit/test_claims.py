@@ -134,7 +134,8 @@ def test_the_released_protocol_is_a_line_of_its_own() -> None:
 def test_cells_of_several_backbones_and_unlike_training_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = [*runs({"adalora": ADALORA}, total_steps=50), *runs({"lora": LORA})]
+    data = [{"source": "local", "rows_sha256": {"train": digest * 64}} for digest in "ab"]
+    records = [*runs({"adalora": ADALORA}, total_steps=50, data=data[0]), *runs({"lora": LORA}, data=data[1])]
     records += runs({"adalora": ADALORA, "lora": LORA}, data="sample")
     records += runs({"pfeiffer": (0.9,)}, settings={"method.revision": 1})
     for _, record in records:
@@ -143,7 +144,10 @@ def test_cells_of_several_backbones_and_unlike_training_are_named(
     shown, refused = capsys.readouterr()
     assert "minilm local cola 0.3M   lora  " in shown
     assert "minilm sample cola 0.3M  lora  " in shown
-    unlike = "- Trained differently (total_steps 50, 100): minilm local cola 0.3M LoRA, minilm local cola 0.3M best"
+    unlike = (
+        "- Trained differently (total_steps 50, 100; rows of train (SHA-256) aaaaaaaa, bbbbbbbb): minilm local cola "
+        "0.3M LoRA, minilm local cola 0.3M best"
+    )
     assert unlike in " ".join(shown.split())
     assert "earlier definition of 'pfeiffer'" in refused
 
@@ -158,6 +162,12 @@ def test_the_papers_difference_is_at_the_same_rank_of_lora() -> None:
     line = lines(records)["lora"]
     assert (line.paper_budget, line.paper_difference) == ("0.3M", pytest.approx(70.04 - 68.71))
     assert lines(records)["best baseline"].paper_difference == pytest.approx(70.04 - 69.06)  # Pfeiffer adapters
+
+
+def test_budgets_come_in_the_order_of_their_size() -> None:
+    sizes = ["0.3M", "params9000", "params83000"]
+    records = [one for size in sizes for one in runs({"adalora": ADALORA, "lora": LORA}, budget=size)]
+    assert claims.claims_of(frame_of(records, checkpoints=["final"])).budget.drop_duplicates().tolist() == sizes
 
 
 def test_the_primary_metric_of_the_papers_columns() -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from fake_records import make
 
-from adalora_repro.cli import slurm
 from adalora_repro.cli.report import main as report
 from adalora_repro.errors import EXIT_OK, InputError
-from adalora_repro.records import run_record
+from adalora_repro.records import run_record, slurm
 
 RESULTS = Path("results")
 Squeue = Callable[[str], None]

@@ -294,8 +294,9 @@ def report(results: Path, *words: str) -> str:
     table15.add_arguments(parser)
     add_out(parser)
     form = [] if "--format" in words else ["--format", "markdown"]
-    text, refused = table15.REPORT.make(Request(parser.parse_args([*words, *form]), {}, results))
-    assert not refused
+    request = Request(parser.parse_args([*words, *form]), {}, results)
+    text = table15.REPORT.make(request)
+    assert not request.refused
     return text
 
 

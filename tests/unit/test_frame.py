@@ -49,6 +49,9 @@ def test_an_empty_folder_is_an_empty_frame_with_all_columns(tmp_path: Path) -> N
     assert runs[runs.shown].groupby(["task", "method"]).score.mean().empty
     with pytest.raises(InputError, match="no folder 'nowhere'"):
         adalora_repro.frame("nowhere")
+    save(tmp_path, make())
+    with pytest.raises(InputError, match="holds no runs/"):
+        adalora_repro.frame(tmp_path / "runs")
 
 
 def test_the_example_of_the_docstring_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,8 @@ def test_scopes_are_never_mixed_and_the_paper_s_backbone_comes_first(made: Built
     articles = re.findall(r"<article.*?</article>", text, re.DOTALL)
     assert ["minilm, local data" in one for one in articles] == [False, True]
     assert [("87.65" in one, ">32.00" in one) for one in articles] == [(True, False), (False, True)]
+    alone = re.findall(r"Backbone ([\w-]+);[^<]*the paper(?:'|&#x27;)s numbers alone", articles[1])
+    assert set(alone) == {"deberta-v3-base", "bart-large"}
 
 
 def test_a_number_of_a_table_leads_to_the_runs_that_it_is_the_mean_of(made: Built) -> None:

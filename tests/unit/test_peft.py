@@ -256,14 +256,24 @@ def test_initial_values_that_peft_would_change_are_refused(init: str) -> None:
         loaded("LoraConfig", size="r", r=2, options={"init_lora_weights": init})
 
 
+def bert() -> Any:
+    config = transformers.BertConfig(
+        hidden_size=32, num_attention_heads=4, intermediate_size=64, num_hidden_layers=1, vocab_size=50
+    )
+    return transformers.BertForSequenceClassification(config).eval()
+
+
+def test_modules_that_peft_fills_in_and_could_not_load_are_refused() -> None:
+    model = bert()
+    with pytest.raises(InputError, match="`feedforward_modules` should be a subset of `target_modules`"):
+        loaded("IA3Config").inject(model, find_sites(model))
+
+
 @pytest.mark.parametrize("tuner", ["LoKrConfig", "HRAConfig", "FourierFTConfig", "RandLoraConfig", "LNTuningConfig"])
 def test_another_tuner_of_peft_is_a_yaml_alone(tuner: str) -> None:
     """Its file would hold what ``loaded`` says."""
     size = {"FourierFTConfig": {"options": {"n_frequency": 10}}, "LNTuningConfig": {}}.get(tuner, {"size": "r", "r": 4})
-    config = transformers.BertConfig(
-        hidden_size=32, num_attention_heads=4, intermediate_size=64, num_hidden_layers=1, vocab_size=50
-    )
-    model = transformers.BertForSequenceClassification(config).eval()
+    model = bert()
     method = loaded(tuner, **size)
     method.inject(model, find_sites(model))
     counts = inject.count_trained(model)

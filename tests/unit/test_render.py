@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adalora_repro.cli.report import discover
+from adalora_repro.errors import clean
 from adalora_repro.reports import render
 from adalora_repro.reports.cells import Table
 from adalora_repro.reports.notes import commands_of
@@ -195,6 +196,7 @@ def test_latex_text_holds_no_live_special_character(text: str) -> None:
     bare = unescaped_latex(render.escape_latex(text).replace("$\\pm$", ""))
     assert not set("%#_~^$&\\") & set(bare)
     assert bare.count("{") == bare.count("}")
+    assert bare.count("?") == clean(text).count("?")
 
 
 # --- LaTeX as pdfLaTeX takes it, and in the paper's layout ------------------------------------------------------------

@@ -16,8 +16,8 @@ def test_what_cannot_be_averaged_is_kept_apart(tmp_path: Path, capsys: pytest.Ca
     assert main(["runs", "--results", str(tmp_path), "--format", "csv"]) == 0
     shown, refused = capsys.readouterr()
     assert shown.splitlines()[1:] == [
-        "minilm,local,cola,lora,paper,0.3M,0.001,matthews_correlation,50.0,0.0,2,,0",
-        "minilm,sample,cola,lora,paper,0.3M,0.001,matthews_correlation,50.0,,1,60.0,0",
+        "minilm,local,cola,lora,paper,0.3M,0.001,matthews_correlation,50.0,0.0,2,,0,",
+        "minilm,sample,cola,lora,paper,0.3M,0.001,matthews_correlation,50.0,,1,60.0,0,",
     ]
     assert "earlier definition of 'pfeiffer'" in refused
 
@@ -30,12 +30,16 @@ def test_runs_are_grouped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     words = ["runs", "--results", str(tmp_path)]
     assert main([*words, "--by", "method,train.epochs,method", "--format", "csv"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "method,train.epochs,metric,mean,sd,n,held_out,degenerate",
-        "lora,3.0,matthews_correlation,40.0,,1,,0",
-        "lora,4.0,matthews_correlation,50.0,,1,,0",
-        "mine,3.0,matthews_correlation,60.0,,1,,0",
+        "method,train.epochs,metric,mean,sd,n,held_out,degenerate,differ",
+        "lora,3.0,matthews_correlation,40.0,,1,,0,",
+        "lora,4.0,matthews_correlation,50.0,,1,,0,",
+        "mine,3.0,matthews_correlation,60.0,,1,,0,",
     ]
     assert main([*words, "--by", "method"]) == 0
     shown = capsys.readouterr().out
-    assert "lora    matthews_correlation  45.00 ± 7.07 (2)" in shown
+    assert "lora    matthews_correlation  45.00 ± 7.07 (2)†" in shown
+    assert "mine    matthews_correlation  60.00 (1) " in shown
+    assert "- † The runs of the line differ in settings: train.epochs. --by" in shown
     assert "checkpoint final; 3 finished runs" in shown
+    assert main([*words, "--by", "degenerate"]) == 2  # a column of the table itself
+    assert "unknown name in --by 'degenerate'" in capsys.readouterr().err

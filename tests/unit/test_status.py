@@ -35,22 +35,21 @@ def running(**progress: Any) -> RunRecord:
     ],
 )
 def test_running_means_heard_of_and_alive(progress: dict[str, Any], alive: bool | None, expected: str) -> None:
-    state = status.state_of(Path("x"), running(**progress), NOW, "here", lambda folder: alive)
-    assert state.status == expected
+    assert status.as_seen(Path("x"), running(**progress), NOW, "here", lambda folder: alive).status == expected
     for word in ("ok", "failed", "cancelled"):  # these are what they say
         ended = make(status=word, progress=running(**progress).progress)
-        assert status.state_of(Path("x"), ended, NOW, "here", lambda folder: alive).status == word
+        assert status.as_seen(Path("x"), ended, NOW, "here", lambda folder: alive).status == word
 
 
 def test_a_run_of_this_host_lives_as_long_as_its_lock(tmp_path: Path) -> None:
     """Its process id says nothing: after a restart, or in a container, another process may have it."""
     path, record = tmp_path / "metrics.json", running(pid=os.getpid())
-    assert status.state_of(path, record, NOW, "here").status == "interrupted"
+    assert status.as_seen(path, record, NOW, "here").status == "interrupted"
     lock = Lock(tmp_path)
     lock.take(print)
-    assert status.state_of(path, record, NOW + 601, "here").status == "running"
+    assert status.as_seen(path, record, NOW + 601, "here").status == "running"
     lock.release()
-    assert status.state_of(path, record, NOW, "here").status == "interrupted"
+    assert status.as_seen(path, record, NOW, "here").status == "interrupted"
 
 
 def test_time_left() -> None:
@@ -58,7 +57,7 @@ def test_time_left() -> None:
     cases = [(timed, 0, 200), (timed, 50, 150), (timed, -50, 200), (running(), 0, None)]  # -50: a clock was ahead
     cases += [(replace(timed, progress={"updated": NOW}), 0, None)]
     for record, later, left in cases:
-        assert status.seconds_left(status.State(Path("x"), record, "running"), NOW + later) == left
+        assert status.seconds_left(record, NOW + later) == left
 
 
 def test_status_shows_each_state_once() -> None:

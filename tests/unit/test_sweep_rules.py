@@ -97,6 +97,7 @@ def tried(folder: Path, scores: dict[str, float | None], held_out: dict[str, flo
         ({"1e-4": 0.4, "1e-3": 0.6, "1e-2": None}, None, Choice("1e-3", "the best of 2 (2 of 3 ")),
         ({"1e-4": 0.6, "1e-3": 0.6, "1e-2": 0.6}, None, Choice("1e-4", "the best of 3", beyond="1e-5")),
         ({"2e-5": 0.6, "5e-5": 0.5}, None, Choice("2e-5", "the best of 2", beyond="8e-6")),
+        ({"1e-3": 0.5, "1.01e-3": 0.6}, None, Choice("1.01e-3", "the best of 2", beyond="1.02e-3")),
         (
             {"1e-4": 0.4, "1e-3": 0.5, "1e-2": 0.6},
             {"1e-4": 0.1, "1e-3": 0.3, "1e-2": 0.2},

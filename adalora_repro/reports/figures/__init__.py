@@ -1,1 +1,1 @@
-"""The paper's figures, one module each."""
+"""Figures, one module each: the paper's, and others."""

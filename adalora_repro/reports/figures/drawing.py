@@ -150,16 +150,15 @@ def report_of(name: str, title: str, figure_of: Callable[..., Figure], of_runs: 
             parser.add_argument("runs", nargs="*", metavar="RUN", help=words)
         add_format(parser, FORMATS)
 
-    def make(request: Request) -> tuple[str | bytes, list[str]]:
+    def make(request: Request) -> str | bytes:
         args = request.args
-        form = form_of(args.format, args.out, FORMATS)
-        records, refused = request.read
+        form, records = form_of(args.format, args.out, FORMATS), request.records
         runs = [[read_run(one, "final") for one in args.runs]] if of_runs else []
         wish = Scope("", "", args.protocol, results=request.results)
         scope = choose_scope(PAPER_BACKBONE, [record for _, record in records], args.backbone, args.data, wish)
         every = frame_of(records, checkpoints=["final"])
-        made = figure(every, scope, *runs)
-        return render(made, form), [*refused, *refusals(every)]
+        request.refused.extend(refusals(every))
+        return render(figure(every, scope, *runs), form)
 
     def section(runs: pd.DataFrame, scope: Scope) -> str:
         made = figure(runs, scope)

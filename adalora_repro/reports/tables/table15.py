@@ -29,7 +29,7 @@ from adalora_repro.reports.spec import (
     official_epochs,
     paper_rows,
 )
-from adalora_repro.reports.text import NONE, fixed, number, plural
+from adalora_repro.reports.text import NONE, by_size, fixed, number, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,25 +77,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--notes", action="store_true", help="print all notes and commands in text output too")
 
 
-def make(request: Request) -> tuple[str, list[str]]:
+def read(request: Request) -> list[Record]:
+    records, refused = cost_record.read_all(request.results)
+    request.refused.extend(refused)
+    return records
+
+
+def make(request: Request) -> str:
     args = request.args
-    form = form_of(args.format, args.out, FORMATS)
-    records, refused = request.costs
+    form, records = form_of(args.format, args.out, FORMATS), read(request)
     backbone = args.backbone or default_backbone(record.key["backbone"] for _, record in records)
     lines = lines_of(records, backbone, request.results, args.only_filled)
     if form == "csv":
-        return to_csv(lines[FIELDS]), refused
+        return to_csv(lines[FIELDS])
     sheet = sheet_of(lines, backbone, [] if args.only_filled else commands_of(lines, request.results))
-    return render_sheet(texts_sheet(sheet, form), form, args.notes), refused
+    return render_sheet(texts_sheet(sheet, form), form, args.notes)
 
 
-def common(request: Request) -> tuple[str, list[str]]:
+def common(request: Request) -> str:
     """For the page of all reports: every backbone that was measured."""
-    (records, refused), results = request.costs, request.results
-    parts = []
+    records, parts = read(request), []
     for backbone in sorted({record.key["backbone"] for _, record in records}):
-        parts.append(html_part(sheet_of(lines_of(records, backbone, results, only_filled=True), backbone, [])))
-    return "\n".join(parts), refused
+        lines = lines_of(records, backbone, request.results, only_filled=True)
+        parts.append(html_part(sheet_of(lines, backbone, [])))
+    return "\n".join(parts)
 
 
 REPORT = Report("table15", TITLE, add_arguments, make, reads="results", common=common)
@@ -166,7 +171,8 @@ def lines_of(records: Sequence[Record], backbone: str, results: Path, only_fille
     ]
     frame.loc[gaps, "command"] = pd.Series(fills, index=frame.index[gaps], dtype=object)
     cells = list(dict.fromkeys(zip(paper.task, paper.budget, strict=True)))
-    cells += sorted({*zip(frame.task, frame.budget, strict=True)} - {*cells})
+    others = {*zip(frame.task, frame.budget, strict=True)} - {*cells}
+    cells += sorted(others, key=lambda cell: (cell[0], by_size(cell[1])))
     methods = [*METHODS, *sorted({*frame.method} - {*METHODS})]
     frame = frame.assign(
         table=REPORT.name,
