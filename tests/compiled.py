@@ -1,7 +1,5 @@
 """Tables compiled from records that were never trained."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Being here puts ``tests/`` on the import path: helpers that several tests share lie beside this file."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import sys

@@ -1,7 +1,5 @@
 """Records as the training side writes them, without training."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,8 @@ METRICS = GLUE | PERCENT
 PRIMARY = {"squad": "f1", "squad_v2": "f1", "xsum": "rouge2", "cnn_dailymail": "rouge2"}
 
 
-def make(score: float | dict[str, float] = 0.5, **changes: Any) -> RunRecord:
-    """A finished run. ``score`` is of every metric or by name, in the task's unit.
+def make(score: float | dict[str, float] = 0.5, held_out: float | None = None, **changes: Any) -> RunRecord:
+    """A finished run. ``score`` is of every metric or by name, in the task's unit; ``held_out`` of the primary metric.
 
     Keyword arguments change the key or the record.
     """
@@ -65,6 +63,8 @@ def make(score: float | dict[str, float] = 0.5, **changes: Any) -> RunRecord:
         data={"source": "local", "rows": {"train": 8551, "validation": 1043}},
         settings={"optim.lr": key["lr"], "seed": key["seed"]} | present(key["method"]),
     )
+    if held_out is not None:
+        record.final["holdout"] = {record.primary_metric: held_out}
     for name, value in changes.items():
         if not hasattr(record, name):
             raise TypeError(name)

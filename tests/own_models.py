@@ -1,7 +1,5 @@
 """Tiny models with random weights, one of each model type, saved with a tokenizer of bytes like a user's model."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import Any

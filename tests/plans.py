@@ -1,8 +1,6 @@
 """Plans of runs by their words. Files are composed once; single values are set afterwards, which takes a tenth of the
 time. Needs the fixture ``hydra``."""
 
-from __future__ import annotations
-
 import copy
 import functools
 

@@ -1,7 +1,5 @@
 """Python in processes of its own, with this project or with a copy of it that may be written to."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

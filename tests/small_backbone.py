@@ -1,8 +1,6 @@
 """A small model with the files of microsoft/deberta-v3-base: a half-precision .bin with the head of its pretraining,
 config.json, spm.model and tokenizer_config.json."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

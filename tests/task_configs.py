@@ -1,7 +1,5 @@
 """Configurations of tasks as Hydra composes them, but without the rest of conf/; real data where there are some."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import gzip
@@ -20,7 +18,19 @@ from adalora_repro.errors import InputError
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml") if OmegaConf.load(path).task.get("hub"))
-GLUE = ("mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb")
+#: settings of a run that takes a second; T = 6 optimizer steps
+TINY = (
+    "backbone=tiny-bert",
+    "task.max_length=32",
+    "data=sample",
+    "data.sample_rows=64",
+    "data.sample_validation_rows=32",
+    "train.batch_size=8",
+    "train.max_steps=6",
+    "train.log_steps=2",
+    "train.device=cpu",
+    "method.schedule=scaled",
+)
 
 REAL_DATA = Path(os.environ.get("ADALORA_TEST_DATA", ROOT.parent / "shared" / "data"))
 needs_real_data = pytest.mark.skipif(
@@ -31,16 +41,13 @@ needs_real_data = pytest.mark.skipif(
 def task_yaml(task: str) -> DictConfig:
     """The task's file without its defaults list, which is Hydra's (``backbone`` for summarization)."""
     values = OmegaConf.load(CONF / "task" / f"{task}.yaml")
-    assert isinstance(values, DictConfig)
     values.pop("defaults", None)
     return values
 
 
 @functools.cache
 def _over_schema(task: str) -> DictConfig:
-    cfg = OmegaConf.merge(OmegaConf.structured(Config), task_yaml(task))
-    assert isinstance(cfg, DictConfig)
-    return cfg
+    return OmegaConf.merge(OmegaConf.structured(Config), task_yaml(task))
 
 
 def task_config(task: str, source: str = "sample", **options: Any) -> DictConfig:

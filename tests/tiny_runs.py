@@ -1,7 +1,5 @@
 """A run of a tiny model that is built and not started, so that a test can make its steps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +53,7 @@ def gradients_of(run: RunState) -> list[dict[str, Tensor]]:
         gradients.append({name: p.grad.clone() for name, p in trained if p.grad is not None})
         before_update(t)
 
-    run.method.before_update = look  # type: ignore[method-assign]
+    run.method.before_update = look
     return gradients
 
 

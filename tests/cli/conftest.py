@@ -1,7 +1,5 @@
 """adalora-run in this process: importing torch and transformers once, not once per test."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -17,27 +15,14 @@ from huggingface_hub import constants
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from task_configs import TINY
 
 from adalora_repro.cli import model, run
-from adalora_repro.errors import EXIT_BAD_INPUT
+from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
 from adalora_repro.records import run_record
 from adalora_repro.training import loop
 
 ROOT = Path(run.__file__).parents[2]
-
-#: settings of a run that takes a second; T = 6 optimizer steps
-TINY = [
-    "backbone=tiny-bert",
-    "task.max_length=32",
-    "data=sample",
-    "data.sample_rows=64",
-    "data.sample_validation_rows=32",
-    "train.batch_size=8",
-    "train.max_steps=6",
-    "train.log_steps=2",
-    "train.device=cpu",
-    "method.schedule=scaled",
-]
 
 
 @dataclass
@@ -51,6 +36,12 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
+
+
+def ok(done: Outcome) -> Outcome:
+    """What a command left behind that succeeded."""
+    assert done.code == EXIT_OK, (done.out, done.err)
+    return done
 
 
 def refused(done: Outcome) -> str:

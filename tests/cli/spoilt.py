@@ -1,7 +1,5 @@
 """A run in a forked process that something happens to. It imports no conftest: in a child another has that name."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
@@ -79,7 +77,7 @@ class SignalInStep:
                 os.kill(os.getpid(), self.signum)
             return loss(task, model, batch)
 
-        glue.Task.loss = signalled  # type: ignore[method-assign]
+        glue.Task.loss = signalled
 
 
 def unspoilt() -> None:

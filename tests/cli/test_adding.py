@@ -1,7 +1,5 @@
 """docs/adding.md: its files and commands, and what completes a command line."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -10,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, Cli, only_run
+from conftest import ROOT, TINY, Cli, ok, only_run
 
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
@@ -33,16 +31,14 @@ def written(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_prints_its_plan(command: str, written: Cli) -> None:
-    done = written(*shlex.split(command))
-    assert done.code == EXIT_OK, done.err
+    done = ok(written(*shlex.split(command)))
     assert (
         "method=lora_fa" if "-m" not in command else "rte lora_fa"
     ) in done.out or "experiment/mine.yaml" in done.out
 
 
 def test_a_method_of_another_folder_trains_and_is_reported(written: Cli, capsys: pytest.CaptureFixture[str]) -> None:
-    done = written("--config-dir=my_conf", "task=rte", "method=lora_fa", "budget=0.3M", *TINY)
-    assert done.code == EXIT_OK, done.err
+    ok(written("--config-dir=my_conf", "task=rte", "method=lora_fa", "budget=0.3M", *TINY))
     run = only_run()
     assert run.record.key["method"] == "lora_fa"
     assert run.record.params["method"] == 2 * 2 * (4 * 32 + 64 + 32)  # B alone: layers, rank, d_out

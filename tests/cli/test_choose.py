@@ -1,7 +1,5 @@
 """adalora-report choose: the learning rate of each cell, and the file that keeps it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

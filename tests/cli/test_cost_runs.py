@@ -1,16 +1,14 @@
 """adalora-run measure=cost from the command line: two methods in turn, alone, refused, interrupted."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Cli, at_call, ok
 
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED
@@ -19,12 +17,11 @@ from adalora_repro.records import cost_record
 from adalora_repro.tasks.glue import Task
 from adalora_repro.training import cost
 
-Tiny = Callable[..., Any]
 COST = ["measure=cost", "task=sst2", "method=adalora", "budget=0.3M", "train.max_steps=40", "cost.steps=4"]
 
 
 @pytest.fixture
-def quick(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+def quick(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """``tiny`` without the processes that measure memory."""
     monkeypatch.setattr(cost, "peak_of", lambda plan, batches, device: {"peak": 10**9, "of": "resident set"})
 
@@ -43,7 +40,7 @@ def only_record() -> cost_record.CostRecord:
 
 
 @pytest.mark.slow
-def test_two_methods_in_turn(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_methods_in_turn(tiny: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     done = tiny(*COST, "backbone=tiny-deberta", "train.precision=bf16", "train.grad_accumulation=2", "method.gamma=0.2")
     assert done.code == EXIT_OK, done.err
     assert "adalora / lora: " in done.out
@@ -69,9 +66,8 @@ def test_two_methods_in_turn(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> 
     assert "  ours  " in capsys.readouterr().out
 
 
-def test_alone(quick: Tiny) -> None:
-    done = quick("cost.against=null")
-    assert done.code == EXIT_OK, done.err
+def test_alone(quick: Cli) -> None:
+    done = ok(quick("cost.against=null"))
     assert done.beginning.startswith("sst2 adalora 0.3M on tiny-bert, seed 0, data=sample\ncpu (")
     record = only_record()
     assert record.ratio is None
@@ -79,7 +75,7 @@ def test_alone(quick: Tiny) -> None:
     assert all(len(pair["seconds"]) == 1 for pair in record.pairs)
 
 
-def test_any_method_beside_any_other(quick: Tiny) -> None:
+def test_any_method_beside_any_other(quick: Cli) -> None:
     """Options of the one are not the other's; what they share is."""
     done = quick(
         "method=adalora", "cost.against=bitfit", "method.delta_t=2", "method.layers=[0]", "train.padding=max_length"
@@ -92,7 +88,7 @@ def test_any_method_beside_any_other(quick: Tiny) -> None:
     assert all(pair["padded_tokens"] == 8 * 32 for pair in record.pairs)
 
 
-def test_both_step_on_the_same_batches(quick: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_step_on_the_same_batches(quick: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
     plain = Task.loss
     monkeypatch.setattr(
@@ -103,34 +99,31 @@ def test_both_step_on_the_same_batches(quick: Tiny, monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(first, second) for first, second in zip(seen[::2], seen[1::2], strict=True))
 
 
-def test_random_weights_need_no_network(quick: Tiny) -> None:
+def test_random_weights_need_no_network(quick: Cli) -> None:
     sizes = ("d_model=32", "encoder_layers=1", "decoder_layers=1", "encoder_ffn_dim=32", "decoder_ffn_dim=32")
     words = [f"backbone.architecture.{size}" for size in sizes]
     words += ["backbone=bart-large", "task=xsum", "budget=0.26%", "backbone.weights=random", "cost.steps=2"]
-    done = quick(*words, "cost.warmup_steps=0")
-    assert done.code == EXIT_OK, done.err
+    ok(quick(*words, "cost.warmup_steps=0"))
     record = only_record()
     assert record.key["weights"] == "random"
     assert record.key["tokenizer"] in (WORD_PIECES, "bytes")
 
 
-def test_dry_run_shows_both_and_leaves_nothing(quick: Tiny) -> None:
-    done = quick("dry_run=true")
-    assert done.code == EXIT_OK, done.err
+def test_dry_run_shows_both_and_leaves_nothing(quick: Cli) -> None:
+    done = ok(quick("dry_run=true"))
     assert "folder: results/cost/tiny-bert/sst2/0.3M/adalora-lora-fp32-drawn-random\n" in done.out
     assert "beside: lora 0.3M, 1,792 parameters; 3 + 4 steps of each" in done.out
     assert not Path("results").exists()
 
 
-def test_a_sweep_of_measurements(quick: Tiny) -> None:
-    done = quick("-m", "method.gamma=0.1,0.2", "cost.steps=1", "cost.warmup_steps=0")
-    assert done.code == EXIT_OK, done.err
+def test_a_sweep_of_measurements(quick: Cli) -> None:
+    done = ok(quick("-m", "method.gamma=0.1,0.2", "cost.steps=1", "cost.warmup_steps=0"))
     assert "sweep: 2 done" in done.out
     assert "report: adalora-report table15 " in done.out
     assert len(list(Path("results/cost").rglob("cost.json"))) == 2
 
 
-def test_several_processes_are_refused(quick: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_are_refused(quick: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     done = quick()
@@ -138,34 +131,25 @@ def test_several_processes_are_refused(quick: Tiny, monkeypatch: pytest.MonkeyPa
     assert "measure=cost measures one process" in done.err
 
 
-def test_interrupted_leaves_nothing(quick: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, steps = cost.step, []
-
-    def stopped(*args: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return plain(*args)
-
-    monkeypatch.setattr(cost, "step", stopped)
+def test_interrupted_leaves_nothing(quick: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = at_call(monkeypatch, cost, "step", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     done = quick()
     assert done.code == EXIT_TERMINATED
     assert "nothing is filed" in done.err
-    assert len(steps) == 3
+    assert steps == [3]
     assert not Path("results").exists()
 
 
-def test_without_memory_the_times_are_kept(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_the_times_are_kept(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest batch may not fit, which a process of its own finds out."""
     monkeypatch.setattr(cost.sys, "executable", shutil.which("false"))
-    done = tiny(*COST)
-    assert done.code == EXIT_OK, done.err
+    done = ok(tiny(*COST))
     assert "peak memory of adalora is not measured: its process ended with code 1" in done.err
     assert all(method["peak_memory"] is None for method in only_record().methods.values())
     assert report.main(["table15", "--only-filled"]) == EXIT_OK
 
 
-def test_results_that_cannot_be_written(quick: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_that_cannot_be_written(quick: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 

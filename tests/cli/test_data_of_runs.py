@@ -1,7 +1,5 @@
 """Runs and their data: T from good examples and from windows, held-out rows, one prediction for all, other files."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -9,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, Run, after_step, files_below, find_runs, only_run, signal_after_step
+from conftest import Cli, Run, after_step, files_below, find_runs, ok, only_run, signal_after_step
 from omegaconf import OmegaConf
 from task_configs import write_jsonl
 
@@ -90,7 +88,6 @@ def test_the_settings_of_the_record_are_those_the_loop_used(
     assert {name: OmegaConf.select(written, name) for name in record.settings} == record.settings
     rates = [line["lr"] / record.key["lr"] for line in run.steps]  # what the next step takes
     assert rates == pytest.approx([min(t / 5, (16 - t) / 11) for t in range(1, 17)])
-    assert record.budget is not None
     assert [record.budget[name] for name in ("t_i", "t_f", "delta_t")] == [2, 7, 2]
     for name in record.settings:
         used = OmegaConf.select(state.plan.cfg, name, default=None)
@@ -113,8 +110,7 @@ def local_rows(rows: dict[str, list[Any]]) -> list[str]:
 
 def test_windows_make_the_steps_of_an_epoch(tiny: Cli) -> None:
     words = ("task=squad_v2", *WINDOWS, "data.sample_rows=24", "method=adalora", "budget=0.08%")
-    done = tiny(*words, "train.max_steps=null", "train.epochs=2", "eval.max_examples=1")
-    assert done.code == EXIT_OK, done.err
+    done = ok(tiny(*words, "train.max_steps=null", "train.epochs=2", "eval.max_examples=1"))
     record = only_run().record
     windows = record.data["windows"]["train"]
     steps = 2 * -(-windows // 8)
@@ -143,8 +139,7 @@ def test_bad_rows_stop_a_run_or_are_counted(tiny: Cli, monkeypatch: pytest.Monke
     )
     assert [path.name for path in Path().iterdir()] == ["data"]
     for results in ("first", "second"):  # the second reads the cache
-        done = tiny(*command, "data.skip_invalid=true", "train.max_steps=1", f"results.dir={results}")
-        assert done.code == EXIT_OK, done.err
+        done = ok(tiny(*command, "data.skip_invalid=true", "train.max_steps=1", f"results.dir={results}"))
         train, validation = (line for line in done.err.splitlines() if "left out" in line)
         assert train.startswith("squad_v2 train: 2 bad row(s) left out (data.skip_invalid=true): data/squad_v2/train")
         record = only_run(results).record
@@ -168,8 +163,7 @@ def test_the_best_checkpoint_is_that_of_the_held_out_split(tiny: Cli, monkeypatc
 
     monkeypatch.setattr(evaluate, "evaluate", evaluation)
     command = ("task=sst2", "method=lora", "train.eval_steps=2")
-    done = tiny(*command, "data.holdout=4")
-    assert done.code == EXIT_OK, done.err
+    done = ok(tiny(*command, "data.holdout=4"))
     assert "; held out: accuracy 0.6000  (" in done.out
     assert only_run().record.best == {"metrics": {"accuracy": 0.8}, "holdout": {"accuracy": 0.7}, "step": 4}
     assert tiny(*command, "results.dir=without").code == EXIT_OK

@@ -1,9 +1,6 @@
 """What docs/faults.md lists: killed, full, damaged, removed, shared, with a wrong clock, and nothing is lost."""
 
-from __future__ import annotations
-
 import multiprocessing
-import os
 import re
 import shutil
 import signal
@@ -25,9 +22,9 @@ from conftest import (
     after_step,
     files_below,
     find_runs,
+    ok,
     only_run,
     require_same,
-    signal_after_step,
 )
 from programs import python
 from spoilt import SignalInStep, SignalInWrite, in_child, unspoilt
@@ -35,7 +32,6 @@ from spoilt import SignalInStep, SignalInWrite, in_child, unspoilt
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.records import lock, run_record
-from adalora_repro.training.folder import Log
 
 COMMAND = ("task=cola", "method=adalora", "optim.lr=1e-2", "train.save_steps=2", "train.eval_steps=3")
 #: the lease of a process on another host, as filelock writes it
@@ -65,7 +61,6 @@ def in_process(words: tuple[str, ...], spoil: Callable[[], None], tmp_path: Path
     child.join(PATIENCE_S)
     child.kill()
     child.join()
-    assert child.exitcode is not None
     return Outcome(
         child.exitcode, Path("out.txt").read_text(encoding="utf-8"), Path("err.txt").read_text(encoding="utf-8")
     )
@@ -92,8 +87,7 @@ def test_sigkill_while_something_is_written(
     (folder,) = {path.parent for path in Path("results").rglob(lock.NAME)}
     assert Run(folder).record.status == "running"
     assert not lock.held(folder)
-    again = tiny(*COMMAND)
-    assert again.code == EXIT_OK, again.err
+    again = ok(tiny(*COMMAND))
     assert again.err.startswith(f"resuming {folder} at step {step} of 6\n"), again.err
     require_same(only_run(), undisturbed(*COMMAND))
 
@@ -133,15 +127,8 @@ def test_a_disk_that_is_really_full(
     tiny: Cli, undisturbed: Whole, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("task=cola", "method=adalora", "train.max_steps=12", "train.save_steps=5", "train.log_steps=1")
-    append = Log.append
-
-    def line(self: Log, values: dict[str, Any]) -> None:
-        if values["t"] == 6:
-            fill(small_disk)
-        append(self, values)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Log, "append", line)
+        after_step(patch, 6, lambda _: fill(small_disk))
         done = tiny(*command)
     assert done.code == EXIT_BAD_INPUT
     assert (small_disk / "ballast").stat().st_size > 1 << 20
@@ -157,31 +144,9 @@ def test_a_disk_that_is_really_full(
     assert still_full.code == EXIT_BAD_INPUT
     assert "No space left" in still_full.err or "no space left" in still_full.err
     (small_disk / "ballast").unlink()
-    again = tiny(*command)
-    assert again.code == EXIT_OK, again.err
+    again = ok(tiny(*command))
     assert f"resuming {folder} at step 5 of 12\n" in again.err
     require_same(only_run(), undisturbed(*command))
-
-
-# -- damaged -------------------------------------------------------------------------------------------------------
-
-
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    tiny: Cli, undisturbed: Whole, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        signal_after_step(patch, 5)
-        assert tiny(*COMMAND).code == EXIT_TERMINATED
-    newest = only_run().folder / "checkpoint.pt"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    done = tiny(*COMMAND)
-    assert done.code == EXIT_OK, done.err
-    first, second = done.err.splitlines()[:2]
-    assert re.fullmatch(rf"adalora-run: {newest} cannot be read \(\w+\), trying the one before", first)
-    assert second == f"resuming {newest.parent} at step 4 of 6"
-    require_same(only_run(), undisturbed(*COMMAND))
 
 
 # -- removed, taken ------------------------------------------------------------------------------------------------
@@ -228,21 +193,6 @@ def test_a_run_that_another_process_took_over_is_left_to_it(tiny: Cli, monkeypat
 
 
 # -- shared --------------------------------------------------------------------------------------------------------
-
-
-def test_a_sweep_meets_a_lock_of_another_machine(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of a dead process is taken over: tests/unit/test_lock.py."""
-    words = ("task=rte", "method=bitfit")
-    folder = Path(re.search(r"^folder: (.*)$", tiny(*words, "dry_run=true").out, re.MULTILINE)[1])  # type: ignore[index]
-    folder.mkdir(parents=True)
-    (folder / lock.NAME).write_text(ELSEWHERE.format(lock.LEASE_S), encoding="utf-8")
-    with monkeypatch.context() as patch:
-        patch.setattr(lock.time, "sleep", lambda _: os.utime(folder / lock.NAME, ns=(1, 1)))  # its holder's renewal
-        done = tiny("-m", *words, "seed=0")
-    assert done.code == EXIT_OK, done.err
-    assert f"adalora-run: {folder} is locked by elsewhere: " in done.err
-    assert f"skipped: another process is training {folder}\n" in done.out
-    assert (folder / lock.NAME).exists()
 
 
 MANY = """

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 import sentencepiece
 import torch
-from conftest import refused
+from conftest import ok, refused
 from huggingface_hub import constants
 from omegaconf import OmegaConf
+from own_models import ENCODER_DECODER
 from small_backbone import SHRINK, SMALL, save_deberta
 from task_configs import CONF, task_config, with_backbone
 from tokenizers import ByteLevelBPETokenizer
@@ -38,8 +39,7 @@ def hub_cache(tmp_path_factory) -> Path:
 
 def test_a_backbone_of_the_hub_trains_from_the_cache_without_a_network(cli, hub_cache, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
-    done = cli(*SMALL, "method=lora", "budget=0.3M", "train.max_steps=3")
-    assert done.code == 0, done.err
+    ok(cli(*SMALL, "method=lora", "budget=0.3M", "train.max_steps=3"))
     (path,) = Path("results").glob("runs/deberta-v3-base/rte/lora/0.3M/*/metrics.json")
     assert run_record.read(path).status == "ok"
 
@@ -85,10 +85,7 @@ def test_only_a_connection_that_fails_twice_is_none(monkeypatch, answers, reacha
     assert list(asked) == []
 
 
-BART = {"vocab_size": 400, "d_model": 32, "max_position_embeddings": 128}
-BART |= {f"{stack}_layers": 2 for stack in ("encoder", "decoder")}
-BART |= {f"{stack}_attention_heads": 4 for stack in ("encoder", "decoder")}
-BART |= {f"{stack}_ffn_dim": 64 for stack in ("encoder", "decoder")}
+BART = ENCODER_DECODER | {"vocab_size": 400, "max_position_embeddings": 128}
 
 
 def bart_folder(folder: Path) -> dict[str, torch.Tensor]:

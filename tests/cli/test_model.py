@@ -1,7 +1,5 @@
 """adalora-model score: a finished run's figures again, by this package's metrics and by the hub's."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from pathlib import Path
@@ -9,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Cli, Outcome, Run, only_run
+from conftest import Cli, Outcome, Run, ok, only_run
 from task_configs import write_jsonl
 
 from adalora_repro.cli import model, report
@@ -53,7 +51,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
             if name == "rouge":
                 assert inputs.pop("use_stemmer") is True
             figures = metric(configuration or name).compute(**inputs)
-            assert figures is not None
             if name == "squad":
                 figures = {HUB_NAMES.get(key, key): value for key, value in figures.items()}
             if name == "glue":
@@ -73,12 +70,9 @@ def test_figures_are_computed_again(
     task: str, tiny: Cli, ask: Cli, hub: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By ``score``, and by ``adalora-report compare``, which reads the same files."""
-    done = tiny(*RUNS[task], *FEW)
-    assert done.code == EXIT_OK, done.err
+    ok(tiny(*RUNS[task], *FEW))
     run = only_run()
-    assert run.record.final is not None
-    again = ask("score", run.folder)
-    assert again.code == EXIT_OK, again.err
+    again = ok(ask("score", run.folder))
     assert again.out.splitlines()[-1] == "equal"
     names = {line.split("  ")[0] for line in again.out.splitlines()[2:-1]}
     expected = set(run.record.final["metrics"]) - set(model.NOT_STORED)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import only_run, refused
+from conftest import ok, only_run, refused
 from huggingface_hub import constants
 from own_models import DECODER, IDS, MODELS, config_of, save
 from safetensors.torch import load_file, save_file
@@ -34,8 +34,7 @@ def models(tmp_path_factory):
 
 
 def test_a_decoder_without_a_padding_token_classifies_by_its_last_token(tiny, models):
-    done = tiny(*AUTO, f"backbone.path={os.path.relpath(models / 'llama')}")
-    assert done.code == 0, done.err
+    done = ok(tiny(*AUTO, f"backbone.path={os.path.relpath(models / 'llama')}"))
     assert "task.classifier_dropout has no effect: llama has no dropout of its own there" in done.err
     run = only_run()
     assert (run.record.key["backbone"], run.record.status) == ("llama", "ok")
@@ -77,8 +76,7 @@ def test_a_model_of_the_hub_comes_from_its_cache_under_its_name_and_commit(tiny,
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(COMMIT, encoding="utf-8")
     assert str(tmp_path / "hub") == constants.HF_HUB_CACHE
-    done = tiny(*AUTO, "backbone.hub=org/my-bert")
-    assert done.code == 0, done.err
+    ok(tiny(*AUTO, "backbone.hub=org/my-bert"))
     record = only_run().record
     assert record.key["backbone"] == "org--my-bert"
     assert record.settings["backbone.revision"] == COMMIT
@@ -98,8 +96,7 @@ def test_an_unknown_model_type_gets_a_draft_that_works(tiny, models, tmp_path):
     draft.parent.mkdir(parents=True)
     draft.write_text(done.out, encoding="utf-8")
     words = (f"--config-dir={tmp_path / 'own'}", *words, "method=adalora", f"data.cache_dir={tmp_path / 'cache'}")
-    done = tiny(*words)
-    assert done.code == 0, done.err
+    done = ok(tiny(*words))
     run = only_run()
     draft.write_text(f"# a comment\n{draft.read_text(encoding='utf-8')}", encoding="utf-8")
     assert "already done" in tiny(*words).out

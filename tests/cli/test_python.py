@@ -1,7 +1,5 @@
 """The Python API, and adalora-model predict and export: what was trained can be used."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import Cli, only_run
+from conftest import Cli, ok, only_run, refused
 
 import adalora_repro
 from adalora_repro.cli import arguments, model
@@ -36,11 +34,9 @@ TEXTS = {
 
 @pytest.mark.parametrize("task", WORDS)
 def test_a_run_answers_texts(task: str, tiny: Cli, ask: Cli, tmp_path: Path) -> None:
-    done = tiny(f"task={task}", *WORDS[task], *FEW)
-    assert done.code == EXIT_OK, done.err
+    ok(tiny(f"task={task}", *WORDS[task], *FEW))
     folder = only_run().folder
-    said = ask("predict", folder, *TEXTS[task], "--batch-size", "2")
-    assert said.code == EXIT_OK, said.err
+    said = ok(ask("predict", folder, *TEXTS[task], "--batch-size", "2"))
     answers = [json.loads(line) for line in said.out.splitlines()]
     assert len(answers) == len(TEXTS[task]) // (1 if task == "sst2" else 2)
     for answer in answers:
@@ -114,12 +110,10 @@ def test_export_is_loaded_without_the_run(tiny: Cli, ask: Cli, tmp_path: Path, m
         (("one", "two", "--batch-size", "0"), "--batch-size 0 must be 1 or more"),
         (("--file", "missing.jsonl"), "missing.jsonl: cannot be read ([Errno 2] No such file"),
         (("--file", "rows.jsonl"), "rows.jsonl:2: not JSON"),
-        (("--file", "rows.csv"), "rows.csv:3: no text 'hypothesis'; each row has premise, hypothesis"),
     ],
 )
 def test_wrong_input_is_one_line(words: tuple[str, ...], message: str, tiny: Cli, ask: Cli) -> None:
     Path("rows.jsonl").write_text('{"premise": "a", "hypothesis": "b"}\n{"premise"\n', encoding="utf-8")
-    Path("rows.csv").write_text("premise,hypothesis\na,b\nc,\n", encoding="utf-8")
     Path("model").mkdir()
     task = "task: {name: mnli, text_columns: [premise, hypothesis]}"
     Path("model/run.yaml").write_text(f"{task}\nmethod: {{name: lora}}\nbackbone: {{name: own}}\n", encoding="utf-8")
@@ -148,7 +142,7 @@ def test_runs_from_python(tiny: Cli, tmp_path: Path) -> None:
     loaded, tokenizer = adalora_repro.load(Path(row["record"]).parent)
     assert loaded(**tokenizer("a film", return_tensors="pt")).logits.shape == (1, 2)
     with pytest.raises(InputError, match=r"each word is a text of its own"):
-        adalora_repro.run(["task=sst2"])  # type: ignore[arg-type]
+        adalora_repro.run(["task=sst2"])
     with pytest.raises(InputError, match=r"each setting is a word of its own"):
         adalora_repro.run("task=sst2 method=lora")
     with pytest.raises(InputError, match=r"did you mean sst2"):
@@ -183,19 +177,16 @@ def test_a_run_whose_folder_was_removed_is_one_error(tiny: Cli, monkeypatch: pyt
 
 def test_a_runs_own_config_runs_again(tiny: Cli, cli: Cli) -> None:
     head = "task.head={num_labels: 2, problem_type: single_label_classification}"
-    done = tiny("task=sst2", "method=lora", head, 'results.dir="two  blanks"', "force=true", *FEW)
-    assert done.code == EXIT_OK, done.err
+    ok(tiny("task=sst2", "method=lora", head, 'results.dir="two  blanks"', "force=true", *FEW))
     run = only_run("two  blanks")
     config = run.folder / "config.yaml"
     first = config.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# adalora-run backbone=tiny-bert ")
     assert cli("--config", str(config)).out.startswith(f"already done: {run.folder}")
-    again = cli(f"--config={config}", "results.dir=elsewhere", "seed=1")
-    assert again.code == EXIT_OK, again.err
+    ok(cli(f"--config={config}", "results.dir=elsewhere", "seed=1"))
     record = only_run("elsewhere").record
     assert record.settings | {"seed": 0} == run.record.settings
-    two = cli("-m", "--config", str(config), "seed=1,2", "dry_run=true")
-    assert two.code == EXIT_OK, two.err
+    ok(cli("-m", "--config", str(config), "seed=1,2", "dry_run=true"))
     other = cli("--config", str(config), "method=bitfit", "dry_run=true")
     assert (other.code, "method=bitfit" in other.out) == (EXIT_OK, True)
 
@@ -210,9 +201,7 @@ def test_a_runs_own_config_runs_again(tiny: Cli, cli: Cli) -> None:
 )
 def test_a_wrong_config_is_one_line(words: tuple[str, ...], message: str, cli: Cli) -> None:
     Path("own.yaml").write_text("task: {name: cola}\n", encoding="utf-8")
-    said = cli(*words)
-    assert (said.code, said.err.count("\n")) == (EXIT_BAD_INPUT, 1)
-    assert message in said.err
+    assert message in refused(cli(*words))
 
 
 def test_answers_are_exact_though_a_terminal_is_protected() -> None:

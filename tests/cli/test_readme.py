@@ -3,19 +3,18 @@
 A command that nothing here knows how to check is an error: documentation that cannot be tested goes stale.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from conftest import Cli, ok
 from hydra.core.plugins import Plugins
 from programs import copy_project, printed
 from task_configs import write_jsonl
@@ -36,8 +35,6 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 EXAMPLES = {"my_rslora", "wnli", "smoothed", "small"}
 DIR = "DIR"  # how the documents write a folder of the reader's
 MODULES = {"adalora-run": "run", "adalora-report": "report"}
-
-Cli = Callable[..., Any]
 
 
 def commands(page: Path) -> list[str]:
@@ -112,8 +109,7 @@ def test_adalora_run(command: str, cli: Cli, user_folder: Path, monkeypatch: pyt
         return []
 
     monkeypatch.setattr(adalora_sweeper.CellSweeper, "launch", launch)
-    done = cli(*words, *(["dry_run=true"] if "dry_run=true" not in words else []))
-    assert done.code == EXIT_OK, done.err
+    done = ok(cli(*words, *(["dry_run=true"] if "dry_run=true" not in words else [])))
     assert jobs or "\nfolder: " in done.out
 
 

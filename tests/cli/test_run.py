@@ -1,9 +1,8 @@
 """adalora-run from the outside: what one command leaves on disk, and what a second one makes of it."""
 
-from __future__ import annotations
-
 import errno
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -11,7 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Cli, Whole, after_step, files_below, only_run, predictions, require_same, signal_after_step
+from conftest import (
+    TINY,
+    Cli,
+    Whole,
+    after_step,
+    files_below,
+    ok,
+    only_run,
+    predictions,
+    require_same,
+    signal_after_step,
+)
 from programs import python
 
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED
@@ -26,8 +36,7 @@ from adalora_repro.training import checkpoint, evaluate, kept
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_one_command_makes_one_record(tiny: Cli, precision: str) -> None:
     """With what tests/golden leaves out of the records it keeps."""
-    done = tiny("task=cola", "method=adalora", f"train.precision={precision}")
-    assert done.code == EXIT_OK, done.err
+    done = ok(tiny("task=cola", "method=adalora", f"train.precision={precision}"))
     run = only_run()
     record = run.record
     score = record.final["metrics"]["matthews_correlation"]
@@ -138,7 +147,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(
     assert done.err.splitlines()[-1] == f"adalora-run: failed: {record.error}  ({run.folder})"
     assert "NonFiniteLossError" in (run.folder / "error.txt").read_text(encoding="utf-8")
     state, _ = checkpoint.load(run.folder, record.key["hash"])
-    assert state is not None
     assert state["t"] == 3  # the last step before
     assert all(value.isfinite().all() for value in state["model"].values())
 
@@ -187,7 +195,6 @@ def test_a_weight_that_is_not_finite_is_no_result(
     assert not (run.folder / "final").exists()
     assert not any("evaluation" in line for line in run.log)
     state, _ = checkpoint.load(run.folder, record.key["hash"])
-    assert state is not None
     assert state["t"] == at - 2
     assert all(value.isfinite().all() for value in state["model"].values())
     assert tiny(*command).code == EXIT_OK  # from the checkpoint before
@@ -222,11 +229,9 @@ def test_a_full_disk_costs_nothing_that_was_saved(
         run = only_run()
         assert run.record.status == "running"
         state, problems = checkpoint.load(run.folder, run.record.key["hash"])
-        assert state is not None
         assert (state["t"], problems) == (2, [])
         assert not [path.name for path in run.folder.iterdir() if path.name.startswith(".")]
-    again = tiny(*command)
-    assert again.code == EXIT_OK
+    again = ok(tiny(*command))
     assert ("resuming" in again.err) == (name != "config.yaml")
     require_same(only_run(), undisturbed(*command))
 
@@ -271,8 +276,7 @@ def test_a_signal_ends_cleanly_and_the_same_command_resumes(
     record = only_run().record
     assert (record.status, record.progress["step"]) == ("cancelled", 3)
     assert "the same command resumes it" in record.error
-    resumed = tiny(*STOPPED)
-    assert resumed.code == EXIT_OK
+    resumed = ok(tiny(*STOPPED))
     assert resumed.err.startswith(f"resuming {only_run().folder} at step 3 of 6\n")
     require_same(only_run(), undisturbed(*STOPPED))
 
@@ -293,12 +297,23 @@ def stopped(tiny: Cli, monkeypatch: pytest.MonkeyPatch, stopped_once: Path) -> P
     return only_run().folder
 
 
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny: Cli, undisturbed: Whole, stopped: Path) -> None:
+    newest = stopped / "checkpoint.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    done = ok(tiny(*STOPPED))
+    first, second = done.err.splitlines()[:2]
+    assert re.fullmatch(rf"adalora-run: {newest} cannot be read \(\w+\), trying the one before", first)
+    assert second == f"resuming {stopped} at step 4 of 6"
+    require_same(only_run(), undisturbed(*STOPPED))
+
+
 def test_without_a_readable_checkpoint_it_starts_over(tiny: Cli, undisturbed: Whole, stopped: Path) -> None:
     names = checkpoint.NAMES
     for name in names:
         (stopped / name).write_bytes(name.encode())
-    done = tiny(*STOPPED)
-    assert done.code == EXIT_OK
+    done = ok(tiny(*STOPPED))
     aside = [name.replace(".pt", ".old-1.pt") for name in names]
     *unreadable, over = done.err.splitlines()[: len(names) + 1]
     assert unreadable == [f"adalora-run: {stopped / name} cannot be read (BadZipFile)" for name in names]
@@ -337,8 +352,7 @@ def test_force_starts_over_and_keeps_what_was_there(tiny: Cli, undisturbed: Whol
     (stopped / "error.txt").write_text("a traceback", encoding="utf-8")  # of a failure before
     names = (*checkpoint.NAMES, "error.txt")
     before = [(stopped / name).read_bytes() for name in names]
-    done = tiny(*STOPPED, "force=true")
-    assert done.code == EXIT_OK
+    done = ok(tiny(*STOPPED, "force=true"))
     line = done.err.splitlines()[0]
     assert line.startswith(f"starting {stopped} over at step 0 of 6; ")
     assert line.endswith("checkpoint.old-1.pt, checkpoint.previous.old-1.pt")
@@ -371,8 +385,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(
     (path,) = Path("results").glob("runs/**/metrics.json")
     before = path.read_bytes()
     monkeypatch.setattr(planning, "finished", lambda plan: None)  # what run.py saw, some seconds ago
-    done = tiny("task=sst2", "method=lora")
-    assert done.code == EXIT_OK
+    done = ok(tiny("task=sst2", "method=lora"))
     assert "already done" in done.out
     assert path.read_bytes() == before
     assert not list(path.parent.glob("*old*"))

@@ -3,8 +3,6 @@
 SIGUSR2, by which a scheduler announces the end of a job: first a checkpoint, then whoever had a handler for it.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Cli, Whole, at_call, find_runs, only_run, predictions, require_same
+from conftest import TINY, Cli, Whole, at_call, find_runs, ok, only_run, predictions, require_same
 
 import adalora_repro
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
@@ -55,8 +53,7 @@ def test_an_evaluation_that_takes_long_gives_way(
     run = only_run()
     assert (run.record.status, run.record.progress["step"]) == ("cancelled", step)
     assert run.record.final is None
-    again = tiny(*COMMAND, *more)
-    assert again.code == EXIT_OK
+    again = ok(tiny(*COMMAND, *more))
     assert f"at step {step} of 6" in again.err
     require_same(run, expected)
     assert {Path(name).parent.name for name in predictions(run)} == {"best", "final"}
@@ -95,10 +92,8 @@ def test_a_kill_in_a_long_evaluation_costs_no_step(
             tiny(*COMMAND)
     (path,) = Path("results").rglob("checkpoint.pt")
     state, problems = checkpoint.load(path.parent, expected.record.key["hash"])
-    assert state is not None
     assert (state["t"], state["loop"]["evaluation_due"], problems) == (step, True, [])
-    again = tiny(*COMMAND)
-    assert again.code == EXIT_OK, again.err
+    again = ok(tiny(*COMMAND))
     assert f"resuming {path.parent} at step {step} of 6" in again.err
     require_same(only_run(), expected)
 
@@ -184,8 +179,7 @@ def test_a_checkpoint_then_the_handler_then_on_as_if_nothing_had_happened(
     assert handed == [{"status": "cancelled", "saved": 1, "held": False}]
     run = only_run()
     assert (run.record.error, run.record.progress["step"]) == (REQUEUED, step)
-    again = tiny(*COMMAND)
-    assert again.code == EXIT_OK
+    again = ok(tiny(*COMMAND))
     assert f"at step {step} of 6" in again.err
     require_same(run, undisturbed(*COMMAND))
 

@@ -1,7 +1,5 @@
 """Multiruns from the outside: what is trained, what is passed over, what one bad run does to the others."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -11,17 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fake_records
 import pytest
-from conftest import ROOT, TINY, Outcome, find_runs
+from conftest import ROOT, TINY, Cli, Outcome, find_runs, ok
 from fake_records import make
 
 from adalora_repro.config import resolve as planning
 from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
-from adalora_repro.records import lock, run_record
+from adalora_repro.records import lock
 from adalora_repro.records.lock import Lock
 
-Cli = Callable[..., Outcome]
 GRID = "optim.lr=1e-4,1e-3,1e-2"
 STAGES = ("-m", "+sweep=[table1,stages]", "task=rte", "method=lora", "budget=0.3M", GRID)
 
@@ -44,9 +42,9 @@ class Trainer:
         self.trained.append((plan.cfg.method.name, plan.cfg.optim.lr, plan.cfg.seed))
         (plan.folder / lock.NAME).unlink(missing_ok=True)  # of a dead process
         try:
-            save(plan, self.score(plan.cfg))
+            save(plan.key, self.score(plan.cfg))
         except ValueError as error:
-            save(plan, 0.0, error=str(error))
+            save(plan.key, 0.0, str(error))
             return EXIT_FAILED
         return EXIT_OK
 
@@ -60,12 +58,11 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     return made
 
 
-def save(plan: Plan, score: float, error: str = "", updated: float = 0.0) -> None:
-    record = make(score, task="rte", status="failed" if error else "ok")
-    record.key = dict(plan.key)
-    record.error, record.progress = error or None, {"updated": updated}
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    run_record.write(record, plan.folder)
+def save(key: dict[str, Any], score: float, error: str = "", status: str = "ok", updated: float = 0.0) -> None:
+    """The record of the run with this key, in its place."""
+    record = make(score, task="rte", status="failed" if error else status, progress={"updated": updated})
+    record.key, record.error = dict(key), error or None
+    fake_records.save(Path("results"), record)
 
 
 @pytest.fixture
@@ -98,8 +95,7 @@ def held(folder: Path) -> Iterator[None]:
 
 def test_a_table_s_sweep_trains_its_cells_once_and_says_which_line_is_whose(tiny: Cli, trainer: Trainer) -> None:
     words = ("-m", "+sweep=table1", "task=rte", "method=bitfit,lora")
-    done = tiny(*words)
-    assert done.code == EXIT_OK, done.err
+    done = ok(tiny(*words))
     assert [(run.record.key["method"], run.record.key["budget"]) for run in find_runs()] == [
         ("bitfit", "bitfit"),
         ("lora", "0.3M"),
@@ -125,7 +121,7 @@ def test_five_hundred_finished_runs_are_passed_over_with_little_work(
     """Each of the twelve cells is resolved once, not each of the runs; without the module that imports torch."""
     words = ("-m", "+sweep=table1", "task=rte", f"seed={','.join(map(str, range(42)))}")
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "finished", lambda plan: save(plan, 0.5) or "0.5")
+        patch.setattr(planning, "finished", lambda plan: save(plan.key, 0.5) or "0.5")
         assert counts(tiny(*words)) == "504 already done"
     monkeypatch.setitem(sys.modules, "adalora_repro.training.runner", None)
     next(iter(find_runs())).folder.joinpath("metrics.json").unlink()
@@ -174,8 +170,6 @@ def test_a_failing_run_does_not_stop_the_others_and_is_tried_again(tiny: Cli, tr
 
 def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     process = started(["-m", *TINY, "task=rte", "method=bitfit", "seed=0,1", "dry_run=true"], tmp_path)
-    assert process.stdout is not None
-    assert process.stderr is not None
     process.stdout.close()
     assert "Traceback" not in process.stderr.read()
     assert process.wait(timeout=300) == EXIT_OK
@@ -203,8 +197,7 @@ def test_what_another_process_has_is_skipped_in_a_sweep_and_refused_alone(
     words = ("task=rte", "method=bitfit")
     (plan,) = plans(*words)
     with held(plan.folder):
-        done = tiny("-m", *words, "seed=0,1")
-        assert done.code == EXIT_OK, done.err
+        done = ok(tiny("-m", *words, "seed=0,1"))
         assert f"skipped: another process is training {plan.folder}\n" in done.out
         assert counts(done) == "1 done, 1 skipped (another process has them)"
         done = tiny(*words, "seed=0")
@@ -222,7 +215,7 @@ def test_a_run_that_ended_in_another_process_meanwhile_is_not_repeated(
     words = ("task=rte", "method=lora", "seed=0,1")
     _, second = plans(*words)
     # while the first trains, another process trains the second
-    trainer.score = lambda cfg: save(second, 0.5, error, time.time() + 1) or 0.5
+    trainer.score = lambda cfg: save(second.key, 0.5, error, updated=time.time() + 1) or 0.5
     done = tiny("-m", *words, *more)
     assert [seed for _, _, seed in trainer.trained] == [0]
     assert counts(done) == f"1 done, 1 {summary}"
@@ -268,9 +261,9 @@ def test_a_stage_waits_for_the_run_of_another_process(
         elif path.read_text(encoding="utf-8") != "of another host":  # nobody renews it
             path.write_text("of another host", encoding="utf-8")
         if ends == "finished":
-            save(other, 0.6)
+            save(other.key, 0.6)
         elif ends == "failed":
-            save(other, 0.0, "loss is nan")
+            save(other.key, 0.0, "loss is nan")
 
     with held(other.folder):
         monkeypatch.setattr(time, "sleep", wait)
@@ -291,8 +284,7 @@ def test_a_stage_waits_for_the_run_of_another_process(
 
 def test_stages_choose_a_learning_rate_from_the_first(tiny: Cli, trainer: Trainer) -> None:
     trainer.score = lambda cfg: {1e-4: 0.4, 1e-3: 0.6, 1e-2: 0.5}[cfg.optim.lr] - 0.3 * (cfg.seed > 0)
-    done = tiny(*STAGES)
-    assert done.code == EXIT_OK, done.err
+    done = ok(tiny(*STAGES))
     assert [(lr, seed) for _, lr, seed in trainer.trained] == [
         *((lr, 0) for lr in (1e-4, 1e-3, 1e-2)),
         *((1e-3, seed) for seed in (1, 2, 3, 4)),
@@ -339,8 +331,7 @@ hydra:
         encoding="utf-8",
     )
     words = (f"--config-dir={tmp_path}", "-m", "+sweep=small")
-    done = tiny(*words, "force=true")
-    assert done.code == EXIT_OK, done.err
+    done = ok(tiny(*words, "force=true"))
     assert len(trainer.trained) == 13
     assert counts(done) == "13 done"
     assert trainer.trained[8:10] == [("lora", 0.1, 0), ("full", 8e-6, 0)]

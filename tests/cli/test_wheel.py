@@ -1,7 +1,5 @@
 """The built wheel, installed alone: configurations and the paper's numbers travel with it."""
 
-from __future__ import annotations
-
 import importlib.util
 import shutil
 import zipfile

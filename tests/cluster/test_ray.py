@@ -1,7 +1,5 @@
 """Sweeps on a real Ray of two workers: a process is killed, a node lost, a run fails, Ctrl-C; `make test-cluster`."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

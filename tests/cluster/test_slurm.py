@@ -1,7 +1,5 @@
 """A sweep on a real SLURM: tasks are killed, preempted, requeued, and one fails; see slurm.sh, `make test-cluster`."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -52,7 +50,7 @@ def test_a_sweep_of_which_some_tasks_are_ended(shell: Shell) -> None:
     cache = f"data.cache_dir={shell.folder / 'cache'}"
     sweep = shell.start("run", "-m", *COMMAND, *SEEDS, *SLURM, cache, slow="0.3")
     for seed in (KILLED, PREEMPTED, REQUEUED):
-        until(lambda seed=seed: shell.checkpoint(seed), lambda: (squeue(), shell.records()))  # type: ignore[misc]
+        until(lambda seed=seed: shell.checkpoint(seed), lambda: (squeue(), shell.records()))
     os.kill(shell.records()[KILLED].progress["pid"], signal.SIGKILL)
     (submission,) = (shell.folder / "results").glob("sweeps/*/submitted-*.json")
     job = json.loads(submission.read_text(encoding="utf-8"))["job"]

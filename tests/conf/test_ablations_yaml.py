@@ -1,7 +1,5 @@
 """What the files of ablations and controls compose to: the method they vary, and nothing else changed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Hours and memory of a plan from records: which records count, whose figures are shown, and what they add up to."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from pathlib import Path

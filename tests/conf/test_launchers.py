@@ -1,7 +1,5 @@
 """conf/hydra/launcher: the files compose, and say what hydra-submitit-launcher, sbatch and Ray understand."""
 
-from __future__ import annotations
-
 import re
 import shlex
 
@@ -25,13 +23,7 @@ def test_the_command_in_the_header_composes_with_the_types_of_the_plugin(name: s
     typed = OmegaConf.from_dotlist([word.removeprefix("hydra.launcher.") for word in words[1:]])
     own = OmegaConf.merge(OmegaConf.create(TEXTS[name]), typed)
     del own["defaults"]
-    assert {name: launcher[name] for name in own} == OmegaConf.to_container(own, resolve=False)  # type: ignore[index,call-overload]
-
-
-def test_slurm_starts_a_run_again_at_its_time_limit_and_after_a_preemption() -> None:
-    own = OmegaConf.create(TEXTS["slurm"])
-    assert own.max_num_timeout >= 10
-    assert own.additional_parameters.requeue
+    assert {name: launcher[name] for name in own} == OmegaConf.to_container(own, resolve=False)
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)

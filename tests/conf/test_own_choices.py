@@ -1,7 +1,5 @@
 """What a user adds: a size for any method, a task without a budget. Methods of their own: tests/cli/test_adding.py."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -20,14 +18,6 @@ pytestmark = pytest.mark.usefixtures("hydra")
 
 def composed(*words: str) -> DictConfig:
     return plans.composed("task=cola", "backbone=tiny-bert", "data=sample", *words)
-
-
-def test_any_method_fills_a_number_of_parameters() -> None:
-    plan = count(resolve(composed("method=peft_lora", "budget.match=params", "budget.params=5000")))
-    per_rank = plan.params["method"] // plan.cfg.method.r
-    assert plan.params["method"] <= 5000 < plan.params["method"] + per_rank
-    with pytest.raises(InputError, match=f"budget.params must be at least {per_rank}"):
-        count(resolve(composed("method=peft_lora", "budget.match=params", f"budget.params={per_rank - 1}")))
 
 
 def test_sizes_are_options_by_budget() -> None:

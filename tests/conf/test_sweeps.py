@@ -1,12 +1,8 @@
 """The files of sweeps/ against the paper's tables, and what the command line makes of them."""
 
-from __future__ import annotations
-
-import csv
 import importlib
 import re
 import shlex
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +24,7 @@ from adalora_repro.reports.tables import table15
 
 SWEEPS = sorted(resource("sweeps").glob("*.yaml"))
 CELLS = {"table1": 96, "table2": 34, "table3": 18, "table4": 36, "table5": 36, "table14": 16}
-PAPER = Path(str(files("adalora_repro.reports.tables"))) / "paper"
 NO_FILES = ("data=sample", "data.sample_rows=64")
-
 
 pytestmark = pytest.mark.usefixtures("hydra")
 
@@ -55,10 +49,10 @@ def sweeper(*names: str) -> Any:
 
     merged = OmegaConf.merge(*(OmegaConf.load(resource("sweeps") / f"{name}.yaml") for name in names)).hydra.sweeper
     made = CellSweeper(None, merged.get("params", {}), merged.get("cells", {}), merged.get("stages", []))
-    loader = GlobalHydra.instance().hydra.config_loader  # type: ignore[union-attr]
-    made.hydra_context = HydraContext(config_loader=loader, callbacks=None)  # type: ignore[arg-type]
+    loader = GlobalHydra.instance().hydra.config_loader
+    made.hydra_context = HydraContext(config_loader=loader, callbacks=None)
     made.config = compose("config", return_hydra_config=True)
-    made.launcher = Recorder()  # type: ignore[assignment]
+    made.launcher = Recorder()
     return made
 
 
@@ -90,8 +84,7 @@ def key_of(job: dict[str, str]) -> tuple[str, str, str]:
 def paper_cells(table: str) -> list[tuple[str, str, str]]:
     """(task, method, budget) of every row and column of the paper's CSV that has a number."""
     spec = importlib.import_module(f"adalora_repro.reports.tables.{table}").SPEC
-    with (PAPER / spec.paper_file).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = paper_rows(spec.paper_file)
     return [
         (column.task, row["method"], row["budget"])
         for row in rows
@@ -175,8 +168,7 @@ def test_every_recipe_s_learning_rate_is_in_every_grid() -> None:
 
 
 def test_grids_and_seeds_are_the_paper_s() -> None:
-    with (PAPER / "table8_10_13_hyperparameters.csv").open(newline="", encoding="utf-8") as file:
-        of_tables = {float(row["learning_rate"]) for row in csv.DictReader(file)}
+    of_tables = {float(row["learning_rate"]) for row in paper_rows("table8_10_13_hyperparameters.csv")}
     assert {1.2e-3, 2.2e-3} == of_tables - APPENDIX_C_2
     for grid in grids().values():
         assert grid == sorted(set(grid))

@@ -1,7 +1,5 @@
 """LoRA at the ranks of another run: where they come from, what the run is then called, what is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

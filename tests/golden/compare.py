@@ -1,7 +1,5 @@
 """Values that golden files hold: how they are written, read and compared."""
 
-from __future__ import annotations
-
 import csv
 import difflib
 import io

@@ -1,7 +1,5 @@
 """``golden`` compares with a file below tests/golden, or writes it; ``cli`` calls adalora-run in this process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

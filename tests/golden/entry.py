@@ -1,7 +1,5 @@
 """What the golden files say of configurations: choices, budgets, settings and identities."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import json

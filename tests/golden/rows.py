@@ -1,7 +1,5 @@
 """Small data sets whose rows never change: each follows from its number, without the generator of data=sample."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

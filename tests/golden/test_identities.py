@@ -3,8 +3,6 @@
 A finished run is recognised by these. A change here makes the records of users (and ours) strangers to their commands.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """What adalora-report says of the committed records: every table as CSV, and ``status``."""
 
-from __future__ import annotations
-
 import pytest
 
 from adalora_repro.cli import report
@@ -77,11 +75,6 @@ def test_no_other_table_has_runs_of_ours(folder: str, capsys: pytest.CaptureFixt
     assert len(others) < len(TABLES)
     for table in others:
         assert not filled(rows(capsys, RESULTS[folder], table, "--backbone", BACKBONE)), table
-
-
-def test_the_default_scope_is_the_only_backbone_with_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    found = rows(capsys, RESULTS["runs"], "table1")
-    assert found == rows(capsys, RESULTS["runs"], "table1", "--backbone", BACKBONE, "--data", "local")
 
 
 @pytest.mark.parametrize("folder", RESULTS)

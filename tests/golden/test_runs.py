@@ -1,7 +1,5 @@
 """A tiny run of every method and of every kind of task: its record, its log and its files."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """On a real accelerator: no operation of a step makes the host wait, and the results are those of a CPU."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import subprocess
@@ -41,13 +39,7 @@ def waits_are_errors() -> Iterator[Callable[[], None]]:
 
 
 def words_of(task: str, backbone: str, budget: str, method: str, precision: str) -> list[str]:
-    return [
-        f"task={task}",
-        f"backbone={backbone}",
-        f"budget={budget}",
-        f"method={method}",
-        f"train.precision={precision}",
-    ]
+    return f"task={task} backbone={backbone} budget={budget} method={method} train.precision={precision}".split()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

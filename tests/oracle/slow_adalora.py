@@ -4,8 +4,6 @@ Shares no code and no data layout with the package: matrices are lists of lists,
 LoRA is the same without a λ: a list of (B, [], A).
 """
 
-from __future__ import annotations
-
 Matrix = list[list[float]]
 
 

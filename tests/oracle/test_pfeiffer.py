@@ -1,16 +1,13 @@
 """Pfeiffer adapters against the formula LN(x + z + f(LN(x + z))) of docs/deviations.md, row 26, without our code."""
 
-from __future__ import annotations
-
 from typing import Any
 
+import plans
 import pytest
 import torch
-from hydra import compose
 from torch import Tensor, nn
 
 from adalora_repro import methods
-from adalora_repro.config import resolve as planning
 from adalora_repro.models import backbones
 from adalora_repro.models.sites import Site, find_sites
 
@@ -21,7 +18,7 @@ def with_adapters(backbone: str, protocol: str) -> tuple[nn.Module, list[Site]]:
     """A model in eval mode with adapters far from their small initial values."""
     task = ["task=xsum", "budget=0.26%"] if backbone == "tiny-bart" else ["task=rte"]
     words = [*task, f"backbone={backbone}", "method=pfeiffer", f"protocol={protocol}", "data=sample"]
-    cfg = planning.resolve(compose("config", words)).cfg
+    cfg = plans.resolved(*words).cfg
     torch.manual_seed(0)
     model = backbones.load_model(cfg)
     sites = find_sites(model)

@@ -5,8 +5,6 @@ characters on; of several longest common subsequences, one that leaves out the r
 counts no word more often than the candidate has it.
 """
 
-from __future__ import annotations
-
 import functools
 import gzip
 import json

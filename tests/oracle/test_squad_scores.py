@@ -3,8 +3,6 @@
 Figures are compared with ``==``: the official scripts are to be met to the last digit.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import math

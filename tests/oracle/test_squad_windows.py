@@ -1,7 +1,5 @@
 """SQuAD's windows, spans and post-processing against slow second readings: sets of characters, all pairs."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import math
@@ -331,7 +329,6 @@ def same_as_slow(task: Task, data: TaskData, rows: list[dict[str, Any]], seed: i
             first = found
         assert found == first
         assert list(found.files["predictions.json"]) == [row["id"] for row in rows]
-    assert first is not None
     assert first.files["predictions.json"] == {name: entry["answer"] for name, entry in expected.items()}
     if nullable:
         assert first.files["null_odds.json"] == {name: entry["odds"] for name, entry in expected.items()}

@@ -1,7 +1,5 @@
 """What stands here instead of a function of transformers computes the same."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup

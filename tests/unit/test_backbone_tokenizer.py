@@ -1,7 +1,5 @@
 """DeBERTaV3's tokenizer against sentencepiece itself: the same ids, offsets that point at the text."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import random
@@ -34,9 +32,7 @@ AWKWARD += "\u2028\u2029\u0085\t\n\r\x01\x1f\x7f\u200e\u200f\ufffd▁éüñßø�
 
 def deberta(folder: Path) -> Any:
     """``backbone.path``'s tokenizer as a run gets it, without checking a configuration, which the folder lacks."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     backbone_tokenizer.restore_character_map(tokenizer, folder)
     return tokenizer
 
@@ -100,9 +96,7 @@ def test_ids_are_sentencepiece_s_on_awkward_strings(tokenizer: Any, oracle: Any)
 
 def test_transformers_alone_loses_them(folder: Path, oracle: Any) -> None:
     """If this fails, the map need not be restored: remove the row in docs/deviations.md."""
-    from transformers import AutoTokenizer
-
-    bare = AutoTokenizer.from_pretrained(folder)
+    bare = transformers.AutoTokenizer.from_pretrained(folder)
     text = "a 2½ b™"
     assert bare(text, add_special_tokens=False)["input_ids"] != oracle.encode(text)
 
@@ -135,7 +129,7 @@ def test_answers_are_where_they_were(tokenizer: Any, before: str, behind: str, e
     task = Task(task_config("squad", task__max_length=64, task__stride=8))
     task._tokenizer = tokenizer
     rows = {"id": ["a"], "question": ["how long"], "context": [context]}
-    rows["answers"] = [{"text": [answer], "answer_start": [start]}]  # type: ignore[list-item]
+    rows["answers"] = [{"text": [answer], "answer_start": [start]}]
     for split in (sources.TRAIN, "validation"):
         windows = task.encode(rows, [0], split)
         if split == sources.TRAIN:

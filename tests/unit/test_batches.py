@@ -1,7 +1,5 @@
 """Which rows make a step, and in which parts they go through the model."""
 
-from __future__ import annotations
-
 from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +15,6 @@ from adalora_repro.tasks.base import MULTIPLE
 from adalora_repro.training import batches
 from adalora_repro.training import loop as training_loop
 from adalora_repro.training.state import RunState
-from benchmarks.lengths import lengths_of
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=9)
 
@@ -44,19 +41,6 @@ def test_no_other_cut_costs_less(lengths: list[int], pass_tokens: int) -> None:
     assert list(chain.from_iterable(cut)) == order
     least = min(padded(way, lengths) + len(way) * pass_tokens for way in ways_to_cut(order))
     assert padded(cut, lengths) + len(cut) * pass_tokens == least
-
-
-@pytest.mark.parametrize(("task", "share"), [("mnli", 0.75), ("qqp", 0.7), ("rte", 0.85), ("cola", 0.2)])
-def test_cutting_saves_most_of_the_padding_that_random_batches_have(task: str, share: float) -> None:
-    """Not of CoLA's, whose texts are so short that a pass costs what it would save."""
-    lengths = lengths_of(task)
-    steps = batches.epoch_order(lengths, 32, 0, group=False)[:200]
-    whole = padded(steps, lengths)
-    cut = [batches.by_length(batches.longest_first(lengths, rows), lengths, 128) for rows in steps]
-    least = sum(lengths[row] for rows in steps for row in rows)
-    saved = whole - sum(padded(parts, lengths) for parts in cut)
-    assert saved > share * (whole - least)
-    assert sum(map(len, cut)) < 4.5 * len(cut)
 
 
 # -- in a run ------------------------------------------------------------------------------------------------------

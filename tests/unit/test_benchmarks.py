@@ -1,7 +1,5 @@
 """The benchmarks run, at the size of a toy, and write what they print."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Sizes that fill a number of parameters: never above it, none nearer, spread evenly; the plans made with them."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from pathlib import Path
@@ -193,7 +191,6 @@ def test_the_count_is_the_plan_and_never_above(backbone: str, method: str, param
     found, least = counted.params["method"], {"houlsby": 97, "pfeiffer": 97, "lora": 64, "adalora": 97}[method]
     assert counted.method["params"] == params
     slack = re.search(r"matched to +([\d,]+)  never above; slack ([\d,]+) ", dry_run.describe(counted))
-    assert slack is not None
     assert [number.replace(",", "") for number in slack.groups()] == [str(params), str(params - found)]
     assert 0 <= params - found < least  # one more for any adapter, matrix or triplet would be above
     if method == "adalora":

@@ -1,7 +1,5 @@
 """training/callback.py: AdaLoRA in a real Trainer, step for step like our own loop; lowrank.adapt."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,11 +82,10 @@ def test_the_trainer_prunes_as_the_equations_do(tmp_path: Path) -> None:
     run = trainer(tmp_path, model, callback, eval_strategy="steps", eval_steps=4)  # no evaluation leaves a trace
     batches = [{name: value.clone() for name, value in batch.items()} for batch in run.get_train_dataloader()]
     run.train()
-    assert callback.allocator is not None
     ranks = callback.allocator.rank_pattern()
     assert (sum(ranks.values()), callback.allocator.budget) == (2 * len(layers), 2 * len(layers))
     assert len(set(ranks.values())) > 1  # not the same everywhere
-    written = ours(other, {name: other.get_submodule(name) for name in layers}, batches)  # type: ignore[misc]
+    written = ours(other, {name: other.get_submodule(name) for name in layers}, batches)
     assert written.rank_pattern() == ranks
     for (name, theirs), own in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.allclose(theirs, own, atol=1e-6), name
@@ -108,13 +105,24 @@ def test_a_checkpoint_goes_on_with_the_averages(tmp_path: Path) -> None:
             callback = AdaLoRACallback(layers, **SCHEDULE)
             again = trainer(tmp_path / folder, model, callback, **every)
             again.train(resume_from_checkpoint=str(tmp_path / folder / f"checkpoint-{stop}"))
-        assert callback.allocator is not None
         results.append(
             (callback.allocator.rank_pattern(), [layer.lora_E.detach().clone() for layer in layers.values()])
         )
     (ranks, expected), (resumed_ranks, resumed) = results
     assert ranks == resumed_ranks
     assert all(torch.equal(a, b) for a, b in zip(expected, resumed, strict=True))
+
+
+def budgets_seen(run: Trainer, layers: dict[str, SVDLinear], callback: Any) -> list[tuple[int, int]]:
+    """At each evaluation to come, how many triplets the model has, and how many the budget is."""
+    seen, evaluate = [], run.evaluate
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append((sum(int((layer.lora_E != 0).sum()) for layer in layers.values()), callback.allocator.budget))
+        return evaluate(*args, **kwargs)
+
+    run.evaluate = watched
+    return seen
 
 
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
@@ -125,36 +133,19 @@ def test_an_evaluation_sees_the_budget_and_training_goes_on_unmasked(strategy: s
     every = {"eval_strategy": strategy, "eval_steps": 1, "per_device_train_batch_size": 8 * T // 3}
     run = trainer(tmp_path, model, callback, **every)
     run.eval_dataset = {"a": data(), "b": data()}  # the Trainer calls ``evaluate`` for both, and for each
-    seen: list[int] = []
-    evaluate = run.evaluate
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        seen.append(sum(int((layer.lora_E != 0).sum()) for layer in layers.values()))
-        assert callback.allocator is not None
-        assert seen[-1] == callback.allocator.budget
-        return evaluate(*args, **kwargs)
-
-    run.evaluate = watched  # type: ignore[method-assign]
+    seen = budgets_seen(run, layers, callback)
     run.train()
     assert len(seen) == 3 * (T if strategy == "steps" else 4)
-    assert seen[-1] == 2 * len(layers)
+    assert all(kept == budget for kept, budget in seen)
+    assert seen[-1] == (2 * len(layers), 2 * len(layers))
 
 
 def test_an_evaluation_before_a_resumed_step_sees_the_budget(tmp_path: Path) -> None:
-    seen = []
     for resumed in (False, True):
         model, layers = model_of()
         callback = AdaLoRACallback(layers, **SCHEDULE | {"delta_t": 4})
         run = trainer(tmp_path, model, callback, save_strategy="steps", save_steps=7, eval_on_start=resumed)
-        evaluate = run.evaluate
-
-        def watched(
-            *args: Any, layers: Any = layers, callback: Any = callback, evaluate: Any = evaluate, **kwargs: Any
-        ) -> Any:
-            seen.append((sum(int((layer.lora_E != 0).sum()) for layer in layers.values()), callback.allocator.budget))
-            return evaluate(*args, **kwargs)
-
-        run.evaluate = watched  # type: ignore[method-assign]
+        seen = budgets_seen(run, layers, callback)
         run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7") if resumed else None)
     ((kept, budget),) = seen
     assert kept == budget < 4 * len(layers)

@@ -1,7 +1,5 @@
 """``backbone.gradient_checkpointing``: layers are computed again in the backward pass, and nothing else changes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

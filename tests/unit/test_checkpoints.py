@@ -1,7 +1,5 @@
 """Checkpoints of other versions: intact files whose entries do not fit the run that should resume from them."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +63,6 @@ def test_another_version_is_refused_with_the_reason(
     checkpoint.save(tmp_path, state)  # the valid one is now the previous one
     older, newest = (tmp_path / name for name in reversed(checkpoint.NAMES))
     read, (problem,) = checkpoint.load(tmp_path, loop.plan.key["hash"], loop.load_state_dict)
-    assert read is not None
     assert read["t"] == loop.t == 2
     assert problem.startswith(f"{newest} is intact, but from another version of adalora-repro (")
     assert why in problem

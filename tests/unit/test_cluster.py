@@ -1,7 +1,5 @@
 """Submissions on disk, and which of them wait in the queue; squeue is a script."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

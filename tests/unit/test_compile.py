@@ -1,7 +1,5 @@
 """``train.compile``: one program for all steps, whatever the lengths and masks, that computes what the model does."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Run as a script this file is one of the two.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

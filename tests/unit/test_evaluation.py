@@ -1,7 +1,5 @@
 """An evaluation: predictions are made while a task asks for them, each once, and few are alive at a time."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """The figures: their points from records, and every form they come in."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -293,7 +291,6 @@ def test_in_a_page_names_are_apart_and_colours_are_the_pages(results: Path) -> N
         assert not re.search("#[0-9a-f]{6}[^0-9a-f]", text.replace("#ffffff", ""))
         assert "currentColor" in text
     link = re.search('<a [^>]*#run=([^"]+)[^>]*><title>([^<]*encoder.1.ffn_out[^<]*)', html)
-    assert link is not None
     assert re.match("minilm/(mnli|rte)/adalora/", link[1])
     assert "stack encoder; layer 1; role ffn_out; rank 4" in link[2]
     assert "<b>" not in html

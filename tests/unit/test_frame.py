@@ -1,7 +1,5 @@
 """reports/frame.py: one row a run and checkpoint, in percent, with what the rule of a cell chose."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -36,12 +34,7 @@ def test_rows_are_runs_at_checkpoints_with_figures_in_percent(tmp_path: Path) ->
 
 def test_shown_lrs_tried_and_chosen_on_follow_the_rule(tmp_path: Path) -> None:
     for lr, held_out in ((1e-3, 0.4), (2e-3, 0.5), (3e-3, 0.3)):
-        final = {
-            "metrics": {"matthews_correlation": 0.6 - lr},
-            "holdout": {"matthews_correlation": held_out},
-            "step": 1,
-        }
-        save(tmp_path, make(lr=lr, final=final))
+        save(tmp_path, make(0.6 - lr, held_out, lr=lr))
     save(tmp_path, make(0.9, lr=5e-3, max_examples=10, variant="part"))
     save(tmp_path, make(0.7, method="pfeiffer", settings={"method.module": "pfeiffer"}))  # of the earlier definition
     runs = adalora_repro.frame(tmp_path)

@@ -1,7 +1,5 @@
 """The GLUE family: what it makes of predictions, loss against torch, batches."""
 
-from __future__ import annotations
-
 import json
 from itertools import pairwise
 from pathlib import Path

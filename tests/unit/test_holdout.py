@@ -1,7 +1,5 @@
 """The held-out split: its rows, that none of them is trained on, and the identities that it is part of."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter
@@ -11,10 +9,10 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from hydra import compose
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig
+from plans import resolved as planned
 from task_configs import task_config, write_jsonl
 
 from adalora_repro.config import dry_run
@@ -171,10 +169,6 @@ def test_the_name_of_the_split_is_taken() -> None:
 
 
 # -- the plan
-
-
-def planned(*words: str) -> plan.Plan:
-    return plan.resolve(compose("config", list(words)))
 
 
 @pytest.mark.parametrize(("task", "rows"), [("cola", 8551), ("mnli", 392_702), ("xsum", 204_045)])

@@ -1,7 +1,5 @@
 """training/kept.py and models/export.py: what a run keeps of its model is that model (for PEFT alone: test_peft.py)."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Imports point downward only (docs: layout), and what must start fast imports nothing heavy."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from pathlib import Path
@@ -94,7 +92,6 @@ def test_what_starts_fast_imports_nothing_heavy_by_itself(name: str) -> None:
             for end in range(1, len(parts) + 1):
                 base = PACKAGE.joinpath(*parts[1:end])
                 queue += [file for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file()]
-    assert len(seen) >= 1
     if name == "tasks":  # families too: a plan builds the task it is for
         assert {"base.py", "glue.py", "squad.py", "summarization.py"} <= {path.name for path in seen}
 

@@ -1,7 +1,5 @@
 """The lease on a run's folder: who has it, who may take it over, who lost it. How filelock judges is its own affair."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -50,7 +48,6 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
     ) as process:
-        assert process.stdout is not None
         assert process.stdout.readline() == "taken\n"
         try:
             yield process

@@ -4,8 +4,6 @@ Whatever stands in the files, every report is made or refuses in one line; a fig
 files that the report names for it, read here by other means.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import gzip

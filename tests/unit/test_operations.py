@@ -138,28 +138,3 @@ def test_no_step_waits(tmp_path, task, backbone, method):
         with CountOperations() as counted:
             training_loop.step(loop, batch)
         assert counted.waits == 0, counted.counts
-
-
-@pytest.mark.parametrize(("task", "backbone"), [("sst2", "tiny-bert"), ("xsum", "tiny-bart")])
-def test_a_mask_that_is_not_looked_at_gives_the_same_gradients(tmp_path, task, backbone):
-    loop = without_dropout(built(tmp_path, f"task={task}", f"backbone={backbone}", "method=full"))
-    batches = [
-        batch for parts, _ in zip(training_loop.training_batches(loop), range(3), strict=False) for batch in parts
-    ]
-    assert any(not batch["attention_mask"].all() for batch in batches)
-    loop.model.train()
-
-    def found() -> list[torch.Tensor]:
-        tensors = []
-        for batch in batches:
-            torch.manual_seed(0)
-            loss, _ = loop.task.loss(loop.model, batch)
-            tensors += [loss.detach(), *torch.autograd.grad(loss, [*loop.model.parameters()], allow_unused=True)]
-        return [tensor for tensor in tensors if tensor is not None]
-
-    before = found()
-    with CountOperations() as counted:
-        loop.task.loss(loop.model, batches[0])
-    assert counted.waits > 0  # or this speedup has become needless
-    speedups.use_4d_masks(loop.model)
-    torch.testing.assert_close(found(), before)

@@ -1,7 +1,5 @@
 """Files of one's own: the same rows are the same data in every format; what is read, and what follows from it."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

@@ -1,7 +1,5 @@
 """The page of all reports as a file: what is in it, what must not be, and which files it replaces."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """methods/peft.py and peft_adalora.py: any tuner of HF PEFT trains, resumes, is kept and loaded by PEFT alone."""
 
-from __future__ import annotations
-
 import io
 import json
 import subprocess
@@ -181,7 +179,7 @@ def test_eva_starts_from_the_inputs_of_every_matrix_and_other_methods_read_no_ba
 def test_processes_start_from_the_initial_values_of_the_main_one(tmp_path: Path) -> None:
     run = run_of("eva", tmp_path)
     given: list[Any] = []
-    run.processes.from_main = lambda tensors: given.extend(map(torch.clone, tensors))  # type: ignore[method-assign]
+    run.processes.from_main = lambda tensors: given.extend(map(torch.clone, tensors))
     initialize(run)
     assert all(map(torch.equal, given, inject.trained(run.model).values()))
     assert len(given) == len(inject.trained(run.model))

@@ -1,7 +1,5 @@
 """Processes that make batches beside the step: the same batches, silent, and gone when the step is."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -18,7 +16,7 @@ from programs import alive
 from adalora_repro.models import backbones
 from adalora_repro.tasks import processes
 from adalora_repro.training import batches as batches_of_a_run
-from adalora_repro.training.batches import FEW_BATCHES, WORKERS, loaded, workers_for
+from adalora_repro.training.batches import FEW_BATCHES, WORKERS, loaded
 
 
 def signals() -> tuple[list[Any], list[Any]]:
@@ -69,7 +67,7 @@ def test_who_wants_no_more_batches_ends_the_workers() -> None:
     batches = batches_of(2, count=200)
     pids = [next(batches)["pid"] for _ in range(2)]
     began = time.monotonic()
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert not any(map(alive, pids))
     assert time.monotonic() - began < 4, "the loader waited in vain for five seconds and killed them"
 
@@ -89,15 +87,10 @@ def test_how_many_workers(
     asked: int | None, device: str, batches: int, usable: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adalora_repro.training.batches.usable", lambda: usable)
-    assert workers_for(asked, torch.device(device), batches) == workers
-
-    def caught(*arguments: Any) -> int:
-        return arguments[-1]
-
-    monkeypatch.setattr(batches_of_a_run, "loaded", caught)
+    monkeypatch.setattr(batches_of_a_run, "loaded", lambda *arguments: arguments[-1])
     loop: Any = SimpleNamespace(
         task=SimpleNamespace(collate=None),
         device=torch.device(device),
         plan=SimpleNamespace(cfg=SimpleNamespace(train=SimpleNamespace(num_workers=asked))),
     )
-    assert batches_of_a_run.on_device(loop, Dataset.from_dict({}), range(batches), batches) == workers  # type: ignore[arg-type, comparison-overlap]
+    assert batches_of_a_run.on_device(loop, Dataset.from_dict({}), range(batches), batches) == workers

@@ -1,7 +1,5 @@
 """What a run says where no terminal is: its lines, the time left, and a line now and then while nothing happens."""
 
-from __future__ import annotations
-
 import queue
 import time
 

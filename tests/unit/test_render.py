@@ -1,7 +1,5 @@
 """reports/render.py: each format says the same, fits where it must, and escapes what records say."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

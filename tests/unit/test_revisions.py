@@ -1,12 +1,10 @@
 """Records of a method whose definition was corrected: refused with the reason, and never "already done"."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
+import plans
 import pytest
 from fake_records import make, save
-from hydra import compose
 
 from adalora_repro.config import resolve as planning
 from adalora_repro.config.plan import Plan
@@ -27,8 +25,7 @@ def test_a_variant_is_known_by_its_module() -> None:
 
 def test_a_run_of_an_earlier_revision_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def resolved(method: str) -> Plan:
-        words = ["task=rte", f"method={method}", "data=sample", f"results.dir={tmp_path}"]
-        return planning.resolve(compose("config", words))
+        return plans.resolved("task=rte", f"method={method}", "data=sample", f"results.dir={tmp_path}")
 
     now, other = resolved("pfeiffer"), resolved("houlsby")
     assert now.settings[SETTING] == CORRECTED["pfeiffer"][0]

@@ -1,7 +1,5 @@
 """ROUGE: sentences, known pairs, equality with the plain scorer, and the bootstrap interval."""
 
-from __future__ import annotations
-
 import random
 import warnings
 
@@ -101,16 +99,3 @@ def test_equal_values_are_their_own_interval(values: list[float]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert rouge.confidence_interval(values) == (values[0], values[0])
-
-
-# Record
-
-
-def test_figures_for_the_record() -> None:
-    scores = {name: skewed(40, seed) for seed, name in enumerate(rouge.NAMES)}
-    figures = rouge.summarize(scores)
-    assert list(figures) == [name + suffix for name in rouge.NAMES for suffix in ("", "_low", "_high")]
-    assert all(type(value) is float for value in figures.values())
-    for name, values in scores.items():
-        assert figures[name] == pytest.approx(sum(values) / 40)
-        assert (figures[f"{name}_low"], figures[f"{name}_high"]) == rouge.confidence_interval(values)

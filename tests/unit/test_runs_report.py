@@ -1,7 +1,5 @@
 """adalora-report runs: any runs, grouped by keys or settings."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -10,21 +8,9 @@ from fake_records import make, save
 from adalora_repro.cli.report import main
 
 
-@pytest.fixture
-def results(tmp_path: Path) -> str:
-    for method, scores in (("lora", (0.4, 0.5)), ("mine", (0.6,))):
-        for seed, score in enumerate(scores):
-            record = make(score, method=method, seed=seed, hash=f"{method}{seed}", task="cola")
-            record.settings["train.epochs"] = 3.0 + seed
-            save(tmp_path, record)
-    save(tmp_path, make(status="failed", error="x", final=None, seed=9, hash="f"))
-    return str(tmp_path)
-
-
 def test_what_cannot_be_averaged_is_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Data sources, by default; records that no table counts; a held-out split that only some runs have."""
-    held_out = {"metrics": {"matthews_correlation": 0.5}, "step": 9, "holdout": {"matthews_correlation": 0.6}}
-    for i, changes in enumerate(({}, {"final": held_out}, {"data": "sample", "final": held_out})):
+    for i, changes in enumerate(({}, {"held_out": 0.6}, {"held_out": 0.6, "data": "sample"})):
         save(tmp_path, make(seed=i, **changes))
     save(tmp_path, make(0.9, method="pfeiffer", settings={"method.revision": 1}))
     assert main(["runs", "--results", str(tmp_path), "--format", "csv"]) == 0
@@ -36,19 +22,24 @@ def test_what_cannot_be_averaged_is_kept_apart(tmp_path: Path, capsys: pytest.Ca
     assert "earlier definition of 'pfeiffer'" in refused
 
 
-def test_runs_are_grouped(results: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["runs", "--results", results, "--by", "method,train.epochs,method", "--format", "csv"]) == 0
+def test_runs_are_grouped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for method, seed, score in (("lora", 0, 0.4), ("lora", 1, 0.5), ("mine", 0, 0.6)):
+        settings = {"train.epochs": 3.0 + seed}
+        save(tmp_path, make(score, method=method, seed=seed, hash=f"{method}{seed}", settings=settings))
+    save(tmp_path, make(status="failed", error="x", final=None, seed=9, hash="f"))
+    words = ["runs", "--results", str(tmp_path)]
+    assert main([*words, "--by", "method,train.epochs,method", "--format", "csv"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "method,train.epochs,metric,mean,sd,n,held_out,degenerate,differ",
         "lora,3.0,matthews_correlation,40.0,,1,,0,",
         "lora,4.0,matthews_correlation,50.0,,1,,0,",
         "mine,3.0,matthews_correlation,60.0,,1,,0,",
     ]
-    assert main(["runs", "--results", results, "--by", "method"]) == 0
+    assert main([*words, "--by", "method"]) == 0
     shown = capsys.readouterr().out
     assert "lora    matthews_correlation  45.00 ± 7.07 (2)†" in shown
     assert "mine    matthews_correlation  60.00 (1) " in shown
     assert "- † The runs of the line differ in settings: train.epochs. --by" in shown
     assert "checkpoint final; 3 finished runs" in shown
-    assert main(["runs", "--results", results, "--by", "degenerate"]) == 2  # a column of the table itself
+    assert main([*words, "--by", "degenerate"]) == 2  # a column of the table itself
     assert "unknown name in --by 'degenerate'" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """Generated text: the columns of each data set, reproducible, disjoint, learnable and not by single words."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

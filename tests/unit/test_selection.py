@@ -1,7 +1,5 @@
 """selection.py: the rule of a cell against a slow reading of its words, the two steps of a sweep, all reports alike."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -31,19 +29,12 @@ def runs_of(records: Sequence[RunRecord]) -> list[Run]:
     return [run_of(Path(f"r/{i:03}/metrics.json"), record) for i, record in enumerate(records)]
 
 
-def with_holdout(reported: float, held_out: float, **key: Any) -> RunRecord:
-    record = make(reported, **key)
-    record.final["holdout"] = {METRIC: held_out}  # type: ignore[index]
-    return record
-
-
 # --- the rule against its words ---------------------------------------------------------------------------------------
 
 
 def record_of(value: float, held_out: float, lr: float, seed: int, setting: tuple[str, bool, int]) -> RunRecord:
     variant, holdout, steps = setting
-    key = {"lr": lr, "seed": seed, "variant": variant, "total_steps": steps}
-    return with_holdout(value, held_out, **key) if holdout else make(value, **key)
+    return make(value, held_out if holdout else None, lr=lr, seed=seed, variant=variant, total_steps=steps)
 
 
 records_of_a_cell = st.lists(
@@ -137,7 +128,7 @@ def test_five_seeds_are_shown_and_not_a_lucky_one(
 
 
 def test_the_held_out_split_chooses_and_the_reported_one_is_shown() -> None:
-    records = [with_holdout(0.9, 0.5, lr=1e-3), with_holdout(0.6, 0.7, lr=2e-3)]
+    records = [make(0.9, 0.5, lr=1e-3), make(0.6, 0.7, lr=2e-3)]
     table = compiled(records)
     shown = cell(table)
     assert (shown.runs[0].key["lr"], means(table), shown.held_out) == (2e-3, [pytest.approx(60.0)], True)
@@ -160,7 +151,7 @@ def test_runs_on_a_cpu_and_on_a_gpu_share_no_mean() -> None:
 
 
 def test_cells_with_and_without_a_held_out_split_are_counted_apart() -> None:
-    records = [with_holdout(0.9, 0.5, lr=1e-3), with_holdout(0.6, 0.7, lr=2e-3)]
+    records = [make(0.9, 0.5, lr=1e-3), make(0.6, 0.7, lr=2e-3)]
     records += [make(0.5, method="adalora", lr=lr) for lr in (1e-3, 2e-3)] + [
         make(0.5, method="bitfit", budget="bitfit")
     ]
@@ -173,7 +164,7 @@ def test_cells_with_and_without_a_held_out_split_are_counted_apart() -> None:
 def test_best_is_chosen_by_the_held_out_figures_of_best() -> None:
     records = []
     for lr, final, best in ((1e-3, 0.9, 0.4), (2e-3, 0.5, 0.8)):
-        record = with_holdout(0.6, final, lr=lr)
+        record = make(0.6, final, lr=lr)
         record.best = {"metrics": {METRIC: 0.6}, "holdout": {METRIC: best}, "step": 50}
         records.append(record)
     for select_, lr in (("final", 1e-3), ("best", 2e-3)):

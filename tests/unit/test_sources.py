@@ -1,12 +1,9 @@
 """Rows of the three sources, and one line for each way in which a user's data can be wrong."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from omegaconf import DictConfig
 from task_configs import ROOT, task_config, write_jsonl
 
 from adalora_repro.errors import InputError
-from adalora_repro.tasks import families, load_family, row_files, sources
+from adalora_repro.tasks import load_family, row_files, sources
 from adalora_repro.tasks.base import BaseTask
 
 GOOD_ROWS: dict[str, dict[str, Any]] = {
@@ -337,14 +334,27 @@ def hub_rows(labels: list[int]) -> Dataset:
     return Dataset.from_dict(columns | {"label": labels}, features=features)
 
 
-def test_a_cache_of_the_hub_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any, **options: Any) -> None:
-        raise DatasetGenerationError("An error occurred") from OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    ("error", "cause", "reason"),
+    [
+        (DatasetGenerationError("An error"), OSError(28, "No space left on device"), "[Errno 28] No space left on"),
+        (ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub\nmore"), None, "Couldn't reach 'nyu-mll/glue' on"),
+    ],
+    ids=["full disk", "no network"],
+)
+def test_what_the_hub_does_not_give_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, cause: Exception | None, reason: str
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise error from cause
 
-    monkeypatch.setattr("datasets.load_dataset", full)
+    monkeypatch.setattr("datasets.load_dataset", fail)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"cannot load nyu-mll/glue \(\[Errno 28\] No space left on device\)"):
+    with pytest.raises(InputError, match=re.escape(f"cannot load nyu-mll/glue ({reason}")) as refused:
         load(task_config("rte", "hub"), "validation")
+    line = str(refused.value)
+    assert "\n" not in line
+    assert all(word in line for word in ("data=local data.dir=DIR", "data=sample", "HF_HOME"))
 
 
 def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,18 +383,3 @@ def test_the_page_on_own_data_lists_what_a_family_has() -> None:
     listed = {name for cell in re.findall(r"^\| (`.+?) \|", section, re.M) for name in re.findall(r"`(\w+)", cell)}
     names = {name for name in {*vars(BaseTask), *BaseTask.__annotations__} if not name.startswith("_")}
     assert listed == names - {"load", "max_length", "metrics", "processes", "tokenizer", "use"}  # the same for all
-
-
-@pytest.mark.parametrize("task", ["rte", "squad", "xsum"])
-def test_a_setting_of_another_family_is_refused(task: str) -> None:
-    """Each of them is of some family, null in the others' files, and refused there."""
-    settings = {name: {each.name for each in fields(module.Options)} for name, module in families().items()}
-    own = settings.pop(task_config(task).task.family)
-    for family, others in settings.items():
-        for name in others:
-            assert name not in own
-            assert task_config(task).task[name] is None
-            value = {"early_stopping": False}.get(name, 0)  # not null, though it is nothing
-            with pytest.raises(InputError) as error:
-                load_family(task_config(task, **{f"task__{name}": value}))
-            assert str(error.value).startswith(f"task.{name} is a setting of family {family}, not of {task}")

@@ -1,7 +1,5 @@
 """The same model at less cost: what must not change, does not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

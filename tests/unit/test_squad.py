@@ -1,7 +1,5 @@
 """The SQuAD family: loss against transformers' own, batches, thresholds, the memory of an evaluation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,7 +176,7 @@ def test_a_logit_that_is_not_finite_is_found(tmp_path: Path, side: int, place: s
     def model(**_: Any) -> Any:
         return SimpleNamespace(start_logits=logits[0], end_logits=logits[1])
 
-    found = {name: value.numpy() for name, value in task.predict(model, batch).items()}  # type: ignore[arg-type]
+    found = {name: value.numpy() for name, value in task.predict(model, batch).items()}
     if place == "padding":
         assert len(task.metrics({"validation": iter([found | {"index": index}])}).files["predictions.json"]) == 2
         return

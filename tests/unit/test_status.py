@@ -1,7 +1,5 @@
 """reports/status.py: what is running, dead, failed or missing."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

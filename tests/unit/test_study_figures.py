@@ -1,7 +1,5 @@
 """Figures of a study: intervals over seeds, learning rates tried, agreement of ranks; against numbers made by hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,10 @@ from adalora_repro.reports.frame import frame_of
 from adalora_repro.reports.spec import Scope
 
 SCOPE = Scope("minilm", "local")
-MCC = "matthews_correlation"
 
 
 def records(*runs: dict[str, Any]) -> pd.DataFrame:
-    made = []
-    for i, run in enumerate(runs):
-        score, held_out = run.pop("score"), run.pop("held_out", None)
-        final = {"metrics": {MCC: score}, "step": 100}
-        final |= {} if held_out is None else {"holdout": {MCC: held_out}}
-        made.append((Path(f"results/runs/{i}/metrics.json"), make(final=final, hash=str(i), **run)))
+    made = [(Path(f"results/runs/{i}/metrics.json"), make(hash=str(i), **run)) for i, run in enumerate(runs)]
     return frame_of(made, checkpoints=["final"])
 
 

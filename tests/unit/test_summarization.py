@@ -1,7 +1,5 @@
 """The summarization family: loss against transformers' own, generation, ROUGE of what was written."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Iterator
@@ -157,7 +155,7 @@ def asked(**options: Any) -> dict[str, Any]:
     writer, batch = Writer(), {"input_ids": torch.ones(1, 8), "attention_mask": torch.ones(1, 8), "index": [0]}
     task = Task(task_config("xsum", **options))
     task._tokenizer = backbones.byte_tokenizer()
-    found = task.predict(writer, batch)  # type: ignore[arg-type]
+    found = task.predict(writer, batch)
     assert found["tokens"].tolist() == [[START, EOS]]
     assert writer.options.pop("input_ids") is batch["input_ids"]
     assert writer.options.pop("attention_mask") is batch["attention_mask"]

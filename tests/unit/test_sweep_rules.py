@@ -1,7 +1,5 @@
 """config/sweep.py: lists -> cells -> jobs -> stages, and the summary of a sweep, without Hydra."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -87,12 +85,8 @@ def tried(folder: Path, scores: dict[str, float | None], held_out: dict[str, flo
     for lr, score in scores.items():
         made.append({"task": "cola", "method": "lora", "optim.lr": lr, "seed": "0"})
         if score is not None:
-            record = make(score, lr=float(lr))
-            if held_out:
-                assert record.final is not None
-                record.final["holdout"] = {record.primary_metric: held_out[lr]}
             (folder / lr).mkdir()
-            run_record.write(record, folder / lr)
+            run_record.write(make(score, held_out and held_out[lr], lr=float(lr)), folder / lr)
     return made
 
 

@@ -1,7 +1,5 @@
 """Tokenized splits: the same rows by any number of processes and from the cache, whatever happens to either."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import logging

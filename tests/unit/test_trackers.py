@@ -1,15 +1,13 @@
 """training/trackers.py: what log.jsonl says, trackers say too, and none of them can end a run."""
 
-from __future__ import annotations
-
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import DEFAULTS
 
+import adalora_repro
 from adalora_repro.training.trackers import Trackers
 
 
@@ -17,7 +15,7 @@ class Counting:
     """A tracker that notes its calls and fails from one on."""
 
     def __init__(self, fails: str = "") -> None:
-        self.fails, self.calls = fails, []  # type: ignore[var-annotated]
+        self.fails, self.calls = fails, []
 
     def _call(self, name: str, *values: Any) -> None:
         self.calls.append((name, *values))
@@ -62,11 +60,14 @@ def test_a_tracker_that_fails_is_reported_once_and_left_alone(
     assert notes == ("adalora-run: note: track=bad is switched off: OSError: no space left\n" if fails else "")
 
 
-def test_tensorboard_has_the_curve_of_the_log(tmp_path: Path, track: Callable[[str], Path]) -> None:
+def test_tensorboard_has_the_curve_of_the_log(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = track("tensorboard")
+    words = (*DEFAULTS, "method=adalora", "train.log_steps=2", "track=[tensorboard]", f"results.dir={tmp_path}")
+    adalora_repro.run(*words, f"data.cache_dir={tmp_path / 'cache'}")
+    (record,) = tmp_path.glob("runs/**/metrics.json")
+    folder = record.parent
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -76,27 +77,3 @@ def test_tensorboard_has_the_curve_of_the_log(tmp_path: Path, track: Callable[[s
         assert [step for step, _ in shown] == [step for step, _ in logged]
         assert [value for _, value in shown] == pytest.approx([value for _, value in logged])
     assert "evaluation/accuracy" in events.Tags()["scalars"]
-
-
-def test_wandb_works_offline(track: Callable[[str], Path]) -> None:
-    pytest.importorskip("wandb")
-    folder = track("wandb")
-    assert list((folder / "wandb").glob("offline-run-*"))
-    assert os.environ["WANDB_MODE"] == "offline"
-
-
-@pytest.fixture
-def track(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Runs with this tracker; returns the run's folder."""
-    import adalora_repro
-
-    def run(name: str) -> Path:
-        monkeypatch.setenv("WANDB_MODE", "offline")
-        words = ["task=sst2", "method=adalora", "backbone=tiny-bert", "data=sample", "data.sample_rows=16"]
-        words += ["data.sample_validation_rows=8", "train.max_steps=6", "train.log_steps=2", "train.batch_size=4"]
-        words += ["train.device=cpu", "method.schedule=scaled", f"track=[{name}]", f"results.dir={tmp_path}"]
-        adalora_repro.run(*words, f"data.cache_dir={tmp_path / 'cache'}")
-        (record,) = tmp_path.glob("runs/**/metrics.json")
-        return record.parent
-
-    return run

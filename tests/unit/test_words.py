@@ -1,7 +1,5 @@
 """Words of a printed command: the shell and then Hydra read them back as the values that they stand for."""
 
-from __future__ import annotations
-
 import shlex
 import subprocess
 from pathlib import Path
