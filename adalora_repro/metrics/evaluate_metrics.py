@@ -49,7 +49,7 @@ class Glue(evaluate.Metric):
         if not len(references):
             raise ValueError("no predictions to score")
         labels, predicted = np.asarray(references), np.asarray(predictions)
-        return {name: float(glue.METRICS[name](labels, predicted)) for name in self.names}
+        return {name: glue.METRICS[name](labels, predicted) for name in self.names}
 
 
 class Squad(evaluate.Metric):

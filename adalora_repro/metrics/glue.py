@@ -1,69 +1,74 @@
-"""The figures of GLUE: functions of (labels, predictions), each (…, examples) and not empty, -> (…); fractions of 1.
+"""The figures of GLUE: functions of (labels, predictions), arrays of equal length and not empty; fractions of 1.
 
 Where a figure is undefined (a correlation with a constant, F1 without any positive) it is 0: no better than chance.
-numpy and scipy are imported when a figure is computed.
+scikit-learn and scipy are imported when a figure is computed.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
-def accuracy(labels: Any, predicted: Any) -> Any:
+def accuracy(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
     """The share of equal pairs."""
-    return (labels == predicted).mean(-1)
+    return float((labels == predicted).mean())
 
 
-def f1(labels: Any, predicted: Any) -> Any:
+def f1(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
     """2 TP / (2 TP + FP + FN) of class 1."""
-    positive, claimed = labels == 1, predicted == 1
-    return _ratio(2.0 * (positive & claimed).sum(-1), positive.sum(-1) + claimed.sum(-1))
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predicted, pos_label=1, zero_division=0.0))
 
 
-def matthews_correlation(labels: Any, predicted: Any) -> Any:
-    """Gorodkin's R_K, for two classes the phi coefficient.
+def matthews_correlation(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
+    """Phi coefficient of two classes, its generalization for more; 0 for constant labels or predictions."""
+    from sklearn.metrics import matthews_corrcoef
 
-    (c s - Σ_k t_k p_k) / sqrt((s² - Σ_k t_k²) (s² - Σ_k p_k²)), c right ones of s, t_k and p_k true and predicted k.
-    """
-    import numpy as np
-
-    s, c = float(labels.shape[-1]), (labels == predicted).sum(-1)
-    classes = np.unique(np.concatenate([labels.ravel(), predicted.ravel()]))
-    true, claimed = (np.stack([(values == k).sum(-1) for k in classes]).astype(float) for values in (labels, predicted))
-    spread = (s**2 - (true**2).sum(0)) * (s**2 - (claimed**2).sum(0))
-    return _ratio(c * s - (true * claimed).sum(0), np.sqrt(spread))
+    if _constant(labels) or _constant(predicted):
+        return 0.0
+    return float(matthews_corrcoef(labels, predicted))
 
 
-def pearson(labels: Any, predicted: Any) -> Any:
-    """Linear correlation in float64."""
-    import numpy as np
+def pearson(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
+    """Linear correlation in float64; 0 for constant labels or predictions."""
+    from scipy.stats import pearsonr
 
-    x, y = (values - values.mean(-1, keepdims=True) for values in (labels.astype(float), predicted.astype(float)))
-    spread = (x**2).sum(-1) * (y**2).sum(-1)
-    spread = np.where(spread > 1e-20, spread, 0.0)  # a constant has no spread but rounding
-    return np.clip(_ratio((x * y).sum(-1), np.sqrt(spread)), -1, 1)
+    return _correlation(pearsonr, labels, predicted)
 
 
-def spearman(labels: Any, predicted: Any) -> Any:
-    """Correlation of ranks, ties at their mean rank."""
-    from scipy.stats import rankdata
+def spearman(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
+    """Rank correlation, ties at their mean rank; 0 for constant labels or predictions."""
+    from scipy.stats import spearmanr
 
-    return pearson(rankdata(labels, axis=-1), rankdata(predicted, axis=-1))
+    return _correlation(spearmanr, labels, predicted)
 
 
-def corr(labels: Any, predicted: Any) -> Any:
+def corr(labels: NDArray[Any], predicted: NDArray[Any]) -> float:
     """Mean of Pearson and Spearman, the paper's figure for STS-B."""
     return (pearson(labels, predicted) + spearman(labels, predicted)) / 2
 
 
-def _ratio(above: Any, below: Any) -> Any:
-    import numpy as np
+def _correlation(measure: Callable[..., Any], labels: NDArray[Any], predicted: NDArray[Any]) -> float:
+    if _constant(labels) or _constant(predicted):
+        return 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # almost constant predictions: the figure is what it is
+        value = float(measure(labels.astype("float64"), predicted.astype("float64")).statistic)
+    return value if math.isfinite(value) else 0.0
 
-    return np.divide(above, below, out=np.zeros(np.shape(above)), where=np.asarray(below) > 0)[()]
+
+def _constant(values: NDArray[Any]) -> bool:
+    return bool((values == values[0]).all())
 
 
-METRICS: dict[str, Callable[[Any, Any], Any]] = {
+METRICS: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
     function.__name__: function for function in (accuracy, f1, matthews_correlation, pearson, spearman, corr)
 }
 #: figures of scores; the others are of classes

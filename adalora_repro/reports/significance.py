@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from adalora_repro.config import catalog
 from adalora_repro.metrics import resampling
-from adalora_repro.metrics.glue import METRICS
 from adalora_repro.records.run_record import RunRecord
 from adalora_repro.records.selection import Run
 from adalora_repro.reports.cells import AVERAGE, Table
@@ -41,8 +40,6 @@ RULE = (
 #: of a record's ``data``: what identifies the examples
 EVALUATION_DATA = {"source", "rows", "sha256", "rows_sha256", "skipped", "hub", "hub_config", "revision"}
 EVALUATION_DATA |= {"generator", "seed"}
-#: (labels, predictions or scores), each (…, examples) -> (…)
-MEASURES: dict[str, Callable[[Any, Any], Any]] = {"mean": lambda _, scores: scores.mean(-1), **METRICS}
 
 
 class NoTest(ValueError):
@@ -134,6 +131,62 @@ def bootstrap(
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     low, high = result.confidence_interval
     return float(low), float(high), min(1.0, 2 * (tail + 1) / (resamples + 1))
+
+
+# --- measures: (labels, predictions or scores), each (…, examples) -> (…); what is undefined is 0, as in ``metrics/`` -
+
+
+def f1(labels: Any, predicted: Any) -> Any:
+    """2 TP / (2 TP + FP + FN) of class 1."""
+    positive, claimed = labels == 1, predicted == 1
+    return _ratio(2.0 * (positive & claimed).sum(-1), positive.sum(-1) + claimed.sum(-1))
+
+
+def matthews_correlation(labels: Any, predicted: Any) -> Any:
+    """Gorodkin's R_K, for two classes the phi coefficient.
+
+    (c s - Σ_k t_k p_k) / sqrt((s² - Σ_k t_k²) (s² - Σ_k p_k²)), c right ones of s, t_k and p_k true and predicted k.
+    """
+    import numpy as np
+
+    s, c = float(labels.shape[-1]), (labels == predicted).sum(-1)
+    classes = np.unique(np.concatenate([labels.ravel(), predicted.ravel()]))
+    true, claimed = (np.stack([(values == k).sum(-1) for k in classes]).astype(float) for values in (labels, predicted))
+    spread = (s**2 - (true**2).sum(0)) * (s**2 - (claimed**2).sum(0))
+    return _ratio(c * s - (true * claimed).sum(0), np.sqrt(spread))
+
+
+def pearson(labels: Any, predicted: Any) -> Any:
+    import numpy as np
+
+    x, y = (values - values.mean(-1, keepdims=True) for values in (labels, predicted))
+    spread = (x**2).sum(-1) * (y**2).sum(-1)
+    spread = np.where(spread > 1e-20, spread, 0.0)  # a constant has no spread but rounding
+    return np.clip(_ratio((x * y).sum(-1), np.sqrt(spread)), -1, 1)
+
+
+def spearman(labels: Any, predicted: Any) -> Any:
+    """Correlation of ranks, ties at their mean rank."""
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(labels, axis=-1), rankdata(predicted, axis=-1))
+
+
+def _ratio(above: Any, below: Any) -> Any:
+    import numpy as np
+
+    return np.divide(above, below, out=np.zeros(np.shape(above)), where=np.asarray(below) > 0)
+
+
+MEASURES: dict[str, Callable[[Any, Any], Any]] = {
+    "mean": lambda _, scores: scores.mean(-1),
+    "accuracy": lambda labels, predicted: (labels == predicted).mean(-1),
+    "f1": f1,
+    "matthews_correlation": matthews_correlation,
+    "pearson": pearson,
+    "spearman": spearman,
+    "corr": lambda labels, predicted: (pearson(labels, predicted) + spearman(labels, predicted)) / 2,
+}
 
 
 # --- which examples ---------------------------------------------------------------------------------------------------

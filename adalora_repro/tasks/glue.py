@@ -195,7 +195,7 @@ class Task(BaseTask):
         broken = ~np.isfinite(predicted) if self.regression else predicted < 0
         if broken.any():
             raise FloatingPointError(f"{int(broken.sum())} of {len(broken)} predictions on {split} are not finite")
-        figures = {metric: float(METRICS[metric](labels, predicted)) for metric in self.cfg.task.metrics}
+        figures = {metric: METRICS[metric](labels, predicted) for metric in self.cfg.task.metrics}
         order = np.argsort(index)
         columns = {"index": index, "label": labels, "prediction": predicted}
         values = zip(*(column[order].tolist() for column in columns.values()), strict=True)

@@ -22,6 +22,7 @@ from adalora_repro.reports.render import LATEX_MARKS, render
 from adalora_repro.reports.significance import (
     FULL_MARK,
     MARK,
+    MEASURES,
     NoTest,
     bootstrap,
     evaluated_on,
@@ -85,6 +86,16 @@ def data_of(name: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.nd
     labels = rng.integers(0, 3 if name == "accuracy" else 2, n).astype(float)
     ours, theirs = (np.where(rng.random(n) < share, labels, 1 - labels) for share in (0.8, 0.6))
     return labels, ours, theirs
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_a_measure_is_the_metric_of_the_task_along_the_last_axis(name: str) -> None:
+    labels, ours, theirs = data_of(name, 40, 3)
+    constant = np.full(40, 0.1 if name in ("pearson", "spearman", "corr") else 0.0)  # scores 0 where that is undefined
+    third = (np.arange(40) % 3).astype(float)  # of three classes
+    runs = [ours, theirs, constant, *([third] if name == "matthews_correlation" else [])]
+    measured = MEASURES[name](np.stack([labels] * len(runs)), np.stack(runs))
+    assert measured == pytest.approx([METRICS[name](labels, run) for run in runs], abs=1e-9)
 
 
 @pytest.mark.parametrize("name", [*sorted(METRICS), "mean"])
