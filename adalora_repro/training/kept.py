@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from adalora_repro import methods
+from adalora_repro.config import catalog
 from adalora_repro.config.resolve import changed
 from adalora_repro.errors import InputError, errno_of, expanded, first_line
 from adalora_repro.models import backbone_files, backbone_tokenizer, backbones, export, sites
@@ -283,7 +284,9 @@ def use_of(folder: Path, cfg: DictConfig) -> tuple[str, str]:
     library = "peft" if peft else "transformers" if merged else "adalora-repro"
     return library, {
         "peft": f"model = transformers.{cfg.task.auto_model}.from_pretrained({export.base_name(cfg)!r}"
-        f"{f', num_labels={cfg.task.num_labels}' if 'Classification' in cfg.task.auto_model else ''}, "
+        f"{f', num_labels={cfg.task.num_labels}' if 'Classification' in cfg.task.auto_model else ''}"
+        # a model of one's own may come with a head for other classes; PEFT loads the trained one
+        f"{'' if cfg.backbone.name in catalog.choices_of('backbone') else ', ignore_mismatched_sizes=True'}, "
         "dtype='float32')\n"  # transformers would take the precision of the backbone's file
         "model = peft.PeftModel.from_pretrained(model, FOLDER).eval()",
         "transformers": f"model = transformers.{cfg.task.auto_model}.from_pretrained(FOLDER).eval()",

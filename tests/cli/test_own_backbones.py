@@ -4,14 +4,16 @@ import os
 import shutil
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+import transformers
 import yaml
 from conftest import ok, only_run, refused
 from huggingface_hub import constants
 from own_models import DECODER, IDS, MODELS, config_of, save
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from adalora_repro.errors import InputError
 from adalora_repro.models import backbones, sites
@@ -68,6 +70,18 @@ def test_t5_writes_summaries(tiny, models):
     assert record.key["backbone"] == "t5"
     assert set(record.rank_pattern) >= {"encoder.2.q", "decoder.1.cross_out"}
     assert record.final["metrics"]["written_tokens"] >= 0
+
+
+def test_a_saved_classifier_of_other_classes_gets_a_new_head(tiny, models, tmp_path):
+    three = shutil.copytree(models / "bert", tmp_path / "three")
+    AutoModelForSequenceClassification.from_pretrained(three, num_labels=3).save_pretrained(three)
+    ok(tiny(*AUTO, f"backbone.path={three}"))
+    folder = only_run().folder / "model"
+    names = {"transformers": transformers, "peft": peft, "FOLDER": folder}
+    exec((folder / "README.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0], names)
+    model, tokenizer = kept.load(folder)
+    tokens = tokenizer("a film", return_tensors="pt")
+    torch.testing.assert_close(names["model"](**tokens).logits, model(**tokens).logits)
 
 
 def test_a_model_of_the_hub_comes_from_its_cache_under_its_name_and_commit(tiny, models, tmp_path, monkeypatch):
