@@ -26,7 +26,7 @@ from adalora_repro.config.catalog import added_folders
 from adalora_repro.config.sweep import RayConfig, Words
 from adalora_repro.errors import EXIT_TERMINATED, InputError, first_line
 from adalora_repro.training.progress import Prefixed, complain, say
-from adalora_repro.training.signals import Interrupted, StopSignal
+from adalora_repro.training.signals import Interrupted, StopSignal, remembered
 
 ConfigStore.instance().store(group="hydra/launcher", name="ray_types", node=RayConfig)
 
@@ -150,5 +150,6 @@ def run_one(words: Sequence[str], folder: str, path: Sequence[str], log: Path) -
         open(log.with_suffix(".err"), "a", buffering=1, encoding="utf-8") as err,
         redirect_stdout(out),
         redirect_stderr(err),
+        remembered(),
     ):
         return one_of_many(without_force(words) if err.tell() else words)  # it has begun before

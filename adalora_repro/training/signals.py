@@ -22,6 +22,27 @@ class Interrupted(BaseException):
         self.exit_code = EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_TERMINATED
 
 
+_remembered: list[int] = []
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt and is remembered: if a library that was being imported swallows it,
+    ``StopSignal.installed`` raises it again. For Ray, which interrupts a run only once.
+    """
+
+    def handle(signum: int, frame: Any) -> None:
+        _remembered.append(signum)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _remembered.clear()
+
+
 class StopSignal:
     """Turns SIGINT, SIGTERM and SIGHUP (a lost connection; ``nohup`` ignores it) into ``Interrupted``: at once, or,
     inside ``deferred``, when ``check`` is called.
@@ -44,6 +65,8 @@ class StopSignal:
         signals += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL else []
         before = {s: signal.signal(s, self._handle) for s in signals}
         try:
+            if _remembered:
+                raise Interrupted(_remembered[0])
             yield
         finally:
             for signum, handler in before.items():

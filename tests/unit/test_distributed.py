@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,16 @@ def test_a_lost_connection_stops_a_run_without_nohup() -> None:
             signal.signal(signal.SIGHUP, before)
         stops.append(stop.exit_code)
     assert stops == [EXIT_TERMINATED, 0]
+
+
+def test_an_interrupt_that_a_library_swallowed_before_training_is_raised_again() -> None:
+    with signals.remembered():
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(signals.Interrupted, match="SIGINT"), signals.StopSignal().installed():
+            pass
+    with signals.StopSignal().installed():
+        pass
 
 
 if __name__ == "__main__":
