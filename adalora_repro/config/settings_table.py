@@ -18,7 +18,6 @@ Every setting of `adalora-run`, written `name=value` on its command line. This p
 how observed a run is, not its result. `unless X`: at X the setting is left out, so that runs from before it existed
 keep their folders.
 """
-BY_BUDGET = "method.params"  # budget.params or the label sets it: nobody can type it
 METHOD_HEAD = """\
 ## Options of the methods
 
@@ -38,10 +37,10 @@ def markdown() -> str:
     for group, members in groups.items():
         lines += [f"## {group}", "", *_table(members)]
     lines.append(METHOD_HEAD)
-    common = list(rows(BaseOptions, "method."))
+    common, by_budget = list(rows(BaseOptions, "method.")), f"method.{methods.BY_BUDGET}"
     for name in methods.modules():
         options = vars(methods.module_of(name))["Options"]
-        own = [row for row in rows(options, "method.") if row not in common and row.name != BY_BUDGET]
+        own = [row for row in rows(options, "method.") if row not in common and row.name != by_budget]
         if own:
             lines += [f"### {name}", "", *_table(own)]
     return "\n".join(lines).rstrip()

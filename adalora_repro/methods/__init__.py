@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 #: keys of a method's YAML that are not options: its name and role in tables, its sizes at the budgets
 DESCRIPTION = ("label", "role", "sizes")
+BY_BUDGET = "params"  # an option that the budget sets: nobody can type it
 
 
 def load(cfg: DictConfig) -> BaseMethod:
@@ -31,13 +32,13 @@ def load(cfg: DictConfig) -> BaseMethod:
     from omegaconf.errors import OmegaConfBaseException
 
     module: Any = module_of(cfg.method.module)
-    valid = [field.name for field in fields(module.Options) if field.name != "params"]  # which the budget sets
+    valid = [field.name for field in fields(module.Options) if field.name != BY_BUDGET]
     for key in cfg.method:
         if key not in valid and key not in DESCRIPTION:
             raise InputError(f"method.{key} is not an option of method '{cfg.method.name}'; valid: {', '.join(valid)}")
     given = {key: value for key, value in cfg.method.items() if key in valid and value is not None}
     if fills_parameters(module) and matched(cfg):
-        given["params"] = cfg.budget.params
+        given[BY_BUDGET] = cfg.budget.params
     try:
         typed = OmegaConf.merge(OmegaConf.structured(module.Options), given)
         check(module.Options, {key: typed[key] for key in given}, "method.")
@@ -51,7 +52,7 @@ def load(cfg: DictConfig) -> BaseMethod:
 def fills_parameters(module: ModuleType) -> bool:
     """Whether the method can choose a size for each matrix so that they fill a number of parameters (``params``)."""
     options: Any = vars(module)["Options"]
-    return any(field.name == "params" for field in fields(options))
+    return any(field.name == BY_BUDGET for field in fields(options))
 
 
 def module_of(name: str) -> ModuleType:

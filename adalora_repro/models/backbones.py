@@ -350,7 +350,7 @@ def _location(cfg: DictConfig) -> dict[str, Any]:
     """Where ``from_pretrained`` finds the saved model: a local folder, or a revision on the hub."""
     backbone = cfg.backbone
     if backbone.path is None and backbone.source != "package":
-        if Path(backbone.hub).expanduser().is_dir():  # transformers would read it, and no run would notice a change
+        if expanded(backbone.hub).is_dir():  # transformers would read it, and no run would notice a change
             raise InputError(f"backbone.hub={backbone.hub} is a folder here: backbone.path={backbone.hub}")
         return {"pretrained_model_name_or_path": backbone.hub, "revision": backbone.revision}
     folder = package_folder(backbone.package) if backbone.path is None else expanded(backbone.path)

@@ -115,8 +115,8 @@ def bootstrap(
         labels, ours, theirs: (examples,); for ``mean``, which reads no labels, scores.
 
     Returns:
-        Low and high end of the percentile interval of level 1 - ``LEVEL``; p, twice the smaller tail at 0 with the
-        sample itself counted, at most 1.
+        Low and high end of the percentile interval of level ``resampling.CONFIDENCE``; p, twice the smaller tail at 0
+        with the sample itself counted, at most 1.
     """
     score = MEASURES[measure]
 

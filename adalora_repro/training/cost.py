@@ -33,7 +33,7 @@ from adalora_repro.config import catalog
 from adalora_repro.config.identity import cost_key
 from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, InputError, expanded
-from adalora_repro.metrics.resampling import bootstrap
+from adalora_repro.metrics.resampling import CONFIDENCE, bootstrap
 from adalora_repro.models import backbones
 from adalora_repro.records import cost_record, provenance
 from adalora_repro.training import runner
@@ -47,7 +47,7 @@ from adalora_repro.training.state import NonFiniteLossError, RunState
 if TYPE_CHECKING:
     from adalora_repro.tasks.base import Batch
 
-RESAMPLES, CONFIDENCE = 2000, 0.95
+RESAMPLES = 2000
 LINES = 20  # about so many are printed of a measurement, however long
 #: settings that other fields of the key hold, or that change nothing
 ELSEWHERE = {
