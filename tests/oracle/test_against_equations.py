@@ -91,7 +91,12 @@ def test_paper_protocol_equals_algorithm_1(score, kind, slow_kind, seed, t_i, t_
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
-    ("score", "slow_kind"), [("gradient", slow_adalora.SlowGradient), ("sensitivity", slow_adalora.SlowAverage)]
+    ("score", "slow_kind"),
+    [
+        ("importance", slow_adalora.SlowAllocator),
+        ("gradient", slow_adalora.SlowGradient),
+        ("sensitivity", slow_adalora.SlowAverage),
+    ],
 )
 def test_averaged_scores_of_the_released_protocol_freeze(score, slow_kind, seed):
     """Masks at t > t_i every delta_t steps and after T - t_f; what comes from T - t_f on enters no score."""
