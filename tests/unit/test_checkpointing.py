@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_runs import built, gradients_of
-from torch import Tensor, nn
+from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from adalora_repro.models import inject
@@ -86,27 +86,3 @@ def test_losses_gradients_and_figures_are_the_same_to_the_bit(backbone: str, met
     assert again[2] == usual[2]
     assert again[3] == usual[3]  # nothing is computed twice where there is no backward pass
     assert min(usual[3]) > 0
-
-
-def saved_bytes(loop: training_loop.RunState) -> int:
-    """Bytes that the forward pass keeps for the backward pass, parameters apart; each storage once."""
-    known = {p.untyped_storage().data_ptr() for p in loop.model.parameters()}
-    storages: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in known:
-            storages[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is given twice
-        return tensor
-
-    batch = next(iter(training_loop.training_batches(loop)))[0]
-    loop.model.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss, _ = loop.task.loss(loop.model, batch)
-    assert loss.requires_grad
-    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
-
-
-@pytest.mark.parametrize(("backbone", "method"), [("tiny-deberta", "adalora"), ("tiny-bart", "lora")])
-def test_the_forward_pass_keeps_less(backbone: str, method: str, cache: Path) -> None:
-    usual, again = (saved_bytes(run_of(backbone, method, cache, checkpointing)) for checkpointing in (False, True))
-    assert again < usual / 2
