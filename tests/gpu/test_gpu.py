@@ -16,7 +16,7 @@ from torch import nn
 from adalora_repro.lowrank.allocator import RankAllocator
 from adalora_repro.lowrank.layers import LoRALinear, LowRankLinear, SVDLinear
 from adalora_repro.lowrank.schedule import BudgetSchedule
-from adalora_repro.training import cost, runner
+from adalora_repro.training import cost
 from adalora_repro.training import loop as training_loop
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
@@ -27,8 +27,6 @@ CELLS = [
     ("squad", "tiny-bert", "0.65%"),
     ("xsum", "tiny-bart", "2.20%"),
 ]
-#: calls of the CUDA runtime that return only when the device has got there
-WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy", "cudaMalloc", "cudaFree")
 
 
 @pytest.fixture
@@ -67,24 +65,6 @@ def test_the_check_for_waits_sees_one(waits_are_errors: Callable[[], None]) -> N
     waits_are_errors()
     with pytest.raises(RuntimeError, match="synchronizing"):
         value.item()
-
-
-@pytest.mark.parametrize("method", ["lora", "adalora"])
-def test_a_profile_of_a_step_has_no_wait(tmp_path: Path, method: str) -> None:
-    from torch.profiler import ProfilerActivity, profile
-
-    loop = built(tmp_path, *words_of("sst2", "tiny-deberta", "0.3M", method, "bf16"), "train.device=cuda")
-    batches = list(training_loop.training_batches(loop))
-    longest = max(batches, key=lambda parts: parts[0]["input_ids"].numel())
-    for _ in range(3):  # the allocator has all it needs
-        training_loop.step(loop, longest)
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as measured:
-        training_loop.step(loop, longest)
-    calls = {event.key for event in measured.key_averages()}
-    if not any(call.startswith("cudaLaunchKernel") for call in calls):
-        pytest.skip("the profiler sees no call of the CUDA runtime here")
-    assert calls.isdisjoint(WAITS)
-    assert not [call for call in calls if call.startswith("Memcpy DtoH")], "a value is copied to the host"
 
 
 # -- the same as on a CPU ------------------------------------------------------------------------------------------
@@ -145,21 +125,6 @@ def test_losses_are_those_of_a_cpu(tmp_path: Path, task: str, backbone: str, bud
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_memory_is_given_back_between_the_runs_of_a_sweep(tmp_path: Path) -> None:
-    def train_one() -> None:
-        loop = built(tmp_path, *words_of("sst2", "tiny-deberta", "0.3M", "adalora", "bf16"), "train.device=cuda")
-        for batches in training_loop.training_batches(loop):
-            training_loop.step(loop, batches)
-
-    train_one()
-    runner.free_device(torch.device("cuda"))
-    first = torch.cuda.memory_allocated()
-    for _ in range(2):
-        train_one()
-        runner.free_device(torch.device("cuda"))
-    assert torch.cuda.memory_allocated() <= first
-
-
 def test_peak_memory_after_other_runs_is_that_of_a_new_process(tmp_path: Path) -> None:
     """``measure=cost`` measures it in the process in which other models lived before."""
     plan = built(tmp_path, *words_of("sst2", "tiny-deberta", "0.3M", "adalora", "bf16"), "train.device=cuda").plan
@@ -167,6 +132,6 @@ def test_peak_memory_after_other_runs_is_that_of_a_new_process(tmp_path: Path) -
     here = cost.peak_here(plan, batches)
     script = "from adalora_repro.training import cost; cost.answer()"
     alone = subprocess.run(
-        [sys.executable, "-c", script], input=pickle.dumps((plan, batches)), capture_output=True, check=True
+        [sys.executable, "-c", script], input=pickle.dumps(((), plan, batches)), capture_output=True, check=True
     )
     assert here["peak"] == pytest.approx(json.loads(alone.stdout.splitlines()[-1])["peak"], rel=0.05)
