@@ -1,11 +1,8 @@
 """Words of a printed command: the shell and then Hydra read them back as the values that they stand for."""
 
 import shlex
-import subprocess
-from pathlib import Path
 from typing import Any
 
-import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hypothesis import example, given
@@ -13,7 +10,6 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from adalora_repro.config.words import word
-from adalora_repro.reports.spec import Scope, command
 
 PARSER = OverridesParser.create()
 SPECIAL = st.sampled_from([*",'\"\\ ${}[]()=:~+-.|*?!#&;<>`\té½01eEaAnulltrfi_%@\n", "${", "\\$", "null", "true"])
@@ -52,22 +48,3 @@ def test_text_is_read_back_as_that_text(text: str) -> None:
 @given(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False))
 def test_other_values_keep_their_type(value: Any) -> None:
     assert (composed(parsed(word("key", value))), type(composed(parsed(word("key", value))))) == (value, type(value))
-
-
-@pytest.mark.parametrize("name", ["a,b", "it's", 'a "b"', "${HOME}", "x y", "é", "[a]", "-m", "12"])
-def test_a_report_s_command_goes_through_a_real_shell(name: str) -> None:
-    line = command(["sst2"], ["lora"], ["0.3M"], Scope("minilm", "sample", results=Path(name)))
-    printed = (
-        subprocess.run(
-            ["sh", "-c", f'adalora() {{ printf "%s\\0" "$@"; }}; {line.replace("adalora-run", "adalora")}'],
-            capture_output=True,
-            check=True,
-        )
-        .stdout.decode()
-        .split("\0")[:-1]
-    )
-    (override,) = (each for each in PARSER.parse_overrides(printed) if each.key_or_group == "results.dir")
-    assert not override.is_sweep_override()
-    cfg = OmegaConf.create({"results": {"dir": ""}})
-    OmegaConf.update(cfg, override.key_or_group, override.value())
-    assert cfg.results.dir == name
