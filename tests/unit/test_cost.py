@@ -269,23 +269,6 @@ def test_how_a_run_is_measured_is_not_what_is_measured(hydra: None) -> None:
     assert measured.folder == Path("results/cost/minilm/mrpc/1.2M/adalora-lora-fp32-longest-pretrained")
 
 
-def test_a_committed_measurement_is_of_the_words_that_are_told_of_it(
-    hydra: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Batches were grouped when it was made: what groups none goes to another folder, and another line of the table."""
-    (path,) = (PUBLISHED / "cost").rglob("*-longest-*/cost.json")
-    monkeypatch.setattr(planning.sources, "check", lambda cfg, task: None)  # the local data need not be here
-    monkeypatch.setattr(planning.sources, "train_rows", lambda cfg: 30_465)
-    for name in ("fingerprint", "byte_fingerprint"):
-        monkeypatch.setattr(planning.sources, name, lambda cfg: "none")
-    words = ["task=mnli", "method=adalora", "budget=0.16%", "measure=cost", "backbone.weights=random", "data=local"]
-    words += ["method.schedule=scaled", "train.precision=bf16", "train.grad_accumulation=4"]
-    grouped = planning.resolve(compose("config", [*words, "train.group_by_length=true"])).folder
-    drawn = planning.resolve(compose("config", words)).folder
-    assert path.parent.relative_to(PUBLISHED) == Path(f"{grouped}-1").relative_to("results")
-    assert str(drawn) == str(grouped).replace("longest", "drawn")
-
-
 # -- Table 15 ------------------------------------------------------------------------------------------------------
 
 
