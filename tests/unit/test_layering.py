@@ -74,7 +74,7 @@ def test_the_paper_s_core_needs_torch_and_nothing_else() -> None:
         assert units_imported(path) <= {"lowrank"}, path
 
 
-@pytest.mark.parametrize("name", ["cli", "config", "errors", "records", "reports", "tasks"])
+@pytest.mark.parametrize("name", ["__init__", "cli", "config", "errors", "records", "reports", "tasks"])
 def test_what_starts_fast_imports_nothing_heavy_by_itself(name: str) -> None:
     seen: set[Path] = set()
     queue = [path for path in MODULES if unit(path) == name]
