@@ -6,16 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from task_configs import CONF, TASKS, task_config
 
 from adalora_repro.reports.spec import paper_rows
 from adalora_repro.reports.tables import table1, table2, table3
 
-OWN = ("custom", "custom_qa", "custom_summarization")  # of data that no paper has
-FILES = (path for group in ("task", "tuned", "script") for path in (CONF / group).glob("*.yaml"))
-RECIPES = sorted(path for path in FILES if path.stem not in OWN)
 TABLE = {"glue": "Table 8", "qa": "Table 10", "nlg": "Table 13"}
 ORIGIN = re.compile(r"^ +(\w+): .*  # (paper, (?:Table (?:8|10|13)|section 4\.3)|released script\b.*)$")
 
@@ -74,23 +70,6 @@ def test_total_steps_follow_from_rows_and_hold_the_schedule(task: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_the_revision_on_the_hub_is_a_commit(task: str) -> None:
     assert re.fullmatch(r"[0-9a-f]{40}", task_config(task).task.revision)
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_headers_and_origins(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    header = lines[: next(index for index, line in enumerate(lines) if not line.startswith("#"))]
-    assert header[0] == "# @package _global_"
-    task = next(name for name in sorted(TASKS, key=len, reverse=True) if name in path.stem)
-    command = next(line for line in header if line.startswith("# Command: adalora-run ")).split()[3:]
-    overrides = {item.key_or_group: item.value() for item in OverridesParser.create().parse_overrides(command)}
-    assert overrides["task"] == task
-    assert overrides.get("protocol") == ("released" if path.parent.name == "script" else None)
-    assert "method.rank_pattern" in overrides or (CONF / "budget" / f"{overrides['budget']}.yaml").is_file()
-    named = origins(path)
-    settings = {key for key in values(path) if not key.startswith("task.")}
-    settings |= {key for key in values(path) if key in ("task.max_length", "task.classifier_dropout", "task.stride")}
-    assert {key.partition(".")[2] for key in settings} <= set(named)
 
 
 SPECS = {"glue": table1.SPEC, "qa": table2.SPEC, "nlg": table3.SPEC}
