@@ -1,4 +1,4 @@
-"""Every method on every tiny backbone: one table of expectations (count, identity, gradients, plan, state)."""
+"""Every method on every tiny backbone: one table of expectations (count, identity, gradients, plan)."""
 
 import copy
 from functools import cache
@@ -6,7 +6,6 @@ from functools import cache
 import pytest
 import torch
 from hydra import compose
-from hydra.errors import ConfigCompositionException
 
 from adalora_repro import methods
 from adalora_repro.config import resolve as plan
@@ -31,14 +30,7 @@ FROM_PEFT = [pair for pair in EVERY if pair[0] in (*PEFT_EXACT, *PEFT_NEAR)]
 HOULSBY, PFEIFFER = 2 * 32 * 8 + 8 + 32, 2 * 32 * 16 + 16 + 32
 PER_RANK = {"encoder": 4 * 64 + 2 * 96, "decoder": 8 * 64 + 2 * 96}
 BART_RANK = 2 * (PER_RANK["encoder"] + PER_RANK["decoder"])
-EXPECTED = {  # trained parameters of the method, head apart
-    ("tiny-deberta", "houlsby"): 4 * HOULSBY,
-    ("tiny-deberta", "pfeiffer"): 2 * PFEIFFER,
-    ("tiny-deberta", "lora"): 2 * 2 * PER_RANK["encoder"],
-    ("tiny-deberta", "adalora"): 4 * (2 * PER_RANK["encoder"] + 12),
-    ("tiny-deberta", "lora_qv"): 9 * 2 * 2 * 64,
-    ("tiny-deberta", "prune_lora"): 4 * 2 * PER_RANK["encoder"],
-    ("tiny-deberta", "svd_lora"): 2 * (2 * PER_RANK["encoder"] + 12),
+EXPECTED = {  # trained parameters of the method, head apart; of our methods on encoders: tests/conf/test_compose.py
     ("tiny-deberta", "peft_lora"): 2 * 2 * PER_RANK["encoder"],
     ("tiny-deberta", "peft_adalora"): 4 * (2 * PER_RANK["encoder"] + 12),
     ("tiny-deberta", "dora"): 2 * 2 * PER_RANK["encoder"] + 2 * (5 * 32 + 64),  # and d_out norms
@@ -189,16 +181,6 @@ def test_a_starts_as_init_says(method):
             assert normal or 0.95 * bound < entries.abs().max() <= bound
 
 
-@pytest.mark.parametrize("method", ["adalora", "svd_lora"])
-def test_p_and_q_are_gaussian_on_every_backbone(method):
-    for backbone in BACKBONES:
-        _, _, chosen = injected(backbone, method)
-        entries = torch.cat([p.flatten() for layer in chosen.layers.values() for p in (layer.lora_A, layer.lora_B)])
-        assert entries.std().item() == pytest.approx(0.02, rel=0.05)
-    with pytest.raises(ConfigCompositionException, match="init"):
-        injected("tiny-bert", method, "method.init=kaiming")
-
-
 def test_targets_and_layers_choose_the_matrices():
     model, _, _ = injected("tiny-deberta", "lora", "method.targets=[q,v]", "method.layers=[1]")
     adapted = [name for name, module in model.named_modules() if isinstance(module, LoRALinear)]
@@ -231,28 +213,3 @@ def test_summarization_head_is_tied_and_counts_as_backbone():
     assert model.lm_head.weight is model.model.shared.weight
     assert not model.lm_head.weight.requires_grad
     assert counted.params["backbone"] == inject.count(plain.parameters())
-
-
-@pytest.mark.parametrize(("method", "backbone"), LOW_RANK + FROM_PEFT)
-def test_the_state_of_a_method_and_its_parameters_are_the_method(backbone, method):
-    """A copy from the same seed with both put in answers as the original does, masked or not."""
-    model, _, chosen = injected(backbone, method)
-    chosen.on_train_start(40)
-    optimizer = torch.optim.AdamW(inject.trained(model).values(), lr=1e-2)
-    for t in range(3):
-        model(**inputs(backbone), labels=labels(backbone)).loss.backward()
-        chosen.before_update(t)
-        optimizer.step()
-        chosen.after_update(t)
-        optimizer.zero_grad()
-    other, _, fresh = injected(backbone, method)
-    fresh.on_train_start(40)
-    with torch.no_grad():
-        for name, parameter in inject.trained(other).items():
-            parameter.copy_(inject.trained(model)[name])
-    fresh.load_state_dict(chosen.state_dict())
-    batch = inputs(backbone)
-    assert torch.equal(model(**batch).logits, other(**batch).logits)
-    with chosen.masked(), fresh.masked():
-        assert torch.equal(model(**batch).logits, other(**batch).logits)
-    assert fresh.summary() == chosen.summary()
