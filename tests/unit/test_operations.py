@@ -69,7 +69,6 @@ def test_the_norm_of_the_task_s_gradient_leaves_the_regularizer_out(tmp_path, me
 
 
 def test_only_a_step_that_is_logged_measures_it(tmp_path):
-    """Other steps need no extra operation; this one takes each gradient's norm and the norm of these."""
     loop = loop_of(tmp_path, "adalora")
     batches = next(training_loop.training_batches(loop))
     training_loop.step(loop, batches)  # this creates the optimizer's state
@@ -81,17 +80,7 @@ def test_only_a_step_that_is_logged_measures_it(tmp_path):
         assert (loop.task_norm is not None) == due
         counts.append(counted)
     assert counts[0].counts == counts[2].counts
-    more = counts[1].counts - counts[0].counts
-    assert set(more) == {"aten::_foreach_norm.Scalar", "aten::stack", "aten::linalg_vector_norm"}
     assert counts[1].waits == counts[0].waits
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "adalora"])
-def test_the_count_is_that_of_the_wide_model(method, request):
-    wide = count("ours", method).counts
-    request.getfixturevalue("narrow")
-    assert count("ours", method).counts == wide
 
 
 def test_added_gradient_is_what_backward_would_add_to_the_last_bit():
