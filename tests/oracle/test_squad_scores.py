@@ -6,7 +6,7 @@ Figures are compared with ``==``: the official scripts are to be met to the last
 import gzip
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 
 import pytest
@@ -127,79 +127,29 @@ def slow_walk(
     return 100.0 * stops[best] / len(references), odds[order[best - 1]] if best else 0.0
 
 
-# Predictions that look like answers, bent
+# Predictions and answers of few words, so that many are near each other
 
 
-ANSWERS = [
-    *("Denver Broncos", "the Arab–Israeli conflict", "24–10", "$1,234.50", "a 3.5% share", "St. Louis, Missouri"),
-    *("“golden anniversary”", "The A Team", "theatre and an anthem", "Éire", "10 AM", "the", "."),
-    "rock–a–bye, the baby",
-    *("İstanbul", "O'Neill's", "in the 10th and 11th centuries", "The The", "1 000", "A", "a\u0301 la carte", "Straße"),
-]
-SPACES = ["  ", "\t", "\n", "\u00a0", "\u2003", "\u3000", "\x1c", "\x85", "\u200b", "\u2028"]
-Words = list[str]
-ARTICLES = ["a", "an", "the", "The", "a.", "–a–", "the_"]
-MARKS = [".", ",", "-", "–", "'", "’", "$", "_", "%", "«", "^"]
-EDITS: dict[str, Callable[[Words, Random], Words]] = {
-    "upper": lambda words, draw: [word.upper() for word in words],
-    "title": lambda words, draw: [word.title() for word in words],
-    "article": lambda words, draw: put(words, draw, draw.choice(ARTICLES)),
-    "mark": lambda words, draw: put(words, draw, draw.choice(MARKS)),
-    "glued mark": lambda words, draw: glue(words, draw, draw.choice(MARKS)),
-    "drop": lambda words, draw: [word for word in words if draw.random() < 0.6],
-    "repeat": lambda words, draw: put(words, draw, draw.choice(words)) if words else words,
-    "shuffle": lambda words, draw: draw.sample(words, len(words)),
-    "space": lambda words, draw: [draw.choice(SPACES).join(words)] if words else words,
-    "another": lambda words, draw: words + draw.choice(ANSWERS).split(" "),
-}
-
-
-def put(words: list[str], draw: Random, word: str) -> list[str]:
-    place = draw.randint(0, len(words))
-    return [*words[:place], word, *words[place:]]
-
-
-def glue(words: list[str], draw: Random, mark: str) -> list[str]:
-    if not words:
-        return words
-    place = draw.randrange(len(words))
-    cut = draw.randint(0, len(words[place]))
-    return [*words[:place], words[place][:cut] + mark + words[place][cut:], *words[place + 1 :]]
-
-
-def bend(text: str, edits: Sequence[str], seed: int) -> str:
-    draw, words = Random(seed), text.split(" ")
-    for edit in edits:
-        words = EDITS[edit](words, draw)
-    return " ".join(words)
-
-
-edits = st.lists(st.sampled_from(sorted(EDITS)), max_size=4)
-seeds = st.integers(0, 10**6)
-bent = st.builds(bend, st.sampled_from(ANSWERS), edits, seeds)
+WORDS = ["a", "an", "The", "the", "A.", "–a–", "the_", "Denver", "Broncos", "denver", "24–10", "$1,234.50", "3.5%"]
+WORDS += ["Éire", "“golden", "O'Neill's", "rock–a–bye,", "theatre", "a\u0301", "İstanbul", "Straße", ".", "«", "^"]
+BLANKS = [" ", " ", " ", "", "\t", "\n", "\u00a0", "\u2003", "\x1c", "\x85", "\u200b", "\u2028"]
+words = st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(BLANKS)), max_size=5)
+texts = words.map(lambda pairs: "".join(word + blank for word, blank in pairs))
 odd = st.text(
     alphabet=[*"aAnNtThHeE .,_-9", "–", "’", "é", "İ", "\u0301", "²", "\u00a0", "\x1c", "\u200b"], max_size=12
 )
-texts = st.one_of(bent, bent, bent, odd, st.just(""))
 
 
 @st.composite
-def questions(draw: st.DrawFn, size: int = 10) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """References and one prediction each, most of them near one of the gold answers."""
-    references, predictions = {}, {}
-    for index in range(draw(st.integers(1, size))):
-        golds = draw(st.lists(st.sampled_from(ANSWERS), max_size=3))
-        if golds and draw(st.booleans()):
-            golds.append(draw(bent))
-        references[f"q{index}"] = golds
-        prediction = (golds or ANSWERS)[draw(st.integers(0, len(golds or ANSWERS) - 1))]
-        near = draw(st.integers(0, 3)) > 0
-        predictions[f"q{index}"] = bend(prediction, draw(edits), draw(seeds)) if near else draw(texts)
-    return references, predictions
+def questions(draw: st.DrawFn) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """References and one prediction each, often one of the gold answers."""
+    golds = draw(st.lists(st.lists(texts, max_size=3), min_size=1, max_size=10))
+    references = {f"q{number}": answers for number, answers in enumerate(golds)}
+    return references, {name: draw(st.sampled_from([*answers, draw(texts)])) for name, answers in references.items()}
 
 
 @settings(max_examples=1000)
-@given(text=st.one_of(texts, st.text(max_size=15)))
+@given(text=st.one_of(texts, odd, st.text(max_size=15)))
 def test_normalization(text: str) -> None:
     assert normalize_answer(text) == " ".join(slow_tokens(text))
     assert normalize_answer(normalize_answer(text) + " ") == " ".join(slow_tokens(" ".join(slow_tokens(text))))
@@ -222,7 +172,7 @@ def test_figures(rows: tuple[dict[str, list[str]], dict[str, str]], gone: set[in
 
 
 @settings(max_examples=250)
-@given(rows=questions(), seed=seeds, step=st.sampled_from([0.2, 30.0]))
+@given(rows=questions(), seed=st.integers(0, 10**6), step=st.sampled_from([0.2, 30.0]))
 def test_thresholds(rows: tuple[dict[str, list[str]], dict[str, str]], seed: int, step: float) -> None:
     """Odds of which few are equal, and odds of which most are."""
     references, answers = rows
@@ -237,12 +187,12 @@ def test_thresholds(rows: tuple[dict[str, list[str]], dict[str, str]], seed: int
 @needs_real_data
 @pytest.mark.parametrize("name", ["squad", "squad_v2"])
 def test_real_answers(name: str) -> None:
-    """Every question of the validation set, its gold answers bent: all scores and all figures."""
+    """Every question of the validation set, with a gold answer that lacks words: all scores and all figures."""
     with gzip.open(REAL_DATA / name / "validation.jsonl.gz", "rt", encoding="utf-8") as file:
         references = {row["id"]: row["answers"]["text"] for row in map(json.loads, file)}
-    draw, kinds = Random(1), sorted(EDITS)
+    draw = Random(1)
     predictions = {
-        question: bend(draw.choice(golds or ANSWERS), draw.choices(kinds, k=draw.randint(0, 3)), draw.randrange(10**6))
+        question: " ".join(word for word in draw.choice(golds or ["", "x"]).split(" ") if draw.random() < 0.8)
         for question, golds in references.items()
         if draw.random() < 0.99
     }
@@ -251,7 +201,7 @@ def test_real_answers(name: str) -> None:
     figures = squad_metrics(predictions, references)
     assert figures == slow_metrics(expected, references)
     assert figures["total"] == len(references) > 5000
-    assert 20 < figures["exact"] < figures["f1"] < 95  # bent, but not beyond recognition
+    assert 20 < figures["exact"] < figures["f1"] < 95
     assert ("NoAns_f1" in figures) == (name == "squad_v2")
 
 
