@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from conftest import (
     only_run,
     require_same,
 )
-from programs import python
+from fake_records import make, save
 from spoilt import SignalInStep, SignalInWrite, in_child, unspoilt
 
 from adalora_repro.cli import report
@@ -195,66 +196,25 @@ def test_a_run_that_another_process_took_over_is_left_to_it(tiny: Cli, monkeypat
 # -- shared --------------------------------------------------------------------------------------------------------
 
 
-MANY = """
-import itertools, multiprocessing, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from fake_records import make, save
-from adalora_repro.records.run_record import read_all
-from adalora_repro.cli import report
-results, processes = Path("results"), 40
-context = multiprocessing.get_context("fork")
-ready, done = context.Barrier(processes + 2), context.Event()
+def test_records_that_are_written_at_once_are_read_whole(tmp_path: Path) -> None:
+    """Eight threads write 80 runs, each twice, while another reads them all."""
+    looks = []
 
-def records(writer):
-    for seed in range(writer, 200, processes):
-        yield make(0.25 + seed % 2 / 2, task=("cola", "rte")[seed % 2], seed=seed)
+    def write(writer: int) -> None:
+        for seed in range(writer, 80, 8):
+            save(tmp_path, make(status="running", final=None, seed=seed))
+            save(tmp_path, make(seed=seed))
 
-def write(writer):
-    ready.wait()
-    ours = list(records(writer))
-    for record in ours:
-        record.status, final, record.final = "running", record.final, None
-        save(results, record)
-        record.status, record.final = "ok", final
-    for record in ours:
-        save(results, record)
-
-def read(name):
-    ready.wait()
-    rounds, last = 0, -1
-    while rounds < 2 or not done.is_set():
-        found, refused = read_all(results)
-        finished = sum(record.status == "ok" for _, record in found)
-        assert refused == [], refused
-        assert finished >= last, "a finished run was not seen again"
-        last = finished
-        assert report.main([name, "--data", "local", "--backbone", "minilm"]) == 0
-        rounds += 1
-
-writers = [context.Process(target=write, args=(writer,)) for writer in range(processes)]
-readers = [context.Process(target=read, args=(name,)) for name in ("table1", "status")]
-for process in writers + readers:
-    process.start()
-for process in writers:
-    process.join()
-done.set()
-for process in readers:
-    process.join()
-sys.exit(any(process.exitcode for process in writers + readers))
-"""
-
-
-def test_two_hundred_records_in_one_moment(tmp_path: Path) -> None:
-    """Forty processes write them, two read all the while: tables and status."""
-    done = python("-c", MANY, str(ROOT / "tests"), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    found, refused = run_record.read_all(tmp_path / "results")
-    assert refused == []
-    assert sorted(record.key["seed"] for _, record in found) == list(range(200))
-    assert {record.status for _, record in found} == {"ok"}
-    assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file() and path.name != "metrics.json"]
+    with ThreadPoolExecutor(8) as pool:
+        writers = [pool.submit(write, writer) for writer in range(8)]
+        while not all(one.done() for one in writers):
+            looks.append(run_record.read_all(tmp_path))
+    looks.append(run_record.read_all(tmp_path))
+    assert not any(refused for _, refused in looks)
+    finished = [[record.key["seed"] for _, record in found if record.status == "ok"] for found, _ in looks]
+    assert list(map(len, finished)) == sorted(map(len, finished))  # what was seen finished is seen again
+    assert sorted(finished[-1]) == list(range(80))
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {run_record.RECORD_NAME}
 
 
 # -- the clock -----------------------------------------------------------------------------------------------------

@@ -337,17 +337,6 @@ def test_a_checkpoint_of_another_configuration_is_refused(tiny: Cli, stopped: Pa
     assert files_below(stopped) == before
 
 
-def test_a_checkpoint_that_cannot_be_read_is_left_as_it_is(tiny: Cli, stopped: Path) -> None:
-    newest = stopped / "checkpoint.pt"
-    newest.unlink()
-    newest.mkdir()  # also root cannot read it
-    before = files_below(stopped)
-    done = tiny(*STOPPED)
-    assert done.code == EXIT_BAD_INPUT
-    assert done.err.startswith(f"adalora-run: error: {newest} cannot be read (Is a directory) and stays as it is: ")
-    assert files_below(stopped) == before
-
-
 def test_force_starts_over_and_keeps_what_was_there(tiny: Cli, undisturbed: Whole, stopped: Path) -> None:
     (stopped / "error.txt").write_text("a traceback", encoding="utf-8")  # of a failure before
     names = (*checkpoint.NAMES, "error.txt")

@@ -71,6 +71,12 @@ def test_another_version_is_refused_with_the_reason(
         checkpoint.load(tmp_path, loop.plan.key["hash"], loop.load_state_dict)
 
 
+def test_a_checkpoint_that_cannot_be_read_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").mkdir()  # also root cannot read it
+    with pytest.raises(InputError, match=r"checkpoint\.pt cannot be read \(Is a directory\) and stays as it is"):
+        checkpoint.load(tmp_path, "0")
+
+
 @pytest.mark.parametrize("content", [[1], {"t": 5}, torch.nn.Linear(2, 2)], ids=["list", "no hash", "module"])
 def test_a_whole_file_that_is_no_state_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "checkpoint.pt")
