@@ -237,6 +237,8 @@ def test_a_matched_size_is_a_budget_of_its_own() -> None:
     matched = resolved("task=rte", "method=lora", "data=sample", "budget.match=params")
     assert (label.key["budget"], matched.key["budget"]) == ("0.3M", "0.3M-params")
     assert matched.settings["budget.match"] == "params"
+    (note,) = resolved("task=rte", "method=bitfit", "data=sample", "budget.match=params").notes
+    assert "method 'bitfit' has one size" in note
     number = resolved("task=rte", "method=lora", "data=sample", "budget.match=params", "budget.params=300000")
     assert number.key["budget"] == "params300000"
     assert len({each.key["hash"] for each in (label, matched, number)}) == 3
