@@ -138,6 +138,8 @@ def test_the_held_out_split_chooses_and_the_reported_one_is_shown() -> None:
     assert "Without a held-out split" not in text
     (figure,) = figures(table)
     assert (figure.chosen_on, figure.held_out_mean) == ("held-out", pytest.approx(70.0))
+    mixed = cell(compiled([*records, make(0.5, lr=3e-3)]))
+    assert (mixed.lr, mixed.held_out) == (1e-3, False)  # one run has no held-out split
 
 
 def test_runs_on_a_cpu_and_on_a_gpu_share_no_mean() -> None:
