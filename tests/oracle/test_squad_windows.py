@@ -230,6 +230,7 @@ class Noise(nn.Module):
     def __init__(self, seed: int, ties: bool) -> None:
         super().__init__()
         self.seed, self.ties = seed, ties
+        self.of_device = nn.Parameter(torch.zeros(()))
 
     def logits(self, ids: list[int]) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(self.seed + sum(i * n for i, n in enumerate(ids, 1)))
@@ -330,6 +331,8 @@ def same_as_slow(task: Task, data: TaskData, rows: list[dict[str, Any]], seed: i
         assert found == first
         assert list(found.files["predictions.json"]) == [row["id"] for row in rows]
     assert first.files["predictions.json"] == {name: entry["answer"] for name, entry in expected.items()}
+    asked = task.answers(model, [{name: row[name] for name in task.cfg.task.text_columns} for row in rows])
+    assert [one["answer"] for one in asked] == [entry["answer"] for entry in expected.values()]
     if nullable:
         assert first.files["null_odds.json"] == {name: entry["odds"] for name, entry in expected.items()}
     for row in first.files["nbest.jsonl.gz"]:
