@@ -61,6 +61,14 @@ def test_only_grouping_changes_which_rows_make_a_step(tmp_path: Path) -> None:
     assert steps(built(tmp_path, *SMALL, "method=full", "train.group_by_length=true")) != padded
 
 
+def test_a_seed_draws_batches_initial_values_and_random_scores(tmp_path: Path) -> None:
+    words = (*SMALL, "method=adalora_random", "budget=0.3M")
+    one, other = (built(tmp_path, *words, f"seed={seed}") for seed in (0, 1))
+    assert steps(one) != steps(other)
+    assert not torch.equal(one.model.classifier.weight, other.model.classifier.weight)
+    assert not torch.equal(one.method.allocator._random, other.method.allocator._random)
+
+
 @pytest.mark.parametrize("method", ["full", "adalora"])
 def test_cut_steps_have_the_gradients_of_padded_ones(tmp_path: Path, method: str) -> None:
     def found(*words: str) -> tuple[list[dict[str, torch.Tensor]], list[int], int]:
@@ -107,8 +115,11 @@ def test_processes_share_a_step_evenly(size: int, parts: int, device: str) -> No
 
 def test_no_part_is_larger_than_accumulation_allows(tmp_path: Path) -> None:
     loop = built(tmp_path, *SMALL, "method=full", "train.grad_accumulation=8")
+    tokens = 0
     for parts in training_loop.training_batches(loop):
+        tokens += sum(int(part["attention_mask"].sum()) for part in parts)
         sizes: list[Any] = [part["input_ids"].shape for part in parts]
         assert all(rows <= 4 for rows, _ in sizes)
         widths = [width for _, width in sizes]
         assert widths == sorted(widths, reverse=True)
+    assert loop.tokens == tokens  # without padding

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -84,7 +84,10 @@ def test_initialization_is_gaussian_with_the_given_deviation():
 
 
 def test_shared_left_factors_change_no_output_and_no_gradient():
-    layers = layers_of() | {"wide": SVDLinear(nn.Linear(6, 9), 4, alpha=3.0)}
+    layers = layers_of() | {
+        "wide": SVDLinear(nn.Linear(6, 9), 4, alpha=8.0),
+        "loud": SVDLinear(nn.Linear(6, 5), 4, 3.0),
+    }
     with torch.no_grad():
         for layer in layers.values():
             layer.lora_E.normal_()
@@ -221,8 +224,8 @@ def test_ends_at_the_final_budget(protocol, score, delta_t):
     assert sum(allocator.rank_pattern().values()) == 5
     assert sum(int((layer.lora_E != 0).sum()) for layer in layers.values()) == 5
     assert list(allocator.rank_pattern()) == list(layers)
-    assert allocator.at_final_budget(19)
-    assert not allocator.at_final_budget(2)
+    first = 14 if protocol == "paper" or 14 % delta_t == 0 else 15  # the released code masks at T - t_f by chance
+    assert [t for t in range(20) if allocator.at_final_budget(t)] == list(range(first, 20))
 
 
 @KINDS
@@ -381,19 +384,6 @@ def test_penalty_is_zero_for_orthonormal_factors_and_has_a_finite_gradient_there
         value.backward()
         assert value.item() == 0.0
         assert torch.isfinite(layer.lora_A.grad).all()
-
-
-@settings(max_examples=20)
-@given(seed=st.integers(0, 10_000))
-def test_penalty_gradient_is_the_analytic_one(seed):
-    torch.manual_seed(seed)
-    layer = SVDLinear(nn.Linear(6, 5), 3, alpha=1.0, init_std=0.5).double()
-    orthogonality_penalty([layer]).backward()
-    P, Q = layer.lora_B.detach(), layer.lora_A.detach()
-    eye = torch.eye(3, dtype=P.dtype)
-    torch.testing.assert_close(layer.lora_B.grad, 4 * P @ (P.T @ P - eye))
-    torch.testing.assert_close(layer.lora_A.grad, 4 * (Q @ Q.T - eye) @ Q)
-    assert layer.lora_E.grad is None
 
 
 def test_penalty_is_independent_of_how_layers_are_stacked():

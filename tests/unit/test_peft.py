@@ -129,14 +129,16 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(method: str, tmp_path:
     losses: list[float] = []
     for steps in (3, 5, 2):
         losses += trained_for(whole, steps)
+        whole.train_s += steps
         files[whole.t] = file = io.BytesIO()
         torch.save(whole.state_dict(), file)
     for t, file in files.items():
         other = run_of(method, tmp_path, *words)
         file.seek(0)
         other.load_state_dict({k: v for k, v in torch.load(file, weights_only=True).items() if k != "format"})
-        assert other.t == t
+        assert (other.t, other.train_s) == (t, t)
         assert trained_for(other, 10 - t) == losses[t:]
+        assert other.tokens == whole.tokens
         inputs = inputs_of(whole)
         assert torch.equal(logits(other.model, inputs), logits(whole.model, inputs))
         assert other.method.summary() == whole.method.summary()
