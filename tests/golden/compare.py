@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-#: what says which row of a report's CSV it is: without repetitions in a table, and the same whatever its other columns
-LABELS = ("method", "budget", "task", "metric", "against", "padding", "lr", "records", "record")
 SMALL = 1e-3  # a number below this is compared as one of this size
 Tolerance = Mapping[str, float]
 
@@ -33,28 +31,17 @@ def parse(text: str, suffix: str) -> Any:
     return rows_of(text) if suffix == ".csv" else json.loads(text)
 
 
-def rows_of(text: str) -> dict[str, dict[str, str]]:
-    """A report's CSV as row label -> column -> text, without empty cells.
-
-    The columns of ``LABELS`` with few values come first in a label; the others join where rows would have the same.
-    """
-    rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    names = [name for name in LABELS if rows and name in rows[0]]
-    for count in range(min(4, len(names)), len(names) + 1):
-        labels = [" ".join(row[name] or "-" for name in names[:count]) for row in rows]
-        if len(set(labels)) == len(labels):
-            break
-    else:
-        raise ValueError(f"two rows have the same {', '.join(names)}")
-    return {label: {name: cell for name, cell in row.items() if cell} for label, row in zip(labels, rows, strict=True)}
+def rows_of(text: str) -> list[dict[str, str]]:
+    """The rows of a report's CSV, without empty cells."""
+    return [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(io.StringIO(text, newline=""))]
 
 
-def _csv_text(rows: dict[str, dict[str, str]]) -> str:
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+def _csv_text(rows: list[dict[str, str]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     file = io.StringIO(newline="")
     table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
     table.writeheader()
-    table.writerows(rows.values())
+    table.writerows(rows)
     return file.getvalue()
 
 
