@@ -154,8 +154,8 @@ def test_bad_rows_stop_a_run_or_are_counted(tiny: Cli, monkeypatch: pytest.Monke
 
 
 def test_the_best_checkpoint_is_that_of_the_held_out_split(tiny: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not on the reported split, which gets worse here while the held-out split improves until step 4."""
-    figures = {2: (0.9, 0.5), 4: (0.8, 0.7), 6: (0.7, 0.6)}
+    """Not on the reported split, which gets worse here, while the held-out split improves until step 4."""
+    figures = {2: (0.9, 0.5), 4: (0.8, 0.7), 6: (0.7, 0.7)}
 
     def evaluation(loop: training_loop.RunState, watch: Any) -> Evaluation:
         reported, held = figures[loop.t]
@@ -164,7 +164,7 @@ def test_the_best_checkpoint_is_that_of_the_held_out_split(tiny: Cli, monkeypatc
     monkeypatch.setattr(evaluate, "evaluate", evaluation)
     command = ("task=sst2", "method=lora", "train.eval_steps=2")
     done = ok(tiny(*command, "data.holdout=4"))
-    assert "; held out: accuracy 0.6000  (" in done.out
+    assert "; held out: accuracy 0.7000  (" in done.out
     assert only_run().record.best == {"metrics": {"accuracy": 0.8}, "holdout": {"accuracy": 0.7}, "step": 4}
     assert tiny(*command, "results.dir=without").code == EXIT_OK
     assert only_run("without").record.best == {"metrics": {"accuracy": 0.9}, "step": 2}
