@@ -53,7 +53,6 @@ def seen_by(processes: Processes) -> dict[str, Any]:
     sums = processes.add_up(parameters, torch.tensor([1.0 + rank, 10.0]))
     weight = Parameter(torch.arange(6.0).view(2, 3).t() + rank)
     processes.from_main([weight])
-    numbers = list(range(7))
     made: list[int] = []
 
     def make() -> int:
@@ -66,9 +65,6 @@ def seen_by(processes: Processes) -> dict[str, Any]:
         "received": processes.received(),
         "gradients": [None if p.grad is None else p.grad.tolist() for p in parameters],
         "weight": weight.tolist(),
-        "largest": processes.largest(rank, -rank, 15 * rank),
-        "gathered": list(processes.gathered(processes.own(numbers))),
-        "few": list(processes.gathered(processes.own([5]))),
         "on_main": processes.on_main(lambda: rank + 40),
         "main_first": processes.main_first(make),
         "made": made,
@@ -128,13 +124,6 @@ def test_gradients_are_summed_and_what_no_process_has_stays_missing(two: list[di
 
 def test_weights_become_those_of_the_main_process(two: list[dict[str, Any]]) -> None:
     assert [seen["weight"] for seen in two] == [[[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]] * 2
-
-
-def test_items_are_gathered_in_the_order_they_were_dealt_from(two: list[dict[str, Any]]) -> None:
-    for seen in two:
-        assert seen["gathered"] == list(range(7))
-        assert seen["few"] == [5]
-        assert seen["largest"] == [1, 0, 15]
 
 
 def test_the_main_process_answers_for_all(two: list[dict[str, Any]]) -> None:
