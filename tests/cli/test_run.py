@@ -41,7 +41,10 @@ def test_one_command_makes_one_record(tiny: Cli, precision: str) -> None:
     record = run.record
     score = record.final["metrics"]["matthews_correlation"]
     assert done.out == f"done: matthews_correlation {score:.4f}  ({run.folder / 'metrics.json'})\n"
-    assert record.time["train_s"] > 0
+    seconds = record.time["train_s"]
+    assert 0 < seconds == pytest.approx(6 * record.time["s_per_step"])
+    assert record.time["s_per_epoch"] == pytest.approx(seconds * 8 / 6)  # 64 rows in steps of 8
+    assert 48 < seconds * record.time["tokens_per_s"] <= 48 * 32
     assert record.memory["peak"] > 0
     assert [path.name for path in Path().iterdir()] == ["results"]
 
