@@ -137,13 +137,15 @@ def compared(ours: pd.DataFrame, cell: pd.DataFrame, method: str, protocol: str)
         **facts(ours),
     }
     theirs = cell[(cell.method == method) & (cell.protocol == protocol)]
-    theirs = best_baseline(cell, first.method) if method == BEST else theirs
+    theirs = best_baseline(cell[cell.metric == first.metric], first.method) if method == BEST else theirs
     if theirs.empty:
         return line | {"reason": f"no finished run of {against}"}
     other = theirs.iloc[0]
     if method == BEST:
         line |= {"against": f"{BEST}: {other.label}", "against_id": f"{BEST}: {other.method}"}
     line |= {"against_method": other.method} | {f"against_{name}": value for name, value in facts(theirs).items()}
+    if other.metric != first.metric:
+        return line | {"reason": f"its primary metric is {other.metric}"}
     seeds = ours.index.intersection(theirs.index)
     ours, theirs = ours.loc[seeds], theirs.loc[seeds]
     differences = ours.score - theirs.score

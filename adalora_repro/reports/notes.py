@@ -10,6 +10,7 @@ from adalora_repro.config.words import lr_text
 from adalora_repro.records.run_record import RunRecord, stated
 from adalora_repro.records.selection import HOLDOUT, RULE, device_kind
 from adalora_repro.reports.cells import Table
+from adalora_repro.reports.significance import FULL_MARK, MARK
 from adalora_repro.reports.spec import Scope, commands, on_the_papers_data
 from adalora_repro.reports.text import plural, seed_phrase, short
 
@@ -51,7 +52,10 @@ def warnings_of(table: Table) -> list[str]:
     constant = [f"{row.name} {column.heading}" for row, column, cell in table.filled() if cell.degenerate]
     if constant:
         notes.append(f"{CONSTANT} {DEGENERATE}: {', '.join(constant)}.")
-    if any(UNEQUAL in marks_of(figure) for figure in table.figures.itertuples()):
+    marks = "".join(map(marks_of, table.figures.itertuples()))
+    for mark, other in ((MARK, "the best baseline of its budget"), (FULL_MARK, "full fine-tuning")):
+        notes += [f"{mark} Differs significantly from {other}; the means say which is better."] if mark in marks else []
+    if UNEQUAL in marks:
         notes.append(
             f"{UNEQUAL} Unequal tuning: the rows compared tried different numbers of learning rates (in --notes), and "
             "the best of more is higher by chance alone."

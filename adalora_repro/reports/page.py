@@ -31,7 +31,7 @@ from adalora_repro.reports.cells import Cell, Table, compile_table, in_scope
 from adalora_repro.reports.frame import frame_of
 from adalora_repro.reports.notes import commands_of, fill_title
 from adalora_repro.reports.output import GENERATOR, form_of
-from adalora_repro.reports.page_runs import data_of, filter_words, row_of
+from adalora_repro.reports.page_runs import data_of, filter_words, row_of, words_of
 from adalora_repro.reports.render import html_table, markup, sheet_of, template
 from adalora_repro.reports.significance import with_marks
 from adalora_repro.reports.spec import (
@@ -135,7 +135,7 @@ def part(request: Request, name: str, scope: Scope, records: Sequence[Record], r
     return {
         "id": name,
         "title": title,
-        "matrix": matrix(tables, ours),
+        "matrix": matrix(tables, ours, scope),
         "opening": sections.pop(OPENING, []),
         "first": [one for key in FIRST for one in sections.pop(key, [])],
         "tables": [table_values(table) for table in tables],
@@ -184,7 +184,7 @@ def table_html(table: Table, title: str, only_filled: bool, link: Callable[[Cell
     return markup(re.sub(r' id="[^"]*"', "", html))  # a table is on the page more than once
 
 
-def matrix(tables: Sequence[Table], records: Sequence[RunRecord]) -> dict[str, Any]:
+def matrix(tables: Sequence[Table], records: Sequence[RunRecord], scope: Scope) -> dict[str, Any]:
     """Method × task: finished runs, and where there are none whether one is running, failed or missing.
 
     What no table asks for and no run has is empty.
@@ -198,13 +198,18 @@ def matrix(tables: Sequence[Table], records: Sequence[RunRecord]) -> dict[str, A
         counts[record.key["method"], record.key["task"]][record.status] += 1
         columns.setdefault(record.key["task"], record.key["task"])
     methods = dict.fromkeys([*wanted, *sorted(method for method, _ in counts)])
+    of_scope = {name: getattr(scope, name) for name in ("backbone", "data", "protocol")}
     return {
         "columns": list(columns.values()),
         "rows": [
             (
                 catalog.method(method).label,
                 [
-                    (heading, f"task={task} method={method}", *cell_state(counts[method, task], task in wanted[method]))
+                    (
+                        heading,
+                        words_of({"task": task, "method": method} | of_scope),
+                        *cell_state(counts[method, task], task in wanted[method]),
+                    )
                     for task, heading in columns.items()
                 ],
             )

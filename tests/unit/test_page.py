@@ -54,7 +54,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder, make(87.65, task="squad", budget="0.65%", backbone="deberta-v3-base", data="hub"))
     save(folder, make(task="rte", status="failed", error=f"line one {EVIL}\nline two", final=None))
     gone = {"updated": 1.0, "host": "elsewhere", "pid": 1}
-    save(folder, make(task="rte", status="running", seed=1, final=None, progress=gone))
+    elsewhere = {"backbone": "deberta-v3-base", "data": "hub", "progress": gone}
+    save(folder, make(task="rte", status="running", seed=1, final=None, **elsewhere))
     return folder
 
 
@@ -137,6 +138,13 @@ def test_a_number_of_a_table_leads_to_the_runs_that_it_is_the_mean_of(made: Buil
     assert "task=cola method=lora budget=0.3M" in words
     assert "lr=5e-5" in words
     assert sum(set(words.split(" ")) <= run for run in seen.words) == 3
+
+
+def test_a_count_of_the_matrix_leads_to_as_many_runs(made: Built) -> None:
+    text, seen, _ = made
+    links = re.findall(r'<a href="#list=([^"]+)" aria-label="[^"]*, RTE: 1 (\w+)"', text)
+    assert [status for _, status in links] == ["interrupted", "failed"]  # of two scopes
+    assert [sum(set(unquote(words).split(" ")) <= run for run in seen.words) for words, _ in links] == [1, 1]
 
 
 def test_details_are_the_records_own_texts_and_shared_ones_are_there_once(made: Built) -> None:
