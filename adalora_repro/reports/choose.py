@@ -96,7 +96,7 @@ def make(request: Request) -> str:
     tables = [compile_scoped(request, spec) for spec in wanted]
     text = "\n".join(map(render_choices, tables))
     if args.write:
-        text += "".join(f"{clean(line)}\n" for line in write(tables))
+        text += "".join(f"{clean(line)}\n" for line in dict.fromkeys(write(tables)))
     return text
 
 

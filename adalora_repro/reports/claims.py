@@ -17,7 +17,7 @@ from adalora_repro.errors import one_of
 from adalora_repro.records.selection import RULE as SELECTION
 from adalora_repro.records.selection import device_of
 from adalora_repro.reports.frame import frame_of, of_one_seed, refusals
-from adalora_repro.reports.notes import CONSTANT, DEGENERATE, UNEQUAL, unlike
+from adalora_repro.reports.notes import CONSTANT, DEGENERATE, PARTIAL, UNEQUAL, unlike
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_part, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.significance import LEVEL, TINY, NoTest, best_row, half_width, holm, paired_t, same_examples
@@ -407,8 +407,8 @@ def section(runs: pd.DataFrame, scope: Scope) -> str:
     measured = claims[claims.difference.notna()]
     if measured.empty:
         return ""
-    missing = listed(claims.drop(measured.index), "reason", "Not tested")
-    return html_part(sheet_of(measured, "html", [*missing, *optimism_notes(runs)]))
+    more = [*listed(claims.drop(measured.index), "reason", "Not tested"), *optimism_notes(runs)]
+    return html_part(sheet_of(measured, "html", more + [PARTIAL.strip()] * scope.include_partial))
 
 
 REPORT = Report(

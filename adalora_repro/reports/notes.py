@@ -17,6 +17,7 @@ from adalora_repro.reports.text import plural, seed_phrase, short
 UNEQUAL = "‡"  # on bold or significant figures: the two sides tried different numbers of learning rates
 CONSTANT = "!"  # on the figures of a degenerate run, or of several runs with one among them
 DEGENERATE = "A run gave every example the same prediction"
+PARTIAL = " Evaluations on a part of the examples are included."
 CAVEATS = {
     "local": " Scores of runs on a part of the data, or cut short, are not comparable with the paper's.",
     "sample": " Sample data are generated English, NOT the paper's data.",
@@ -32,8 +33,7 @@ def caption_of(table: Table) -> str:
     checkpoint = "the last step" if scope.select == "final" else "the best evaluation at the final budget"
     seeds = seed_phrase(run.key["seed"] for run in runs)
     used = f"{plural(len(runs), 'record')}, {seeds}" if runs else "no record yet: the paper's numbers alone"
-    warning = caveat(scope, (run.record for run in runs))
-    warning += " Evaluations on a part of the examples are included." if scope.include_partial else ""
+    warning = caveat(scope, (run.record for run in runs)) + PARTIAL * scope.include_partial
     return f"{table.head[0]}; checkpoint {scope.select} ({checkpoint}); {used}.{warning}"
 
 
@@ -75,7 +75,7 @@ def notes_of(table: Table) -> list[str]:
     notes += [f"{row.name}, {column.heading}: {note}." for row, column, cell in table.filled() for note in cell.notes]
     notes.append(
         "Ours: mean over seeds ± sample standard deviation (number of seeds). Paper: as printed there, in brackets the "
-        "difference ours - paper in points. Bold: best of ours in a column, over all budgets, where two rows have it."
+        "difference ours - paper in points. Bold: our best in a column, over all budgets, where several rows have one."
     )
     notes += table.tests
     notes.append(

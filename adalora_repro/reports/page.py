@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import socket
 import sys
 import time
@@ -63,7 +62,7 @@ def make(request: Request) -> str:
     records = [(path, as_seen(path, record, now, host)) for path, record in request.records]
     scopes = scopes_of(records, request.results) or [Scope(PAPER_BACKBONE, "hub", results=request.results)]
     scopes = [replace(scope, include_partial=request.args.include_partial) for scope in scopes]
-    runs = frame_of(records, checkpoints=["final"])
+    runs = frame_of(records, request.args.include_partial, ["final"])
     parts = [part(request, f"s{i}", scope, records, runs) for i, scope in enumerate(scopes)]
     common = [
         one for report in request.reports.values() if report.common for one in section(report, report.common(request))
@@ -180,8 +179,7 @@ def table_values(table: Table) -> dict[str, Any]:
 
 def table_html(table: Table, title: str, only_filled: bool, link: Callable[[Cell], str] | None = None) -> Any:
     sheet = sheet_of(table, "html", only_filled, link)
-    html = html_table(replace(sheet, title=title, caption=sheet.caption.removeprefix(f"{table.spec.title}. ")))
-    return markup(re.sub(r' id="[^"]*"', "", html))  # a table is on the page more than once
+    return markup(html_table(replace(sheet, title=title, caption=sheet.caption.removeprefix(f"{table.spec.title}. "))))
 
 
 def matrix(tables: Sequence[Table], records: Sequence[RunRecord], scope: Scope) -> dict[str, Any]:

@@ -366,7 +366,7 @@ def to_html(sheet: Sheet) -> str:
 
 def html_table(sheet: Sheet) -> str:
     """The table alone; a keyboard can scroll it."""
-    styler = sheet.frame.style.hide(axis="index").set_uuid(sheet.name)
+    styler = sheet.frame.style.hide(axis="index")
     table = styler.to_html(caption=escape_html(sheet.caption), exclude_styles=True)
     table = table.replace("<th >", '<th scope="col">')
     return f'<div class="wide" tabindex="0" role="region" aria-label="{escape_html(sheet.title)}">{table}</div>'
@@ -409,6 +409,6 @@ def csv_field(value: Any) -> str:
     if isinstance(value, str):
         text = clean(value)
         return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
-    if isinstance(value, bool) or type(value).__name__ == "bool_":
-        return str(bool(value)).lower()
+    if isinstance(value, bool):
+        return str(value).lower()
     return repr(round(float(value), 10)) if isinstance(value, float) else str(value)

@@ -177,6 +177,14 @@ def test_without_a_record_the_paper_speaks_alone(tmp_path: Path) -> None:
     assert data["runs"] == {}
 
 
+def test_partial_evaluations_are_in_tables_and_figures_or_in_neither(tmp_path: Path) -> None:
+    save(tmp_path, make(max_examples=10))
+    score, figure = '">50.00 (1)</a>', "<figcaption>[^<]*Evaluations on a part of the examples are included[.]"
+    for words, shown in (((), False), (("--include-partial",), True)):
+        text, _, _ = built(tmp_path, *words)
+        assert (score in text, re.search(figure, text) is not None) == (shown, shown)
+
+
 def test_a_refused_file_is_named_and_odd_records_do_not_keep_the_others_away(tmp_path: Path, capsys: Captured) -> None:
     odd: list[dict[str, Any]] = [{}, {"lr": 1e-300}, {"progress": {"updated": 9e14}}]
     odd += [{"environment": {"git": {"commit": "x"}}}, {"method": "r\u00e9sum\u00e9 of mine"}]
