@@ -62,9 +62,9 @@ NOTES = (
     f"the seeds that both have, with the {1 - LEVEL:.0%} interval of a paired t-test. p: of the same test, two-sided, "
     "corrected by Holm's method over all different tests of the table.",
     VERDICT,
-    "Best baseline: of the other methods at the same budget that are no ablation, no control and not AdaLoRA, and of "
-    "these with the most seeds, the one with the best mean, on the held-out split where every run has one, otherwise "
-    "on the reported split, which favours it.",
+    "Best baseline: of the other methods at the same budget that are no ablation, control or cross-check and not "
+    "AdaLoRA, and of these with the most seeds, the one with the best mean, on the held-out split where every run has "
+    "one, otherwise on the reported split, which favours it.",
     "Paper: its difference on its own backbone, at the budget with the same rank of LoRA.",
     "Rates: how many learning rates were tried for {label} and for the other method; "
     f"{UNEQUAL} marks unequal numbers.",

@@ -31,10 +31,10 @@ FULL = "full"
 MARK, FULL_MARK = "*", "§"
 RULE = (
     f"Marks: {MARK} p < {LEVEL} by a paired t-test over the common seeds against the best baseline among the rows of "
-    "the same budget that are no ablation, no control and not AdaLoRA; that row and averages are not tested. "
-    f"{FULL_MARK}: the same test of the best row of each budget against full fine-tuning. The best row is, of those "
-    "with the most seeds, the one with the best mean, on the held-out split where every one has it, otherwise on the "
-    "reported split, which favours it. Tests are two-sided."
+    "the same budget that are no ablation, control or cross-check and not AdaLoRA; that row and averages are not "
+    f"tested. {FULL_MARK}: the same test of the best row of each budget against full fine-tuning. The best row is, of "
+    "those with the most seeds, the one with the best mean, on the held-out split where every one has it, otherwise on "
+    "the reported split, which favours it. Tests are two-sided."
 )
 #: of a record's ``data``: what identifies the examples
 EVALUATION_DATA = {"source", "rows", "sha256", "rows_sha256", "skipped", "hub", "hub_config", "revision"}
