@@ -99,7 +99,7 @@ class MethodFields(AllocationOption, InitOption, RankOptions, BaseOptions):
     label: str = setting(MISSING, identity=False)
     "Name in tables; without it the id."
     role: str = setting("other", identity=False)
-    "What the method is in a comparison: paper, ablation, control or other."
+    "What the method is in a comparison: paper, ablation, control, cross-check or other."
     sizes: dict[str, Any] | None = setting(None, identity=False)
     "Budget -> options; null: the method has one size."
 
