@@ -256,8 +256,8 @@ class CostConfig:
     "Steps of each method that are measured, on the same batches."
     warmup_steps: int = setting(3, identity=False, minimum=0)
     "Steps before these, not measured."
-    against: str | None = setting(None, identity=False)
-    "The method beside the chosen one; null: that one is measured alone."
+    against: str | None = setting("lora", identity=False)
+    "The method beside the chosen one, as LoRA in the paper's Table 15; null: that one is measured alone."
 
 
 @dataclass
