@@ -339,8 +339,9 @@ def hub_rows(labels: list[int]) -> Dataset:
     [
         (DatasetGenerationError("An error"), OSError(28, "No space left on device"), "[Errno 28] No space left on"),
         (ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub\nmore"), None, "Couldn't reach 'nyu-mll/glue' on"),
+        (ValueError('Unknown split "dev".'), None, 'Unknown split "dev".'),
     ],
-    ids=["full disk", "no network"],
+    ids=["full disk", "no network", "no such split"],
 )
 def test_what_the_hub_does_not_give_is_one_line(
     monkeypatch: pytest.MonkeyPatch, error: Exception, cause: Exception | None, reason: str
