@@ -133,6 +133,7 @@ def test_an_unknown_model_type_gets_a_draft_that_works(tiny, models, tmp_path):
         ("like: llama\nroles: {q: 'layers.{layr}.q_proj'}", "mine.yaml: KeyError: 'layr'"),
         ("like: llama\nstacks: [decoder]", "mine.yaml: ValueError"),
         ("like: mine", "mine.yaml: RecursionError"),
+        ("like: llama\nhead_inside: pooler", "mine.yaml: TypeError: head_inside and special_tokens are lists"),
         ("like: llama\nroles: {TODO_fc: 'layers.{layer}.fc'}", "unknown role in .*mine.yaml 'TODO_fc'"),
     ],
 )
