@@ -382,22 +382,14 @@ def constant(predictions: Iterable[Any]) -> Any:
 
 
 def chosen(examples: Dataset, limit: int) -> Dataset:
-    """The examples of ``limit`` rows, fewer than there are, at equal distances: files often have an order.
+    """The examples of ``limit`` of n rows, limit < n: of every floor(i n / limit), because files often have an order.
 
     Where rows have several examples the column ``example`` holds the number of the row.
     """
-    if "example" not in examples.column_names:
-        return examples.select(equal_distances(len(examples), limit))
-    numbers = examples["example"][:]
+    numbers = examples["example"][:] if "example" in examples.column_names else range(len(examples))
     rows = sorted(set(numbers))
-    wanted = {rows[i] for i in equal_distances(len(rows), limit)}
+    wanted = {rows[i * len(rows) // limit] for i in range(limit)}
     return examples.select([i for i, number in enumerate(numbers) if number in wanted])
-
-
-def equal_distances(size: int, count: int) -> list[int]:
-    """At most ``count`` of the numbers 0 … size - 1, evenly spread: floor(i size / count)."""
-    count = min(count, size)
-    return [i * size // count for i in range(count)]
 
 
 def pad(
