@@ -31,12 +31,12 @@ Batch = dict[str, Any]
 #: libraries whose version affects the tokenized rows; the families have their own ``code_version``
 ROW_MAKERS = ("tokenizers", "transformers")
 MULTIPLE = 8  # padded lengths: what tensor cores like
-MANY_ROWS = 20_000  # from so many on a split is tokenized by several processes, if nothing else is said
+MANY_ROWS = 20_000  # a split with fewer is tokenized by one process, unless data.num_proc says otherwise
 FEWEST_CPUS, MOST_PROCESSES = 4, 8
 
 
 def padded_length(longest: int) -> int:
-    """Of a batch whose longest row has so many tokens, where the task's limit does not cut it."""
+    """Tokens of each row of a batch whose longest has ``longest``, before the task's limit cuts them."""
     return -(-longest // MULTIPLE) * MULTIPLE
 
 

@@ -61,7 +61,7 @@ class BadRows:
 
 
 def check(cfg: DictConfig, rules: BaseTask) -> None:
-    """What can be told about the data without reading them: fails before torch is imported.
+    """Checks the first row of every file and the sizes of a sample, before torch is imported.
 
     Raises:
         InputError: ``data.dir`` not given or missing, a split's file missing, there twice, unreadable or empty, its
@@ -354,7 +354,7 @@ def _rows(cfg: DictConfig, path: Path, rules: BaseTask) -> Iterator[tuple[str, A
 
 
 class Content(NamedTuple):
-    """What is to be known of a file before it is loaded.
+    """What a plan needs to know of a file, which is loaded later.
 
     Attributes:
         rows: their number.

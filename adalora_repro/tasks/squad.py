@@ -370,7 +370,7 @@ class Question:
     spans: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def add(self, start: int, end: int, score: float) -> None:
-        """A span of characters, which some tokens begin with a blank; of one that several add the best score counts."""
+        """Adds a span of characters without the blanks around it; the best score counts of one that is added twice."""
         text = self.context[start:end]
         start += len(text) - len(text.lstrip())
         end = start + len(text.strip())
@@ -440,7 +440,7 @@ def answer_span(
     """(first, last) of the context tokens, covering characters [starts_i, ends_i), that the first answer touches.
 
     Blanks around the answer do not count: some tokens cover the blank before their word, and some blanks no token does.
-    Nor do other characters that the tokenizer drops, which is why the window says what it is to be held against.
+    A context may also begin or end with characters that the tokenizer drops: ``left`` and ``right`` cover them.
 
     Args:
         left, right: the window's characters; the first one of a context starts at 0, the last one ends with it.
