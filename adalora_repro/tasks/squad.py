@@ -116,7 +116,8 @@ class Task(BaseTask):
                 excerpt = context[start : start + len(text)] if 0 <= start < len(context) else ""
                 return f"the answer '{_short(text)}' is not at its offset {start}, there is '{_short(excerpt)}'"
         if not texts and not self.nullable:
-            return f"no answer, but every question of {self.cfg.task.name} has one (task=squad_v2 allows none)"
+            way = "task.null_threshold=0" if self.cfg.task.hub is None else "task=squad_v2"
+            return f"no answer, but every question of {self.cfg.task.name} has one ({way} allows none)"
         return None
 
     def features(self) -> Features:
