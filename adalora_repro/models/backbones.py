@@ -212,7 +212,7 @@ def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any
         if names:
             where = ", ".join(map(str, files[:2])) or _source(cfg)
             raise InputError(
-                f"backbone '{cfg.backbone.name}': {where}: {len(names)} weights {problem}: "
+                f"backbone '{cfg.backbone.name}': {where}: weights that {problem} ({len(names)}): "
                 f"{', '.join(sorted(names)[:3])}{', …' if len(names) > 3 else ''}"
             )
 
