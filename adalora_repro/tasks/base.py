@@ -382,7 +382,7 @@ def constant(predictions: Iterable[Any]) -> Any:
 
 
 def chosen(examples: Dataset, limit: int) -> Dataset:
-    """The examples of ``limit`` of n rows, limit < n: of every floor(i n / limit), because files often have an order.
+    """The examples of ``limit`` of n rows, fewer than all: of rows floor(i n / limit), for files often have an order.
 
     Where rows have several examples the column ``example`` holds the number of the row.
     """
