@@ -68,7 +68,7 @@ from adalora_repro.training.distributed import launched
 from adalora_repro.training.progress import ALONE_S, banner, complain, heading
 
 #: what ``adalora-run list`` shows
-LISTS = ("task", "method", "budget", "backbone", "sweep", "protocol")
+LISTS = ("task", "method", "budget", "backbone", "data", "protocol", "sweep")
 
 
 def main() -> int:

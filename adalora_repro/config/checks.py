@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from adalora_repro.config.catalog import base_files, choices_of, section
 from adalora_repro.config.plan import measured
 from adalora_repro.config.schema import TRACKERS, Config
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError, expanded, one_of
 from adalora_repro.models import sites
 from adalora_repro.settings import check, settings_of
 
@@ -86,6 +86,7 @@ def check_values(cfg: DictConfig) -> None:
     if unknown := [name for name in cfg.track if name not in TRACKERS]:
         raise one_of("track", unknown[0], TRACKERS)
     _check_backbone_settings(cfg.backbone)
+    expanded(cfg.data.cache_dir)  # refuses the home folder of an unknown user
     train = cfg.train
     if cfg.measure == "score" and cfg.backbone.weights == "random":
         raise InputError("backbone.weights=random is only for measure=cost; a score with random weights means nothing")

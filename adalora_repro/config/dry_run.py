@@ -113,7 +113,7 @@ def _step_rows(plan: Plan) -> Rows:
             ("pruning", f"{t_i:,} … {final - 1:,}", f"a mask every delta_t = {method['delta_t']} steps"),
             ("final phase", f"{final:,} … {total - 1:,}", f"t_f = {method['t_f']:,}, b_T triplets"),
         ]
-    rows += [(name, f"{round(method[name], 2):,g}", text) for name, text in METHOD_ROWS.items() if name in method]
+    rows += [(name, f"{method[name]:,g}", text) for name, text in METHOD_ROWS.items() if name in method]
     if plan.cfg.measure == "score":
         per_epoch = plan.steps_per_epoch / plan.eval_steps
         every = f"every {plan.eval_steps:,} steps, {per_epoch:.2g} an epoch, and at the end"

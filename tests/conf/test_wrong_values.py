@@ -18,6 +18,8 @@ XSUM = "task=xsum budget=0.13% backbone=tiny-bart"
 WRONG = """
 data.source=nope => unknown data source 'nope' | valid: hub, local, sample
 budget=1.10% => budget '1.10%' does not exist for task 'sst2' | valid: 0.3M, 0.6M, 1.2M
+XSUM method=loha => method 'loha' has no size for budget 0.13%; valid: 0.26%, 1.10%, 2.20%
+data.cache_dir='~nope/x' => '~nope/x': no such home folder
 method.schedule=nope => method.schedule 'nope' | valid: absolute, scaled
 method.score=nope => method.score 'nope' | valid: importance, sensitivity, gradient
 method=prune_lora method.score=magnitude => method.score=magnitude is |λ|, and LoRA's doublets have no λ
