@@ -67,8 +67,8 @@ from adalora_repro.records import lock
 from adalora_repro.training.distributed import launched
 from adalora_repro.training.progress import ALONE_S, banner, complain, heading
 
-#: what ``adalora-run list`` shows
-LISTS = ("task", "method", "budget", "backbone", "data", "protocol", "sweep")
+#: what there is to choose; ``tuned`` follows from the task and the method
+LISTS = (*(group for group in catalog.GROUPS if group != "tuned"), "sweep")
 
 
 def main() -> int:
@@ -324,8 +324,7 @@ def register(words: Sequence[str] = ("sweep",)) -> None:
 
 
 def _choices_help() -> str:
-    groups = [group for group in catalog.GROUPS if group != "tuned"]  # which follows from the task and the method
-    return "\n".join(f"{group}: {', '.join(catalog.entries(group))}" for group in [*groups, "sweep"])
+    return "\n".join(f"{group}: {', '.join(catalog.entries(group))}" for group in LISTS)
 
 
 if __name__ == "__main__":
