@@ -31,7 +31,9 @@ def check_words(cfg: DictConfig, words: Sequence[str], choices: Mapping[str, Any
 
     Raises:
         InputError: the name of another choice, a part of a method's file, an unknown file.
+        OmegaConfBaseException: an unknown setting; ``+key=value`` goes past Hydra's own check of names.
     """
+    OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
     for word in words:
         key, _, value = word.lstrip("+").partition("=")
         group = key.partition("@")[0]

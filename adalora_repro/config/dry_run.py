@@ -176,7 +176,7 @@ class SweepPlan:
     def total(self) -> str:
         """The sum of all runs, of the hours for each device, and a line for each record that they come from."""
         left = self.runs - self.done
-        text = f"total: {self.runs} runs, {self.done} done, {left} to do"
+        text = f"total: {self.runs} run{'s' * (self.runs != 1)}, {self.done} done, {left} to do"
         text += f", and {self.later} of later stages, whose learning rates are not chosen yet" * bool(self.later)
         if not self.hours:
             return f"{text}; no time estimate: no comparable steps were measured (measure=cost measures them)"

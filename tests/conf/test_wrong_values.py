@@ -114,6 +114,8 @@ method=peft_lora +method.options.target_modules=[q] => method.options.target_mod
 method=peft_lora +method.options.r=3 => method.options.r: LoraConfig has no such option
 method=peft_lora +method.options.bias=some => LoraConfig of HF PEFT:
 method=peft_lora method.size=rank => unknown method.size 'rank'
+method=oft method.r=1 => method 'oft' trains nothing of the backbone at this size
+method=oft budget.match=params budget.params=100 => method 'oft' trains nothing of the backbone at this size
 method=ia3 +method.r=2 => method.r=2: IA3Config has one size here
 method=peft_adalora +method.score=magnitude => method.score: AdaLoRA of HF PEFT has importance only
 method=peft_adalora method.beta2=0 => method.beta1 and method.beta2 must be positive
