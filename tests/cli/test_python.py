@@ -154,6 +154,8 @@ def test_runs_from_python(tiny: Cli, tmp_path: Path) -> None:
         **dict.fromkeys(("+sweep=lr", "seed=0,1"), "makes several runs"),
         **dict.fromkeys(("launch=detach", "hydra/launcher=slurm"), "are for a sweep"),
         "-m": "settings are written key=value",
+        "+optim.rate=1": "no setting 'optim.rate'",
+        "optim.lr=${nope}": "'nope' not found",
     }.items():
         with pytest.raises(InputError, match=message):
             adalora_repro.run(*words, word, "seed=1")
