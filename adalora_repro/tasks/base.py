@@ -140,7 +140,7 @@ class BaseTask:
     texts: tuple[int, ...] = (1, 2)
     #: the label is a text too
     text_label = False
-    #: a text may be nothing but blanks
+    #: a text that is no label may be nothing but blanks
     blank_texts = False
     #: a dataclass: the settings that only this family has
     options: type

@@ -238,7 +238,7 @@ def row_problem(rules: BaseTask, row: Any) -> str | None:
             continue
         if not isinstance(value, str):
             return f"column '{column}' must be text, not {shown(value)}"
-        if not rules.blank_texts and not value.strip():
+        if not value.strip() and (column == rules.cfg.task.label_column or not rules.blank_texts):
             return f"the {column} is empty"
         try:
             value.encode()
