@@ -10,11 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, Cli, ok, refused
+from fake_records import make
 from test_sweep import GRID, STAGES, counts, save
 
 from adalora_repro.cli.ledger import FAILED, Ledger, SweepRun
 from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED, InputError
+from adalora_repro.records import run_record
 from adalora_repro.records import slurm as slurm_queue
 
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.partition=gpu")
@@ -162,19 +164,17 @@ def test_force_starts_over_once_and_not_at_every_requeue(tmp_path: Path, monkeyp
 
     def one_of_many(words: Sequence[str]) -> tuple[str, int]:
         seen.append(list(words))
-        print("loading weights", file=sys.stderr)
         return "done", EXIT_OK
 
     monkeypatch.setattr(run, "one_of_many", one_of_many)
     monkeypatch.setattr(adalora_launcher.signal, "signal", lambda *_: None)
     monkeypatch.chdir(tmp_path)
-    task = adalora_launcher.ArrayLauncher()
-    task(("task=cola", "force=true"), str(tmp_path))
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    task(("task=cola", "force=true"), str(tmp_path))
-    for _ in range(2):
-        adalora_ray.run_one(("task=cola", "force=true"), str(tmp_path), sys.path, tmp_path / "1")
-    assert seen == [["task=cola", "force=true"], ["task=cola"]] * 2
+    words, forced = ("task=cola", "force=true"), SweepRun("a", tmp_path, make(progress={}))
+    for progress in ({}, {}, {"step": 1}):  # the second time it was requeued before it had started over
+        run_record.write(make(progress=progress), tmp_path)
+        adalora_launcher.ArrayLauncher()(words, str(tmp_path), forced)
+        adalora_ray.run_one(words, str(tmp_path), sys.path, tmp_path / "1", forced)
+    assert seen == [[*words]] * 4 + [["task=cola"]] * 2
 
 
 # launch=detach
