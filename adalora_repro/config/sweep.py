@@ -193,7 +193,7 @@ class Choice:
 
 
 def choose(tried: Sequence[tuple[Job, Path]]) -> Choice:
-    """The choice among the runs of a cell, each with its folder; none while one of them is in training or interrupted."""
+    """The choice among the runs of a cell, each with its folder; none while one is in training or interrupted."""
     tried = list({folder: (job, folder) for job, folder in tried}.values())  # words may differ and mean one run
     runs = []
     typed: dict[float, str] = {}

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from adalora_repro import methods
 from adalora_repro.config import catalog
 from adalora_repro.config.resolve import changed
+from adalora_repro.config.words import command_line
 from adalora_repro.errors import InputError, errno_of, expanded, first_line
 from adalora_repro.models import backbone_files, backbone_tokenizer, backbones, export, sites
 from adalora_repro.models.export import OWN_WEIGHTS
@@ -235,7 +236,7 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
 def write_card(folder: Path, record: RunRecord, cfg: DictConfig, words: Sequence[str]) -> None:
     """README.md with what others need to know, and the record beside it."""
     (folder / RECORD).write_text(json.dumps(record.to_json(), indent=1) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(card(folder, record, cfg, " ".join(["adalora-run", *words])), encoding="utf-8")
+    (folder / CARD).write_text(card(folder, record, cfg, command_line(words).removeprefix("# ")), encoding="utf-8")
 
 
 def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:

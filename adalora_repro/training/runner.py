@@ -131,7 +131,7 @@ def _execute_leased(plan: Plan, stop: StopSignal, processes: Processes, lock: Lo
     if not together:  # the others may be anywhere: this process starts no further run
         raise SystemExit(code)
     with suppress(LostError):  # a launcher ends all processes when one fails; the record is written by now
-        code = max(processes.largest(code))
+        code = processes.largest(code)
     return code
 
 

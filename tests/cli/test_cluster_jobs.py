@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, Cli, ok, refused
 from fake_records import make
+from submitit.core.utils import DelayedSubmission
 from test_sweep import GRID, STAGES, counts, save
 
 from adalora_repro.cli.ledger import FAILED, Ledger, SweepRun
@@ -181,7 +182,7 @@ def test_force_starts_over_once_and_not_at_every_requeue(tmp_path: Path, monkeyp
 
 
 def test_detached_runs_are_submitted_once(tiny: Cli, slurm: Path) -> None:
-    words = (*WORDS, "launch=detach")
+    words = (*WORDS, "launch=detach", "hydra.launcher.max_num_timeout=5")
     done = tiny(*words, "seed=0,1,-1")
     assert done.code == EXIT_BAD_INPUT
     assert "seed must be 0 or more, not -1" in done.err
@@ -195,6 +196,8 @@ def test_detached_runs_are_submitted_once(tiny: Cli, slurm: Path) -> None:
     assert all(f"#SBATCH --{line}\n" in script for line in lines)
     assert "--cpus-per-task=4" in script.split("# command")[1]
     assert f"#SBATCH --output={Path('results/sweeps').absolute()}" in script
+    (task,) = Path("results/sweeps").glob("*/slurm/7_0_submitted.pkl")
+    assert DelayedSubmission.load(task)._timeout_countdown == 5
 
     again = ok(tiny(*words, "seed=0,1"))
     assert again.out.count("already queued: results/runs/") == 2
