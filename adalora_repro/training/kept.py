@@ -99,10 +99,11 @@ def load(run: str | Path, backbone: str | None = None) -> tuple[PreTrainedModel,
             return merged.eval(), tokenizer
     _require_own_backbone(folder, cfg)
     tokenizer = backbones.load_tokenizer(cfg)
-    transformers.set_seed(cfg.seed)  # random weights are drawn as for the run
-    model = backbones.load_model(cfg)
-    with readable(folder):
-        model = methods.load(cfg).read(model, sites.find_sites(model), folder)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+        torch.default_generator.manual_seed(cfg.seed)  # random weights are drawn as for the run
+        model = backbones.load_model(cfg)
+        with readable(folder):
+            model = methods.load(cfg).read(model, sites.find_sites(model), folder)
     if names := list(cfg.task.class_names):
         model.config.id2label, model.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
     return model.requires_grad_(False).eval(), tokenizer
@@ -234,16 +235,12 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
 
 
 def write_card(folder: Path, record: RunRecord, cfg: DictConfig, words: Sequence[str]) -> None:
-    """README.md with what others need to know, and the record beside it."""
-    (folder / RECORD).write_text(json.dumps(record.to_json(), indent=1) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(card(folder, record, cfg, command_line(words).removeprefix("# ")), encoding="utf-8")
-
-
-def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
-    """The text of a model card: front matter as the hub reads it, metrics, counts, command."""
+    """README.md: front matter as the hub reads it, metrics, counts, the command; and the record beside it."""
     import yaml
 
+    (folder / RECORD).write_text(json.dumps(record.to_json(), indent=1) + "\n", encoding="utf-8")
     assert record.final is not None
+    command = command_line(words).removeprefix("# ")
     library, use = use_of(folder, cfg)
     front = {
         "base_model": export.base_name(cfg),
@@ -257,7 +254,7 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in record.final["metrics"].items())
     same = "Degenerate: the last evaluation gave every example the same prediction.\n\n" * record.degenerate
     ranks = f"Ranks of the adapted matrices: {ranks_text(record.rank_pattern)}.\n\n" if record.rank_pattern else ""
-    return f"""---
+    text = f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
 
 # {key["task"]}: {key["method"]} {key["budget"]} on {key["backbone"]}
@@ -276,6 +273,7 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
 Trained with `{command}`; all settings are in `{CONFIG}`, the record of the run is `{RECORD}`.
 The licences of the backbone and of the data apply.
 """
+    (folder / CARD).write_text(text, encoding="utf-8")
 
 
 def use_of(folder: Path, cfg: DictConfig) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from adalora_repro import methods
 from adalora_repro.config.plan import Plan
-from adalora_repro.config.resolve import finished, settle
+from adalora_repro.config.resolve import already_done, finished, settle
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, errno_of, one_line
 from adalora_repro.models import backbones, inject, sites, speedups
 from adalora_repro.records import provenance, run_record
@@ -89,14 +89,14 @@ def execute(plan: Plan) -> int:
 def _execute_leased(plan: Plan, stop: StopSignal, processes: Processes, lock: Lock | None) -> int:
     # another process may have finished the run since run.py looked
     if not plan.cfg.force and (score := processes.on_main(lambda: finished(plan))):
-        print(f"already done: {plan.folder} ({score}); force=true runs it again")
+        print(already_done(plan, score))
         return EXIT_OK
     provenance.reset_peak_memory()
     run = build(plan, processes)  # if this fails, nothing on disk has changed
     if lock is not None:
         run.check_folder = lock.check
     resumed = _resume(run)
-    record = folder.new_record(run)
+    record = folder.new_record(run, resumed)
     if not resumed:
         initialize(run)
     processes.on_main(lambda: _prepare(run, resumed))  # every process has read the checkpoint when the main one is here
