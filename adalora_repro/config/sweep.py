@@ -204,7 +204,7 @@ def choose(tried: Sequence[tuple[Job, Path]]) -> Choice:
             runs.append(run_of(folder / RECORD_NAME, record))
             typed[lr] = job.get(LR, repr(lr))
     if going := sum(state_of(folder) in ("held", "running", "cancelled") for _, folder in tried):
-        return Choice(None, f"left out, {going} of the {len(tried)} runs to choose from in training or interrupted")
+        return Choice(None, f"left out, in training or interrupted: {going} of the {len(tried)} runs to choose from")
     if not runs:
         return Choice(None, f"left out, none of the {len(tried)} runs to choose from is finished")
     best = select(runs)

@@ -49,14 +49,10 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str, metho
     Frozen weights may be rounded (``train.precision=bf16``): a merged model is made of the backbone's own. ``method``
     is the one that was injected; most can do without.
     """
-    from omegaconf import OmegaConf
-
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    if cfg.backbone.path is not None:  # typed relative to the folder of the command
-        cfg = changed(cfg, {"backbone.path": export.base_name(cfg)})
-    (part / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    _write_configuration(cfg, part)
     for path in sites.added_files():
         (part / SITES).mkdir(exist_ok=True)
         shutil.copy(path, part / SITES)
@@ -69,6 +65,14 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str, metho
         path.chmod((part / CONFIG).stat().st_mode)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
+
+
+def _write_configuration(cfg: DictConfig, folder: Path) -> None:
+    from omegaconf import OmegaConf
+
+    if cfg.backbone.path is not None:  # typed relative to the folder of the command
+        cfg = changed(cfg, {"backbone.path": export.base_name(cfg)})
+    (folder / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
 
 
 # --- together again ---------------------------------------------------------------------------------------------------
@@ -202,21 +206,29 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
     except OSError as error:
         raise InputError(f"--to: cannot write '{to}': {error.strerror}") from None
     try:
+        _write_configuration(cfg, part)
+        for name in (CARD, RECORD):
+            if (folder / name).exists():
+                shutil.copy(folder / name, part / name)
         if form == "peft":
+            _require_own_backbone(folder, cfg)
             with readable(folder), safe_open(folder / export.PEFT_WEIGHTS, "pt"):
-                json.loads((folder / export.PEFT_CONFIG).read_text(encoding="utf-8"))
+                config = json.loads((folder / export.PEFT_CONFIG).read_text(encoding="utf-8"))
+            if backbone is not None:
+                config |= {"base_model_name_or_path": export.base_name(cfg), "revision": None}
+            (part / export.PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            shutil.copy(folder / export.PEFT_WEIGHTS, part)
             backbones.load_tokenizer(cfg).save_pretrained(part)
         else:
             export.write_merged(*load(folder, backbone), part)
-        names = [CONFIG, CARD, RECORD, *([export.PEFT_CONFIG, export.PEFT_WEIGHTS] if form == "peft" else [])]
-        for name in names:
-            if (folder / name).exists():
-                shutil.copy(folder / name, part / name)
-        if form == "merged" and (part / CARD).exists():
+        if (part / CARD).exists():
             library, use = use_of(part, cfg)
             text = (part / CARD).read_text(encoding="utf-8")
             text = re.sub("^library_name: .*$", f"library_name: {library}", text, count=1, flags=re.MULTILINE)
-            text = re.sub("```python.*?```", f"```python\n{use}\n```", text, count=1, flags=re.DOTALL)
+            text = re.sub("```python.*?```", lambda _: f"```python\n{use}\n```", text, count=1, flags=re.DOTALL)
+            if backbone is not None:
+                line = f"base_model: {json.dumps(export.base_name(cfg))}"
+                text = re.sub("^base_model: .*$", lambda _: line, text, count=1, flags=re.MULTILINE)
             (part / CARD).write_text(text, encoding="utf-8")
         if (folder / SITES).is_dir():
             shutil.copytree(folder / SITES, part / SITES)
