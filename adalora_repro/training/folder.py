@@ -160,7 +160,8 @@ def _measure(run: RunState, record: run_record.RunRecord) -> None:
         "tokens_per_s": run.tokens / run.train_s if run.train_s else 0.0,
     }
     memory, before = provenance.peak_memory(run.device), record.memory
-    if before.get("of") != memory["of"] or before.get("peak", 0) < memory["peak"]:  # else before the run was resumed
+    # an earlier attempt of a resumed run may have needed more
+    if before.get("of") != memory["of"] or before.get("peak", 0) < memory["peak"]:
         record.memory = memory
 
 
