@@ -21,7 +21,7 @@ class Options(SVDOptions):
     params: int | None = None
     "With budget.match=params: the number of parameters that the rank may use."
     initial_rank: bool = setting(False, later=False)
-    "With budget.match=params: the rank from which AdaLoRA starts at that number of parameters, which takes more."
+    "With budget.match=params: every matrix has AdaLoRA's initial rank at that number, so there are more parameters."
 
     def __post_init__(self) -> None:
         super().__post_init__()
