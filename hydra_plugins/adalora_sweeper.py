@@ -289,7 +289,8 @@ class CellSweeper(Sweeper):
             if not held:
                 return
             if not announced:
-                print(f"stage {number}: waiting for {held} runs that other processes are training", flush=True)
+                runs = f"{held} run{'s' * (held > 1)}"
+                print(f"stage {number}: waiting for {runs} that other processes are training", flush=True)
             announced = True
             time.sleep(lock.LOOK_S)
 

@@ -52,11 +52,17 @@ def test_a_decoder_without_a_padding_token_classifies_by_its_last_token(tiny, mo
         torch.testing.assert_close(model(**alone).logits[0], logits, atol=1e-6, rtol=0)
         states = model.base_model(**alone).last_hidden_state[0, -1]
         torch.testing.assert_close(model.score(states), logits, atol=1e-6, rtol=0)
-    other = shutil.copytree(models / "llama", Path("other"))
+    other, to = shutil.copytree(models / "llama", Path("other")), Path("exported")
     weights = load_file(other / "model.safetensors")
     save_file({name: -value for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"^other is not the backbone of this run: its files have changed"):
-        kept.load(run.folder, "other")
+    for use in (lambda: kept.load(run.folder, "other"), lambda: kept.write_export(run.folder, to, "peft", "other")):
+        with pytest.raises(InputError, match=r"^other is not the backbone of this run: its files have changed"):
+            use()
+    moved = str(shutil.copytree(models / "llama", Path("moved")).resolve())
+    kept.write_export(run.folder, to, "peft", "moved")
+    assert kept.configuration(to).backbone.path == moved
+    assert peft.PeftConfig.from_pretrained(to).base_model_name_or_path == moved
+    assert (to / kept.CARD).read_text(encoding="utf-8").count(moved) == 2
 
 
 def test_t5_writes_summaries(tiny, models):

@@ -49,7 +49,9 @@ def words_of(backbone: str, method: str) -> list[str]:
 def test_what_is_kept_is_the_model(backbone: str, method: str, tmp_path: Path) -> None:
     run = changed(tmp_path, *words_of(backbone, method))
     kept.keep(run.model, run.plan.cfg, tmp_path / "model", "adapter")
+    before = torch.get_rng_state()
     model, tokenizer = kept.load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)  # of the program that loads it
     inputs = inputs_of(run)
     assert torch.allclose(logits(model, inputs), logits(run.model, inputs), atol=1e-5)
     assert tokenizer("a word")["input_ids"]
