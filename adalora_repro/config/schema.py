@@ -152,8 +152,8 @@ class BackboneConfig:
 class DataConfig:
     """Where the data come from."""
 
-    source: str = MISSING
-    "hub, local or sample: the name of the chosen file."
+    source: str = setting(MISSING, choices=("hub", "local", "sample"))
+    "The name of the chosen file."
     dir: str | None = setting(None, identity=False)
     "With data=local: the folder with one folder per task, or with your own files."
     cache_dir: str = setting("~/.cache/adalora-repro", identity=False)

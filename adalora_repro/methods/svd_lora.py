@@ -35,12 +35,9 @@ class Options(SVDOptions):
 
 
 class Method(SVDMethod):
-    def __init__(self, options: Options, protocol: str) -> None:
-        super().__init__(options, options.r, protocol)
-
     def plan(self, total_steps: int) -> dict[str, Any]:
         r, alpha, gamma = self.rank, self.options.alpha, self.options.gamma
         return {"n": len(self.layers), "r": r, "alpha": alpha, "alpha_over_r": alpha / r, "gamma": gamma}
 
     def summary(self) -> dict[str, Any]:
-        return {"rank_pattern": dict.fromkeys(self.layers, self.rank)}
+        return {"rank_pattern": {name: layer.r for name, layer in self.layers.items()}}

@@ -66,7 +66,7 @@ def seen_by(processes: Processes) -> dict[str, Any]:
         "received": processes.received(),
         "gradients": [None if p.grad is None else p.grad.tolist() for p in parameters],
         "weight": weight.tolist(),
-        "largest": processes.largest(rank, -rank, 15 * rank),
+        "largest": processes.largest(15 * rank),
         "gathered": list(processes.gathered(processes.own(numbers))),
         "few": list(processes.gathered(processes.own([5]))),
         "on_main": processes.on_main(lambda: rank + 40),
@@ -134,7 +134,7 @@ def test_items_are_gathered_in_the_order_they_were_dealt_from(two: list[dict[str
     for seen in two:
         assert seen["gathered"] == list(range(7))
         assert seen["few"] == [5]
-        assert seen["largest"] == [1, 0, 15]
+        assert seen["largest"] == 15
 
 
 def test_the_main_process_answers_for_all(two: list[dict[str, Any]]) -> None:
