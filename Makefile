@@ -95,7 +95,6 @@ types: $(VENV)/.installed-dev  ## mypy
 # The table that the target is named by, from the records in $(RESULTS).
 TABLE = $(RESULTS)/tables/$@-$(BACKBONE)
 define table
-@mkdir -p results
 @for format in markdown:md latex:tex csv:csv html:html; do \
   $(REPORT) $@ --backbone $(BACKBONE) --results $(RESULTS) --format $${format%%:*} \
     --overwrite --out $(TABLE).$${format##*:} > /dev/null || exit $$?; \
@@ -148,7 +147,6 @@ report: $(VENV)/.installed  ## results/report.html: every table and figure, and 
 
 # Figures 3 and 4 are of a finished AdaLoRA run: without one they have nothing to draw, and the others still are made.
 figures: $(VENV)/.installed  ## the paper's Figures 1 to 4 from the records in results/, as SVG and PDF
-	@mkdir -p results
 	@for figure in figure1 figure2 figure3 figure4; do for form in svg pdf; do \
 	  $(REPORT) $$figure --results $(RESULTS) --overwrite --out $(RESULTS)/figures/$$figure.$$form \
     || test $$? = 2 || exit 1; \

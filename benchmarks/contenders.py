@@ -18,7 +18,7 @@ from adalora_repro.training.cost import wait_for
 from adalora_repro.training.loop import add_gradient
 from benchmarks.lengths import VOCABULARY, Tensors, tensors
 
-RANK = 12  # initial rank of every adapted matrix
+RANK, FINAL_RANK = 12, 8  # of every adapted matrix; AdaLoRA starts at the first and ends, on average, at the second
 TARGET = 32  # length of the summaries of an encoder-decoder, in tokens
 
 
@@ -48,32 +48,25 @@ def make_model(shape: str = "deberta-v3-base", vocabulary: int | None = VOCABULA
         return auto.from_config(config)
 
 
-def final_rank(rank: int) -> int:
-    """AdaLoRA's target rank: two thirds of the initial rank."""
-    return max(1, rank * 2 // 3)
-
-
-def our_method(name: str, rank: int = RANK, delta_t: int = 1) -> BaseMethod:
+def our_method(name: str, delta_t: int) -> BaseMethod:
     """``lora`` or ``adalora``; AdaLoRA prunes from the first step on, every ``delta_t`` steps."""
     if name == "lora":
-        return lora.Method(lora.Options("lora", "lora", r=rank), "paper")
-    options = adalora.Options(
-        "adalora", "adalora", init_r=rank, target_r=final_rank(rank), t_i=0, t_f=10, delta_t=delta_t
-    )
+        return lora.Method(lora.Options("lora", "lora", r=RANK), "paper")
+    options = adalora.Options("adalora", "adalora", init_r=RANK, target_r=FINAL_RANK, t_i=0, t_f=10, delta_t=delta_t)
     return adalora.Method(options, "paper")
 
 
-def peft_model(name: str, model: Any, rank: int = RANK, delta_t: int = 1) -> Any:
+def peft_model(name: str, model: Any, delta_t: int) -> Any:
     import peft
 
-    targets = [site.path for site in lora.Options("lora", "lora", r=rank).matrices(find_sites(model))]
+    targets = [site.path for site in lora.Options("lora", "lora", r=RANK).matrices(find_sites(model))]
     head = sorted({name.rpartition(".")[0] for name in head_parameters(model)})  # trained, as in our methods
     common: dict[str, Any] = {"target_modules": targets, "modules_to_save": head, "lora_alpha": 16}
     common |= {"task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "SEQ_CLS"}
     if name == "lora":
-        return peft.get_peft_model(model, peft.LoraConfig(r=rank, **common))
+        return peft.get_peft_model(model, peft.LoraConfig(r=RANK, **common))
     phases = {"tinit": 0, "tfinal": 10, "deltaT": delta_t, "total_step": 100_000}
-    return peft.get_peft_model(model, peft.AdaLoraConfig(init_r=rank, target_r=final_rank(rank), **phases, **common))
+    return peft.get_peft_model(model, peft.AdaLoraConfig(init_r=RANK, target_r=FINAL_RANK, **phases, **common))
 
 
 @dataclass
@@ -93,7 +86,6 @@ class Contender:
     eager: bool = False
     shape: str = "deberta-v3-base"
     delta_t: int = 1
-    rank: int = RANK
     device: str = "cpu"
     vocabulary: int | None = VOCABULARY
     as_on_device: bool = False
@@ -105,7 +97,7 @@ class Contender:
         self.method = BaseMethod(None, "paper")  # PEFT's models need none
         self.peft: Any = None
         if self.who == "ours":
-            self.method = our_method(self.name, self.rank, self.delta_t)
+            self.method = our_method(self.name, self.delta_t)
             self.method.inject(model, find_sites(model))
             if not self.eager and can_crop(self.shape):
                 speedups.crop_positions(model)
@@ -115,7 +107,7 @@ class Contender:
             if self.bf16:
                 speedups.store_frozen(model, torch.bfloat16)
         else:
-            model = peft_model(self.name, model, self.rank, self.delta_t)
+            model = peft_model(self.name, model, self.delta_t)
             self.peft = model.base_model if hasattr(model.base_model, "update_and_allocate") else None
         self.model = model.to(self.device)
         self.method.on_train_start(100_000)

@@ -23,7 +23,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig, OmegaConf
 
-from adalora_repro.cli.ledger import DONE, QUEUED, SUBMITTED, Outcome, outcome_on_disk, without_force
+from adalora_repro.cli.ledger import DONE, QUEUED, SUBMITTED, Outcome, SweepRun, outcome_on_disk, without_force
 from adalora_repro.config.catalog import added_folders
 from adalora_repro.config.plan import Plan
 from adalora_repro.config.sweep import Words
@@ -55,7 +55,7 @@ class ArrayLauncher(SlurmLauncher):
         self.results = expanded(config.results.dir)
         self.ledger = vars(task_function)["ledger"]
 
-    def __call__(self, words: Sequence[str], cwd: str) -> None:
+    def __call__(self, words: Sequence[str], cwd: str, run: SweepRun) -> None:
         """One run in a task of its own: what submitit calls there, and again when the task is requeued.
 
         Raises:
@@ -65,8 +65,7 @@ class ArrayLauncher(SlurmLauncher):
 
         os.chdir(cwd)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores it, and the run is not there yet
-        requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-        _, code = one_of_many(without_force(words) if requeued else words)
+        _, code = one_of_many(without_force(words, run))
         if code != EXIT_OK:
             raise SystemExit(code)
 
@@ -120,7 +119,8 @@ class ArrayLauncher(SlurmLauncher):
         options = [f"--config-dir={folder.absolute()}" for folder in added_folders()]
         try:
             with redirect_stderr(io.StringIO()):  # submitit prints what it raises
-                tasks = executor.map_array(type(self)(), [[*options, *job] for job in jobs], [os.getcwd()] * len(jobs))
+                words, runs = [[*options, *job] for job in jobs], [self.ledger.sweep[job] for job in jobs]
+                tasks = executor.map_array(type(self)(), words, [os.getcwd()] * len(jobs), runs)
         except submitit.core.utils.FailedJobError as error:
             lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in str(error).splitlines()]
             raise InputError(f"sbatch refused: {'; '.join(filter(None, lines))}") from None

@@ -21,7 +21,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from adalora_repro.cli.ledger import Outcome, outcome_on_disk, without_force
+from adalora_repro.cli.ledger import Outcome, SweepRun, outcome_on_disk, without_force
 from adalora_repro.config.catalog import added_folders
 from adalora_repro.config.sweep import RayConfig, Words
 from adalora_repro.errors import EXIT_TERMINATED, InputError, first_line
@@ -64,10 +64,10 @@ class RayLauncher(Launcher):
         tasks: dict[Any, tuple[Words, list[Output]]] = {}
         jobs = [tuple(words) for words in job_overrides]
         for number, words in enumerate(jobs, initial_job_idx + 1):
-            label, log = self.ledger.sweep[words].label, self.logs / str(number)
+            run, log = self.ledger.sweep[words], self.logs / str(number)
             streams = {".err": sys.stderr, ".out": sys.stdout}  # in this order: a run prints its result last
-            outputs = [Output(log.with_suffix(name), to, label) for name, to in streams.items()]
-            task = self.task.options(name=label).remote([*options, *words], os.getcwd(), sys.path, log)
+            outputs = [Output(log.with_suffix(name), to, run.label) for name, to in streams.items()]
+            task = self.task.options(name=run.label).remote([*options, *words], os.getcwd(), sys.path, log, run)
             tasks[task] = words, outputs
         stop, cancelled = StopSignal(), False
         with suppress(Interrupted), stop.installed(), stop.deferred():  # a second signal ends the waiting
@@ -139,7 +139,7 @@ class Output:
             self.copied = file.tell()
 
 
-def run_one(words: Sequence[str], folder: str, path: Sequence[str], log: Path) -> Outcome:
+def run_one(words: Sequence[str], folder: str, path: Sequence[str], log: Path, run: SweepRun) -> Outcome:
     """One run in a process of its own: what Ray calls, and again when that process or its node has died."""
     os.chdir(folder)
     sys.path[:] = path
@@ -152,4 +152,4 @@ def run_one(words: Sequence[str], folder: str, path: Sequence[str], log: Path) -
         redirect_stderr(err),
         remembered(),
     ):
-        return one_of_many(without_force(words) if err.tell() else words)  # it has begun before
+        return one_of_many(without_force(words, run))

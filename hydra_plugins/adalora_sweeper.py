@@ -26,7 +26,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from adalora_repro.cli.hydra_errors import explain, file_problems
+from adalora_repro.cli.hydra_errors import explain, plan_errors
 from adalora_repro.cli.ledger import ALREADY, FAILED, PLANNED, REFUSED, SKIPPED, Ledger, SweepRun, report_command
 from adalora_repro.config import resolve as planning
 from adalora_repro.config import sweep as sweeps
@@ -236,16 +236,13 @@ class CellSweeper(Sweeper):
             resolved: Plan | None = None
             for words in map(words_of, members):
                 try:
-                    for override in self.parse([text for text in words if text not in common]):
-                        OmegaConf.update(cfg, override.key_or_group, override.value())
-                    if resolved is None:
-                        with file_problems():
-                            resolved = planning.resolve(cfg, choices, words)
-                    self.plans[words] = planning.named(resolved, cfg)
+                    with plan_errors(words):
+                        for override in self.parse([text for text in words if text not in common]):
+                            OmegaConf.update(cfg, override.key_or_group, override.value())
+                        resolved = resolved or planning.resolve(cfg, choices, words)
+                        self.plans[words] = planning.named(resolved, cfg)
                 except InputError as error:
                     self.ledger.refusals[words] = str(error)
-                except OmegaConfBaseException as error:
-                    self.ledger.refusals[words] = explain(error, words)
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
@@ -292,7 +289,8 @@ class CellSweeper(Sweeper):
             if not held:
                 return
             if not announced:
-                print(f"stage {number}: waiting for {held} runs that other processes are training", flush=True)
+                runs = f"{held} run{'s' * (held > 1)}"
+                print(f"stage {number}: waiting for {runs} that other processes are training", flush=True)
             announced = True
             time.sleep(lock.LOOK_S)
 

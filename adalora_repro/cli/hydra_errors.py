@@ -142,16 +142,21 @@ def raising_hydra() -> Iterator[None]:
 
 
 @contextmanager
-def file_problems() -> Iterator[None]:
-    """Planning reads files and folders that the user named: one with an impossible name, say, is wrong input.
+def plan_errors(typed: Sequence[str] | None = None) -> Iterator[None]:
+    """A file or folder with an impossible name, an unknown setting, and ``${…}`` that leads nowhere are wrong input.
+
+    Args:
+        typed: as ``explain`` takes it.
 
     Raises:
-        InputError: instead of an OSError.
+        InputError: instead of an OSError or an error of OmegaConf.
     """
     try:
         yield
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error, typed)) from None
 
 
 def explain(error: Exception, typed: Sequence[str] | None = None) -> str:

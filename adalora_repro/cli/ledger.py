@@ -50,9 +50,10 @@ def outcome_on_disk(run: SweepRun) -> Outcome:
     return (DONE, EXIT_OK) if record.status == "ok" else (INTERRUPTED, EXIT_TERMINATED)
 
 
-def without_force(words: Sequence[str]) -> list[str]:
-    """For a run that a cluster starts again: force=true starts over once, not every time."""
-    return [word for word in words if key_of(word) != "force"]
+def without_force(words: Sequence[str], run: SweepRun) -> list[str]:
+    """For a run that a cluster may start several times: force=true starts over once, and then has another record."""
+    begun = run.folder is not None and record_in(run.folder) != run.earlier
+    return [word for word in words if not (begun and key_of(word) == "force")]
 
 
 def report_command(tables: Iterable[str], key: Mapping[str, Any], results: Path) -> str:

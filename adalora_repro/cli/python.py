@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from adalora_repro.cli.arguments import require_one_config_dir, use_config_dir
-from adalora_repro.cli.hydra_errors import checked, explain, file_problems
+from adalora_repro.cli.hydra_errors import checked, explain, plan_errors
 from adalora_repro.cli.run import announced, refuse_launcher, register
 from adalora_repro.config.catalog import resource
 from adalora_repro.config.plan import Plan
@@ -77,7 +77,7 @@ def plan_of(*words: str) -> Plan:
     choices = dict(cfg.hydra.runtime.choices)
     refuse_launcher(cfg, choices)
     own = DictConfig({key: value for key, value in OmegaConf.to_container(cfg).items() if key != "hydra"})  # type: ignore[union-attr]
-    with file_problems():
+    with plan_errors(words):
         return resolve(own, choices, words)
 
 

@@ -25,7 +25,7 @@ from adalora_repro.cli.arguments import Parser, add_config_dir, use_config_dir
 from adalora_repro.cli.hydra_errors import (
     WRONG_INPUT,
     explain,
-    file_problems,
+    plan_errors,
     prepare_words,
     raising_hydra,
     unknown_choice,
@@ -67,8 +67,8 @@ from adalora_repro.records import lock
 from adalora_repro.training.distributed import launched
 from adalora_repro.training.progress import ALONE_S, banner, complain, heading
 
-#: what ``adalora-run list`` shows
-LISTS = ("task", "method", "budget", "backbone", "sweep", "protocol")
+#: what there is to choose; ``tuned`` follows from the task and the method
+LISTS = (*(group for group in catalog.GROUPS if group != "tuned"), "sweep")
 
 
 def main() -> int:
@@ -191,11 +191,9 @@ def run(cfg: DictConfig, words: Words, many: bool, ledger: Ledger) -> Outcome:
     choices = HydraConfig.get().runtime.choices
     if not many:
         refuse_launcher(cfg, choices)
-    # +key=value goes past Hydra's own check of names
-    OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
     if expanded(cfg.results.dir).is_file():
         raise InputError(f"results.dir={cfg.results.dir} is not a folder")
-    with file_problems():
+    with plan_errors():
         plan = resolve(cfg, choices, words)
         two = cfg.measure == "cost" and reference(cfg) is not None
         beside = [resolve(_beside(cfg, words), overrides=words)] if two else []
@@ -324,8 +322,7 @@ def register(words: Sequence[str] = ("sweep",)) -> None:
 
 
 def _choices_help() -> str:
-    groups = [group for group in catalog.GROUPS if group != "tuned"]  # which follows from the task and the method
-    return "\n".join(f"{group}: {', '.join(catalog.entries(group))}" for group in [*groups, "sweep"])
+    return "\n".join(f"{group}: {', '.join(catalog.entries(group))}" for group in LISTS)
 
 
 if __name__ == "__main__":

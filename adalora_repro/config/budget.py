@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from adalora_repro.config.catalog import budget_families
-from adalora_repro.errors import InputError, expanded, one_of
+from adalora_repro.errors import InputError, expanded
 from adalora_repro.methods import equal_counts
 from adalora_repro.models.sites import MATRIX_ROLES
 from adalora_repro.records import run_record
@@ -41,8 +41,8 @@ def apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
             raise InputError(f"budget={cfg.budget.label} and budget.params={number} both say a size; leave one out")
     if cfg.method.get("rank_pattern") is not None or ("rank_pattern" in cfg.method and sizes is None):
         return _take_ranks(cfg, budget_typed)
+    valid = [name for name, family in budget_families().items() if family in families]
     if number is None and (sizes is not None or budget_typed) and cfg.budget.family not in families:
-        valid = [name for name, family in budget_families().items() if family in families]
         raise InputError(
             f"budget '{cfg.budget.label}' does not exist for task '{cfg.task.name}'; valid: {', '.join(valid)}"
         )
@@ -54,7 +54,10 @@ def apply_budget(cfg: DictConfig, budget_typed: bool) -> str:
         return _matched_name(cfg)
     label = cfg.budget.label
     if label not in sizes:
-        raise one_of(f"budget for method '{cfg.method.name}'", label, sizes)
+        valid = [name for name in valid if name in sizes]
+        raise InputError(
+            f"method '{cfg.method.name}' has no size for budget {label}; valid: {', '.join(valid) or 'none'}"
+        )
     for name, size in sizes[label].items():
         if cfg.method[name] is None:
             cfg.method[name] = size

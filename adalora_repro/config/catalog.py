@@ -24,6 +24,7 @@ ROLES = {
     "paper": "a method of the paper's main tables",
     "ablation": "a variant in the paper's tables that shows what one part contributes",
     "control": "a variant beyond the paper that rules out another explanation",
+    "cross-check": "another program's version of a method of the paper",
     "other": "a method that the paper does not have",
 }
 PROPOSED = "adalora"  # the method that the paper proposes; the others are what it is compared with
@@ -56,7 +57,7 @@ class MethodEntry(Entry):
     @property
     def baseline(self) -> bool:
         """Whether the proposed method is compared with it."""
-        return not self.variant and self.id != PROPOSED
+        return self.role in ("paper", "other") and self.id != PROPOSED
 
 
 @cache

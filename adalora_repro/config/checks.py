@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from adalora_repro.config.catalog import base_files, choices_of, section
 from adalora_repro.config.plan import measured
 from adalora_repro.config.schema import TRACKERS, Config
-from adalora_repro.errors import InputError, one_of
+from adalora_repro.errors import InputError, expanded, one_of
 from adalora_repro.models import sites
 from adalora_repro.settings import check, settings_of
 
@@ -31,7 +31,9 @@ def check_words(cfg: DictConfig, words: Sequence[str], choices: Mapping[str, Any
 
     Raises:
         InputError: the name of another choice, a part of a method's file, an unknown file.
+        OmegaConfBaseException: an unknown setting; ``+key=value`` goes past Hydra's own check of names.
     """
+    OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
     for word in words:
         key, _, value = word.lstrip("+").partition("=")
         group = key.partition("@")[0]
@@ -86,6 +88,7 @@ def check_values(cfg: DictConfig) -> None:
     if unknown := [name for name in cfg.track if name not in TRACKERS]:
         raise one_of("track", unknown[0], TRACKERS)
     _check_backbone_settings(cfg.backbone)
+    expanded(cfg.data.cache_dir)  # refuses the home folder of an unknown user
     train = cfg.train
     if cfg.measure == "score" and cfg.backbone.weights == "random":
         raise InputError("backbone.weights=random is only for measure=cost; a score with random weights means nothing")

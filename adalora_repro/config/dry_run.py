@@ -113,7 +113,7 @@ def _step_rows(plan: Plan) -> Rows:
             ("pruning", f"{t_i:,} … {final - 1:,}", f"a mask every delta_t = {method['delta_t']} steps"),
             ("final phase", f"{final:,} … {total - 1:,}", f"t_f = {method['t_f']:,}, b_T triplets"),
         ]
-    rows += [(name, f"{round(method[name], 2):,g}", text) for name, text in METHOD_ROWS.items() if name in method]
+    rows += [(name, f"{method[name]:,g}", text) for name, text in METHOD_ROWS.items() if name in method]
     if plan.cfg.measure == "score":
         per_epoch = plan.steps_per_epoch / plan.eval_steps
         every = f"every {plan.eval_steps:,} steps, {per_epoch:.2g} an epoch, and at the end"
@@ -176,7 +176,7 @@ class SweepPlan:
     def total(self) -> str:
         """The sum of all runs, of the hours for each device, and a line for each record that they come from."""
         left = self.runs - self.done
-        text = f"total: {self.runs} runs, {self.done} done, {left} to do"
+        text = f"total: {self.runs} run{'s' * (self.runs != 1)}, {self.done} done, {left} to do"
         text += f", and {self.later} of later stages, whose learning rates are not chosen yet" * bool(self.later)
         if not self.hours:
             return f"{text}; no time estimate: no comparable steps were measured (measure=cost measures them)"

@@ -44,6 +44,7 @@ def resolve(cfg: DictConfig, choices: Mapping[str, Any] | None = None, overrides
 
     Raises:
         InputError: a value out of range, a budget of another task family, missing data.
+        OmegaConfBaseException: an unknown setting, or ``${…}`` that leads nowhere.
     """
     checks.check_words(cfg, overrides, choices or {})
     composed, cfg = cfg, own_backbone.described(cfg)
@@ -310,7 +311,7 @@ def count(plan: Plan) -> Plan:
     """The plan with exact parameter counts, memory and the method's own plan, from the model without weights.
 
     Raises:
-        InputError: an option the method does not have, or a schedule that does not fit into T.
+        InputError: an option that the method does not have, a size that trains nothing, a schedule too long for T.
     """
     import torch
 
@@ -335,6 +336,8 @@ def count(plan: Plan) -> Plan:
     method = load(cfg)
     _inject(method, model)
     trained = count_trained(model)
+    if cfg.method.get("sizes") is not None and not trained["method"]:  # OFT in blocks of one
+        raise InputError(f"method '{cfg.method.name}' trains nothing of the backbone at this size; take a larger one")
     if cfg.train.precision == "bf16":
         store_frozen(model, torch.bfloat16)
     memory = sum(p.numel() * p.element_size() for p in model.parameters()) + 12 * sum(trained.values())

@@ -37,7 +37,7 @@ class TaskFields:
     auto_model: str = setting(MISSING, identity=False)
     "Auto class of transformers that carries the right head."
     head: dict[str, Any] = setting(factory=dict, identity=False)
-    "Values that the task sets in the model's configuration; part of the identity but for those of the labels."
+    "Values that the task sets in the model's configuration; all but those of the labels are part of the identity."
     hub: str | None = None
     "Data set on the hub; null: your own files."
     hub_config: str | None = None
@@ -99,7 +99,7 @@ class MethodFields(AllocationOption, InitOption, RankOptions, BaseOptions):
     label: str = setting(MISSING, identity=False)
     "Name in tables; without it the id."
     role: str = setting("other", identity=False)
-    "What the method is in a comparison: paper, ablation, control or other."
+    "What the method is in a comparison: paper, ablation, control, cross-check or other."
     sizes: dict[str, Any] | None = setting(None, identity=False)
     "Budget -> options; null: the method has one size."
 
@@ -113,9 +113,9 @@ class BudgetConfig:
     family: str = MISSING
     "Budget family that it belongs to: glue, qa or nlg."
     match: str = setting("label", later="label", choices=("label", "params"))
-    "label: the method's sizes for the budget. params: sizes that fill its number of parameters and never exceed it."
+    "label: the method's sizes for the budget; params: the largest sizes within its number of parameters."
     params: int | None = setting(None, later=None, minimum=1, below=2**40)
-    "With match=params: this number of parameters instead of the budget's."
+    "With budget.match=params: the number of parameters, instead of the label's."
 
 
 @dataclass
@@ -133,7 +133,7 @@ class BackboneConfig:
     package: str | None = None
     "Python package that carries the files."
     sha256: str | None = None
-    "Of model.safetensors; checked when it is loaded from a package."
+    "SHA-256 of model.safetensors; checked when it is loaded from a package."
     path: str | None = None
     "A local folder with the model, instead of hub or package."
     weights: str = setting("pretrained", later="pretrained", choices=("pretrained", "random"))
@@ -152,10 +152,10 @@ class BackboneConfig:
 class DataConfig:
     """Where the data come from."""
 
-    source: str = MISSING
-    "hub, local or sample: the name of the chosen file."
+    source: str = setting(MISSING, choices=("hub", "local", "sample"))
+    "The name of the chosen file."
     dir: str | None = setting(None, identity=False)
-    "With data=local: the folder with one folder per task."
+    "With data=local: the folder with one folder per task, or with your own files."
     cache_dir: str = setting("~/.cache/adalora-repro", identity=False)
     "Folder of tokenized data."
     sample_rows: int = setting(1500, minimum=1)
@@ -187,7 +187,7 @@ class TrainConfig:
     epochs: float = setting(3.0, above=0)
     "Passes over the train split."
     max_steps: int | None = setting(None, minimum=1)
-    "Optimizer steps; wins over epochs."
+    "Optimizer steps; overrides train.epochs."
     batch_size: int = setting(32, minimum=1)
     "Examples of one optimizer step, whatever grad_accumulation is."
     grad_accumulation: int = setting(1, minimum=1)
@@ -211,7 +211,7 @@ class TrainConfig:
     compile: str = setting("none", later="none", choices=("none", "inductor", "aot_eager"))
     "Compiler of training steps; aot_eager only traces the model, to check that it can be compiled."
     num_workers: int | None = setting(None, identity=False, minimum=0)
-    "Processes that make batches; null: 0 on a CPU, 2 beside an accelerator."
+    "Processes that prepare batches; null: 0 on a CPU, 2 with an accelerator."
     device: str = setting("auto", identity=False, choices=("auto", "cpu", "cuda"))
     "auto: a GPU that CUDA or ROCm drives, if there is one; else the CPU."
 
@@ -227,7 +227,7 @@ class OptimConfig:
     weight_decay: float = setting(0.0, minimum=0)
     "Decoupled weight decay of matrices; vectors do not decay."
     max_grad_norm: float = setting(1.0, above=0)
-    "Gradients are clipped to this norm."
+    "Norm to which gradients are clipped."
     beta1: float = setting(0.9, minimum=0, below=1)
     "Decay of AdamW's first moment."
     beta2: float = setting(0.999, minimum=0, below=1)
@@ -245,7 +245,7 @@ class EvalConfig:
     max_examples: int | None = setting(None, minimum=1)
     "Evaluate on this many examples only, for a quick look; such a record enters no table unless asked for."
     untrained: bool = setting(False, identity=False)
-    "Evaluate before the first step too: in log.jsonl at t 0."
+    "Evaluate before the first step too; log.jsonl has the result at t = 0."
 
 
 @dataclass
@@ -256,8 +256,8 @@ class CostConfig:
     "Steps of each method that are measured, on the same batches."
     warmup_steps: int = setting(3, identity=False, minimum=0)
     "Steps before these, not measured."
-    against: str | None = setting(None, identity=False)
-    "The method beside the chosen one; null: that one is measured alone."
+    against: str | None = setting("lora", identity=False)
+    "The method measured beside the chosen one, LoRA as in the paper's Table 15; null: none."
 
 
 @dataclass
@@ -299,4 +299,4 @@ class Config:
     track: list[str] = setting(factory=list, identity=False)
     "Experiment trackers beside log.jsonl: tensorboard, wandb (offline unless WANDB_MODE is set), trackio, mlflow."
     launch: str = setting("wait", identity=False, choices=LAUNCHES)
-    "Of a sweep on SLURM: wait for its jobs, or detach."
+    "With hydra/launcher=slurm: wait for the runs, or detach: submit them and return."

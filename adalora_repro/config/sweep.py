@@ -193,7 +193,7 @@ class Choice:
 
 
 def choose(tried: Sequence[tuple[Job, Path]]) -> Choice:
-    """The choice among the runs of a cell, each with its folder; none while another process trains one of them."""
+    """The choice among the runs of a cell, each with its folder; none while one is in training or interrupted."""
     tried = list({folder: (job, folder) for job, folder in tried}.values())  # words may differ and mean one run
     runs = []
     typed: dict[float, str] = {}
@@ -203,8 +203,8 @@ def choose(tried: Sequence[tuple[Job, Path]]) -> Choice:
             lr = float(record.key["lr"])
             runs.append(run_of(folder / RECORD_NAME, record))
             typed[lr] = job.get(LR, repr(lr))
-    if held := sum(lock.held(folder) for _, folder in tried):
-        return Choice(None, f"left out, another process is training {held} of the {len(tried)} runs to choose from")
+    if going := sum(state_of(folder) in ("held", "running", "cancelled") for _, folder in tried):
+        return Choice(None, f"left out, in training or interrupted: {going} of the {len(tried)} runs to choose from")
     if not runs:
         return Choice(None, f"left out, none of the {len(tried)} runs to choose from is finished")
     best = select(runs)

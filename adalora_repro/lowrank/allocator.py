@@ -29,7 +29,8 @@ class RankAllocator:
       ``allocate`` after it. A mask is due when t_i <= t < T - t_f and t % delta_t == 0; the set is fixed at
       t = T - t_f, and that fixed mask is applied after every later step. Exactly b(t) triplets survive.
     * ``protocol="released"``: both after the optimizer's step, as the authors' code does. A mask is due when t > t_i
-      and t % delta_t == 0, and at every t > T - t_f; the averages freeze at T - t_f; ties with the threshold fall.
+      and t % delta_t == 0, and at every t > T - t_f; the averages freeze at T - t_f; scores equal to the threshold
+      are pruned, too.
 
     Pruned λ keep being trained between masks and may come back until the set is fixed.
 

@@ -101,7 +101,7 @@ def keep_within(scores: Tensor, costs: Tensor, params: int, kinds: int) -> Tenso
     """Mask of the scores (N,) kept when parameters are counted, not triplets: the largest first, each if it fits.
 
     Going down the scores, an entry stays if its cost and the costs of those that stay before it do not exceed
-    ``params``; so no entry that fell would still fit. Of equal scores the first go first. Waits for no device.
+    ``params``; so no pruned entry would still fit. Of equal scores the first go first. Waits for no device.
 
     Args:
         costs: (N,), parameters of each entry.
@@ -136,7 +136,7 @@ def keep_level(levelled: Tensor, costs: Tensor, params: int, kinds: int, most: i
 def keep_above_threshold(scores: Tensor, budget: int) -> Tensor:
     """The released code's rule: all scores above the (N - budget)-th smallest survive.
 
-    Entries that tie with the threshold fall too, so fewer than ``budget`` may survive. With nothing to prune, where the
+    Entries equal to it are pruned, too, so fewer than ``budget`` may survive. With nothing to prune, where the
     released code raises, all survive (docs/deviations.md, row 9).
     """
     pruned = scores.numel() - budget

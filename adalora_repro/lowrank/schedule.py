@@ -20,7 +20,7 @@ class BudgetSchedule:
         b_0: initial budget, n * init_r.
         b_T: final budget, n * target_r.
         t_i: steps of the initial warm-up, before anything is pruned.
-        t_f: steps of the final phase at b_T.
+        t_f: steps of the final phase at b_T; with 0 no step is at b_T, and ``RankAllocator`` fixes no set.
         total_steps: T.
 
     Raises:

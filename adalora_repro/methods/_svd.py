@@ -39,9 +39,8 @@ class SVDMethod(BaseMethod):
 
     options: SVDOptions
 
-    def __init__(self, options: SVDOptions, rank: int, protocol: str) -> None:
+    def __init__(self, options: SVDOptions, protocol: str) -> None:
         super().__init__(options, protocol)
-        self.rank = rank
         self.layers: dict[str, LowRankLinear] = {}
 
     def inject(self, model: PreTrainedModel, sites: Sequence[Site]) -> None:

@@ -47,10 +47,10 @@ class Options(AllocationOption, SVDOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_size(self, self.params, "target_r")
-        if self.params is None or self.init_r:  # left out, it follows from params
+        if self.params is None:
             require_size(self, None, "init_r")
-        if self.params is None and self.target_r > self.init_r:
-            raise InputError(f"method.target_r={self.target_r} exceeds method.init_r={self.init_r}")
+            if self.target_r > self.init_r:
+                raise InputError(f"method.target_r={self.target_r} exceeds method.init_r={self.init_r}")
         unset = [
             f"method.{name}" for name, least in (("t_i", 0), ("t_f", 1), ("delta_t", 1)) if getattr(self, name) < least
         ]
@@ -124,7 +124,7 @@ class Method(SVDMethod):
     options: Options
 
     def __init__(self, options: Options, protocol: str) -> None:
-        super().__init__(options, options.init_r, protocol)
+        super().__init__(options, protocol)
         self._allocator: RankAllocator | None = None
 
     def plan(self, total_steps: int) -> dict[str, Any]:

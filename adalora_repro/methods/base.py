@@ -62,8 +62,7 @@ class PatternOption:
 @dataclass
 class RankOptions(PatternOption):
     initial_rank: bool = setting(False, later=False)
-    """With budget.match=params: every matrix has the rank from which AdaLoRA starts at that number of parameters, a
-    control with more parameters than that."""
+    "With budget.match=params: every matrix has AdaLoRA's initial rank at that number, so there are more parameters."
 
 
 @dataclass

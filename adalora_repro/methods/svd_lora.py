@@ -21,7 +21,7 @@ class Options(SVDOptions):
     params: int | None = None
     "With budget.match=params: the number of parameters that the rank may use."
     initial_rank: bool = setting(False, later=False)
-    "With budget.match=params: the rank from which AdaLoRA starts at that number of parameters, which takes more."
+    "With budget.match=params: every matrix has AdaLoRA's initial rank at that number, so there are more parameters."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,12 +35,9 @@ class Options(SVDOptions):
 
 
 class Method(SVDMethod):
-    def __init__(self, options: Options, protocol: str) -> None:
-        super().__init__(options, options.r, protocol)
-
     def plan(self, total_steps: int) -> dict[str, Any]:
         r, alpha, gamma = self.rank, self.options.alpha, self.options.gamma
         return {"n": len(self.layers), "r": r, "alpha": alpha, "alpha_over_r": alpha / r, "gamma": gamma}
 
     def summary(self) -> dict[str, Any]:
-        return {"rank_pattern": dict.fromkeys(self.layers, self.rank)}
+        return {"rank_pattern": {name: layer.r for name, layer in self.layers.items()}}

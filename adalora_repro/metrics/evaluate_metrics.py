@@ -97,9 +97,3 @@ class Rouge(evaluate.Metric):
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         return rouge.summarize(rouge.rouge_scores(predictions, references))
-
-
-def of_name(name: str) -> evaluate.Metric:
-    """See ``adalora_repro.metrics.metric``."""
-    kind = {"squad": Squad, "squad_v2": Squad}.get(name, Rouge if name in ("rouge", "xsum", "cnn_dailymail") else Glue)
-    return kind(name, keep_in_memory=True)  # or it writes below HF_HOME

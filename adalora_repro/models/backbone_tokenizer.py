@@ -50,7 +50,7 @@ def check(
         )
     ids = {key: getattr(tokenizer, f"{key}_token_id") for key in ("pad", "cls", "sep", "unk", "mask", "bos", "eos")}
     for key in needed:
-        if ids[key] is None:
+        if ids.get(key) is None:
             raise InputError(f"{where} has no {key} token")
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:

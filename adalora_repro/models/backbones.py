@@ -115,7 +115,7 @@ def load_model(cfg: DictConfig) -> PreTrainedModel:
     # DeBERTaV3's checkpoint is stored in half precision, hence dtype; weights of another shape must not raise here:
     # `_check_loaded` reports them with all other problems
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, report = _from_hub(cfg, lambda: _auto_model(cfg).from_pretrained(**where, config=config, **options))
+    model, report = _loaded(cfg, lambda: _auto_model(cfg).from_pretrained(**where, config=config, **options))
     _check_loaded(cfg, model, report)
     return model
 
@@ -157,7 +157,7 @@ def config_of(cfg: DictConfig) -> Any:
     """
     from transformers import AutoConfig
 
-    return _from_hub(cfg, lambda: AutoConfig.from_pretrained(**_location(cfg)))
+    return _loaded(cfg, lambda: AutoConfig.from_pretrained(**_location(cfg)))
 
 
 def saved_config(cfg: DictConfig) -> Any:
@@ -212,7 +212,7 @@ def _check_loaded(cfg: DictConfig, model: PreTrainedModel, report: dict[str, Any
         if names:
             where = ", ".join(map(str, files[:2])) or _source(cfg)
             raise InputError(
-                f"backbone '{cfg.backbone.name}': {where}: {len(names)} weights {problem}: "
+                f"backbone '{cfg.backbone.name}': {where}: weights that {problem} ({len(names)}): "
                 f"{', '.join(sorted(names)[:3])}{', …' if len(names) > 3 else ''}"
             )
 
@@ -259,7 +259,7 @@ def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
     try:
         if not _has_random_weights(cfg):
             saved_config(cfg)  # checks the model: another one may have another tokenizer
-        own = _from_hub(cfg, lambda: AutoTokenizer.from_pretrained(**_location(cfg)))
+        own = _loaded(cfg, lambda: AutoTokenizer.from_pretrained(**_location(cfg)))
         backbone_tokenizer.restore_character_map(own, _folder(cfg))
         if sites.kind == "decoder":  # many have no token for padding; the model takes over the tokenizer's
             own.pad_token = own.pad_token or own.eos_token
@@ -402,7 +402,7 @@ def commit(cfg: DictConfig) -> str | None:
     return None if folder is None else folder.name
 
 
-def _from_hub(cfg: DictConfig, load: Any) -> Any:
+def _loaded(cfg: DictConfig, load: Any) -> Any:
     """Calls ``load()`` on a saved model's files and turns any exception of a library into one line.
 
     Raises:
@@ -412,15 +412,17 @@ def _from_hub(cfg: DictConfig, load: Any) -> Any:
 
     logging.set_verbosity_error()  # a new classifier is normal in fine-tuning
     logging.disable_progress_bar()
+    of_hub = "revision" in _location(cfg)
     try:
-        with hub.asked() if "revision" in _location(cfg) else nullcontext():
+        with hub.asked() if of_hub else nullcontext():
             return load()
     except InputError:
         raise
     except Exception as error:  # foreign files: OSError, ValueError, those of safetensors, pickle, JSON, the hub …
-        if (folder := _folder(cfg)) is not None:
+        folder = _folder(cfg)
+        if folder is not None and (not of_hub or backbone_files.weight_files(folder)):  # a plan caches no weights
             backbone_files.check(folder)
+        offline = " | offline: backbone.path=DIR with a saved copy, a filled HF_HOME cache, or backbone=minilm"
         raise InputError(
-            f"cannot load backbone '{cfg.backbone.name}' ({_source(cfg)}): {first_line(error)} | offline: "
-            "backbone.path=DIR with a saved copy, a filled HF_HOME cache, or backbone=minilm"
+            f"cannot load backbone '{cfg.backbone.name}' ({_source(cfg)}): {first_line(error)}{offline * of_hub}"
         ) from error

@@ -53,7 +53,7 @@ def expressible(model: nn.Module) -> bool:
 
 def write_peft(model: PreTrainedModel, cfg: DictConfig, folder: Path) -> None:
     """The low-rank increments and the head of a model at its budget."""
-    tensors, config = peft_form(model, low_rank_layers(model), cfg)
+    tensors, config = peft_form(model, cfg)
     (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tensors(tensors, folder / PEFT_WEIGHTS)
 
@@ -85,8 +85,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
-    """Path of the module -> low-rank layer."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
+    """Path of the module -> low-rank layer; not of subclasses, which may compute something else."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
+    return {name: layer for name, layer in layers.items() if type(layer) in (LoRALinear, SVDLinear)}
 
 
 def factors(layer: LowRankLinear) -> tuple[Tensor, Tensor, float]:
@@ -98,11 +99,9 @@ def factors(layer: LowRankLinear) -> tuple[Tensor, Tensor, float]:
     return layer.lora_A.detach()[kept], up[:, kept], scaling
 
 
-def peft_form(
-    model: PreTrainedModel, layers: Mapping[str, LowRankLinear], cfg: DictConfig
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def peft_form(model: PreTrainedModel, cfg: DictConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of ``adapter_model.safetensors`` and the content of ``adapter_config.json``; see ``expressible``."""
-    made = {name: factors(layer) for name, layer in layers.items()}
+    made = {name: factors(layer) for name, layer in low_rank_layers(model).items()}
     made = {name: (down, up, scaling) for name, (down, up, scaling) in made.items() if len(down)}
     ranks = {name: len(down) for name, (down, _, _) in made.items()}
     alphas = {name: scaling * ranks[name] for name, (_, _, scaling) in made.items()}
@@ -157,11 +156,10 @@ def head_modules(model: PreTrainedModel) -> list[str]:
 
 
 def merge(model: PreTrainedModel) -> None:
-    """Puts plain layers, W + Δ, in the place of low-rank ones; not of subclasses, which may compute something else."""
+    """Puts plain layers, W + Δ, in the place of low-rank ones."""
     for path, layer in low_rank_layers(model).items():
-        if type(layer) in (LoRALinear, SVDLinear):
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, layer.merge())
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, layer.merge())
 
 
 @torch.no_grad()

@@ -139,6 +139,8 @@ def architecture(model_type: str) -> Architecture:
     """
     try:
         made = Architecture(**_content(model_type))
+        if isinstance(made.head_inside, str) or isinstance(made.special_tokens, str):
+            raise TypeError("head_inside and special_tokens are lists")
         roles = [pair for group in (made.roles, *made.gated.values()) for pair in group.items()]
         for stack in dict(made.stacks):
             for _, templates in roles:

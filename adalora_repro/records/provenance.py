@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import resource
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,9 +54,9 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
 
     if device.type == "cuda":
         return {"peak": torch.cuda.max_memory_allocated(device), "of": GPU_MEMORY}
-    status = _value(Path("/proc/self/status"), "VmHWM:")  # in kB, as ru_maxrss is
+    status = _value(Path("/proc/self/status"), "VmHWM:")  # in kB, as ru_maxrss is except on macOS
     peak = int(status.split()[0]) if status else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak": peak * 1024, "of": "resident set"}
+    return {"peak": peak * (1 if sys.platform == "darwin" else 1024), "of": "resident set"}
 
 
 def _value(path: Path, *names: str) -> str | None:

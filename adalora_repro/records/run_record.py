@@ -347,6 +347,12 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a killed ``write_atomic`` left in ``folder``; nobody else may be writing there."""
+    for path in folder.glob(f".*.{'[0-9a-f]' * 8}"):
+        path.unlink(missing_ok=True)
+
+
 def write_files(folder: Path, files: Mapping[str, Any]) -> None:
     """Writes files beside a record, each atomically: a JSON value, or the rows of a ``*.jsonl.gz``.
 

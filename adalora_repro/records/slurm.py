@@ -113,4 +113,6 @@ def queued(results: Path, existing: Sequence[Path]) -> tuple[list[tuple[Path, Ru
                 path = run_record.run_folder(results, key) / run_record.RECORD_NAME
                 progress = {"updated": submission.submitted}
                 records[path] = RunRecord(key, primary_metric="", status="queued", progress=progress)
-    return [(path, record) for path, record in records.items() if path not in set(existing)], refused
+    for path in existing:
+        records.pop(path, None)
+    return list(records.items()), refused

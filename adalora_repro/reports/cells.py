@@ -30,7 +30,7 @@ from adalora_repro.reports.spec import (
     on_the_papers_data,
     paper_rows,
 )
-from adalora_repro.reports.text import by_size, number, seed_phrase, short
+from adalora_repro.reports.text import by_size, number, plural, seed_phrase, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,7 +106,7 @@ class Cell(Selection):
         if self.edge:
             notes.append(f"lr {lr_text(self.lr)} is the edge of its grid ({self.span}): widen it")
         if self.repeated:
-            notes.append(f"{self.repeated} record(s) repeat a seed and are not counted")
+            notes.append(f"{plural(self.repeated, 'record')} of a seed that has one already: not counted")
         return notes
 
 

@@ -57,7 +57,9 @@ def render_choices(table: Table) -> str:
 
 
 def kept(cell: Cell, scope: Scope) -> str:
-    """The file of a choice: the command it is for, where it comes from, the learning rate."""
+    """The file of a choice: the command it is for, where it comes from, the learning rate to its last digit."""
+    from numpy import format_float_scientific
+
     key, grid = cell.key, ", ".join(map(lr_text, cell.lrs))
     names = ("task", "method", *(() if key["budget"] == key["method"] else ("budget",)))
     command = " ".join(["adalora-run", *(word(name, key[name]) for name in names), word("backbone", scope.backbone)])
@@ -68,8 +70,7 @@ def kept(cell: Cell, scope: Scope) -> str:
         *(f"from {run.primary(cell.held_out):.2f}  {run.path}" for run in cell.runs),
         *textwrap.wrap(RULE, 100),
     ]
-    mantissa, _, exponent = f"{cell.lr:e}".partition("e")  # 5.0e-04: without the point YAML 1.1 reads a text
-    lr = f"{float(mantissa)}e{int(exponent):+d}"
+    lr = format_float_scientific(cell.lr, trim="0", exp_digits=1)  # 5.0e-4: without the point YAML 1.1 reads a text
     lines = [*(f"# {clean(line)}" for line in comments), "optim:"]
     return HEAD + "\n".join([*lines, f"  lr: {lr}  # chosen among {len(cell.lrs)}{f'; {EDGE}' * cell.edge}"]) + "\n"
 
@@ -95,7 +96,7 @@ def make(request: Request) -> str:
     tables = [compile_scoped(request, spec) for spec in wanted]
     text = "\n".join(map(render_choices, tables))
     if args.write:
-        text += "".join(f"{clean(line)}\n" for line in write(tables))
+        text += "".join(f"{clean(line)}\n" for line in dict.fromkeys(write(tables)))
     return text
 
 

@@ -17,7 +17,7 @@ from adalora_repro.errors import one_of
 from adalora_repro.records.selection import RULE as SELECTION
 from adalora_repro.records.selection import device_of
 from adalora_repro.reports.frame import frame_of, of_one_seed, refusals
-from adalora_repro.reports.notes import CONSTANT, DEGENERATE, UNEQUAL, unlike
+from adalora_repro.reports.notes import CONSTANT, DEGENERATE, PARTIAL, UNEQUAL, unlike
 from adalora_repro.reports.output import add_format, form_of
 from adalora_repro.reports.render import FORMATS, Sheet, html_part, render_sheet, texts_sheet, to_csv
 from adalora_repro.reports.significance import LEVEL, TINY, NoTest, best_row, half_width, holm, paired_t, same_examples
@@ -62,9 +62,9 @@ NOTES = (
     f"the seeds that both have, with the {1 - LEVEL:.0%} interval of a paired t-test. p: of the same test, two-sided, "
     "corrected by Holm's method over all different tests of the table.",
     VERDICT,
-    "Best baseline: of the other methods at the same budget that are no ablation, no control and not AdaLoRA, and of "
-    "these with the most seeds, the one with the best mean, on the held-out split where every run has one, otherwise "
-    "on the reported split, which favours it.",
+    "Best baseline: of the other methods at the same budget that are no ablation, control or cross-check and not "
+    "AdaLoRA, and of these with the most seeds, the one with the best mean, on the held-out split where every run has "
+    "one, otherwise on the reported split, which favours it.",
     "Paper: its difference on its own backbone, at the budget with the same rank of LoRA.",
     "Rates: how many learning rates were tried for {label} and for the other method; "
     f"{UNEQUAL} marks unequal numbers.",
@@ -137,13 +137,15 @@ def compared(ours: pd.DataFrame, cell: pd.DataFrame, method: str, protocol: str)
         **facts(ours),
     }
     theirs = cell[(cell.method == method) & (cell.protocol == protocol)]
-    theirs = best_baseline(cell, first.method) if method == BEST else theirs
+    theirs = best_baseline(cell[cell.metric == first.metric], first.method) if method == BEST else theirs
     if theirs.empty:
         return line | {"reason": f"no finished run of {against}"}
     other = theirs.iloc[0]
     if method == BEST:
         line |= {"against": f"{BEST}: {other.label}", "against_id": f"{BEST}: {other.method}"}
     line |= {"against_method": other.method} | {f"against_{name}": value for name, value in facts(theirs).items()}
+    if other.metric != first.metric:
+        return line | {"reason": f"its primary metric is {other.metric}"}
     seeds = ours.index.intersection(theirs.index)
     ours, theirs = ours.loc[seeds], theirs.loc[seeds]
     differences = ours.score - theirs.score
@@ -405,8 +407,8 @@ def section(runs: pd.DataFrame, scope: Scope) -> str:
     measured = claims[claims.difference.notna()]
     if measured.empty:
         return ""
-    missing = listed(claims.drop(measured.index), "reason", "Not tested")
-    return html_part(sheet_of(measured, "html", [*missing, *optimism_notes(runs)]))
+    more = [*listed(claims.drop(measured.index), "reason", "Not tested"), *optimism_notes(runs)]
+    return html_part(sheet_of(measured, "html", more + [PARTIAL.strip()] * scope.include_partial))
 
 
 REPORT = Report(

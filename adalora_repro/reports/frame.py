@@ -42,8 +42,8 @@ def frame(results: str | Path = "results") -> pd.DataFrame:
     ====================================== ============================================================================
     backbone, task, method, budget,        what identifies the run (``docs/records.md``); ``variant`` is the hash of
     protocol, data, lr, seed, total_steps, all settings but learning rate and seed; ``label`` the method's name in
-    max_examples, variant, hash, label,    tables, ``role`` what it is in a comparison (paper, ablation, control or
-    role                                   other)
+    max_examples, variant, hash, label,    tables, ``role`` what it is in a comparison (paper, ablation, control,
+    role                                   cross-check or other)
     checkpoint, step                       ``final`` or ``best``, and its step
     status, error, degenerate, unusable    ``running``, ``ok``, ``failed`` or ``cancelled``; whether all predictions of
                                            the final evaluation are the same; why the record does not count, or ""

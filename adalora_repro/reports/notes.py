@@ -10,12 +10,14 @@ from adalora_repro.config.words import lr_text
 from adalora_repro.records.run_record import RunRecord, stated
 from adalora_repro.records.selection import HOLDOUT, RULE, device_kind
 from adalora_repro.reports.cells import Table
+from adalora_repro.reports.significance import FULL_MARK, MARK
 from adalora_repro.reports.spec import Scope, commands, on_the_papers_data
 from adalora_repro.reports.text import plural, seed_phrase, short
 
 UNEQUAL = "‡"  # on bold or significant figures: the two sides tried different numbers of learning rates
 CONSTANT = "!"  # on the figures of a degenerate run, or of several runs with one among them
 DEGENERATE = "A run gave every example the same prediction"
+PARTIAL = " Evaluations on a part of the examples are included."
 CAVEATS = {
     "local": " Scores of runs on a part of the data, or cut short, are not comparable with the paper's.",
     "sample": " Sample data are generated English, NOT the paper's data.",
@@ -31,8 +33,7 @@ def caption_of(table: Table) -> str:
     checkpoint = "the last step" if scope.select == "final" else "the best evaluation at the final budget"
     seeds = seed_phrase(run.key["seed"] for run in runs)
     used = f"{plural(len(runs), 'record')}, {seeds}" if runs else "no record yet: the paper's numbers alone"
-    warning = caveat(scope, (run.record for run in runs))
-    warning += " Evaluations on a part of the examples are included." if scope.include_partial else ""
+    warning = caveat(scope, (run.record for run in runs)) + PARTIAL * scope.include_partial
     return f"{table.head[0]}; checkpoint {scope.select} ({checkpoint}); {used}.{warning}"
 
 
@@ -51,7 +52,10 @@ def warnings_of(table: Table) -> list[str]:
     constant = [f"{row.name} {column.heading}" for row, column, cell in table.filled() if cell.degenerate]
     if constant:
         notes.append(f"{CONSTANT} {DEGENERATE}: {', '.join(constant)}.")
-    if any(UNEQUAL in marks_of(figure) for figure in table.figures.itertuples()):
+    marks = "".join(map(marks_of, table.figures.itertuples()))
+    for mark, other in ((MARK, "the best baseline of its budget"), (FULL_MARK, "full fine-tuning")):
+        notes += [f"{mark} Differs significantly from {other}; the means say which is better."] if mark in marks else []
+    if UNEQUAL in marks:
         notes.append(
             f"{UNEQUAL} Unequal tuning: the rows compared tried different numbers of learning rates (in --notes), and "
             "the best of more is higher by chance alone."
@@ -71,7 +75,7 @@ def notes_of(table: Table) -> list[str]:
     notes += [f"{row.name}, {column.heading}: {note}." for row, column, cell in table.filled() for note in cell.notes]
     notes.append(
         "Ours: mean over seeds ± sample standard deviation (number of seeds). Paper: as printed there, in brackets the "
-        "difference ours - paper in points. Bold: best of ours in a column, over all budgets, where two rows have it."
+        "difference ours - paper in points. Bold: our best in a column, over all budgets, where several rows have one."
     )
     notes += table.tests
     notes.append(

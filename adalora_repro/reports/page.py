@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import socket
 import sys
 import time
@@ -31,7 +30,7 @@ from adalora_repro.reports.cells import Cell, Table, compile_table, in_scope
 from adalora_repro.reports.frame import frame_of
 from adalora_repro.reports.notes import commands_of, fill_title
 from adalora_repro.reports.output import GENERATOR, form_of
-from adalora_repro.reports.page_runs import data_of, filter_words, row_of
+from adalora_repro.reports.page_runs import data_of, filter_words, row_of, words_of
 from adalora_repro.reports.render import html_table, markup, sheet_of, template
 from adalora_repro.reports.significance import with_marks
 from adalora_repro.reports.spec import (
@@ -63,7 +62,7 @@ def make(request: Request) -> str:
     records = [(path, as_seen(path, record, now, host)) for path, record in request.records]
     scopes = scopes_of(records, request.results) or [Scope(PAPER_BACKBONE, "hub", results=request.results)]
     scopes = [replace(scope, include_partial=request.args.include_partial) for scope in scopes]
-    runs = frame_of(records, checkpoints=["final"])
+    runs = frame_of(records, request.args.include_partial, ["final"])
     parts = [part(request, f"s{i}", scope, records, runs) for i, scope in enumerate(scopes)]
     common = [
         one for report in request.reports.values() if report.common for one in section(report, report.common(request))
@@ -135,7 +134,7 @@ def part(request: Request, name: str, scope: Scope, records: Sequence[Record], r
     return {
         "id": name,
         "title": title,
-        "matrix": matrix(tables, ours),
+        "matrix": matrix(tables, ours, scope),
         "opening": sections.pop(OPENING, []),
         "first": [one for key in FIRST for one in sections.pop(key, [])],
         "tables": [table_values(table) for table in tables],
@@ -180,11 +179,10 @@ def table_values(table: Table) -> dict[str, Any]:
 
 def table_html(table: Table, title: str, only_filled: bool, link: Callable[[Cell], str] | None = None) -> Any:
     sheet = sheet_of(table, "html", only_filled, link)
-    html = html_table(replace(sheet, title=title, caption=sheet.caption.removeprefix(f"{table.spec.title}. ")))
-    return markup(re.sub(r' id="[^"]*"', "", html))  # a table is on the page more than once
+    return markup(html_table(replace(sheet, title=title, caption=sheet.caption.removeprefix(f"{table.spec.title}. "))))
 
 
-def matrix(tables: Sequence[Table], records: Sequence[RunRecord]) -> dict[str, Any]:
+def matrix(tables: Sequence[Table], records: Sequence[RunRecord], scope: Scope) -> dict[str, Any]:
     """Method × task: finished runs, and where there are none whether one is running, failed or missing.
 
     What no table asks for and no run has is empty.
@@ -198,13 +196,18 @@ def matrix(tables: Sequence[Table], records: Sequence[RunRecord]) -> dict[str, A
         counts[record.key["method"], record.key["task"]][record.status] += 1
         columns.setdefault(record.key["task"], record.key["task"])
     methods = dict.fromkeys([*wanted, *sorted(method for method, _ in counts)])
+    of_scope = {name: getattr(scope, name) for name in ("backbone", "data", "protocol")}
     return {
         "columns": list(columns.values()),
         "rows": [
             (
                 catalog.method(method).label,
                 [
-                    (heading, f"task={task} method={method}", *cell_state(counts[method, task], task in wanted[method]))
+                    (
+                        heading,
+                        words_of({"task": task, "method": method} | of_scope),
+                        *cell_state(counts[method, task], task in wanted[method]),
+                    )
                     for task, heading in columns.items()
                 ],
             )

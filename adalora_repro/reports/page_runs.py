@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -90,12 +90,12 @@ def filter_words(record: RunRecord) -> str:
     """Words that find, in the list of runs, those of the record's cell with its learning rate and other settings."""
     key = record.key
     names = ("task", "method", "budget", "backbone", "data", "protocol")
-    words = {name: key[name] for name in names} | {"lr": lr_text(float(key["lr"])), "setting": key["variant"]}
-    return " ".join(f"{name}={token(value)}" for name, value in words.items())
+    return words_of({name: key[name] for name in names} | {"lr": lr_text(float(key["lr"])), "setting": key["variant"]})
 
 
-def token(value: Any) -> str:
-    return "_".join(clean(str(value)).split()) or "_"
+def words_of(values: Mapping[str, Any]) -> str:
+    """ "task=cola method=lora", each without a blank inside."""
+    return " ".join(f"{name}={'_'.join(clean(str(value)).split()) or '_'}" for name, value in values.items())
 
 
 def row_of(path: Path, record: RunRecord, results: Path) -> dict[str, Any]:

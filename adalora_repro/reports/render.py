@@ -26,6 +26,7 @@ from adalora_repro.reports.notes import (
     notes_of,
     warnings_of,
 )
+from adalora_repro.reports.significance import FULL_MARK, MARK
 from adalora_repro.reports.spec import Spec
 from adalora_repro.reports.text import NONE, aligned, extent, fixed, piped, signed, width, wrapped
 
@@ -144,7 +145,7 @@ def ours(table: Table, row: Row, position: int, form: str, link: Callable[[Cell]
         return NONE
     markup, decimals, texts = MARKUPS[form], 1 if form == "text" else 2, []
     for figure in cell:
-        text, marks = fixed(figure.mean, decimals), escape_mark(marks_of(figure), form)
+        text, marks = markup.escape(fixed(figure.mean, decimals)), escape_mark(marks_of(figure), form)
         texts.append((markup.bold.format(text) if figure.best else text) + (markup.mark.format(marks) if marks else ""))
     sds = [fixed(figure.sd, decimals) for figure in cell if figure.sd == figure.sd]
     spread = f" {markup.escape('±')} {'/'.join(sds)}" if sds else ""
@@ -166,7 +167,7 @@ def papers(cell: Sequence[Any], decimals: int, form: str) -> str:
     text = "/".join(fixed(figure.paper, decimals) for figure in cell)
     if any(figure.difference == figure.difference for figure in cell):
         text += f" ({'/'.join(signed(figure.difference, of_difference) for figure in cell)})"
-    return re.sub(r"-(?=\d)", "$-$", text) if form == "latex" else text
+    return MARKUPS[form].escape(text)
 
 
 def render_sheet(sheet: Sheet, form: str, notes: bool = False) -> str:
@@ -193,7 +194,7 @@ def to_text(sheet: Sheet, notes: bool = False) -> str:
         title = f"{fill_title(shown)}{f'; --notes shows {more} more' * bool(more)}:"
         parts.append([*wrapped(title), *(f"  {clean(line)}" for line in shown)])
     if not notes:
-        parts.append(["--notes adds the selection rule, tests, settings and commands."])
+        parts.append([f"--notes prints all notes{' and commands' * bool(sheet.commands)}."])
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
@@ -234,14 +235,16 @@ LATEX = {c: rf"\{c}" for c in "{}$&#%_"} | {c: f"{{{c}}}" for c in "[]*"}  # [ w
 LATEX |= {"±": r"$\pm$", "†": r"\dag{}", "‡": r"\ddag{}", "§": r"\S{}", "–": "--", "…": r"\dots{}"}
 NAMES = "backslash asciitilde asciicircum less greater bar quotedbl asciigrave"
 LATEX |= {c: rf"\text{name}{{}}" for c, name in zip('\\~^<>|"`', NAMES.split(), strict=True)}
-LATEX_MARKS = {"*": "*", UNEQUAL: r"\ddagger", "§": r"\S"}  # in mathematics
+LATEX_MARKS = {MARK: "*", UNEQUAL: r"\ddagger", FULL_MARK: r"\S"}  # in mathematics
 SHRINK = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"  # to the width of the text, never larger
 PREAMBLE = r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}"
 
 
 def escape_latex(text: str) -> str:
-    """Special characters as commands; letters stay UTF-8, which pdfLaTeX reads; for scripts beyond T1 take LuaLaTeX."""
-    return "".join(LATEX.get(c, c) for c in clean(text).replace("--", "-\0-")).replace("\0", "{}")
+    """Special characters as commands, the sign of a number as a minus; letters stay UTF-8, which pdfLaTeX reads; for
+    scripts beyond T1 take LuaLaTeX."""
+    escaped = "".join(LATEX.get(c, c) for c in clean(text).replace("--", "-\0-")).replace("\0", "{}")
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)
 
 
 def to_latex(sheet: Sheet) -> str:
@@ -313,7 +316,7 @@ def paper_figure(figure: Any, filled: bool, decimals: int) -> str:
     value = figure.mean if filled else figure.paper
     if value is None or value != value:
         return "--"
-    text = fixed(value, decimals)
+    text = escape_latex(fixed(value, decimals))
     text = rf"\textbf{{{text}}}" if figure.best else rf"\underline{{{text}}}" if figure.second else text
     text += "" if figure.sd is None or figure.sd != figure.sd else f"$_{{\\pm {fixed(figure.sd, decimals)}}}$"
     return text + CONSTANT * bool(figure.degenerate_seeds)
@@ -363,7 +366,7 @@ def to_html(sheet: Sheet) -> str:
 
 def html_table(sheet: Sheet) -> str:
     """The table alone; a keyboard can scroll it."""
-    styler = sheet.frame.style.hide(axis="index").set_uuid(sheet.name)
+    styler = sheet.frame.style.hide(axis="index")
     table = styler.to_html(caption=escape_html(sheet.caption), exclude_styles=True)
     table = table.replace("<th >", '<th scope="col">')
     return f'<div class="wide" tabindex="0" role="region" aria-label="{escape_html(sheet.title)}">{table}</div>'
@@ -406,6 +409,6 @@ def csv_field(value: Any) -> str:
     if isinstance(value, str):
         text = clean(value)
         return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
-    if isinstance(value, bool) or type(value).__name__ == "bool_":
-        return str(bool(value)).lower()
+    if isinstance(value, bool):
+        return str(value).lower()
     return repr(round(float(value), 10)) if isinstance(value, float) else str(value)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TITLE = "Runs"
 MIXED = "†"  # on a mean over runs of different settings
 MOST_NAMES = 5  # of these settings, in a terminal
-OWN = ("metric", "held_out", "degenerate")  # columns of the table itself
+OWN = ("metric", "score", "held_out", "degenerate")  # columns of the table itself
 BY = "backbone,data,task,method,protocol,budget,lr"
 NOTE = (
     "Mean over the finished runs of a line ± sample standard deviation (number of runs), in percent: the primary "

@@ -31,11 +31,10 @@ FULL = "full"
 MARK, FULL_MARK = "*", "§"
 RULE = (
     f"Marks: {MARK} p < {LEVEL} by a paired t-test over the common seeds against the best baseline among the rows of "
-    "the same budget that are no ablation, no control and not AdaLoRA; that row and averages are not tested. "
-    f"{FULL_MARK}: the same test of the best row of each budget against full fine-tuning. The best row is, of those "
-    "with the most seeds, the one with the best mean, on the held-out split where every one has it, otherwise on the "
-    "reported split, which favours it. Tests are two-sided: a mark says that figures differ, the means say which is "
-    "better."
+    "the same budget that are no ablation, control or cross-check and not AdaLoRA; that row and averages are not "
+    f"tested. {FULL_MARK}: the same test of the best row of each budget against full fine-tuning. The best row is, of "
+    "those with the most seeds, the one with the best mean, on the held-out split where every one has it, otherwise on "
+    "the reported split, which favours it. Tests are two-sided."
 )
 #: of a record's ``data``: what identifies the examples
 EVALUATION_DATA = {"source", "rows", "sha256", "rows_sha256", "skipped", "hub", "hub_config", "revision"}
@@ -244,7 +243,8 @@ def with_marks(table: Table) -> Table:
         figures.loc[index, [f"{prefix}{name}" for name in result]] = pd.Series(
             list(result.values()), dtype=object
         ).values
-    notes = [f"{RULE} Tests in this table: {len(tested)}, p corrected by Holm for as many."] if tested else []
+    count = f"Tests in this table: {len(tested)}, p corrected by Holm for as many"
+    notes = [f"{RULE} {count}; adalora-report claims corrects for its own, and may decide otherwise."] if tested else []
     notes += [f"Not tested ({reason}): {', '.join(names)}." for reason, names in untested.items()]
     return replace(table, figures=figures, tests=tuple(notes))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from adalora_repro.config.words import lr_text
 from adalora_repro.errors import clean, duration, first_line
 from adalora_repro.records import lock, slurm
-from adalora_repro.records.run_record import STATUSES, RunRecord
+from adalora_repro.records.run_record import RunRecord
 from adalora_repro.reports.cells import Table, compile_scoped, in_scope, rows_wanted
 from adalora_repro.reports.choose import choices
 from adalora_repro.reports.frame import unusable
@@ -190,7 +190,7 @@ def attention(runs: Sequence[Record], now: float) -> list[str]:
 def notices(records: Sequence[RunRecord], table: Table) -> list[str]:
     """What is wrong with finished runs: those in no cell, degenerate ones, optimistic choices of a learning rate."""
     lines = [
-        f"Not in a cell: {plural(count, 'run')} {why}" for why, count in table.left_out.items() if why not in STATUSES
+        f"Not in a cell: {plural(count, 'run')} {why}" for why, count in table.left_out.items() if why not in SYMBOLS
     ]
     constant: dict[str, list[str]] = defaultdict(list)
     for key in (record.key for record in records if record.status == "ok" and record.degenerate):

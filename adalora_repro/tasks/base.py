@@ -31,12 +31,12 @@ Batch = dict[str, Any]
 #: libraries whose version affects the tokenized rows; the families have their own ``code_version``
 ROW_MAKERS = ("tokenizers", "transformers")
 MULTIPLE = 8  # padded lengths: what tensor cores like
-MANY_ROWS = 20_000  # from so many on a split is tokenized by several processes, if nothing else is said
+MANY_ROWS = 20_000  # a split with fewer is tokenized by one process, unless data.num_proc says otherwise
 FEWEST_CPUS, MOST_PROCESSES = 4, 8
 
 
 def padded_length(longest: int) -> int:
-    """Of a batch whose longest row has so many tokens, where the task's limit does not cut it."""
+    """Tokens of each row of a batch whose longest has ``longest``, before the task's limit cuts them."""
     return -(-longest // MULTIPLE) * MULTIPLE
 
 
@@ -140,7 +140,7 @@ class BaseTask:
     texts: tuple[int, ...] = (1, 2)
     #: the label is a text too
     text_label = False
-    #: a text may be nothing but blanks
+    #: a text that is no label may be nothing but blanks
     blank_texts = False
     #: a dataclass: the settings that only this family has
     options: type
@@ -382,22 +382,14 @@ def constant(predictions: Iterable[Any]) -> Any:
 
 
 def chosen(examples: Dataset, limit: int) -> Dataset:
-    """The examples of ``limit`` rows, fewer than there are, at equal distances: files often have an order.
+    """The examples of ``limit`` of n rows, fewer than all: of rows floor(i n / limit), for files often have an order.
 
     Where rows have several examples the column ``example`` holds the number of the row.
     """
-    if "example" not in examples.column_names:
-        return examples.select(equal_distances(len(examples), limit))
-    numbers = examples["example"][:]
+    numbers = examples["example"][:] if "example" in examples.column_names else range(len(examples))
     rows = sorted(set(numbers))
-    wanted = {rows[i] for i in equal_distances(len(rows), limit)}
+    wanted = {rows[i * len(rows) // limit] for i in range(limit)}
     return examples.select([i for i, number in enumerate(numbers) if number in wanted])
-
-
-def equal_distances(size: int, count: int) -> list[int]:
-    """At most ``count`` of the numbers 0 … size - 1, evenly spread: floor(i size / count)."""
-    count = min(count, size)
-    return [i * size // count for i in range(count)]
 
 
 def pad(

@@ -260,7 +260,7 @@ def class_number(value: Any, classes: Sequence[str], column: str) -> int:
         raise ValueError(f"column '{column}' must be a class, text or a whole number, is {shown(value)}")
     text = str(value)
     if text in classes:
-        return list(classes).index(text)
+        return classes.index(text)
     if not text.strip():
         raise ValueError(f"the {column} is empty")
     if WHOLE.fullmatch(text) and 0 <= int(text) < len(classes) and not any(map(WHOLE.fullmatch, classes)):

@@ -23,7 +23,7 @@ SUFFIXES = (".jsonl.gz", ".jsonl", ".csv.gz", ".csv", ".tsv.gz", ".tsv", ".parqu
 
 
 class BrokenLine(str):
-    """In the place of a row: why a line is none."""
+    """Stands for a row that is none, and says why."""
 
 
 def rows(path: Path) -> Iterator[tuple[str, Any]]:

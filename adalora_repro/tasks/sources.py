@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adalora_repro.errors import InputError, expanded, first_line, one_of
+from adalora_repro.errors import InputError, expanded, first_line
 from adalora_repro.models import hub
 from adalora_repro.records import digests, run_record, validation
 from adalora_repro.records.validation import not_a_file, shown
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from adalora_repro.tasks.base import BaseTask
 
-SOURCES = ("hub", "local", "sample")
 TRAIN = "train"
 JSON_LINES = row_files.SUFFIXES[:2]  # of the tasks that are on the hub
 SHARE = "task.validation_share"
@@ -62,23 +61,20 @@ class BadRows:
 
 
 def check(cfg: DictConfig, rules: BaseTask) -> None:
-    """What can be told about the data without reading them: fails before torch is imported.
+    """Checks the first row of every file and the sizes of a sample, before torch is imported.
 
     Raises:
         InputError: ``data.dir`` not given or missing, a split's file missing, there twice, unreadable or empty, its
             first row without a column; a sample size below 1; a task that ``data=sample`` has no text for.
     """
-    source = cfg.data.source
-    if source == "local":
+    if cfg.data.source == "local":
         for split in splits(cfg):
             path = file_of(cfg, split)
             bad = BadRows(cfg.data.skip_invalid)
             if next(_checked(_rows(cfg, path, rules), rules, bad), None) is None:
                 raise nothing_left(str(path), cfg, split, bad)
-    elif source == "sample":
+    elif cfg.data.source == "sample":
         toy_text.check(cfg.task.name, _sizes(cfg))
-    elif source != "hub":
-        raise one_of("data source", source, SOURCES)
     elif cfg.task.hub is None:
         raise not_on_the_hub(cfg)
 
@@ -242,7 +238,7 @@ def row_problem(rules: BaseTask, row: Any) -> str | None:
             continue
         if not isinstance(value, str):
             return f"column '{column}' must be text, not {shown(value)}"
-        if not rules.blank_texts and not value.strip():
+        if not value.strip() and (column == rules.cfg.task.label_column or not rules.blank_texts):
             return f"the {column} is empty"
         try:
             value.encode()
@@ -268,14 +264,13 @@ def _dataset(rows: Iterator[dict[str, Any]], rules: BaseTask) -> Dataset:
 def _from_hub(cfg: DictConfig, split: str, rules: BaseTask) -> tuple[Dataset, str]:
     """A split with the columns of ``rules``, and its name for messages."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
 
     task = cfg.task
     where = f"{task.hub} ({task.hub_config}) {split}" if task.hub_config else f"{task.hub} {split}"
     try:
         with hub.asked():
             dataset = load_dataset(task.hub, task.hub_config, split=split, revision=task.revision)
-    except (OSError, DatasetsError) as error:  # no connection, not found, a damaged download, a full disk
+    except Exception as error:  # of datasets, an HTTP library, the system: no connection, no such split, a full disk
         problem = error if isinstance(error, OSError) else error.__cause__ or error
         raise InputError(
             f"data=hub: cannot load {task.hub} ({first_line(problem)}); without a network use data=local data.dir=DIR "
@@ -359,7 +354,7 @@ def _rows(cfg: DictConfig, path: Path, rules: BaseTask) -> Iterator[tuple[str, A
 
 
 class Content(NamedTuple):
-    """What is to be known of a file before it is loaded.
+    """What a plan needs to know of a file, which is loaded later.
 
     Attributes:
         rows: their number.

@@ -116,7 +116,8 @@ class Task(BaseTask):
                 excerpt = context[start : start + len(text)] if 0 <= start < len(context) else ""
                 return f"the answer '{_short(text)}' is not at its offset {start}, there is '{_short(excerpt)}'"
         if not texts and not self.nullable:
-            return f"no answer, but every question of {self.cfg.task.name} has one (task=squad_v2 allows none)"
+            way = "task.null_threshold=0" if self.cfg.task.hub is None else "task=squad_v2"
+            return f"no answer, but every question of {self.cfg.task.name} has one ({way} allows none)"
         return None
 
     def features(self) -> Features:
@@ -370,7 +371,7 @@ class Question:
     spans: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def add(self, start: int, end: int, score: float) -> None:
-        """A span of characters, which some tokens begin with a blank; of one that several add the best score counts."""
+        """Adds a span of characters without the blanks around it; the best score counts of one that is added twice."""
         text = self.context[start:end]
         start += len(text) - len(text.lstrip())
         end = start + len(text.strip())
@@ -440,7 +441,7 @@ def answer_span(
     """(first, last) of the context tokens, covering characters [starts_i, ends_i), that the first answer touches.
 
     Blanks around the answer do not count: some tokens cover the blank before their word, and some blanks no token does.
-    Nor do other characters that the tokenizer drops, which is why the window says what it is to be held against.
+    A context may also begin or end with characters that the tokenizer drops: ``left`` and ``right`` cover them.
 
     Args:
         left, right: the window's characters; the first one of a context starts at 0, the last one ends with it.

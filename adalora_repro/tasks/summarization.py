@@ -64,6 +64,7 @@ class Task(BaseTask):
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
         task = cfg.task
+        self.blank_texts = task.hub is not None  # the paper's sets are taken as they are: T counts every row
         for name in ("max_length", "max_target_length"):
             if task[name] < SHORTEST:
                 raise InputError(f"task.{name}={task[name]} must be {SHORTEST} or more: a token between start and end")

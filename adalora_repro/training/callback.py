@@ -115,9 +115,8 @@ class AdaLoRACallback(TrainerCallback):
     ) -> None:
         """Gradients are whole: of all micro-batches and processes, unscaled."""
         assert self.allocator is not None
-        penalty = self.gamma * orthogonality_penalty(list(self.layers.values()))
         if self.gamma:
-            penalty.backward()
+            (self.gamma * orthogonality_penalty(list(self.layers.values()))).backward()
         if self.max_grad_norm:
             parameters = [p for p in kwargs["model"].parameters() if p.grad is not None]
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)

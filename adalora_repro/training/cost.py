@@ -54,6 +54,7 @@ ELSEWHERE = {
     *("task", "method", "budget", "backbone", "backbone.weights", "backbone.path", "data", "protocol", "optim.lr"),
     *("train.precision", "train.padding", "train.group_by_length", "train.device", "train.num_workers"),
     *("train.eval_steps", "train.save_steps", "train.log_steps", "measure", "seed", "force", "dry_run"),
+    *("save", "track"),
 }
 ELSEWHERE_GROUPS = ("cost.", "data.", "eval.", "results.", "hydra")
 NOT_MEASURED = "not measured"

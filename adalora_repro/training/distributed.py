@@ -136,22 +136,22 @@ class Processes:
         """During an evaluation: the maximum of ``number`` over the processes; 0 in calls that send no message."""
         if self.size == 1:
             return number
-        return self.largest(number)[0] if self._due() else 0
+        return self.largest(number) if self._due() else 0
 
     def _due(self) -> bool:
         self._calls += 1
         return self.accelerator.device.type == "cpu" or self._calls % AGREE_CALLS == 0
 
-    def largest(self, *numbers: int) -> list[int]:
-        """The maximum of each number over the processes."""
+    def largest(self, number: int) -> int:
+        """The maximum over the processes."""
         if self.size == 1:
-            return list(numbers)
+            return number
         import torch
 
-        tensor = torch.tensor(numbers, device=self.accelerator.device)
+        tensor = torch.tensor(number, device=self.accelerator.device)
         with _talking():
             torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-            return [int(number) for number in tensor.tolist()]
+            return int(tensor)
 
     def own(self, items: Sequence[T]) -> Sequence[T]:
         """This process's share: items number rank, rank + size, …"""

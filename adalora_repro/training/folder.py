@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from adalora_repro.config.resolve import record_in
 from adalora_repro.config.words import command_line
 from adalora_repro.errors import InputError
 from adalora_repro.records import provenance, run_record, validation
@@ -107,8 +108,9 @@ def write_settings(run: RunState) -> None:
         run_record.write_files(run.plan.folder, {SKIPPED: run.data.skipped})
 
 
-def new_record(run: RunState) -> run_record.RunRecord:
+def new_record(run: RunState, resumed: bool) -> run_record.RunRecord:
     plan = run.plan
+    earlier = record_in(plan.folder) if resumed else None
     return run_record.RunRecord(
         key=plan.key,
         primary_metric=run.task.primary_metric,
@@ -116,6 +118,7 @@ def new_record(run: RunState) -> run_record.RunRecord:
         budget={name: plan.method[name] for name in BUDGET_FIELDS if name in plan.method} or None,
         data=run.data.provenance,
         settings=plan.settings,
+        memory=earlier.memory if earlier else {},
         environment=provenance.environment(run.device) | {"processes": run.processes.size},
     )
 
@@ -156,7 +159,10 @@ def _measure(run: RunState, record: run_record.RunRecord) -> None:
         "s_per_epoch": run.train_s / run.t * run.plan.steps_per_epoch if run.t else 0.0,
         "tokens_per_s": run.tokens / run.train_s if run.train_s else 0.0,
     }
-    record.memory = provenance.peak_memory(run.device)
+    memory, before = provenance.peak_memory(run.device), record.memory
+    # an earlier attempt of a resumed run may have needed more
+    if before.get("of") != memory["of"] or before.get("peak", 0) < memory["peak"]:
+        record.memory = memory
 
 
 # -- the curve ------------------------------------------------------------------------------------------------------

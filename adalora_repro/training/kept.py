@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from adalora_repro import methods
 from adalora_repro.config import catalog
 from adalora_repro.config.resolve import changed
+from adalora_repro.config.words import command_line
 from adalora_repro.errors import InputError, errno_of, expanded, first_line
 from adalora_repro.models import backbone_files, backbone_tokenizer, backbones, export, sites
 from adalora_repro.models.export import OWN_WEIGHTS
@@ -48,14 +49,10 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str, metho
     Frozen weights may be rounded (``train.precision=bf16``): a merged model is made of the backbone's own. ``method``
     is the one that was injected; most can do without.
     """
-    from omegaconf import OmegaConf
-
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    if cfg.backbone.path is not None:  # typed relative to the folder of the command
-        cfg = changed(cfg, {"backbone.path": export.base_name(cfg)})
-    (part / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    _write_configuration(cfg, part)
     for path in sites.added_files():
         (part / SITES).mkdir(exist_ok=True)
         shutil.copy(path, part / SITES)
@@ -68,6 +65,14 @@ def keep(model: PreTrainedModel, cfg: DictConfig, folder: Path, form: str, metho
         path.chmod((part / CONFIG).stat().st_mode)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
+
+
+def _write_configuration(cfg: DictConfig, folder: Path) -> None:
+    from omegaconf import OmegaConf
+
+    if cfg.backbone.path is not None:  # typed relative to the folder of the command
+        cfg = changed(cfg, {"backbone.path": export.base_name(cfg)})
+    (folder / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
 
 
 # --- together again ---------------------------------------------------------------------------------------------------
@@ -98,10 +103,11 @@ def load(run: str | Path, backbone: str | None = None) -> tuple[PreTrainedModel,
             return merged.eval(), tokenizer
     _require_own_backbone(folder, cfg)
     tokenizer = backbones.load_tokenizer(cfg)
-    transformers.set_seed(cfg.seed)  # random weights are drawn as for the run
-    model = backbones.load_model(cfg)
-    with readable(folder):
-        model = methods.load(cfg).read(model, sites.find_sites(model), folder)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+        torch.default_generator.manual_seed(cfg.seed)  # random weights are drawn as for the run
+        model = backbones.load_model(cfg)
+        with readable(folder):
+            model = methods.load(cfg).read(model, sites.find_sites(model), folder)
     if names := list(cfg.task.class_names):
         model.config.id2label, model.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
     return model.requires_grad_(False).eval(), tokenizer
@@ -200,21 +206,29 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
     except OSError as error:
         raise InputError(f"--to: cannot write '{to}': {error.strerror}") from None
     try:
+        _write_configuration(cfg, part)
+        for name in (CARD, RECORD):
+            if (folder / name).exists():
+                shutil.copy(folder / name, part / name)
         if form == "peft":
+            _require_own_backbone(folder, cfg)
             with readable(folder), safe_open(folder / export.PEFT_WEIGHTS, "pt"):
-                json.loads((folder / export.PEFT_CONFIG).read_text(encoding="utf-8"))
+                config = json.loads((folder / export.PEFT_CONFIG).read_text(encoding="utf-8"))
+            if backbone is not None:
+                config |= {"base_model_name_or_path": export.base_name(cfg), "revision": None}
+            (part / export.PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            shutil.copy(folder / export.PEFT_WEIGHTS, part)
             backbones.load_tokenizer(cfg).save_pretrained(part)
         else:
             export.write_merged(*load(folder, backbone), part)
-        names = [CONFIG, CARD, RECORD, *([export.PEFT_CONFIG, export.PEFT_WEIGHTS] if form == "peft" else [])]
-        for name in names:
-            if (folder / name).exists():
-                shutil.copy(folder / name, part / name)
-        if form == "merged" and (part / CARD).exists():
+        if (part / CARD).exists():
             library, use = use_of(part, cfg)
             text = (part / CARD).read_text(encoding="utf-8")
             text = re.sub("^library_name: .*$", f"library_name: {library}", text, count=1, flags=re.MULTILINE)
-            text = re.sub("```python.*?```", f"```python\n{use}\n```", text, count=1, flags=re.DOTALL)
+            text = re.sub("```python.*?```", lambda _: f"```python\n{use}\n```", text, count=1, flags=re.DOTALL)
+            if backbone is not None:
+                line = f"base_model: {json.dumps(export.base_name(cfg))}"
+                text = re.sub("^base_model: .*$", lambda _: line, text, count=1, flags=re.MULTILINE)
             (part / CARD).write_text(text, encoding="utf-8")
         if (folder / SITES).is_dir():
             shutil.copytree(folder / SITES, part / SITES)
@@ -233,16 +247,12 @@ def write_export(run: Path, to: Path, form: str, backbone: str | None = None) ->
 
 
 def write_card(folder: Path, record: RunRecord, cfg: DictConfig, words: Sequence[str]) -> None:
-    """README.md with what others need to know, and the record beside it."""
-    (folder / RECORD).write_text(json.dumps(record.to_json(), indent=1) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(card(folder, record, cfg, " ".join(["adalora-run", *words])), encoding="utf-8")
-
-
-def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
-    """The text of a model card: front matter as the hub reads it, metrics, counts, command."""
+    """README.md: front matter as the hub reads it, metrics, counts, the command; and the record beside it."""
     import yaml
 
+    (folder / RECORD).write_text(json.dumps(record.to_json(), indent=1) + "\n", encoding="utf-8")
     assert record.final is not None
+    command = command_line(words).removeprefix("# ")
     library, use = use_of(folder, cfg)
     front = {
         "base_model": export.base_name(cfg),
@@ -256,7 +266,7 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in record.final["metrics"].items())
     same = "Degenerate: the last evaluation gave every example the same prediction.\n\n" * record.degenerate
     ranks = f"Ranks of the adapted matrices: {ranks_text(record.rank_pattern)}.\n\n" if record.rank_pattern else ""
-    return f"""---
+    text = f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
 
 # {key["task"]}: {key["method"]} {key["budget"]} on {key["backbone"]}
@@ -275,6 +285,7 @@ def card(folder: Path, record: RunRecord, cfg: DictConfig, command: str) -> str:
 Trained with `{command}`; all settings are in `{CONFIG}`, the record of the run is `{RECORD}`.
 The licences of the backbone and of the data apply.
 """
+    (folder / CARD).write_text(text, encoding="utf-8")
 
 
 def use_of(folder: Path, cfg: DictConfig) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from adalora_repro import methods
 from adalora_repro.config.plan import Plan
-from adalora_repro.config.resolve import finished, settle
+from adalora_repro.config.resolve import already_done, finished, settle
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError, errno_of, one_line
 from adalora_repro.models import backbones, inject, sites, speedups
 from adalora_repro.records import provenance, run_record
@@ -89,46 +89,49 @@ def execute(plan: Plan) -> int:
 def _execute_leased(plan: Plan, stop: StopSignal, processes: Processes, lock: Lock | None) -> int:
     # another process may have finished the run since run.py looked
     if not plan.cfg.force and (score := processes.on_main(lambda: finished(plan))):
-        print(f"already done: {plan.folder} ({score}); force=true runs it again")
+        print(already_done(plan, score))
         return EXIT_OK
     provenance.reset_peak_memory()
     run = build(plan, processes)  # if this fails, nothing on disk has changed
     if lock is not None:
         run.check_folder = lock.check
     resumed = _resume(run)
-    record = folder.new_record(run)
+    record = folder.new_record(run, resumed)
     if not resumed:
         initialize(run)
     processes.on_main(lambda: _prepare(run, resumed))  # every process has read the checkpoint when the main one is here
     together = True  # whether all processes of the run are at this point
-    try:
-        with stop.deferred():
+    with stop.deferred():
+        try:
             run_loop(run, stop, publish=lambda: folder.write_record(run, record, "running"))
             processes.on_main(lambda: _keep_model(run))
-        status, error, code = "ok", None, stop.exit_code or EXIT_OK  # a signal in the last step ends a sweep, too
-    except Interrupted as signal:
-        again = "without force=true the same command" if plan.cfg.force else "the same command"
-        requeued = "goes on if its job is requeued; " if signal.signum == SIGUSR2 else ""
-        status, error, code = "cancelled", f"{signal}: {requeued}{again} resumes it", signal.exit_code
-        together = signal.agreed
-    except Exception as problem:
-        if errno_of(problem) in DISK_FULL or isinstance(problem, LostFolderError):
-            raise
-        trace, together = traceback.format_exc(), problem is processes.common or isinstance(problem, NonFiniteLossError)
-        status, error, code = "failed", f"{type(problem).__name__}: {problem}".splitlines()[0], EXIT_FAILED
-    folder.write_record(run, record, status, error)
+            status, error, code = "ok", None, EXIT_OK
+        except Interrupted as signal:
+            again = "without force=true the same command" if plan.cfg.force else "the same command"
+            requeued = "goes on if its job is requeued; " if signal.signum == SIGUSR2 else ""
+            status, error, code = "cancelled", f"{signal}: {requeued}{again} resumes it", signal.exit_code
+            together = signal.agreed
+        except Exception as problem:
+            if errno_of(problem) in DISK_FULL or isinstance(problem, LostFolderError):
+                raise
+            trace = traceback.format_exc()
+            together = problem is processes.common or isinstance(problem, NonFiniteLossError)
+            status, error, code = "failed", f"{type(problem).__name__}: {problem}".splitlines()[0], EXIT_FAILED
+        folder.write_record(run, record, status, error)
+        if status == "ok" and processes.main:
+            _finish(run, record)
     if status == "failed":
         _report_failure(run, f"{error}", trace, together)
-    elif status != "ok":
+    elif status == "cancelled":
         say(f"adalora-run: {status}: {error}  ({run.plan.folder})")
-    elif processes.main:
-        _finish(run, record)
+    else:
+        code = stop.exit_code  # a signal after the last step ends a sweep, not the run
     if processes.size == 1:
         return code
     if not together:  # the others may be anywhere: this process starts no further run
         raise SystemExit(code)
     with suppress(LostError):  # a launcher ends all processes when one fails; the record is written by now
-        code = max(processes.largest(code))
+        code = processes.largest(code)
     return code
 
 
@@ -173,6 +176,7 @@ def initialize(run: RunState) -> None:
 def _prepare(run: RunState, resumed: bool) -> None:
     """The folder before the first step, in the main process."""
     run.check_folder()
+    run_record.remove_unfinished(run.plan.folder)
     if not resumed and (saved := folder.set_aside(run.plan.folder)):
         say(
             f"starting {run.plan.folder} over at step 0 of {run.plan.total_steps:,}; the checkpoints that were there "

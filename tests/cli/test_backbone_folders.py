@@ -99,12 +99,15 @@ def load(folder):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (without_a_layer, "16 weights are missing: deberta.encoder.layer.1.attention.output.LayerNorm.bias, "),
-        (with_a_prefix, "38 weights are missing: deberta.embeddings.LayerNorm.bias, deberta.emb"),
-        (with_a_third_layer, "16 weights belong to another model: deberta.encoder.layer.2.attention.output.LayerNorm"),
-        (of_the_base_with_a_third_layer, "16 weights belong to another model: encoder.layer.2.attention.output"),
-        (cut_in_half, f"1 weights have another shape: {QUERY} (16, 32), not (32, 32)"),
-        (not_finite, f"1 weights are not finite: {QUERY}"),
+        (without_a_layer, "weights that are missing (16): deberta.encoder.layer.1.attention.output.LayerNorm.bias, "),
+        (with_a_prefix, "weights that are missing (38): deberta.embeddings.LayerNorm.bias, deberta.emb"),
+        (
+            with_a_third_layer,
+            "weights that belong to another model (16): deberta.encoder.layer.2.attention.output.LayerNorm",
+        ),
+        (of_the_base_with_a_third_layer, "weights that belong to another model (16): encoder.layer.2.attention.output"),
+        (cut_in_half, f"weights that have another shape (1): {QUERY} (16, 32), not (32, 32)"),
+        (not_finite, f"weights that are not finite (1): {QUERY}"),
     ],
 )
 def test_weights_that_are_not_the_backbone_s(broken, weights, kind, change, expected):

@@ -179,7 +179,7 @@ def test_every_choice_is_listed_in_one_line(cli: Cli) -> None:
     assert [line.split()[0] for line in lines] == TASKS.removeprefix("valid: ").split(", ")
     assert lines[1] == "cola                  CoLA: is a sentence acceptable English?"
     everything = cli("list").out
-    for heading in ("task", "method", "budget", "backbone", "sweep", "protocol"):
+    for heading in ("task", "method", "budget", "backbone", "data", "protocol", "sweep"):
         assert f"\n{heading}\n" in everything
     assert "unknown list 'tasks' (did you mean task?)" in refused(cli("list", "tasks"))
 

@@ -10,11 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, Cli, ok, refused
+from fake_records import make
+from submitit.core.utils import DelayedSubmission
 from test_sweep import GRID, STAGES, counts, save
 
 from adalora_repro.cli.ledger import FAILED, Ledger, SweepRun
 from adalora_repro.config.plan import Plan
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_TERMINATED, InputError
+from adalora_repro.records import run_record
 from adalora_repro.records import slurm as slurm_queue
 
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.partition=gpu")
@@ -162,26 +165,24 @@ def test_force_starts_over_once_and_not_at_every_requeue(tmp_path: Path, monkeyp
 
     def one_of_many(words: Sequence[str]) -> tuple[str, int]:
         seen.append(list(words))
-        print("loading weights", file=sys.stderr)
         return "done", EXIT_OK
 
     monkeypatch.setattr(run, "one_of_many", one_of_many)
     monkeypatch.setattr(adalora_launcher.signal, "signal", lambda *_: None)
     monkeypatch.chdir(tmp_path)
-    task = adalora_launcher.ArrayLauncher()
-    task(("task=cola", "force=true"), str(tmp_path))
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    task(("task=cola", "force=true"), str(tmp_path))
-    for _ in range(2):
-        adalora_ray.run_one(("task=cola", "force=true"), str(tmp_path), sys.path, tmp_path / "1")
-    assert seen == [["task=cola", "force=true"], ["task=cola"]] * 2
+    words, forced = ("task=cola", "force=true"), SweepRun("a", tmp_path, make(progress={}))
+    for progress in ({}, {}, {"step": 1}):  # the second time it was requeued before it had started over
+        run_record.write(make(progress=progress), tmp_path)
+        adalora_launcher.ArrayLauncher()(words, str(tmp_path), forced)
+        adalora_ray.run_one(words, str(tmp_path), sys.path, tmp_path / "1", forced)
+    assert seen == [[*words]] * 4 + [["task=cola"]] * 2
 
 
 # launch=detach
 
 
 def test_detached_runs_are_submitted_once(tiny: Cli, slurm: Path) -> None:
-    words = (*WORDS, "launch=detach")
+    words = (*WORDS, "launch=detach", "hydra.launcher.max_num_timeout=5")
     done = tiny(*words, "seed=0,1,-1")
     assert done.code == EXIT_BAD_INPUT
     assert "seed must be 0 or more, not -1" in done.err
@@ -195,6 +196,8 @@ def test_detached_runs_are_submitted_once(tiny: Cli, slurm: Path) -> None:
     assert all(f"#SBATCH --{line}\n" in script for line in lines)
     assert "--cpus-per-task=4" in script.split("# command")[1]
     assert f"#SBATCH --output={Path('results/sweeps').absolute()}" in script
+    (task,) = Path("results/sweeps").glob("*/slurm/7_0_submitted.pkl")
+    assert DelayedSubmission.load(task)._timeout_countdown == 5
 
     again = ok(tiny(*words, "seed=0,1"))
     assert again.out.count("already queued: results/runs/") == 2

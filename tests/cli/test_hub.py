@@ -1,6 +1,7 @@
 """The hub path, with a hub cache made here: the files of microsoft/deberta-v3-base (half-precision .bin, spm.model)."""
 
 import json
+import shutil
 import socket
 import ssl
 import time
@@ -53,9 +54,12 @@ def test_without_a_connection_the_cache_serves_and_what_it_lacks_is_refused_at_o
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(model)).get_piece_size()
     assert backbones.load_tokenizer(cfg).vocab_size == pieces
     cfg.backbone.hub = "microsoft/another"
+    planned = hub_cache / "models--microsoft--another" / "snapshots" / cfg.backbone.revision
+    planned.mkdir(parents=True)
+    shutil.copy(model.with_name("config.json"), planned)  # all that a plan downloads
     began = time.monotonic()
-    with pytest.raises(InputError, match="cannot load backbone 'deberta-v3-base'"):
-        backbones.load_tokenizer(cfg)
+    with pytest.raises(InputError, match=r"cannot load backbone 'deberta-v3-base' \(microsoft/another\): .* offline"):
+        backbones.load_model(cfg)
     assert time.monotonic() - began < 10  # a minute, were each request tried again
     assert "thrown while requesting" not in capfd.readouterr().err
     assert not constants.HF_HUB_OFFLINE

@@ -52,11 +52,17 @@ def test_a_decoder_without_a_padding_token_classifies_by_its_last_token(tiny, mo
         torch.testing.assert_close(model(**alone).logits[0], logits, atol=1e-6, rtol=0)
         states = model.base_model(**alone).last_hidden_state[0, -1]
         torch.testing.assert_close(model.score(states), logits, atol=1e-6, rtol=0)
-    other = shutil.copytree(models / "llama", Path("other"))
+    other, to = shutil.copytree(models / "llama", Path("other")), Path("exported")
     weights = load_file(other / "model.safetensors")
     save_file({name: -value for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"^other is not the backbone of this run: its files have changed"):
-        kept.load(run.folder, "other")
+    for use in (lambda: kept.load(run.folder, "other"), lambda: kept.write_export(run.folder, to, "peft", "other")):
+        with pytest.raises(InputError, match=r"^other is not the backbone of this run: its files have changed"):
+            use()
+    moved = str(shutil.copytree(models / "llama", Path("moved")).resolve())
+    kept.write_export(run.folder, to, "peft", "moved")
+    assert kept.configuration(to).backbone.path == moved
+    assert peft.PeftConfig.from_pretrained(to).base_model_name_or_path == moved
+    assert (to / kept.CARD).read_text(encoding="utf-8").count(moved) == 2
 
 
 def test_t5_writes_summaries(tiny, models):
@@ -133,6 +139,7 @@ def test_an_unknown_model_type_gets_a_draft_that_works(tiny, models, tmp_path):
         ("like: llama\nroles: {q: 'layers.{layr}.q_proj'}", "mine.yaml: KeyError: 'layr'"),
         ("like: llama\nstacks: [decoder]", "mine.yaml: ValueError"),
         ("like: mine", "mine.yaml: RecursionError"),
+        ("like: llama\nhead_inside: pooler", "mine.yaml: TypeError: head_inside and special_tokens are lists"),
         ("like: llama\nroles: {TODO_fc: 'layers.{layer}.fc'}", "unknown role in .*mine.yaml 'TODO_fc'"),
     ],
 )
@@ -170,7 +177,9 @@ def test_a_shipped_name_never_stands_for_another_model(tiny, models, tmp_path):
 def test_a_config_that_cannot_be_used_is_one_line(tiny, models, tmp_path, config, problem):
     other = shutil.copytree(models / "bert", tmp_path / "other")
     (other / "config.json").write_text(config, encoding="utf-8")
-    assert problem in refused(tiny(*AUTO, f"backbone.path={other}", "dry_run=true"))
+    line = refused(tiny(*AUTO, f"backbone.path={other}", "dry_run=true"))
+    assert problem in line
+    assert "offline" not in line
 
 
 def test_a_package_without_its_weights_is_one_line(tiny, tmp_path, monkeypatch):

@@ -79,13 +79,14 @@ def test_scores_and_a_run_again(cli: Cli, ask: Cli, tmp_path: Path) -> None:
 def test_steps_follow_from_the_run_s_t(cli: Cli, tmp_path: Path) -> None:
     scores(tmp_path, *("no", "yes") * 60)
     words = ("task=custom", "data=local", f"data.dir={tmp_path}", "method=adalora_gamma0", "train.epochs=250")
-    plan = cli(*tiny(*words, "method.t_f=400"), "dry_run=true").out
+    plan = cli(*tiny(*words, "method.t_f=400", "method.gamma=0.001"), "dry_run=true").out
     for line in (
         "T  1,000 ",  # 250 epochs of 4 steps, 108 rows
         "optim.warmup_steps 60 6% of T = 1000; conf/task/custom.yaml",
         "method.t_i 100 10% of T = 1000; conf/method/adalora.yaml",
         "method.t_f 400 command line",
         "method.delta_t 6 0.6% of T = 1000;",
+        "gamma 0.001 weight of",
         "mask_events 84 masks until",
     ):
         assert " ".join(line.split()) in " ".join(plan.split())

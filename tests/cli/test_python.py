@@ -72,11 +72,12 @@ def check(task: str, answer: dict[str, Any]) -> None:
 
 
 def test_export_is_loaded_without_the_run(tiny: Cli, ask: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tiny("task=sst2", "method=adalora", *FEW).code == EXIT_OK
+    assert tiny("task=sst2", "method=adalora", "method.targets=[q,v]", *FEW).code == EXIT_OK
     folder = only_run().folder
     card = (folder / "model" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nbase_model: tiny-bert\nlibrary_name: peft\n")
     assert "adalora-run backbone=tiny-bert" in card
+    assert " 'method.targets=[q,v]'" in card  # for a shell
     assert "num_labels=2, dtype='float32')" in card
     record = json.loads((folder / "model" / "record.json").read_text(encoding="utf-8"))
     assert record["key"] == only_run().record.key
@@ -158,6 +159,8 @@ def test_runs_from_python(tiny: Cli, tmp_path: Path) -> None:
         **dict.fromkeys(("+sweep=lr", "seed=0,1"), "makes several runs"),
         **dict.fromkeys(("launch=detach", "hydra/launcher=slurm"), "are for a sweep"),
         "-m": "settings are written key=value",
+        "+optim.rate=1": "no setting 'optim.rate'",
+        "optim.lr=${nope}": "'nope' not found",
     }.items():
         with pytest.raises(InputError, match=message):
             adalora_repro.run(*words, word, "seed=1")

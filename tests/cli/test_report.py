@@ -149,7 +149,7 @@ def test_options_choose_the_runs(results: Path, capsys: Captured, words: tuple[s
         (["claims", "--method", "dorra"], ["unknown method 'dorra' (did you mean dora?)"]),
         (["runs", "--by", "optim.lrr"], ["did you mean optim.lr?"]),
         (["runs", "--by", ","], ["--by: name at least one"]),
-        (["runs", "--by", "method,held_out"], ["unknown name in --by 'held_out'"]),
+        (["runs", "--by", "method,score"], ["unknown name in --by 'score'"]),
         (["figure1", "--out", "figure.gif"], ["'.gif'", ".svg", ".png", ".pdf", ".csv", "--format"]),
         (["figure2", "--format", "png"], ["--out FILE"]),
         (["figure3", "nowhere"], ["'nowhere'", "folder"]),

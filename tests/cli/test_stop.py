@@ -16,7 +16,7 @@ import adalora_repro
 from adalora_repro.errors import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED
 from adalora_repro.records import lock
 from adalora_repro.tasks import glue
-from adalora_repro.training import checkpoint, evaluate, progress, runner
+from adalora_repro.training import checkpoint, evaluate, kept, progress, runner
 from adalora_repro.training import loop as training_loop
 
 COMMAND = (
@@ -60,13 +60,15 @@ def test_an_evaluation_that_takes_long_gives_way(
     assert {Path(name).parent.name for name in predictions(run)} == {"best", "final"}
 
 
+@pytest.mark.parametrize(("owner", "name"), [(runner, "_keep_model"), (kept, "write_card")], ids=["model", "card"])
 def test_a_signal_after_the_last_step_ends_the_command_and_not_the_run(
-    tiny: Cli, monkeypatch: pytest.MonkeyPatch
+    tiny: Cli, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
     with monkeypatch.context() as patch:
-        at_call(patch, runner, "_keep_model", 1, terminate)
+        at_call(patch, owner, name, 1, terminate)
         done = tiny("-m", *COMMAND, "seed=0,1")
     assert (done.code, done.out.splitlines()[-1]) == (EXIT_TERMINATED, "sweep: 1 done, 1 not started")
+    assert (only_run().folder / kept.FOLDER / kept.CARD).exists()
     at_call(monkeypatch, runner, "_keep_model", 1, terminate)
     with pytest.raises(KeyboardInterrupt, match="is finished"):
         adalora_repro.run(*TINY, "task=cola", "method=lora")

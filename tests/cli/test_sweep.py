@@ -270,7 +270,7 @@ def test_a_stage_waits_for_the_run_of_another_process(
         monkeypatch.setattr(lock, "LEASE_S", 0.01)
         done = tiny(*STAGES, "seed=0,1,2")
     assert done.code == EXIT_OK, done.err
-    assert "stage 2: waiting for 1 runs that other processes are training\n" in done.out
+    assert "stage 2: waiting for 1 run that other processes are training\n" in done.out
     taken_over = [(1e-3, 0)] if ends in ("killed", "gone") else []
     best = 1e-2 if ends == "failed" else 1e-3
     trained = [(lr, seed) for _, lr, seed in trainer.trained]

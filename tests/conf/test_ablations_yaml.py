@@ -105,6 +105,7 @@ def test_a_budget_s_own_roles_are_not_fewer_matrices() -> None:
         ("lora_at_adalora", "method.alpha", "conf/tuned/cola_adalora.yaml:17 (released script)"),
         ("lora_regu", "method.init", "conf/backbone/deberta-v3-base.yaml:8 (as in the released code"),
         ("lora_regu", "method.init_std", "conf/method/lora.yaml:"),
+        ("lora_qv", "method.targets", "budget (conf/method/lora_qv.yaml:"),
     ],
 )
 def test_the_plan_says_from_which_file_a_value_is(method: str, setting: str, origin: str) -> None:

@@ -18,6 +18,8 @@ XSUM = "task=xsum budget=0.13% backbone=tiny-bart"
 WRONG = """
 data.source=nope => unknown data source 'nope' | valid: hub, local, sample
 budget=1.10% => budget '1.10%' does not exist for task 'sst2' | valid: 0.3M, 0.6M, 1.2M
+XSUM method=loha => method 'loha' has no size for budget 0.13%; valid: 0.26%, 1.10%, 2.20%
+data.cache_dir='~nope/x' => '~nope/x': no such home folder
 method.schedule=nope => method.schedule 'nope' | valid: absolute, scaled
 method.score=nope => method.score 'nope' | valid: importance, sensitivity, gradient
 method=prune_lora method.score=magnitude => method.score=magnitude is |λ|, and LoRA's doublets have no λ
@@ -112,6 +114,8 @@ method=peft_lora +method.options.target_modules=[q] => method.options.target_mod
 method=peft_lora +method.options.r=3 => method.options.r: LoraConfig has no such option
 method=peft_lora +method.options.bias=some => LoraConfig of HF PEFT:
 method=peft_lora method.size=rank => unknown method.size 'rank'
+method=oft method.r=1 => method 'oft' trains nothing of the backbone at this size
+method=oft budget.match=params budget.params=100 => method 'oft' trains nothing of the backbone at this size
 method=ia3 +method.r=2 => method.r=2: IA3Config has one size here
 method=peft_adalora +method.score=magnitude => method.score: AdaLoRA of HF PEFT has importance only
 method=peft_adalora method.beta2=0 => method.beta1 and method.beta2 must be positive

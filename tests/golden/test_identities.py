@@ -19,7 +19,9 @@ pytestmark = pytest.mark.usefixtures("hydra")
 FILE = "identities.json"
 #: but the one that needs another run, and those of HF PEFT
 METHODS = [
-    name for name in names("method") if not (name == "lora_rank_pattern" or catalog.method(name).role == "other")
+    name
+    for name in names("method")
+    if not (name == "lora_rank_pattern" or catalog.method(name).role in ("cross-check", "other"))
 ]
 FIXED = ("full", "bitfit")  # methods of one size: the same run under every budget
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")

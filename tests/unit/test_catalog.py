@@ -46,7 +46,7 @@ def test_a_method_of_one_s_own(added: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("method: {role: hero}", r"method\.role of 'mine' 'hero'.*; valid: paper, ablation, control, other"),
+        ("method: {role: hero}", r"method\.role of 'mine' 'hero'.*; valid: paper, .*, cross-check, other"),
         ("defaults:", r"method/mine\.yaml: defaults must be a list"),
         ("method: 3", r"method/mine\.yaml: method must hold settings, key: value"),
     ],

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from fake_records import make
 from tiny_runs import built
 
 from adalora_repro.errors import InputError
-from adalora_repro.training import checkpoint
+from adalora_repro.records import run_record
+from adalora_repro.training import checkpoint, folder
 from adalora_repro.training import loop as training_loop
 
 WORDS = (
@@ -52,6 +54,15 @@ FOREIGN: dict[str, tuple[Spoil, str]] = {
 def saved(loop: training_loop.RunState, folder: Path) -> dict[str, Any]:
     checkpoint.save(folder, loop.state_dict())
     return copy.deepcopy(loop.state_dict())
+
+
+def test_the_peak_memory_is_that_of_all_attempts(loop: training_loop.RunState) -> None:
+    loop.plan.folder.mkdir(parents=True)
+    run_record.write(make(status="running", memory={"peak": 2.0**50, "of": "resident set"}), loop.plan.folder)
+    for resumed in (True, False):
+        record = folder.new_record(loop, resumed)
+        folder.write_record(loop, record, "running")
+        assert (record.memory["peak"] == 2.0**50) == resumed
 
 
 @pytest.mark.parametrize(("spoil", "why"), FOREIGN.values(), ids=FOREIGN)

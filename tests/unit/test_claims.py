@@ -93,6 +93,15 @@ def test_one_seed_and_other_examples_have_no_test() -> None:
     assert (line.verdict, line.reason) == (claims.MISSING, "evaluated on different examples")
 
 
+def test_figures_of_two_metrics_are_not_subtracted() -> None:
+    score = {"accuracy": 0.9, "f1": 0.5}
+    records = runs({"adalora": [score] * 2}, task="mrpc")
+    records += runs({"lora": [score] * 2}, task="mrpc", primary_metric="f1", settings={"task.family": "glue"})
+    of = lines(records)
+    assert (of["lora"].verdict, of["lora"].reason) == (claims.MISSING, "its primary metric is f1")
+    assert of["best baseline"].reason == "no finished run of best baseline"
+
+
 def test_the_best_baseline_is_chosen_on_the_held_out_split() -> None:
     records = runs({"adalora": ADALORA, "full": (0.9,) * 5}, held_out=0.5)
     records += [*runs({"lora": LORA}, held_out=0.6), *runs({"pfeiffer": ADALORA}, held_out=0.5)]

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import io
 import re
+import resource
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from adalora_repro.cli.report import main
 from adalora_repro.config import catalog
 from adalora_repro.config import resolve as planning
 from adalora_repro.errors import EXIT_BAD_INPUT, EXIT_OK
-from adalora_repro.records import cost_record, run_record
+from adalora_repro.records import cost_record, provenance, run_record
 from adalora_repro.records.cost_record import CostRecord
 from adalora_repro.records.run_record import RecordError
 from adalora_repro.reports.output import add_out
@@ -132,8 +133,17 @@ def test_what_was_typed_beside_what_the_key_tells() -> None:
         "results.dir=r",
         "data.dir=d",
         "train.batch_size=8",
+        "save=none",
+        "track=[mlflow]",
     ]
     assert cost.typed(words) == "+x=1 method.gamma=0 train.batch_size=8"
+
+
+def test_a_mac_s_peak_memory_is_in_bytes_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "_value", lambda *_: None)  # there is no /proc
+    monkeypatch.setattr(provenance, "sys", SimpleNamespace(platform="darwin"))
+    peak = provenance.peak_memory(torch.device("cpu"))["peak"]
+    assert peak == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 # -- figures -------------------------------------------------------------------------------------------------------

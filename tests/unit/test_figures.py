@@ -17,7 +17,6 @@ from fake_records import make, save
 from hypothesis import given
 from hypothesis import strategies as st
 
-import adalora_repro
 from adalora_repro.cli import report
 from adalora_repro.errors import EXIT_OK, InputError
 from adalora_repro.records import run_record
@@ -27,7 +26,6 @@ from adalora_repro.reports.figures import curves, data, drawing, figure1, figure
 from adalora_repro.reports.frame import frame_of
 from adalora_repro.reports.spec import Scope, paper_rows
 
-ROOT = Path(adalora_repro.__file__).parent.parent
 SCOPE = Scope("minilm", "local")
 ENCODER = ("q", "k", "v", "attn_out", "ffn_in", "ffn_out")
 DECODER = (*ENCODER[:4], "cross_q", "cross_k", "cross_v", "cross_out", *ENCODER[4:])
@@ -130,6 +128,13 @@ def test_figure3_reads_encoders_and_decoders(tmp_path: Path) -> None:
     assert lines["encoder", "ffn_out"] == [str(ranks["encoder.0.ffn_out"]), str(ranks["encoder.1.ffn_out"]), ""]
     with pytest.raises(InputError, match="has no ranks"):
         figure3.figure(frame_of([]), SCOPE, [run_of(tmp_path, adalora(rank_pattern=None, task="rte"))])
+
+
+def test_figure3_shows_the_tasks_with_the_newest_runs(tmp_path: Path) -> None:
+    for i, task in enumerate(("rte", "cola", "mrpc", "stsb", "sst2", "rte")):
+        save(tmp_path, adalora(task=task, seed=i, progress={"updated": float(i)}))
+    runs = figure3.figure(records(tmp_path), SCOPE).points.run.unique()
+    assert [run.split()[0] for run in runs] == ["rte", "sst2", "stsb", "mrpc"]
 
 
 def test_figure3_draws_matrices_that_the_paper_has_no_name_for(tmp_path: Path) -> None:

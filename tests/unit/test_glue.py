@@ -1,7 +1,6 @@
 """The GLUE family: what it makes of predictions, loss against torch, batches."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adalora_repro.models.backbones import byte_tokenizer
 from adalora_repro.tasks import glue, load_family, sources
-from adalora_repro.tasks.base import Evaluation, TaskData, equal_distances
+from adalora_repro.tasks.base import Evaluation, TaskData
 
 
 def tiny_tokenizer(limit: int = 512) -> PreTrainedTokenizerBase:
@@ -192,17 +191,6 @@ def test_collate_pads_to_the_maximum_on_demand_and_never_beyond(tmp_path: Path) 
     task, data = loaded(small(tmp_path, "rte", task__max_length=13), tiny_tokenizer(limit=11))
     batch = task.collate([data.train[index] for index in range(8)])
     assert batch["input_ids"].shape == (8, 11)  # what the model takes, though 11 is no multiple of 8
-
-
-@given(st.integers(1, 3000), st.integers(1, 3000))
-def test_equal_distances(size: int, count: int) -> None:
-    numbers = equal_distances(size, count)
-    assert len(numbers) == min(size, count)
-    assert numbers == sorted(set(numbers))
-    assert numbers[0] == 0
-    assert numbers[-1] < size <= numbers[-1] + -(-size // len(numbers))  # the last part is no longer than the others
-    gaps = {b - a for a, b in pairwise(numbers)}
-    assert gaps <= {size // len(numbers), -(-size // len(numbers))}
 
 
 @pytest.mark.parametrize("name", ["mnli", "squad", "xsum"])

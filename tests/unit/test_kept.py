@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from tiny_runs import built, inputs_of, logits
 
 from adalora_repro.errors import InputError
-from adalora_repro.lowrank import SVDLinear
+from adalora_repro.lowrank import LoRALinear, SVDLinear
 from adalora_repro.models import export, inject
 from adalora_repro.models.backbones import WORD_PIECES
 from adalora_repro.training import answers, kept
@@ -49,13 +49,23 @@ def words_of(backbone: str, method: str) -> list[str]:
 def test_what_is_kept_is_the_model(backbone: str, method: str, tmp_path: Path) -> None:
     run = changed(tmp_path, *words_of(backbone, method))
     kept.keep(run.model, run.plan.cfg, tmp_path / "model", "adapter")
+    before = torch.get_rng_state()
     model, tokenizer = kept.load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)  # of the program that loads it
     inputs = inputs_of(run)
     assert torch.allclose(logits(model, inputs), logits(run.model, inputs), atol=1e-5)
     assert tokenizer("a word")["input_ids"]
     names = {path.name for path in (tmp_path / "model").iterdir()}
     weights = {export.PEFT_CONFIG, export.PEFT_WEIGHTS} if method in LOW_RANK else {kept.OWN_WEIGHTS}
     assert names == {kept.CONFIG, *weights}
+
+
+def test_a_layer_of_ones_own_is_no_lora(tmp_path: Path) -> None:
+    """It may compute something else, which PEFT's format would lose."""
+    run = changed(tmp_path, *words_of("tiny-bert", "lora"))
+    for layer in export.low_rank_layers(run.model).values():
+        layer.__class__ = type("Own", (LoRALinear,), {})
+    assert not export.expressible(run.model)
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "bitfit", "full"])
@@ -87,7 +97,7 @@ def test_matrices_without_triplets_are_left_out(tmp_path: Path) -> None:
     first = next(iter(layers))
     with torch.no_grad():
         layers[first].lora_E.zero_()
-    tensors, config = export.peft_form(run.model, layers, run.plan.cfg)
+    tensors, config = export.peft_form(run.model, run.plan.cfg)
     assert first not in config["target_modules"]
     assert len(config["target_modules"]) == len(layers) - 1
     assert not any(first in name for name in tensors)
@@ -238,12 +248,12 @@ def test_the_config_of_peft_is_what_peft_writes(tmp_path: Path) -> None:
     import peft
 
     run = changed(tmp_path, *words_of("tiny-bert", "adalora"))
-    _, config = export.peft_form(run.model, export.low_rank_layers(run.model), run.plan.cfg)
+    _, config = export.peft_form(run.model, run.plan.cfg)
     peft.LoraConfig(**config)  # knows every key
     assert json.loads(json.dumps(config)) == config
     # of a task family of the user's, whose model PEFT has no name for, and of a backbone from a package
     cfg = OmegaConf.merge(run.plan.cfg, {"task": {"auto_model": "AutoModelForMultipleChoice"}})
     cfg = OmegaConf.merge(cfg, {"backbone": {"source": "package", "package": WORD_PIECES}})
-    _, config = export.peft_form(run.model, export.low_rank_layers(run.model), cfg)
+    _, config = export.peft_form(run.model, cfg)
     assert config["task_type"] is None
     assert transformers.AutoConfig.from_pretrained(config["base_model_name_or_path"]).model_type == "bert"

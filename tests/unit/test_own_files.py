@@ -77,7 +77,7 @@ def test_the_same_rows_are_the_same_data_in_every_format(data: st.DataObject) ->
 
 
 QUESTIONS = [
-    {"question": f"q{number}?", "context": f"{number} is it", "answers": {"text": ["is"], "answer_start": [2]}}
+    {"query": f"q{number}?", "passage": f"{number} is it", "answers": {"text": ["is"], "answer_start": [2]}}
     for number in range(4)
 ]
 
@@ -85,7 +85,7 @@ QUESTIONS = [
 @pytest.mark.parametrize("name", WRITERS)
 def test_answers_are_an_object_or_its_json(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path / name, QUESTIONS)
-    cfg = config("custom_qa", tmp_path, task__validation_share=1)
+    cfg = config("custom_qa", tmp_path, task__validation_share=1, task__text_columns=["query", "passage"])
     rows = rows_of(cfg, "train") + rows_of(cfg, "validation")
     assert sorted(rows, key=lambda row: row["id"]) == [
         {"id": str(number)} | row for number, row in enumerate(QUESTIONS)

@@ -54,7 +54,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder, make(87.65, task="squad", budget="0.65%", backbone="deberta-v3-base", data="hub"))
     save(folder, make(task="rte", status="failed", error=f"line one {EVIL}\nline two", final=None))
     gone = {"updated": 1.0, "host": "elsewhere", "pid": 1}
-    save(folder, make(task="rte", status="running", seed=1, final=None, progress=gone))
+    elsewhere = {"backbone": "deberta-v3-base", "data": "hub", "progress": gone}
+    save(folder, make(task="rte", status="running", seed=1, final=None, **elsewhere))
     return folder
 
 
@@ -139,6 +140,13 @@ def test_a_number_of_a_table_leads_to_the_runs_that_it_is_the_mean_of(made: Buil
     assert sum(set(words.split(" ")) <= run for run in seen.words) == 3
 
 
+def test_a_count_of_the_matrix_leads_to_as_many_runs(made: Built) -> None:
+    text, seen, _ = made
+    links = re.findall(r'<a href="#list=([^"]+)" aria-label="[^"]*, RTE: 1 (\w+)"', text)
+    assert [status for _, status in links] == ["interrupted", "failed"]  # of two scopes
+    assert [sum(set(unquote(words).split(" ")) <= run for run in seen.words) for words, _ in links] == [1, 1]
+
+
 def test_details_are_the_records_own_texts_and_shared_ones_are_there_once(made: Built) -> None:
     _, _, data = made
     (name,) = [name for name in data["runs"] if "/adalora/" in name]
@@ -167,6 +175,14 @@ def test_without_a_record_the_paper_speaks_alone(tmp_path: Path) -> None:
     assert "<title>AdaLoRA reproduction: no finished run yet</title>" in text
     assert "88.86" in text
     assert data["runs"] == {}
+
+
+def test_partial_evaluations_are_in_tables_and_figures_or_in_neither(tmp_path: Path) -> None:
+    save(tmp_path, make(max_examples=10))
+    score, figure = '">50.00 (1)</a>', "<figcaption>[^<]*Evaluations on a part of the examples are included[.]"
+    for words, shown in (((), False), (("--include-partial",), True)):
+        text, _, _ = built(tmp_path, *words)
+        assert (score in text, re.search(figure, text) is not None) == (shown, shown)
 
 
 def test_a_refused_file_is_named_and_odd_records_do_not_keep_the_others_away(tmp_path: Path, capsys: Captured) -> None:

@@ -193,10 +193,17 @@ def test_markdown_text_cannot_break_a_cell(text: str) -> None:
 
 @given(st.text())
 def test_latex_text_holds_no_live_special_character(text: str) -> None:
-    bare = unescaped_latex(render.escape_latex(text).replace("$\\pm$", ""))
+    bare = unescaped_latex(re.sub(r"\$(\\pm|-)\$", "", render.escape_latex(text)))
     assert not set("%#_~^$&\\") & set(bare)
     assert bare.count("{") == bare.count("}")
     assert bare.count("?") == clean(text).count("?")
+
+
+def test_latex_has_minus_signs() -> None:
+    assert render.escape_latex("[-9.5, +1] 5e-4 r-1") == "{[}$-$9.5, +1{]} 5e-4 r-1"
+    table = compiled([make(-0.02), make(0.5, method="adalora")])
+    assert "& $-$2.00 (1)" in render.render(table, "latex")
+    assert r"\underline{$-$2.00}" in paper_style(table)
 
 
 # --- LaTeX as pdfLaTeX takes it, and in the paper's layout ------------------------------------------------------------

@@ -109,7 +109,6 @@ BAD_LINES = [
     ("squad", answered(("Paris", False)), "of equal lengths"),
     ("squad", answered(("Paris", 0.0)), "of equal lengths"),
     ("squad", SQUAD | {"id": 1}, "column 'id' must be text, not 1"),
-    ("xsum", {"document": " \n\t ", "summary": "short", "id": "1"}, "the document is empty"),
     ("xsum", {"document": "long", "summary": "\u00a0", "id": "1"}, "the summary is empty"),
     ("xsum", {"document": "x", "summary": 1, "id": "1"}, "column 'summary' must be text, not 1"),
 ]
@@ -135,6 +134,11 @@ def test_a_bad_line_is_named_and_left_out_on_demand(tmp_path: Path, task: str, l
     assert len(load(cfg, "validation", bad)) == 1
     (problem,) = bad.problems
     assert f"{problem}; data.skip_invalid=true leaves such rows out" == str(error.value)
+
+
+def test_documents_of_the_papers_sets_may_be_empty(tmp_path: Path) -> None:
+    rows = [{"document": text, "summary": "short", "id": text} for text in ("", " \n", "long")]
+    assert len(load(local(tmp_path, "xsum", validation=rows), "validation")) == 3
 
 
 TRUNCATED = gzip.compress(b'{"sentence": "x", "label": 0}\n' * 99, mtime=0)[:-20]
@@ -339,8 +343,9 @@ def hub_rows(labels: list[int]) -> Dataset:
     [
         (DatasetGenerationError("An error"), OSError(28, "No space left on device"), "[Errno 28] No space left on"),
         (ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub\nmore"), None, "Couldn't reach 'nyu-mll/glue' on"),
+        (ValueError('Unknown split "dev".'), None, 'Unknown split "dev".'),
     ],
-    ids=["full disk", "no network"],
+    ids=["full disk", "no network", "no such split"],
 )
 def test_what_the_hub_does_not_give_is_one_line(
     monkeypatch: pytest.MonkeyPatch, error: Exception, cause: Exception | None, reason: str

@@ -48,11 +48,12 @@ def loaded(cfg: DictConfig, tokenizer: Any = None) -> tuple[Task, TaskData]:
 # Rows
 
 
-def test_only_squad_2_takes_questions_without_an_answer() -> None:
+def test_a_question_without_an_answer_must_be_allowed() -> None:
     row = ROW | {"answers": with_answers()}
     assert Task(task_config("squad_v2")).label_problem(row) is None
-    problem = Task(task_config("squad")).label_problem(row)
-    assert problem == "no answer, but every question of squad has one (task=squad_v2 allows none)"
+    for name, way in (("squad", "task=squad_v2"), ("custom_qa", "task.null_threshold=0")):
+        problem = Task(task_config(name)).label_problem(row)
+        assert problem == f"no answer, but every question of {name} has one ({way} allows none)"
 
 
 def test_a_question_must_leave_room_for_more_than_the_stride() -> None:

@@ -69,19 +69,21 @@ def test_status_shows_each_state_once() -> None:
         make(status="cancelled", method="adalora"),
         make(task="rte", method="dora", status="failed", error="\x1b[31mred"),
         make(task="rte", method="lora_init_r", status="failed", error="out of memory"),
+        make(task="sst2", status="queued", final=None),
     ]
     records[2].key["seed"], records[2].time = 2, {"s_per_step": 2.0}
     found = [(Path(f"r/{i}"), record) for i, record in enumerate(records)]
     text = status.render_status([compiled(records)], found, NOW, "here")
     lines = {line.split("  ")[0]: line for line in text.splitlines()}
-    assert lines["LoRA 0.3M"].split() == ["LoRA", "0.3M", ".", ".", "2", "r1", "f1", ".", ".", ".", ".", "."]
+    assert lines["LoRA 0.3M"].split() == ["LoRA", "0.3M", ".", "q1", "2", "r1", "f1", ".", ".", ".", ".", "."]
     assert "c1" in lines["AdaLoRA 0.3M"]
     assert "f1" in lines["dora 0.3M"]
     assert text.startswith("0 of the paper's 96 cells are filled in the paper's setting")
-    assert "1 of the paper's 96 cells done; 6 runs: 2 finished, 1 running, 2 failed, 1 cancelled" in text
+    assert "1 of the paper's 96 cells done; 7 runs: 2 finished, 1 running, 1 queued, 2 failed, 1 cancelled" in text
     assert "cola lora 0.3M lr 1e-3 seed 2: step 10/110, about 3 min left" in text
     assert "loss is nan, see r\n" in text
     assert "In no table: 1 run: 1 failed; adalora-report runs shows the finished\n" in text
     assert "rte lora_init_r 0.3M lr 1e-3 seed 0: out of memory, see r\n" in text
+    assert "Not in a cell" not in text  # that is for finished runs
     assert "Traceback" not in text
     assert "\x1b" not in text

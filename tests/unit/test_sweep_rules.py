@@ -122,6 +122,12 @@ def test_the_choice_is_the_report_s_and_later_stages_follow_it(
         assert ("the edge of its grid" in made.why) == (choice.beyond is not None)
 
 
+def test_an_interrupted_run_may_still_be_the_best(tmp_path: Path) -> None:
+    runs = [(job, tmp_path / job["optim.lr"]) for job in tried(tmp_path, {"1e-4": 0.4, "1e-3": 0.6})]
+    run_record.write(make(lr=1e-4, status="cancelled"), tmp_path / "1e-4")
+    assert sweep.choose(runs) == Choice(None, "left out, in training or interrupted: 1 of the 2 runs to choose from")
+
+
 def test_a_label_names_the_run_and_what_else_differs() -> None:
     key = make(seed=3, lr=1.2e-3).key
     run, other = {"task": "cola", "seed": "3", "method.alpha": "8"}, {"task": "rte", "seed": "1", "method.alpha": "16"}

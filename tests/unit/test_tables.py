@@ -173,7 +173,7 @@ def test_settings_are_never_mixed_and_the_choice_is_told() -> None:
 def test_a_seed_counts_once() -> None:
     table = compiled([make(0.5, hash="a"), make(0.9, hash="b"), make(0.7, seed=1)])
     assert (cell(table).seeds, means(table)) == ((0, 1), [pytest.approx(60.0)])
-    assert "1 record(s) repeat a seed" in cell(table).notes[0]
+    assert "1 record of a seed that has one already" in cell(table).notes[0]
 
 
 # --- which records count ----------------------------------------------------------------------------------------------

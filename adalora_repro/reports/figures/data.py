@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from adalora_repro.config.catalog import PROPOSED
 from adalora_repro.errors import clean
 from adalora_repro.records.selection import RULE, Run
-from adalora_repro.reports.notes import optimism
+from adalora_repro.reports.notes import PARTIAL, optimism
 from adalora_repro.reports.spec import Scope
 from adalora_repro.reports.text import cell_name, seeds_text
 
@@ -25,7 +25,8 @@ SHOWN = ("score", "sd", "seeds", "lr", "lrs_tried", "degenerate")
 
 
 def scope_text(scope: Scope) -> str:
-    return " ".join([f"Backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}.", *scope.remarks])
+    about = f"Backbone {scope.backbone}, data {scope.data}, protocol {scope.protocol}.{PARTIAL * scope.include_partial}"
+    return " ".join([about, *scope.remarks])
 
 
 def of_scope(runs: pd.DataFrame, scope: Scope) -> pd.DataFrame:

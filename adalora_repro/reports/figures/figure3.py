@@ -26,10 +26,11 @@ SHOWN = 4  # heat maps of a page; every run's ranks are in its details there
 
 
 def figure(every: pd.DataFrame, scope: Scope, runs: Sequence[Run] = ()) -> drawing.Figure:
-    """Of ``runs``, or of each task's newest AdaLoRA run that the tables show."""
+    """Of ``runs``, or of each task's newest AdaLoRA run that the tables show; of many tasks, those run last."""
     if not runs:
         ours = [run for run in data.newest_with_ranks(every, scope) if run.key["method"] == PROPOSED]
-        runs = list({run.key["task"]: run for run in reversed(ours)}.values())[::-1][:SHOWN]
+        tasks = [run.key["task"] for run in ours]
+        runs = [run for i, run in enumerate(ours) if run.key["task"] not in tasks[:i]][:SHOWN]
     points = points_of(runs)
     most = int(points["rank"].max()) if len(points) else 0
     table = points.pivot_table(index=["record", "run", "stack", "role"], columns="layer", values="rank", sort=False)
