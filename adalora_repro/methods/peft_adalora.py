@@ -109,7 +109,8 @@ class Method(peft.Method):
         return t >= self.config.total_step - self.options.t_f
 
     def allocates(self, t: int) -> bool:
-        return t <= self.config.total_step - self.options.t_f and self.tuner.rankallocator.budget_schedule(t)[1]
+        final_step = self.config.total_step - self.options.t_f
+        return t == final_step or (t < final_step and self.tuner.rankallocator.budget_schedule(t)[1])
 
     def curve(self, t: int) -> dict[str, Any]:
         return {"b_t": self.tuner.rankallocator.budget_schedule(t)[0]}
