@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,13 @@ def exit_code(program: str, command: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader, head say, has seen enough
         mute(sys.stdout)
         return EXIT_OK
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        mute(sys.stdout)
+        where = error.filename or "standard output"
+        print(f"{program}: error: {clean(f'{where}: {error.strerror}')}", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

@@ -153,6 +153,7 @@ class SweepPlan:
 
     runs: int = 0
     done: int = 0
+    unusable: int = 0  # a record in the run's folder cannot be read
     later: int = 0  # runs of stages whose learning rates are not chosen yet
     hours: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # device -> of the runs to do
     measured: dict[Measured, None] = field(default_factory=dict)  # where ``hours`` come from, in order
@@ -175,8 +176,9 @@ class SweepPlan:
 
     def total(self) -> str:
         """The sum of all runs, of the hours for each device, and a line for each record that they come from."""
-        left = self.runs - self.done
+        left = self.runs - self.done - self.unusable
         text = f"total: {self.runs} run{'s' * (self.runs != 1)}, {self.done} done, {left} to do"
+        text += f", {self.unusable} cannot run" * bool(self.unusable)
         text += f", and {self.later} of later stages, whose learning rates are not chosen yet" * bool(self.later)
         if not self.hours:
             return f"{text}; no time estimate: no comparable steps were measured (measure=cost measures them)"
@@ -190,6 +192,7 @@ class SweepPlan:
         try:
             score = None if plan.cfg.force or plan.cfg.measure == "cost" else finished(plan)
         except InputError as error:
+            self.unusable += 1
             return f"cannot run: {error}"
         if score:
             self.done += 1

@@ -66,8 +66,8 @@ def sheet_of(table: pd.DataFrame, by: list[str], checkpoint: str) -> Sheet:
         spread = "" if number(row["sd"]) is None else f" ± {fixed(row['sd'])}"
         marks = CONSTANT * bool(row["degenerate"]) + MIXED * bool(row["differ"])
         score = f"{fixed(row['mean'])}{spread} ({row['n']}){marks}"
-        lines.append([*names, row["metric"], score, fixed(row["held_out"])])
-    frame = pd.DataFrame(lines, columns=[*by, "metric", "score", "held out"])
+        lines.append([*names, score, fixed(row["held_out"]), row["metric"]])
+    frame = pd.DataFrame(lines, columns=[*by, "score", "held out", "metric"])
     caption = f"{TITLE} by {', '.join(by)}; checkpoint {checkpoint}; {table.n.sum()} finished runs."
     warnings = [f"{CONSTANT} {DEGENERATE}."] if table.degenerate.any() else []
     if names := sorted({name for of_line in table.differ for name in of_line.split()}):

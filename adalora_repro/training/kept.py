@@ -293,9 +293,13 @@ def use_of(folder: Path, cfg: DictConfig) -> tuple[str, str]:
     peft = (folder / export.PEFT_CONFIG).exists()
     merged = (folder / export.MERGED_WEIGHTS).exists()
     library = "peft" if peft else "transformers" if merged else "adalora-repro"
+    # a decoder's classifier pools the last token that is not padding
+    decoder = sites.architecture(cfg.backbone.architecture.model_type).kind == "decoder"
+    tokenizer = "tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)\n" * decoder
     return library, {
-        "peft": f"model = transformers.{cfg.task.auto_model}.from_pretrained({export.base_name(cfg)!r}"
+        "peft": f"{tokenizer}model = transformers.{cfg.task.auto_model}.from_pretrained({export.base_name(cfg)!r}"
         f"{f', num_labels={cfg.task.num_labels}' if 'Classification' in cfg.task.auto_model else ''}"
+        f"{', pad_token_id=tokenizer.pad_token_id' * decoder}"
         # a model of one's own may come with a head for other classes; PEFT loads the trained one
         f"{'' if cfg.backbone.name in catalog.choices_of('backbone') else ', ignore_mismatched_sizes=True'}, "
         "dtype='float32')\n"  # transformers would take the precision of the backbone's file

@@ -63,6 +63,8 @@ def test_a_decoder_without_a_padding_token_classifies_by_its_last_token(tiny, mo
     assert kept.configuration(to).backbone.path == moved
     assert peft.PeftConfig.from_pretrained(to).base_model_name_or_path == moved
     assert (to / kept.CARD).read_text(encoding="utf-8").count(moved) == 2
+    tokens = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+    torch.testing.assert_close(by_its_card(to)(**tokens).logits, padded, atol=1e-6, rtol=0)
 
 
 def test_t5_writes_summaries(tiny, models):
@@ -83,11 +85,15 @@ def test_a_saved_classifier_of_other_classes_gets_a_new_head(tiny, models, tmp_p
     AutoModelForSequenceClassification.from_pretrained(three, num_labels=3).save_pretrained(three)
     ok(tiny(*AUTO, f"backbone.path={three}"))
     folder = only_run().folder / "model"
-    names = {"transformers": transformers, "peft": peft, "FOLDER": folder}
-    exec((folder / "README.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0], names)
     model, tokenizer = kept.load(folder)
     tokens = tokenizer("a film", return_tensors="pt")
-    torch.testing.assert_close(names["model"](**tokens).logits, model(**tokens).logits)
+    torch.testing.assert_close(by_its_card(folder)(**tokens).logits, model(**tokens).logits)
+
+
+def by_its_card(folder):
+    names = {"transformers": transformers, "peft": peft, "FOLDER": folder}
+    exec((folder / kept.CARD).read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0], names)
+    return names["model"]
 
 
 def test_a_model_of_the_hub_comes_from_its_cache_under_its_name_and_commit(tiny, models, tmp_path, monkeypatch):

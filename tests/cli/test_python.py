@@ -1,5 +1,6 @@
 """The Python API, and adalora-model predict and export: what was trained can be used."""
 
+import errno
 import gzip
 import json
 from collections.abc import Callable
@@ -219,21 +220,22 @@ def test_answers_are_exact_though_a_terminal_is_protected() -> None:
     assert "é漢" in line
 
 
-def test_a_closed_reader_a_closed_input_and_ctrl_c_are_no_traceback(
+def test_a_closed_reader_a_closed_input_a_full_disk_and_ctrl_c_are_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for error, code in ((BrokenPipeError, EXIT_OK), (KeyboardInterrupt, 130)):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error, code in ((BrokenPipeError(), EXIT_OK), (KeyboardInterrupt(), 130), (full, EXIT_BAD_INPUT)):
         with monkeypatch.context() as patch:
             patch.setattr(model, "run_predict", raising(error))
             patch.setattr(arguments, "mute", lambda _: None)
             assert model.main(["predict", "RUN", "a"]) == code
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "adalora-model: error: standard output: No space left on device\n"
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(InputError, match="standard input is closed"):
         answers.read_rows("-", ["sentence"])
 
 
-def raising(error: type[BaseException]) -> Callable[..., int]:
+def raising(error: BaseException) -> Callable[..., int]:
     def run(_: object) -> int:
         raise error
 

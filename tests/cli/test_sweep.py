@@ -293,6 +293,8 @@ def test_stages_choose_a_learning_rate_from_the_first(tiny: Cli, trainer: Traine
     assert counts(done) == "7 done"
     trainer.trained.clear()
     gone = next(run for run in find_runs() if run.record.key["seed"] == 3)
+    (gone.folder / "metrics.json").write_text("{", encoding="utf-8")
+    assert "total: 7 runs, 6 done, 0 to do, 1 cannot run;" in tiny(*STAGES, "dry_run=true").out
     (gone.folder / "metrics.json").unlink()
     assert counts(tiny(*STAGES)) == "1 done, 6 already done"
     assert trainer.trained == [("lora", 1e-3, 3)]

@@ -37,8 +37,8 @@ def test_runs_are_grouped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ]
     assert main([*words, "--by", "method"]) == 0
     shown = capsys.readouterr().out
-    assert "lora    matthews_correlation  45.00 ± 7.07 (2)†" in shown
-    assert "mine    matthews_correlation  60.00 (1) " in shown
+    assert "lora    45.00 ± 7.07 (2)†  –         matthews_correlation\n" in shown
+    assert "mine    60.00 (1)          –         matthews_correlation\n" in shown
     assert "- † The runs of the line differ in settings: train.epochs. --by" in shown
     assert "checkpoint final; 3 finished runs" in shown
     assert main([*words, "--by", "degenerate"]) == 2  # a column of the table itself
