@@ -57,11 +57,12 @@ def without_force(words: Sequence[str], run: SweepRun) -> list[str]:
 
 
 def report_command(tables: Iterable[str], key: Mapping[str, Any], results: Path) -> str:
-    """The command that shows the runs of a sweep, by the key of one: its table's, or the state of all tables."""
+    """The command that shows the runs of a sweep, by the key of one: its table's, or that of any runs."""
     folder = Path(__file__).parents[1] / "reports" / "tables"
-    report = next((name for name in tables if (folder / f"{name}.py").is_file()), "status")
-    words = ["adalora-report", report, "--backbone", key["backbone"]]
-    words += ["--data", key["data"]] if key["data"] != "hub" and report != "table15" else []  # which shows all data
+    words = ["adalora-report", "runs"]
+    if table := next((name for name in tables if (folder / f"{name}.py").is_file()), None):
+        words = ["adalora-report", table, "--backbone", key["backbone"]]
+        words += ["--data", key["data"]] if key["data"] != "hub" and table != "table15" else []  # which shows all data
     words += [f"--results={results}"] if results != Path("results") else []
     return shlex.join(words)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from adalora_repro.errors import InputError, one_of
+from adalora_repro.records.selection import Run
 from adalora_repro.reports.cells import differing
 from adalora_repro.reports.frame import COLUMNS, frame_of, refusals
 from adalora_repro.reports.notes import CONSTANT, DEGENERATE
@@ -31,7 +33,7 @@ NOTE = (
 
 def runs_table(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """A row a group of finished runs: the values of ``by``, metric, mean, sd, n, the held-out mean, degenerate runs,
-    and the settings in which its runs differ, learning rate and seed apart.
+    and the settings in which its runs differ, the seed apart.
 
     Raises:
         InputError: a name that is neither a column of ``frame`` nor a setting of a run.
@@ -52,9 +54,14 @@ def runs_table(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         n=("score", "size"),
         held_out=("held_out", lambda scores: scores.astype(float).mean(skipna=False)),
         degenerate=("degenerate", "sum"),
-        differ=("run", lambda of_line: " ".join(differing(of_line))),
+        differ=("run", different),
     )
     return table.reset_index()
+
+
+def different(runs: Iterable[Run]) -> str:
+    rates = {run.key["lr"] for run in runs}
+    return " ".join([*differing(runs), *["lr"] * (len(rates) > 1)])
 
 
 def sheet_of(table: pd.DataFrame, by: list[str], checkpoint: str) -> Sheet:

@@ -24,8 +24,8 @@ def test_what_cannot_be_averaged_is_kept_apart(tmp_path: Path, capsys: pytest.Ca
 
 def test_runs_are_grouped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for method, seed, score in (("lora", 0, 0.4), ("lora", 1, 0.5), ("mine", 0, 0.6)):
-        settings = {"train.epochs": 3.0 + seed}
-        save(tmp_path, make(score, method=method, seed=seed, hash=f"{method}{seed}", settings=settings))
+        changes = {"lr": 1e-3 * (1 + seed), "settings": {"train.epochs": 3.0 + seed}}
+        save(tmp_path, make(score, method=method, seed=seed, hash=f"{method}{seed}", **changes))
     save(tmp_path, make(status="failed", error="x", final=None, seed=9, hash="f"))
     words = ["runs", "--results", str(tmp_path)]
     assert main([*words, "--by", "method,train.epochs,method", "--format", "csv"]) == 0
@@ -39,7 +39,7 @@ def test_runs_are_grouped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     assert "lora    45.00 ± 7.07 (2)†  –         matthews_correlation\n" in shown
     assert "mine    60.00 (1)          –         matthews_correlation\n" in shown
-    assert "- † The runs of the line differ in settings: train.epochs. --by" in shown
+    assert "- † The runs of the line differ in settings: lr, train.epochs. --by" in shown
     assert "checkpoint final; 3 finished runs" in shown
     assert main([*words, "--by", "degenerate"]) == 2  # a column of the table itself
     assert "unknown name in --by 'degenerate'" in capsys.readouterr().err
