@@ -93,13 +93,16 @@ def _check_override(override: Override, multirun: bool) -> None:
     """Refuses values that Hydra's grammar accepts but nothing can use.
 
     Raises:
-        InputError: a setting removed, a list instead of a choice's name, or several values for one run.
+        InputError: a setting removed, a list instead of a choice's name, several values for one run, or a folder that
+            Hydra would make for nothing.
     """
     text, key, value = override.input_line, override.get_key_element().lstrip("+~"), override.value()
     if override.is_delete() and not key.startswith(("hydra", *OPTIONAL)):
         raise InputError(f"'{text}': a setting cannot be removed; give it another value")
     if key == "sweep" and (not multirun or not override.is_add()):
         raise InputError(f"{text} makes several runs: adalora-run -m +sweep={text.partition('=')[2]}")
+    if key == "hydra.run.dir":
+        raise InputError(f"{text}: the folder of a run lies in results.dir")
     values = value.list if isinstance(value, ChoiceSweep) else [value]
     if key.partition("@")[0] in (*GROUPS, *OPTIONAL) and any(isinstance(each, list | dict) for each in values):
         raise InputError(f"{text}: {key} takes one file's name; for several runs use -m and a list without brackets")

@@ -68,6 +68,7 @@ results.dir="~nope/x" => '~nope/x': no such home folder
 backbone.path="~nope/x" => '~nope/x': no such home folder
 data=local data.dir="~nope/x" => '~nope/x': no such home folder
 results.dir=/home/Müller => cannot read 'results.dir=/home/Müller' | 'results.dir="/home/Müller"'
+hydra.run.dir=x => hydra.run.dir=x: the folder of a run lies in results.dir
 --foo => cannot read '--foo' | key=value
 lr=1e-3 => did you mean optim.lr?
 batch_size=3 => did you mean train.batch_size or eval.batch_size?

@@ -16,7 +16,7 @@ XSUM = "task=xsum budget=0.13% backbone=tiny-bart"
 
 #: words (after task=sst2, unless a task is given) => what the line must say
 WRONG = """
-data.source=nope => unknown data source 'nope' | valid: hub, local, sample
+data.source=nope => unknown data.source 'nope' | valid: hub, local, sample
 budget=1.10% => budget '1.10%' does not exist for task 'sst2' | valid: 0.3M, 0.6M, 1.2M
 XSUM method=loha => method 'loha' has no size for budget 0.13%; valid: 0.26%, 1.10%, 2.20%
 data.cache_dir='~nope/x' => '~nope/x': no such home folder
