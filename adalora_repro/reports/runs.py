@@ -54,12 +54,13 @@ def runs_table(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         n=("score", "size"),
         held_out=("held_out", lambda scores: scores.astype(float).mean(skipna=False)),
         degenerate=("degenerate", "sum"),
-        differ=("run", different),
+        differ=("run", mixed),
     )
     return table.reset_index()
 
 
-def different(runs: Iterable[Run]) -> str:
+def mixed(runs: Iterable[Run]) -> str:
+    """Names of what a mean over these runs mixes."""
     rates = {run.key["lr"] for run in runs}
     return " ".join([*differing(runs), *["lr"] * (len(rates) > 1)])
 
